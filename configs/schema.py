@@ -1,0 +1,191 @@
+"""Settings as frozen dataclasses, and the strict loader that fills them.
+
+A setting comes from the defaults below, then from a YAML file, then from ``key=value`` overrides, in this order.
+An unknown key, a value of the wrong type and a value out of range are errors; an unknown key names its nearest match.
+"""
+
+import difflib
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+
+from configs import OnceoverError
+
+DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
+
+
+class ConfigError(OnceoverError):
+    """A setting that does not exist, has the wrong type or is out of range."""
+
+    exit_code = 2
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _check(value in choices, f"{key} is {value!r}; choose one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Stage 1: which encoders, and what is cached of each picture and caption."""
+
+    image_encoder: str = "torchvision:resnet50@IMAGENET1K_V1"
+    text_encoder: str = "hf:distilbert-base-uncased"
+    text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
+    max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
+    views: int = 2  # 1: the plain picture; 2: and its mirror image; 3 to 10: and crops
+    dtype: str = "float32"  # of the encoders' arithmetic; features are stored as float32
+    batch_size: int | None = None  # pictures a forward pass; null: chosen for the device
+    thumbnails: bool = True
+    seed: int = 0  # of @random encoders and of a split made for want of a published one
+
+    def __post_init__(self):
+        _check_choice("extract.text_pooling", self.text_pooling, ("mean", "cls"))
+        _check_choice("extract.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        _check(1 <= self.views <= 10, f"extract.views is {self.views}; it must lie between 1 and 10")
+        _check(self.max_length >= 3, f"extract.max_length is {self.max_length}; a caption needs at least 3 tokens")
+        _check(
+            self.batch_size is None or self.batch_size >= 1,
+            f"extract.batch_size is {self.batch_size}; it must be at least 1, or null to have it chosen",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The projection heads."""
+
+    head: str = "linear"  # linear; mlp: a residual block with GELU, dropout and LayerNorm behind the projection
+    embedding_dim: int = 512
+    dropout: float = 0.0
+    temperature: float = 0.07
+    learn_temperature: bool = False  # then 0.07 is where it starts, kept within [0.01, 1]
+
+    def __post_init__(self):
+        _check_choice("model.head", self.head, ("linear", "mlp"))
+        _check(self.embedding_dim >= 1, f"model.embedding_dim is {self.embedding_dim}; it must be at least 1")
+        _check(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must lie in [0, 1)")
+        _check(0.001 <= self.temperature <= 10, f"model.temperature is {self.temperature}; use 0.001 to 10")
+        if self.learn_temperature:
+            _check(
+                0.01 <= self.temperature <= 1,
+                f"model.temperature is {self.temperature}; a learned temperature starts within [0.01, 1]",
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Stage 2: how the heads are fitted."""
+
+    num_epochs: int = 30  # an epoch passes every caption once
+    batch_size: int = 512  # pictures a step
+    captions_per_image: int = 1  # drawn of each picture of a batch
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
+    patience: int = 10  # epochs without a better rsum on the selection split before the fit stops; 0: never
+    seed: int = 0
+
+    def __post_init__(self):
+        for key in ("num_epochs", "captions_per_image"):
+            _check(getattr(self, key) >= 1, f"training.{key} is {getattr(self, key)}; it must be at least 1")
+        _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 pictures")
+        _check(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be above 0")
+        _check(self.weight_decay >= 0, f"training.weight_decay is {self.weight_decay}; it cannot be negative")
+        _check(0 <= self.warmup <= 1, f"training.warmup is {self.warmup}; it is a share, 0 to 1")
+        _check(self.patience >= 0, f"training.patience is {self.patience}; use 0 to switch early stopping off")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings; the three groups are the three sections of the YAML file."""
+
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict:
+        """The settings as nested plain values, ready for YAML or JSON."""
+        return asdict(self)
+
+
+def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] = ()) -> Config:
+    """Settings from the defaults, then the YAML file at ``path``, then ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key, a wrong type, a value out of range.
+    """
+    import yaml
+
+    tree: dict = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the config {path} cannot be read: {error}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        _check(bool(separator) and bool(key.strip()), f"{override!r} is not an override; write section.key=value")
+        section, dot, name = key.strip().partition(".")
+        _check(bool(dot), f"{key!r} names no section; write section.key=value, for example {_example(section)}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r} has no readable value: {' '.join(str(error).split())}") from error
+        values = tree.setdefault(section, {}) if isinstance(tree, dict) else None
+        _check(isinstance(values, dict), f"{path}: the section {section!r} must hold key: value lines")
+        values[name] = value
+    return config_from_dict(tree, str(path) if path is not None else "the settings")
+
+
+def config_from_dict(tree: dict, source: str) -> Config:
+    """Settings from nested plain values; ``source`` is named in errors."""
+    return _build(Config, tree, "", source)
+
+
+def _example(key: str) -> str:
+    known = [f"{section.name}.{setting.name}" for section in fields(Config) for setting in fields(section.type)]
+    near = difflib.get_close_matches(key, [name.partition(".")[2] for name in known], n=1)
+    return next((f"{name}=…" for name in known if near and name.endswith("." + near[0])), "training.num_epochs=5")
+
+
+def _build(cls, tree, prefix: str, source: str):
+    _check(isinstance(tree, dict), f"{source}: {prefix.rstrip('.') or 'the file'} must hold key: value lines")
+    known = {setting.name: setting for setting in fields(cls)}
+    values = {}
+    for key, value in tree.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"{source} has an unknown key {prefix}{key}; {hint}")
+        kind = known[key].type
+        if is_dataclass(kind):
+            values[key] = _build(kind, value, f"{prefix}{key}.", source)
+        else:
+            values[key] = _coerce(value, kind, f"{prefix}{key}")
+    return cls(**values)
+
+
+def _coerce(value, kind, key: str):
+    """``value`` as ``kind``, widening only what is meant: 1 for a float, and '1e-3', which YAML 1.1 reads as text."""
+    if isinstance(kind, types.UnionType):
+        optional, kind = True, next(part for part in typing.get_args(kind) if part is not type(None))
+    else:
+        optional = False
+    if value is None and optional:
+        return None
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    raise ConfigError(f"{key} is {value!r}; it must be {wanted}{' or null' if optional else ''}")

@@ -1,0 +1,303 @@
+"""Captioned-image datasets on disk: pictures with stable ids, splits by picture, and the caption -> picture map.
+
+Three layouts are recognised by what lies in the folder: the original Flickr8k (``Flickr8k.token.txt``), Kaggle's
+(``captions.txt`` and ``Images/``), and a plain CSV (image, caption[, split]). Pictures are named here, not opened.
+"""
+
+import csv
+import hashlib
+import io
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from configs import OnceoverError
+from extract import Failure
+
+SPLITS = ("train", "dev", "test")  # a picture that belongs to none of them has the split ""
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+_SPLIT_WORDS = {"": "", "val": "dev", "valid": "dev", "validation": "dev"} | {split: split for split in SPLITS}
+_SPLIT_LIST = "Flickr_8k.{}Images.txt"
+_LOOKS_LIKE_A_RECORD = re.compile(r'^"?[^",\n]+\.(jpe?g|png|gif|bmp|webp|tiff?)"?,', re.IGNORECASE)
+
+
+class DatasetError(OnceoverError):
+    """A dataset that cannot be read, or that would give wrong results."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N pictures with M captions, in the order of the captions file.
+
+    ``paths`` are relative to ``root``; ``image_index[m]`` is the picture of caption m (int64). ``failures`` holds
+    each record that was left out, ``notes`` what the user should be told.
+    """
+
+    root: Path
+    layout: str
+    ids: list[str]
+    paths: list[str]
+    splits: list[str]
+    captions: list[str]
+    image_index: np.ndarray
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def first(self, limit: int | None) -> "Dataset":
+        """The first ``limit`` pictures and their captions."""
+        if limit is None or limit >= len(self.ids):
+            return self
+        kept = np.flatnonzero(self.image_index < limit)
+        return replace(
+            self,
+            ids=self.ids[:limit],
+            paths=self.paths[:limit],
+            splits=self.splits[:limit],
+            captions=[self.captions[m] for m in kept],
+            image_index=self.image_index[kept],
+            notes=[*self.notes, f"limited to the first {limit:,} of {len(self.ids):,} pictures"],
+        )
+
+
+def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
+    """``<image id>#<n>`` for each caption, n counting the captions of its picture."""
+    seen: dict[int, int] = {}
+    names = []
+    for image in image_index.tolist():
+        seen[image] = seen.get(image, -1) + 1
+        names.append(f"{image_ids[image]}#{seen[image]}")
+    return names
+
+
+def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
+    """Reads the dataset in the folder ``data`` (or the CSV file ``data``).
+
+    Official split lists beside the captions are used; without them pictures are assigned to train, dev and test
+    (80, 10, 10 %) by a hash of ``seed`` and their id, so that a picture keeps its split when others are added.
+
+    Raises:
+        DatasetError: nothing readable there, no usable picture, or a picture in two splits.
+    """
+    data = Path(data)
+    if not data.exists():
+        raise DatasetError(f"{data} does not exist; name the dataset's folder, or its CSV file")
+    captions_file, layout = _find_captions(data)
+    root = captions_file.parent if data.is_file() else data
+    if layout == "original":
+        rows, folders = _token_rows(captions_file), ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
+    else:
+        rows = _csv_rows(captions_file)
+        folders = ("Images", "images", ".")
+        if layout == "csv":
+            folders = (".", "Images", "images")
+    dataset = _assemble(root, layout, list(rows), folders, captions_file)
+    if layout != "csv":
+        dataset.failures.extend(_pictures_without_captions(dataset))
+    return dataset if any(dataset.splits) else _with_splits(dataset, captions_file, seed)
+
+
+def _find_captions(data: Path) -> tuple[Path, str]:
+    if data.is_file():
+        if data.suffix.lower() not in (".csv", ".txt"):
+            raise DatasetError(f"{data} is neither a folder nor a CSV file; name the dataset's folder")
+        return data, "original" if data.name.endswith(".token.txt") else "csv"
+    for name in ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt"):
+        if (data / name).is_file():
+            return data / name, "original"
+    if (data / "captions.txt").is_file():
+        return data / "captions.txt", "kaggle"
+    tables = sorted(data.glob("*.csv"))
+    if len(tables) == 1:
+        return tables[0], "csv"
+    if tables:
+        raise DatasetError(f"{data} holds {len(tables)} CSV files; name one of them: --data {tables[0]}")
+    raise DatasetError(
+        f"{data} holds no captions: looked for captions.txt (with Images/), Flickr8k.token.txt "
+        "(with Flicker8k_Dataset/) and a .csv with the columns image,caption"
+    )
+
+
+def _read_lines(path: Path) -> list[str]:
+    # not str.splitlines(), which also breaks lines at form feeds and Unicode separators inside captions
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DatasetError(f"{path} is not UTF-8 (line {line}); convert it, for example with iconv") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _token_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(picture, caption, "") from lines ``name.jpg#0<tab>caption``."""
+    for number, line in enumerate(_read_lines(path), 1):
+        if not line.strip():
+            continue
+        key, tab, caption = line.partition("\t")
+        name, mark, _ = key.rpartition("#")
+        if not tab or not mark:
+            raise DatasetError(f"{path}, line {number}: expected name.jpg#0, a tab and a caption")
+        yield name, caption, ""
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(picture, caption, split) from a CSV with a header.
+
+    A two-column file may leave captions with commas or stray quotes unquoted, as published copies do: what follows
+    the first comma is then the caption, verbatim.
+    """
+    lines = _read_lines(path)
+    header = [name.strip().lower() for name in next(csv.reader([lines[0]]), [])]
+    if "image" not in header or "caption" not in header:
+        raise DatasetError(f"{path} needs a first line with the columns image,caption[,split]; it has {lines[0]!r:.80}")
+    image, caption = header.index("image"), header.index("caption")
+    split = header.index("split") if "split" in header else None
+    position = 1
+    while position < len(lines):
+        fields, taken = _csv_record(lines, position)
+        if not lines[position].strip():
+            position += 1
+            continue
+        if fields is None or len(fields) != len(header):
+            fields, taken = lines[position].split(",", 1), 1
+            if header != ["image", "caption"] or len(fields) != 2:
+                raise DatasetError(
+                    f"{path}, line {position + 1}: expected {len(header)} fields ({','.join(header)}); "
+                    "quote captions that contain commas"
+                )
+        yield fields[image], fields[caption], fields[split] if split is not None else ""
+        position += taken
+
+
+def _csv_record(lines: list[str], position: int) -> tuple[list[str] | None, int]:
+    """The fields of the record that starts at ``position`` and the lines it takes; None where quoting is broken.
+
+    A quoted caption may run over line ends, but never swallows a line that begins like a record.
+    """
+    record, taken = lines[position], 1
+    while record.count('"') % 2 and position + taken < len(lines):
+        if _LOOKS_LIKE_A_RECORD.match(lines[position + taken]):
+            return None, 1
+        record += "\n" + lines[position + taken]
+        taken += 1
+    try:
+        return next(csv.reader(io.StringIO(record, newline=""), strict=True), []), taken
+    except csv.Error:
+        return None, 1
+
+
+def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], source: Path) -> Dataset:
+    names = [posixpath.normpath(name.strip().replace("\\", "/")) for name, _, _ in rows]
+    if not names:
+        raise DatasetError(f"{source} holds no captions; is the download complete?")
+    folder = _picture_folder(root, folders, names, source)
+    found: dict[str, str | None] = {}  # name -> why it is left out, or None
+    for name in names:
+        if name not in found:
+            found[name] = _why_missing(root, folder, name)
+    splits = _column_splits(names, [row[2] for row in rows], source)
+    ids, index, captions, image_index, failures = [], {}, [], [], []
+    for name, (_, caption, _) in zip(names, rows, strict=True):
+        caption = caption.strip()
+        reason = found[name] or _why_unusable(caption)
+        if reason:
+            failures.append(Failure(name, "dataset" if found[name] else "caption", f"{reason}: {caption[:60]!r}"))
+            continue
+        if name not in index:
+            index[name] = len(ids)
+            ids.append(name)
+        captions.append(caption)
+        image_index.append(index[name])
+    failures += [Failure(name, "dataset", "no usable caption") for name in found if not found[name] and name not in index]
+    if not ids:
+        raise DatasetError(f"{source}: no picture is usable; the first reason: {failures[0].id}: {failures[0].reason}")
+    return Dataset(
+        root=root,
+        layout=layout,
+        ids=ids,
+        paths=[posixpath.normpath(posixpath.join(folder, name)) for name in ids],
+        splits=[splits[name] for name in ids],
+        captions=captions,
+        image_index=np.asarray(image_index, dtype=np.int64),
+        failures=failures,
+    )
+
+
+def _picture_folder(root: Path, folders: tuple[str, ...], names: list[str], source: Path) -> str:
+    for folder in folders:
+        if any((root / folder / name).is_file() for name in dict.fromkeys(names)):
+            return folder
+    places = ", ".join(str(root / folder) for folder in folders)
+    raise DatasetError(f"none of the pictures that {source} names is there (the first: {names[0]}); looked in {places}")
+
+
+def _why_missing(root: Path, folder: str, name: str) -> str | None:
+    if name.startswith(("/", "..")) or "\0" in name:
+        return "its path leaves the data folder"
+    return None if (root / folder / name).is_file() else f"no such picture in {folder}/"
+
+
+def _why_unusable(caption: str) -> str | None:
+    if not caption:
+        return "empty caption"
+    return "caption with a NUL character" if "\0" in caption else None
+
+
+def _column_splits(names: list[str], words: list[str], source: Path) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    for name, word in zip(names, words, strict=True):
+        split = _SPLIT_WORDS.get(word.strip().lower())
+        if split is None:
+            raise DatasetError(f"{source}: {name} has the split {word!r}; use train, dev or test")
+        if splits.setdefault(name, split) != split:
+            raise DatasetError(f"{source}: {name} is in two splits ({splits[name]!r}, {split!r}); a picture has one")
+    return splits
+
+
+def _pictures_without_captions(dataset: Dataset) -> list[Failure]:
+    folder = (dataset.root / dataset.paths[0]).parent
+    known = set(dataset.ids) | {failure.id for failure in dataset.failures}
+    return [
+        Failure(path.name, "dataset", "picture without captions")
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.name not in known
+    ]
+
+
+def _with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
+    """Splits from the official lists, where they lie in the data folder or beside the captions, else seeded ones."""
+    chosen: dict[str, str] = {}
+    used = []
+    for split in SPLITS:
+        for folder in dict.fromkeys((dataset.root, captions_file.parent)):
+            path = folder / _SPLIT_LIST.format(split)
+            if not path.is_file():
+                continue
+            used.append(path.name)
+            for name in filter(None, map(str.strip, _read_lines(path))):
+                if chosen.setdefault(name, split) != split:
+                    raise DatasetError(f"{path}: {name} is in the list of {chosen[name]} too; a picture has one split")
+            break
+    if not used:
+        splits = [_seeded_split(name, seed) for name in dataset.ids]
+        counts = ", ".join(f"{splits.count(split):,} {split}" for split in SPLITS)
+        note = f"no split lists found: split by picture with seed {seed} ({counts}); this is not the published split"
+        return replace(dataset, splits=splits, notes=[*dataset.notes, note])
+    absent = sorted(chosen.keys() - set(dataset.ids))
+    failures = [Failure(name, "split", f"listed in {chosen[name]}, but not a usable picture") for name in absent]
+    return replace(
+        dataset,
+        splits=[chosen.get(name, "") for name in dataset.ids],
+        failures=dataset.failures + failures,
+        notes=[*dataset.notes, f"splits from {', '.join(used)}"],
+    )
+
+
+def _seeded_split(image_id: str, seed: int) -> str:
+    share = int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:8], "big") / 2**64
+    return "train" if share < 0.8 else "dev" if share < 0.9 else "test"

@@ -1,0 +1,420 @@
+"""Frozen encoders: what turns pictures and captions into features. The only importer of torchvision and transformers.
+
+An encoder is always in eval mode with gradients off: BatchNorm uses its stored statistics and dropout is inert, so a
+feature does not depend on what else is in its batch beyond the last bits of the arithmetic.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import socket
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from extract import pictures
+from extract.files import digest
+from extract.specs import EncoderError, Spec, parse_spec
+
+NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
+_DISTILBERT = "distilbert-base-uncased"
+_SPECIAL_TOKENS = {name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")}
+_CONFIG_NOISE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id"}
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called ``name``, or the best one at hand: CUDA, Apple's, the processor.
+
+    Raises:
+        EncoderError: no such device here.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EncoderError(f"the device {name!r} cannot be used ({reason}); try --device cpu") from error
+    return device
+
+
+class ImageEncoder:
+    """A frozen image encoder with the preprocessing that belongs to its weights.
+
+    Attributes:
+        recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
+    """
+
+    def __init__(self, spec: str, *, views: int = 1, dtype: str = "float32", seed: int = 0, device: str | None = None):
+        parsed = parse_spec(spec)
+        self.device = pick_device(device)
+        self._dtype = getattr(torch, dtype)
+        self._views = pictures.VIEWS[:views]
+        load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
+        with _quiet_transformers():
+            model, self._preprocess, self._pool, recipe = load(parsed, seed)
+        model = model.eval().requires_grad_(False)
+        self.recipe = recipe | {"weights": _hash_weights(model), "dtype": dtype, "views": [list(view) for view in self._views]}
+        self._model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """The views of an RGB picture, preprocessed: float32 (V, 3, H, W)."""
+        cropped = {corner: self._preprocess(pictures.crop(picture, corner)) for corner in {view[0] for view in self._views}}
+        return torch.stack([cropped[corner].flip(-1) if mirrored else cropped[corner] for corner, mirrored in self._views])
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> np.ndarray:
+        """Features of B pictures' views: float32 (B, V, 3, H, W) -> float32 (B, V, D), one forward pass a view."""
+        views = []
+        for view in pixels.unbind(1):
+            batch = view.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
+            views.append(self._pool(self._model, batch).float().cpu())
+        return torch.stack(views, dim=1).numpy()
+
+
+class TextEncoder:
+    """A frozen text encoder with its tokenizer.
+
+    Attributes:
+        recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
+        tokenizer_files: the tokenizer's files by name, enough to encode a query later without the dataset.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        *,
+        pooling: str = "mean",
+        max_length: int = 128,
+        dtype: str = "float32",
+        seed: int = 0,
+        device: str | None = None,
+        captions: list[str] | None = None,
+        tokenizer_files: dict[str, bytes] | None = None,
+    ):
+        """``captions`` give a ``@random`` encoder its vocabulary, unless ``tokenizer_files`` bring one."""
+        parsed = parse_spec(spec)
+        if parsed.library != "hf":
+            raise EncoderError(f"{spec!r} is no text encoder; use hf:NAME_OR_FOLDER")
+        self.device = pick_device(device)
+        with _quiet_transformers():
+            self._tokenizer, self.tokenizer_files = _tokenizer(parsed, captions, tokenizer_files)
+            model, architecture = _hf_text_model(parsed, seed, len(self._tokenizer))
+        self._dual = hasattr(model, "get_text_features")
+        positions = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", max_length)
+        self._max_length = min(max_length, self._tokenizer.model_max_length, positions)
+        self._pooling = "projection" if self._dual else pooling
+        model = model.eval().requires_grad_(False)
+        self.recipe = {
+            "architecture": architecture,
+            "weights": _hash_weights(model),
+            "tokenizer": _hash_tokenizer(self.tokenizer_files),
+            "pooling": self._pooling,
+            "max_length": self._max_length,
+            "dtype": dtype,
+        }
+        self._model = model.to(self.device, getattr(torch, dtype))
+
+    def encode(self, captions: list[str], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """Features of M captions, float32 (M, D), and which were cut at the maximum length, bool (M,).
+
+        Batches are formed of captions of similar length, so that little is padded; the order of the result is that
+        of ``captions``.
+        """
+        token_ids = self._tokenizer(captions, truncation=True, max_length=self._max_length, verbose=False)["input_ids"]
+        lengths = np.array([len(ids) for ids in token_ids])
+        truncated = lengths == self._max_length
+        full = np.flatnonzero(truncated)
+        if len(full):
+            whole = self._tokenizer([captions[row] for row in full], verbose=False)["input_ids"]
+            truncated[full] = [len(ids) > self._max_length for ids in whole]
+        order = np.argsort(lengths, kind="stable")
+        features = None
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = self._forward([torch.tensor(token_ids[row], dtype=torch.long) for row in rows])
+            if features is None:
+                features = np.empty((len(captions), batch.shape[1]), dtype=np.float32)
+            features[rows] = batch
+        return features, truncated
+
+    @torch.inference_mode()
+    def _forward(self, token_ids: list[Tensor]) -> np.ndarray:
+        ids = nn.utils.rnn.pad_sequence(token_ids, batch_first=True, padding_value=self._tokenizer.pad_token_id or 0)
+        lengths = torch.tensor([len(row) for row in token_ids])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        if self._dual:
+            return _tensor(self._model.get_text_features(**inputs)).float().cpu().numpy()
+        hidden = self._model(**inputs).last_hidden_state.float()
+        if self._pooling == "cls":
+            return hidden[:, 0].cpu().numpy()
+        weights = inputs["attention_mask"].unsqueeze(-1).float()
+        return ((hidden * weights).sum(1) / weights.sum(1).clamp_min(1)).cpu().numpy()
+
+
+def _torchvision_image_model(spec: Spec, seed: int):
+    from torchvision import models
+
+    try:
+        weights_enum = models.get_model_weights(spec.name)
+        if not hasattr(models, spec.name):
+            raise ValueError("not a classifier")
+    except ValueError as error:
+        raise EncoderError(f"{spec.text}: torchvision has no classifier {spec.name!r} (resnet50 and vit_b_16 are two)") from error
+    names = list(weights_enum.__members__)
+    entry = weights_enum[spec.weights] if spec.weights in names else next(iter(weights_enum))
+    file = Path(spec.weights)
+    if spec.weights not in names and not spec.random and not file.is_file():
+        raise EncoderError(
+            f"{spec.text}: {spec.weights!r} is neither a file nor one of {spec.name}'s weights: {', '.join(names)}, random"
+        )
+    if spec.weights in names:
+        model = _torchvision_pretrained(spec, entry)
+    else:
+        with _seeded(seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GoogLeNet and Inception announce their slow initialisation
+            model = models.get_model(spec.name, weights=None)
+        if not spec.random:
+            _load_weights(model, file, spec)
+    _drop_classifier(model)
+    transforms = entry.transforms()
+    recipe = {"architecture": f"torchvision:{spec.name}", "preprocessing": str(transforms), "pooling": "before the classifier"}
+    return model, transforms, lambda module, batch: module(batch), recipe
+
+
+def _drop_classifier(model: nn.Module) -> None:
+    """Puts an identity in the place of the last layer with weights, the classifier of every torchvision model."""
+    name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Identity())
+
+
+def _torchvision_pretrained(spec: Spec, entry) -> nn.Module:
+    from torchvision import models
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        # the builders read their checkpoint as a pickle that may run code, unless torch is told otherwise
+        with patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+            return models.get_model(spec.name, weights=entry)
+    except OSError as error:
+        raise EncoderError(
+            f"{spec.text}: the weights are not at {cached} and {entry.url} could not be downloaded ({error}); put the "
+            f"file there, name a local one (torchvision:{spec.name}@FILE), or use torchvision:{spec.name}@random, untrained"
+        ) from error
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise EncoderError(f"{spec.text}: {cached} is damaged ({_first_line(error)}); remove it and try again") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _load_weights(model: nn.Module, file: Path, spec: Spec) -> None:
+    """Loads a local state dict into ``model``; pickles are read with ``weights_only``, which runs no code."""
+    try:
+        if file.suffix == ".safetensors":
+            safetensors.torch.load_model(model, file)
+        else:
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch and safetensors raise many kinds; the user needs the file and the reason
+        raise EncoderError(f"{spec.text}: {file} holds no weights of {spec.name} ({_first_line(error)})") from error
+
+
+def _hf_image_model(spec: Spec, seed: int):
+    from transformers import AutoImageProcessor
+
+    model, architecture = _hf_model(spec, seed)
+    processor = _from_pretrained(AutoImageProcessor, spec)
+    if not hasattr(model, "get_image_features") and model.main_input_name != "pixel_values":
+        raise EncoderError(f"{spec.text} is no image encoder ({type(model).__name__} takes {model.main_input_name})")
+
+    def preprocess(picture: Image.Image) -> Tensor:
+        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+    settings, _ = processor.get_image_processor_dict(spec.name, revision=spec.revision, local_files_only=True)
+    pooling, pool = _image_pooling(model)
+    return model, preprocess, pool, {"architecture": architecture, "preprocessing": settings, "pooling": pooling}
+
+
+def _image_pooling(model: nn.Module):
+    """How a Hugging Face image model's output becomes one vector: its name for the recipe, and the function.
+
+    A checkpoint's own pooler is not used, since many models carry one that was never trained.
+    """
+    if hasattr(model, "get_image_features"):
+        return "projection", lambda module, batch: _tensor(module.get_image_features(pixel_values=batch))
+    tokens = any(name.endswith("cls_token") for name, _ in model.named_parameters())
+
+    def pool(module: nn.Module, batch: Tensor) -> Tensor:
+        hidden = module(pixel_values=batch).last_hidden_state
+        if hidden.ndim == 4:
+            return hidden.mean((2, 3))
+        return hidden[:, 0] if tokens else hidden.mean(1)
+
+    return "cls token" if tokens else "spatial mean", pool
+
+
+def _hf_text_model(spec: Spec, seed: int, vocabulary: int):
+    from transformers import DistilBertConfig
+
+    builtin = DistilBertConfig(vocab_size=vocabulary) if spec.random and spec.name == _DISTILBERT else None
+    model, architecture = _hf_model(spec, seed, builtin)
+    if hasattr(model, "get_text_features"):
+        return model, architecture
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if model.main_input_name != "input_ids":
+        raise EncoderError(f"{spec.text} is no text encoder ({type(model).__name__} takes {model.main_input_name})")
+    return model, architecture
+
+
+def _hf_model(spec: Spec, seed: int, config=None):
+    """The model in float32, from safetensors and without remote code, and a digest of its architecture."""
+    from transformers import AutoConfig, AutoModel
+
+    if config is None:
+        config = _from_pretrained(AutoConfig, spec)
+        described, _ = type(config).get_config_dict(spec.name, revision=spec.revision, local_files_only=True)
+    else:
+        described = config.to_diff_dict()
+    if spec.random:
+        with _seeded(seed):
+            model = AutoModel.from_config(config)
+    else:
+        model, report = _from_pretrained(
+            AutoModel, spec, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+        if missing:
+            raise EncoderError(
+                f"{spec.text}: the checkpoint lacks {len(missing)} weights of {type(model).__name__} "
+                f"(the first: {missing[0]}), which would be random; use a complete one"
+            )
+    settings = {key: value for key, value in described.items() if key not in _CONFIG_NOISE}
+    return model, f"{type(model).__name__} {digest(settings)[:16]}"
+
+
+def _from_pretrained(loader, spec: Spec, **options):
+    """``loader.from_pretrained``: the local folder or cache first, the network only where it answers."""
+    place = {"pretrained_model_name_or_path": spec.name, "revision": spec.revision, "trust_remote_code": False}
+    try:
+        return loader.from_pretrained(**place, local_files_only=True, **options)
+    except (OSError, ValueError) as error:
+        if Path(spec.name).exists():
+            raise EncoderError(f"{spec.text}: the folder holds no usable model ({_first_line(error)})") from error
+    try:
+        from huggingface_hub import model_info
+
+        model_info(spec.name, revision=spec.revision, timeout=NETWORK_TIMEOUT)
+        return loader.from_pretrained(**place, **options)
+    except Exception as error:  # whatever the network stack raises, the user needs the same three ways out
+        raise EncoderError(
+            f"{spec.text}: no such folder, not in the Hugging Face cache, and not to be downloaded "
+            f"({type(error).__name__}: {_first_line(error)}); name a local copy (hf:FOLDER) or, untrained, torchvision:resnet50@random and hf:{_DISTILBERT}@random"
+        ) from error
+
+
+def _tokenizer(spec: Spec, captions: list[str] | None, files: dict[str, bytes] | None):
+    """The tokenizer, and its files by name."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        if files is not None:
+            for name, data in files.items():
+                (Path(folder) / name).write_bytes(data)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True), files
+        if spec.random and spec.name == _DISTILBERT:
+            if captions is None:
+                raise EncoderError(f"{spec.text} takes its vocabulary from a dataset; encode one first")
+            tokenizer = _dataset_tokenizer(captions)
+        else:
+            tokenizer = _from_pretrained(AutoTokenizer, spec)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.save_pretrained(folder)
+        return tokenizer, {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def _dataset_tokenizer(captions: list[str]):
+    """A WordPiece tokenizer whose vocabulary is the captions' characters and words, most frequent words first.
+
+    Every word of the captions is one token; an unseen word falls apart into characters.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word for caption in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption))
+    )
+    characters = sorted({character for word in counts for character in word})
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    entries = [*_SPECIAL_TOKENS.values(), *characters, *(f"##{character}" for character in characters), *words]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(entries))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **_SPECIAL_TOKENS)
+
+
+def _hash_tokenizer(files: dict[str, bytes]) -> str:
+    # tokenizer_config.json repeats library versions and paths; where tokenizer.json is there, it holds all that counts
+    names = ["tokenizer.json"] if "tokenizer.json" in files else sorted(files)
+    return digest({name: hashlib.sha256(files[name]).hexdigest() for name in names})
+
+
+def _hash_weights(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def _tensor(output) -> Tensor:
+    """A dual encoder's projected features, which some versions return bare and some within an output object."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps transformers' own bars and advice from the terminal while a model loads; failures are raised all the same."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,90 @@
+"""Bytes of a picture file -> one upright RGB picture, its views, and its thumbnail. Pillow only, no torch."""
+
+import io
+import warnings
+
+from PIL import Image, ImageOps
+
+from configs import OnceoverError
+
+MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs: 512 MiB as RGB
+MAX_ASPECT = 16  # longer pictures are cut to it about their centre: scaling the short side up would fill the memory
+THUMBNAIL_SIZE = 160  # pixels, the longer side
+CROP_SHARE = 7 / 8  # of each side, what a corner view shows
+
+_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # left or right, top or bottom
+#: (corner or None for the whole picture, mirrored) for each view: the ten of Krizhevsky et al. 2012, plain ones first
+VIEWS = (
+    (None, False),
+    (None, True),
+    *((corner, False) for corner in _CORNERS),
+    *((corner, True) for corner in _CORNERS),
+)
+
+
+class PictureError(OnceoverError):
+    """Bytes that are not a usable picture."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture in ``data``, upright (EXIF), as 8-bit RGB; transparency is laid on white, 16 bits are scaled to 8.
+
+    Of an animation the first frame is taken. Colours are not converted between ICC profiles.
+
+    Raises:
+        PictureError: empty, truncated, no picture at all, or larger than ``MAX_PIXELS``.
+    """
+    if not data:
+        raise PictureError("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what it cannot decode, it raises
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are decoded")
+            image.load()
+            return _limit_aspect(_to_rgb(ImageOps.exif_transpose(image)))
+    except PictureError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise PictureError("not a picture in a known format") from error
+    except Exception as error:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error …
+        raise PictureError(f"damaged picture: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode in ("I", "F") and image.getextrema()[1] > 255):
+        image = image.convert("F").point(lambda value: value * (255 / 65535) + 0)
+    if image.mode in ("I", "F"):
+        image = image.convert("L")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(canvas, image)
+    return image.convert("RGB")
+
+
+def _limit_aspect(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    bound = min(width, height) * MAX_ASPECT
+    if max(width, height) <= bound:
+        return image
+    return ImageOps.fit(image, (min(width, bound), min(height, bound)))
+
+
+def crop(image: Image.Image, corner: tuple[float, float] | None) -> Image.Image:
+    """The part of ``image`` that a view shows: all of it, or ``CROP_SHARE`` of each side from a corner."""
+    if corner is None:
+        return image
+    width, height = (max(1, round(side * CROP_SHARE)) for side in image.size)
+    left, top = round(corner[0] * (image.width - width)), round(corner[1] * (image.height - height))
+    return image.crop((left, top, left + width, top + height))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of ``image`` for galleries and figures."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

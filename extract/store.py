@@ -1,0 +1,338 @@
+"""The HDF5 feature store: rows of features with ids, provenance, checksums and a ledger of failures.
+
+While an extraction runs, finished rows lie in *shards*, small HDF5 files with the same groups; ``seal`` copies them
+into the store, which appears complete by one rename. Rows are found by what they were computed from (``KEYS``), so
+that shards and an earlier store serve alike as sources. numpy and h5py only; docs/store-format.md describes the file.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from configs import OnceoverError
+from extract import Failure
+from extract.files import digest, whole_file
+
+FORMAT = "onceover feature store"
+FORMAT_VERSION = 1
+KINDS = ("image", "text")
+KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
+BLOCK = 1024  # rows copied or hashed at a time
+_STRING = h5py.string_dtype()
+_BYTES = h5py.vlen_dtype(np.uint8)
+
+
+class StoreError(OnceoverError):
+    """A store that is missing, unfinished, damaged, or not the one that is wanted."""
+
+
+def parts_folder(path: str | Path) -> Path:
+    """Where the shards of an unfinished store lie."""
+    return Path(f"{path}.parts")
+
+
+class FeatureStore:
+    """A finished store, open for reading; a context manager.
+
+    Attributes:
+        image_ids, image_paths, image_splits, sha256: lists of N.
+        captions: list of M; image_index: int64 (M,), the picture of each caption; truncated: bool (M,).
+        fingerprints: of ``image`` and ``text`` features and of the ``dataset``.
+        provenance: what made it, as plain values.
+
+    Raises:
+        StoreError: nothing there, unfinished, or no store of a known version.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file = _open(self.path)
+        image, text = self._file["image"], self._file["text"]
+        self.image_ids, self.image_paths = _strings(image["id"]), _strings(image["path"])
+        self.image_splits, self.sha256 = _strings(image["split"]), _strings(image["sha256"])
+        self.captions, self.image_index = _strings(text["caption"]), text["image_index"][:]
+        self.truncated = text["truncated"][:]
+        self.provenance = json.loads(self._file.attrs["provenance"])
+        self.recipes = {kind: json.loads(self._file[kind]["features"].attrs["recipe"]) for kind in KINDS}
+        self.fingerprints = {kind: self._file[kind]["features"].attrs["fingerprint"] for kind in KINDS}
+        self.fingerprints["dataset"] = self._file.attrs["dataset_fingerprint"]
+
+    def __enter__(self) -> "FeatureStore":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+
+    @property
+    def image_features(self) -> h5py.Dataset:
+        """float32 (N, V, D): V views of each picture, unnormalised."""
+        return self._file["image/features"]
+
+    @property
+    def text_features(self) -> h5py.Dataset:
+        """float32 (M, D), unnormalised."""
+        return self._file["text/features"]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The ledger: every record that was left out."""
+        return _read_failures(self._file)
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The text encoder's tokenizer, file by file."""
+        return {name: data[:].tobytes() for name, data in self._file["tokenizer"].items()}
+
+    def thumbnails(self) -> list[bytes] | None:
+        """A small JPEG of each picture, or None where the store was made without."""
+        image = self._file["image"]
+        return [data.tobytes() for data in image["thumbnail"][:]] if "thumbnail" in image else None
+
+    def duplicates_across_splits(self) -> list[tuple[str, ...]]:
+        """Ids of pictures with the same bytes that lie in different splits: what they teach leaks into the test."""
+        groups: dict[str, list[int]] = {}
+        for row, content in enumerate(self.sha256):
+            groups.setdefault(content, []).append(row)
+        return [
+            tuple(self.image_ids[row] for row in rows)
+            for rows in groups.values()
+            if len({self.image_splits[row] for row in rows} - {""}) > 1
+        ]
+
+    def verify(self) -> list[str]:
+        """What is wrong with the file: shapes, checksums, non-finite numbers, ids, splits, the caption map."""
+        problems = []
+        n, m = len(self.image_ids), len(self.captions)
+        for kind, rows in (("image", n), ("text", m)):
+            for name, column in self._file[kind].items():
+                if len(column) != rows:
+                    problems.append(f"/{kind}/{name} has {len(column)} rows; {rows} expected")
+        for name in _datasets(self._file):
+            if self._file[name].attrs.get("sha256") != checksum(self._file[name]):
+                problems.append(f"/{name} does not match its checksum")
+        for kind in KINDS:
+            features = self._file[kind]["features"]
+            bad = sum(int((~np.isfinite(features[rows])).sum()) for rows in _blocks(len(features)))
+            if bad:
+                problems.append(f"/{kind}/features holds {bad} numbers that are not finite")
+            if digest(self.recipes[kind]) != self.fingerprints[kind]:
+                problems.append(f"/{kind}/features: the fingerprint is not its recipe's")
+        problems += [f"/image/id: {name!r} stands {count} times" for name, count in Counter(self.image_ids).items() if count > 1]
+        if m and not (self.image_index.min() >= 0 and self.image_index.max() < n):
+            problems.append("/text/image_index points outside the pictures")
+        if dataset_fingerprint(self.image_ids, self.sha256, self.image_splits, self.captions, self.image_index) != self.fingerprints["dataset"]:
+            problems.append("the dataset's fingerprint does not match its rows")
+        return problems
+
+
+def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
+    """SHA-256 over what the dataset is: pictures with content and split, captions with their pictures."""
+    return digest([list(ids), list(sha256), list(splits), list(captions), np.asarray(image_index).tolist()])
+
+
+def checksum(dataset: h5py.Dataset) -> str:
+    """SHA-256 over a dataset's values, with lengths before values of variable length."""
+    state = hashlib.sha256(str(dataset.shape).encode())
+    for rows in _blocks(len(dataset)):
+        block = dataset[rows]
+        if block.dtype != object:
+            state.update(np.ascontiguousarray(block))
+            continue
+        for value in block:
+            data = value if isinstance(value, bytes) else value.tobytes()
+            state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()
+
+
+class RowSources:
+    """Rows of one kind that were computed before, found by key, in shards and an earlier store.
+
+    Only files whose features carry ``fingerprint`` and that hold all ``columns`` are used.
+    """
+
+    def __init__(self, kind: str, fingerprint: str, columns: tuple[str, ...]):
+        self.kind, self.fingerprint, self.columns = kind, fingerprint, columns
+        self._files: list[Path] = []
+        self._where: dict[str, tuple[int, int]] = {}
+        self.keys_by_stat: dict[tuple[str, int, int], str] = {}
+        self.failures: dict[str, Failure] = {}
+
+    def __contains__(self, key: str | None) -> bool:
+        return key in self._where
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def add(self, path: Path) -> None:
+        """Adds the rows of a shard or store, unless they are of other features."""
+        with h5py.File(path, "r", locking=False) as file:
+            group = file.get(self.kind)
+            if group is None or group["features"].attrs["fingerprint"] != self.fingerprint:
+                return
+            self.failures |= {failure.id: failure for failure in _read_failures(file) if failure.stage == self.kind}
+            if not len(group["features"]) or any(name not in group for name in self.columns):
+                return
+            for row, key in enumerate(_strings(group[KEYS[self.kind]])):
+                self._where.setdefault(key, (len(self._files), row))
+            if self.kind == "image":
+                stats = zip(_strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist(), strict=True)
+                self.keys_by_stat |= dict(zip(stats, _strings(group["sha256"]), strict=True))
+            self._files.append(Path(path))
+
+    def copy(self, keys: list[str], group: h5py.Group) -> None:
+        """Writes the columns of the rows with ``keys``, in their order, into new datasets of ``group``."""
+        files = [h5py.File(path, "r", locking=False) for path in self._files]
+        try:
+            for name in ("features", *self.columns):
+                source = files[0][self.kind][name]
+                target = group.create_dataset(name, (len(keys), *source.shape[1:]), dtype=source.dtype)
+                for rows in _blocks(len(keys)):
+                    target[rows] = self._gather(files, name, keys[rows])
+        finally:
+            for file in files:
+                file.close()
+
+    def _gather(self, files: list[h5py.File], name: str, keys: list[str]) -> np.ndarray:
+        places = np.array([self._where[key] for key in keys])
+        block = None
+        for number in np.unique(places[:, 0]):
+            chosen = np.flatnonzero(places[:, 0] == number)
+            rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
+            values = files[number][self.kind][name][rows][inverse]
+            if block is None:
+                block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
+            block[chosen] = values
+        return block
+
+
+def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> None:
+    """Writes finished rows as one small HDF5 file, whole or not at all.
+
+    ``columns``: name -> array or list, among them ``features``, which gets the recipe. Zero rows are allowed: a shard
+    whose records all failed keeps their ledger.
+    """
+    buffer = io.BytesIO()  # so that a full disk fails in a plain write, not inside HDF5
+    with h5py.File(buffer, "w") as file:
+        group = file.create_group(kind)
+        for name, values in columns.items():
+            _write_column(group, name, values)
+        _stamp(group["features"], recipe, {})
+        _write_failures(file, failures)
+    with whole_file(path) as aside:
+        aside.write_bytes(buffer.getbuffer())
+
+
+def seal(
+    path: Path,
+    *,
+    images: dict,
+    texts: dict,
+    sources: dict[str, RowSources],
+    recipes: dict[str, dict],
+    provenance: dict,
+    failures: list[Failure],
+    tokenizer_files: dict[str, bytes],
+) -> None:
+    """Writes the finished store, whole or not at all. Memory stays at a block of rows, however large the store.
+
+    ``images`` holds the columns id, path, split, sha256, size, mtime_ns and ``texts`` caption, image_index; features
+    and the other columns come from ``sources``, by key.
+    """
+    fingerprint = dataset_fingerprint(
+        images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]
+    )
+    with whole_file(path) as aside, h5py.File(aside, "w") as file:
+        file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+        file.attrs["dataset_fingerprint"] = fingerprint
+        file.attrs["provenance"] = json.dumps(provenance)
+        for kind, columns in (("image", images), ("text", texts)):
+            group = file.create_group(kind)
+            for name, values in columns.items():
+                _write_column(group, name, values)
+            sources[kind].copy(columns[KEYS[kind]], group)
+            _stamp(group["features"], recipes[kind], provenance[kind])
+        for name, data in tokenizer_files.items():
+            file.create_dataset(f"tokenizer/{name}", data=np.frombuffer(data, dtype=np.uint8))
+        _write_failures(file, failures)
+        for name in _datasets(file):
+            file[name].attrs["sha256"] = checksum(file[name])
+
+
+def shard_fingerprint(path: Path) -> tuple[str, str]:
+    """A shard's kind, and the fingerprint of its features."""
+    with h5py.File(path, "r", locking=False) as file:
+        kind = next(kind for kind in KINDS if kind in file)
+        return kind, file[kind]["features"].attrs["fingerprint"]
+
+
+def _open(path: Path) -> h5py.File:
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder; a feature store is one .h5 file")
+    if not path.exists():
+        if parts_folder(path).exists():
+            raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")
+        raise StoreError(f"there is no feature store at {path}; make one: python cli.py extract --data DIR --store {path}")
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise StoreError(f"{path} is no HDF5 file, or a damaged one ({str(error).splitlines()[0]})") from error
+    kind, version = file.attrs.get("format"), file.attrs.get("format_version")
+    if kind != FORMAT or version != FORMAT_VERSION:
+        file.close()
+        if kind != FORMAT:
+            raise StoreError(f"{path} is an HDF5 file, but no feature store; make one with extract")
+        raise StoreError(f"{path} has the format version {version}; this program reads {FORMAT_VERSION}: extract again")
+    return file
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
+
+
+def _strings(dataset: h5py.Dataset) -> list[str]:
+    return dataset.asstr()[:].tolist()
+
+
+def _datasets(file: h5py.File) -> list[str]:
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    return names
+
+
+def _write_column(group: h5py.Group, name: str, values) -> None:
+    if isinstance(values, np.ndarray):
+        group.create_dataset(name, data=values)
+    elif values and isinstance(values[0], bytes):
+        column = group.create_dataset(name, (len(values),), dtype=_BYTES)
+        for row, data in enumerate(values):
+            column[row] = np.frombuffer(data, dtype=np.uint8)
+    else:
+        group.create_dataset(name, data=np.array(values, dtype=object), shape=(len(values),), dtype=_STRING)
+
+
+def _stamp(features: h5py.Dataset, recipe: dict, provenance: dict) -> None:
+    features.attrs["recipe"] = json.dumps(recipe, sort_keys=True)
+    features.attrs["fingerprint"] = digest(recipe)
+    features.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+
+
+def _write_failures(file: h5py.File, failures: Iterable[Failure]) -> None:
+    failures = list(failures)
+    group = file.create_group("failures")
+    for name in ("id", "stage", "reason"):
+        _write_column(group, name, [getattr(failure, name) for failure in failures])
+    for name in ("size", "mtime_ns"):
+        _write_column(group, name, np.array([getattr(failure, name) for failure in failures], dtype=np.int64))
+
+
+def _read_failures(file: h5py.File) -> list[Failure]:
+    group = file["failures"]
+    columns = [_strings(group[name]) for name in ("id", "stage", "reason")]
+    columns += [group[name][:].tolist() for name in ("size", "mtime_ns")]
+    return [Failure(*row) for row in zip(*columns, strict=True)]
