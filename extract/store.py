@@ -10,6 +10,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,7 @@ FORMAT_VERSION = 1
 KINDS = ("image", "text")
 KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
 BLOCK = 1024  # rows copied or hashed at a time
+SELECTION = "select"  # the name of the tenth of the train pictures that chooses where dev has to report
 _STRING = h5py.string_dtype()
 _BYTES = h5py.vlen_dtype(np.uint8)
 
@@ -35,6 +37,17 @@ class StoreError(OnceoverError):
 def parts_folder(path: str | Path) -> Path:
     """Where the shards of an unfinished store lie."""
     return Path(f"{path}.parts")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which pictures, as rows of the store, a fit trains on, chooses by and reports on; names for the latter two."""
+
+    train: np.ndarray
+    selection: np.ndarray
+    report: np.ndarray
+    selection_name: str
+    report_name: str
 
 
 class FeatureStore:
@@ -93,6 +106,27 @@ class FeatureStore:
         """A small JPEG of each picture, or None where the store was made without."""
         image = self._file["image"]
         return [data.tobytes() for data in image["thumbnail"][:]] if "thumbnail" in image else None
+
+    def roles(self) -> Roles:
+        """Who trains, who chooses, who reports. With a test split: dev chooses, test reports. Without one: a tenth of
+        the train pictures, taken by a hash of their ids and so the same in every store of this dataset, chooses and
+        dev reports.
+
+        Raises:
+            StoreError: no train pictures, or nothing to report on.
+        """
+        splits = np.array(self.image_splits)
+        rows = {split: np.flatnonzero(splits == split) for split in ("train", "dev", "test")}
+        report = "test" if len(rows["test"]) else "dev"
+        if not len(rows["train"]) or not len(rows[report]):
+            counts = ", ".join(f"{len(chosen)} {split}" for split, chosen in rows.items())
+            raise StoreError(f"{self.path} has too few splits to fit and report on ({counts} pictures)")
+        if report == "test" and len(rows["dev"]):
+            return Roles(rows["train"], rows["dev"], rows["test"], "dev", "test")
+        chosen = np.array([_in_selection(self.image_ids[row]) for row in rows["train"]])
+        if not chosen.any() or chosen.all():
+            raise StoreError(f"{self.path} has {len(chosen)} train pictures; too few to set a tenth of them aside")
+        return Roles(rows["train"][~chosen], rows["train"][chosen], rows[report], SELECTION, report)
 
     def duplicates_across_splits(self) -> list[tuple[str, ...]]:
         """Ids of pictures with the same bytes that lie in different splits: what they teach leaks into the test."""
@@ -221,7 +255,7 @@ def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: It
     with h5py.File(buffer, "w") as file:
         group = file.create_group(kind)
         for name, values in columns.items():
-            _write_column(group, name, values)
+            write_column(group, name, values)
         _stamp(group["features"], recipe, {})
         _write_failures(file, failures)
     with whole_file(path) as aside:
@@ -254,7 +288,7 @@ def seal(
         for kind, columns in (("image", images), ("text", texts)):
             group = file.create_group(kind)
             for name, values in columns.items():
-                _write_column(group, name, values)
+                write_column(group, name, values)
             sources[kind].copy(columns[KEYS[kind]], group)
             _stamp(group["features"], recipes[kind], provenance[kind])
         for name, data in tokenizer_files.items():
@@ -291,6 +325,10 @@ def _open(path: Path) -> h5py.File:
     return file
 
 
+def _in_selection(image_id: str) -> bool:
+    return hashlib.sha256(f"select:{image_id}".encode()).digest()[0] < 256 / 10
+
+
 def _blocks(rows: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
 
@@ -305,7 +343,8 @@ def _datasets(file: h5py.File) -> list[str]:
     return names
 
 
-def _write_column(group: h5py.Group, name: str, values) -> None:
+def write_column(group: h5py.Group, name: str, values) -> None:
+    """Writes an array, a list of strings or a list of bytes as a dataset."""
     if isinstance(values, np.ndarray):
         group.create_dataset(name, data=values)
     elif values and isinstance(values[0], bytes):
@@ -326,9 +365,9 @@ def _write_failures(file: h5py.File, failures: Iterable[Failure]) -> None:
     failures = list(failures)
     group = file.create_group("failures")
     for name in ("id", "stage", "reason"):
-        _write_column(group, name, [getattr(failure, name) for failure in failures])
+        write_column(group, name, [getattr(failure, name) for failure in failures])
     for name in ("size", "mtime_ns"):
-        _write_column(group, name, np.array([getattr(failure, name) for failure in failures], dtype=np.int64))
+        write_column(group, name, np.array([getattr(failure, name) for failure in failures], dtype=np.int64))
 
 
 def _read_failures(file: h5py.File) -> list[Failure]:

@@ -1,0 +1,270 @@
+"""Figures that could go into a paper, each as PNG and SVG, drawn from stored files alone.
+
+Colours are two of Okabe and Ito's (blue for pictures, vermilion for captions), told apart by shape as well.
+"""
+
+import csv
+import io
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from configs import OnceoverError
+from extract.files import whole_file
+from extract.store import FeatureStore
+from retrieval.embeddings import Embeddings, read_embeddings
+from retrieval.metrics import Ranks, chance, rank
+from retrieval.search import Hit
+
+PICTURE, CAPTION, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
+SPLIT_COLOURS = {"train": "#0072B2", "dev": "#E69F00", "test": "#009E73", "": "#999999"}
+MAP_PICTURES = 400  # of a split, in t-SNE and PCA; each with one caption
+LINKED_PAIRS = 40
+MATRIX_PICTURES = 40
+_STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "onceover",  # the same figure gives the same SVG
+    "svg.fonttype": "none",
+}
+
+
+class PlotError(OnceoverError):
+    """Files that hold nothing to draw, or a picture format that cannot be written."""
+
+
+def plot_run(folder: str | Path, out: str | Path, split: str | None = None, seed: int = 0, step: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Draws a run: t-SNE and PCA of the joint embedding, a similarity matrix, training curves, rank distributions.
+
+    Args:
+        split: whose pictures are drawn; the reported split by default.
+        step: receives the name of each figure before it is drawn.
+
+    Returns:
+        The files written.
+
+    Raises:
+        EmbeddingsError, PlotError: files that are missing or damaged.
+    """
+    folder = Path(folder)
+    embeddings = read_embeddings(folder / "embeddings.h5")
+    split = split or embeddings.report_split
+    drawings = {
+        "tsne": lambda: draw_map(embeddings, split, "t-SNE", seed),
+        "pca": lambda: draw_map(embeddings, split, "PCA", seed),
+        "similarity": lambda: draw_similarity(embeddings, split, seed),
+        "training": lambda: draw_training(folder / "history.csv"),
+        "ranks": lambda: draw_ranks(embeddings, split),
+    }
+    return _draw_all(drawings, Path(out), step)
+
+
+def plot_store(store: FeatureStore, out: str | Path, step: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Draws a store: PCA of both kinds of features by split, and how much variance how many components hold."""
+    return _draw_all({"features": lambda: draw_features(store)}, Path(out), step)
+
+
+def _draw_all(drawings: dict[str, Callable[[], Figure]], out: Path, step: Callable[[str], None]) -> list[Path]:
+    written = []
+    for name, draw in drawings.items():
+        step(name)
+        with matplotlib.rc_context(_STYLE):
+            figure = draw()
+            for suffix in (".png", ".svg"):
+                written.append(save_figure(figure, out / f"{name}{suffix}"))
+    return written
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure whole or not at all.
+
+    Raises:
+        PlotError: the suffix names no format that can be written.
+    """
+    if path.suffix.lstrip(".").lower() not in figure.canvas.get_supported_filetypes():
+        raise PlotError(f"{path} names no picture format; use .png, .svg or .pdf")
+    with whole_file(path) as aside:
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        figure.savefig(aside, bbox_inches="tight", metadata=metadata)
+    return path
+
+
+def draw_map(embeddings: Embeddings, split: str, method: str, seed: int = 0) -> Figure:
+    """Pictures and captions of a split in two dimensions by ``t-SNE`` or ``PCA``; some matched pairs are linked."""
+    pictures, captions, chosen = _pairs(embeddings, split, MAP_PICTURES, seed)
+    points = np.concatenate([embeddings.images[pictures], embeddings.texts[captions]])
+    if method == "t-SNE":
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
+        places = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(points)
+        labels = ("t-SNE 1", "t-SNE 2")
+    else:
+        from sklearn.decomposition import PCA
+
+        model = PCA(2, random_state=seed).fit(points)
+        places = model.transform(points)
+        labels = tuple(f"component {n + 1} ({100 * share:.0f} % of the variance)" for n, share in enumerate(model.explained_variance_ratio_))
+    image, text = np.split(places, 2)
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    linked = np.random.default_rng(seed).permutation(len(pictures))[:LINKED_PAIRS]
+    lines = LineCollection(np.stack([image[linked], text[linked]], 1), colors=NEUTRAL, linewidths=0.8, alpha=0.7, label=f"matched pair ({len(linked)} shown)")
+    axes.add_collection(lines)
+    axes.scatter(*image.T, s=16, c=PICTURE, marker="o", linewidths=0, alpha=0.8, label="picture")
+    axes.scatter(*text.T, s=20, c=CAPTION, marker="^", linewidths=0, alpha=0.8, label="caption")
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=f"{method} of the joint embedding\n{split}: {len(pictures):,} of {chosen:,} pictures, one caption each")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, markerscale=1.6, handletextpad=0.4)
+    if method == "t-SNE":
+        axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure:
+    """Cosine similarities of a sample of pictures with one caption each; the matched pairs lie on the diagonal."""
+    pictures, captions, chosen = _pairs(embeddings, split, MATRIX_PICTURES, seed)
+    scores = embeddings.images[pictures] @ embeddings.texts[captions].T
+    best_row = scores.argmax(1) == np.arange(len(scores))
+    figure = Figure(figsize=(6.6, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(scores, cmap="cividis", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.85)
+    place = np.arange(len(scores))
+    axes.scatter(place[best_row], place[best_row], s=22, facecolors="none", edgecolors="white", linewidths=1.0)
+    axes.set(
+        xlabel="caption", ylabel="picture",
+        title=f"Similarity of {len(pictures):,} pictures and captions\n{split}: a sample of {chosen:,} pictures; circles: the own caption scores best ({best_row.sum()} of {len(scores)})",
+    )
+    return figure
+
+
+def draw_training(history: Path) -> Figure:
+    """Loss, and recalls on the selection split, epoch by epoch."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(history.read_text(encoding="utf-8"))))
+        epoch = np.array([int(row["epoch"]) for row in rows])
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name != "epoch"}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise PlotError(f"{history} is missing or damaged; fit again") from error
+    best = int(epoch[columns["rsum"].argmax()])
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epoch, columns["loss"], color="black", marker=".")
+    left.set(xlabel="epoch", ylabel="training loss", title="Loss")
+    for direction, colour, label in (("image_to_text", PICTURE, "picture → caption"), ("text_to_image", CAPTION, "caption → picture")):
+        for k, style in ((1, "-"), (5, "--"), (10, ":")):
+            right.plot(epoch, columns[f"{direction}_R@{k}"], color=colour, linestyle=style, label=f"{label}, R@{k}")
+    right.set(xlabel="epoch", ylabel="recall in %", title=f"Recall on the selection split (best rsum {columns['rsum'].max():.1f}, epoch {best})", ylim=(0, None))
+    for axes in (left, right):
+        axes.axvline(best, color=NEUTRAL, linewidth=0.8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
+    """Share of queries whose truth stands within the first K, for every K, in both directions and for chance."""
+    pictures, captions, image_index = embeddings.split(split)
+    found = rank(embeddings.images[pictures], embeddings.texts[captions], image_index)
+    random = chance(len(pictures), image_index)
+    figure = Figure(figsize=(9.2, 4.0), layout="constrained")
+    names = ("Picture → caption", "Caption → picture")
+    for axes, model, guess, name, colour in zip(figure.subplots(1, 2, sharey=True), found, random, names, (PICTURE, CAPTION), strict=True):
+        cutoffs = np.unique(np.geomspace(1, model.gallery, 60).astype(int))
+        axes.plot(cutoffs, _hit_curve(model, cutoffs), color=colour, label="multimodal")
+        axes.plot(cutoffs, _hit_curve(guess, cutoffs), color=NEUTRAL, linestyle="--", label="chance")
+        median = float(np.median(model.expected_rank()))
+        axes.axvline(median, color=colour, linewidth=0.8, linestyle=":", label=f"median rank {median:g}")
+        axes.set(xscale="log", xlim=(1, model.gallery), ylim=(0, 100), xlabel="K", title=f"{name}\n{split}: {len(model.greater):,} queries, gallery of {model.gallery:,}")
+        axes.legend(loc="lower right")
+    figure.axes[0].set_ylabel("queries with a correct item\namong the first K, in %")
+    return figure
+
+
+def _hit_curve(ranks: Ranks, cutoffs: np.ndarray) -> np.ndarray:
+    return np.array([100 * ranks.hit_at(int(k)).mean() for k in cutoffs])
+
+
+def draw_features(store: FeatureStore) -> Figure:
+    """PCA of the picture and caption features, coloured by split, and the share of variance that components hold."""
+    from sklearn.decomposition import PCA
+
+    splits = np.array(store.image_splits)
+    kinds = (
+        ("picture features", store.image_features[:][:, 0], splits),
+        ("caption features", store.text_features[:], splits[store.image_index]),
+    )
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    scatter_left, scatter_right, curve = figure.subplots(1, 3)
+    for axes, (name, features, of_split), colour in zip((scatter_left, scatter_right), kinds, (PICTURE, CAPTION), strict=True):
+        components = min(256, *features.shape)
+        model = PCA(components, svd_solver="randomized", random_state=0).fit(features)
+        places = model.transform(features)[:, :2] if components > 1 else np.c_[model.transform(features), np.zeros(len(features))]
+        for split in dict.fromkeys(split for split in SPLIT_COLOURS if (of_split == split).any()):
+            mine = of_split == split
+            axes.scatter(*places[mine].T, s=4, linewidths=0, alpha=0.5, c=SPLIT_COLOURS[split], label=f"{split or 'no split'} ({mine.sum():,})", rasterized=True)
+        axes.set(xlabel="component 1", ylabel="component 2", title=f"PCA of {name}\n{len(features):,} rows of {features.shape[1]:,} numbers")
+        axes.legend(markerscale=3, loc="best")
+        curve.plot(np.arange(1, components + 1), 100 * np.cumsum(model.explained_variance_ratio_), color=colour, label=name)
+    curve.set(xscale="log", xlabel="components", ylabel="variance held, in %", ylim=(0, 100), title="How many dimensions the features use")
+    curve.legend(loc="upper left")
+    return figure
+
+
+def draw_hits(hits: list[Hit], query: str, mode: str, thumbnails: list[bytes] | None, rows_to_pictures: np.ndarray) -> Figure:
+    """The hits of one search: pictures with their scores (text2image), or the query's picture beside captions.
+
+    Raises:
+        PlotError: pictures are to be drawn and the store has no thumbnails.
+    """
+    if mode == "image2text":
+        return _draw_captions(hits, query)
+    if thumbnails is None:
+        raise PlotError("the store was made with --no-thumbnails; there are no pictures to draw")
+    columns = min(5, len(hits))
+    rows = -(-len(hits) // columns)
+    figure = Figure(figsize=(2.5 * columns, 3.0 * rows + 0.5), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(f"“{query}”", 30 * columns)))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, hit in zip(grid.flat, hits, strict=False):
+        axes.imshow(Image.open(io.BytesIO(thumbnails[rows_to_pictures[hit.rank - 1]])))
+        caption = hit.captions[0] if hit.captions else hit.id
+        axes.set_title(f"{hit.rank}. {hit.score:.3f}", fontsize=11)
+        axes.text(0.5, -0.03, "\n".join(textwrap.wrap(caption, 30)[:3]), transform=axes.transAxes, ha="center", va="top", fontsize=8)
+    return figure
+
+
+def _draw_captions(hits: list[Hit], query: str) -> Figure:
+    lines = [textwrap.wrap(f"{hit.rank}.  {hit.score:.3f}  {hit.captions[0]}", 70, subsequent_indent="      ") for hit in hits]
+    figure = Figure(figsize=(11, max(3.2, 0.5 + 0.24 * sum(map(len, lines)) + 0.12 * len(lines))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2))
+    with Image.open(query) as picture:
+        left.imshow(picture.convert("RGB"))
+    left.set_title(Path(query).name)
+    left.axis("off")
+    right.axis("off")
+    right.text(0, 1, "\n\n".join("\n".join(line) for line in lines), transform=right.transAxes, va="top", fontsize=11, linespacing=1.3)
+    return figure
+
+
+def _pairs(embeddings: Embeddings, split: str, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Rows of a seeded sample of a split's pictures that have captions, of one caption of each; how many there were."""
+    pictures, captions, image_index = embeddings.split(split)
+    first = np.unique(image_index, return_index=True)[1]
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(first))[:most])
+    if len(chosen) < 3:
+        raise PlotError(f"the split {split!r} has {len(first)} pictures with captions; too few to draw")
+    return pictures[image_index[first[chosen]]], captions[first[chosen]], len(first)

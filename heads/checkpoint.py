@@ -1,0 +1,147 @@
+"""The run folder: settings, heads, history, provenance, and the state that an interrupted fit goes on from.
+
+Heads are safetensors; the resume state is read with ``weights_only``. Nothing handed over by a user is unpickled.
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from configs import OnceoverError
+from configs.schema import Config, load_config
+from extract.files import digest, read_json, whole_file, write_json, write_text
+from heads.models import DualHeads
+
+FORMAT = "onceover run"
+FORMAT_VERSION = 1
+CONFIG, HEADS, HISTORY, EMBEDDINGS, PROVENANCE = "config.yaml", "heads.safetensors", "history.csv", "embeddings.h5", "run.json"
+TOKENIZER, RESUME = "tokenizer", "resume.pt"
+
+
+class RunError(OnceoverError):
+    """A run folder that is missing, unfinished, damaged, or of other settings or features."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, settings, heads (eval mode) and provenance."""
+
+    folder: Path
+    config: Config
+    heads: DualHeads
+    provenance: dict
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The text encoder's tokenizer, file by file."""
+        return {path.name: path.read_bytes() for path in sorted((self.folder / TOKENIZER).iterdir())}
+
+    def check_encoder(self, kind: str, recipe: dict) -> None:
+        """Refuses an encoder that is not the one whose features the heads were fitted on.
+
+        Raises:
+            RunError: its fingerprint differs.
+        """
+        if digest(recipe) == self.provenance["fingerprints"][kind]:
+            return
+        before = self.provenance["recipes"][kind]
+        changed = ", ".join(key for key in recipe if recipe[key] != before.get(key))
+        raise RunError(
+            f"the {kind} encoder is not the one that {self.folder} was fitted with (they differ in: {changed}); "
+            "restore that encoder, or extract and fit again"
+        )
+
+
+def read_provenance(folder: str | Path) -> dict:
+    """What ``run.json`` says, without loading the heads.
+
+    Raises:
+        RunError: no finished run there.
+    """
+    folder = Path(folder)
+    if not (folder / PROVENANCE).is_file():
+        if (folder / RESUME).is_file():
+            raise RunError(f"the fit in {folder} was interrupted; run the same fit command again to go on with it")
+        raise RunError(f"{folder} is no run folder; make one: python cli.py fit --store FILE.h5 --run {folder}")
+    provenance = read_json(folder / PROVENANCE, "the run's provenance")
+    if provenance.get("format") != FORMAT or provenance.get("format_version") != FORMAT_VERSION:
+        raise RunError(f"{folder / PROVENANCE} is not of this program's format {FORMAT_VERSION}; fit again")
+    return provenance
+
+
+def load_run(folder: str | Path) -> Run:
+    """A finished run with its heads.
+
+    Raises:
+        RunError: not there, unfinished or damaged.
+    """
+    folder = Path(folder)
+    provenance = read_provenance(folder)
+    config = load_config(folder / CONFIG)
+    heads = DualHeads(provenance["dims"]["image"], provenance["dims"]["text"], config.model)
+    try:
+        heads.load_state_dict(safetensors.torch.load_file(folder / HEADS))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise RunError(f"{folder / HEADS} is missing, damaged or of other settings than {CONFIG}; fit again") from error
+    return Run(folder, config, heads.eval(), provenance)
+
+
+def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes]) -> None:
+    """Writes the settings and the tokenizer, the part of a run that is known before it starts."""
+    import yaml
+
+    write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    for name, data in tokenizer_files.items():
+        with whole_file(folder / TOKENIZER / name) as aside:
+            aside.write_bytes(data)
+
+
+def save_heads(folder: Path, heads: DualHeads) -> None:
+    """Writes the heads as safetensors."""
+    with whole_file(folder / HEADS) as aside:
+        safetensors.torch.save_file({name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()}, aside)
+
+
+def save_history(folder: Path, rows: list[dict]) -> None:
+    """Writes the history, one row an epoch."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / HISTORY, buffer.getvalue())
+
+
+def save_provenance(folder: Path, provenance: dict) -> None:
+    """Writes ``run.json``, whose presence means that the run is finished, and drops the resume state."""
+    write_json(folder / PROVENANCE, {"format": FORMAT, "format_version": FORMAT_VERSION, **provenance})
+    (folder / RESUME).unlink(missing_ok=True)
+
+
+def save_resume(folder: Path, state: dict) -> None:
+    """Writes the state after an epoch."""
+    with whole_file(folder / RESUME) as aside:
+        torch.save(state, aside)
+
+
+def load_resume(folder: Path, request: str) -> dict | None:
+    """The state of an interrupted fit, or None where there is none.
+
+    Raises:
+        RunError: it is of another request, or cannot be read.
+    """
+    path = folder / RESUME
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a damaged archive
+        raise RunError(f"{path} cannot be read; fit again with --force") from error
+    if state.get("request") != request:
+        raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another --run, or --force")
+    return state
+

@@ -1,0 +1,87 @@
+"""Feature store + heads -> embeddings: the file that search, evaluation and plots work on (docs/store-format.md)."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs import OnceoverError
+from extract.files import whole_file
+from extract.store import SELECTION, FeatureStore, Roles, write_column
+from heads.models import DualHeads, embed_pictures
+
+FORMAT = "onceover embeddings"
+FORMAT_VERSION = 1
+BLOCK = 4096  # rows embedded at a time
+
+
+class EmbedError(OnceoverError):
+    """Heads that give no usable embedding."""
+
+
+@torch.inference_mode()
+def image_embeddings(heads: DualHeads, features: Tensor) -> np.ndarray:
+    """float32 (N, V, D) -> unit vectors, float32 (N, embedding_dim).
+
+    Raises:
+        EmbedError: a vector that is not finite or has no direction.
+    """
+    return _checked("picture", [embed_pictures(heads, block).cpu().numpy() for block in features.split(BLOCK)])
+
+
+@torch.inference_mode()
+def text_embeddings(heads: DualHeads, features: Tensor) -> np.ndarray:
+    """float32 (M, D) -> unit vectors, float32 (M, embedding_dim).
+
+    Raises:
+        EmbedError: a vector that is not finite or has no direction.
+    """
+    return _checked("caption", [heads.embed_texts(block).cpu().numpy() for block in features.split(BLOCK)])
+
+
+def _checked(what: str, blocks: list[np.ndarray]) -> np.ndarray:
+    vectors = np.concatenate(blocks)
+    bad = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3))
+    if len(bad):
+        raise EmbedError(f"{len(bad)} {what} embeddings are not unit vectors (the first: row {bad[0]}); the heads have diverged or collapsed: lower training.learning_rate")
+    return vectors
+
+
+def embed(heads: DualHeads, images: Tensor, texts: Tensor, image_index: np.ndarray, pictures: np.ndarray):
+    """Embeddings of some pictures and of their captions, and the caption map counted among them."""
+    captions = np.flatnonzero(np.isin(image_index, pictures))
+    place = np.full(len(images), -1)
+    place[pictures] = np.arange(len(pictures))
+    return (
+        image_embeddings(heads, images[torch.from_numpy(pictures).to(images.device)]),
+        text_embeddings(heads, texts[torch.from_numpy(captions).to(texts.device)]),
+        place[image_index[captions]],
+    )
+
+
+def write_embeddings(store: FeatureStore, heads: DualHeads, path: Path, roles: Roles) -> None:
+    """Writes the embeddings of the whole store, whole or not at all.
+
+    The pictures that chose the heads stand under the split ``select`` where they were taken from train.
+    """
+    splits = np.array(store.image_splits, dtype=object)
+    if roles.selection_name == SELECTION:
+        splits[roles.selection] = SELECTION
+    with whole_file(path) as aside, h5py.File(aside, "w") as file:
+        file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+        for kind, fingerprint in store.fingerprints.items():
+            file.attrs[f"{kind}_fingerprint"] = fingerprint
+        file.attrs["selection_split"], file.attrs["report_split"] = roles.selection_name, roles.report_name
+        image, text = file.create_group("image"), file.create_group("text")
+        image["embedding"] = image_embeddings(heads, torch.from_numpy(store.image_features[:]))
+        text["embedding"] = text_embeddings(heads, torch.from_numpy(store.text_features[:]))
+        text["image_index"] = store.image_index
+        write_column(image, "id", store.image_ids)
+        write_column(image, "path", store.image_paths)
+        write_column(image, "split", splits.tolist())
+        write_column(text, "caption", store.captions)
+        thumbnails = store.thumbnails()
+        if thumbnails is not None:
+            write_column(image, "thumbnail", thumbnails)

@@ -1,0 +1,93 @@
+"""Projection heads: features of two encoders -> one shared space."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.schema import ModelConfig
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0  # bounds of a learned temperature (CLIP's own clamp, logit scale <= 100)
+
+
+class Standardize(nn.Module):
+    """Shifts and scales each feature to mean 0 and standard deviation 1 over the train split; saved with the heads.
+
+    A feature that is constant over the train split becomes 0.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def fit(self, features: Tensor) -> None:
+        """Takes mean and deviation from float32 features (..., D)."""
+        rows = features.reshape(-1, features.shape[-1]).double()
+        deviation = rows.std(0, correction=0)
+        tiny = torch.finfo(torch.float32).eps * rows.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny)
+        self.mean.copy_(rows.mean(0))
+        self.scale.copy_(torch.where(deviation > tiny, 1 / deviation, 0.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return (features - self.mean) * self.scale
+
+
+class ResidualMLP(nn.Module):
+    """A linear projection, then one residual block: GELU, linear, dropout, sum, LayerNorm."""
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float):
+        super().__init__()
+        self.project = nn.Linear(in_dim, out_dim)
+        self.block = nn.Sequential(nn.GELU(), nn.Linear(out_dim, out_dim), nn.Dropout(dropout))
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., in_dim) -> (..., out_dim)."""
+        projected = self.project(features)
+        return self.norm(projected + self.block(projected))
+
+
+def _head(in_dim: int, config: ModelConfig) -> nn.Sequential:
+    if config.head == "linear":
+        body: nn.Module = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(in_dim, config.embedding_dim))
+    else:
+        body = ResidualMLP(in_dim, config.embedding_dim, config.dropout)
+    return nn.Sequential(Standardize(in_dim), body)
+
+
+class DualHeads(nn.Module):
+    """A head for pictures, a head for captions, and the temperature of their contrast.
+
+    Embeddings come out with unit length; nothing else in the project normalises them.
+    """
+
+    def __init__(self, image_dim: int, text_dim: int, config: ModelConfig):
+        super().__init__()
+        self.image, self.text = _head(image_dim, config), _head(text_dim, config)
+        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature)
+
+    def embed_images(self, features: Tensor) -> Tensor:
+        """float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
+        return F.normalize(self.image(features), dim=-1)
+
+    def embed_texts(self, features: Tensor) -> Tensor:
+        """float32 (..., text_dim) -> unit vectors (..., embedding_dim)."""
+        return F.normalize(self.text(features), dim=-1)
+
+    @property
+    def temperature(self) -> Tensor:
+        """The divisor of the similarities, a scalar."""
+        return self.log_temperature.exp()
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keeps a learned temperature within its bounds; to be called after each optimiser step."""
+        if self.log_temperature.requires_grad:
+            bounds = torch.tensor([MIN_TEMPERATURE, MAX_TEMPERATURE], device=self.log_temperature.device).log()
+            self.log_temperature.clamp_(*bounds)
+
+
+def embed_pictures(heads: DualHeads, views: Tensor) -> Tensor:
+    """One unit vector a picture: the normalised mean of its views' embeddings. float32 (N, V, D) -> (N, embedding_dim)."""
+    return F.normalize(heads.embed_images(views).mean(1), dim=-1)

@@ -1,0 +1,241 @@
+"""Fitting the heads on cached features: batches, schedule, early stopping, and an exact resume.
+
+Every random choice comes from ``seed_for``: (seed, purpose, epoch) decide it alone, so that an interrupted fit needs
+no generator state to go on bit for bit, and two fits of one seed on one machine are the same.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from configs import OnceoverError
+from configs.schema import Config, TrainingConfig
+from extract.files import digest, only_writer, remove_folder
+from extract.store import FeatureStore, Roles
+from heads import checkpoint
+from heads.embed import embed, write_embeddings
+from heads.losses import contrastive_loss
+from heads.models import DualHeads
+
+_PURPOSES = ("initialisation", "order", "dropout")
+#: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
+Quality = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
+
+
+class TrainingError(OnceoverError):
+    """A fit that cannot start or cannot go on."""
+
+
+def seed_for(seed: int, purpose: str, epoch: int = 0) -> int:
+    """The one place where seeds come from: a 63-bit seed for initialisation, data order or dropout of an epoch."""
+    return int(np.random.SeedSequence([seed, _PURPOSES.index(purpose), epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Batches:
+    """The batches of an epoch over some pictures: each picture at most once a batch, each caption once an epoch.
+
+    An epoch runs in rounds. In a round each picture that has captions left brings ``captions_per_image`` of them, in
+    an order drawn anew for the epoch, with one view drawn at random.
+    """
+
+    def __init__(self, pictures: np.ndarray, image_index: np.ndarray, views: int, config: TrainingConfig):
+        self._captions = np.flatnonzero(np.isin(image_index, pictures))
+        self._pictures = image_index[self._captions]
+        self._views, self._size, self._each = views, config.batch_size, config.captions_per_image
+        counts = np.bincount(self._pictures)
+        rounds = [int((counts > done).sum()) for done in range(0, int(counts.max()), self._each)]
+        self.steps = sum(math.ceil(present / self._size) for present in rounds)
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Pictures (B,), their views (B,), captions (T,), and each caption's place among the pictures (T,)."""
+        order = np.lexsort((generator.random(len(self._captions)), self._pictures))
+        pictures, captions = self._pictures[order], self._captions[order]
+        first = np.r_[0, np.flatnonzero(np.diff(pictures)) + 1]
+        place = np.arange(len(pictures)) - np.repeat(first, np.diff(np.r_[first, len(pictures)]))
+        for turn in range(int(place.max()) // self._each + 1):
+            mine = place // self._each == turn
+            present = generator.permutation(np.unique(pictures[mine]))
+            of_present = np.argsort(present)  # pictures in ascending order -> their place in ``present``
+            where = of_present[np.searchsorted(present[of_present], pictures[mine])]
+            by_place = np.argsort(where, kind="stable")
+            where, rows = where[by_place], captions[mine][by_place]
+            for batch in np.array_split(np.arange(len(present)), math.ceil(len(present) / self._size)):
+                span = slice(*np.searchsorted(where, [batch[0], batch[-1] + 1]))
+                views = generator.integers(self._views, size=len(batch))
+                yield present[batch], views, rows[span], where[span] - batch[0]
+
+
+def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine to zero at the last step (Loshchilov and Hutter 2017)."""
+    warm = round(config.warmup * total)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def fit(
+    store: FeatureStore,
+    folder: str | Path,
+    config: Config,
+    *,
+    quality: Quality,
+    device: str | torch.device = "cpu",
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict:
+    """Fits heads on the store's train pictures and writes the run folder; goes on with an interrupted fit.
+
+    The heads kept are those of the epoch with the best rsum on the selection pictures.
+
+    Returns:
+        The run's provenance, as in ``run.json``.
+
+    Raises:
+        RunError: the folder holds another run. TrainingError: the loss is not finite. StoreError: too few splits.
+    """
+    folder = Path(folder)
+    roles = store.roles()
+    settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
+    request = digest({"settings": settings, "fingerprints": store.fingerprints})
+    with only_writer(folder, "the run"):
+        if force:
+            remove_folder(folder)
+        elif (folder / checkpoint.PROVENANCE).exists():
+            before = checkpoint.read_provenance(folder)
+            if before["request"] == request:
+                say(f"{folder} is fitted with these settings on this store already; --force fits again")
+                return before
+            raise checkpoint.RunError(f"{folder} holds a run of other settings or features; name another --run, or --force")
+        elif folder.exists() and any(folder.iterdir()) and not (folder / checkpoint.CONFIG).exists():
+            raise checkpoint.RunError(f"{folder} is not empty and no run; name a new folder")
+        checkpoint.load_resume(folder, request)  # refuses another request before anything is written
+        checkpoint.save_settings(folder, config, store.tokenizer_files)
+        with torch.random.fork_rng(devices=[]):
+            heads, state, seconds = _train(store, roles, folder, config, request, quality, torch.device(device), say)
+        checkpoint.save_heads(folder, heads)
+        write_embeddings(store, heads, folder / checkpoint.EMBEDDINGS, roles)
+        provenance = {
+            "request": request,
+            "store": str(store.path.resolve()),
+            "fingerprints": store.fingerprints,
+            "recipes": store.recipes,
+            "encoders": {kind: store.provenance[kind] for kind in ("image", "text")},
+            "extract": store.provenance["settings"],
+            "dims": {"image": store.image_features.shape[2], "text": store.text_features.shape[1]},
+            "selection": {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": state["best_rsum"]},
+            "report": {"split": roles.report_name, "pictures": len(roles.report)},
+            "train_pictures": len(roles.train),
+            "epochs": state["epoch"],
+            "best_epoch": state["best_epoch"],
+            "seconds": seconds,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+        }
+        checkpoint.save_provenance(folder, provenance)
+    return checkpoint.read_provenance(folder)
+
+
+def _train(store, roles: Roles, folder: Path, config: Config, request: str, quality: Quality, device, say):
+    images = torch.from_numpy(store.image_features[:]).to(device)
+    texts = torch.from_numpy(store.text_features[:]).to(device)
+    batches = Batches(roles.train, store.image_index, images.shape[1], config.training)
+    torch.manual_seed(seed_for(config.training.seed, "initialisation"))
+    heads = DualHeads(images.shape[2], texts.shape[1], config.model)
+    train_texts = torch.from_numpy(np.flatnonzero(np.isin(store.image_index, roles.train)))
+    heads.image[0].fit(images[torch.from_numpy(roles.train).to(device)].cpu())
+    heads.text[0].fit(texts[train_texts.to(device)].cpu())
+    heads.to(device)
+    optimizer = torch.optim.AdamW(_parameter_groups(heads, config.training.weight_decay), lr=config.training.learning_rate)
+    state = checkpoint.load_resume(folder, request)
+    if state:
+        heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+        say(f"going on after epoch {state['epoch']}")
+    else:
+        state = {"request": request, "epoch": 0, "best_epoch": 0, "best_rsum": -1.0, "best": {}, "history": []}
+    say(
+        f"fitting {sum(p.numel() for p in heads.parameters() if p.requires_grad):,} parameters on {device}: "
+        f"{len(roles.train):,} pictures, {len(train_texts):,} captions, chosen on {len(roles.selection):,} "
+        f"({roles.selection_name}), to be reported on {len(roles.report):,} ({roles.report_name})"
+    )
+    total = config.training.num_epochs * batches.steps
+    start = time.monotonic()
+    with tqdm(total=total, initial=state["epoch"] * batches.steps, unit=" steps", desc="fit", disable=None) as bar:
+        while state["epoch"] < config.training.num_epochs and not _exhausted(state, config.training):
+            epoch_start = time.monotonic()
+            loss = _epoch(heads, optimizer, batches, images, texts, state["epoch"], total, config.training, bar)
+            selected = embed(heads, images, texts, store.image_index, roles.selection)
+            measured = quality(*selected)
+            state["epoch"] += 1
+            state["history"].append(_history_row(state["epoch"], loss, heads, optimizer, measured, time.monotonic() - epoch_start))
+            if measured["rsum"] > state["best_rsum"]:
+                state |= {"best_rsum": measured["rsum"], "best_epoch": state["epoch"], "best": _copy(heads.state_dict())}
+            checkpoint.save_resume(folder, state | {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()})
+            checkpoint.save_history(folder, state["history"])
+            bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{state['best_rsum']:.1f}")
+    heads.load_state_dict(state["best"])
+    return heads.cpu().eval(), state, round(time.monotonic() - start, 2)
+
+
+def _epoch(heads, optimizer, batches: Batches, images: Tensor, texts: Tensor, epoch: int, total: int, config, bar) -> float:
+    """One pass over every caption; returns the mean loss."""
+    heads.train()
+    torch.manual_seed(seed_for(config.seed, "dropout", epoch))
+    generator = np.random.default_rng(seed_for(config.seed, "order", epoch))
+    losses = []
+    for step, batch in enumerate(batches.epoch(generator), epoch * batches.steps):
+        pictures, views, captions, image_of_text = (torch.from_numpy(part).to(images.device) for part in batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, total, config)
+        embedded = heads.embed_images(images[pictures, views]), heads.embed_texts(texts[captions])
+        loss = contrastive_loss(*embedded, image_of_text, heads.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        heads.clamp_temperature()
+        losses.append(loss.detach())
+        bar.update()
+    heads.eval()
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise TrainingError(f"the loss is not finite in epoch {epoch + 1}; lower training.learning_rate or raise model.temperature")
+    return mean
+
+
+def _exhausted(state: dict, config: TrainingConfig) -> bool:
+    return bool(config.patience) and state["epoch"] - state["best_epoch"] >= config.patience
+
+
+def _parameter_groups(heads: DualHeads, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices alone; biases, norms and the temperature go without."""
+    trained = [parameter for parameter in heads.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _copy(state: dict) -> dict:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _history_row(epoch: int, loss: float, heads: DualHeads, optimizer, measured: dict, seconds: float) -> dict:
+    row = {
+        "epoch": epoch,
+        "loss": loss,
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "temperature": float(heads.temperature.detach()),
+        "rsum": measured["rsum"],
+    }
+    for direction in ("image_to_text", "text_to_image"):
+        row |= {f"{direction}_R@{k}": measured[direction][f"R@{k}"] for k in (1, 5, 10)}
+    return row | {"seconds": round(seconds, 3)}
