@@ -222,7 +222,7 @@ def draw_features(store: FeatureStore) -> Figure:
     return figure
 
 
-def draw_hits(hits: list[Hit], query: str, mode: str, thumbnails: list[bytes] | None, rows_to_pictures: np.ndarray) -> Figure:
+def draw_hits(hits: list[Hit], query: str, mode: str, thumbnails: list[bytes] | None) -> Figure:
     """The hits of one search: pictures with their scores (text2image), or the query's picture beside captions.
 
     Raises:
@@ -240,7 +240,7 @@ def draw_hits(hits: list[Hit], query: str, mode: str, thumbnails: list[bytes] | 
     for axes in grid.flat:
         axes.axis("off")
     for axes, hit in zip(grid.flat, hits, strict=False):
-        axes.imshow(Image.open(io.BytesIO(thumbnails[rows_to_pictures[hit.rank - 1]])))
+        axes.imshow(Image.open(io.BytesIO(thumbnails[hit.image_row])))
         caption = hit.captions[0] if hit.captions else hit.id
         axes.set_title(f"{hit.rank}. {hit.score:.3f}", fontsize=11)
         axes.text(0.5, -0.03, "\n".join(textwrap.wrap(caption, 30)[:3]), transform=axes.transAxes, ha="center", va="top", fontsize=8)

@@ -61,7 +61,7 @@ class ModelConfig:
 
     head: str = "linear"  # linear; mlp: a residual block with GELU, dropout and LayerNorm behind the projection
     embedding_dim: int = 512
-    dropout: float = 0.0
+    dropout: float = 0.5  # of the standardised features (linear), of the block (mlp)
     temperature: float = 0.07
     learn_temperature: bool = False  # then 0.07 is where it starts, kept within [0.01, 1]
 

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
@@ -50,6 +51,20 @@ def decode(data: bytes) -> Image.Image:
         raise PictureError("not a picture in a known format") from error
     except Exception as error:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error …
         raise PictureError(f"damaged picture: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """The picture in the file ``path``, as ``decode`` gives it.
+
+    Raises:
+        PictureError: no such file, a folder, or no usable picture; the path is named.
+    """
+    try:
+        return decode(Path(path).read_bytes())
+    except PictureError as error:
+        raise PictureError(f"{path} is no usable picture: {error}") from error
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

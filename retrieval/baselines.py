@@ -26,14 +26,14 @@ def unlearned(
     space, others = _unit(space), _unit(others)
     pairs = []
     for number in range(MAPS):
-        mapped = others @ random_orthogonal(others.shape[1], space.shape[1], seed + number)
+        mapped = _unit(others @ random_orthogonal(others.shape[1], space.shape[1], [seed, images_are_space, number]))
         images, texts = (space, mapped) if images_are_space else (mapped, space)
         pairs.append(rank(images, texts, image_index))
         step()
     return pairs
 
 
-def random_orthogonal(rows: int, columns: int, seed: int) -> np.ndarray:
+def random_orthogonal(rows: int, columns: int, seed: int | list[int]) -> np.ndarray:
     """A Haar-random matrix, float64 (rows, columns), whose rows or columns, the fewer, are orthonormal (Mezzadri 2007)."""
     gaussian = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
     basis, upper = np.linalg.qr(gaussian)

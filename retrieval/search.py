@@ -1,7 +1,8 @@
 """Text -> pictures and picture -> captions over an embeddings file."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class SearchError(OnceoverError):
 class Hit:
     """One result: a picture with its captions (text2image), or a caption with its picture (image2text).
 
-    ``score`` is the cosine similarity; ``row`` the hit's row in the embeddings file.
+    ``score`` is the cosine similarity; ``image_row`` the picture's row in the embeddings file.
     """
 
     rank: int
@@ -28,11 +29,27 @@ class Hit:
     id: str
     path: str
     captions: list[str]
-    row: int = field(repr=False)
+    image_row: int
 
     def to_dict(self) -> dict:
         """The hit as plain values."""
         return asdict(self)
+
+
+def check_query(query: str, mode: str) -> None:
+    """Refuses a query that cannot be meant for ``mode``, before any model is loaded.
+
+    Raises:
+        SearchError: an empty query, a sentence where a picture's path is wanted, or a picture where a sentence is.
+    """
+    if not query.strip():
+        raise SearchError("the query is empty; give a sentence or a picture's path")
+    path = Path(query) if "\0" not in query and len(query) < 1024 else None
+    if mode == "image2text" and not (path and path.is_file()):
+        what = "is a folder" if path and path.is_dir() else "is no file"
+        raise SearchError(f"{query[:200]!r} {what}; image2text takes a picture's path (for a sentence: --mode text2image)")
+    if mode == "text2image" and path and path.suffix and path.is_file():
+        raise SearchError(f"{query!r} is a file; to search by a picture, add --mode image2text")
 
 
 class Searcher:
@@ -61,8 +78,7 @@ class Searcher:
             raise SearchError(f"unknown mode {mode!r}; use {' or '.join(MODES)}")
         if top_k < 1:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
-        if not query.strip():
-            raise SearchError("the query is empty; give a sentence or a picture's path")
+        check_query(query, mode)
         vector = self._embed_query(query)
         if not np.isfinite(vector).all():
             raise SearchError("the query's embedding is not finite; the heads have diverged: fit again")
@@ -82,4 +98,4 @@ class Searcher:
             captions = [store.captions[caption] for caption in np.flatnonzero(store.image_index == picture)]
         else:
             picture, captions = int(store.image_index[row]), [store.captions[row]]
-        return Hit(place, score, store.ids[picture], store.paths[picture], captions, row)
+        return Hit(place, score, store.ids[picture], store.paths[picture], captions, picture)
