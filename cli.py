@@ -57,18 +57,30 @@ def done(written: str, following: str | None = None) -> None:
 def config_options(command):
     """--config and --set, shared by the commands that take settings."""
     command = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
         help="Override one setting, for example training.num_epochs=5. May be repeated.",
     )(command)
     return click.option(
-        "--config", "config_file", type=FILE, default=DEFAULT_CONFIG, show_default="configs/config.yaml",
+        "--config",
+        "config_file",
+        type=FILE,
+        default=DEFAULT_CONFIG,
+        show_default="configs/config.yaml",
         help="YAML file with settings.",
     )(command)
 
 
 device_option = click.option("--device", help="cpu, cuda, cuda:1, mps. [default: the best one at hand]")
 json_option = click.option(
-    "--json", "json_to", is_flag=False, flag_value="-", default=None, metavar="[FILE]",
+    "--json",
+    "json_to",
+    is_flag=False,
+    flag_value="-",
+    default=None,
+    metavar="[FILE]",
     help="JSON to FILE, or to stdout and nothing else there if FILE is left out.",
 )
 
@@ -91,7 +103,9 @@ def cli() -> None:
 @click.option("--store", "store_file", required=True, type=FILE, help="The .h5 file to write.")
 @click.option("--image-encoder", metavar="SPEC", help="torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
 @click.option("--text-encoder", metavar="SPEC", help="hf:NAME_OR_FOLDER; add @random for untrained weights.")
-@click.option("--text-pooling", type=click.Choice(["mean", "cls"]), help="Mean over a caption's tokens, or the first one.")
+@click.option(
+    "--text-pooling", type=click.Choice(["mean", "cls"]), help="Mean over a caption's tokens, or the first one."
+)
 @click.option("--views", type=int, help="Cached views a picture: 1 plain, 2 and its mirror image, up to 10 with crops.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the encoders' arithmetic.")
 @click.option("--batch-size", type=int, help="Pictures a forward pass. [default: chosen for the device]")
@@ -117,10 +131,14 @@ def extract(data, store_file, limit, force, retry_failures, device, config_file,
     dataset = read_dataset(data, config.seed)
     for note in dataset.notes:
         say(note)
-    summary = run(dataset.first(limit), store_file, config, device=device, force=force, retry_failures=retry_failures, say=say)
+    summary = run(
+        dataset.first(limit), store_file, config, device=device, force=force, retry_failures=retry_failures, say=say
+    )
     _say_summary(summary)
-    done(f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
-         f"python cli.py fit --store {store_file} --run runs/first")
+    done(
+        f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
+        f"python cli.py fit --store {store_file} --run runs/first",
+    )
 
 
 def _say_summary(summary) -> None:
@@ -154,8 +172,10 @@ def fit(store_file, run_dir, force, device, config_file, overrides):
     config = load_config(config_file, overrides)
     provenance = _fit(store_file, run_dir, config, device, force)
     selection = provenance["selection"]
-    say(f"best epoch {provenance['best_epoch']} of {provenance['epochs']}: rsum {selection['rsum']:.1f} on "
-        f"{selection['pictures']:,} pictures ({selection['split']}), {provenance['seconds']:.0f} s")
+    say(
+        f"best epoch {provenance['best_epoch']} of {provenance['epochs']}: rsum {selection['rsum']:.1f} on "
+        f"{selection['pictures']:,} pictures ({selection['split']}), {provenance['seconds']:.0f} s"
+    )
     done(f"wrote {run_dir}", f"python cli.py evaluate --run {run_dir}")
 
 
@@ -193,8 +213,11 @@ def evaluate(run_dir, split, store_file, json_to):
             from extract.files import write_json
 
             write_json(json_to, result)
-    done(f"wrote {run_dir}/evaluation-{result['split']}.md, .csv and .json" + (f", {json_to}" if json_to not in (None, "-") else ""),
-         f'python cli.py search --run {run_dir} --query "a dog playing in the park"')
+    done(
+        f"wrote {run_dir}/evaluation-{result['split']}.md, .csv and .json"
+        + (f", {json_to}" if json_to not in (None, "-") else ""),
+        f'python cli.py search --run {run_dir} --query "a dog playing in the park"',
+    )
 
 
 def _evaluate(run_dir: Path, split: str | None, store_file: Path | None = None) -> dict:
@@ -218,7 +241,9 @@ def _evaluate(run_dir: Path, split: str | None, store_file: Path | None = None) 
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="A run folder, as fit writes it.")
 @click.option("--query", required=True, help="A sentence (text2image), or the path of any picture (image2text).")
 @click.option("--mode", type=click.Choice(["text2image", "image2text"]), default="text2image", show_default=True)
-@click.option("--top-k", "--top_k", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Hits to show.")
+@click.option(
+    "--top-k", "--top_k", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Hits to show."
+)
 @click.option("--split", help="Search this split alone. [default: everything]")
 @click.option("--json", "as_json", is_flag=True, help="JSON to stdout, and nothing else there.")
 @click.option("--out", type=FILE, help="Draw the hits: a .png, .svg or .pdf file.")
@@ -227,15 +252,24 @@ def search(run_dir, query, mode, top_k, split, as_json, out, device):
     """Find pictures by a sentence, or captions by a picture."""
     hits = _search(run_dir, query, mode, top_k, split, out, device)
     if as_json:
-        click.echo(json.dumps({"query": query, "mode": mode, "hits": [hit.to_dict() for hit in hits]}, indent=2, ensure_ascii=False))
+        click.echo(
+            json.dumps(
+                {"query": query, "mode": mode, "hits": [hit.to_dict() for hit in hits]}, indent=2, ensure_ascii=False
+            )
+        )
     else:
         for hit in hits:
-            click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {hit.path}" + "".join(f"\n             {text}" for text in hit.captions[:1]))
+            click.echo(
+                f"{hit.rank:3}  {hit.score:6.3f}  {hit.path}"
+                + "".join(f"\n             {text}" for text in hit.captions[:1])
+            )
     if out:
         done(f"wrote {out}")
 
 
-def _search(run_dir: Path, query: str, mode: str, top_k: int, split: str | None, out: Path | None, device: str | None) -> list:
+def _search(
+    run_dir: Path, query: str, mode: str, top_k: int, split: str | None, out: Path | None, device: str | None
+) -> list:
     from heads.checkpoint import EMBEDDINGS, load_run
     from retrieval.embeddings import read_embeddings
     from retrieval.search import Searcher, check_query
@@ -261,8 +295,13 @@ def _embed_text(run, device: str | None):
 
     made, settings = run.provenance["encoders"]["text"], run.provenance["extract"]
     encoder = TextEncoder(
-        made["encoder"], pooling=settings["text_pooling"], max_length=settings["max_length"], dtype=settings["dtype"],
-        seed=made["seed"], device=device, tokenizer_files=run.tokenizer_files,
+        made["encoder"],
+        pooling=settings["text_pooling"],
+        max_length=settings["max_length"],
+        dtype=settings["dtype"],
+        seed=made["seed"],
+        device=device,
+        tokenizer_files=run.tokenizer_files,
     )
     run.check_encoder("text", encoder.recipe)
 
@@ -284,7 +323,9 @@ def _embed_picture(run, device: str | None):
     from heads.embed import image_embeddings
 
     made, settings = run.provenance["encoders"]["image"], run.provenance["extract"]
-    encoder = ImageEncoder(made["encoder"], views=settings["views"], dtype=settings["dtype"], seed=made["seed"], device=device)
+    encoder = ImageEncoder(
+        made["encoder"], views=settings["views"], dtype=settings["dtype"], seed=made["seed"], device=device
+    )
     run.check_encoder("image", encoder.recipe)
 
     def embed_query(path: str):
@@ -403,9 +444,13 @@ def demo(out, device):
     multimodal, guess = result["models"]["multimodal"], result["models"]["chance"]
     for direction, label in (("image_to_text", "picture -> caption"), ("text_to_image", "caption -> picture")):
         ratio = multimodal[direction]["R@1"] / guess[direction]["R@1"]
-        click.echo(f"{label}: R@1 {multimodal[direction]['R@1']:.1f} %, {ratio:.0f} times chance, with untrained encoders")
-    done(f"wrote {out}: the store, the run, and the pictures in {figures}",
-         "python cli.py download flickr8k --to data/flickr8k   (real photographs)")
+        click.echo(
+            f"{label}: R@1 {multimodal[direction]['R@1']:.1f} %, {ratio:.0f} times chance, with untrained encoders"
+        )
+    done(
+        f"wrote {out}: the store, the run, and the pictures in {figures}",
+        "python cli.py download flickr8k --to data/flickr8k   (real photographs)",
+    )
 
 
 if __name__ == "__main__":

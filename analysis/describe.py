@@ -41,22 +41,29 @@ def _describe_store(store: FeatureStore) -> str:
     lines = [
         f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
         f"  made        {made['created']} from {made['data']} ({made['layout']} layout)",
-        f"  pictures    {len(store.image_ids):,}: " + ", ".join(f"{n:,} {split or 'in no split'}" for split, n in splits.items()),
-        f"  captions    {len(store.captions):,}, {per_picture} a picture; {int(store.truncated.sum()):,} cut at the encoder's maximum length",
+        f"  pictures    {len(store.image_ids):,}: "
+        + ", ".join(f"{n:,} {split or 'in no split'}" for split, n in splits.items()),
+        f"  captions    {len(store.captions):,}, {per_picture} a picture; "
+        f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
     ]
     for kind, features in (("image", image), ("text", text)):
         how = made[kind]
         shape = " x ".join(f"{side:,}" for side in features.shape)
         lines += [
             f"  {kind:<11} {how['encoder']}, {shape} {features.dtype} ({features.nbytes / 2**20:,.1f} MiB)",
-            f"              fingerprint {store.fingerprints[kind][:16]}, weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}",
-            f"              on {how['device']}, {how['threads']} threads, batches of {how['batch_size']}, torch {how['torch']}, transformers {how['transformers']}",
+            f"              fingerprint {store.fingerprints[kind][:16]}, "
+            f"weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}",
+            f"              on {how['device']}, {how['threads']} threads, batches of {how['batch_size']}, "
+            f"torch {how['torch']}, transformers {how['transformers']}",
         ]
     thumbnails = store.thumbnails()
     size = f"{sum(map(len, thumbnails)) / 2**20:,.1f} MiB" if thumbnails is not None else "none"
     lines += [f"  thumbnails  {size}", f"  dataset     fingerprint {store.fingerprints['dataset'][:16]}"]
     lines += [f"  note        {note}" for note in made["notes"]]
-    lines += [f"  warning     the same picture lies in several splits: {', '.join(group)}" for group in store.duplicates_across_splits()]
+    lines += [
+        f"  warning     the same picture lies in several splits: {', '.join(group)}"
+        for group in store.duplicates_across_splits()
+    ]
     failures = store.failures
     lines.append(f"  left out    {len(failures):,} records")
     lines += [f"    {failure.stage:<8} {failure.id}: {failure.reason}" for failure in failures]
@@ -72,8 +79,10 @@ def _describe_run(folder: Path) -> str:
         f"  encoders    {made['encoders']['image']['encoder']}, {made['encoders']['text']['encoder']}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
-        f"  fitted on   {made['train_pictures']:,} pictures in {made['seconds']:.0f} s ({made['device']}, {made['threads']} threads, torch {made['versions']['torch']})",
-        f"  chosen on   {made['selection']['split']}, {made['selection']['pictures']:,} pictures: rsum {made['selection']['rsum']:.1f} at epoch {made['best_epoch']} of {made['epochs']}",
+        f"  fitted on   {made['train_pictures']:,} pictures in {made['seconds']:.0f} s "
+        f"({made['device']}, {made['threads']} threads, torch {made['versions']['torch']})",
+        f"  chosen on   {made['selection']['split']}, {made['selection']['pictures']:,} pictures: "
+        f"rsum {made['selection']['rsum']:.1f} at epoch {made['best_epoch']} of {made['epochs']}",
         f"  report on   {made['report']['split']}, {made['report']['pictures']:,} pictures",
     ]
     for file in sorted(folder.glob("evaluation-*.json")):
@@ -82,7 +91,8 @@ def _describe_run(folder: Path) -> str:
             side = result["models"]["multimodal"][direction]
             recalls = " / ".join(f"{side[f'R@{k}']:.1f}" for k in (1, 5, 10))
             lines.append(
-                f"  {result['split']:<11} {direction.replace('_', ' ')}: R@1/5/10 {recalls}, median rank {side['median_rank']:g} "
+                f"  {result['split']:<11} {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
+                f"median rank {side['median_rank']:g} "
                 f"({result['n_images']:,} pictures, {result['n_captions']:,} captions)"
             )
     return "\n".join(lines)
@@ -94,5 +104,6 @@ def _describe_parts(parts: Path) -> str:
         plan = parts / f"{kind}.plan.json"
         if plan.exists():
             shards, todo = len(list(parts.glob(f"{kind}-*.h5"))), read_json(plan, "the plan")
-            lines.append(f"  {kind:<11} {shards:,} of {-(-len(todo['todo']) // todo['rows']):,} shards done ({len(todo['todo']):,} rows in all)")
+            total = -(-len(todo["todo"]) // todo["rows"])
+            lines.append(f"  {kind:<11} {shards:,} of {total:,} shards done ({len(todo['todo']):,} rows in all)")
     return "\n".join([*lines, "  run the same extract command again to go on"])

@@ -44,7 +44,13 @@ class PlotError(OnceoverError):
     """Files that hold nothing to draw, or a picture format that cannot be written."""
 
 
-def plot_run(folder: str | Path, out: str | Path, split: str | None = None, seed: int = 0, step: Callable[[str], None] = lambda _: None) -> list[Path]:
+def plot_run(
+    folder: str | Path,
+    out: str | Path,
+    split: str | None = None,
+    seed: int = 0,
+    step: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Draws a run: t-SNE and PCA of the joint embedding, a similarity matrix, training curves, rank distributions.
 
     Args:
@@ -115,16 +121,29 @@ def draw_map(embeddings: Embeddings, split: str, method: str, seed: int = 0) -> 
 
         model = PCA(2, random_state=seed).fit(points)
         places = model.transform(points)
-        labels = tuple(f"component {n + 1} ({100 * share:.0f} % of the variance)" for n, share in enumerate(model.explained_variance_ratio_))
+        labels = tuple(
+            f"component {n + 1} ({100 * share:.0f} % of the variance)"
+            for n, share in enumerate(model.explained_variance_ratio_)
+        )
     image, text = np.split(places, 2)
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.add_subplot()
     linked = np.random.default_rng(seed).permutation(len(pictures))[:LINKED_PAIRS]
-    lines = LineCollection(np.stack([image[linked], text[linked]], 1), colors=NEUTRAL, linewidths=0.8, alpha=0.7, label=f"matched pair ({len(linked)} shown)")
+    lines = LineCollection(
+        np.stack([image[linked], text[linked]], 1),
+        colors=NEUTRAL,
+        linewidths=0.8,
+        alpha=0.7,
+        label=f"matched pair ({len(linked)} shown)",
+    )
     axes.add_collection(lines)
     axes.scatter(*image.T, s=16, c=PICTURE, marker="o", linewidths=0, alpha=0.8, label="picture")
     axes.scatter(*text.T, s=20, c=CAPTION, marker="^", linewidths=0, alpha=0.8, label="caption")
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=f"{method} of the joint embedding\n{split}: {len(pictures):,} of {chosen:,} pictures, one caption each")
+    axes.set(
+        xlabel=labels[0],
+        ylabel=labels[1],
+        title=f"{method} of the joint embedding\n{split}: {len(pictures):,} of {chosen:,} pictures, one caption each",
+    )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, markerscale=1.6, handletextpad=0.4)
     if method == "t-SNE":
         axes.set(xticks=[], yticks=[])
@@ -143,8 +162,10 @@ def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure
     place = np.arange(len(scores))
     axes.scatter(place[best_row], place[best_row], s=22, facecolors="none", edgecolors="white", linewidths=1.0)
     axes.set(
-        xlabel="caption", ylabel="picture",
-        title=f"Similarity of {len(pictures):,} pictures and captions\n{split}: a sample of {chosen:,} pictures; circles: the own caption scores best ({best_row.sum()} of {len(scores)})",
+        xlabel="caption",
+        ylabel="picture",
+        title=f"Similarity of {len(pictures):,} pictures and captions\n{split}: a sample of {chosen:,} pictures; "
+        f"circles: the own caption scores best ({best_row.sum()} of {len(scores)})",
     )
     return figure
 
@@ -162,10 +183,18 @@ def draw_training(history: Path) -> Figure:
     left, right = figure.subplots(1, 2)
     left.plot(epoch, columns["loss"], color="black", marker=".")
     left.set(xlabel="epoch", ylabel="training loss", title="Loss")
-    for direction, colour, label in (("image_to_text", PICTURE, "picture → caption"), ("text_to_image", CAPTION, "caption → picture")):
+    for direction, colour, label in (
+        ("image_to_text", PICTURE, "picture → caption"),
+        ("text_to_image", CAPTION, "caption → picture"),
+    ):
         for k, style in ((1, "-"), (5, "--"), (10, ":")):
             right.plot(epoch, columns[f"{direction}_R@{k}"], color=colour, linestyle=style, label=f"{label}, R@{k}")
-    right.set(xlabel="epoch", ylabel="recall in %", title=f"Recall on the selection split (best rsum {columns['rsum'].max():.1f}, epoch {best})", ylim=(0, None))
+    right.set(
+        xlabel="epoch",
+        ylabel="recall in %",
+        title=f"Recall on the selection split (best rsum {columns['rsum'].max():.1f}, epoch {best})",
+        ylim=(0, None),
+    )
     for axes in (left, right):
         axes.axvline(best, color=NEUTRAL, linewidth=0.8)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -180,13 +209,21 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
     random = chance(len(pictures), image_index)
     figure = Figure(figsize=(9.2, 4.0), layout="constrained")
     names = ("Picture → caption", "Caption → picture")
-    for axes, model, guess, name, colour in zip(figure.subplots(1, 2, sharey=True), found, random, names, (PICTURE, CAPTION), strict=True):
+    for axes, model, guess, name, colour in zip(
+        figure.subplots(1, 2, sharey=True), found, random, names, (PICTURE, CAPTION), strict=True
+    ):
         cutoffs = np.unique(np.geomspace(1, model.gallery, 60).astype(int))
         axes.plot(cutoffs, _hit_curve(model, cutoffs), color=colour, label="multimodal")
         axes.plot(cutoffs, _hit_curve(guess, cutoffs), color=NEUTRAL, linestyle="--", label="chance")
         median = float(np.median(model.expected_rank()))
         axes.axvline(median, color=colour, linewidth=0.8, linestyle=":", label=f"median rank {median:g}")
-        axes.set(xscale="log", xlim=(1, model.gallery), ylim=(0, 100), xlabel="K", title=f"{name}\n{split}: {len(model.greater):,} queries, gallery of {model.gallery:,}")
+        axes.set(
+            xscale="log",
+            xlim=(1, model.gallery),
+            ylim=(0, 100),
+            xlabel="K",
+            title=f"{name}\n{split}: {len(model.greater):,} queries, gallery of {model.gallery:,}",
+        )
         axes.legend(loc="lower right")
     figure.axes[0].set_ylabel("queries with a correct item\namong the first K, in %")
     return figure
@@ -207,17 +244,43 @@ def draw_features(store: FeatureStore) -> Figure:
     )
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     scatter_left, scatter_right, curve = figure.subplots(1, 3)
-    for axes, (name, features, of_split), colour in zip((scatter_left, scatter_right), kinds, (PICTURE, CAPTION), strict=True):
+    for axes, (name, features, of_split), colour in zip(
+        (scatter_left, scatter_right), kinds, (PICTURE, CAPTION), strict=True
+    ):
         components = min(256, *features.shape)
         model = PCA(components, svd_solver="randomized", random_state=0).fit(features)
-        places = model.transform(features)[:, :2] if components > 1 else np.c_[model.transform(features), np.zeros(len(features))]
+        places = (
+            model.transform(features)[:, :2]
+            if components > 1
+            else np.c_[model.transform(features), np.zeros(len(features))]
+        )
         for split in dict.fromkeys(split for split in SPLIT_COLOURS if (of_split == split).any()):
             mine = of_split == split
-            axes.scatter(*places[mine].T, s=4, linewidths=0, alpha=0.5, c=SPLIT_COLOURS[split], label=f"{split or 'no split'} ({mine.sum():,})", rasterized=True)
-        axes.set(xlabel="component 1", ylabel="component 2", title=f"PCA of {name}\n{len(features):,} rows of {features.shape[1]:,} numbers")
+            axes.scatter(
+                *places[mine].T,
+                s=4,
+                linewidths=0,
+                alpha=0.5,
+                c=SPLIT_COLOURS[split],
+                label=f"{split or 'no split'} ({mine.sum():,})",
+                rasterized=True,
+            )
+        axes.set(
+            xlabel="component 1",
+            ylabel="component 2",
+            title=f"PCA of {name}\n{len(features):,} rows of {features.shape[1]:,} numbers",
+        )
         axes.legend(markerscale=3, loc="best")
-        curve.plot(np.arange(1, components + 1), 100 * np.cumsum(model.explained_variance_ratio_), color=colour, label=name)
-    curve.set(xscale="log", xlabel="components", ylabel="variance held, in %", ylim=(0, 100), title="How many dimensions the features use")
+        curve.plot(
+            np.arange(1, components + 1), 100 * np.cumsum(model.explained_variance_ratio_), color=colour, label=name
+        )
+    curve.set(
+        xscale="log",
+        xlabel="components",
+        ylabel="variance held, in %",
+        ylim=(0, 100),
+        title="How many dimensions the features use",
+    )
     curve.legend(loc="upper left")
     return figure
 
@@ -243,12 +306,23 @@ def draw_hits(hits: list[Hit], query: str, mode: str, thumbnails: list[bytes] | 
         axes.imshow(Image.open(io.BytesIO(thumbnails[hit.image_row])))
         caption = hit.captions[0] if hit.captions else hit.id
         axes.set_title(f"{hit.rank}. {hit.score:.3f}", fontsize=11)
-        axes.text(0.5, -0.03, "\n".join(textwrap.wrap(caption, 30)[:3]), transform=axes.transAxes, ha="center", va="top", fontsize=8)
+        axes.text(
+            0.5,
+            -0.03,
+            "\n".join(textwrap.wrap(caption, 30)[:3]),
+            transform=axes.transAxes,
+            ha="center",
+            va="top",
+            fontsize=8,
+        )
     return figure
 
 
 def _draw_captions(hits: list[Hit], query: str) -> Figure:
-    lines = [textwrap.wrap(f"{hit.rank}.  {hit.score:.3f}  {hit.captions[0]}", 70, subsequent_indent="      ") for hit in hits]
+    lines = [
+        textwrap.wrap(f"{hit.rank}.  {hit.score:.3f}  {hit.captions[0]}", 70, subsequent_indent="      ")
+        for hit in hits
+    ]
     figure = Figure(figsize=(11, max(3.2, 0.5 + 0.24 * sum(map(len, lines)) + 0.12 * len(lines))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
     with Image.open(query) as picture:
@@ -256,7 +330,15 @@ def _draw_captions(hits: list[Hit], query: str) -> Figure:
     left.set_title(Path(query).name)
     left.axis("off")
     right.axis("off")
-    right.text(0, 1, "\n\n".join("\n".join(line) for line in lines), transform=right.transAxes, va="top", fontsize=11, linespacing=1.3)
+    right.text(
+        0,
+        1,
+        "\n\n".join("\n".join(line) for line in lines),
+        transform=right.transAxes,
+        va="top",
+        fontsize=11,
+        linespacing=1.3,
+    )
     return figure
 
 

@@ -88,7 +88,10 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
     captions_file, layout = _find_captions(data)
     root = captions_file.parent if data.is_file() else data
     if layout == "original":
-        rows, folders = _token_rows(captions_file), ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
+        rows, folders = (
+            _token_rows(captions_file),
+            ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images"),
+        )
     else:
         rows = _csv_rows(captions_file)
         folders = ("Images", "images", ".")
@@ -213,7 +216,9 @@ def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], sou
             ids.append(name)
         captions.append(caption)
         image_index.append(index[name])
-    failures += [Failure(name, "dataset", "no usable caption") for name in found if not found[name] and name not in index]
+    failures += [
+        Failure(name, "dataset", "no usable caption") for name in found if not found[name] and name not in index
+    ]
     if not ids:
         raise DatasetError(f"{source}: no picture is usable; the first reason: {failures[0].id}: {failures[0].reason}")
     return Dataset(

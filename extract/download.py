@@ -67,13 +67,20 @@ def _fetch(archive: Archive, folder: Path) -> Path:
     partial = folder / f".{name}.part"
     try:
         place = pooch.retrieve(
-            archive.url, known_hash=f"md5:{archive.md5}", fname=f".{name}", path=folder,
+            archive.url,
+            known_hash=f"md5:{archive.md5}",
+            fname=f".{name}",
+            path=folder,
             downloader=lambda url, output, _: _resume(url, partial, output),
         )
     except requests.RequestException as error:
-        raise DownloadError(f"{archive.url} could not be downloaded ({_reason(error)}); run the same command again to go on") from error
+        raise DownloadError(
+            f"{archive.url} could not be downloaded ({_reason(error)}); run the same command again to go on"
+        ) from error
     except ValueError as error:  # pooch's word for a wrong checksum
-        raise DownloadError(f"{archive.url} came with a wrong checksum and was discarded; run the same command again") from error
+        raise DownloadError(
+            f"{archive.url} came with a wrong checksum and was discarded; run the same command again"
+        ) from error
     return Path(place)
 
 
@@ -89,7 +96,9 @@ def _resume(url: str, partial: Path, output: str | Path) -> None:
             total = have + int(rest) if rest else None
             with (
                 open(partial, "ab" if have else "wb") as file,
-                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem.lstrip("."), disable=None) as bar,
+                tqdm(
+                    total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem.lstrip("."), disable=None
+                ) as bar,
             ):
                 for block in answer.iter_content(2**20):
                     file.write(block)
@@ -120,7 +129,9 @@ def _unpack(file: Path, folder: Path, proof: str) -> None:
             os.replace(entry, folder / entry.name)
     except zipfile.BadZipFile as error:
         file.unlink()
-        raise DownloadError(f"{file.name.lstrip('.')} is a damaged zip file ({error}); run the same command again") from error
+        raise DownloadError(
+            f"{file.name.lstrip('.')} is a damaged zip file ({error}); run the same command again"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -130,7 +141,9 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], file: Path) -> None:
         path = PurePosixPath(member.filename.replace("\\", "/"))
         link = (member.external_attr >> 16) & 0o170000 == 0o120000
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or link:
-            raise DownloadError(f"{file.name.lstrip('.')} would write outside its folder ({member.filename!r}); nothing was unpacked")
+            raise DownloadError(
+                f"{file.name.lstrip('.')} would write outside its folder ({member.filename!r}); nothing was unpacked"
+            )
     size = sum(member.file_size for member in members)
     if size > MAX_UNPACKED:
         raise DownloadError(f"{file.name.lstrip('.')} would unpack to {size / 2**30:,.0f} GiB; nothing was unpacked")

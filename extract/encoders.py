@@ -6,7 +6,6 @@ feature does not depend on what else is in its batch beyond the last bits of the
 
 import contextlib
 import hashlib
-import json
 import os
 import pickle
 import socket
@@ -29,8 +28,18 @@ from extract.specs import EncoderError, Spec, parse_spec
 
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
 _DISTILBERT = "distilbert-base-uncased"
-_SPECIAL_TOKENS = {name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")}
-_CONFIG_NOISE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id"}
+_SPECIAL_TOKENS = {
+    name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+}
+_CONFIG_NOISE = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "id2label",
+    "label2id",
+}
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -66,13 +75,21 @@ class ImageEncoder:
         with _quiet_transformers():
             model, self._preprocess, self._pool, recipe = load(parsed, seed)
         model = model.eval().requires_grad_(False)
-        self.recipe = recipe | {"weights": _hash_weights(model), "dtype": dtype, "views": [list(view) for view in self._views]}
+        self.recipe = recipe | {
+            "weights": _hash_weights(model),
+            "dtype": dtype,
+            "views": [list(view) for view in self._views],
+        }
         self._model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The views of an RGB picture, preprocessed: float32 (V, 3, H, W)."""
-        cropped = {corner: self._preprocess(pictures.crop(picture, corner)) for corner in {view[0] for view in self._views}}
-        return torch.stack([cropped[corner].flip(-1) if mirrored else cropped[corner] for corner, mirrored in self._views])
+        cropped = {
+            corner: self._preprocess(pictures.crop(picture, corner)) for corner in {view[0] for view in self._views}
+        }
+        return torch.stack(
+            [cropped[corner].flip(-1) if mirrored else cropped[corner] for corner, mirrored in self._views]
+        )
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> np.ndarray:
@@ -173,13 +190,16 @@ def _torchvision_image_model(spec: Spec, seed: int):
         if not hasattr(models, spec.name):
             raise ValueError("not a classifier")
     except ValueError as error:
-        raise EncoderError(f"{spec.text}: torchvision has no classifier {spec.name!r} (resnet50 and vit_b_16 are two)") from error
+        raise EncoderError(
+            f"{spec.text}: torchvision has no classifier {spec.name!r} (resnet50 and vit_b_16 are two)"
+        ) from error
     names = list(weights_enum.__members__)
     entry = weights_enum[spec.weights] if spec.weights in names else next(iter(weights_enum))
     file = Path(spec.weights)
     if spec.weights not in names and not spec.random and not file.is_file():
         raise EncoderError(
-            f"{spec.text}: {spec.weights!r} is neither a file nor one of {spec.name}'s weights: {', '.join(names)}, random"
+            f"{spec.text}: {spec.weights!r} is neither a file nor one of {spec.name}'s weights: "
+            f"{', '.join(names)}, random"
         )
     if spec.weights in names:
         model = _torchvision_pretrained(spec, entry)
@@ -191,7 +211,11 @@ def _torchvision_image_model(spec: Spec, seed: int):
             _load_weights(model, file, spec)
     _drop_classifier(model)
     transforms = entry.transforms()
-    recipe = {"architecture": f"torchvision:{spec.name}", "preprocessing": str(transforms), "pooling": "before the classifier"}
+    recipe = {
+        "architecture": f"torchvision:{spec.name}",
+        "preprocessing": str(transforms),
+        "pooling": "before the classifier",
+    }
     return model, transforms, lambda module, batch: module(batch), recipe
 
 
@@ -214,11 +238,14 @@ def _torchvision_pretrained(spec: Spec, entry) -> nn.Module:
             return models.get_model(spec.name, weights=entry)
     except OSError as error:
         raise EncoderError(
-            f"{spec.text}: the weights are not at {cached} and {entry.url} could not be downloaded ({error}); put the "
-            f"file there, name a local one (torchvision:{spec.name}@FILE), or use torchvision:{spec.name}@random, untrained"
+            f"{spec.text}: the weights are not at {cached} and {entry.url} could not be downloaded ({error}); "
+            f"put the file there, name a local one (torchvision:{spec.name}@FILE), or use "
+            f"torchvision:{spec.name}@random, untrained"
         ) from error
     except (RuntimeError, pickle.UnpicklingError) as error:
-        raise EncoderError(f"{spec.text}: {cached} is damaged ({_first_line(error)}); remove it and try again") from error
+        raise EncoderError(
+            f"{spec.text}: {cached} is damaged ({_first_line(error)}); remove it and try again"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -324,7 +351,8 @@ def _from_pretrained(loader, spec: Spec, **options):
     except Exception as error:  # whatever the network stack raises, the user needs the same three ways out
         raise EncoderError(
             f"{spec.text}: no such folder, not in the Hugging Face cache, and not to be downloaded "
-            f"({type(error).__name__}: {_first_line(error)}); name a local copy (hf:FOLDER) or, untrained, torchvision:resnet50@random and hf:{_DISTILBERT}@random"
+            f"({type(error).__name__}: {_first_line(error)}); "
+            f"name a local copy (hf:FOLDER) or, untrained, torchvision:resnet50@random and hf:{_DISTILBERT}@random"
         ) from error
 
 
@@ -406,7 +434,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' own bars and advice from the terminal while a model loads; failures are raised all the same."""
+    """Keeps transformers' own bars and advice from the terminal while a model loads; failures are raised anyway."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -5,7 +5,6 @@ number of threads are fixed before the first one, so that a resumed store equals
 """
 
 import hashlib
-import os
 import platform
 import time
 from collections import Counter
@@ -82,12 +81,18 @@ def extract(
     path = Path(path)
     parts = parts_folder(path)
     stats = [_stat(dataset.root / name) for name in dataset.paths]
-    listing = digest([dataset.ids, dataset.paths, dataset.splits, dataset.captions, dataset.image_index.tolist(), stats])
+    listing = digest(
+        [dataset.ids, dataset.paths, dataset.splits, dataset.captions, dataset.image_index.tolist(), stats]
+    )
     request = _request(config)
     with only_writer(path, "the store"):
         old = FeatureStore(path) if path.exists() else None
         try:
-            if old and not retry_failures and (old.provenance["listing"], old.provenance["request"]) == (listing, request):
+            if (
+                old
+                and not retry_failures
+                and (old.provenance["listing"], old.provenance["request"]) == (listing, request)
+            ):
                 remove_folder(parts)
                 return _summary(old, up_to_date=True)
             job = _Job(dataset, stats, listing, config, path, parts, old, device, force, retry_failures, say)
@@ -169,7 +174,9 @@ class _Job:
         lost = {row: sources.failures[self.dataset.ids[row]] for row, key in enumerate(keys) if key not in sources}
         if not kept:
             first = next(iter(lost.values()))
-            raise StoreError(f"none of the {len(lost):,} pictures could be encoded; the first: {first.id}: {first.reason}")
+            raise StoreError(
+                f"none of the {len(lost):,} pictures could be encoded; the first: {first.id}: {first.reason}"
+            )
         image_recipe = encoder.recipe
         del encoder
 
@@ -210,7 +217,7 @@ class _Job:
         )
 
     def _settings(self, threads: int) -> dict:
-        """Batch size, threads and device: features differ in the last bits between them, so a resumed run keeps them."""
+        """Batch size, threads and device, kept by a resumed run: features differ in the last bits between them."""
         file = self.parts / "settings.json"
         wanted = {
             "batch_size": self.config.batch_size or BATCH_SIZE.get(self.device.partition(":")[0], 16),
@@ -223,7 +230,9 @@ class _Job:
         begun = read_json(file, "the unfinished extraction's settings")
         self.say(f"going on with the unfinished extraction in {self.parts}")
         if begun != wanted:
-            self.say(f"as it was begun: batches of {begun['batch_size']}, {begun['threads']} threads, {begun['device']}")
+            self.say(
+                f"as it was begun: batches of {begun['batch_size']}, {begun['threads']} threads, {begun['device']}"
+            )
         return begun
 
     def _kept_vocabulary(self) -> dict[str, bytes] | None:
@@ -274,7 +283,9 @@ class _Job:
         columns = ("thumbnail",) if self.config.thumbnails else ()
         sources = self._sources("image", encoder.recipe, columns)
         shards = self._shards("image", encoder.recipe, self.listing, lambda: self._new_images(sources))
-        self._announce("image", shards, f"{self.config.image_encoder}, {self.config.views} views", len(self.dataset.ids))
+        self._announce(
+            "image", shards, f"{self.config.image_encoder}, {self.config.views} views", len(self.dataset.ids)
+        )
 
         def encode(items: list[int], bar: tqdm) -> tuple[dict, list[Failure]]:
             return self._image_rows(encoder, items, bar)
@@ -363,12 +374,16 @@ class _Job:
                     reason = error.strerror if isinstance(error, OSError) else str(error)
                     failures.append(Failure(self.dataset.ids[row], "image", reason or str(error), *self.stats[row]))
                     continue
-                batch.append((row, hashlib.sha256(data).hexdigest(), thumbnail(picture) if self.config.thumbnails else b""))
+                batch.append(
+                    (row, hashlib.sha256(data).hexdigest(), thumbnail(picture) if self.config.thumbnails else b"")
+                )
             if batch:
                 encoded = encoder.encode(torch.stack(pixels))
                 for (row, sha256, small), values in zip(batch, encoded, strict=True):
                     if not np.isfinite(values).all():
-                        failures.append(Failure(self.dataset.ids[row], "image", "its features are not finite", *self.stats[row]))
+                        failures.append(
+                            Failure(self.dataset.ids[row], "image", "its features are not finite", *self.stats[row])
+                        )
                         continue
                     rows.append(row)
                     hashes.append(sha256)
@@ -392,7 +407,7 @@ class _Job:
             kept = self.old is not None and not self.computed[kind] and not self.force
             kinds[kind] = (self.old.provenance[kind] if kept else made) | {"encoder": spec, "seed": self.config.seed}
         return {
-            "data": os.path.abspath(self.dataset.root),
+            "data": str(self.dataset.root.resolve()),
             "layout": self.dataset.layout,
             "notes": self.dataset.notes,
             "splits": dict(Counter(self.dataset.splits)),

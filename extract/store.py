@@ -157,10 +157,15 @@ class FeatureStore:
                 problems.append(f"/{kind}/features holds {bad} numbers that are not finite")
             if digest(self.recipes[kind]) != self.fingerprints[kind]:
                 problems.append(f"/{kind}/features: the fingerprint is not its recipe's")
-        problems += [f"/image/id: {name!r} stands {count} times" for name, count in Counter(self.image_ids).items() if count > 1]
+        problems += [
+            f"/image/id: {name!r} stands {count} times" for name, count in Counter(self.image_ids).items() if count > 1
+        ]
         if m and not (self.image_index.min() >= 0 and self.image_index.max() < n):
             problems.append("/text/image_index points outside the pictures")
-        if dataset_fingerprint(self.image_ids, self.sha256, self.image_splits, self.captions, self.image_index) != self.fingerprints["dataset"]:
+        if (
+            dataset_fingerprint(self.image_ids, self.sha256, self.image_splits, self.captions, self.image_index)
+            != self.fingerprints["dataset"]
+        ):
             problems.append("the dataset's fingerprint does not match its rows")
         return problems
 
@@ -215,7 +220,9 @@ class RowSources:
             for row, key in enumerate(_strings(group[KEYS[self.kind]])):
                 self._where.setdefault(key, (len(self._files), row))
             if self.kind == "image":
-                stats = zip(_strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist(), strict=True)
+                stats = zip(
+                    _strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist(), strict=True
+                )
                 self.keys_by_stat |= dict(zip(stats, _strings(group["sha256"]), strict=True))
             self._files.append(Path(path))
 
@@ -311,7 +318,9 @@ def _open(path: Path) -> h5py.File:
     if not path.exists():
         if parts_folder(path).exists():
             raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")
-        raise StoreError(f"there is no feature store at {path}; make one: python cli.py extract --data DIR --store {path}")
+        raise StoreError(
+            f"there is no feature store at {path}; make one: python cli.py extract --data DIR --store {path}"
+        )
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:

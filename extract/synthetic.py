@@ -75,7 +75,9 @@ class Scene:
         return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
-def _draw_shape(canvas: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, int], x: float, y: float, radius: float) -> None:
+def _draw_shape(
+    canvas: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, int], x: float, y: float, radius: float
+) -> None:
     box = (x - radius, y - radius, x + radius, y + radius)
     if shape == "circle":
         canvas.ellipse(box, fill=colour)
@@ -97,7 +99,9 @@ def all_scenes() -> list[Scene]:
     return [Scene(first, second, relation) for first, second in pairs for relation in _SENTENCES]
 
 
-def draw_dataset(folder: str | Path, train: int = 540, dev: int = 60, test: int = 200, seed: int = 0) -> tuple[str, Path]:
+def draw_dataset(
+    folder: str | Path, train: int = 540, dev: int = 60, test: int = 200, seed: int = 0
+) -> tuple[str, Path]:
     """Draws pictures and ``captions.csv`` (image, caption, split) into ``folder``, which appears complete.
 
     What is there already is left alone.

@@ -34,19 +34,35 @@ def verify_sample(
     lines, problems = [], []
 
     made = store.provenance["image"]
-    encoder = ImageEncoder(made["encoder"], views=settings["views"], dtype=settings["dtype"], seed=made["seed"], device=device)
+    encoder = ImageEncoder(
+        made["encoder"], views=settings["views"], dtype=settings["dtype"], seed=made["seed"], device=device
+    )
     rows = np.sort(generator.permutation(len(store.image_ids))[:sample])
     say(f"encoding {len(rows):,} pictures and captions again on {encoder.device}")
     again = [
         encoder.encode(encoder.pixels(read_picture(root / store.image_paths[row]))[None])[0]
         for row in tqdm(rows, desc="image", unit=" pictures", disable=None)
     ]
-    _compare("picture", store.image_features, rows, np.stack(again), encoder.recipe, store.fingerprints["image"], lines, problems)
+    _compare(
+        "picture",
+        store.image_features,
+        rows,
+        np.stack(again),
+        encoder.recipe,
+        store.fingerprints["image"],
+        lines,
+        problems,
+    )
 
     made = store.provenance["text"]
     text = TextEncoder(
-        made["encoder"], pooling=settings["text_pooling"], max_length=settings["max_length"], dtype=settings["dtype"],
-        seed=made["seed"], device=device, tokenizer_files=store.tokenizer_files,
+        made["encoder"],
+        pooling=settings["text_pooling"],
+        max_length=settings["max_length"],
+        dtype=settings["dtype"],
+        seed=made["seed"],
+        device=device,
+        tokenizer_files=store.tokenizer_files,
     )
     rows = np.sort(generator.permutation(len(store.captions))[:sample])
     again, _ = text.encode([store.captions[row] for row in rows])
@@ -54,13 +70,20 @@ def verify_sample(
     return lines, problems
 
 
-def _compare(what: str, stored, rows: np.ndarray, again: np.ndarray, recipe: dict, fingerprint: str, lines: list, problems: list) -> None:
+def _compare(
+    what: str, stored, rows: np.ndarray, again: np.ndarray, recipe: dict, fingerprint: str, lines: list, problems: list
+) -> None:
     if digest(recipe) != fingerprint:
         problems.append(f"the {what} encoder is not the one the store was made with")
         return
     kept = stored[rows]
     spread = float(stored[: min(len(stored), 4096)].std(0).mean())
     error = float(torch.from_numpy(again - kept).square().mean().sqrt()) / max(spread, np.finfo(np.float32).tiny)
-    lines.append(f"{what} features: {len(rows):,} encoded again; root-mean-square error {error:.1e} of their spread over {what}s")
+    lines.append(
+        f"{what} features: {len(rows):,} encoded again; root-mean-square error {error:.1e} of their spread over {what}s"
+    )
     if not error <= TOLERANCE:
-        problems.append(f"the {what} features differ from a new encoding by {error:.1e} of their spread; at most {TOLERANCE:.0e} is rounding")
+        problems.append(
+            f"the {what} features differ from a new encoding by {error:.1e} of their spread; "
+            f"at most {TOLERANCE:.0e} is rounding"
+        )

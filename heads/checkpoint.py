@@ -19,7 +19,13 @@ from heads.models import DualHeads
 
 FORMAT = "onceover run"
 FORMAT_VERSION = 1
-CONFIG, HEADS, HISTORY, EMBEDDINGS, PROVENANCE = "config.yaml", "heads.safetensors", "history.csv", "embeddings.h5", "run.json"
+CONFIG, HEADS, HISTORY, EMBEDDINGS, PROVENANCE = (
+    "config.yaml",
+    "heads.safetensors",
+    "history.csv",
+    "embeddings.h5",
+    "run.json",
+)
 TOKENIZER, RESUME = "tokenizer", "resume.pt"
 
 
@@ -104,7 +110,9 @@ def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes
 def save_heads(folder: Path, heads: DualHeads) -> None:
     """Writes the heads as safetensors."""
     with whole_file(folder / HEADS) as aside:
-        safetensors.torch.save_file({name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()}, aside)
+        safetensors.torch.save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()}, aside
+        )
 
 
 def save_history(folder: Path, rows: list[dict]) -> None:
@@ -142,6 +150,7 @@ def load_resume(folder: Path, request: str) -> dict | None:
     except Exception as error:  # torch raises many kinds on a damaged archive
         raise RunError(f"{path} cannot be read; fit again with --force") from error
     if state.get("request") != request:
-        raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another --run, or --force")
+        raise RunError(
+            f"{folder} holds an interrupted fit of other settings or features; name another --run, or --force"
+        )
     return state
-

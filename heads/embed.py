@@ -45,7 +45,10 @@ def _checked(what: str, blocks: list[np.ndarray]) -> np.ndarray:
     vectors = np.concatenate(blocks)
     bad = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3))
     if len(bad):
-        raise EmbedError(f"{len(bad)} {what} embeddings are not unit vectors (the first: row {bad[0]}); the heads have diverged or collapsed: lower training.learning_rate")
+        raise EmbedError(
+            f"{len(bad)} {what} embeddings are not unit vectors (the first: row {bad[0]}); "
+            "the heads have diverged or collapsed: lower training.learning_rate"
+        )
     return vectors
 
 

@@ -65,7 +65,9 @@ class DualHeads(nn.Module):
     def __init__(self, image_dim: int, text_dim: int, config: ModelConfig):
         super().__init__()
         self.image, self.text = _head(image_dim, config), _head(text_dim, config)
-        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature)
+        self.log_temperature = nn.Parameter(
+            torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature
+        )
 
     def embed_images(self, features: Tensor) -> Tensor:
         """float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
@@ -89,5 +91,5 @@ class DualHeads(nn.Module):
 
 
 def embed_pictures(heads: DualHeads, views: Tensor) -> Tensor:
-    """One unit vector a picture: the normalised mean of its views' embeddings. float32 (N, V, D) -> (N, embedding_dim)."""
+    """One unit vector a picture, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
     return F.normalize(heads.embed_images(views).mean(1), dim=-1)

@@ -113,7 +113,9 @@ def fit(
             if before["request"] == request:
                 say(f"{folder} is fitted with these settings on this store already; --force fits again")
                 return before
-            raise checkpoint.RunError(f"{folder} holds a run of other settings or features; name another --run, or --force")
+            raise checkpoint.RunError(
+                f"{folder} holds a run of other settings or features; name another --run, or --force"
+            )
         elif folder.exists() and any(folder.iterdir()) and not (folder / checkpoint.CONFIG).exists():
             raise checkpoint.RunError(f"{folder} is not empty and no run; name a new folder")
         checkpoint.load_resume(folder, request)  # refuses another request before anything is written
@@ -154,7 +156,9 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
     heads.image[0].fit(images[torch.from_numpy(roles.train).to(device)].cpu())
     heads.text[0].fit(texts[train_texts.to(device)].cpu())
     heads.to(device)
-    optimizer = torch.optim.AdamW(_parameter_groups(heads, config.training.weight_decay), lr=config.training.learning_rate)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(heads, config.training.weight_decay), lr=config.training.learning_rate
+    )
     state = checkpoint.load_resume(folder, request)
     if state:
         heads.load_state_dict(state["heads"])
@@ -176,9 +180,15 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
             selected = embed(heads, images, texts, store.image_index, roles.selection)
             measured = quality(*selected)
             state["epoch"] += 1
-            state["history"].append(_history_row(state["epoch"], loss, heads, optimizer, measured, time.monotonic() - epoch_start))
+            state["history"].append(
+                _history_row(state["epoch"], loss, heads, optimizer, measured, time.monotonic() - epoch_start)
+            )
             if measured["rsum"] > state["best_rsum"]:
-                state |= {"best_rsum": measured["rsum"], "best_epoch": state["epoch"], "best": _copy(heads.state_dict())}
+                state |= {
+                    "best_rsum": measured["rsum"],
+                    "best_epoch": state["epoch"],
+                    "best": _copy(heads.state_dict()),
+                }
             checkpoint.save_resume(folder, state | {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()})
             checkpoint.save_history(folder, state["history"])
             bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{state['best_rsum']:.1f}")
@@ -186,7 +196,9 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
     return heads.cpu().eval(), state, round(time.monotonic() - start, 2)
 
 
-def _epoch(heads, optimizer, batches: Batches, images: Tensor, texts: Tensor, epoch: int, total: int, config, bar) -> float:
+def _epoch(
+    heads, optimizer, batches: Batches, images: Tensor, texts: Tensor, epoch: int, total: int, config, bar
+) -> float:
     """One pass over every caption; returns the mean loss."""
     heads.train()
     torch.manual_seed(seed_for(config.seed, "dropout", epoch))
@@ -207,7 +219,9 @@ def _epoch(heads, optimizer, batches: Batches, images: Tensor, texts: Tensor, ep
     heads.eval()
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
-        raise TrainingError(f"the loss is not finite in epoch {epoch + 1}; lower training.learning_rate or raise model.temperature")
+        raise TrainingError(
+            f"the loss is not finite in epoch {epoch + 1}; lower training.learning_rate or raise model.temperature"
+        )
     return mean
 
 

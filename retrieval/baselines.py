@@ -10,7 +10,12 @@ MAPS = 20  # random maps averaged: a single one strays from chance by luck
 
 
 def unlearned(
-    space: np.ndarray, others: np.ndarray, image_index: np.ndarray, *, images_are_space: bool, seed: int = 0,
+    space: np.ndarray,
+    others: np.ndarray,
+    image_index: np.ndarray,
+    *,
+    images_are_space: bool,
+    seed: int = 0,
     step: Callable[[], object] = lambda: None,
 ) -> list[tuple[Ranks, Ranks]]:
     """Ranks in one modality's feature space that the other one enters by a random orthogonal map, once for each map.
@@ -34,7 +39,7 @@ def unlearned(
 
 
 def random_orthogonal(rows: int, columns: int, seed: int | list[int]) -> np.ndarray:
-    """A Haar-random matrix, float64 (rows, columns), whose rows or columns, the fewer, are orthonormal (Mezzadri 2007)."""
+    """Haar-random, float64 (rows, columns): its rows or columns, the fewer, are orthonormal (Mezzadri 2007)."""
     gaussian = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
     basis, upper = np.linalg.qr(gaussian)
     basis *= np.sign(np.diag(upper))

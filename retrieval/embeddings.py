@@ -57,7 +57,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
     """Reads and checks an embeddings file.
 
     Raises:
-        EmbeddingsError: missing, not of this format, rows that are not finite unit vectors, or a map that points outside.
+        EmbeddingsError: missing, not of this format, rows that are not finite unit vectors, a map that points outside.
     """
     path = Path(path)
     if not path.is_file():

@@ -2,9 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
 
-import numpy as np
 from tqdm import tqdm
 
 from configs import OnceoverError
@@ -29,8 +27,12 @@ def evaluate(embeddings: Embeddings, store: FeatureStore, split: str | None = No
         EmbeddingsError: no such split.
     """
     if embeddings.fingerprints != store.fingerprints:
-        changed = ", ".join(kind for kind, value in store.fingerprints.items() if embeddings.fingerprints[kind] != value)
-        raise EvaluationError(f"{store.path} is not the store that the run was fitted on ({changed} differ); fit again on it")
+        changed = ", ".join(
+            kind for kind, value in store.fingerprints.items() if embeddings.fingerprints[kind] != value
+        )
+        raise EvaluationError(
+            f"{store.path} is not the store that the run was fitted on ({changed} differ); fit again on it"
+        )
     split = split or embeddings.report_split
     pictures, captions, image_index = embeddings.split(split)
     images, texts = store.image_features[:][pictures, 0], store.text_features[:][captions]
@@ -45,15 +47,17 @@ def evaluate(embeddings: Embeddings, store: FeatureStore, split: str | None = No
         "n_images": len(pictures),
         "n_captions": len(captions),
         "selected_on": embeddings.selection_split,
-        "models": {name: report(pairs, draws=0 if name == "chance" else 1000, seed=seed) for name, pairs in models.items()},
+        "models": {
+            name: report(pairs, draws=0 if name == "chance" else 1000, seed=seed) for name, pairs in models.items()
+        },
     }
 
 
 def notes(result: dict) -> list[str]:
     """What a reader of the numbers has to know."""
     lines = [
-        f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; R@K in percent with 95 % "
-        f"intervals over pictures; heads chosen on {result['selected_on']}",
+        f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; "
+        f"R@K in percent with 95 % intervals over pictures; heads chosen on {result['selected_on']}",
         f"image_only, text_only: mean over {MAPS} random maps, nothing learned",
     ]
     if result["split"] == result["selected_on"]:
@@ -108,10 +112,16 @@ def csv_table(result: dict) -> str:
             flat: dict = {"split": result["split"], "n_images": result["n_images"], "n_captions": result["n_captions"]}
             flat |= {"model": model, "direction": key}
             for column, value in summary[key].items():
-                flat |= {f"{column}_low": value[0], f"{column}_high": value[1]} if isinstance(value, list) else {column: value}
+                flat |= (
+                    {f"{column}_low": value[0], f"{column}_high": value[1]}
+                    if isinstance(value, list)
+                    else {column: value}
+                )
             rows.append(flat | {"rsum": summary["rsum"]})
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        buffer, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()

@@ -78,7 +78,12 @@ def rank(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> tupl
         MetricsError: shapes that do not fit, non-finite numbers, an index outside the pictures.
     """
     image_index = np.asarray(image_index)
-    if images.ndim != 2 or texts.ndim != 2 or images.shape[1:] != texts.shape[1:] or image_index.shape != texts.shape[:1]:
+    if (
+        images.ndim != 2
+        or texts.ndim != 2
+        or images.shape[1:] != texts.shape[1:]
+        or image_index.shape != texts.shape[:1]
+    ):
         raise MetricsError(f"shapes do not fit: images {images.shape}, texts {texts.shape}, map {image_index.shape}")
     if not len(images) or not len(texts):
         raise MetricsError(f"nothing to rank: {len(images)} pictures, {len(texts)} captions")
@@ -86,7 +91,9 @@ def rank(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> tupl
     for name, rows in (("image", images), ("text", texts)):
         bad = int((~np.isfinite(rows).all(1)).sum())
         if bad:
-            raise MetricsError(f"{bad} {name} embeddings are not finite; the heads have diverged or the file is damaged")
+            raise MetricsError(
+                f"{bad} {name} embeddings are not finite; the heads have diverged or the file is damaged"
+            )
     if image_index.min() < 0 or image_index.max() >= len(images):
         raise MetricsError("the caption map points outside the pictures")
     own = np.einsum("md,md->m", images[image_index], texts)

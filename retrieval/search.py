@@ -47,7 +47,9 @@ def check_query(query: str, mode: str) -> None:
     path = Path(query) if "\0" not in query and len(query) < 1024 else None
     if mode == "image2text" and not (path and path.is_file()):
         what = "is a folder" if path and path.is_dir() else "is no file"
-        raise SearchError(f"{query[:200]!r} {what}; image2text takes a picture's path (for a sentence: --mode text2image)")
+        raise SearchError(
+            f"{query[:200]!r} {what}; image2text takes a picture's path (for a sentence: --mode text2image)"
+        )
     if mode == "text2image" and path and path.suffix and path.is_file():
         raise SearchError(f"{query!r} is a file; to search by a picture, add --mode image2text")
 
