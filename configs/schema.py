@@ -82,9 +82,9 @@ class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
     num_epochs: int = 30  # an epoch passes every caption once
-    batch_size: int = 512  # pictures a step
-    captions_per_image: int = 1  # drawn of each picture of a batch
-    learning_rate: float = 1e-3
+    batch_size: int = 256  # pictures a step
+    captions_per_image: int = 5  # at most, drawn of each picture of a batch
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
     patience: int = 10  # epochs without a better rsum on the selection split before the fit stops; 0: never

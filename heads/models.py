@@ -12,25 +12,32 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0  # bounds of a learned temperature 
 class Standardize(nn.Module):
     """Shifts and scales each feature to mean 0 and standard deviation 1 over the train split; saved with the heads.
 
-    A feature that is constant over the train split becomes 0.
+    Features that are never negative over the train split, as averages of ReLU outputs are, are square-rooted first
+    (the Hellinger map of Arandjelovic and Zisserman 2012), which takes the weight off their few large values. A feature
+    that is constant over the train split becomes 0.
     """
 
     def __init__(self, dim: int):
         super().__init__()
+        self.register_buffer("root", torch.tensor(False))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, features: Tensor) -> None:
         """Takes mean and deviation from float32 features (..., D)."""
-        rows = features.reshape(-1, features.shape[-1]).double()
+        self.root.fill_(bool(features.min() >= 0))
+        rows = self._rooted(features).reshape(-1, features.shape[-1]).double()
         deviation = rows.std(0, correction=0)
-        tiny = torch.finfo(torch.float32).eps * rows.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny)
+        rounding = torch.finfo(torch.float32).eps * rows.abs().amax(0)
         self.mean.copy_(rows.mean(0))
-        self.scale.copy_(torch.where(deviation > tiny, 1 / deviation, 0.0))
+        self.scale.copy_(torch.where(deviation > rounding, 1 / deviation, 0.0))
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return (features - self.mean) * self.scale
+        return (self._rooted(features) - self.mean) * self.scale
+
+    def _rooted(self, features: Tensor) -> Tensor:
+        return features.clamp_min(0).sqrt() if self.root else features
 
 
 class ResidualMLP(nn.Module):

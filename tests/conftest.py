@@ -1,0 +1,105 @@
+"""Small real things: drawn pictures, a tiny encoder of each kind, a store and a run made from them once."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+CAPTIONS = [
+    "A brown dog runs through the grass .",
+    "Two children play football on a beach .",
+    "A woman in a red coat , smiling .",
+    "Ein Hund springt über die Hürde 🐕",
+]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "flickr8k").is_dir():
+        pytest.skip("the photographs and encoders of ../shared are not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """The demo's dataset, 60 pictures: 36 train, 12 dev, 12 test."""
+    from extract.synthetic import draw_dataset
+
+    folder = tmp_path_factory.mktemp("drawn") / "data"
+    draw_dataset(folder, 36, 12, 12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, drawn) -> Path:
+    """A two-layer BERT with random weights in a local Hugging Face folder, safetensors and tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from extract.datasets import read_dataset
+    from extract.encoders import _dataset_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny") / "bert"
+    tokenizer = _dataset_tokenizer(read_dataset(drawn).captions + CAPTIONS)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def extract_config(tiny_bert) -> ExtractConfig:
+    return ExtractConfig(
+        image_encoder="torchvision:shufflenet_v2_x0_5@random", text_encoder=f"hf:{tiny_bert}", views=2, batch_size=8
+    )
+
+
+@pytest.fixture(scope="session")
+def fit_config(extract_config) -> Config:
+    return Config(extract_config, ModelConfig(embedding_dim=16), TrainingConfig(num_epochs=4, batch_size=16))
+
+
+@pytest.fixture(scope="session")
+def store_file(tmp_path_factory, drawn, extract_config) -> Path:
+    from extract.datasets import read_dataset
+    from extract.pipeline import extract
+
+    path = tmp_path_factory.mktemp("store") / "drawn.h5"
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
+    return path
+
+
+@pytest.fixture
+def store(store_file):
+    from extract.store import FeatureStore
+
+    with FeatureStore(store_file) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
+    from extract.store import FeatureStore
+    from heads.training import fit
+    from retrieval.metrics import rsum
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with FeatureStore(store_file) as opened:
+        fit(opened, folder, fit_config, quality=rsum)
+    return folder
+
+
+@pytest.fixture
+def changed():
+    """A settings object with some values of its groups replaced."""
+
+    def change(config: Config, **groups: dict) -> Config:
+        return dataclasses.replace(
+            config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in groups.items()}
+        )
+
+    return change

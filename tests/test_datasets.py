@@ -1,0 +1,214 @@
+"""Dataset layouts, splits and captions, the odd ones among them. Pictures are named here, never opened."""
+
+import json
+
+import numpy as np
+import pytest
+
+from extract.datasets import DatasetError, caption_ids, read_dataset
+
+
+def make(folder, captions: str, names=("a.jpg", "b.jpg", "c.jpg"), pictures="Images", file="captions.txt"):
+    (folder / pictures).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / pictures / name).write_bytes(b"x")
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(captions, encoding="utf-8", newline="")
+    return folder
+
+
+def reasons(dataset):
+    return {(failure.id, failure.stage): failure.reason for failure in dataset.failures}
+
+
+def test_kaggle_layout_in_the_order_of_the_file(tmp_path):
+    dataset = read_dataset(make(tmp_path, "image,caption\nb.jpg,one\na.jpg,two\nb.jpg,three\nc.jpg,four\n"))
+    assert dataset.layout == "kaggle"
+    assert dataset.ids == ["b.jpg", "a.jpg", "c.jpg"]
+    assert dataset.paths == ["Images/b.jpg", "Images/a.jpg", "Images/c.jpg"]
+    assert dataset.captions == ["one", "two", "three", "four"]
+    assert dataset.image_index.tolist() == [0, 1, 0, 2]
+    assert caption_ids(dataset.ids, dataset.image_index) == ["b.jpg#0", "a.jpg#0", "b.jpg#1", "c.jpg#0"]
+
+
+def test_original_layout(tmp_path):
+    text = "a.jpg#0\tA dog .\na.jpg#1\tA\tcat .\nb.jpg#0\tA bird .\n"
+    dataset = read_dataset(make(tmp_path, text, ("a.jpg", "b.jpg"), "Flicker8k_Dataset", "Flickr8k.token.txt"))
+    assert (dataset.layout, dataset.captions) == ("original", ["A dog .", "A\tcat .", "A bird ."])
+
+
+def test_original_layout_in_the_folders_that_unpacking_makes(tmp_path):
+    folder = "Flickr8k_Dataset/Flicker8k_Dataset"
+    dataset = read_dataset(make(tmp_path, "a.jpg#0\tA dog .\n", ["a.jpg"], folder, "Flickr8k_text/Flickr8k.token.txt"))
+    assert dataset.paths == [f"{folder}/a.jpg"]
+
+
+def test_trap_the_line_of_a_picture_that_does_not_exist(tmp_path):
+    text = "a.jpg#0\tA dog .\n2258277193_586949ec62.jpg.1#0\tsome people .\n"
+    dataset = read_dataset(make(tmp_path, text, ["a.jpg"], "Flicker8k_Dataset", "Flickr8k.token.txt"))
+    assert dataset.ids == ["a.jpg"]
+    assert "no such picture" in reasons(dataset)["2258277193_586949ec62.jpg.1", "dataset"]
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_plain_csv_with_splits_and_subfolders(tmp_path, given):
+    text = "split,image,caption\nval,x/a.jpg,one\ntrain,b.jpg,two\nval,x/a.jpg,three\ntest,c.jpg,four\n"
+    make(tmp_path, text, ["b.jpg", "c.jpg"], ".", "set.csv")
+    make(tmp_path, text, ["a.jpg"], "x", "set.csv")
+    dataset = read_dataset(tmp_path if given == "folder" else tmp_path / "set.csv")
+    assert (dataset.layout, dataset.ids) == ("csv", ["x/a.jpg", "b.jpg", "c.jpg"])
+    assert dataset.splits == ["dev", "train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("line", "caption"),
+    [
+        ('a.jpg,"A dog , running ."', "A dog , running ."),
+        ("a.jpg,A dog , running .", "A dog , running ."),
+        ('a.jpg,"He said ""hi"" ."', 'He said "hi" .'),
+        ('a.jpg,"Hi" he said .', '"Hi" he said .'),
+        ('a.jpg,"Hi, you" he said .', '"Hi, you" he said .'),
+        ('a.jpg,a 5" wheel', 'a 5" wheel'),
+        ('a.jpg,"an open quote', '"an open quote'),
+        ("a.jpg,see b.jpg, it is there", "see b.jpg, it is there"),
+        ("a.jpg,tab\there", "tab\there"),
+        ("a.jpg,form\x0cfeed and\u2028separator", "form\x0cfeed and\u2028separator"),
+        ("a.jpg,Ein Übel 🐕 犬", "Ein Übel 🐕 犬"),
+        ('a.jpg,"two\nlines"', "two\nlines"),
+        ('"a.jpg",quoted name', "quoted name"),
+        ("a.jpg,   spaces   ", "spaces"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_trap_captions_with_commas_quotes_tabs_and_other_letters(tmp_path, line, caption, ending):
+    dataset = read_dataset(make(tmp_path, ending.join(["image,caption", line, "b.jpg,after", ""]), ("a.jpg", "b.jpg")))
+    assert dataset.captions == [caption.replace("\n", "\n"), "after"]
+    assert dataset.failures == []
+
+
+def test_a_broken_quote_never_swallows_the_next_record(tmp_path):
+    text = 'image,caption\na.jpg,"open\nb.jpg,"open too\nc.jpg,closed"\n'
+    assert read_dataset(make(tmp_path, text)).captions == ['"open', '"open too', 'closed"']
+
+
+def test_trap_never_five_captions_contiguous_and_sorted(tmp_path):
+    text = "image,caption\n" + "".join(f"{name}.jpg,{number}\n" for number, name in enumerate("cabacca"))
+    dataset = read_dataset(make(tmp_path, text))
+    assert dataset.ids == ["c.jpg", "a.jpg", "b.jpg"]
+    assert dataset.image_index.tolist() == [0, 1, 2, 1, 0, 0, 1]
+
+
+def test_captions_without_pictures_and_pictures_without_captions_go_into_the_ledger(tmp_path):
+    dataset = read_dataset(make(tmp_path, "image,caption\na.jpg,one\nz.jpg,two\nz.jpg,three\nb.jpg,  \n"))
+    assert dataset.ids == ["a.jpg"]
+    assert [failure.id for failure in dataset.failures] == ["z.jpg", "z.jpg", "b.jpg", "b.jpg", "c.jpg"]
+    assert "no such picture in Images/: 'two'" in [failure.reason for failure in dataset.failures]
+    assert reasons(dataset)["b.jpg", "caption"].startswith("empty caption")
+    assert reasons(dataset)["b.jpg", "dataset"] == "no usable caption"
+    assert reasons(dataset)["c.jpg", "dataset"] == "picture without captions"
+
+
+def test_a_path_that_leaves_the_folder_is_left_out(tmp_path):
+    (tmp_path / "out.jpg").write_bytes(b"x")
+    data = make(tmp_path / "d", "image,caption\n../out.jpg,one\n/etc/passwd,two\na.jpg,three\n")
+    dataset = read_dataset(data)
+    assert dataset.ids == ["a.jpg"]
+    assert sum("leaves the data folder" in failure.reason for failure in dataset.failures) == 2
+
+
+def test_official_lists_decide_and_what_they_leave_out_has_no_split(tmp_path):
+    make(tmp_path, "image,caption\na.jpg,1\nb.jpg,2\nc.jpg,3\n")
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\n")
+    (tmp_path / "Flickr_8k.testImages.txt").write_text("c.jpg\nghost.jpg\n\n")
+    dataset = read_dataset(tmp_path)
+    assert dataset.splits == ["train", "", "test"]
+    assert reasons(dataset)["ghost.jpg", "split"] == "listed in test, but not a usable picture"
+    assert dataset.notes == ["splits from Flickr_8k.trainImages.txt, Flickr_8k.testImages.txt"]
+
+
+def test_trap_a_picture_in_two_lists_is_a_hard_error(tmp_path):
+    make(tmp_path, "image,caption\na.jpg,1\nb.jpg,2\n")
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\n")
+    (tmp_path / "Flickr_8k.devImages.txt").write_text("b.jpg\n")
+    with pytest.raises(DatasetError, match=r"b\.jpg is in the list of train too"):
+        read_dataset(tmp_path)
+
+
+def test_trap_one_picture_with_rows_in_two_splits_is_a_hard_error(tmp_path):
+    make(tmp_path, "image,caption,split\na.jpg,1,train\na.jpg,2,test\n", pictures=".", file="d.csv")
+    with pytest.raises(DatasetError, match="two splits"):
+        read_dataset(tmp_path)
+
+
+def test_trap_the_seeded_split_is_by_picture_announced_and_stable_when_pictures_join(tmp_path):
+    names = [f"{number}.jpg" for number in range(400)]
+    text = "image,caption\n" + "".join(f"{name},{word}\n" for name in names for word in ("x", "y"))
+    dataset = read_dataset(make(tmp_path / "all", text, names))
+    assert "not the published split" in dataset.notes[0]
+    shares = {split: dataset.splits.count(split) / 400 for split in ("train", "dev", "test")}
+    assert shares["train"] == pytest.approx(0.8, abs=0.07)
+    assert shares["dev"] == pytest.approx(0.1, abs=0.05)
+    few = "\n".join([text.split("\n")[0], *text.split("\n")[1:401]])
+    half = read_dataset(make(tmp_path / "half", few, names))
+    assert half.splits == dataset.splits[:200]
+    assert read_dataset(tmp_path / "all", seed=1).splits != dataset.splits
+
+
+def test_limit_keeps_the_map_right(tmp_path):
+    dataset = read_dataset(make(tmp_path, "image,caption\na.jpg,1\nb.jpg,2\na.jpg,3\nc.jpg,4\n")).first(2)
+    assert (dataset.ids, dataset.captions) == (["a.jpg", "b.jpg"], ["1", "2", "3"])
+    np.testing.assert_array_equal(dataset.image_index, [0, 1, 0])
+    assert dataset.notes[-1] == "limited to the first 2 of 3 pictures"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("captions.txt", "", "needs a first line with the columns image,caption"),
+        ("captions.txt", "image,caption\n", "holds no captions"),
+        ("captions.txt", "a.jpg,one\n", "needs a first line"),
+        ("captions.txt", "image,caption\nz.jpg,one\n", "none of the pictures"),
+        ("captions.txt", "image,caption\na.jpg,\n", "no picture is usable"),
+        ("captions.txt", "image,caption\na.jpg\n", "line 2: expected 2 fields"),
+        ("d.csv", "image,caption,split\na.jpg,one,two,train\n", "quote captions that contain commas"),
+        ("d.csv", "image,caption,split\na.jpg,one,other\n", "use train, dev or test"),
+        ("Flickr8k.token.txt", "a.jpg A dog\n", "line 1: expected name.jpg#0, a tab and a caption"),
+        ("notes.md", "hello", "holds no captions: looked for captions.txt"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, file, text, message):
+    with pytest.raises(DatasetError) as error:
+        read_dataset(make(tmp_path, text, file=file))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_folder_a_wrong_file_and_a_wrong_encoding(tmp_path):
+    with pytest.raises(DatasetError, match="does not exist"):
+        read_dataset(tmp_path / "none")
+    (tmp_path / "x.h5").write_bytes(b"")
+    with pytest.raises(DatasetError, match="neither a folder nor a CSV"):
+        read_dataset(tmp_path / "x.h5")
+    make(tmp_path, "image,caption\n")
+    (tmp_path / "captions.txt").write_bytes("image,caption\na.jpg,Übel\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"is not UTF-8 \(line 2\)"):
+        read_dataset(tmp_path)
+
+
+def test_several_tables_ask_for_one(tmp_path):
+    make(tmp_path, "image,caption\n", file="a.csv")
+    make(tmp_path, "image,caption\n", file="b.csv")
+    with pytest.raises(DatasetError, match="2 CSV files; name one"):
+        read_dataset(tmp_path)
+
+
+def test_the_dataset_is_plain_data(tmp_path):
+    dataset = read_dataset(make(tmp_path, "image,caption\na.jpg,one\n"))
+    assert json.dumps([dataset.ids, dataset.captions, dataset.image_index.tolist()])
+
+
+def test_the_photographs_have_their_official_splits(shared):
+    dataset = read_dataset(shared / "flickr8k")
+    assert (len(dataset.ids), len(dataset.captions)) == (7091, 35455)
+    assert [dataset.splits.count(split) for split in ("train", "dev", "test", "")] == [6000, 1000, 0, 91]
+    assert dataset.failures == []

@@ -1,0 +1,184 @@
+"""Metrics against a slow full-matrix reference, an independent public implementation, and the traps of the field."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
+
+from retrieval import metrics
+from retrieval.metrics import MetricsError, Ranks, chance, rank, rank_scores, report, summarise
+
+
+def unit(generator, rows, dim):
+    vectors = generator.standard_normal((rows, dim))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def slow(scores: np.ndarray, positives: list[list[int]], k: int) -> tuple[list[float], list[float], list[float]]:
+    """Hit@k, rank and 1/rank of the first correct item, averaged over every order of every tied block (tiny inputs)."""
+    hits, places, reciprocals = [], [], []
+    for row, correct in zip(scores, positives, strict=True):
+        if not correct:
+            continue
+        first = []
+        for order in itertools.permutations(range(len(row))):
+            if all(row[a] >= row[b] for a, b in itertools.pairwise(order)):
+                first.append(1 + min(order.index(item) for item in correct))
+        hits.append(np.mean([place <= k for place in first]))
+        places.append(np.mean(first))
+        reciprocals.append(np.mean([1 / place for place in first]))
+    return hits, places, reciprocals
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_ties_uneven_captions_and_all_numbers_match_every_order_written_out(seed, n_images, n_texts, levels):
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(levels, size=(n_images, n_texts)).astype(float)  # few levels: many ties
+    index = generator.integers(n_images, size=n_texts)  # any number of captions a picture, none among them
+    to_text, to_image = rank_scores(scores, index)
+    for found, matrix, positives in (
+        (to_text, scores, [np.flatnonzero(index == image).tolist() for image in range(n_images)]),
+        (to_image, scores.T, [[image] for image in index]),
+    ):
+        for k in (1, 2, 5, 100):
+            hits, places, reciprocals = slow(matrix, positives, k)
+            np.testing.assert_allclose(found.hit_at(k), hits, atol=1e-12)
+        np.testing.assert_allclose(found.expected_rank(), places)
+        np.testing.assert_allclose(found.expected_reciprocal_rank(), reciprocals)
+
+
+def test_tie_free_numbers_agree_with_torchmetrics_to_the_last_digit():
+    generator = np.random.default_rng(0)
+    images, texts, index = unit(generator, 40, 16), unit(generator, 130, 16), generator.integers(40, size=130)
+    scores = torch.from_numpy(images @ texts.T)
+    truth = torch.from_numpy(index)[None] == torch.arange(40)[:, None]
+    asked = truth.any(1)
+    to_text, to_image = rank(images, texts, index)
+    for found, matrix, target in ((to_text, scores[asked], truth[asked]), (to_image, scores.T, truth.T)):
+        # torchmetrics leaves out hits with scores <= 0; shifting changes no rank
+        shifted = matrix + 2
+        for k in (1, 5, 10):
+            theirs = [float(retrieval_hit_rate(s, t, top_k=k)) for s, t in zip(shifted, target, strict=True)]
+            assert found.hit_at(k).tolist() == theirs
+        theirs = [float(retrieval_reciprocal_rank(s.float(), t)) for s, t in zip(shifted, target, strict=True)]
+        np.testing.assert_allclose(found.expected_reciprocal_rank(), theirs, rtol=1e-6)
+
+
+def test_trap_scores_at_or_below_zero_count():
+    to_text, to_image = rank_scores(np.array([[-0.1, -0.9], [-0.8, -0.2]]), np.array([0, 1]))
+    assert to_text.hit_at(1).tolist() == to_image.hit_at(1).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", ["image", "text"])
+def test_trap_embeddings_that_are_not_finite_raise(bad, which):
+    generator = np.random.default_rng(0)
+    images, texts = unit(generator, 4, 3), unit(generator, 8, 3)
+    (images if which == "image" else texts)[1, 2] = bad
+    with pytest.raises(MetricsError, match=f"1 {which} embeddings are not finite"):
+        rank(images, texts, np.arange(8) // 2)
+    with pytest.raises(MetricsError, match="not all finite"):
+        rank_scores(np.full((2, 2), bad), np.arange(2))
+
+
+@pytest.mark.parametrize("dim", [3, 64, 512])
+def test_trap_a_collapsed_model_scores_exactly_chance(dim):
+    vector = np.random.default_rng(1).standard_normal(dim).astype(np.float32)
+    vector /= np.linalg.norm(vector)
+    index = np.repeat(np.arange(30), 5)
+    collapsed = rank(np.tile(vector, (30, 1)), np.tile(vector, (150, 1)), index)
+    for found, expected in zip(collapsed, chance(30, index), strict=True):
+        for k in (1, 5, 10, 31):
+            np.testing.assert_allclose(found.hit_at(k), expected.hit_at(k))
+        np.testing.assert_allclose(found.expected_rank(), expected.expected_rank())
+    assert chance(30, index)[1].hit_at(1)[0] == pytest.approx(1 / 30)
+    assert chance(30, index)[0].hit_at(1)[0] == pytest.approx(5 / 150)
+
+
+def test_trap_recall_is_the_same_when_rows_are_permuted_or_a_constant_is_added():
+    generator = np.random.default_rng(2)
+    scores = np.round(generator.standard_normal((12, 40)), 1)
+    index = generator.integers(12, size=40)
+    before = report([rank_scores(scores, index)], draws=0)
+    assert report([rank_scores(scores + 3.5, index)], draws=0) == before
+    rows, columns = generator.permutation(12), generator.permutation(40)
+    moved = np.argsort(rows)[index[columns]]
+    after = report([rank_scores(scores[rows][:, columns], moved)], draws=0)
+    for direction in ("image_to_text", "text_to_image"):
+        assert after[direction] == pytest.approx(before[direction])
+
+
+def test_trap_captions_are_matched_by_the_map_not_by_position():
+    index = np.repeat(np.arange(10), 5)
+    eye = np.eye(10)
+    perfect = report([rank(eye, eye[index], index)], draws=0)
+    assert perfect["image_to_text"]["R@1"] == perfect["text_to_image"]["R@1"] == 100.0
+    assert perfect["rsum"] == 600.0
+
+
+def test_trap_k_larger_than_the_gallery_is_well_defined():
+    generator = np.random.default_rng(0)
+    to_text, to_image = rank(unit(generator, 3, 4), unit(generator, 4, 4), np.array([0, 1, 2, 2]))
+    assert to_text.hit_at(10**9).tolist() == [1.0] * 3
+    assert to_image.hit_at(10).tolist() == [1.0] * 4
+
+
+def test_a_picture_without_captions_is_a_distractor_and_no_query():
+    images = np.eye(3)
+    to_text, to_image = rank(images, images[[0, 2]], np.array([0, 2]))
+    assert to_text.group.tolist() == [0, 2]
+    assert (to_image.gallery, to_text.gallery) == (3, 2)
+
+
+def test_blocks_of_any_size_and_half_precision_give_the_same_ranks(monkeypatch):
+    generator = np.random.default_rng(3)
+    images, texts = (unit(generator, rows, 32).astype(np.float16) for rows in (37, 90))
+    index = generator.integers(37, size=90)
+    whole = rank_scores(images.astype(float) @ texts.astype(float).T, index)
+    for rows in (1, 5, 36, 37, 38):
+        monkeypatch.setattr(metrics, "BLOCK_BYTES", 8 * 90 * rows)
+        for found, expected in zip(rank(images, texts, index), whole, strict=True):
+            for name in ("greater", "tied", "correct", "group"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "index", "message"),
+    [
+        ((3, 4), (5, 5), 5, "shapes do not fit"),
+        ((3, 4), (5, 4), 4, "shapes do not fit"),
+        ((0, 4), (5, 4), 5, "nothing to rank"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(images, texts, index, message):
+    with pytest.raises(MetricsError, match=message):
+        rank(np.ones(images), np.ones(texts), np.zeros(index, int))
+
+
+@pytest.mark.parametrize("index", [[0, 3], [-1, 0]])
+def test_a_map_that_points_outside_is_named(index):
+    with pytest.raises(MetricsError, match="points outside"):
+        rank(np.eye(3), np.eye(3)[:2], np.array(index))
+
+
+def test_intervals_resample_pictures_with_their_captions():
+    hits = np.repeat(np.arange(100) % 2, 5)  # every caption of a picture hits or misses together
+    found = Ranks(1 - hits, np.zeros(500, int), np.ones(500, int), 100, np.repeat(np.arange(100), 5))
+    low, high = summarise([found])["R@1_ci"]
+    assert 50 - low == pytest.approx(9.8, abs=1.2)  # 1.96 * sqrt(.25 / 100), not sqrt(.25 / 500)
+    assert high - 50 == pytest.approx(9.8, abs=1.2)
+    assert summarise([found]) == summarise([found])
+
+
+def test_several_rankings_are_averaged_with_their_spread():
+    def ranks(greater):
+        return Ranks(np.full(10, greater), np.zeros(10, int), np.ones(10, int), 50, np.arange(10))
+
+    summary = summarise([ranks(0), ranks(20)], draws=0)
+    assert (summary["R@1"], summary["median_rank"]) == (50.0, 11.0)
+    assert summary["R@1_sd"] == pytest.approx(np.std([0, 100], ddof=1))

@@ -1,0 +1,147 @@
+"""Every odd kind of picture comes out upright, RGB, 8 bits, or is refused with a reason."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extract import pictures
+from extract.pictures import PictureError, crop, decode, read_picture, thumbnail
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(mode="RGB", size=(40, 30)) -> Image.Image:
+    ramp = np.linspace(0, 255, size[0] * size[1]).reshape(size[1], size[0]).astype(np.uint8)
+    return Image.merge("RGB", [Image.fromarray(channel) for channel in (ramp, ramp[::-1], ramp[:, ::-1])]).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGB", "JPEG"),
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("P", "PNG"),
+        ("P", "GIF"),
+        ("1", "PNG"),
+        ("LA", "PNG"),
+        ("RGB", "WEBP"),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, kind):
+    picture = decode(encode(photo(mode), kind))
+    assert (picture.mode, picture.size) == ("RGB", (40, 30))
+
+
+def test_cmyk_keeps_its_colours():
+    difference = np.asarray(decode(encode(photo("CMYK"), "JPEG", quality=95)), float) - np.asarray(photo(), float)
+    assert np.abs(difference).mean() < 6
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_white(mode):
+    image = Image.new(mode, (8, 8), (0,) * len(mode))
+    assert np.asarray(decode(encode(image, "PNG"))).min() == 255
+
+
+def test_a_transparent_palette_is_laid_on_white():
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30])
+    assert np.asarray(decode(encode(image, "PNG", transparency=0))).min() == 255
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(kind):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    values = np.asarray(decode(encode(Image.fromarray(ramp), kind)))[..., 0].ravel()
+    np.testing.assert_allclose(values, np.linspace(0, 255, 256), atol=1.5)
+
+
+def test_exif_rotation_is_applied():
+    image = photo()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be shown rotated by a quarter
+    picture = decode(encode(image, "JPEG", exif=exif, quality=95))
+    assert picture.size == (30, 40)
+    turned = image.transpose(Image.Transpose.ROTATE_270)
+    assert np.abs(np.asarray(picture, float) - np.asarray(turned, float)).mean() < 6
+
+
+def test_one_pixel_and_the_first_frame_of_an_animation():
+    assert decode(encode(Image.new("RGB", (1, 1), "red"), "PNG")).getpixel((0, 0)) == (255, 0, 0)
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("blue", "red")]
+    assert decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_very_long_picture_is_cut_about_its_centre_so_that_resizing_cannot_fill_the_memory():
+    image = Image.new("RGB", (5000, 2), "black")
+    image.paste("white", (2400, 0, 2600, 2))
+    picture = decode(encode(image, "PNG"))
+    assert picture.size == (32, 2)
+    assert np.asarray(picture).min() == 255
+
+
+def test_a_very_large_picture_is_decoded_and_a_bomb_is_refused(monkeypatch):
+    assert decode(encode(Image.new("L", (6000, 5000)), "PNG")).size == (6000, 5000)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
+    with pytest.raises(PictureError, match=r"40 x 30 pixels; at most 1,000 are decoded"):
+        decode(encode(photo(), "PNG"))
+
+
+def test_a_bomb_by_its_header_alone_is_refused():
+    data = bytearray(encode(Image.new("L", (8, 8)), "PNG"))
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    import zlib
+
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    with pytest.raises(PictureError, match="60,000 x 60,000 pixels|damaged picture.*exceeds limit"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello, I am a text file\n", "not a picture in a known format"),
+        (encode(photo(size=(400, 300)), "JPEG")[:2000], "damaged picture"),
+        (encode(photo(size=(400, 300)), "PNG")[:300], "damaged picture"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 40, "not a picture in a known format|damaged picture"),
+    ],
+    ids=["zero bytes", "a text", "a truncated JPEG", "a truncated PNG", "a header alone"],
+)
+def test_what_is_no_picture_has_a_reason(data, reason):
+    with pytest.raises(PictureError, match=reason) as error:
+        decode(data)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_is_named_in_the_error(tmp_path):
+    (tmp_path / "a.jpg").write_text("no")
+    with pytest.raises(PictureError, match=r"a\.jpg is no usable picture: not a picture"):
+        read_picture(tmp_path / "a.jpg")
+    with pytest.raises(PictureError, match="cannot be read: No such file"):
+        read_picture(tmp_path / "b.jpg")
+    with pytest.raises(PictureError, match="cannot be read: Is a directory"):
+        read_picture(tmp_path)
+
+
+def test_views_are_the_whole_picture_its_corners_and_their_mirror_images():
+    assert pictures.VIEWS[:2] == ((None, False), (None, True))
+    assert len(set(pictures.VIEWS)) == 10
+    image = photo(size=(80, 40))
+    assert crop(image, None) is image
+    boxes = {corner: crop(image, corner) for corner, _ in pictures.VIEWS[2:6]}
+    assert {box.size for box in boxes.values()} == {(70, 35)}
+    assert boxes[1.0, 1.0].getpixel((69, 34)) == image.getpixel((79, 39))
+    assert boxes[0.0, 0.0].getpixel((0, 0)) == image.getpixel((0, 0))
+
+
+def test_thumbnails_are_small_jpegs():
+    small = Image.open(io.BytesIO(thumbnail(photo(size=(640, 320)))))
+    assert (small.format, small.size) == ("JPEG", (160, 80))
