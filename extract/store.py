@@ -234,7 +234,7 @@ class RowSources:
                 source = files[0][self.kind][name]
                 target = group.create_dataset(name, (len(keys), *source.shape[1:]), dtype=source.dtype)
                 for rows in _blocks(len(keys)):
-                    target[rows] = self._gather(files, name, keys[rows])
+                    _fill(target, rows, self._gather(files, name, keys[rows]))
         finally:
             for file in files:
                 file.close()
@@ -358,10 +358,17 @@ def write_column(group: h5py.Group, name: str, values) -> None:
         group.create_dataset(name, data=values)
     elif values and isinstance(values[0], bytes):
         column = group.create_dataset(name, (len(values),), dtype=_BYTES)
-        for row, data in enumerate(values):
-            column[row] = np.frombuffer(data, dtype=np.uint8)
+        _fill(column, slice(0, len(values)), [np.frombuffer(data, dtype=np.uint8) for data in values])
     else:
         group.create_dataset(name, data=np.array(values, dtype=object), shape=(len(values),), dtype=_STRING)
+
+
+def _fill(target: h5py.Dataset, rows: slice, block) -> None:
+    if h5py.check_vlen_dtype(target.dtype) == np.uint8:
+        for row, data in zip(range(rows.start, rows.stop), block, strict=True):
+            target[row] = data  # one by one: h5py takes a block of equally long values for a matrix
+    else:
+        target[rows] = block
 
 
 def _stamp(features: h5py.Dataset, recipe: dict, provenance: dict) -> None:

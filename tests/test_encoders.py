@@ -1,0 +1,317 @@
+"""Encoders: what they compute, that they are frozen, what their fingerprints see, and what is said when they fail."""
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from extract import encoders
+from extract.encoders import ImageEncoder, TextEncoder, pick_device
+from extract.files import digest
+from extract.specs import EncoderError, identity, parse_spec
+
+SHUFFLENET = "torchvision:shufflenet_v2_x0_5@random"
+
+
+def noise(seed=0, size=(60, 50)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def image_encoder():
+    return ImageEncoder(SHUFFLENET, views=3, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tiny_bert):
+    return TextEncoder(f"hf:{tiny_bert}", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("torchvision:resnet50", ("torchvision", "resnet50", "IMAGENET1K_V1", None)),
+        ("torchvision:resnet50@IMAGENET1K_V2", ("torchvision", "resnet50", "IMAGENET1K_V2", None)),
+        ("torchvision:resnet50@random", ("torchvision", "resnet50", "random", None)),
+        ("hf:distilbert-base-uncased", ("hf", "distilbert-base-uncased", "", None)),
+        ("hf:org/name#v1", ("hf", "org/name", "", "v1")),
+        ("hf:distilbert-base-uncased@random", ("hf", "distilbert-base-uncased", "random", None)),
+        ("hf:/a/b@c", ("hf", "/a/b@c", "", None)),
+    ],
+)
+def test_specifications(text, expected):
+    spec = parse_spec(text)
+    assert (spec.library, spec.name, spec.weights, spec.revision) == expected
+
+
+@pytest.mark.parametrize("text", ["", "resnet50", "timm:resnet50", "hf:", "torchvision:"])
+def test_what_is_no_specification_is_named_with_the_forms(text):
+    with pytest.raises(EncoderError, match=r"torchvision:NAME\[@WEIGHTS\]"):
+        parse_spec(text)
+
+
+def test_views_are_mirrored_and_cropped_before_the_weights_own_preprocessing(image_encoder):
+    picture = noise()
+    pixels = image_encoder.pixels(picture)
+    assert pixels.shape == (3, 3, 224, 224)
+    torch.testing.assert_close(pixels[1], pixels[0].flip(-1))
+    from torchvision.models import ShuffleNet_V2_X0_5_Weights
+
+    torch.testing.assert_close(pixels[0], ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.transforms()(picture))
+    assert not torch.equal(pixels[2], pixels[0])
+
+
+def test_features_are_what_stands_before_the_classifier(image_encoder):
+    from torchvision.models import shufflenet_v2_x0_5
+
+    torch.manual_seed(0)
+    model = shufflenet_v2_x0_5(weights=None).eval()
+    seen = []
+    model.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = image_encoder.pixels(noise())
+    with torch.inference_mode():
+        model(pixels)
+    found = image_encoder.encode(pixels[None])
+    assert (found.shape, found.dtype) == ((1, 3, 1024), np.float32)
+    np.testing.assert_allclose(found[0], seen[0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_trap_frozen_encoders_are_in_eval_mode_and_do_not_depend_on_the_batch(image_encoder, text_encoder):
+    for encoder in (image_encoder, text_encoder):
+        assert not any(module.training for module in encoder._model.modules())
+        assert not any(parameter.requires_grad for parameter in encoder._model.parameters())
+    weights = {name: tensor.clone() for name, tensor in image_encoder._model.state_dict().items()}
+    pixels = torch.stack([image_encoder.pixels(noise(seed)) for seed in range(4)])
+    together = image_encoder.encode(pixels)
+    alone = np.concatenate([image_encoder.encode(pixels[row : row + 1]) for row in range(4)])
+    spread = together.std(0).mean()
+    assert np.abs(together - alone).max() < 1e-3 * spread
+    for name, tensor in image_encoder._model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name  # BatchNorm statistics do not drift
+    captions = ["A red circle .", "A star to the left of a very very big green square , which is further down ."]
+    long, _ = text_encoder.encode(captions)
+    short, _ = text_encoder.encode(captions[:1])
+    np.testing.assert_allclose(long[:1], short, atol=1e-5)  # padding is masked
+
+
+def test_random_weights_are_seeded_and_leave_the_global_generator_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first, again = (ImageEncoder(SHUFFLENET, seed=3, device="cpu").recipe for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert first == again != ImageEncoder(SHUFFLENET, seed=4, device="cpu").recipe
+
+
+def test_text_pooling_is_the_masked_mean_or_the_first_token(tiny_bert):
+    from transformers import AutoModel, AutoTokenizer
+
+    captions = ["A red circle .", "On the left there is a blue star ."]
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_bert), AutoModel.from_pretrained(tiny_bert).eval()
+    for pooling in ("mean", "cls"):
+        found, _ = TextEncoder(f"hf:{tiny_bert}", pooling=pooling, device="cpu").encode(captions)
+        for row, caption in enumerate(captions):
+            with torch.inference_mode():
+                hidden = model(**tokenizer([caption], return_tensors="pt")).last_hidden_state[0]
+            expected = hidden.mean(0) if pooling == "mean" else hidden[0]
+            np.testing.assert_allclose(found[row], expected.numpy(), atol=1e-5)
+
+
+def test_captions_come_back_in_their_order_whatever_the_batch_size(text_encoder):
+    captions = ["A " + " left red circle" * (seed % 4) + " star" * seed for seed in range(23)]
+    whole, _ = text_encoder.encode(captions, batch_size=64)
+    parts, _ = text_encoder.encode(captions, batch_size=3)
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    assert len(np.unique(whole.round(4), axis=0)) == 23
+
+
+def test_trap_truncation_is_counted_not_silent(text_encoder):
+    captions = ["red " * 5000, "red " * 62, "red " * 63, "a red circle"]  # 64 positions, two of them special
+    _, truncated = text_encoder.encode(captions)
+    assert truncated.tolist() == [True, False, True, False]
+
+
+def test_the_dataset_vocabulary_is_reproducible_and_kept_for_queries():
+    captions = ["A red dog runs .", "A cat , 犬 and a dog"]
+    spec = "hf:distilbert-base-uncased@random"
+    encoder = TextEncoder(spec, captions=captions, device="cpu")
+    assert encoder.recipe == TextEncoder(spec, captions=captions, device="cpu").recipe
+    later = TextEncoder(spec, tokenizer_files=encoder.tokenizer_files, device="cpu")
+    assert later.recipe == encoder.recipe
+    query = ["a reddog 犬 unseen"]
+    np.testing.assert_array_equal(later.encode(query)[0], encoder.encode(query)[0])
+    words = later._tokenizer.tokenize("A RED dog gods")
+    assert words == ["a", "red", "dog", "g", "##o", "##d", "##s"]
+    with pytest.raises(EncoderError, match="takes its vocabulary from a dataset"):
+        TextEncoder(spec, device="cpu")
+
+
+def test_trap_a_fingerprint_sees_all_that_changes_a_feature(tiny_bert, tmp_path, text_encoder):
+    import shutil
+
+    spec = f"hf:{tiny_bert}"
+    recipes = [text_encoder.recipe]
+    recipes += [
+        TextEncoder(spec, device="cpu", **change).recipe
+        for change in ({"pooling": "cls"}, {"max_length": 32}, {"dtype": "bfloat16"})
+    ]
+    moved = tmp_path / "bert"
+    shutil.copytree(tiny_bert, moved)
+    assert TextEncoder(f"hf:{moved}", device="cpu").recipe == text_encoder.recipe  # the folder's place does not count
+    weights = safetensors.torch.load_file(moved / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][5, 0] += 1e-3  # a fine-tuned model of the same name
+    safetensors.torch.save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    recipes.append(TextEncoder(f"hf:{moved}", device="cpu").recipe)
+    images = [
+        ImageEncoder(SHUFFLENET, device="cpu", **change).recipe
+        for change in ({}, {"views": 2}, {"seed": 1}, {"dtype": "bfloat16"})
+    ]
+    for found in (recipes, images):
+        assert len({digest(recipe) for recipe in found}) == len(found)
+
+
+def test_identity_sees_changed_files_without_loading(tiny_bert, tmp_path):
+    import os
+    import shutil
+
+    folder = tmp_path / "bert"
+    shutil.copytree(tiny_bert, folder)
+    before = identity(parse_spec(f"hf:{folder}"), 0)
+    assert identity(parse_spec(f"hf:{folder}"), 0) == before
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert identity(parse_spec(f"hf:{folder}"), 0) != before
+
+
+def test_local_torchvision_weights_are_read_without_pickle(tmp_path):
+    import pickle
+
+    from torchvision.models import shufflenet_v2_x0_5
+
+    torch.manual_seed(5)
+    model = shufflenet_v2_x0_5(weights=None)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    safetensors.torch.save_model(model, tmp_path / "w.safetensors")
+    recipes = [
+        ImageEncoder(f"torchvision:shufflenet_v2_x0_5@{tmp_path / name}", device="cpu").recipe
+        for name in ("w.pth", "w.safetensors")
+    ]
+    assert recipes[0] == recipes[1] == ImageEncoder(SHUFFLENET, seed=5, device="cpu").recipe
+
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(EncoderError, match=r"evil\.pth holds no weights of shufflenet_v2_x0_5"):
+        ImageEncoder(f"torchvision:shufflenet_v2_x0_5@{tmp_path / 'evil.pth'}", device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "spec", "message"),
+    [
+        (ImageEncoder, "torchvision:nope", "has no classifier 'nope'"),
+        (ImageEncoder, "torchvision:fcn_resnet50@random", "has no classifier"),
+        (ImageEncoder, "torchvision:resnet18@WRONG", "neither a file nor one of resnet18's weights: IMAGENET1K_V1"),
+        (TextEncoder, "torchvision:resnet50", "is no text encoder"),
+    ],
+)
+def test_what_is_no_encoder_is_named(make, spec, message):
+    with pytest.raises(EncoderError, match=message):
+        make(spec, device="cpu")
+
+
+def test_an_image_encoder_is_no_text_encoder_and_the_other_way_round(tiny_bert, tmp_path):
+    with pytest.raises(EncoderError, match="holds no usable model"):
+        ImageEncoder(f"hf:{tiny_bert}", device="cpu")
+    with pytest.raises(EncoderError, match="holds no usable model"):
+        TextEncoder(f"hf:{tmp_path}", device="cpu")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tiny_bert, tmp_path):
+    import shutil
+
+    folder = tmp_path / "bert"
+    shutil.copytree(tiny_bert, folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["encoder.layer.0.output.dense.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EncoderError, match="lacks 1 weights of BertModel"):
+        TextEncoder(f"hf:{folder}", device="cpu")
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """Every connection fails at once, and the caches are empty."""
+    import socket
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("make", "spec", "parts"),
+    [
+        (ImageEncoder, "torchvision:resnet50", ("resnet50-0676ba61.pth", "torchvision:resnet50@FILE", "@random")),
+        (
+            TextEncoder,
+            "hf:distilbert-base-uncased-not-cached",
+            ("no such folder", "Hugging Face cache", "hf:FOLDER", "@random"),
+        ),
+        (ImageEncoder, "hf:org/not-cached", ("hf:org/not-cached", "hf:FOLDER", "@random")),
+    ],
+)
+def test_weights_that_cannot_be_had_are_one_line_with_the_ways_out(no_network, make, spec, parts):
+    with pytest.raises(EncoderError) as error:
+        make(spec, device="cpu")
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(EncoderError, match="cannot be used"):
+        pick_device("cuda:99")
+    with pytest.raises(EncoderError, match="cannot be used"):
+        pick_device("gpu")
+
+
+def test_hugging_face_models_load_in_float32_although_stored_in_half(shared):
+    encoder = TextEncoder(f"hf:{shared}/encoders/minilm_l6_384", device="cpu")
+    assert {parameter.dtype for parameter in encoder._model.parameters()} == {torch.float32}
+    features, _ = encoder.encode(["A dog runs .", "A puppy is running .", "The stock market fell ."])
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    assert unit[0] @ unit[1] > 0.6 > 0.2 > unit[0] @ unit[2]
+
+
+@pytest.mark.parametrize("name", ["clip"])
+def test_both_towers_of_a_dual_encoder(tmp_path, name, drawn):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from extract.datasets import read_dataset
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = encoders._dataset_tokenizer(read_dataset(drawn).captions)
+    ids = {
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPConfig(
+        text_config={**small, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 40},
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        projection_dim=24,
+    )
+    folder = tmp_path / name
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    images, texts = ImageEncoder(f"hf:{folder}", device="cpu"), TextEncoder(f"hf:{folder}", device="cpu")
+    assert images.encode(images.pixels(noise())[None]).shape == (1, 1, 24)
+    assert texts.encode(["a red circle"])[0].shape == (1, 24)
+    assert images.recipe["pooling"] == texts.recipe["pooling"] == "projection"

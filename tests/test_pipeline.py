@@ -1,0 +1,422 @@
+"""Extraction end to end: kills, resume, reuse, failures, refusals, and one real run over photographs."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from extract import pipeline
+from extract.datasets import read_dataset
+from extract.files import FileError, only_writer
+from extract.pipeline import extract
+from extract.store import FeatureStore, StoreError, parts_folder
+from extract.verify import verify_sample
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def contents(path):
+    """Every dataset's bytes by name, times of files aside."""
+    found = {}
+    with h5py.File(path, "r") as file:
+        file.visititems(
+            lambda name, item: found.update({name: item.attrs["sha256"]}) if isinstance(item, h5py.Dataset) else None
+        )
+    return {name: value for name, value in found.items() if not name.endswith("mtime_ns")}
+
+
+@pytest.fixture
+def data(drawn, tmp_path):
+    """A copy of the drawn dataset to do harm to."""
+    return Path(shutil.copytree(drawn, tmp_path / "data"))
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Counts what the encoders are given; rows of pictures and captions."""
+    from extract.encoders import ImageEncoder, TextEncoder
+
+    counts = {"image": 0, "text": 0}
+    image, text = ImageEncoder.encode, TextEncoder.encode
+
+    def encode_image(self, pixels):
+        counts["image"] += len(pixels)
+        return image(self, pixels)
+
+    def encode_text(self, captions, *rest):
+        counts["text"] += len(captions)
+        return text(self, captions, *rest)
+
+    monkeypatch.setattr(ImageEncoder, "encode", encode_image)
+    monkeypatch.setattr(TextEncoder, "encode", encode_text)
+    return counts
+
+
+def test_a_second_extraction_is_up_to_date_and_opens_neither_pictures_nor_encoders(
+    drawn, store_file, extract_config, monkeypatch
+):
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("nothing is to be read or loaded")
+
+    dataset = read_dataset(drawn)
+    monkeypatch.setattr("extract.encoders.ImageEncoder", forbidden)
+    monkeypatch.setattr("extract.encoders.TextEncoder", forbidden)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    before = store_file.stat().st_mtime_ns
+    assert extract(dataset, store_file, extract_config, device="cpu").up_to_date
+    assert store_file.stat().st_mtime_ns == before
+
+
+def test_views_are_cached_and_the_store_is_sound(store):
+    assert store.image_features.shape == (60, 2, 1024)
+    assert store.text_features.shape == (300, 32)
+    assert store.verify() == []
+    assert not np.array_equal(store.image_features[:, 0], store.image_features[:, 1])
+
+
+def test_new_pictures_and_captions_alone_are_encoded(data, tmp_path, extract_config, counting):
+    path = tmp_path / "s.h5"
+    whole = (data / "captions.csv").read_text()
+    fewer = "".join(line for line in whole.splitlines(keepends=True) if not line.startswith("images/000"))
+    (data / "captions.csv").write_text(fewer)
+    extract(read_dataset(data), path, extract_config, device="cpu")
+    assert counting == {"image": 50, "text": 250}
+    (data / "captions.csv").write_text(whole + "images/0059.jpg,A new red circle .,test\n")
+    summary = extract(read_dataset(data), path, extract_config, device="cpu")
+    assert counting == {"image": 60, "text": 301}
+    assert (summary.computed, summary.reused) == ({"image": 10, "text": 51}, {"image": 50, "text": 250})
+    with FeatureStore(path) as store:
+        assert store.image_ids == read_dataset(data).ids
+        assert store.captions[-1] == "A new red circle ."
+        assert store.verify() == []
+
+
+def test_a_touched_or_renamed_picture_is_hashed_not_encoded_and_a_changed_one_is(
+    data, tmp_path, extract_config, counting
+):
+    path = tmp_path / "s.h5"
+    extract(read_dataset(data), path, extract_config, device="cpu")
+    before = contents(path)
+    os.utime(data / "images/0003.jpg", ns=(5, 5))
+    assert not extract(read_dataset(data), path, extract_config, device="cpu").up_to_date
+    assert counting["image"] == 60
+    assert contents(path) == before
+    Image.new("RGB", (64, 64), "red").save(data / "images/0003.jpg")
+    extract(read_dataset(data), path, extract_config, device="cpu")
+    assert counting["image"] == 61
+    with FeatureStore(path) as store:
+        assert store.verify() == []
+
+
+def test_equal_captions_are_encoded_once(data, tmp_path, extract_config, counting):
+    text = (data / "captions.csv").read_text()
+    (data / "captions.csv").write_text(text + "".join(f"images/{n:04d}.jpg,the same words,train\n" for n in range(36)))
+    extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
+    assert counting["text"] == 301
+
+
+def test_trap_a_bad_picture_goes_into_the_ledger_and_rows_stay_aligned(data, tmp_path, extract_config, counting):
+    bad = {"0000": b"", "0007": b"hello", "0011": (data / "images/0011.jpg").read_bytes()[:900]}
+    for name, content in bad.items():
+        (data / f"images/{name}.jpg").write_bytes(content)
+    path = tmp_path / "s.h5"
+    summary = extract(read_dataset(data), path, extract_config, device="cpu")
+    images = {failure.id: failure.reason for failure in summary.failures if failure.stage == "image"}
+    assert images["images/0000.jpg"] == "empty file"
+    assert images["images/0007.jpg"] == "not a picture in a known format"
+    assert images["images/0011.jpg"].startswith("damaged picture: image file is truncated")
+    assert sum(failure.stage == "caption" for failure in summary.failures) == 15
+    dataset = read_dataset(data)
+    with FeatureStore(path) as store:
+        assert (len(store.image_ids), len(store.captions)) == (57, 285)
+        for row in (0, 100, 284):
+            caption, picture = store.captions[row], store.image_ids[store.image_index[row]]
+            assert dataset.ids[dataset.image_index[dataset.captions.index(caption)]] == picture
+        lines, problems = verify_sample(store, 5, data, "cpu", lambda _: None)
+        assert problems == []
+        assert "5 encoded again" in lines[0]
+    done = dict(counting)
+    assert extract(read_dataset(data), path, extract_config, device="cpu").up_to_date
+    extract(read_dataset(data), path, extract_config, device="cpu", retry_failures=True)
+    assert counting == done  # tried again, failed again
+    drawn_again = Image.new("RGB", (64, 64), "blue")
+    drawn_again.save(data / "images/0007.jpg")
+    summary = extract(read_dataset(data), path, extract_config, device="cpu")
+    assert summary.images == 58
+    assert counting["image"] == done["image"] + 1
+
+
+def test_trap_a_batch_and_a_shard_in_which_everything_fails(data, tmp_path, extract_config, monkeypatch):
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 8)
+    for number in range(24):
+        (data / f"images/{number:04d}.jpg").write_bytes(b"no")
+    summary = extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
+    assert summary.images == 36
+    with FeatureStore(tmp_path / "s.h5") as store:
+        assert store.verify() == []
+
+
+def test_when_everything_fails_the_first_reason_is_said_and_no_store_appears(data, tmp_path, extract_config):
+    for file in (data / "images").iterdir():
+        file.write_bytes(b"no")
+    with pytest.raises(
+        StoreError, match=r"none of the 60 pictures could be encoded; the first: images/0000\.jpg: not a picture"
+    ):
+        extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_odd_pictures_are_encoded(data, tmp_path, extract_config):
+    Image.new("CMYK", (50, 40), (10, 200, 30, 4)).save(data / "images/0000.jpg")
+    Image.new("RGBA", (50, 40), (10, 200, 30, 4)).save(data / "images/0001.jpg", "PNG")
+    Image.new("RGB", (1, 1)).save(data / "images/0002.jpg", "PNG")
+    Image.new("RGB", (6000, 4500), "red").save(data / "images/0003.jpg")
+    Image.fromarray(np.full((40, 50), 40000, np.uint16)).save(data / "images/0004.jpg", "PNG")
+    Image.new("P", (50, 40)).save(data / "images/0005.jpg", "GIF")
+    Image.new("RGB", (3000, 1)).save(data / "images/0006.jpg", "PNG")
+    summary = extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
+    assert (summary.images, summary.failures) == (60, [])
+
+
+def test_trap_other_features_under_the_same_name_are_refused(drawn, store_file, tmp_path, extract_config, counting):
+    path = Path(shutil.copy(store_file, tmp_path / "s.h5"))
+    dataset = read_dataset(drawn)
+    for change, kind in (({"views": 1}, "image"), ({"text_pooling": "cls"}, "text"), ({"seed": 1}, "image")):
+        other = dataclasses.replace(extract_config, **change)
+        with pytest.raises(
+            StoreError, match=rf"holds other {kind} features \(they differ in: .+\); name another --store"
+        ):
+            extract(dataset, path, other, device="cpu")
+        assert contents(path) == contents(store_file)
+        shutil.rmtree(parts_folder(path), ignore_errors=True)
+    done = dict(counting)
+    other = dataclasses.replace(extract_config, text_pooling="cls")
+    summary = extract(dataset, path, other, device="cpu", force=True)
+    assert counting == {"image": done["image"], "text": done["text"] + 300}  # the pictures' features still fit
+    assert summary.computed == {"image": 0, "text": 300}
+
+
+def test_an_unfinished_extraction_of_other_features_is_not_mixed_in(drawn, tmp_path, extract_config, monkeypatch):
+    dataset, path = read_dataset(drawn), tmp_path / "s.h5"
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    interrupt_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        extract(dataset, path, extract_config, device="cpu")
+    monkeypatch.undo()
+    other = dataclasses.replace(extract_config, views=1)
+    with pytest.raises(StoreError, match="unfinished extraction of other image features"):
+        extract(dataset, path, other, device="cpu")
+    extract(dataset, path, other, device="cpu", force=True)
+    with FeatureStore(path) as store:
+        assert store.image_features.shape[1] == 1
+
+
+def interrupt_after(monkeypatch, shards):
+    """Ctrl-C after so many finished shards."""
+    write, done = pipeline.write_shard, []
+
+    def interrupted(*args):
+        if len(done) == shards:
+            raise KeyboardInterrupt
+        done.append(args[0])
+        write(*args)
+
+    monkeypatch.setattr(pipeline, "write_shard", interrupted)
+
+
+def test_a_dataset_that_grows_while_unfinished_keeps_what_is_done(
+    data, tmp_path, extract_config, monkeypatch, counting
+):
+    path = tmp_path / "s.h5"
+    text = (data / "captions.csv").read_text()
+    (data / "captions.csv").write_text("".join(line for line in text.splitlines(keepends=True) if "0059" not in line))
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            extract(read_dataset(data), path, extract_config, device="cpu")
+    (data / "captions.csv").write_text(text)
+    counting["image"] = 0
+    summary = extract(read_dataset(data), path, extract_config, device="cpu")
+    assert counting["image"] == 60 - 32
+    assert summary.images == 60
+
+
+def test_a_resumed_extraction_keeps_batch_size_and_threads(drawn, tmp_path, extract_config, monkeypatch):
+    dataset, path, told = read_dataset(drawn), tmp_path / "s.h5", []
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            extract(dataset, path, extract_config, device="cpu")
+    extract(dataset, path, dataclasses.replace(extract_config, batch_size=3), device="cpu", say=told.append)
+    assert any("as it was begun: batches of 8" in line for line in told)
+    with FeatureStore(path) as store:
+        assert store.provenance["image"]["batch_size"] == 8
+
+
+def test_two_writers_on_one_store_the_second_is_refused(drawn, tmp_path, extract_config):
+    with (
+        only_writer(tmp_path / "s.h5", "the store"),
+        pytest.raises(FileError, match="another process is writing the store"),
+    ):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+
+
+DRIVER = """
+import os, random, signal, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from extract import pipeline
+from extract.datasets import read_dataset
+from configs.schema import ExtractConfig
+import torch, extract.encoders
+pipeline.SHARD_ROWS |= {{"image": 4, "text": 16}}
+config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=2)
+
+def child():
+    torch.set_num_threads(1)
+    pipeline.extract(read_dataset({data!r}), path, config, device="cpu")
+
+def run(limit):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            child()
+            status = 0
+        finally:
+            os._exit(status)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), time.monotonic()
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "killed", None
+
+def shards():
+    return {{file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in Path(f"{{path}}.parts").glob("*.h5")}}
+
+path = {whole!r}
+start = time.monotonic()
+code, end = run(300)
+assert code == 0, code
+length = end - start
+path = {killed!r}
+generator = random.Random(0)
+seen, kills, attempts = {{}}, 0, 0
+while kills < 10:
+    attempts += 1
+    code, _ = run(generator.uniform(0.05, 0.6) * length)
+    if code == 0:
+        os.remove(path)  # it was faster than the kill: start anew, so that ten kills are ten kills
+        seen = {{}}
+        continue
+    assert code == "killed", code
+    kills += 1
+    now = shards()
+    for name, mark in seen.items():
+        assert now.get(name) == mark, f"{{name}} was computed twice"
+    seen = now
+print("kills", kills, "shards kept", len(seen))
+code, _ = run(300)
+assert code == 0, code
+"""
+
+
+def test_trap_ten_kills_at_random_moments_lose_nothing_and_change_nothing(drawn, tmp_path, extract_config):
+    whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
+    script = DRIVER.format(
+        root=str(ROOT), image=extract_config.image_encoder, text=extract_config.text_encoder,
+        data=str(drawn), whole=str(whole), killed=str(killed),
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kills 10" in done.stdout
+    assert contents(whole) == contents(killed)
+    assert not parts_folder(killed).exists()
+
+
+def test_a_full_disk_is_one_line_and_nothing_finished_is_lost(drawn, tmp_path, extract_config):
+    """A limit on file size stands in for the full disk: both fail in the write."""
+    command = [
+        sys.executable, str(ROOT / "cli.py"), "extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5"),
+        "--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder, "--device", "cpu",
+    ]  # fmt: skip
+
+    def limit():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert done.returncode == 1
+    assert "make room and run the same command again: what was finished is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "s.h5").exists()
+    assert not list(tmp_path.glob(".*part*"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_verify_sample_finds_features_of_another_encoder(store_file, tmp_path):
+    path = Path(shutil.copy(store_file, tmp_path / "s.h5"))
+    with h5py.File(path, "r+") as file:
+        file["image/features"][...] = np.roll(file["image/features"][:], 1, axis=0)
+    with FeatureStore(path) as store:
+        _, problems = verify_sample(store, 4, None, "cpu", lambda _: None)
+    assert len(problems) == 1
+    assert "the picture features differ from a new encoding" in problems[0]
+
+
+def test_long_captions_are_cut_counted_and_reported(data, tmp_path, extract_config):
+    with (data / "captions.csv").open("a") as file:
+        file.write(f'images/0000.jpg,{"red " * 5000},train\nimages/0001.jpg,🐕 \t "quoted" end,train\n')
+    summary = extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
+    assert (summary.truncated, summary.captions) == (1, 302)
+
+
+def test_the_real_thing_on_photographs(shared, tmp_path):
+    """250 photographs, the real encoders: extract, fit, evaluate, search, and neighbours that mean something."""
+    import json
+
+    from click.testing import CliRunner
+
+    from cli import cli
+
+    def run(*arguments):
+        result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    store, folder = tmp_path / "s.h5", tmp_path / "run"
+    run(
+        "extract", "--data", shared / "flickr8k", "--store", store, "--limit", 250, "--views", 1,
+        "--image-encoder", f"hf:{shared}/encoders/mobilenet_v2_1.0_224", "--text-encoder", f"hf:{shared}/encoders/minilm_l6_384",
+    )  # fmt: skip
+    run("verify", store, "--sample", 3)
+    run("fit", "--store", store, "--run", folder, "--set", "training.batch_size=64", "--set", "training.num_epochs=15")
+    result = json.loads(run("evaluate", "--run", folder, "--json"))
+    assert result["split"] == "dev"
+    for direction in ("image_to_text", "text_to_image"):
+        model, guess = result["models"]["multimodal"][direction], result["models"]["chance"][direction]
+        assert model["R@5"] > 3 * guess["R@5"]
+        assert result["models"]["image_only"][direction]["R@5"] < 2 * guess["R@5"]
+    hits = json.loads(run("search", "--run", folder, "--query", "a dog running through the grass", "--json"))["hits"]
+    assert any("dog" in caption for hit in hits for caption in hit["captions"])
+    picture = shared / "flickr8k" / hits[0]["path"]
+    hits = json.loads(run("search", "--run", folder, "--query", picture, "--mode", "image2text", "--json"))["hits"]
+    assert len(hits) == 5

@@ -1,0 +1,226 @@
+"""The HDF5 store: round trips, what it refuses, what verify finds."""
+
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extract import Failure
+from extract.files import digest
+from extract.store import FeatureStore, RowSources, StoreError, seal, write_shard
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
+RECIPES = {"image": {"weights": "i" * 64, "pooling": "mean"}, "text": {"weights": "t" * 64, "pooling": "mean"}}
+MADE = {"encoder": "x", "device": "cpu", "threads": 1, "batch_size": 1, "torch": "0", "transformers": "0"}
+
+
+def shard_images(path, ids, features, thumbnails=True, recipe=RECIPES["image"], failures=()):
+    columns = {"id": ids, "sha256": [f"{name}-bytes" for name in ids], "features": features}
+    columns |= {name: np.arange(len(ids), dtype=np.int64) for name in ("size", "mtime_ns")}
+    if thumbnails:
+        columns["thumbnail"] = [f"jpeg of {name}".encode() for name in ids]
+    write_shard(path, "image", columns, recipe, failures)
+
+
+def write(folder: Path, ids, splits, captions, index, images, texts, failures=(), shards=3) -> Path:
+    """A store by way of shards, as the pipeline makes it."""
+    bounds = np.linspace(0, len(ids), shards + 1).astype(int)
+    sources = {"image": RowSources("image", digest(RECIPES["image"]), ("thumbnail",))}
+    sources["text"] = RowSources("text", digest(RECIPES["text"]), ("truncated",))
+    for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        shard_images(folder / f"image-{number}.h5", ids[start:end], images[start:end])
+        sources["image"].add(folder / f"image-{number}.h5")
+    unique = list(dict.fromkeys(captions))
+    rows = [captions.index(text) for text in unique]
+    columns = {"caption": unique, "truncated": np.zeros(len(unique), bool), "features": texts[rows]}
+    write_shard(folder / "text-0.h5", "text", columns, RECIPES["text"], [])
+    sources["text"].add(folder / "text-0.h5")
+    path = folder / "store.h5"
+    seal(
+        path,
+        images={
+            "id": ids,
+            "path": [f"Images/{name}" for name in ids],
+            "split": splits,
+            "sha256": [f"{name}-bytes" for name in ids],
+            "size": np.arange(len(ids), dtype=np.int64),
+            "mtime_ns": np.arange(len(ids), dtype=np.int64),
+        },
+        texts={"caption": captions, "image_index": np.asarray(index, dtype=np.int64)},
+        sources=sources,
+        recipes=RECIPES,
+        provenance={"image": MADE, "text": MADE, "notes": [], "data": "d", "layout": "csv", "created": "now"},
+        failures=list(failures),
+        tokenizer_files={"tokenizer.json": b'{"a": 1}', "vocab.txt": b"\xff\x00"},
+    )
+    return path
+
+
+def simple(folder: Path, n=6) -> Path:
+    generator = np.random.default_rng(0)
+    images, texts = generator.random((n, 2, 3), np.float32), generator.random((2 * n, 4), np.float32)
+    ids, captions = [f"{row}.jpg" for row in range(n)], [f"caption {row}" for row in range(2 * n)]
+    return write(folder, ids, ["train"] * (n - 2) + ["dev", ""], captions, np.arange(2 * n) // 2, images, texts)
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_everything_survives_the_way_through_shards_and_seal(data):
+    ids = data.draw(st.lists(TEXT, min_size=1, max_size=12, unique=True))
+    splits = data.draw(st.lists(st.sampled_from(["train", "dev", "test", ""]), min_size=len(ids), max_size=len(ids)))
+    pool = data.draw(st.lists(TEXT, min_size=1, max_size=8))
+    captions = data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=20))  # equal captions among them
+    index = data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=len(captions), max_size=len(captions)))
+    generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+    images = generator.standard_normal((len(ids), 2, 3)).astype(np.float32)
+    by_text = {text: generator.standard_normal(4).astype(np.float32) for text in pool}
+    texts = np.stack([by_text[text] for text in captions])
+    failures = [Failure(text, "caption", "because", 3, 2**60) for text in pool]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), ids, splits, captions, index, images, texts, failures)
+        with FeatureStore(path) as store:
+            np.testing.assert_array_equal(store.image_features[:], images)
+            np.testing.assert_array_equal(store.text_features[:], texts)
+            assert (store.image_ids, store.image_splits, store.captions) == (ids, splits, captions)
+            assert store.image_index.tolist() == index
+            assert store.failures == failures
+            assert store.thumbnails() == [f"jpeg of {name}".encode() for name in ids]
+            assert store.tokenizer_files == {"tokenizer.json": b'{"a": 1}', "vocab.txt": b"\xff\x00"}
+            assert store.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("image/features", lambda a: a.__setitem__((1, 0, 0), 9.0), "/image/features does not match its checksum"),
+        (
+            "text/features",
+            lambda a: a.__setitem__((1, 0), np.nan),
+            "/text/features holds 1 numbers that are not finite",
+        ),
+        ("text/caption", lambda a: a.__setitem__(0, "another"), "/text/caption does not match its checksum"),
+        ("text/image_index", lambda a: a.__setitem__(0, 99), "/text/image_index points outside the pictures"),
+        ("image/id", lambda a: a.__setitem__(0, "1.jpg"), "/image/id: '1.jpg' stands 2 times"),
+        ("image/thumbnail", lambda a: a.__setitem__(0, np.zeros(3, np.uint8)), "/image/thumbnail does not match"),
+        ("image/split", lambda a: a.__setitem__(0, "test"), "the dataset's fingerprint does not match its rows"),
+        ("image/features", lambda a: a.attrs.__setitem__("recipe", "{}"), "the fingerprint is not its recipe's"),
+    ],
+)
+def test_verify_names_each_damage(tmp_path, name, damage, message):
+    path = simple(tmp_path)
+    with h5py.File(path, "r+") as file:
+        damage(file[name])
+    with FeatureStore(path) as store:
+        assert any(message in problem for problem in store.verify())
+
+
+def test_verify_sees_a_column_of_another_length(tmp_path):
+    path = simple(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["image/size"]
+        file["image/size"] = np.zeros(3, np.int64)
+    with FeatureStore(path) as store:
+        assert "/image/size has 3 rows; 6 expected" in store.verify()
+
+
+def test_what_is_no_store_is_refused_with_the_way_out(tmp_path):
+    def message(path):
+        with pytest.raises(StoreError) as error:
+            FeatureStore(path)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "make one: python cli.py extract" in message(tmp_path / "none.h5")
+    assert "is a folder" in message(tmp_path)
+    (tmp_path / "half.h5.parts").mkdir()
+    assert "is unfinished; run the same extract command again" in message(tmp_path / "half.h5")
+    (tmp_path / "text.h5").write_text("hello")
+    assert "is no HDF5 file" in message(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w"):
+        pass
+    assert "no feature store" in message(tmp_path / "other.h5")
+    path = simple(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 99
+    assert "format version 99; this program reads 1" in message(path)
+
+
+def test_trap_half_written_caches_are_not_accepted(tmp_path):
+    path = simple(tmp_path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(StoreError, match="damaged"):
+        FeatureStore(path)
+
+
+def test_a_failing_seal_leaves_what_was_there(tmp_path):
+    path = simple(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(LookupError):
+        write(
+            tmp_path,
+            ["a"],
+            ["train"],
+            ["x"],
+            [0],
+            np.zeros((1, 1, 1), np.float32),
+            np.zeros((1, 1), np.float32),
+            shards=0,
+        )
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".store*"))
+
+
+def test_trap_rows_are_found_by_content_and_fingerprint_not_by_name(tmp_path):
+    shard_images(tmp_path / "a.h5", ["x"], np.ones((1, 1, 2), np.float32))
+    same = RowSources("image", digest(RECIPES["image"]), ())
+    same.add(tmp_path / "a.h5")
+    assert "x-bytes" in same
+    other = RowSources("image", digest({"weights": "fine-tuned"}), ())
+    other.add(tmp_path / "a.h5")
+    assert "x-bytes" not in other
+    shard_images(tmp_path / "b.h5", ["y"], np.ones((1, 1, 2), np.float32), thumbnails=False)
+    with_thumbnails = RowSources("image", digest(RECIPES["image"]), ("thumbnail",))
+    with_thumbnails.add(tmp_path / "b.h5")
+    assert len(with_thumbnails) == 0
+
+
+def roles_of(tmp_path, splits):
+    ids = [f"{row}.jpg" for row in range(len(splits))]
+    captions = [f"caption {row}" for row in range(len(splits))]
+    n = len(splits)
+    zeros = np.zeros((n, 1, 2), np.float32), np.zeros((n, 2), np.float32)
+    with FeatureStore(write(tmp_path, ids, splits, captions, range(n), *zeros)) as store:
+        return store.roles()
+
+
+def test_trap_with_a_test_split_dev_chooses_and_test_reports(tmp_path):
+    roles = roles_of(tmp_path, ["train", "dev", "test", "", "train"])
+    assert (roles.selection_name, roles.report_name) == ("dev", "test")
+    assert [part.tolist() for part in (roles.train, roles.selection, roles.report)] == [[0, 4], [1], [2]]
+
+
+def test_trap_without_a_test_split_a_tenth_of_train_chooses_and_dev_reports(tmp_path):
+    roles = roles_of(tmp_path, ["train"] * 1000 + ["dev"] * 50)
+    assert (roles.selection_name, roles.report_name) == ("select", "dev")
+    assert len(roles.selection) == pytest.approx(100, abs=25)
+    assert sorted([*roles.train, *roles.selection]) == list(range(1000))
+    assert roles.report.tolist() == list(range(1000, 1050))
+
+
+@pytest.mark.parametrize("splits", [["dev", "test"], ["train", "train"], ["train", "dev"]])
+def test_too_few_splits_are_an_error(tmp_path, splits):
+    with pytest.raises(StoreError, match="too few"):
+        roles_of(tmp_path, splits)
+
+
+def test_trap_equal_pictures_in_two_splits_are_reported(tmp_path):
+    path = simple(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["image/sha256"][4] = file["image/sha256"][0]  # dev repeats train
+        file["image/sha256"][5] = file["image/sha256"][1]  # no split: no leak
+    with FeatureStore(path) as store:
+        assert store.duplicates_across_splits() == [("0.jpg", "4.jpg")]
