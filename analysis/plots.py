@@ -8,6 +8,7 @@ import io
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,9 @@ from extract.files import whole_file
 from extract.store import FeatureStore
 from retrieval.embeddings import Embeddings, read_embeddings
 from retrieval.metrics import Ranks, chance, rank
-from retrieval.search import Hit
+
+if TYPE_CHECKING:
+    from retrieval.search import Hit
 
 PICTURE, CAPTION, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
 SPLIT_COLOURS = {"train": "#0072B2", "dev": "#E69F00", "test": "#009E73", "": "#999999"}
@@ -285,7 +288,7 @@ def draw_features(store: FeatureStore) -> Figure:
     return figure
 
 
-def draw_hits(hits: list[Hit], query: str, mode: str, thumbnails: list[bytes] | None) -> Figure:
+def draw_hits(hits: "list[Hit]", query: str, mode: str, thumbnails: list[bytes] | None) -> Figure:
     """The hits of one search: pictures with their scores (text2image), or the query's picture beside captions.
 
     Raises:
@@ -318,7 +321,7 @@ def draw_hits(hits: list[Hit], query: str, mode: str, thumbnails: list[bytes] | 
     return figure
 
 
-def _draw_captions(hits: list[Hit], query: str) -> Figure:
+def _draw_captions(hits: "list[Hit]", query: str) -> Figure:
     lines = [
         textwrap.wrap(f"{hit.rank}.  {hit.score:.3f}  {hit.captions[0]}", 70, subsequent_indent="      ")
         for hit in hits

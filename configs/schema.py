@@ -63,7 +63,7 @@ class ModelConfig:
     embedding_dim: int = 512
     dropout: float = 0.5  # of the standardised features (linear), of the block (mlp)
     temperature: float = 0.07
-    learn_temperature: bool = False  # then 0.07 is where it starts, kept within [0.01, 1]
+    learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
 
     def __post_init__(self):
         _check_choice("model.head", self.head, ("linear", "mlp"))

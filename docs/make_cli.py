@@ -13,7 +13,7 @@ def render() -> str:
     """The page's text."""
     from cli import cli
 
-    width = {"terminal_width": 100, "max_content_width": 100}
+    width = {"terminal_width": 100, "max_content_width": 100, "help_option_names": ["-h", "--help"]}
     parts = ["# Command line\n\nGenerated from `--help` by `make docs`.\n"]
     main = click.Context(cli, info_name="python cli.py", **width)
     parts.append(f"```\n{cli.get_help(main)}\n```\n")

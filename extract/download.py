@@ -18,6 +18,7 @@ from tqdm import tqdm
 from configs import OnceoverError
 from extract.files import only_writer
 
+BLOCK = 2**14  # bytes; what is read of a block that is cut off is lost
 TIMEOUT = 10  # seconds without an answer
 MAX_UNPACKED = 8 * 2**30  # bytes; Flickr8k unpacks to 1.1 GiB
 _SOURCE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/"
@@ -100,7 +101,7 @@ def _resume(url: str, partial: Path, output: str | Path) -> None:
                     total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem.lstrip("."), disable=None
                 ) as bar,
             ):
-                for block in answer.iter_content(2**20):
+                for block in answer.iter_content(BLOCK):
                     file.write(block)
                     bar.update(len(block))
             if total is not None and partial.stat().st_size < total:

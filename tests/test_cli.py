@@ -1,0 +1,247 @@
+"""The command line: exit code, output and what is on disk afterwards, exact error text included."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run():
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(cli, [str(part) for part in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+@pytest.fixture
+def fails(run):
+    """The one line that a failing call prints; nothing else may be there."""
+
+    def call(*arguments, code=1):
+        result = run(*arguments, code=code)
+        assert result.stdout == ""
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return call
+
+
+def encoders(config):
+    return ["--image-encoder", config.image_encoder, "--text-encoder", config.text_encoder, "--device", "cpu"]
+
+
+def test_the_whole_way(run, drawn, tmp_path, extract_config):
+    store, folder = tmp_path / "s.h5", tmp_path / "runs/a"
+    made = run("extract", "--data", drawn, "--store", store, *encoders(extract_config))
+    assert made.stdout == ""
+    assert "encoding 60 pictures with torchvision:shufflenet_v2_x0_5@random, 2 views on cpu" in made.stderr
+    assert f"wrote {store}" in made.stderr
+    assert f"next: python cli.py fit --store {store}" in made.stderr
+    again = run("extract", "--data", drawn, "--store", store, *encoders(extract_config))
+    assert f"{store} is up to date; nothing to encode" in again.stderr
+    small = ["--set", "model.embedding_dim=16", "--set", "training.num_epochs=3", "--set", "training.batch_size=16"]
+    fitted = run("fit", "--store", store, "--run", folder, "--device", "cpu", *small)
+    assert "36 pictures, 180 captions, chosen on 12 (dev), to be reported on 12 (test)" in fitted.stderr
+    table = run("evaluate", "--run", folder)
+    assert table.stdout.splitlines()[0].split()[:3] == ["model", "direction", "R@1"]
+    assert {path.name for path in folder.glob("evaluation-*")} == {
+        f"evaluation-test.{end}" for end in ("md", "csv", "json")
+    }
+    printed = json.loads(run("evaluate", "--run", folder, "--json").stdout)
+    run("evaluate", "--run", folder, "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == printed
+    hits = run(
+        "search",
+        "--run",
+        folder,
+        "--query",
+        "a red circle",
+        "--top_k",
+        3,
+        "--out",
+        tmp_path / "h.png",
+        "--device",
+        "cpu",
+    )
+    assert len([line for line in hits.stdout.splitlines() if "images/" in line]) == 3
+    assert (tmp_path / "h.png").stat().st_size > 5000
+    found = run(
+        "search", "--run", folder, "--query", drawn / "query.jpg", "--mode", "image2text", "--json", "--device", "cpu"
+    )
+    assert {"rank", "score", "id", "path", "captions", "image_row"} == set(json.loads(found.stdout)["hits"][0])
+    assert "wrote tsne.png" in run("plot", "--run", folder, "--out", tmp_path / "figures").stderr
+    assert "wrote features.png" in run("plot", "--store", store, "--out", tmp_path / "figures").stderr
+    about = run("info", store).stdout
+    assert "60: 36 train, 12 dev, 12 test" in about
+    assert "left out    0 records" in about
+    assert "chosen on   dev, 12 pictures" in run("info", folder).stdout
+    sound = run("verify", store, "--sample", 2, "--device", "cpu").stdout
+    assert "picture features: 2 encoded again" in sound
+    assert f"{store} is sound" in sound
+
+
+def test_a_query_that_the_encoder_truncates_says_so(run, run_dir):
+    result = run("search", "--run", run_dir, "--query", "red " * 500, "--device", "cpu")
+    assert "the query is longer than the text encoder takes and was cut" in result.stderr
+
+
+def test_a_query_is_embedded_like_the_caption_that_it_repeats(run, run_dir, store):
+    result = run("search", "--run", run_dir, "--query", store.captions[12], "--top-k", 60, "--json", "--device", "cpu")
+    hits = json.loads(result.stdout)["hits"]
+    from retrieval.embeddings import read_embeddings
+
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    scores = embeddings.images @ embeddings.texts[12]
+    for hit in hits:
+        assert hit["score"] == pytest.approx(scores[hit["image_row"]], abs=1e-4)
+
+
+def test_a_picture_is_embedded_like_itself_in_the_store(run, run_dir, store, drawn):
+    result = run("search", "--run", run_dir, "--query", drawn / store.image_paths[5], "--mode", "image2text", "--top-k", 9, "--json", "--device", "cpu")  # fmt: skip
+    from retrieval.embeddings import read_embeddings
+
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    best = float((embeddings.texts @ embeddings.images[5]).max())
+    assert json.loads(result.stdout)["hits"][0]["score"] == pytest.approx(best, abs=1e-4)
+
+
+def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
+    fails, run_dir, store_file, drawn, tmp_path, extract_config
+):
+    store, out = tmp_path / "s.h5", tmp_path / "out"
+    more = encoders(extract_config)
+    assert fails("extract", "--data", tmp_path / "none", "--store", store) == (
+        f"{tmp_path / 'none'} does not exist; name the dataset's folder, or its CSV file"
+    )
+    assert "is a folder; --store names the .h5 file" in fails("extract", "--data", drawn, "--store", tmp_path, code=2)
+    assert fails("extract", "--data", drawn, "--store", store, "--set", "extract.vews=1", code=2).endswith(
+        "has an unknown key extract.vews; did you mean extract.views?"
+    )
+    assert "extract.views is 99" in fails("extract", "--data", drawn, "--store", store, "--views", 99, code=2)
+    assert "is no encoder specification" in fails(
+        "extract", "--data", drawn, "--store", store, "--image-encoder", "resnet50"
+    )
+    copy = shutil.copy(store_file, tmp_path / "other.h5")
+    assert "holds other image features" in fails(
+        "extract", "--data", drawn, "--store", copy, *more, "--views", 1, "--batch-size", 8
+    )
+    assert "there is no feature store at" in fails("fit", "--store", store, "--run", out)
+    assert "is a folder; a feature store is one .h5 file" in fails("fit", "--store", tmp_path, "--run", out)
+    assert "cannot be read" in fails(
+        "fit", "--store", store_file, "--run", out, "--config", tmp_path / "none.yaml", code=2
+    )
+    assert "is no run folder; make one" in fails("evaluate", "--run", tmp_path / "none")
+    assert "no pictures in the split 'select'" in fails("evaluate", "--run", run_dir, "--split", "select")
+    assert "is no file; image2text takes a picture's path" in fails(
+        "search", "--run", run_dir, "--query", "x.jpg", "--mode", "image2text"
+    )
+    (tmp_path / "letter.jpg").write_text("dear")
+    message = fails(
+        "search", "--run", run_dir, "--query", tmp_path / "letter.jpg", "--mode", "image2text", "--device", "cpu"
+    )
+    assert message == f"{tmp_path / 'letter.jpg'} is no usable picture: not a picture in a known format"
+    assert "is no run folder" in fails("plot", "--run", tmp_path / "none", "--out", out)
+    assert "but no run" in fails("info", tmp_path)
+    assert "there is no feature store" in fails("info", tmp_path / "none")
+    assert "is no HDF5 file" in fails("verify", tmp_path / "letter.jpg")
+    assert "cannot be used" in fails("fit", "--store", store_file, "--run", out, "--device", "cuda:77")
+    assert not store.exists()
+    assert not out.exists()
+
+
+def test_usage_errors_are_clicks_own(run):
+    assert "name either --run or --store" in run("plot", "--out", "x", code=2).stderr
+    assert "Invalid value for '--top-k'" in run("search", "--run", "x", "--query", "x", "--top-k", 0, code=2).stderr
+
+
+def test_a_damaged_store_makes_verify_fail_with_what_is_wrong(run, store_file, tmp_path):
+    import h5py
+
+    path = shutil.copy(store_file, tmp_path / "s.h5")
+    with h5py.File(path, "r+") as file:
+        file["text/features"][0, 0] = float("inf")
+    result = run("verify", path, code=1)
+    assert "wrong: /text/features holds 1 numbers that are not finite" in result.stdout
+
+
+def test_info_describes_an_unfinished_extraction(run, drawn, tmp_path, extract_config, monkeypatch):
+    from extract import pipeline
+    from extract.datasets import read_dataset
+
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    write, done = pipeline.write_shard, []
+
+    def interrupted(*arguments):
+        if done:
+            raise KeyboardInterrupt
+        done.append(write(*arguments))
+
+    monkeypatch.setattr(pipeline, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    about = run("info", tmp_path / "s.h5").stdout
+    assert "image       1 of 4 shards done (60 rows in all)" in about
+
+
+def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extract_config, changed):
+    """The chain with small parts in the place of the large ones; `make demo` runs the real one."""
+    import cli as module
+    from extract import synthetic
+
+    real, load = synthetic.draw_dataset, module.load_config
+    monkeypatch.setattr(synthetic, "draw_dataset", lambda folder: real(folder, 36, 12, 12))
+    monkeypatch.setattr(
+        module, "load_config", lambda path: changed(load(path), extract={"image_encoder": extract_config.image_encoder, "text_encoder": extract_config.text_encoder})
+    )  # fmt: skip
+    result = run("demo", "--out", tmp_path / "demo", "--device", "cpu")
+    assert "UNTRAINED encoders" in result.stderr
+    assert "with untrained encoders" in result.stdout
+    figures = {path.name for path in (tmp_path / "demo/figures").iterdir()}
+    assert {"tsne.png", "ranks.svg", "search-text2image.png", "search-image2text.png"} <= figures
+    assert f"the pictures in {tmp_path / 'demo/figures'}" in result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_and_option_has_help_and_stands_in_the_docs(name):
+    command = cli.commands[name]
+    assert command.help
+    page = (ROOT / "docs/cli.md").read_text()
+    assert f"## {name}\n" in page
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help or parameter.name == "mode", f"{name} {parameter.name}"
+            assert parameter.opts[0] in page
+
+
+def test_the_command_page_is_generated_from_the_help():
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs/make_cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs/cli.md").read_text() == module.render(), "run: make docs"
+
+
+def test_the_readme_names_only_commands_and_options_that_exist():
+    import re
+
+    text = (ROOT / "README.md").read_text()
+    for line in re.findall(r"python cli\.py ([^\n`]+)", text.replace("\\\n", " ")):
+        name, *rest = line.split()
+        known = {option for parameter in cli.commands[name].params for option in parameter.opts}
+        for word in rest:
+            if word.startswith("--"):
+                assert word in known, line

@@ -1,0 +1,141 @@
+"""Figures: drawn from stored files alone, complete, labelled with gallery sizes, and refused with a reason."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis import plots
+from analysis.plots import (
+    PlotError,
+    draw_hits,
+    draw_map,
+    draw_ranks,
+    draw_similarity,
+    draw_training,
+    plot_run,
+    plot_store,
+)
+from retrieval.embeddings import read_embeddings
+from retrieval.search import Searcher
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def embeddings(run_dir):
+    return read_embeddings(run_dir / "embeddings.h5")
+
+
+def texts(figure):
+    return " ".join(axes.get_title() + axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes)
+
+
+def test_a_run_gives_five_figures_as_png_and_svg(run_dir, tmp_path):
+    steps = []
+    written = plot_run(run_dir, tmp_path / "figures", step=steps.append)
+    assert steps == ["tsne", "pca", "similarity", "training", "ranks"]
+    assert sorted(path.name for path in written) == sorted(
+        f"{step}{suffix}" for step in steps for suffix in (".png", ".svg")
+    )
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                assert min(picture.size) > 500
+                assert np.asarray(picture.convert("L")).std() > 5  # not an empty page
+        else:
+            assert path.read_text().startswith("<?xml")
+
+
+def test_svgs_are_the_same_each_time(run_dir, tmp_path):
+    first, second = (
+        {path.name: path.read_bytes() for path in plot_run(run_dir, tmp_path / name) if path.suffix == ".svg"}
+        for name in "ab"
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("method", ["t-SNE", "PCA"])
+def test_a_map_shows_both_kinds_and_links_matched_pairs(embeddings, method):
+    figure = draw_map(embeddings, "train", method)
+    assert "train: 36 of 36 pictures" in texts(figure)
+    links, *points = figure.axes[0].collections
+    assert [len(part.get_offsets()) for part in points] == [36, 36]
+    assert len(links.get_segments()) == 36
+    pictures, captions = (part.get_offsets() for part in points)
+    for start, end in links.get_segments():
+        row = np.flatnonzero((pictures == start).all(1))[0]
+        np.testing.assert_array_equal(captions[row], end)
+
+
+def test_the_similarity_matrix_holds_the_matched_pairs_on_its_diagonal(embeddings):
+    figure = draw_similarity(embeddings, "test")
+    matrix = figure.axes[0].images[0].get_array()
+    pictures, captions, _ = plots._pairs(embeddings, "test", plots.MATRIX_PICTURES, 0)
+    assert (embeddings.image_index[captions] == pictures).all()
+    np.testing.assert_allclose(
+        np.diag(matrix), np.sum(embeddings.images[pictures] * embeddings.texts[captions], 1), rtol=1e-4
+    )
+
+
+def test_rank_curves_end_at_100_and_name_the_gallery(embeddings):
+    figure = draw_ranks(embeddings, "test")
+    assert "gallery of 60" in texts(figure)
+    assert "gallery of 12" in texts(figure)
+    for axes in figure.axes:
+        model, guess = axes.lines[:2]
+        assert model.get_ydata()[-1] == guess.get_ydata()[-1] == pytest.approx(100)
+        assert (np.diff(model.get_ydata()) >= 0).all()
+
+
+def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
+    figure = draw_training(run_dir / "history.csv")
+    rows = len((run_dir / "history.csv").read_text().splitlines()) - 1
+    assert len(figure.axes[0].lines[0].get_xdata()) == rows
+    with pytest.raises(PlotError, match="missing or damaged"):
+        draw_training(tmp_path / "none.csv")
+    (tmp_path / "bad.csv").write_text("epoch,loss\n1,x\n")
+    with pytest.raises(PlotError, match="missing or damaged"):
+        draw_training(tmp_path / "bad.csv")
+
+
+def test_a_store_is_drawn_by_split(store, tmp_path):
+    assert [path.name for path in plot_store(store, tmp_path)] == ["features.png", "features.svg"]
+
+
+def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):
+    searcher = Searcher(embeddings, lambda query: embeddings.texts[3])
+    hits = searcher.search("a red circle", "text2image", 7)
+    figure = draw_hits(hits, "a red circle", "text2image", embeddings.thumbnails)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert len(shown) == 7
+    with Image.open(drawn / hits[0].path) as picture:
+        expected = np.asarray(picture.resize((160, 160)), float)
+    assert np.abs(np.asarray(shown[0], float) - expected).mean() < 8
+    with pytest.raises(PlotError, match="no-thumbnails"):
+        draw_hits(hits, "a red circle", "text2image", None)
+    query = str(drawn / "query.jpg")
+    assert isinstance(draw_hits(searcher.search(query, "image2text"), query, "image2text", None), Figure)
+
+
+def test_a_format_that_cannot_be_written_and_a_folder_in_the_way(tmp_path):
+    with pytest.raises(PlotError, match=r"names no picture format; use \.png"):
+        plots.save_figure(Figure(), tmp_path / "a.xyz")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(Exception, match="is a folder"):
+        plots.save_figure(Figure(), tmp_path / "b.png")
+
+
+def test_plotting_loads_no_model(run_dir, tmp_path):
+    """From the stored files alone: with torch and transformers out of reach."""
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['faiss'] = None; "
+        f"sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; import analysis.plots as p; "
+        f"print(len(p.plot_run({str(run_dir)!r}, {str(tmp_path)!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "10\n", done.stderr

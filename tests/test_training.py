@@ -1,0 +1,315 @@
+"""Heads, batches and the fit: standardising, exact resume, honest selection, and the mistakes of peers."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.schema import Config, ModelConfig, TrainingConfig
+from extract.store import FeatureStore
+from heads import training
+from heads.checkpoint import RunError, load_run
+from heads.embed import EmbedError, image_embeddings
+from heads.models import DualHeads, Standardize, embed_pictures
+from heads.training import Batches, TrainingError, fit, learning_rate, seed_for
+from retrieval.embeddings import read_embeddings
+from retrieval.metrics import rsum
+
+
+def outputs(folder):
+    """What a fit makes, times aside: heads, embeddings, history."""
+    history = [line.rpartition(",")[0] for line in (folder / "history.csv").read_text().splitlines()]
+    with h5py.File(folder / "embeddings.h5") as file:
+        arrays = {name: file[name][:].tobytes() for name in ("image/embedding", "text/embedding")}
+    return (folder / "heads.safetensors").read_bytes(), arrays, history
+
+
+def test_standardising_gives_mean_0_and_deviation_1_over_train_and_0_for_a_constant():
+    features = torch.randn(500, 2, 6) * torch.tensor([1e-3, 1, 50, 1, 1, 1]) + 7
+    features[..., 3] = 0.1234567
+    layer = Standardize(6)
+    layer.fit(features)
+    assert not layer.root
+    out = layer(features).reshape(-1, 6)
+    moving = [0, 1, 2, 4, 5]
+    np.testing.assert_allclose(out.mean(0), 0, atol=2e-2)
+    np.testing.assert_allclose(out[:, moving].std(0), 1, rtol=1e-2)
+    assert out[:, 3].abs().max() == 0
+
+
+def test_features_that_are_never_negative_are_square_rooted_first():
+    features = torch.rand(200, 3) ** 4
+    layer = Standardize(3)
+    layer.fit(features)
+    rooted = features.sqrt()
+    torch.testing.assert_close(
+        layer(features), (rooted - rooted.mean(0)) / rooted.std(0, correction=0), rtol=1e-4, atol=1e-5
+    )
+    assert torch.isfinite(layer(-features)).all()
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_embeddings_are_unit_vectors_and_a_picture_is_the_mean_of_its_views(head):
+    heads = DualHeads(6, 5, ModelConfig(head=head, embedding_dim=4)).eval()
+    views = torch.randn(7, 3, 6)
+    apart = torch.stack([heads.embed_images(views[:, view]) for view in range(3)])
+    np.testing.assert_allclose(apart.norm(dim=-1).detach(), 1, rtol=1e-5)
+    mean = apart.mean(0)
+    torch.testing.assert_close(embed_pictures(heads, views), mean / mean.norm(dim=-1, keepdim=True))
+    assert heads.embed_texts(torch.randn(2, 5)).shape == (2, 4)
+
+
+def test_trap_an_embedding_without_direction_is_an_error_not_a_division_by_zero():
+    heads = DualHeads(3, 3, ModelConfig(embedding_dim=2, dropout=0)).eval()
+    with torch.no_grad():
+        for parameter in heads.image.parameters():
+            parameter.zero_()
+    with pytest.raises(EmbedError, match="4 picture embeddings are not unit vectors"):
+        image_embeddings(heads, torch.randn(4, 1, 3))
+
+
+def test_trap_a_learned_temperature_is_clamped_and_a_fixed_one_stays():
+    heads = DualHeads(3, 3, ModelConfig(learn_temperature=True))
+    for value, bound in ((1e-6, 0.01), (50.0, 1.0)):
+        heads.log_temperature.data.fill_(np.log(value))
+        heads.clamp_temperature()
+        assert float(heads.temperature.detach()) == pytest.approx(bound)
+    assert not DualHeads(3, 3, ModelConfig(learn_temperature=False)).log_temperature.requires_grad
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(0, 30), st.integers(2, 5), st.integers(1, 6))
+@settings(max_examples=100, deadline=None)
+def test_an_epoch_passes_every_caption_once_and_a_batch_every_picture_at_most_once(seed, n, m, size, each):
+    generator = np.random.default_rng(seed)
+    index = np.r_[0, generator.integers(n, size=m)]  # uneven, unsorted, some pictures without captions
+    pictures = np.unique(np.r_[0, generator.permutation(n)[: n // 2 + 1]])
+    batches = Batches(pictures, index, 3, TrainingConfig(batch_size=size, captions_per_image=each))
+    seen, steps = [], 0
+    for chosen, views, captions, place in batches.epoch(np.random.default_rng(seed)):
+        steps += 1
+        assert len(chosen) == len(views) <= size
+        assert len(set(chosen.tolist())) == len(chosen)
+        assert set(views.tolist()) <= {0, 1, 2}
+        assert chosen[place].tolist() == index[captions].tolist()
+        assert np.bincount(place, minlength=len(chosen)).min() >= 1
+        assert np.bincount(place).max() <= each
+        seen += captions.tolist()
+    assert sorted(seen) == np.flatnonzero(np.isin(index, pictures)).tolist()
+    assert steps == batches.steps
+
+
+def test_views_and_captions_are_drawn_at_random_and_anew_each_epoch():
+    batches = Batches(
+        np.arange(50), np.repeat(np.arange(50), 5), 2, TrainingConfig(batch_size=50, captions_per_image=1)
+    )
+    first, second = (list(batches.epoch(np.random.default_rng(seed_for(0, "order", epoch)))) for epoch in (0, 1))
+    assert len(first) == 5
+    assert sum(part[1].sum() for part in first) == pytest.approx(125, abs=40)
+    assert [part[2].tolist() for part in first] != [part[2].tolist() for part in second]
+
+
+def test_seeds_differ_by_purpose_and_epoch_and_never_otherwise():
+    seeds = {
+        seed_for(seed, purpose, epoch)
+        for seed in (0, 1)
+        for purpose in ("initialisation", "order", "dropout")
+        for epoch in (0, 1)
+    }
+    assert len(seeds) == 12
+    assert seed_for(0, "order", 3) == seed_for(0, "order", 3)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    config = TrainingConfig(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == 1.0
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[100] == pytest.approx(0)
+
+
+def test_the_loss_falls_and_the_model_finds_what_it_was_shown(run_dir):
+    rows = (run_dir / "history.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,loss,learning_rate,temperature,rsum,image_to_text_R@1")
+    losses = [float(row.split(",")[1]) for row in rows[1:]]
+    assert losses[-1] < losses[0]
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    pictures, captions, index = embeddings.split("train")
+    found = rsum(embeddings.images[pictures], embeddings.texts[captions], index)
+    assert found["text_to_image"]["R@5"] > 2 * 100 * 5 / 36
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_same_seed_same_result_to_the_bit_and_another_seed_another(store, tmp_path, fit_config, changed, head):
+    config = changed(fit_config, model={"head": head, "dropout": 0.3})
+    for name in ("a", "b"):
+        torch.manual_seed(hash(name) % 1000)  # what the caller did with the global generator does not matter
+        fit(store, tmp_path / name, config, quality=rsum)
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+    fit(store, tmp_path / "c", changed(config, training={"seed": 1}), quality=rsum)
+    assert outputs(tmp_path / "c")[0] != outputs(tmp_path / "a")[0]
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(store, tmp_path, fit_config, changed, epoch):
+    config = changed(fit_config, model={"head": "mlp", "dropout": 0.3}, training={"num_epochs": 5, "patience": 3})
+    fit(store, tmp_path / "whole", config, quality=rsum)
+    calls = []
+
+    def interrupted(*arrays):
+        calls.append(1)
+        if len(calls) > epoch:
+            raise KeyboardInterrupt
+        return rsum(*arrays)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, tmp_path / "resumed", config, quality=interrupted)
+    with pytest.raises(RunError, match="was interrupted; run the same fit command again"):
+        load_run(tmp_path / "resumed")
+    told = []
+    fit(store, tmp_path / "resumed", config, quality=rsum, say=told.append)
+    assert f"going on after epoch {epoch}" in told
+    assert outputs(tmp_path / "whole") == outputs(tmp_path / "resumed")
+    assert not (tmp_path / "resumed" / "resume.pt").exists()
+
+
+def test_an_interrupted_fit_of_other_settings_is_not_gone_on_with(store, tmp_path, fit_config, changed):
+    def interrupted(*_arrays):
+        raise KeyboardInterrupt
+
+    counted = iter(range(9))
+
+    def second(*arrays):
+        return rsum(*arrays) if next(counted) < 1 else interrupted()
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, tmp_path / "r", fit_config, quality=second)
+    other = changed(fit_config, training={"learning_rate": 0.5})
+    with pytest.raises(RunError, match="interrupted fit of other settings"):
+        fit(store, tmp_path / "r", other, quality=rsum)
+    (tmp_path / "r" / "resume.pt").write_bytes(b"nonsense")
+    with pytest.raises(RunError, match="cannot be read; fit again with --force"):
+        fit(store, tmp_path / "r", fit_config, quality=rsum)
+    assert fit(store, tmp_path / "r", other, quality=rsum, force=True)["epochs"] >= 1
+
+
+def test_trap_a_resume_state_is_never_unpickled(store, tmp_path, fit_config):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("{}")
+    (tmp_path / "r" / "resume.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(RunError, match="cannot be read"):
+        fit(store, tmp_path / "r", fit_config, quality=rsum)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_finished_run_is_kept_and_another_is_refused_in_its_place(store, run_dir, tmp_path, fit_config, changed):
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    before, told = outputs(folder), []
+    fit(store, folder, fit_config, quality=rsum, say=told.append)
+    assert "is fitted with these settings on this store already" in told[0]
+    with pytest.raises(RunError, match="holds a run of other settings"):
+        fit(store, folder, changed(fit_config, training={"seed": 9}), quality=rsum)
+    assert outputs(folder) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(RunError, match="is not empty and no run"):
+        fit(store, tmp_path / "mine", fit_config, quality=rsum)
+
+
+def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_file, tmp_path, fit_config):
+    """Whatever stands in the test split, the heads come out the same."""
+    poisoned = shutil.copy(store_file, tmp_path / "s.h5")
+    with h5py.File(poisoned, "r+") as file:
+        test = np.flatnonzero(file["image/split"].asstr()[:] == "test")
+        captions = np.flatnonzero(np.isin(file["text/image_index"][:], test))
+        file["image/features"][test] = np.random.default_rng(0).random((len(test), 2, 1024), np.float32)
+        file["text/features"][captions] = np.full((len(captions), 32), 0.5, np.float32)
+    seen = []
+
+    def quality(images, texts, index):
+        seen.append((len(images), len(texts)))
+        return rsum(images, texts, index)
+
+    for name, path in (("clean", store_file), ("poisoned", poisoned)):
+        with FeatureStore(path) as store:
+            fit(store, tmp_path / name, fit_config, quality=quality)
+    assert set(seen) == {(12, 60)}  # dev
+    assert outputs(tmp_path / "clean")[0] == outputs(tmp_path / "poisoned")[0]
+
+
+def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path, fit_config, changed, monkeypatch):
+    modes = []
+    real = training.contrastive_loss
+    seen = {}
+
+    def watched(*arguments):
+        modes.append(seen["heads"].training)
+        return real(*arguments)
+
+    class Watched(DualHeads):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            seen["heads"] = self
+
+    monkeypatch.setattr(training, "contrastive_loss", watched)
+    monkeypatch.setattr(training, "DualHeads", Watched)
+    fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.5}), quality=rsum)
+    assert set(modes) == {True}  # evaluating between epochs does not leave it off
+    heads = load_run(tmp_path / "r").heads
+    once, again = (image_embeddings(heads, torch.from_numpy(store.image_features[:])) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    np.testing.assert_allclose(once, read_embeddings(tmp_path / "r" / "embeddings.h5").images, atol=1e-6)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_fit(store, tmp_path, fit_config, changed):
+    scores = iter([1.0, 5.0, 2.0, 3.0, 4.0, 6.0])
+
+    def quality(*arrays):
+        return rsum(*arrays) | {"rsum": next(scores)}
+
+    made = fit(store, tmp_path / "r", changed(fit_config, training={"num_epochs": 6, "patience": 2}), quality=quality)
+    assert (made["best_epoch"], made["epochs"], made["selection"]["rsum"]) == (2, 4, 5.0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, fit_config, monkeypatch):
+    monkeypatch.setattr(training, "contrastive_loss", lambda images, *_: images.sum() * float("nan"))
+    with pytest.raises(TrainingError, match="not finite in epoch 1; lower training.learning_rate"):
+        fit(store, tmp_path / "r", fit_config, quality=rsum)
+    assert not (tmp_path / "r" / "run.json").exists()
+
+
+def test_the_run_holds_what_it_promises_and_fingerprints_travel(run_dir, store):
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"config.yaml", "heads.safetensors", "history.csv", "embeddings.h5", "run.json", "tokenizer"} <= names
+    run = load_run(run_dir)
+    assert isinstance(run.config, Config)
+    assert run.provenance["fingerprints"] == store.fingerprints
+    assert (run.provenance["selection"]["split"], run.provenance["report"]["split"]) == ("dev", "test")
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    assert embeddings.fingerprints == store.fingerprints
+    assert (embeddings.ids, embeddings.captions) == (store.image_ids, store.captions)
+    np.testing.assert_array_equal(embeddings.image_index, store.image_index)
+    run.check_encoder("image", store.recipes["image"])
+    with pytest.raises(RunError, match=r"the image encoder is not the one .* \(they differ in: weights\)"):
+        run.check_encoder("image", store.recipes["image"] | {"weights": "other"})
+
+
+def test_damaged_runs_are_named(run_dir, tmp_path):
+    with pytest.raises(RunError, match="is no run folder; make one"):
+        load_run(tmp_path / "none")
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    (folder / "heads.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(RunError, match="missing, damaged or of other settings"):
+        load_run(folder)
