@@ -112,7 +112,8 @@ def test_a_query_is_embedded_like_the_caption_that_it_repeats(run, run_dir, stor
 
 
 def test_a_picture_is_embedded_like_itself_in_the_store(run, run_dir, store, drawn):
-    result = run("search", "--run", run_dir, "--query", drawn / store.image_paths[5], "--mode", "image2text", "--top-k", 9, "--json", "--device", "cpu")  # fmt: skip
+    picture, options = drawn / store.image_paths[5], ("--mode", "image2text", "--json", "--device", "cpu")
+    result = run("search", "--run", run_dir, "--query", picture, *options)
     from retrieval.embeddings import read_embeddings
 
     embeddings = read_embeddings(run_dir / "embeddings.h5")
@@ -203,10 +204,11 @@ def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extra
     import cli as module
     from extract import synthetic
 
+    small = {name: getattr(extract_config, name) for name in ("image_encoder", "text_encoder")}
     real, load = synthetic.draw_dataset, module.load_config
     monkeypatch.setattr(synthetic, "draw_dataset", lambda folder: real(folder, 36, 12, 12))
     monkeypatch.setattr(
-        module, "load_config", lambda path: changed(load(path), extract={"image_encoder": extract_config.image_encoder, "text_encoder": extract_config.text_encoder})
+        module, "load_config", lambda path: changed(load(path), extract=small)
     )  # fmt: skip
     result = run("demo", "--out", tmp_path / "demo", "--device", "cpu")
     assert "UNTRAINED encoders" in result.stderr

@@ -354,7 +354,8 @@ def test_a_full_disk_is_one_line_and_nothing_finished_is_lost(drawn, tmp_path, e
     """A limit on file size stands in for the full disk: both fail in the write."""
     command = [
         sys.executable, str(ROOT / "cli.py"), "extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5"),
-        "--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder, "--device", "cpu",
+        "--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder,
+        "--device", "cpu",
     ]  # fmt: skip
 
     def limit():
@@ -405,7 +406,8 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
     store, folder = tmp_path / "s.h5", tmp_path / "run"
     run(
         "extract", "--data", shared / "flickr8k", "--store", store, "--limit", 250, "--views", 1,
-        "--image-encoder", f"hf:{shared}/encoders/mobilenet_v2_1.0_224", "--text-encoder", f"hf:{shared}/encoders/minilm_l6_384",
+        "--image-encoder", f"hf:{shared}/encoders/mobilenet_v2_1.0_224",
+        "--text-encoder", f"hf:{shared}/encoders/minilm_l6_384",
     )  # fmt: skip
     run("verify", store, "--sample", 3)
     run("fit", "--store", store, "--run", folder, "--set", "training.batch_size=64", "--set", "training.num_epochs=15")
