@@ -259,10 +259,9 @@ def search(run_dir, query, mode, top_k, split, as_json, out, device):
         )
     else:
         for hit in hits:
-            click.echo(
-                f"{hit.rank:3}  {hit.score:6.3f}  {hit.path}"
-                + "".join(f"\n             {text}" for text in hit.captions[:1])
-            )
+            first = hit.captions[0] if hit.captions else "(no caption)"
+            lines = (hit.path, first) if mode == "text2image" else (first, hit.path)
+            click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {lines[0]}\n             {lines[1]}")
     if out:
         done(f"wrote {out}")
 

@@ -22,7 +22,10 @@ def describe(path: str | Path) -> str:
     """
     path = Path(path)
     if (path / "run.json").is_file():
-        return _describe_run(path)
+        try:
+            return _describe_run(path)
+        except (KeyError, TypeError, OSError) as error:
+            raise DescribeError(f"{path} is damaged, or of another format ({error}); fit again") from error
     parts = path if path.name.endswith(".parts") else parts_folder(path)
     if parts.is_dir() and not path.is_file():
         return _describe_parts(parts)

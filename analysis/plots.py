@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import OnceoverError
-from extract.files import whole_file
+from extract.files import read_json, whole_file
 from extract.store import FeatureStore
 from retrieval.embeddings import Embeddings, read_embeddings
 from retrieval.metrics import Ranks, chance, rank
@@ -73,7 +73,7 @@ def plot_run(
         "tsne": lambda: draw_map(embeddings, split, "t-SNE", seed),
         "pca": lambda: draw_map(embeddings, split, "PCA", seed),
         "similarity": lambda: draw_similarity(embeddings, split, seed),
-        "training": lambda: draw_training(folder / "history.csv"),
+        "training": lambda: draw_training(folder),
         "ranks": lambda: draw_ranks(embeddings, split),
     }
     return _draw_all(drawings, Path(out), step)
@@ -167,14 +167,16 @@ def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure
     axes.set(
         xlabel="caption",
         ylabel="picture",
-        title=f"Similarity of {len(pictures):,} pictures and captions\n{split}: a sample of {chosen:,} pictures; "
-        f"circles: the own caption scores best ({best_row.sum()} of {len(scores)})",
+        title=f"Similarity of {len(pictures):,} of the {chosen:,} pictures of {split}\nto one caption of each; "
+        f"circles: the own one scores best ({best_row.sum()})",
     )
     return figure
 
 
-def draw_training(history: Path) -> Figure:
-    """Loss, and recalls on the selection split, epoch by epoch."""
+def draw_training(folder: Path) -> Figure:
+    """A run's loss, and its recalls on the selection split, epoch by epoch."""
+    history = folder / "history.csv"
+    selection = read_json(folder / "run.json", "the run's provenance")["selection"]
     try:
         rows = list(csv.DictReader(io.StringIO(history.read_text(encoding="utf-8"))))
         epoch = np.array([int(row["epoch"]) for row in rows])
@@ -195,11 +197,11 @@ def draw_training(history: Path) -> Figure:
     right.set(
         xlabel="epoch",
         ylabel="recall in %",
-        title=f"Recall on the selection split (best rsum {columns['rsum'].max():.1f}, epoch {best})",
+        title=f"Recall on {selection['split']}, {selection['pictures']:,} pictures",
         ylim=(0, None),
     )
     for axes in (left, right):
-        axes.axvline(best, color=NEUTRAL, linewidth=0.8)
+        axes.axvline(best, color=NEUTRAL, linewidth=0.8, label=f"best epoch: {best}")
         axes.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -227,7 +229,7 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
             xlabel="K",
             title=f"{name}\n{split}: {len(model.greater):,} queries, gallery of {model.gallery:,}",
         )
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, columnspacing=1)
     figure.axes[0].set_ylabel("queries with a correct item\namong the first K, in %")
     return figure
 
@@ -252,11 +254,7 @@ def draw_features(store: FeatureStore) -> Figure:
     ):
         components = min(256, *features.shape)
         model = PCA(components, svd_solver="randomized", random_state=0).fit(features)
-        places = (
-            model.transform(features)[:, :2]
-            if components > 1
-            else np.c_[model.transform(features), np.zeros(len(features))]
-        )
+        places = np.pad(model.transform(features), ((0, 0), (0, 1)))[:, :2]  # one component: a line
         for split in dict.fromkeys(split for split in SPLIT_COLOURS if (of_split == split).any()):
             mine = of_split == split
             axes.scatter(
@@ -273,7 +271,9 @@ def draw_features(store: FeatureStore) -> Figure:
             ylabel="component 2",
             title=f"PCA of {name}\n{len(features):,} rows of {features.shape[1]:,} numbers",
         )
-        axes.legend(markerscale=3, loc="best")
+        axes.legend(
+            markerscale=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, columnspacing=1, fontsize=9
+        )
         curve.plot(
             np.arange(1, components + 1), 100 * np.cumsum(model.explained_variance_ratio_), color=colour, label=name
         )

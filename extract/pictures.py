@@ -47,6 +47,8 @@ def decode(data: bytes) -> Image.Image:
             return _limit_aspect(_to_rgb(ImageOps.exif_transpose(image)))
     except PictureError:
         raise
+    except Image.DecompressionBombError as error:  # raised while the header is read, at the same bound
+        raise PictureError(f"more than {MAX_PIXELS:,} pixels; that many are not decoded") from error
     except Image.UnidentifiedImageError as error:
         raise PictureError("not a picture in a known format") from error
     except Exception as error:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error …

@@ -99,7 +99,7 @@ def extract(
             job.run()
         finally:
             if old:
-                old.__exit__()
+                old.close()
         with FeatureStore(path) as store:
             summary = _summary(store, up_to_date=False)
         remove_folder(parts)

@@ -58,7 +58,7 @@ def notes(result: dict) -> list[str]:
     lines = [
         f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; "
         f"R@K in percent with 95 % intervals over pictures; heads chosen on {result['selected_on']}",
-        f"image_only, text_only: mean over {MAPS} random maps, nothing learned",
+        f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
     ]
     if result["split"] == result["selected_on"]:
         lines.append(f"the heads were chosen on {result['split']}: these numbers flatter the model")
@@ -83,9 +83,12 @@ def _cell(side: dict, column: str) -> str:
         return f"{side[column]:.3f}"
     if not column.startswith("R@"):
         return f"{side[column]:.1f}"
-    interval = side.get(f"{column}_ci")
-    value = f"{side[column]:.1f}" if side[column] >= 1 else f"{side[column]:.2f}"
-    return value if interval is None else f"{value} [{interval[0]:.1f}, {interval[1]:.1f}]"
+    digits = 1 if side[column] >= 2 else 2
+    value = f"{side[column]:.{digits}f}"
+    if f"{column}_sd" in side:
+        return f"{value} ± {side[f'{column}_sd']:.{digits}f}"
+    low, high = side.get(f"{column}_ci", (None, None))
+    return value if low is None else f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def terminal_table(result: dict) -> str:

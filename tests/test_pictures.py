@@ -100,7 +100,7 @@ def test_a_bomb_by_its_header_alone_is_refused():
     import zlib
 
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
-    with pytest.raises(PictureError, match="60,000 x 60,000 pixels|damaged picture.*exceeds limit"):
+    with pytest.raises(PictureError, match="more than 178,956,970 pixels; that many are not decoded"):
         decode(bytes(data))
 
 

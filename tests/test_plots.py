@@ -1,5 +1,6 @@
 """Figures: drawn from stored files alone, complete, labelled with gallery sizes, and refused with a reason."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,14 +94,16 @@ def test_rank_curves_end_at_100_and_name_the_gallery(embeddings):
 
 
 def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
-    figure = draw_training(run_dir / "history.csv")
+    figure = draw_training(run_dir)
     rows = len((run_dir / "history.csv").read_text().splitlines()) - 1
     assert len(figure.axes[0].lines[0].get_xdata()) == rows
+    assert "Recall on dev, 12 pictures" in texts(figure)
+    shutil.copy(run_dir / "run.json", tmp_path)
     with pytest.raises(PlotError, match="missing or damaged"):
-        draw_training(tmp_path / "none.csv")
-    (tmp_path / "bad.csv").write_text("epoch,loss\n1,x\n")
+        draw_training(tmp_path)
+    (tmp_path / "history.csv").write_text("epoch,loss\n1,x\n")
     with pytest.raises(PlotError, match="missing or damaged"):
-        draw_training(tmp_path / "bad.csv")
+        draw_training(tmp_path)
 
 
 def test_a_store_is_drawn_by_split(store, tmp_path):
