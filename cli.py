@@ -144,8 +144,8 @@ def extract(data, store_file, limit, force, retry_failures, device, config_file,
 def _say_summary(summary) -> None:
     from collections import Counter
 
-    new = ", ".join(f"{count:,} {kind}" for kind, count in summary.computed.items())
-    took = f"; {new} rows encoded in {summary.seconds:.0f} s" if not summary.up_to_date else ""
+    new, old = (", ".join(f"{n:,} {kind}" for kind, n in rows.items()) for rows in (summary.computed, summary.reused))
+    took = f"; rows encoded: {new} in {summary.seconds:.0f} s; reused: {old}" if not summary.up_to_date else ""
     say(f"{summary.images:,} pictures, {summary.captions:,} captions{took}")
     if summary.truncated:
         say(f"{summary.truncated:,} captions are longer than the text encoder takes and were cut")
@@ -185,9 +185,9 @@ def _fit(store_file: Path, run_dir: Path, config: Config, device: str | None, fo
     with FeatureStore(store_file) as store:
         from extract.encoders import pick_device
         from heads.training import fit as run
-        from retrieval.metrics import rsum
+        from retrieval.metrics import quality
 
-        return run(store, run_dir, config, quality=rsum, device=pick_device(device), force=force, say=say)
+        return run(store, run_dir, config, quality=quality, device=pick_device(device), force=force, say=say)
 
 
 @cli.command()
@@ -221,16 +221,20 @@ def evaluate(run_dir, split, store_file, json_to):
 
 
 def _evaluate(run_dir: Path, split: str | None, store_file: Path | None = None) -> dict:
+    from configs.formats import EMBEDDINGS, EVALUATION
     from extract.files import write_json, write_text
     from extract.store import FeatureStore
-    from heads.checkpoint import EMBEDDINGS, read_provenance
+    from heads.checkpoint import read_provenance
     from retrieval import evaluation
     from retrieval.embeddings import read_embeddings
 
     provenance = read_provenance(run_dir)
-    with FeatureStore(store_file or provenance["store"]) as store:
+    store_file = store_file or Path(provenance["store"])
+    if not store_file.exists():
+        raise ConfigError(f"{run_dir} was fitted on {store_file}, which is not there; name it: --store FILE.h5")
+    with FeatureStore(store_file) as store:
         result = evaluation.evaluate(read_embeddings(run_dir / EMBEDDINGS), store, split)
-    stem = f"evaluation-{result['split']}"
+    stem = EVALUATION.format(result["split"])
     write_text(run_dir / f"{stem}.md", evaluation.markdown_table(result))
     write_text(run_dir / f"{stem}.csv", evaluation.csv_table(result))
     write_json(run_dir / f"{stem}.json", result)
@@ -246,11 +250,12 @@ def _evaluate(run_dir: Path, split: str | None, store_file: Path | None = None) 
 )
 @click.option("--split", help="Search this split alone. [default: everything]")
 @click.option("--json", "as_json", is_flag=True, help="JSON to stdout, and nothing else there.")
+@click.option("--encoder", metavar="SPEC", help="Where the run's encoder of such queries is now, if it has moved.")
 @click.option("--out", type=FILE, help="Draw the hits: a .png, .svg or .pdf file.")
 @device_option
-def search(run_dir, query, mode, top_k, split, as_json, out, device):
+def search(run_dir, query, mode, top_k, split, as_json, out, encoder, device):
     """Find pictures by a sentence, or captions by a picture."""
-    hits = _search(run_dir, query, mode, top_k, split, out, device)
+    hits = _search(run_dir, query, mode, top_k, split, out, device, encoder)
     if as_json:
         click.echo(
             json.dumps(
@@ -262,47 +267,50 @@ def search(run_dir, query, mode, top_k, split, as_json, out, device):
             first = hit.captions[0] if hit.captions else "(no caption)"
             lines = (hit.path, first) if mode == "text2image" else (first, hit.path)
             click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {lines[0]}\n             {lines[1]}")
-    if out:
-        done(f"wrote {out}")
+    done(f"wrote {out}" if out else f"{len(hits)} hits", f"python cli.py plot --run {run_dir} --out figures")
 
 
 def _search(
-    run_dir: Path, query: str, mode: str, top_k: int, split: str | None, out: Path | None, device: str | None
+    run_dir: Path,
+    query: str,
+    mode: str,
+    top_k: int,
+    split: str | None = None,
+    out: Path | None = None,
+    device: str | None = None,
+    encoder: str | None = None,
 ) -> list:
-    from heads.checkpoint import EMBEDDINGS, load_run
+    from configs.formats import EMBEDDINGS
+    from extract.pictures import read_picture
+    from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
     from retrieval.search import Searcher, check_query
 
     check_query(query, mode)
+    if mode == "image2text":
+        read_picture(query)  # what is no picture is refused before an encoder is loaded
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
-    embed_query = _embed_text(run, device) if mode == "text2image" else _embed_picture(run, device)
+    embed_query = (_embed_text if mode == "text2image" else _embed_picture)(run, device, encoder)
     hits = Searcher(embeddings, embed_query, split).search(query, mode, top_k)
     if out:
-        from analysis.plots import draw_hits, save_figure
+        from analysis.plots import plot_hits
 
-        save_figure(draw_hits(hits, query, mode, embeddings.thumbnails), out)
+        plot_hits(hits, query, mode, embeddings.thumbnails, out)
     return hits
 
 
-def _embed_text(run, device: str | None):
+def _embed_text(run, device: str | None, spec: str | None):
     """A function from a sentence to its embedding: the run's text encoder, then its heads."""
     import torch
 
-    from extract.encoders import TextEncoder
+    from extract.encoders import text_encoder_of
     from heads.embed import text_embeddings
 
-    made, settings = run.provenance["encoders"]["text"], run.provenance["extract"]
-    encoder = TextEncoder(
-        made["encoder"],
-        pooling=settings["text_pooling"],
-        max_length=settings["max_length"],
-        dtype=settings["dtype"],
-        seed=made["seed"],
-        device=device,
-        tokenizer_files=run.tokenizer_files,
-    )
+    made = run.provenance
+    encoder = text_encoder_of(made["encoders"]["text"], made["extract"], run.tokenizer_files, device, spec)
     run.check_encoder("text", encoder.recipe)
+    say(f"encoding the query with {spec or made['encoders']['text']['encoder']} on {encoder.device}")
 
     def embed_query(sentence: str):
         features, truncated = encoder.encode([sentence])
@@ -313,19 +321,18 @@ def _embed_text(run, device: str | None):
     return embed_query
 
 
-def _embed_picture(run, device: str | None):
+def _embed_picture(run, device: str | None, spec: str | None):
     """A function from a picture's path to its embedding: the run's image encoder, then its heads."""
     import torch
 
-    from extract.encoders import ImageEncoder
+    from extract.encoders import image_encoder_of
     from extract.pictures import read_picture
     from heads.embed import image_embeddings
 
-    made, settings = run.provenance["encoders"]["image"], run.provenance["extract"]
-    encoder = ImageEncoder(
-        made["encoder"], views=settings["views"], dtype=settings["dtype"], seed=made["seed"], device=device
-    )
+    made = run.provenance
+    encoder = image_encoder_of(made["encoders"]["image"], made["extract"], device, spec)
     run.check_encoder("image", encoder.recipe)
+    say(f"encoding the query with {spec or made['encoders']['image']['encoder']} on {encoder.device}")
 
     def embed_query(path: str):
         pixels = encoder.pixels(read_picture(path))
@@ -343,8 +350,13 @@ def plot(run_dir, store_file, out, split):
     """Draw figures from stored files; no model is loaded."""
     if (run_dir is None) == (store_file is None):
         raise click.UsageError("name either --run or --store")
+    if store_file and split:
+        raise click.UsageError("--split goes with --run; a store is drawn whole, by split")
     written = _plot(run_dir, store_file, out, split)
-    done(f"wrote {', '.join(path.name for path in written)} to {out}")
+    following = (
+        f"python cli.py info {run_dir}" if run_dir else f"python cli.py fit --store {store_file} --run runs/first"
+    )
+    done(f"wrote {', '.join(path.name for path in written)} to {out}", following)
 
 
 def _plot(run_dir: Path | None, store_file: Path | None, out: Path, split: str | None = None) -> list[Path]:
@@ -373,9 +385,11 @@ def info(path):
 @cli.command()
 @click.argument("store_file", type=FILE, metavar="FILE.h5")
 @click.option("--sample", type=click.IntRange(min=1), help="Encode N pictures and captions again and compare.")
+@click.option("--image-encoder", metavar="SPEC", help="Where the image encoder is now, if it has moved.")
+@click.option("--text-encoder", metavar="SPEC", help="Where the text encoder is now, if it has moved.")
 @click.option("--data", type=DIRECTORY, help="The dataset's folder, if it has moved. (With --sample.)")
 @device_option
-def verify(store_file, sample, data, device):
+def verify(store_file, sample, device, **places):
     """Check a feature store: structure, checksums, finite numbers; with --sample, the features themselves."""
     from extract.store import FeatureStore
     from extract.verify import verify_sample
@@ -383,7 +397,7 @@ def verify(store_file, sample, data, device):
     with FeatureStore(store_file) as store:
         problems = store.verify()
         if sample and not problems:
-            lines, problems = verify_sample(store, sample, data, device, say)
+            lines, problems = verify_sample(store, sample, device=device, say=say, **places)
             for line in lines:
                 click.echo(line)
     for problem in problems:
@@ -422,10 +436,10 @@ def demo(out, device):
     say("1/6 draw: a small captioned dataset of coloured shapes")
     sentence, picture = draw_dataset(data)
     say("2/6 extract: ResNet50 and DistilBERT with random weights: UNTRAINED encoders, as nothing is downloaded")
-    summary = encode(read_dataset(data), store_file, config.extract, device=device, say=say)
+    summary = encode(read_dataset(data), store_file, config.extract, device=device, force=True, say=say)
     _say_summary(summary)
     say("3/6 fit: projection heads on the cached features")
-    _fit(store_file, run_dir, config, device)
+    _fit(store_file, run_dir, config, device, force=True)
     say("4/6 evaluate")
     result = _evaluate(run_dir, None)
     from retrieval.evaluation import notes, terminal_table

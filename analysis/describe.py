@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from configs import OnceoverError
-from extract.files import read_json
+from configs.formats import CONFIG, EVALUATION, PROVENANCE
+from extract.files import digest, read_json
 from extract.store import FeatureStore, parts_folder
 
 
@@ -21,7 +22,7 @@ def describe(path: str | Path) -> str:
         DescribeError: none of these. StoreError: a damaged store.
     """
     path = Path(path)
-    if (path / "run.json").is_file():
+    if (path / PROVENANCE).is_file():
         try:
             return _describe_run(path)
         except (KeyError, TypeError, OSError) as error:
@@ -74,8 +75,8 @@ def _describe_store(store: FeatureStore) -> str:
 
 
 def _describe_run(folder: Path) -> str:
-    made = read_json(folder / "run.json", "the run's provenance")
-    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    made = read_json(folder / PROVENANCE, "the run's provenance")
+    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     lines = [
         f"run {folder}",
         f"  store       {made['store']}",
@@ -88,7 +89,7 @@ def _describe_run(folder: Path) -> str:
         f"rsum {made['selection']['rsum']:.1f} at epoch {made['best_epoch']} of {made['epochs']}",
         f"  report on   {made['report']['split']}, {made['report']['pictures']:,} pictures",
     ]
-    for file in sorted(folder.glob("evaluation-*.json")):
+    for file in sorted(folder.glob(EVALUATION.format("*.json"))):
         result = read_json(file, "the evaluation")
         for direction in ("image_to_text", "text_to_image"):
             side = result["models"]["multimodal"][direction]
@@ -106,7 +107,8 @@ def _describe_parts(parts: Path) -> str:
     for kind in ("image", "text"):
         plan = parts / f"{kind}.plan.json"
         if plan.exists():
-            shards, todo = len(list(parts.glob(f"{kind}-*.h5"))), read_json(plan, "the plan")
+            todo = read_json(plan, "the plan")
+            shards = len(list(parts.glob(f"{kind}-{digest(todo)[:12]}-*.h5")))
             total = -(-len(todo["todo"]) // todo["rows"])
             lines.append(f"  {kind:<11} {shards:,} of {total:,} shards done ({len(todo['todo']):,} rows in all)")
     return "\n".join([*lines, "  run the same extract command again to go on"])

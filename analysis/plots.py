@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import OnceoverError
+from configs.formats import EMBEDDINGS, HISTORY, PROVENANCE
 from extract.files import read_json, whole_file
+from extract.pictures import read_picture
 from extract.store import FeatureStore
 from retrieval.embeddings import Embeddings, read_embeddings
 from retrieval.metrics import Ranks, chance, rank
@@ -30,6 +32,7 @@ SPLIT_COLOURS = {"train": "#0072B2", "dev": "#E69F00", "test": "#009E73", "": "#
 MAP_PICTURES = 400  # of a split, in t-SNE and PCA; each with one caption
 LINKED_PAIRS = 40
 MATRIX_PICTURES = 40
+QUERY_SIZE = 640  # pixels, the longer side of a query's picture
 _STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -38,6 +41,7 @@ _STYLE = {
     "legend.frameon": False,
     "figure.dpi": 100,
     "savefig.dpi": 200,
+    "text.parse_math": False,  # a dollar sign in a caption is a dollar sign
     "svg.hashsalt": "onceover",  # the same figure gives the same SVG
     "svg.fonttype": "none",
 }
@@ -67,7 +71,7 @@ def plot_run(
         EmbeddingsError, PlotError: files that are missing or damaged.
     """
     folder = Path(folder)
-    embeddings = read_embeddings(folder / "embeddings.h5")
+    embeddings = read_embeddings(folder / EMBEDDINGS)
     split = split or embeddings.report_split
     drawings = {
         "tsne": lambda: draw_map(embeddings, split, "t-SNE", seed),
@@ -175,8 +179,8 @@ def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure
 
 def draw_training(folder: Path) -> Figure:
     """A run's loss, and its recalls on the selection split, epoch by epoch."""
-    history = folder / "history.csv"
-    selection = read_json(folder / "run.json", "the run's provenance")["selection"]
+    history = folder / HISTORY
+    selection = read_json(folder / PROVENANCE, "the run's provenance")["selection"]
     try:
         rows = list(csv.DictReader(io.StringIO(history.read_text(encoding="utf-8"))))
         epoch = np.array([int(row["epoch"]) for row in rows])
@@ -288,6 +292,16 @@ def draw_features(store: FeatureStore) -> Figure:
     return figure
 
 
+def plot_hits(hits: "list[Hit]", query: str, mode: str, thumbnails: list[bytes] | None, out: Path) -> None:
+    """Draws the hits of one search to the file ``out``.
+
+    Raises:
+        PlotError: no thumbnails to draw, or a suffix that names no picture format.
+    """
+    with matplotlib.rc_context(_STYLE):
+        save_figure(draw_hits(hits, query, mode, thumbnails), out)
+
+
 def draw_hits(hits: "list[Hit]", query: str, mode: str, thumbnails: list[bytes] | None) -> Figure:
     """The hits of one search: pictures with their scores (text2image), or the query's picture beside captions.
 
@@ -328,8 +342,9 @@ def _draw_captions(hits: "list[Hit]", query: str) -> Figure:
     ]
     figure = Figure(figsize=(11, max(3.2, 0.5 + 0.24 * sum(map(len, lines)) + 0.12 * len(lines))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-    with Image.open(query) as picture:
-        left.imshow(picture.convert("RGB"))
+    picture = read_picture(query)
+    picture.thumbnail((QUERY_SIZE, QUERY_SIZE))
+    left.imshow(picture)
     left.set_title(Path(query).name)
     left.axis("off")
     right.axis("off")

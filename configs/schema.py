@@ -48,6 +48,7 @@ class ExtractConfig:
         _check_choice("extract.text_pooling", self.text_pooling, ("mean", "cls"))
         _check_choice("extract.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         _check(1 <= self.views <= 10, f"extract.views is {self.views}; it must lie between 1 and 10")
+        _check(self.seed >= 0, f"extract.seed is {self.seed}; it cannot be negative")
         _check(self.max_length >= 3, f"extract.max_length is {self.max_length}; a caption needs at least 3 tokens")
         _check(
             self.batch_size is None or self.batch_size >= 1,
@@ -67,7 +68,7 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_choice("model.head", self.head, ("linear", "mlp"))
-        _check(self.embedding_dim >= 1, f"model.embedding_dim is {self.embedding_dim}; it must be at least 1")
+        _check(self.embedding_dim >= 2, f"model.embedding_dim is {self.embedding_dim}; it must be at least 2")
         _check(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must lie in [0, 1)")
         _check(0.001 <= self.temperature <= 10, f"model.temperature is {self.temperature}; use 0.001 to 10")
         if self.learn_temperature:
@@ -97,6 +98,7 @@ class TrainingConfig:
         _check(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be above 0")
         _check(self.weight_decay >= 0, f"training.weight_decay is {self.weight_decay}; it cannot be negative")
         _check(0 <= self.warmup <= 1, f"training.warmup is {self.warmup}; it is a share, 0 to 1")
+        _check(self.seed >= 0, f"training.seed is {self.seed}; it cannot be negative")
         _check(self.patience >= 0, f"training.patience is {self.patience}; use 0 to switch early stopping off")
 
 

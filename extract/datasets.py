@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -22,7 +22,7 @@ SPLITS = ("train", "dev", "test")  # a picture that belongs to none of them has 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 _SPLIT_WORDS = {"": "", "val": "dev", "valid": "dev", "validation": "dev"} | {split: split for split in SPLITS}
 _SPLIT_LIST = "Flickr_8k.{}Images.txt"
-_LOOKS_LIKE_A_RECORD = re.compile(r'^"?[^",\n]+\.(jpe?g|png|gif|bmp|webp|tiff?)"?,', re.IGNORECASE)
+_LOOKS_LIKE_A_RECORD = re.compile(r'(^|,)"?[^",]+\.(jpe?g|png|gif|bmp|webp|tiff?)"?(,|$)', re.IGNORECASE)
 
 
 class DatasetError(OnceoverError):
@@ -78,6 +78,8 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
 
     Official split lists beside the captions are used; without them pictures are assigned to train, dev and test
     (80, 10, 10 %) by a hash of ``seed`` and their id, so that a picture keeps its split when others are added.
+    Pictures without captions go into the ledger; a plain CSV is the list of what belongs to the dataset, so that
+    others beside it are none of its business.
 
     Raises:
         DatasetError: nothing readable there, no usable picture, or a picture in two splits.
@@ -98,8 +100,6 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
         if layout == "csv":
             folders = (".", "Images", "images")
     dataset = _assemble(root, layout, list(rows), folders, captions_file)
-    if layout != "csv":
-        dataset.failures.extend(_pictures_without_captions(dataset))
     return dataset if any(dataset.splits) else _with_splits(dataset, captions_file, seed)
 
 
@@ -180,18 +180,22 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
 def _csv_record(lines: list[str], position: int) -> tuple[list[str] | None, int]:
     """The fields of the record that starts at ``position`` and the lines it takes; None where quoting is broken.
 
-    A quoted caption may run over line ends, but never swallows a line that begins like a record.
+    Only a quote that is left open makes a record run over a line's end, and never into a line that looks like a record.
     """
-    record, taken = lines[position], 1
-    while record.count('"') % 2 and position + taken < len(lines):
-        if _LOOKS_LIKE_A_RECORD.match(lines[position + taken]):
-            return None, 1
-        record += "\n" + lines[position + taken]
-        taken += 1
-    try:
-        return next(csv.reader(io.StringIO(record, newline=""), strict=True), []), taken
-    except csv.Error:
-        return None, 1
+    record = lines[position]
+    for taken in range(1, len(lines) - position + 1):
+        try:
+            return next(csv.reader(io.StringIO(record, newline=""), strict=True), []), taken
+        except csv.Error as error:
+            following = lines[position + taken] if position + taken < len(lines) else None
+            if (
+                "unexpected end of data" not in str(error)
+                or following is None
+                or _LOOKS_LIKE_A_RECORD.search(following)
+            ):
+                break
+            record += "\n" + following
+    return None, 1
 
 
 def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], source: Path) -> Dataset:
@@ -219,6 +223,8 @@ def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], sou
     failures += [
         Failure(name, "dataset", "no usable caption") for name in found if not found[name] and name not in index
     ]
+    if layout != "csv":
+        failures += _pictures_without_captions(root, folder, set(found))
     if not ids:
         raise DatasetError(f"{source}: no picture is usable; the first reason: {failures[0].id}: {failures[0].reason}")
     return Dataset(
@@ -264,13 +270,12 @@ def _column_splits(names: list[str], words: list[str], source: Path) -> dict[str
     return splits
 
 
-def _pictures_without_captions(dataset: Dataset) -> list[Failure]:
-    folder = (dataset.root / dataset.paths[0]).parent
-    known = set(dataset.ids) | {failure.id for failure in dataset.failures}
+def _pictures_without_captions(root: Path, folder: str, known: set[str]) -> list[Failure]:
+    names = (path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*"))
     return [
-        Failure(path.name, "dataset", "picture without captions")
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.name not in known
+        Failure(name, "dataset", "picture without captions")
+        for name in sorted(names)
+        if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES and name not in known
     ]
 
 

@@ -6,6 +6,7 @@ feature does not depend on what else is in its batch beyond the last bits of the
 
 import contextlib
 import hashlib
+import json
 import os
 import pickle
 import socket
@@ -19,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -75,11 +77,7 @@ class ImageEncoder:
         with _quiet_transformers():
             model, self._preprocess, self._pool, recipe = load(parsed, seed)
         model = model.eval().requires_grad_(False)
-        self.recipe = recipe | {
-            "weights": _hash_weights(model),
-            "dtype": dtype,
-            "views": [list(view) for view in self._views],
-        }
+        self.recipe = _plain(recipe | {"weights": _hash_weights(model), "dtype": dtype, "views": self._views})
         self._model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
 
     def pixels(self, picture: Image.Image) -> Tensor:
@@ -130,18 +128,22 @@ class TextEncoder:
             self._tokenizer, self.tokenizer_files = _tokenizer(parsed, captions, tokenizer_files)
             model, architecture = _hf_text_model(parsed, seed, len(self._tokenizer))
         self._dual = hasattr(model, "get_text_features")
+        # SigLIP takes the last position of captions padded to their full length, unmasked, as it was trained
+        self._full_length = model.config.model_type.startswith("siglip")
         positions = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", max_length)
         self._max_length = min(max_length, self._tokenizer.model_max_length, positions)
         self._pooling = "projection" if self._dual else pooling
         model = model.eval().requires_grad_(False)
-        self.recipe = {
-            "architecture": architecture,
-            "weights": _hash_weights(model),
-            "tokenizer": _hash_tokenizer(self.tokenizer_files),
-            "pooling": self._pooling,
-            "max_length": self._max_length,
-            "dtype": dtype,
-        }
+        self.recipe = _plain(
+            {
+                "architecture": architecture,
+                "weights": _hash_weights(model),
+                "tokenizer": _hash_tokenizer(self.tokenizer_files),
+                "pooling": self._pooling,
+                "max_length": self._max_length,
+                "dtype": dtype,
+            }
+        )
         self._model = model.to(self.device, getattr(torch, dtype))
 
     def encode(self, captions: list[str], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +172,9 @@ class TextEncoder:
     @torch.inference_mode()
     def _forward(self, token_ids: list[Tensor]) -> np.ndarray:
         ids = nn.utils.rnn.pad_sequence(token_ids, batch_first=True, padding_value=self._tokenizer.pad_token_id or 0)
+        if self._full_length:
+            ids = F.pad(ids, (0, self._max_length - ids.shape[1]), value=self._tokenizer.pad_token_id or 0)
+            return _tensor(self._model.get_text_features(input_ids=ids.to(self.device))).float().cpu().numpy()
         lengths = torch.tensor([len(row) for row in token_ids])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
@@ -180,6 +185,39 @@ class TextEncoder:
             return hidden[:, 0].cpu().numpy()
         weights = inputs["attention_mask"].unsqueeze(-1).float()
         return ((hidden * weights).sum(1) / weights.sum(1).clamp_min(1)).cpu().numpy()
+
+
+def image_encoder_of(
+    provenance: dict, settings: dict, device: str | None = None, spec: str | None = None
+) -> ImageEncoder:
+    """The image encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
+    return ImageEncoder(
+        spec or provenance["encoder"],
+        views=settings["views"],
+        dtype=settings["dtype"],
+        seed=provenance["seed"],
+        device=device,
+    )
+
+
+def text_encoder_of(
+    provenance: dict, settings: dict, tokenizer_files: dict, device: str | None = None, spec: str | None = None
+) -> TextEncoder:
+    """The text encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
+    return TextEncoder(
+        spec or provenance["encoder"],
+        pooling=settings["text_pooling"],
+        max_length=settings["max_length"],
+        dtype=settings["dtype"],
+        seed=provenance["seed"],
+        device=device,
+        tokenizer_files=tokenizer_files,
+    )
+
+
+def _plain(recipe: dict) -> dict:
+    """``recipe`` as it will be read back from JSON: lists in the place of tuples."""
+    return json.loads(json.dumps(recipe))
 
 
 def _torchvision_image_model(spec: Spec, seed: int):

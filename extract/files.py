@@ -26,7 +26,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     if path.is_dir():
         raise FileError(f"{path} is a folder; a file is to be written there: name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    aside = _aside(path, str(os.getpid()))
     try:
         yield aside
         with open(aside, "rb+") as file:
@@ -35,6 +35,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _aside(path: Path, process: str) -> Path:
+    return path.with_name(f".{path.stem}.{process}.aside{path.suffix}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -102,6 +106,8 @@ def only_writer(path: str | Path, what: str) -> Iterator[None]:
     except Timeout as error:
         raise FileError(f"another process is writing {what} {path}; wait for it or stop it") from error
     try:
+        for leftover in (*path.parent.glob(_aside(path, "*").name), *path.glob(".*.aside*")):
+            leftover.unlink()  # of a process that was killed while it wrote
         yield
     finally:
         lock.release()

@@ -81,8 +81,9 @@ def extract(
     path = Path(path)
     parts = parts_folder(path)
     stats = [_stat(dataset.root / name) for name in dataset.paths]
+    left_out = [failure[:3] for failure in dataset.failures]
     listing = digest(
-        [dataset.ids, dataset.paths, dataset.splits, dataset.captions, dataset.image_index.tolist(), stats]
+        [dataset.ids, dataset.paths, dataset.splits, dataset.captions, dataset.image_index.tolist(), stats, left_out]
     )
     request = _request(config)
     with only_writer(path, "the store"):
@@ -93,7 +94,8 @@ def extract(
                 and not retry_failures
                 and (old.provenance["listing"], old.provenance["request"]) == (listing, request)
             ):
-                remove_folder(parts)
+                if all(shard_fingerprint(shard)[1] in old.fingerprints.values() for shard in parts.glob("*.h5")):
+                    remove_folder(parts)  # else another extraction is under way there
                 return _summary(old, up_to_date=True)
             job = _Job(dataset, stats, listing, config, path, parts, old, device, force, retry_failures, say)
             job.run()
@@ -161,25 +163,10 @@ class _Job:
 
         from extract.encoders import ImageEncoder, TextEncoder, pick_device
 
-        self.device = pick_device(self.device).type if self.device is None else self.device
-        self.settings = self._settings(torch.get_num_threads())
+        self.settings = self._settings(str(pick_device(self.device)), torch.get_num_threads())
         torch.set_num_threads(self.settings["threads"])
-        device = self.settings["device"]
-        common = {"dtype": self.config.dtype, "seed": self.config.seed, "device": device}
-
+        common = {"dtype": self.config.dtype, "seed": self.config.seed, "device": self.settings["device"]}
         encoder = ImageEncoder(self.config.image_encoder, views=self.config.views, **common)
-        self._refuse_other_features("image", encoder.recipe)
-        sources, keys = self._encode_images(encoder)
-        kept = [row for row, key in enumerate(keys) if key in sources]
-        lost = {row: sources.failures[self.dataset.ids[row]] for row, key in enumerate(keys) if key not in sources}
-        if not kept:
-            first = next(iter(lost.values()))
-            raise StoreError(
-                f"none of the {len(lost):,} pictures could be encoded; the first: {first.id}: {first.reason}"
-            )
-        image_recipe = encoder.recipe
-        del encoder
-
         text = TextEncoder(
             self.config.text_encoder,
             pooling=self.config.text_pooling,
@@ -188,7 +175,19 @@ class _Job:
             tokenizer_files=self._kept_vocabulary(),
             **common,
         )
-        self._refuse_other_features("text", text.recipe)
+        recipes = {"image": encoder.recipe, "text": text.recipe}
+        for kind, recipe in recipes.items():
+            self._refuse_other_features(kind, recipe)
+        write_json(self.parts / "settings.json", self.settings)
+
+        sources, keys = self._encode_images(encoder)
+        kept = [row for row, key in enumerate(keys) if key in sources]
+        lost = {row: sources.failures[self.dataset.ids[row]] for row, key in enumerate(keys) if key not in sources}
+        if not kept:
+            first = next(iter(lost.values()))
+            raise StoreError(
+                f"none of the {len(lost):,} pictures could be encoded; the first: {first.id}: {first.reason}"
+            )
         mine = np.isin(self.dataset.image_index, kept)
         captions = [self.dataset.captions[row] for row in np.flatnonzero(mine)]
         text_sources = self._encode_captions(text, list(dict.fromkeys(captions)))
@@ -197,7 +196,6 @@ class _Job:
         position[kept] = np.arange(len(kept))
         names = caption_ids(self.dataset.ids, self.dataset.image_index)
         orphans = [Failure(names[row], "caption", "its picture could not be encoded") for row in np.flatnonzero(~mine)]
-        recipes = {"image": image_recipe, "text": text.recipe}
         seal(
             self.path,
             images={
@@ -216,30 +214,34 @@ class _Job:
             tokenizer_files=text.tokenizer_files,
         )
 
-    def _settings(self, threads: int) -> dict:
+    def _settings(self, device: str, threads: int) -> dict:
         """Batch size, threads and device, kept by a resumed run: features differ in the last bits between them."""
-        file = self.parts / "settings.json"
         wanted = {
-            "batch_size": self.config.batch_size or BATCH_SIZE.get(self.device.partition(":")[0], 16),
+            "batch_size": self.config.batch_size or BATCH_SIZE.get(device.partition(":")[0], 16),
             "threads": threads,
-            "device": self.device,
+            "device": device,
         }
-        if not file.exists() or self.force:
-            write_json(file, wanted)
+        if not any(self.parts.glob("*.h5")):
             return wanted
-        begun = read_json(file, "the unfinished extraction's settings")
+        begun = read_json(self.parts / "settings.json", "the unfinished extraction's settings")
+        if begun["device"] != device:
+            if not self.force:
+                raise StoreError(
+                    f"{self.parts} was begun on {begun['device']}; go on with --device {begun['device']}, "
+                    "or discard it with --force"
+                )
+            remove_folder(self.parts)
+            return wanted
         self.say(f"going on with the unfinished extraction in {self.parts}")
         if begun != wanted:
-            self.say(
-                f"as it was begun: batches of {begun['batch_size']}, {begun['threads']} threads, {begun['device']}"
-            )
+            self.say(f"as it was begun: batches of {begun['batch_size']}, {begun['threads']} threads")
         return begun
 
     def _kept_vocabulary(self) -> dict[str, bytes] | None:
         """The vocabulary of a @random encoder comes from the captions; captions that join later do not change it."""
         if not parse_spec(self.config.text_encoder).random or self.old is None or self.force:
             return None
-        same = self.old.provenance["text"]["encoder"] == self.config.text_encoder
+        same = self.old.provenance["text"]["encoder"] == parse_spec(self.config.text_encoder).located()
         return self.old.tokenizer_files if same else None
 
     def _refuse_other_features(self, kind: str, recipe: dict) -> None:
@@ -266,12 +268,13 @@ class _Job:
             sources.add(file)
         return sources
 
-    def _shards(self, kind: str, recipe: dict, listing: str, choose: Callable[[], list[int]]):
+    def _shards(self, kind: str, recipe: dict, listing: str, columns: tuple[str, ...], choose: Callable[[], list[int]]):
         """(file, items) of each shard. The plan of an unfinished run over the same listing is taken up again."""
         file = self.parts / f"{kind}.plan.json"
         plan = read_json(file, "the plan") if file.exists() else {}
-        if (plan.get("listing"), plan.get("fingerprint")) != (listing, digest(recipe)):
-            plan = {"listing": listing, "fingerprint": digest(recipe), "rows": SHARD_ROWS[kind], "todo": choose()}
+        wanted = {"listing": listing, "fingerprint": digest(recipe), "columns": list(columns)}
+        if not wanted.items() <= plan.items():
+            plan = wanted | {"rows": SHARD_ROWS[kind], "todo": choose()}
             write_json(file, plan)
         tag, rows, todo = digest(plan)[:12], plan["rows"], plan["todo"]
         return [
@@ -282,7 +285,7 @@ class _Job:
     def _encode_images(self, encoder) -> tuple[RowSources, list[str | None]]:
         columns = ("thumbnail",) if self.config.thumbnails else ()
         sources = self._sources("image", encoder.recipe, columns)
-        shards = self._shards("image", encoder.recipe, self.listing, lambda: self._new_images(sources))
+        shards = self._shards("image", encoder.recipe, self.listing, columns, lambda: self._new_images(sources))
         self._announce(
             "image", shards, f"{self.config.image_encoder}, {self.config.views} views", len(self.dataset.ids)
         )
@@ -299,7 +302,11 @@ class _Job:
         sources = self._sources("text", encoder.recipe, columns)
         listing = digest(captions)
         shards = self._shards(
-            "text", encoder.recipe, listing, lambda: [row for row, text in enumerate(captions) if text not in sources]
+            "text",
+            encoder.recipe,
+            listing,
+            columns,
+            lambda: [row for row, text in enumerate(captions) if text not in sources],
         )
         self._announce("text", shards, self.config.text_encoder, len(captions))
 
@@ -325,12 +332,21 @@ class _Job:
             self.say(f"encoding {new - done:,} {noun}{old} with {what} on {where}")
 
     def _compute(self, kind: str, shards: list, recipe: dict, encode: Callable) -> None:
+        import torch
+
         total = sum(len(items) for _, items in shards)
         done = sum(len(items) for file, items in shards if file.exists())
         with tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True) as bar:
             for file, items in shards:
                 if not file.exists():
-                    columns, failures = encode(items, bar)
+                    try:
+                        columns, failures = encode(items, bar)
+                    except torch.OutOfMemoryError as error:
+                        size = self.settings["batch_size"]
+                        raise StoreError(
+                            f"batches of {size} do not fit the memory of {self.settings['device']}; "
+                            f"run again with --batch-size {max(1, size // 2)}"
+                        ) from error
                     write_shard(file, kind, columns, recipe, failures)
 
     def _new_images(self, sources: RowSources) -> list[int]:
@@ -361,8 +377,7 @@ class _Job:
         import torch
 
         size = self.settings["batch_size"]
-        rows, features, failures = [], [], []
-        hashes, thumbnails = [], []
+        done, failures = [], []  # done: (row, SHA-256, thumbnail, features)
         for start in range(0, len(items), size):
             pixels, batch = [], []
             for row in items[start : start + size]:
@@ -372,24 +387,17 @@ class _Job:
                     pixels.append(encoder.pixels(picture))
                 except (PictureError, OSError) as error:
                     reason = error.strerror if isinstance(error, OSError) else str(error)
-                    failures.append(Failure(self.dataset.ids[row], "image", reason or str(error), *self.stats[row]))
+                    failures.append(self._failure(row, reason or str(error)))
                     continue
-                batch.append(
-                    (row, hashlib.sha256(data).hexdigest(), thumbnail(picture) if self.config.thumbnails else b"")
-                )
-            if batch:
-                encoded = encoder.encode(torch.stack(pixels))
-                for (row, sha256, small), values in zip(batch, encoded, strict=True):
-                    if not np.isfinite(values).all():
-                        failures.append(
-                            Failure(self.dataset.ids[row], "image", "its features are not finite", *self.stats[row])
-                        )
-                        continue
-                    rows.append(row)
-                    hashes.append(sha256)
-                    thumbnails.append(small)
-                    features.append(values)
+                small = thumbnail(picture) if self.config.thumbnails else b""
+                batch.append((row, hashlib.sha256(data).hexdigest(), small))
+            for record, features in zip(batch, encoder.encode(torch.stack(pixels)) if batch else (), strict=True):
+                if np.isfinite(features).all():
+                    done.append((*record, features))
+                else:
+                    failures.append(self._failure(record[0], "its features are not finite"))
             bar.update(len(items[start : start + size]))
+        rows, hashes, thumbnails, features = (list(column) for column in zip(*done, strict=True)) if done else [[]] * 4
         columns = {
             "id": [self.dataset.ids[row] for row in rows],
             "sha256": hashes,
@@ -399,13 +407,19 @@ class _Job:
         }
         return columns | ({"thumbnail": thumbnails} if self.config.thumbnails else {}), failures
 
+    def _failure(self, row: int, reason: str) -> Failure:
+        return Failure(self.dataset.ids[row], "image", reason, *self.stats[row])
+
     def _provenance(self) -> dict:
         """What made the store. A kind of which nothing was computed keeps the provenance it had."""
         made = {**self.settings, "python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
         kinds = {}
         for kind, spec in (("image", self.config.image_encoder), ("text", self.config.text_encoder)):
             kept = self.old is not None and not self.computed[kind] and not self.force
-            kinds[kind] = (self.old.provenance[kind] if kept else made) | {"encoder": spec, "seed": self.config.seed}
+            kinds[kind] = (self.old.provenance[kind] if kept else made) | {
+                "encoder": parse_spec(spec).located(),
+                "seed": self.config.seed,
+            }
         return {
             "data": str(self.dataset.root.resolve()),
             "layout": self.dataset.layout,

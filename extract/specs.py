@@ -28,6 +28,13 @@ class Spec:
     weights: str
     revision: str | None = None
 
+    def located(self) -> str:
+        """The specification with a local folder or file as an absolute path, good from anywhere."""
+        for place in (self.name, self.weights):
+            if place and Path(place).exists():
+                return self.text.replace(place, str(Path(place).resolve()), 1)
+        return self.text
+
     @property
     def random(self) -> bool:
         """Whether the weights are a seeded initialisation."""

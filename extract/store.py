@@ -5,6 +5,7 @@ into the store, which appears complete by one rename. Rows are found by what the
 that shards and an earlier store serve alike as sources. numpy and h5py only; docs/store-format.md describes the file.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,12 +18,12 @@ import h5py
 import numpy as np
 
 from configs import OnceoverError
+from configs.formats import STORE_FORMAT, STORE_VERSION
 from extract import Failure
 from extract.files import digest, whole_file
 
-FORMAT = "onceover feature store"
-FORMAT_VERSION = 1
 KINDS = ("image", "text")
+SPLITS = ("train", "dev", "test", "")
 KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
 BLOCK = 1024  # rows copied or hashed at a time
 SELECTION = "select"  # the name of the tenth of the train pictures that chooses where dev has to report
@@ -66,6 +67,14 @@ class FeatureStore:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._file = _open(self.path)
+        try:
+            with _readable(self.path):
+                self._read()
+        except StoreError:
+            self.close()
+            raise
+
+    def _read(self) -> None:
         image, text = self._file["image"], self._file["text"]
         self.image_ids, self.image_paths = _strings(image["id"]), _strings(image["path"])
         self.image_splits, self.sha256 = _strings(image["split"]), _strings(image["sha256"])
@@ -124,12 +133,18 @@ class FeatureStore:
         report = "test" if len(rows["test"]) else "dev"
         if not len(rows["train"]) or not len(rows[report]):
             counts = ", ".join(f"{len(chosen)} {split}" for split, chosen in rows.items())
-            raise StoreError(f"{self.path} has too few splits to fit and report on ({counts} pictures)")
+            raise StoreError(
+                f"{self.path} has too few splits to fit and report on ({counts} pictures); extract "
+                "more pictures (a larger --limit), or give the dataset a split column or the official lists"
+            )
         if report == "test" and len(rows["dev"]):
             return Roles(rows["train"], rows["dev"], rows["test"], "dev", "test")
         chosen = np.array([_in_selection(self.image_ids[row]) for row in rows["train"]])
         if not chosen.any() or chosen.all():
-            raise StoreError(f"{self.path} has {len(chosen)} train pictures; too few to set a tenth of them aside")
+            raise StoreError(
+                f"{self.path} has {len(chosen)} train pictures; too few to set a tenth of "
+                "them aside: extract more (a larger --limit)"
+            )
         return Roles(rows["train"][~chosen], rows["train"][chosen], rows[report], SELECTION, report)
 
     def duplicates_across_splits(self) -> list[tuple[str, ...]]:
@@ -144,7 +159,15 @@ class FeatureStore:
         ]
 
     def verify(self) -> list[str]:
-        """What is wrong with the file: shapes, checksums, non-finite numbers, ids, splits, the caption map."""
+        """What is wrong with the file: shapes, checksums, non-finite numbers, ids, splits, the caption map.
+
+        Raises:
+            StoreError: so damaged that it cannot be read to its end.
+        """
+        with _readable(self.path):
+            return self._problems()
+
+    def _problems(self) -> list[str]:
         problems = []
         n, m = len(self.image_ids), len(self.captions)
         for kind, rows in (("image", n), ("text", m)):
@@ -154,6 +177,9 @@ class FeatureStore:
         for name in _datasets(self._file):
             if self._file[name].attrs.get("sha256") != checksum(self._file[name]):
                 problems.append(f"/{name} does not match its checksum")
+        if self._file.attrs.get("attributes_sha256") != _attributes_checksum(self._file):
+            problems.append("the attributes do not match their checksum")
+        problems += [f"/image/split: {split!r} is no split" for split in sorted(set(self.image_splits) - set(SPLITS))]
         for kind in KINDS:
             features = self._file[kind]["features"]
             bad = sum(int((~np.isfinite(features[rows])).sum()) for rows in _blocks(len(features)))
@@ -293,7 +319,7 @@ def seal(
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]
     )
     with whole_file(path) as aside, h5py.File(aside, "w") as file:
-        file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+        file.attrs["format"], file.attrs["format_version"] = STORE_FORMAT, STORE_VERSION
         file.attrs["dataset_fingerprint"] = fingerprint
         file.attrs["provenance"] = json.dumps(provenance)
         for kind, columns in (("image", images), ("text", texts)):
@@ -307,6 +333,7 @@ def seal(
         _write_failures(file, failures)
         for name in _datasets(file):
             file[name].attrs["sha256"] = checksum(file[name])
+        file.attrs["attributes_sha256"] = _attributes_checksum(file)
 
 
 def shard_fingerprint(path: Path) -> tuple[str, str]:
@@ -314,6 +341,27 @@ def shard_fingerprint(path: Path) -> tuple[str, str]:
     with h5py.File(path, "r", locking=False) as file:
         kind = next(kind for kind in KINDS if kind in file)
         return kind, file[kind]["features"].attrs["fingerprint"]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what h5py and the decoders raise on a damaged file into an error with a way out."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreError(f"{path} is damaged ({reason}); remove it and extract again") from error
+
+
+def _attributes_checksum(file: h5py.File) -> str:
+    """SHA-256 over the file's and every dataset's attributes, this one aside."""
+    holders = {"/": file, **{name: file[name] for name in _datasets(file)}}
+    return digest(
+        {
+            holder: {key: str(value) for key, value in item.attrs.items() if key != "attributes_sha256"}
+            for holder, item in holders.items()
+        }
+    )
 
 
 def _open(path: Path) -> h5py.File:
@@ -330,11 +378,11 @@ def _open(path: Path) -> h5py.File:
     except OSError as error:
         raise StoreError(f"{path} is no HDF5 file, or a damaged one ({str(error).splitlines()[0]})") from error
     kind, version = file.attrs.get("format"), file.attrs.get("format_version")
-    if kind != FORMAT or version != FORMAT_VERSION:
+    if (kind, version) != (STORE_FORMAT, STORE_VERSION):
         file.close()
-        if kind != FORMAT:
+        if kind != STORE_FORMAT:
             raise StoreError(f"{path} is an HDF5 file, but no feature store; make one with extract")
-        raise StoreError(f"{path} has the format version {version}; this program reads {FORMAT_VERSION}: extract again")
+        raise StoreError(f"{path} has the format version {version}; this program reads {STORE_VERSION}: extract again")
     return file
 
 
@@ -385,9 +433,14 @@ def _write_failures(file: h5py.File, failures: Iterable[Failure]) -> None:
     failures = list(failures)
     group = file.create_group("failures")
     for name in ("id", "stage", "reason"):
-        write_column(group, name, [getattr(failure, name) for failure in failures])
+        write_column(group, name, [_printable(getattr(failure, name)) for failure in failures])
     for name in ("size", "mtime_ns"):
         write_column(group, name, np.array([getattr(failure, name) for failure in failures], dtype=np.int64))
+
+
+def _printable(text: str) -> str:
+    """``text`` as HDF5 can hold it: file names need not be UTF-8, and neither they nor captions be free of NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _read_failures(file: h5py.File) -> list[Failure]:

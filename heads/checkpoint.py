@@ -13,20 +13,21 @@ import safetensors.torch
 import torch
 
 from configs import OnceoverError
-from configs.schema import Config, load_config
-from extract.files import digest, read_json, whole_file, write_json, write_text
-from heads.models import DualHeads
-
-FORMAT = "onceover run"
-FORMAT_VERSION = 1
-CONFIG, HEADS, HISTORY, EMBEDDINGS, PROVENANCE = (
-    "config.yaml",
-    "heads.safetensors",
-    "history.csv",
-    "embeddings.h5",
-    "run.json",
+from configs.formats import (
+    CONFIG,
+    EMBEDDINGS,
+    EVALUATION,
+    HEADS,
+    HISTORY,
+    PROVENANCE,
+    RESUME,
+    RUN_FORMAT,
+    RUN_VERSION,
+    TOKENIZER,
 )
-TOKENIZER, RESUME = "tokenizer", "resume.pt"
+from configs.schema import Config, load_config
+from extract.files import digest, read_json, remove_folder, whole_file, write_json, write_text
+from heads.models import DualHeads
 
 
 class RunError(OnceoverError):
@@ -75,8 +76,8 @@ def read_provenance(folder: str | Path) -> dict:
             raise RunError(f"the fit in {folder} was interrupted; run the same fit command again to go on with it")
         raise RunError(f"{folder} is no run folder; make one: python cli.py fit --store FILE.h5 --run {folder}")
     provenance = read_json(folder / PROVENANCE, "the run's provenance")
-    if provenance.get("format") != FORMAT or provenance.get("format_version") != FORMAT_VERSION:
-        raise RunError(f"{folder / PROVENANCE} is not of this program's format {FORMAT_VERSION}; fit again")
+    if (provenance.get("format"), provenance.get("format_version")) != (RUN_FORMAT, RUN_VERSION):
+        raise RunError(f"{folder / PROVENANCE} is not of this program's format {RUN_VERSION}; fit again")
     return provenance
 
 
@@ -95,6 +96,23 @@ def load_run(folder: str | Path) -> Run:
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise RunError(f"{folder / HEADS} is missing, damaged or of other settings than {CONFIG}; fit again") from error
     return Run(folder, config, heads.eval(), provenance)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether ``folder`` is a run of this program, finished or not, whatever its version."""
+    if (folder / RESUME).is_file():
+        return True
+    return (folder / PROVENANCE).is_file() and read_json(folder / PROVENANCE, "run.json").get("format") == RUN_FORMAT
+
+
+def clear_run(folder: Path) -> None:
+    """Removes what a run consists of, and nothing else."""
+    for name in (PROVENANCE, CONFIG, HEADS, HISTORY, EMBEDDINGS):
+        (folder / name).unlink(missing_ok=True)
+    for file in folder.glob(EVALUATION.format("*")):
+        file.unlink()
+    remove_folder(folder / TOKENIZER)
+    (folder / RESUME).unlink(missing_ok=True)
 
 
 def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes]) -> None:
@@ -126,12 +144,12 @@ def save_history(folder: Path, rows: list[dict]) -> None:
 
 def save_provenance(folder: Path, provenance: dict) -> None:
     """Writes ``run.json``, whose presence means that the run is finished, and drops the resume state."""
-    write_json(folder / PROVENANCE, {"format": FORMAT, "format_version": FORMAT_VERSION, **provenance})
+    write_json(folder / PROVENANCE, {"format": RUN_FORMAT, "format_version": RUN_VERSION, **provenance})
     (folder / RESUME).unlink(missing_ok=True)
 
 
 def save_resume(folder: Path, state: dict) -> None:
-    """Writes the state after an epoch."""
+    """Writes the state after an epoch. From the first file on it marks the folder as an unfinished run."""
     with whole_file(folder / RESUME) as aside:
         torch.save(state, aside)
 

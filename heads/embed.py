@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from configs import OnceoverError
+from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
 from extract.files import whole_file
 from extract.store import SELECTION, FeatureStore, Roles, write_column
 from heads.models import DualHeads, embed_pictures
 
-FORMAT = "onceover embeddings"
-FORMAT_VERSION = 1
 BLOCK = 4096  # rows embedded at a time
 
 
@@ -43,7 +42,7 @@ def text_embeddings(heads: DualHeads, features: Tensor) -> np.ndarray:
 
 def _checked(what: str, blocks: list[np.ndarray]) -> np.ndarray:
     vectors = np.concatenate(blocks)
-    bad = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3))
+    bad = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < UNIT_NORM_TOLERANCE))
     if len(bad):
         raise EmbedError(
             f"{len(bad)} {what} embeddings are not unit vectors (the first: row {bad[0]}); "
@@ -73,7 +72,7 @@ def write_embeddings(store: FeatureStore, heads: DualHeads, path: Path, roles: R
     if roles.selection_name == SELECTION:
         splits[roles.selection] = SELECTION
     with whole_file(path) as aside, h5py.File(aside, "w") as file:
-        file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+        file.attrs["format"], file.attrs["format_version"] = EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION
         for kind, fingerprint in store.fingerprints.items():
             file.attrs[f"{kind}_fingerprint"] = fingerprint
         file.attrs["selection_split"], file.attrs["report_split"] = roles.selection_name, roles.report_name

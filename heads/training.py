@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs import OnceoverError
+from configs.formats import EMBEDDINGS, PROVENANCE
 from configs.schema import Config, TrainingConfig
-from extract.files import digest, only_writer, remove_folder
+from extract.files import digest, only_writer
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
 from heads.embed import embed, write_embeddings
@@ -106,9 +107,11 @@ def fit(
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
     with only_writer(folder, "the run"):
+        if folder.exists() and any(folder.iterdir()) and not checkpoint.holds_run(folder):
+            raise checkpoint.RunError(f"{folder} is not empty and no run; name a new folder")
         if force:
-            remove_folder(folder)
-        elif (folder / checkpoint.PROVENANCE).exists():
+            checkpoint.clear_run(folder)
+        elif (folder / PROVENANCE).exists():
             before = checkpoint.read_provenance(folder)
             if before["request"] == request:
                 say(f"{folder} is fitted with these settings on this store already; --force fits again")
@@ -116,14 +119,13 @@ def fit(
             raise checkpoint.RunError(
                 f"{folder} holds a run of other settings or features; name another --run, or --force"
             )
-        elif folder.exists() and any(folder.iterdir()) and not (folder / checkpoint.CONFIG).exists():
-            raise checkpoint.RunError(f"{folder} is not empty and no run; name a new folder")
-        checkpoint.load_resume(folder, request)  # refuses another request before anything is written
+        if checkpoint.load_resume(folder, request) is None:
+            checkpoint.save_resume(folder, {"request": request})
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         with torch.random.fork_rng(devices=[]):
             heads, state, seconds = _train(store, roles, folder, config, request, quality, torch.device(device), say)
         checkpoint.save_heads(folder, heads)
-        write_embeddings(store, heads, folder / checkpoint.EMBEDDINGS, roles)
+        write_embeddings(store, heads, folder / EMBEDDINGS, roles)
         provenance = {
             "request": request,
             "store": str(store.path.resolve()),
@@ -160,7 +162,7 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
         _parameter_groups(heads, config.training.weight_decay), lr=config.training.learning_rate
     )
     state = checkpoint.load_resume(folder, request)
-    if state:
+    if "heads" in state:
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         say(f"going on after epoch {state['epoch']}")

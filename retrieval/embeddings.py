@@ -7,9 +7,7 @@ import h5py
 import numpy as np
 
 from configs import OnceoverError
-
-FORMAT = "onceover embeddings"
-FORMAT_VERSION = 1
+from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
 
 
 class EmbeddingsError(OnceoverError):
@@ -64,13 +62,13 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise EmbeddingsError(f"there are no embeddings at {path}; fit writes them")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") != FORMAT or file.attrs.get("format_version") != FORMAT_VERSION:
-                raise EmbeddingsError(f"{path} is no embeddings file of the format {FORMAT_VERSION}; fit again")
+            if (file.attrs.get("format"), file.attrs.get("format_version")) != (EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION):
+                raise EmbeddingsError(f"{path} is no embeddings file of the format {EMBEDDINGS_VERSION}; fit again")
             embeddings = _read(file)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise EmbeddingsError(f"{path} is damaged ({str(error).splitlines()[0]}); fit again") from error
     for name, rows in (("image", embeddings.images), ("text", embeddings.texts)):
-        bad = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < 1e-3))
+        bad = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT_NORM_TOLERANCE))
         if len(bad):
             raise EmbeddingsError(f"{path}: {len(bad)} {name} embeddings are not finite unit vectors; fit again")
     index, pictures = embeddings.image_index, len(embeddings.ids)

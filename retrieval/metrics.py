@@ -104,7 +104,7 @@ def rank(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> tupl
 
 
 def rank_scores(scores: np.ndarray, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
-    """Ranks of both directions from a full score matrix, (N, M), however the scores came about.
+    """Ranks of both directions from a full score matrix, (N, M), for scores that are no inner products of embeddings.
 
     Raises:
         MetricsError: scores that are not finite.
@@ -192,6 +192,6 @@ def report(pairs: list[tuple[Ranks, Ranks]], draws: int = 1000, seed: int = 0) -
     return both | {"rsum": sum(float(side[f"R@{k}"]) for side in both.values() for k in RECALL_AT)}
 
 
-def rsum(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> dict:
+def quality(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> dict:
     """``report`` without intervals, for choosing a model while it trains."""
     return report([rank(images, texts, image_index)], draws=0)

@@ -85,11 +85,11 @@ def store(store_file):
 def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     from extract.store import FeatureStore
     from heads.training import fit
-    from retrieval.metrics import rsum
+    from retrieval.metrics import quality
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with FeatureStore(store_file) as opened:
-        fit(opened, folder, fit_config, quality=rsum)
+        fit(opened, folder, fit_config, quality=quality)
     return folder
 
 

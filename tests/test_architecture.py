@@ -29,7 +29,7 @@ ALLOWED = {
     "heads.losses": ("configs",),
     "heads": (*FOUNDATION, "extract.store", "heads"),
     "retrieval": (*FOUNDATION, "extract.store", "retrieval"),
-    "analysis": (*FOUNDATION, "extract.store", "retrieval", "analysis"),
+    "analysis": (*FOUNDATION, "extract.pictures", "extract.store", "retrieval", "analysis"),
 }
 ONLY_IMPORTER = {
     "faiss": {"retrieval.index"},

@@ -140,7 +140,7 @@ def test_trap_a_bad_picture_goes_into_the_ledger_and_rows_stay_aligned(data, tmp
         for row in (0, 100, 284):
             caption, picture = store.captions[row], store.image_ids[store.image_index[row]]
             assert dataset.ids[dataset.image_index[dataset.captions.index(caption)]] == picture
-        lines, problems = verify_sample(store, 5, data, "cpu", lambda _: None)
+        lines, problems = verify_sample(store, 5, data=data, device="cpu")
         assert problems == []
         assert "5 encoded again" in lines[0]
     done = dict(counting)
@@ -368,7 +368,7 @@ def test_a_full_disk_is_one_line_and_nothing_finished_is_lost(drawn, tmp_path, e
     assert "make room and run the same command again: what was finished is kept" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "s.h5").exists()
-    assert not list(tmp_path.glob(".*part*"))
+    assert not list(tmp_path.glob(".*aside*"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -378,7 +378,7 @@ def test_verify_sample_finds_features_of_another_encoder(store_file, tmp_path):
     with h5py.File(path, "r+") as file:
         file["image/features"][...] = np.roll(file["image/features"][:], 1, axis=0)
     with FeatureStore(path) as store:
-        _, problems = verify_sample(store, 4, None, "cpu", lambda _: None)
+        _, problems = verify_sample(store, 4, device="cpu")
     assert len(problems) == 1
     assert "the picture features differ from a new encoding" in problems[0]
 

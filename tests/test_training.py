@@ -17,7 +17,7 @@ from heads.embed import EmbedError, image_embeddings
 from heads.models import DualHeads, Standardize, embed_pictures
 from heads.training import Batches, TrainingError, fit, learning_rate, seed_for
 from retrieval.embeddings import read_embeddings
-from retrieval.metrics import rsum
+from retrieval.metrics import quality as measure
 
 
 def outputs(folder):
@@ -139,7 +139,7 @@ def test_the_loss_falls_and_the_model_finds_what_it_was_shown(run_dir):
     assert losses[-1] < losses[0]
     embeddings = read_embeddings(run_dir / "embeddings.h5")
     pictures, captions, index = embeddings.split("train")
-    found = rsum(embeddings.images[pictures], embeddings.texts[captions], index)
+    found = measure(embeddings.images[pictures], embeddings.texts[captions], index)
     assert found["text_to_image"]["R@5"] > 2 * 100 * 5 / 36
 
 
@@ -148,30 +148,30 @@ def test_same_seed_same_result_to_the_bit_and_another_seed_another(store, tmp_pa
     config = changed(fit_config, model={"head": head, "dropout": 0.3})
     for name in ("a", "b"):
         torch.manual_seed(hash(name) % 1000)  # what the caller did with the global generator does not matter
-        fit(store, tmp_path / name, config, quality=rsum)
+        fit(store, tmp_path / name, config, quality=measure)
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
-    fit(store, tmp_path / "c", changed(config, training={"seed": 1}), quality=rsum)
+    fit(store, tmp_path / "c", changed(config, training={"seed": 1}), quality=measure)
     assert outputs(tmp_path / "c")[0] != outputs(tmp_path / "a")[0]
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(store, tmp_path, fit_config, changed, epoch):
     config = changed(fit_config, model={"head": "mlp", "dropout": 0.3}, training={"num_epochs": 5, "patience": 3})
-    fit(store, tmp_path / "whole", config, quality=rsum)
+    fit(store, tmp_path / "whole", config, quality=measure)
     calls = []
 
     def interrupted(*arrays):
         calls.append(1)
         if len(calls) > epoch:
             raise KeyboardInterrupt
-        return rsum(*arrays)
+        return measure(*arrays)
 
     with pytest.raises(KeyboardInterrupt):
         fit(store, tmp_path / "resumed", config, quality=interrupted)
     with pytest.raises(RunError, match="was interrupted; run the same fit command again"):
         load_run(tmp_path / "resumed")
     told = []
-    fit(store, tmp_path / "resumed", config, quality=rsum, say=told.append)
+    fit(store, tmp_path / "resumed", config, quality=measure, say=told.append)
     assert f"going on after epoch {epoch}" in told
     assert outputs(tmp_path / "whole") == outputs(tmp_path / "resumed")
     assert not (tmp_path / "resumed" / "resume.pt").exists()
@@ -184,17 +184,17 @@ def test_an_interrupted_fit_of_other_settings_is_not_gone_on_with(store, tmp_pat
     counted = iter(range(9))
 
     def second(*arrays):
-        return rsum(*arrays) if next(counted) < 1 else interrupted()
+        return measure(*arrays) if next(counted) < 1 else interrupted()
 
     with pytest.raises(KeyboardInterrupt):
         fit(store, tmp_path / "r", fit_config, quality=second)
     other = changed(fit_config, training={"learning_rate": 0.5})
     with pytest.raises(RunError, match="interrupted fit of other settings"):
-        fit(store, tmp_path / "r", other, quality=rsum)
+        fit(store, tmp_path / "r", other, quality=measure)
     (tmp_path / "r" / "resume.pt").write_bytes(b"nonsense")
     with pytest.raises(RunError, match="cannot be read; fit again with --force"):
-        fit(store, tmp_path / "r", fit_config, quality=rsum)
-    assert fit(store, tmp_path / "r", other, quality=rsum, force=True)["epochs"] >= 1
+        fit(store, tmp_path / "r", fit_config, quality=measure)
+    assert fit(store, tmp_path / "r", other, quality=measure, force=True)["epochs"] >= 1
 
 
 def test_trap_a_resume_state_is_never_unpickled(store, tmp_path, fit_config):
@@ -208,7 +208,7 @@ def test_trap_a_resume_state_is_never_unpickled(store, tmp_path, fit_config):
     (tmp_path / "r" / "config.yaml").write_text("{}")
     (tmp_path / "r" / "resume.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(RunError, match="cannot be read"):
-        fit(store, tmp_path / "r", fit_config, quality=rsum)
+        fit(store, tmp_path / "r", fit_config, quality=measure)
     assert not (tmp_path / "ran").exists()
 
 
@@ -216,15 +216,15 @@ def test_a_finished_run_is_kept_and_another_is_refused_in_its_place(store, run_d
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
     before, told = outputs(folder), []
-    fit(store, folder, fit_config, quality=rsum, say=told.append)
+    fit(store, folder, fit_config, quality=measure, say=told.append)
     assert "is fitted with these settings on this store already" in told[0]
     with pytest.raises(RunError, match="holds a run of other settings"):
-        fit(store, folder, changed(fit_config, training={"seed": 9}), quality=rsum)
+        fit(store, folder, changed(fit_config, training={"seed": 9}), quality=measure)
     assert outputs(folder) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="is not empty and no run"):
-        fit(store, tmp_path / "mine", fit_config, quality=rsum)
+        fit(store, tmp_path / "mine", fit_config, quality=measure)
 
 
 def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_file, tmp_path, fit_config):
@@ -239,7 +239,7 @@ def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_fil
 
     def quality(images, texts, index):
         seen.append((len(images), len(texts)))
-        return rsum(images, texts, index)
+        return measure(images, texts, index)
 
     for name, path in (("clean", store_file), ("poisoned", poisoned)):
         with FeatureStore(path) as store:
@@ -264,7 +264,7 @@ def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path
 
     monkeypatch.setattr(training, "contrastive_loss", watched)
     monkeypatch.setattr(training, "DualHeads", Watched)
-    fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.5}), quality=rsum)
+    fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.5}), quality=measure)
     assert set(modes) == {True}  # evaluating between epochs does not leave it off
     heads = load_run(tmp_path / "r").heads
     once, again = (image_embeddings(heads, torch.from_numpy(store.image_features[:])) for _ in range(2))
@@ -276,7 +276,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit(store, tmp_path, fit_c
     scores = iter([1.0, 5.0, 2.0, 3.0, 4.0, 6.0])
 
     def quality(*arrays):
-        return rsum(*arrays) | {"rsum": next(scores)}
+        return measure(*arrays) | {"rsum": next(scores)}
 
     made = fit(store, tmp_path / "r", changed(fit_config, training={"num_epochs": 6, "patience": 2}), quality=quality)
     assert (made["best_epoch"], made["epochs"], made["selection"]["rsum"]) == (2, 4, 5.0)
@@ -285,7 +285,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit(store, tmp_path, fit_c
 def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, fit_config, monkeypatch):
     monkeypatch.setattr(training, "contrastive_loss", lambda images, *_: images.sum() * float("nan"))
     with pytest.raises(TrainingError, match="not finite in epoch 1; lower training.learning_rate"):
-        fit(store, tmp_path / "r", fit_config, quality=rsum)
+        fit(store, tmp_path / "r", fit_config, quality=measure)
     assert not (tmp_path / "r" / "run.json").exists()
 
 
