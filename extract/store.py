@@ -377,7 +377,12 @@ def _open(path: Path) -> h5py.File:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise StoreError(f"{path} is no HDF5 file, or a damaged one ({str(error).splitlines()[0]})") from error
-    kind, version = file.attrs.get("format"), file.attrs.get("format_version")
+    try:
+        with _readable(path):
+            kind, version = file.attrs.get("format"), file.attrs.get("format_version")
+    except StoreError:
+        file.close()
+        raise
     if (kind, version) != (STORE_FORMAT, STORE_VERSION):
         file.close()
         if kind != STORE_FORMAT:

@@ -247,3 +247,24 @@ def test_the_readme_names_only_commands_and_options_that_exist():
         for word in rest:
             if word.startswith("--"):
                 assert word in known, line
+
+
+def test_a_run_works_from_another_folder_and_with_an_encoder_that_has_moved(
+    run, tmp_path, drawn, tiny_bert, monkeypatch
+):
+    shutil.copytree(tiny_bert, tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    run("extract", "--data", drawn, "--store", "s.h5", "--image-encoder", "torchvision:shufflenet_v2_x0_5@random",
+        "--text-encoder", "hf:bert", "--device", "cpu")  # fmt: skip
+    run("fit", "--store", "s.h5", "--run", "r", "--device", "cpu", "--set", "training.num_epochs=1")
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    query = ("search", "--run", tmp_path / "r", "--query", "a red circle", "--json", "--device", "cpu")
+    before = run(*query).stdout
+    (tmp_path / "bert").rename(tmp_path / "moved")
+    run(*query, code=1)
+    assert run(*query, "--encoder", f"hf:{tmp_path / 'moved'}").stdout == before
+    (tmp_path / "s.h5").rename(tmp_path / "t.h5")
+    gone = run("evaluate", "--run", tmp_path / "r", code=2).stderr
+    assert "which is not there; name it: --store FILE.h5" in gone
+    run("evaluate", "--run", tmp_path / "r", "--store", tmp_path / "t.h5")

@@ -212,3 +212,29 @@ def test_the_photographs_have_their_official_splits(shared):
     assert (len(dataset.ids), len(dataset.captions)) == (7091, 35455)
     assert [dataset.splits.count(split) for split in ("train", "dev", "test", "")] == [6000, 1000, 0, 91]
     assert dataset.failures == []
+
+
+@pytest.mark.parametrize("line", ['train,a.jpg,A 6" pipe', 'train,a.ppm,A 6" pipe', 'train,a.jpg,"a 6"" pipe"'])
+def test_trap_a_stray_quote_never_swallows_the_rows_after_it(tmp_path, line):
+    text = f"split,image,caption\n{line}\ntrain,b.jpg,two\ndev,c.jpg,three\n"
+    make(tmp_path, text, ["a.jpg", "a.ppm", "b.jpg", "c.jpg"], ".", "d.csv")
+    dataset = read_dataset(tmp_path)
+    assert len(dataset.ids) == 3
+    assert dataset.captions[1:] == ["two", "three"]
+    assert "pipe" in dataset.captions[0]
+    assert dataset.failures == []
+
+
+def test_an_open_quote_among_several_columns_is_an_error_with_its_line(tmp_path):
+    text = 'split,image,caption\ntrain,a.jpg,"open\ntrain,b.jpg,two\n'
+    make(tmp_path, text, ["a.jpg", "b.jpg"], ".", "d.csv")
+    with pytest.raises(DatasetError, match="line 2: expected 3 fields"):
+        read_dataset(tmp_path)
+
+
+def test_pictures_in_subfolders_are_told_from_those_without_captions(tmp_path):
+    data = make(tmp_path, "image,caption\nsub/a.jpg,one\n", [])
+    (data / "Images/sub").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (data / "Images/sub" / name).write_bytes(b"x")
+    assert [failure.id for failure in read_dataset(data).failures] == ["sub/b.jpg"]

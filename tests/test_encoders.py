@@ -289,8 +289,7 @@ def test_hugging_face_models_load_in_float32_although_stored_in_half(shared):
     assert unit[0] @ unit[1] > 0.6 > 0.2 > unit[0] @ unit[2]
 
 
-@pytest.mark.parametrize("name", ["clip"])
-def test_both_towers_of_a_dual_encoder(tmp_path, name, drawn):
+def test_both_towers_of_a_dual_encoder(tmp_path, drawn):
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     from extract.datasets import read_dataset
@@ -307,7 +306,7 @@ def test_both_towers_of_a_dual_encoder(tmp_path, name, drawn):
         vision_config={**small, "image_size": 32, "patch_size": 16},
         projection_dim=24,
     )
-    folder = tmp_path / name
+    folder = tmp_path / "clip"
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -315,3 +314,24 @@ def test_both_towers_of_a_dual_encoder(tmp_path, name, drawn):
     assert images.encode(images.pixels(noise())[None]).shape == (1, 1, 24)
     assert texts.encode(["a red circle"])[0].shape == (1, 24)
     assert images.recipe["pooling"] == texts.recipe["pooling"] == "projection"
+
+
+def test_trap_a_siglip_caption_does_not_depend_on_its_batch(tmp_path, drawn):
+    from transformers import SiglipConfig, SiglipModel
+
+    from extract.datasets import read_dataset
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = encoders._dataset_tokenizer(read_dataset(drawn).captions)
+    tokenizer.model_max_length = 24
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_size": 32}
+    SiglipModel(
+        SiglipConfig(text_config=text, vision_config={**small, "image_size": 32, "patch_size": 16})
+    ).save_pretrained(tmp_path / "siglip")
+    tokenizer.save_pretrained(tmp_path / "siglip")
+    encoder = TextEncoder(f"hf:{tmp_path / 'siglip'}", device="cpu")
+    captions = ["A red circle .", "On the left there is a blue star , and on the right a ring ."]
+    together, _ = encoder.encode(captions)
+    alone, _ = encoder.encode(captions[:1])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3

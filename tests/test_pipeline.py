@@ -422,3 +422,66 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
     picture = shared / "flickr8k" / hits[0]["path"]
     hits = json.loads(run("search", "--run", folder, "--query", picture, "--mode", "image2text", "--json"))["hits"]
     assert len(hits) == 5
+
+
+def test_a_mistyped_device_or_encoder_leaves_nothing_that_blocks_the_next_try(
+    drawn, tmp_path, extract_config, counting
+):
+    from extract.specs import EncoderError
+
+    path, dataset = tmp_path / "s.h5", read_dataset(drawn)
+    with pytest.raises(EncoderError, match="cannot be used"):
+        extract(dataset, path, extract_config, device="cuda:7")
+    wrong = dataclasses.replace(extract_config, text_encoder=f"hf:{tmp_path}")
+    with pytest.raises(EncoderError, match="holds no usable model"):
+        extract(dataset, path, wrong, device="cpu")
+    assert counting["image"] == 0  # said before the pictures are encoded, not after
+    assert not parts_folder(path).exists()
+    assert extract(dataset, path, extract_config, device="cpu").images == 60
+
+
+def test_an_extraction_begun_without_thumbnails_goes_on_with_them(drawn, tmp_path, extract_config, monkeypatch):
+    path, dataset = tmp_path / "s.h5", read_dataset(drawn)
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            extract(dataset, path, dataclasses.replace(extract_config, thumbnails=False), device="cpu")
+    extract(dataset, path, extract_config, device="cpu")
+    with FeatureStore(path) as store:
+        assert len(store.thumbnails()) == 60
+        assert store.verify() == []
+
+
+def test_a_new_entry_for_the_ledger_is_not_up_to_date(data, tmp_path, extract_config, counting):
+    path = tmp_path / "s.h5"
+    extract(read_dataset(data), path, extract_config, device="cpu")
+    done = dict(counting)
+    with (data / "captions.csv").open("a") as file:
+        file.write("images/none.jpg,A picture that is not there .,train\n")
+    summary = extract(read_dataset(data), path, extract_config, device="cpu")
+    assert not summary.up_to_date
+    assert counting == done
+    assert [failure.id for failure in summary.failures] == ["images/none.jpg"]
+
+
+def test_what_a_killed_process_left_aside_is_removed(drawn, tmp_path, extract_config):
+    leftover = tmp_path / ".s.99999.aside.h5"
+    leftover.write_bytes(b"half a store")
+    extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert not leftover.exists()
+
+
+def test_recipes_are_the_same_read_back_so_that_a_difference_is_named_rightly(drawn, tmp_path, extract_config):
+    three = dataclasses.replace(extract_config, views=3)
+    extract(read_dataset(drawn).first(30), tmp_path / "s.h5", three, device="cpu")
+    with pytest.raises(StoreError, match=r"\(they differ in: weights\)"):
+        extract(read_dataset(drawn).first(30), tmp_path / "s.h5", dataclasses.replace(three, seed=5), device="cpu")
+
+
+def test_verify_sample_says_where_pictures_or_encoders_are_missing(store, tmp_path):
+    with pytest.raises(StoreError, match="the image encoder is not the one .* say where it is with --image-encoder"):
+        verify_sample(store, 2, device="cpu", image_encoder="torchvision:shufflenet_v2_x1_0@random")
+    store.provenance["data"] = str(tmp_path / "gone")
+    with pytest.raises(StoreError, match="name their folder with --data"):
+        verify_sample(store, 2, device="cpu")

@@ -141,3 +141,13 @@ def test_plotting_loads_no_model(run_dir, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "10\n[]\n", done.stderr
+
+
+def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
+    import dataclasses
+
+    searcher = Searcher(embeddings, lambda query: embeddings.texts[3])
+    hits = [dataclasses.replace(hit, captions=[r"a $5__x and $6 {"]) for hit in searcher.search("x", "text2image", 2)]
+    plots.plot_hits(hits, r"a $\foo$ b", "text2image", embeddings.thumbnails, tmp_path / "a.png")
+    plots.plot_hits(hits, str(drawn / "query.jpg"), "image2text", None, tmp_path / "b.svg")
+    assert "a $5__x and $6 {" in (tmp_path / "b.svg").read_text()

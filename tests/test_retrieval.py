@@ -185,3 +185,9 @@ def test_trap_a_query_that_is_not_finite_raises_instead_of_a_hit(embeddings):
 def test_queries_of_the_wrong_kind_are_named(query, mode, message, drawn):
     with pytest.raises(SearchError, match=message):
         check_query(query.format(drawn=drawn), mode)
+
+
+def test_a_long_query_is_a_sentence_not_a_path_too_long():
+    check_query("A dog runs . " * 60, "text2image")
+    with pytest.raises(SearchError, match="is no file"):
+        check_query("A dog runs . " * 60, "image2text")

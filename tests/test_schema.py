@@ -89,3 +89,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_settings_cannot_be_changed_behind_ones_back():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().training.seed = 1
+
+
+@pytest.mark.parametrize("override", ["training.seed=-1", "extract.seed=-1", "model.embedding_dim=1"])
+def test_values_that_would_fail_later_are_refused_at_once(override):
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        load_config(None, [override])

@@ -224,3 +224,36 @@ def test_trap_equal_pictures_in_two_splits_are_reported(tmp_path):
         file["image/sha256"][5] = file["image/sha256"][1]  # no split: no leak
     with FeatureStore(path) as store:
         assert store.duplicates_across_splits() == [("0.jpg", "4.jpg")]
+
+
+def test_names_that_are_not_utf8_and_nul_characters_reach_the_ledger_readably(tmp_path):
+    odd = [Failure("caf\udce9.jpg", "dataset", "picture without captions"), Failure("a\0b", "caption", "NUL")]
+    shard = tmp_path / "image-0.h5"
+    shard_images(shard, ["x"], np.ones((1, 1, 2), np.float32), failures=odd)
+    with h5py.File(shard) as file:
+        assert file["failures/id"].asstr()[:].tolist() == ["caf\\udce9.jpg", "a\\0b"]
+
+
+def test_a_store_damaged_anywhere_gives_an_error_of_one_line_or_a_finding(tmp_path):
+    """One byte after another is flipped; nothing but a StoreError may come of it."""
+    path = simple(tmp_path, n=3)
+    data = path.read_bytes()
+    generator = np.random.default_rng(0)
+    findings = 0
+    for place in generator.integers(len(data), size=150):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            with FeatureStore(path) as store:
+                findings += bool(store.verify())
+        except StoreError as error:
+            findings += 1
+            assert "\n" not in str(error)
+    assert findings > 0
+
+
+def test_changed_provenance_is_found(tmp_path):
+    path = simple(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["provenance"] = file.attrs["provenance"].replace("now", "then")
+    with FeatureStore(path) as store:
+        assert store.verify() == ["the attributes do not match their checksum"]

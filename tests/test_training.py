@@ -313,3 +313,22 @@ def test_damaged_runs_are_named(run_dir, tmp_path):
     (folder / "heads.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(RunError, match="missing, damaged or of other settings"):
         load_run(folder)
+
+
+def test_trap_force_never_removes_what_is_not_a_runs_own(store, run_dir, tmp_path, fit_config):
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "config.yaml").write_text("mine: 1")
+    (foreign / "thesis.txt").write_text("years")
+    for force in (False, True):
+        with pytest.raises(RunError, match="is not empty and no run; name a new folder"):
+            fit(store, foreign, fit_config, quality=measure, force=force)
+    assert {path.name for path in foreign.iterdir()} == {"config.yaml", "thesis.txt"}
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    (folder / "notes.txt").write_text("keep")
+    (folder / "evaluation-test.md").write_text("old")
+    fit(store, folder, fit_config, quality=measure, force=True)
+    assert (folder / "notes.txt").read_text() == "keep"
+    assert not (folder / "evaluation-test.md").exists()
+    assert outputs(folder) == outputs(run_dir)
