@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
@@ -233,9 +234,16 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
             xlabel="K",
             title=f"{name}\n{split}: {len(model.greater):,} queries, gallery of {model.gallery:,}",
         )
+        _plain_ticks(axes)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, columnspacing=1)
     figure.axes[0].set_ylabel("queries with a correct item\namong the first K, in %")
     return figure
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """1, 10, 100 and 1,000 under a logarithmic axis, rather than powers."""
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
 
 
 def _hit_curve(ranks: Ranks, cutoffs: np.ndarray) -> np.ndarray:
@@ -288,6 +296,7 @@ def draw_features(store: FeatureStore) -> Figure:
         ylim=(0, 100),
         title="How many dimensions the features use",
     )
+    _plain_ticks(curve)
     curve.legend(loc="upper left")
     return figure
 

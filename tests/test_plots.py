@@ -50,6 +50,7 @@ def test_a_run_gives_five_figures_as_png_and_svg(run_dir, tmp_path):
                 assert np.asarray(picture.convert("L")).std() > 5  # not an empty page
         else:
             assert path.read_text().startswith("<?xml")
+            assert "mathdefault" not in path.read_text()  # tick labels are numbers, not markup
 
 
 def test_svgs_are_the_same_each_time(run_dir, tmp_path):
