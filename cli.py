@@ -204,11 +204,7 @@ def evaluate(run_dir, split, store_file, json_to):
     if json_to == "-":
         click.echo(json.dumps(result, indent=2))
     else:
-        from retrieval.evaluation import notes, terminal_table
-
-        click.echo(terminal_table(result))
-        for note in notes(result):
-            say(note)
+        _print_table(result)
         if json_to:
             from extract.files import write_json
 
@@ -218,6 +214,14 @@ def evaluate(run_dir, split, store_file, json_to):
         + (f", {json_to}" if json_to not in (None, "-") else ""),
         f'python cli.py search --run {run_dir} --query "a dog playing in the park"',
     )
+
+
+def _print_table(result: dict) -> None:
+    from retrieval.evaluation import notes, terminal_table
+
+    click.echo(terminal_table(result))
+    for note in notes(result):
+        say(note)
 
 
 def _evaluate(run_dir: Path, split: str | None, store_file: Path | None = None) -> dict:
@@ -442,11 +446,7 @@ def demo(out, device):
     _fit(store_file, run_dir, config, device, force=True)
     say("4/6 evaluate")
     result = _evaluate(run_dir, None)
-    from retrieval.evaluation import notes, terminal_table
-
-    click.echo(terminal_table(result))
-    for note in notes(result):
-        say(note)
+    _print_table(result)
     say("5/6 search, both ways")
     for query, mode in ((sentence, "text2image"), (str(picture), "image2text")):
         click.echo(f"{mode}: {query}")

@@ -27,6 +27,7 @@ from extract.store import (
     FeatureStore,
     RowSources,
     StoreError,
+    changed_settings,
     parts_folder,
     seal,
     shard_fingerprint,
@@ -246,8 +247,7 @@ class _Job:
 
     def _refuse_other_features(self, kind: str, recipe: dict) -> None:
         if self.old and self.old.fingerprints[kind] != digest(recipe) and not self.force:
-            before = self.old.recipes[kind]
-            changed = ", ".join(key for key in recipe if recipe[key] != before.get(key))
+            changed = changed_settings(recipe, self.old.recipes[kind])
             raise StoreError(
                 f"{self.path} holds other {kind} features (they differ in: {changed}); "
                 "name another --store, or replace them with --force"
@@ -352,20 +352,21 @@ class _Job:
     def _new_images(self, sources: RowSources) -> list[int]:
         todo = []
         for row, key in enumerate(self._content_keys(sources)):
-            failure = sources.failures.get(self.dataset.ids[row])
-            known = failure is not None and (failure.size, failure.mtime_ns) == self.stats[row]
-            if key not in sources and (self.retry_failures or not known):
+            if key not in sources and (self.retry_failures or not self._failed_before(sources, row)):
                 todo.append(row)
         return todo
+
+    def _failed_before(self, sources: RowSources, row: int) -> bool:
+        """Whether the ledger holds this picture and its file has not changed since."""
+        failure = sources.failures.get(self.dataset.ids[row])
+        return failure is not None and (failure.size, failure.mtime_ns) == self.stats[row]
 
     def _content_keys(self, sources: RowSources) -> list[str | None]:
         """Each picture's SHA-256 where it can be in ``sources``: by size and time first, else by hashing its bytes."""
         keys: list[str | None] = []
-        for name, path, stat in zip(self.dataset.ids, self.dataset.paths, self.stats, strict=True):
-            key = sources.keys_by_stat.get((name, *stat))
-            failure = sources.failures.get(name)
-            failed = failure is not None and (failure.size, failure.mtime_ns) == stat
-            if key is None and len(sources) and not failed:
+        for row, (name, path) in enumerate(zip(self.dataset.ids, self.dataset.paths, strict=True)):
+            key = sources.keys_by_stat.get((name, *self.stats[row]))
+            if key is None and len(sources) and not self._failed_before(sources, row):
                 try:
                     key = hashlib.sha256((self.dataset.root / path).read_bytes()).hexdigest()
                 except OSError:

@@ -200,6 +200,11 @@ class FeatureStore:
         return problems
 
 
+def changed_settings(recipe: dict, before: dict) -> str:
+    """The names of what differs between two recipes, for an error message."""
+    return ", ".join(key for key in recipe if recipe[key] != before.get(key))
+
+
 def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
     """SHA-256 over what the dataset is: pictures with content and split, captions with their pictures."""
     return digest([list(ids), list(sha256), list(splits), list(captions), np.asarray(image_index).tolist()])

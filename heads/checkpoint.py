@@ -27,6 +27,7 @@ from configs.formats import (
 )
 from configs.schema import Config, load_config
 from extract.files import digest, read_json, remove_folder, whole_file, write_json, write_text
+from extract.store import changed_settings
 from heads.models import DualHeads
 
 
@@ -56,8 +57,7 @@ class Run:
         """
         if digest(recipe) == self.provenance["fingerprints"][kind]:
             return
-        before = self.provenance["recipes"][kind]
-        changed = ", ".join(key for key in recipe if recipe[key] != before.get(key))
+        changed = changed_settings(recipe, self.provenance["recipes"][kind])
         raise RunError(
             f"the {kind} encoder is not the one that {self.folder} was fitted with (they differ in: {changed}); "
             "restore that encoder, or extract and fit again"
