@@ -6,6 +6,7 @@ stderr and exit code 2 (the call is wrong) or 1 (the rest).
 
 import errno
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
 FILE = click.Path(path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
 
 
 class Main(click.Group):
@@ -73,7 +75,24 @@ def config_options(command):
     )(command)
 
 
+class Size(click.ParamType):
+    """A number of bytes: 500MiB, 2GiB."""
+
+    name = "size"
+
+    def convert(self, value, param, ctx):
+        """``value`` in bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE)
+        if not match or not float(match[1]):
+            self.fail(f"{value!r} is no size; write for example 500MiB or 2GiB", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
 device_option = click.option("--device", help="cpu, cuda, cuda:1, mps. [default: the best one at hand]")
+encoder_options = (
+    click.option("--image-encoder", metavar="SPEC", help="Where the image encoder is now, if it has moved."),
+    click.option("--text-encoder", metavar="SPEC", help="Where the text encoder is now, if it has moved."),
+)
 json_option = click.option(
     "--json",
     "json_to",
@@ -92,7 +111,7 @@ def cli() -> None:
     \b
     extract   pictures and captions -> feature store (once)
     fit       feature store -> projection heads and embeddings (seconds)
-    evaluate, search, plot   from the stored files
+    evaluate, compare, index, search, plot   from the stored files
 
     Start with: python cli.py demo
     """
@@ -185,22 +204,37 @@ def _fit(store_file: Path, run_dir: Path, config: Config, device: str | None, fo
     with FeatureStore(store_file) as store:
         from extract.encoders import pick_device
         from heads.training import fit as run
+        from retrieval.hubness import fit_inverted_softmax
         from retrieval.metrics import quality
 
-        return run(store, run_dir, config, quality=quality, device=pick_device(device), force=force, say=say)
+        measures = {"quality": quality, "correct_hubs": fit_inverted_softmax}
+        return run(store, run_dir, config, **measures, device=pick_device(device), force=force, say=say)
 
 
 @cli.command()
-@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="A run folder, as fit writes it.")
+@click.option("--run", "run_dir", type=DIRECTORY, help="A run folder, as fit writes it.")
+@click.option(
+    "--store", "store_file", type=FILE, help="A feature store: alone, for its baselines; or the run's, moved."
+)
 @click.option("--split", help="train, select, dev or test. [default: the one to be reported on]")
-@click.option("--store", "store_file", type=FILE, help="The run's feature store, if it has moved.")
+@click.option(
+    "--rerank",
+    multiple=True,
+    type=click.Choice(["qbnorm", "csls"]),
+    help="A further row, corrected for hubs: qbnorm, by training queries; csls, by the split's own. May be repeated.",
+)
+@click.option("--shuffled", is_flag=True, help="The control: heads fitted to train pairs that were shuffled.")
+@click.option("--errors", type=click.IntRange(min=1), metavar="N", help="Write the N worst queries each way as a page.")
 @json_option
-def evaluate(run_dir, split, store_file, json_to):
-    """Recall@K, ranks and MRR of a run beside the unlearned baselines and chance, both ways.
+@device_option
+def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, device):
+    """Recall@K, ranks and MRR of a run beside baselines and chance, both ways; or of the baselines alone.
 
-    Prints a table and writes evaluation-SPLIT.md, .csv and .json into the run folder.
+    Prints a table and writes evaluation-SPLIT.md, .csv and .json into the run folder, or beside the store.
     """
-    result = _evaluate(run_dir, split, store_file)
+    if run_dir is None and (store_file is None or shuffled or errors or rerank):
+        raise click.UsageError("name a --run; --store alone gives the baselines, and goes with --split and --json")
+    result, written = _evaluate(run_dir, split, store_file, rerank, shuffled, device)
     if json_to == "-":
         click.echo(json.dumps(result, indent=2))
     else:
@@ -209,140 +243,412 @@ def evaluate(run_dir, split, store_file, json_to):
             from extract.files import write_json
 
             write_json(json_to, result)
+            written.append(json_to)
+    if errors:
+        written.append(_errors(run_dir, result["split"], errors, rerank))
     done(
-        f"wrote {run_dir}/evaluation-{result['split']}.md, .csv and .json"
-        + (f", {json_to}" if json_to not in (None, "-") else ""),
-        f'python cli.py search --run {run_dir} --query "a dog playing in the park"',
+        f"wrote {', '.join(map(str, written))}",
+        f'python cli.py search --run {run_dir} --query "a dog playing in the park"'
+        if run_dir
+        else f"python cli.py fit --store {store_file} --run runs/first",
     )
 
 
 def _print_table(result: dict) -> None:
-    from retrieval.evaluation import notes, terminal_table
+    from retrieval.evaluation import notes, table_rows, terminal_table
 
-    click.echo(terminal_table(result))
+    click.echo(terminal_table(table_rows(result)))
     for note in notes(result):
         say(note)
 
 
-def _evaluate(run_dir: Path, split: str | None, store_file: Path | None = None) -> dict:
-    from configs.formats import EMBEDDINGS, EVALUATION
+def _evaluate(
+    run_dir: Path | None,
+    split: str | None,
+    store_file: Path | None = None,
+    rerank: tuple[str, ...] = (),
+    shuffled: bool = False,
+    device: str | None = None,
+) -> tuple[dict, list[Path]]:
+    """The result, and the files it was written to."""
+    from configs.formats import CONFIG, EMBEDDINGS, EVALUATION, SHUFFLED
     from extract.files import write_json, write_text
     from extract.store import FeatureStore
     from heads.checkpoint import read_provenance
     from retrieval import evaluation
     from retrieval.embeddings import read_embeddings
 
-    provenance = read_provenance(run_dir)
-    store_file = store_file or Path(provenance["store"])
-    if not store_file.exists():
-        raise ConfigError(f"{run_dir} was fitted on {store_file}, which is not there; name it: --store FILE.h5")
+    embeddings = control = None
+    if run_dir:
+        store_file = store_file or Path(read_provenance(run_dir)["store"])
+        if not store_file.exists():
+            raise ConfigError(f"{run_dir} was fitted on {store_file}, which is not there; name it: --store FILE.h5")
+        embeddings = read_embeddings(run_dir / EMBEDDINGS)
+    if shuffled:
+        say("fitting the control")
+        config = load_config(run_dir / CONFIG, ["training.shuffle_pairs=true"])
+        _fit(store_file, run_dir / SHUFFLED, config, device)
+        control = read_embeddings(run_dir / SHUFFLED / EMBEDDINGS)
     with FeatureStore(store_file) as store:
-        result = evaluation.evaluate(read_embeddings(run_dir / EMBEDDINGS), store, split)
+        result = evaluation.evaluate(embeddings, store, split, rerank=rerank, shuffled=control)
     stem = EVALUATION.format(result["split"])
-    write_text(run_dir / f"{stem}.md", evaluation.markdown_table(result))
-    write_text(run_dir / f"{stem}.csv", evaluation.csv_table(result))
-    write_json(run_dir / f"{stem}.json", result)
-    return result
+    place = run_dir / stem if run_dir else store_file.with_suffix(f".{stem}")
+    texts = {
+        ".md": evaluation.markdown_table(evaluation.table_rows(result), evaluation.notes(result)),
+        ".csv": evaluation.csv_table(result),
+    }
+    written = [Path(f"{place}{suffix}") for suffix in (*texts, ".json")]
+    for path, text in zip(written, texts.values(), strict=False):
+        write_text(path, text)
+    write_json(written[-1], result)
+    return result, written
+
+
+def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> Path:
+    from analysis.report import error_page
+    from configs.formats import EMBEDDINGS, ERRORS
+    from extract.files import write_text
+    from retrieval.embeddings import read_embeddings
+
+    path = run_dir / ERRORS.format(split)
+    correction = "qbnorm" if "qbnorm" in rerank else None
+    write_text(path, error_page(read_embeddings(run_dir / EMBEDDINGS), split, count, correction))
+    return path
 
 
 @cli.command()
-@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="A run folder, as fit writes it.")
-@click.option("--query", required=True, help="A sentence (text2image), or the path of any picture (image2text).")
+@click.argument("runs", nargs=-1, required=True, type=DIRECTORY, metavar="RUN_A RUN_B...")
+@click.option("--split", help="train, select, dev or test. [default: the one the first run reports on]")
+@click.option("--rerank", type=click.Choice(["none", "qbnorm", "csls"]), help="For all runs. [default: each run's own]")
+@json_option
+def compare(runs, split, rerank, json_to):
+    """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
+    from configs.formats import EMBEDDINGS
+    from extract.files import write_json
+    from heads.checkpoint import read_provenance
+    from retrieval import evaluation
+    from retrieval.embeddings import read_embeddings
+
+    for run_dir in runs:
+        read_provenance(run_dir)
+    opened = {str(run_dir): read_embeddings(run_dir / EMBEDDINGS) for run_dir in runs}
+    result = evaluation.compare_runs(opened, split, rerank)
+    if json_to == "-":
+        click.echo(json.dumps(result, indent=2))
+        return
+    click.echo(evaluation.terminal_table(evaluation.comparison_rows(result)))
+    for note in evaluation.comparison_notes(result):
+        say(note)
+    if json_to:
+        write_json(json_to, result)
+        done(f"wrote {json_to}")
+
+
+@cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The run whose encoders and heads are used.")
+@click.option("--index", "index_dir", type=DIRECTORY, help="The folder to write. [default: index in the run folder]")
+@click.option("--images", type=DIRECTORY, help="Index this folder's pictures, with those below it.")
+@click.option("--captions", type=FILE, help="Index this file's sentences, one a line.")
+@click.option("--split", help="Index this split of the run's own pictures and captions. [default: everything]")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["auto", "flat", "hnsw", "ivf", "ivfpq"]),
+    default="auto",
+    show_default=True,
+    help="flat is exact; hnsw, ivf and ivfpq are faster, and smaller in this order.",
+)
+@click.option("--memory", type=Size(), help="What the index may take, for auto. [default: half of the machine's]")
+@click.option(
+    "--min-recall",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Refuse an approximate index whose recall@10 is lower.",
+)
+@click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as the run does]")
+@click.option("--remove", multiple=True, metavar="ID", help="Only remove this picture or caption. May be repeated.")
+@click.option("--compact", is_flag=True, help="Only write the index anew, without what was removed.")
+@click.option("--force", is_flag=True, help="Replace an index of something else.")
+@encoder_options[0]
+@encoder_options[1]
+@device_option
+def index(run_dir, index_dir, images, captions, split, remove, compact, **options):
+    """Index a run's pictures and captions, or anyone's, for fast search.
+
+    Run again, it takes up what is new, changed or gone; pictures of a folder are encoded once.
+    """
+    if sum(map(bool, (images, captions, split))) > 1:
+        raise click.UsageError("name one of --images, --captions and --split")
+    if (remove or compact) and (images or captions or split or (remove and compact)):
+        raise click.UsageError("--remove and --compact stand alone: they change the index that is there")
+    index_dir = index_dir or run_dir / "index"
+    if remove or compact:
+        _change_index(run_dir, index_dir, remove, options["min_recall"])
+    else:
+        _index(run_dir, index_dir, images, captions, split, **options)
+    done(
+        f"wrote {index_dir}",
+        f"python cli.py search --index {index_dir} "
+        + ("--query PICTURE --mode image2text" if captions else '--query "a dog playing in the park"'),
+    )
+
+
+def _index(
+    run_dir: Path,
+    index_dir: Path,
+    images: Path | None,
+    captions: Path | None,
+    split: str | None,
+    *,
+    kind: str,
+    memory: int | None,
+    min_recall: float,
+    rerank: str | None,
+    force: bool,
+    device: str | None,
+    image_encoder: str | None,
+    text_encoder: str | None,
+) -> None:
+    from configs.formats import EMBEDDINGS
+    from heads.checkpoint import load_run
+    from retrieval.embeddings import read_embeddings
+    from retrieval.index import default_memory, update
+
+    run = load_run(run_dir)
+    embeddings = read_embeddings(run_dir / EMBEDDINGS)
+    source = str((images or captions or run_dir).resolve()) + (f", split {split}" if split else "")
+    if images or captions:
+        places = {"image_encoder": image_encoder, "text_encoder": text_encoder}
+        galleries = [_foreign_gallery(run, embeddings, index_dir, images, captions, rerank, device, places)]
+    else:
+        galleries = [embeddings.gallery(each, split, rerank) for each in ("image", "text")]
+    for gallery in galleries:
+        summary = update(
+            index_dir / GALLERIES[gallery.kind],
+            gallery,
+            _probes(embeddings, gallery.kind, gallery.biased),
+            source=source,
+            run=str(run_dir.resolve()),
+            kind=kind,
+            memory=memory or default_memory(),
+            min_recall=min_recall,
+            force=force,
+            say=say,
+        )
+        noun = "pictures" if gallery.kind == "image" else "captions"
+        if summary.up_to_date:
+            say(f"{summary.rows:,} {noun}: up to date")
+        else:
+            say(f"{summary.rows:,} {noun}: {summary.added:,} added, {summary.removed:,} removed")
+
+
+def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank, device, places):
+    """A folder's pictures or a file's sentences: a feature store of their own, the run's heads, the run's bank."""
+    from dataclasses import replace
+
+    import torch
+
+    from configs.schema import ExtractConfig
+    from extract.datasets import read_captions, read_pictures
+    from extract.pipeline import extract as encode
+    from extract.store import FeatureStore
+    from heads.embed import image_embeddings, text_embeddings
+    from retrieval.embeddings import gallery_of_store
+    from retrieval.hubness import bias_by_bank
+
+    kind, made = "image" if images else "text", run.provenance
+    dataset = read_pictures(images) if images else read_captions(captions)
+    for note in dataset.notes:
+        say(note)
+    specs = {f"{each}_encoder": places[f"{each}_encoder"] or made["encoders"][each]["encoder"] for each in GALLERIES}
+    config = replace(ExtractConfig(**made["extract"]), **specs, seed=made["encoders"][kind]["seed"], batch_size=None)
+    store_file = index_dir / f"{GALLERIES[kind]}.h5"
+    summary = encode(dataset, store_file, config, device=device, tokenizer_files=run.tokenizer_files, say=say)
+    _say_summary(summary)
+    with FeatureStore(store_file) as store:
+        run.check_encoder(kind, store.recipes[kind])
+        embed, features = (image_embeddings, store.image_features) if images else (text_embeddings, store.text_features)
+        vectors = embed(run.heads, torch.from_numpy(features[:]))
+        corrected = (rerank or embeddings.rerank) == "qbnorm"
+        bias = bias_by_bank(embeddings, kind, vectors) if corrected else None
+        return gallery_of_store(store, kind, vectors, bias, embeddings.space)
+
+
+def _probes(embeddings, kind: str, biased: bool):
+    """Queries of the other modality to measure an index with: a seeded sample of the reported split's."""
+    import numpy as np
+
+    from retrieval.index import PROBES
+
+    pictures, captions, _ = embeddings.split(embeddings.report_split)
+    rows = embeddings.texts[captions] if kind == "image" else embeddings.images[pictures]
+    rows = rows[np.random.default_rng(0).permutation(len(rows))[:PROBES]]
+    return np.column_stack([rows, np.ones(len(rows), np.float32)]) if biased else rows
+
+
+def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...], min_recall: float) -> None:
+    from configs.formats import EMBEDDINGS
+    from retrieval.embeddings import read_embeddings
+    from retrieval.index import CURRENT, Index, IndexingError, compact, remove
+
+    embeddings = read_embeddings(run_dir / EMBEDDINGS)
+    there = {kind: index_dir / name for kind, name in GALLERIES.items() if (index_dir / name / CURRENT).exists()}
+    if not there:
+        raise IndexingError(f"there is no index at {index_dir}")
+    opened = {kind: Index(folder) for kind, folder in there.items()}
+    missing = set(removed).difference(*(set(index.ids()) for index in opened.values()))
+    if missing:
+        raise IndexingError(
+            f"{index_dir} holds no {sorted(missing)[0]!r}" + f" ({len(missing)} such ids)" * (len(missing) > 1)
+        )
+    for kind, folder in there.items():
+        common = {"probes": _probes(embeddings, kind, opened[kind].biased), "min_recall": min_recall, "say": say}
+        if removed:
+            mine = [name for name in removed if name in set(opened[kind].ids())]
+            summary = remove(folder, mine, **common) if mine else None
+        else:
+            summary = compact(folder, **common)
+        if summary:
+            say(f"{folder}: {summary.rows:,} rows; {summary.removed:,} removed")
+
+
+@cli.command()
+@click.option("--run", "run_dir", type=DIRECTORY, help="A run folder, as fit writes it.")
+@click.option(
+    "--index", "index_dir", type=DIRECTORY, help="An index, as index writes it, in the place of the run's own pictures."
+)
+@click.option("--query", help="A sentence (text2image), or the path of any picture (image2text).")
+@click.option("--queries", metavar="FILE", help="Many queries, one a line; - reads stdin.")
 @click.option("--mode", type=click.Choice(["text2image", "image2text"]), default="text2image", show_default=True)
+@click.option(
+    "--with", "other", metavar="OTHER", help="Mix in a picture's path (text2image), or a sentence (image2text)."
+)
+@click.option(
+    "--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="The share of --query, beside --with."
+)
 @click.option(
     "--top-k", "--top_k", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Hits to show."
 )
 @click.option("--split", help="Search this split alone. [default: everything]")
-@click.option("--json", "as_json", is_flag=True, help="JSON to stdout, and nothing else there.")
-@click.option("--encoder", metavar="SPEC", help="Where the run's encoder of such queries is now, if it has moved.")
-@click.option("--out", type=FILE, help="Draw the hits: a .png, .svg or .pdf file.")
+@click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as the run does]")
+@click.option(
+    "--format", "style", type=click.Choice(["text", "json", "jsonl", "csv"]), default="text", show_default=True
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--out", type=FILE, help="Draw the hits of one query: a .png, .svg or .pdf file.")
+@encoder_options[0]
+@encoder_options[1]
 @device_option
-def search(run_dir, query, mode, top_k, split, as_json, out, encoder, device):
-    """Find pictures by a sentence, or captions by a picture."""
-    hits = _search(run_dir, query, mode, top_k, split, out, device, encoder)
-    if as_json:
-        click.echo(
-            json.dumps(
-                {"query": query, "mode": mode, "hits": [hit.to_dict() for hit in hits]}, indent=2, ensure_ascii=False
+def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style, as_json, out, **options):
+    """Find pictures by a sentence, or captions by a picture, or either by both together."""
+    if (query is None) == (queries is None):
+        raise click.UsageError("name either --query or --queries")
+    if run_dir is None and index_dir is None:
+        raise click.UsageError("name a --run, or an --index")
+    if queries and out:
+        raise click.UsageError("--out draws the hits of one --query")
+    if index_dir and (options["split"] or options["rerank"]):
+        raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
+    asked = [query] if queries is None else _read_queries(queries)
+    found = _search(run_dir, asked, mode, top_k, index_dir=index_dir, other=other, weight=weight, out=out, **options)
+    _print_hits(list(zip(asked, found, strict=True)), mode, "json" if as_json else style, queries is not None)
+    done(
+        f"wrote {out}" if out else f"{sum(map(len, found))} hits",
+        f"python cli.py plot --run {run_dir} --out figures" if run_dir else None,
+    )
+
+
+def _read_queries(file: str) -> list[str]:
+    from retrieval.search import SearchError
+
+    try:
+        text = click.get_text_stream("stdin").read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SearchError(f"{file} is not UTF-8; convert it, for example with iconv") from error
+    lines = [line.strip() for line in text.split("\n")]
+    asked = [line for line in lines if line]
+    if not asked:
+        raise SearchError(f"{'stdin' if file == '-' else file} holds no queries; write one a line")
+    if len(asked) < len(lines) - 1:
+        say(f"left out: {len(lines) - 1 - len(asked)} empty lines")
+    return asked
+
+
+def _print_hits(found: list, mode: str, style: str, many: bool) -> None:
+    results = [{"query": query, "mode": mode, "hits": [hit.to_dict() for hit in hits]} for query, hits in found]
+    if style == "json":
+        click.echo(json.dumps(results if many else results[0], indent=2, ensure_ascii=False))
+    elif style == "jsonl":
+        for result in results:
+            click.echo(json.dumps(result, ensure_ascii=False))
+    elif style == "csv":
+        import csv
+
+        writer = csv.writer(click.get_text_stream("stdout"), lineterminator="\n")
+        writer.writerow(["query", "mode", "rank", "score", "id", "path", "caption"])
+        for query, hits in found:
+            writer.writerows(
+                [query, mode, hit.rank, hit.score, hit.id, hit.path, (hit.captions or [""])[0]] for hit in hits
             )
-        )
     else:
-        for hit in hits:
-            first = hit.captions[0] if hit.captions else "(no caption)"
-            lines = (hit.path, first) if mode == "text2image" else (first, hit.path)
-            click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {lines[0]}\n             {lines[1]}")
-    done(f"wrote {out}" if out else f"{len(hits)} hits", f"python cli.py plot --run {run_dir} --out figures")
+        for query, hits in found:
+            if many:
+                click.echo(query)
+            for hit in hits:
+                first = hit.captions[0] if hit.captions else "(no caption)"
+                shown = (hit.path, first) if mode == "text2image" else (first, hit.path or "(no picture)")
+                again = f"   (and {len(hit.same)} like it: {', '.join(hit.same[:3])})" if hit.same else ""
+                click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
 
 
 def _search(
-    run_dir: Path,
-    query: str,
+    run_dir: Path | None,
+    queries: list[str],
     mode: str,
     top_k: int,
+    *,
+    index_dir: Path | None = None,
+    other: str | None = None,
+    weight: float = 0.5,
     split: str | None = None,
+    rerank: str | None = None,
     out: Path | None = None,
     device: str | None = None,
-    encoder: str | None = None,
-) -> list:
+    image_encoder: str | None = None,
+    text_encoder: str | None = None,
+) -> list[list]:
+    """The hits of each query."""
     from configs.formats import EMBEDDINGS
     from extract.pictures import read_picture
     from heads.checkpoint import load_run
+    from heads.query import QueryEmbedder
     from retrieval.embeddings import read_embeddings
-    from retrieval.search import Searcher, check_query
+    from retrieval.index import Index
+    from retrieval.search import Query, Searcher, check_query
 
-    check_query(query, mode)
-    if mode == "image2text":
-        read_picture(query)  # what is no picture is refused before an encoder is loaded
+    opposite = {"text2image": "image2text", "image2text": "text2image"}
+    for text, way in ((text, way) for way, texts in ((mode, queries), (opposite[mode], [other])) for text in texts):
+        if text is not None:
+            check_query(text, way)
+            if way == "image2text":
+                read_picture(text)  # what is no picture is refused before an encoder is loaded
+    kind = "image" if mode == "text2image" else "text"
+    opened = Index(index_dir / GALLERIES[kind]) if index_dir else None
+    run_dir = run_dir or Path(opened.manifest["run"])
     run = load_run(run_dir)
-    embeddings = read_embeddings(run_dir / EMBEDDINGS)
-    embed_query = (_embed_text if mode == "text2image" else _embed_picture)(run, device, encoder)
-    hits = Searcher(embeddings, embed_query, split).search(query, mode, top_k)
+    gallery = opened or read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank)
+    embedder = QueryEmbedder(run, device=device, image_encoder=image_encoder, text_encoder=text_encoder, say=say)
+    if mode == "text2image":
+        asked = [Query(sentence=text, picture=other, weight=weight) for text in queries]
+    else:
+        asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in queries]
+    found = Searcher(gallery, embedder).search_many(asked, top_k)
     if out:
         from analysis.plots import plot_hits
 
-        plot_hits(hits, query, mode, embeddings.thumbnails, out)
-    return hits
-
-
-def _embed_text(run, device: str | None, spec: str | None):
-    """A function from a sentence to its embedding: the run's text encoder, then its heads."""
-    import torch
-
-    from extract.encoders import text_encoder_of
-    from heads.embed import text_embeddings
-
-    made = run.provenance
-    encoder = text_encoder_of(made["encoders"]["text"], made["extract"], run.tokenizer_files, device, spec)
-    run.check_encoder("text", encoder.recipe)
-    say(f"encoding the query with {spec or made['encoders']['text']['encoder']} on {encoder.device}")
-
-    def embed_query(sentence: str):
-        features, truncated = encoder.encode([sentence])
-        if truncated[0]:
-            say("the query is longer than the text encoder takes and was cut")
-        return text_embeddings(run.heads, torch.from_numpy(features))[0]
-
-    return embed_query
-
-
-def _embed_picture(run, device: str | None, spec: str | None):
-    """A function from a picture's path to its embedding: the run's image encoder, then its heads."""
-    import torch
-
-    from extract.encoders import image_encoder_of
-    from extract.pictures import read_picture
-    from heads.embed import image_embeddings
-
-    made = run.provenance
-    encoder = image_encoder_of(made["encoders"]["image"], made["extract"], device, spec)
-    run.check_encoder("image", encoder.recipe)
-    say(f"encoding the query with {spec or made['encoders']['image']['encoder']} on {encoder.device}")
-
-    def embed_query(path: str):
-        pixels = encoder.pixels(read_picture(path))
-        return image_embeddings(run.heads, torch.from_numpy(encoder.encode(pixels[None])))[0]
-
-    return embed_query
+        plot_hits(found[0], asked[0], kind, out)
+    return found
 
 
 @cli.command()
@@ -380,7 +686,7 @@ def _plot(run_dir: Path | None, store_file: Path | None, out: Path, split: str |
 @cli.command()
 @click.argument("path", type=FILE, metavar="FILE_OR_DIR")
 def info(path):
-    """Describe a feature store, a run folder, or an unfinished extraction."""
+    """Describe a feature store, a run folder, an index, or an unfinished extraction."""
     from analysis.describe import describe
 
     click.echo(describe(path))
@@ -389,8 +695,8 @@ def info(path):
 @cli.command()
 @click.argument("store_file", type=FILE, metavar="FILE.h5")
 @click.option("--sample", type=click.IntRange(min=1), help="Encode N pictures and captions again and compare.")
-@click.option("--image-encoder", metavar="SPEC", help="Where the image encoder is now, if it has moved.")
-@click.option("--text-encoder", metavar="SPEC", help="Where the text encoder is now, if it has moved.")
+@encoder_options[0]
+@encoder_options[1]
 @click.option("--data", type=DIRECTORY, help="The dataset's folder, if it has moved. (With --sample.)")
 @device_option
 def verify(store_file, sample, device, **places):
@@ -445,12 +751,13 @@ def demo(out, device):
     say("3/6 fit: projection heads on the cached features")
     _fit(store_file, run_dir, config, device, force=True)
     say("4/6 evaluate")
-    result = _evaluate(run_dir, None)
+    result, _ = _evaluate(run_dir, None)
     _print_table(result)
     say("5/6 search, both ways")
     for query, mode in ((sentence, "text2image"), (str(picture), "image2text")):
         click.echo(f"{mode}: {query}")
-        for hit in _search(run_dir, query, mode, 3, result["split"], figures / f"search-{mode}.png", device):
+        drawn = figures / f"search-{mode}.png"
+        for hit in _search(run_dir, [query], mode, 3, split=result["split"], out=drawn, device=device)[0]:
             click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {hit.path if mode == 'text2image' else hit.captions[0]}")
     say("6/6 plot")
     _plot(run_dir, None, figures)

@@ -9,6 +9,7 @@ from configs import OnceoverError
 from configs.formats import CONFIG, EVALUATION, PROVENANCE
 from extract.files import digest, read_json
 from extract.store import FeatureStore, parts_folder
+from retrieval.index import CURRENT, read_manifest
 
 
 class DescribeError(OnceoverError):
@@ -16,7 +17,7 @@ class DescribeError(OnceoverError):
 
 
 def describe(path: str | Path) -> str:
-    """Readable lines about a feature store, a run folder, or an unfinished extraction (``FILE.h5`` or its parts).
+    """Readable lines about a feature store, a run, an index, or an unfinished extraction (``FILE.h5`` or its parts).
 
     Raises:
         DescribeError: none of these. StoreError: a damaged store.
@@ -27,6 +28,9 @@ def describe(path: str | Path) -> str:
             return _describe_run(path)
         except (KeyError, TypeError, OSError) as error:
             raise DescribeError(f"{path} is damaged, or of another format ({error}); fit again") from error
+    galleries = [folder for folder in (path, path / "images", path / "captions") if (folder / CURRENT).is_file()]
+    if galleries:
+        return "\n".join(map(_describe_index, galleries))
     parts = path if path.name.endswith(".parts") else parts_folder(path)
     if parts.is_dir() and not path.is_file():
         return _describe_parts(parts)
@@ -99,6 +103,24 @@ def _describe_run(folder: Path) -> str:
                 f"median rank {side['median_rank']:g} "
                 f"({result['n_images']:,} pictures, {result['n_captions']:,} captions)"
             )
+    return "\n".join(lines)
+
+
+def _describe_index(folder: Path) -> str:
+    made = read_manifest(folder)
+    segments = [f"{entry['name']} {entry['type']} {entry['rows']:,} rows" for entry in made["segments"]]
+    buried = sum(entry["rows"] for entry in made["segments"]) - made["rows"]
+    lines = [
+        f"index {folder}",
+        f"  holds       {made['rows']:,} {'pictures' if made['kind'] == 'image' else 'captions'} of {made['source']}, "
+        f"{made['dim']:,} numbers each" + (", corrected for hubs" if made["biased"] else ""),
+        f"  run         {made['run']}",
+        f"  type        {made['type']} ({made['reason']})",
+        f"  segments    {len(segments):,}: {', '.join(segments)}",
+        f"  removed     {buried:,} rows wait for --compact",
+        f"  recall@10   {made['recall@10']:.3f} against exact search with {made['probes']:,} queries of the other kind, "
+        f"{made['queries_per_second']:,.0f} queries a second one by one",
+    ]
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from retrieval.embeddings import Embeddings, read_embeddings
 from retrieval.metrics import Ranks, chance, rank
 
 if TYPE_CHECKING:
-    from retrieval.search import Hit
+    from retrieval.search import Hit, Query
 
 PICTURE, CAPTION, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
 SPLIT_COLOURS = {"train": "#0072B2", "dev": "#E69F00", "test": "#009E73", "": "#999999"}
@@ -301,35 +301,37 @@ def draw_features(store: FeatureStore) -> Figure:
     return figure
 
 
-def plot_hits(hits: "list[Hit]", query: str, mode: str, thumbnails: list[bytes] | None, out: Path) -> None:
+def plot_hits(hits: "list[Hit]", query: "Query", kind: str, out: Path) -> None:
     """Draws the hits of one search to the file ``out``.
 
     Raises:
         PlotError: no thumbnails to draw, or a suffix that names no picture format.
     """
     with matplotlib.rc_context(_STYLE):
-        save_figure(draw_hits(hits, query, mode, thumbnails), out)
+        save_figure(draw_hits(hits, query, kind), out)
 
 
-def draw_hits(hits: "list[Hit]", query: str, mode: str, thumbnails: list[bytes] | None) -> Figure:
-    """The hits of one search: pictures with their scores (text2image), or the query's picture beside captions.
+def draw_hits(hits: "list[Hit]", query: "Query", kind: str) -> Figure:
+    """The hits of one search: pictures with their scores (``kind`` image), or captions beside the query's picture.
 
     Raises:
         PlotError: pictures are to be drawn and the store has no thumbnails.
     """
-    if mode == "image2text":
+    if kind == "text":
         return _draw_captions(hits, query)
-    if thumbnails is None:
+    if any(hit.thumbnail is None for hit in hits):
         raise PlotError("the store was made with --no-thumbnails; there are no pictures to draw")
     columns = min(5, len(hits))
     rows = -(-len(hits) // columns)
     figure = Figure(figsize=(2.5 * columns, 3.0 * rows + 0.5), layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(f"“{query}”", 30 * columns)))
+    asked = [f"“{query.sentence}”"] if query.sentence else []
+    asked += [Path(query.picture).name] if query.picture else []
+    figure.suptitle("\n".join(textwrap.wrap(" + ".join(asked), 30 * columns)))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, hit in zip(grid.flat, hits, strict=False):
-        axes.imshow(Image.open(io.BytesIO(thumbnails[hit.image_row])))
+        axes.imshow(Image.open(io.BytesIO(hit.thumbnail)))
         caption = hit.captions[0] if hit.captions else hit.id
         axes.set_title(f"{hit.rank}. {hit.score:.3f}", fontsize=11)
         axes.text(
@@ -344,18 +346,21 @@ def draw_hits(hits: "list[Hit]", query: str, mode: str, thumbnails: list[bytes] 
     return figure
 
 
-def _draw_captions(hits: "list[Hit]", query: str) -> Figure:
+def _draw_captions(hits: "list[Hit]", query: "Query") -> Figure:
     lines = [
         textwrap.wrap(f"{hit.rank}.  {hit.score:.3f}  {hit.captions[0]}", 70, subsequent_indent="      ")
         for hit in hits
     ]
     figure = Figure(figsize=(11, max(3.2, 0.5 + 0.24 * sum(map(len, lines)) + 0.12 * len(lines))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 2))
-    picture = read_picture(query)
-    picture.thumbnail((QUERY_SIZE, QUERY_SIZE))
-    left.imshow(picture)
-    left.set_title(Path(query).name)
     left.axis("off")
+    if query.picture:
+        picture = read_picture(query.picture)
+        picture.thumbnail((QUERY_SIZE, QUERY_SIZE))
+        left.imshow(picture)
+    asked = [Path(query.picture).name] if query.picture else []
+    asked += textwrap.wrap(f"“{query.sentence}”", 36) if query.sentence else []
+    left.set_title("\n".join(asked))
     right.axis("off")
     right.text(
         0,

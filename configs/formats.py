@@ -1,8 +1,9 @@
 """Names and versions of the project's files, shared by who writes them and who reads them (docs/store-format.md)."""
 
 STORE_FORMAT, STORE_VERSION = "onceover feature store", 1
-EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 1
-RUN_FORMAT, RUN_VERSION = "onceover run", 1
+EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
+RUN_FORMAT, RUN_VERSION = "onceover run", 2
+INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
 
 # in a run folder
 CONFIG = "config.yaml"
@@ -13,5 +14,7 @@ PROVENANCE = "run.json"
 TOKENIZER = "tokenizer"
 RESUME = "resume.pt"
 EVALUATION = "evaluation-{}"  # of a split; .md, .csv and .json
+ERRORS = "errors-{}.html"  # of a split
+SHUFFLED = "shuffled"  # the control's run folder
 
 UNIT_NORM_TOLERANCE = 1e-3  # of an embedding's length

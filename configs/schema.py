@@ -65,9 +65,11 @@ class ModelConfig:
     dropout: float = 0.5  # of the standardised features (linear), of the block (mlp)
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
+    rerank: str = "none"  # qbnorm: searches are corrected for hubs with a bank of training queries
 
     def __post_init__(self):
         _check_choice("model.head", self.head, ("linear", "mlp"))
+        _check_choice("model.rerank", self.rerank, ("none", "qbnorm"))
         _check(self.embedding_dim >= 2, f"model.embedding_dim is {self.embedding_dim}; it must be at least 2")
         _check(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must lie in [0, 1)")
         _check(0.001 <= self.temperature <= 10, f"model.temperature is {self.temperature}; use 0.001 to 10")
@@ -89,6 +91,7 @@ class TrainingConfig:
     weight_decay: float = 0.1
     warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
     patience: int = 10  # epochs without a better rsum on the selection split before the fit stops; 0: never
+    shuffle_pairs: bool = False  # a control: train pictures swap their captions, which leaves nothing to learn
     seed: int = 0
 
     def __post_init__(self):

@@ -63,16 +63,6 @@ class Dataset:
         )
 
 
-def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
-    """``<image id>#<n>`` for each caption, n counting the captions of its picture."""
-    seen: dict[int, int] = {}
-    names = []
-    for image in image_index.tolist():
-        seen[image] = seen.get(image, -1) + 1
-        names.append(f"{image_ids[image]}#{seen[image]}")
-    return names
-
-
 def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
     """Reads the dataset in the folder ``data`` (or the CSV file ``data``).
 
@@ -101,6 +91,42 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
             folders = (".", "Images", "images")
     dataset = _assemble(root, layout, list(rows), folders, captions_file)
     return dataset if any(dataset.splits) else _with_splits(dataset, captions_file, seed)
+
+
+def read_pictures(folder: str | Path) -> Dataset:
+    """Every picture in a folder and the folders below it, without captions, in no split; a picture's id is its path.
+
+    Raises:
+        DatasetError: no folder, or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is no folder; name one that holds pictures")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not paths:
+        raise DatasetError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
+    others = len(files) - len(paths)
+    notes = [f"{others:,} files in {folder} are no pictures by their names, and left alone"] if others else []
+    return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], np.empty(0, np.int64), [], notes)
+
+
+def read_captions(file: str | Path) -> Dataset:
+    """The sentences of a text file, one a line, without pictures; empty lines go into the ledger.
+
+    Raises:
+        DatasetError: an unreadable file, or one without sentences.
+    """
+    file = Path(file)
+    lines = [(f"line {number}", line.strip()) for number, line in enumerate(_read_lines(file), 1)]
+    while lines and not lines[-1][1]:
+        lines.pop()  # the file's last line break is no empty line
+    captions = [line for _, line in lines if line]
+    if not captions:
+        raise DatasetError(f"{file} holds no sentences; write one a line")
+    failures = [Failure(name, "dataset", "empty line") for name, line in lines if not line]
+    index = np.full(len(captions), -1, np.int64)
+    return Dataset(file.parent, "lines", [], [], [], captions, index, failures, [])
 
 
 def _find_captions(data: Path) -> tuple[Path, str]:

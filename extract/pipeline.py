@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from configs.schema import ExtractConfig
 from extract import Failure
-from extract.datasets import Dataset, caption_ids
+from extract.datasets import Dataset
 from extract.files import digest, only_writer, read_json, remove_folder, write_json
 from extract.pictures import PictureError, decode, thumbnail
 from extract.specs import identity, parse_spec
@@ -27,6 +27,7 @@ from extract.store import (
     FeatureStore,
     RowSources,
     StoreError,
+    caption_ids,
     changed_settings,
     parts_folder,
     seal,
@@ -65,11 +66,16 @@ def extract(
     device: str | None = None,
     force: bool = False,
     retry_failures: bool = False,
+    tokenizer_files: dict[str, bytes] | None = None,
     say: Say = lambda _: None,
 ) -> Summary:
     """Encodes what ``dataset`` has and the store at ``path`` lacks, and writes the store.
 
+    A dataset of pictures alone, or of captions alone, needs and loads only the one encoder; the other features of its
+    store have no rows.
+
     Args:
+        tokenizer_files: the vocabulary of a ``@random`` text encoder, where the captions shall not make it.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
         retry_failures: try the ledger's pictures again although their files have not changed.
         say: receives what the user should be told before the work starts.
@@ -98,7 +104,9 @@ def extract(
                 if all(shard_fingerprint(shard)[1] in old.fingerprints.values() for shard in parts.glob("*.h5")):
                     remove_folder(parts)  # else another extraction is under way there
                 return _summary(old, up_to_date=True)
-            job = _Job(dataset, stats, listing, config, path, parts, old, device, force, retry_failures, say)
+            job = _Job(
+                dataset, stats, listing, config, path, parts, old, device, force, retry_failures, tokenizer_files, say
+            )
             job.run()
         finally:
             if old:
@@ -155,6 +163,7 @@ class _Job:
     device: str | None
     force: bool
     retry_failures: bool
+    tokenizer_files: dict[str, bytes] | None
     say: Say
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
@@ -167,33 +176,39 @@ class _Job:
         self.settings = self._settings(str(pick_device(self.device)), torch.get_num_threads())
         torch.set_num_threads(self.settings["threads"])
         common = {"dtype": self.config.dtype, "seed": self.config.seed, "device": self.settings["device"]}
-        encoder = ImageEncoder(self.config.image_encoder, views=self.config.views, **common)
-        text = TextEncoder(
-            self.config.text_encoder,
-            pooling=self.config.text_pooling,
-            max_length=self.config.max_length,
-            captions=self.dataset.captions,
-            tokenizer_files=self._kept_vocabulary(),
-            **common,
-        )
-        recipes = {"image": encoder.recipe, "text": text.recipe}
+        pictures = text = None
+        if self.dataset.ids:
+            pictures = ImageEncoder(self.config.image_encoder, views=self.config.views, **common)
+        if self.dataset.captions:
+            text = TextEncoder(
+                self.config.text_encoder,
+                pooling=self.config.text_pooling,
+                max_length=self.config.max_length,
+                captions=self.dataset.captions,
+                tokenizer_files=self.tokenizer_files or self._kept_vocabulary(),
+                **common,
+            )
+        recipes = {kind: encoder.recipe if encoder else {} for kind, encoder in (("image", pictures), ("text", text))}
         for kind, recipe in recipes.items():
-            self._refuse_other_features(kind, recipe)
+            if recipe:
+                self._refuse_other_features(kind, recipe)
         write_json(self.parts / "settings.json", self.settings)
 
-        sources, keys = self._encode_images(encoder)
+        sources, keys = self._encode_images(pictures) if pictures else (RowSources("image", "", ()), [])
         kept = [row for row, key in enumerate(keys) if key in sources]
         lost = {row: sources.failures[self.dataset.ids[row]] for row, key in enumerate(keys) if key not in sources}
-        if not kept:
+        if lost and not kept:
             first = next(iter(lost.values()))
             raise StoreError(
                 f"none of the {len(lost):,} pictures could be encoded; the first: {first.id}: {first.reason}"
             )
-        mine = np.isin(self.dataset.image_index, kept)
+        mine = np.isin(self.dataset.image_index, [-1, *kept])
         captions = [self.dataset.captions[row] for row in np.flatnonzero(mine)]
-        text_sources = self._encode_captions(text, list(dict.fromkeys(captions)))
+        text_sources = RowSources("text", "", ())
+        if text:
+            text_sources = self._encode_captions(text, list(dict.fromkeys(captions)))
 
-        position = np.full(len(self.dataset.ids), -1)
+        position = np.full(len(self.dataset.ids) + 1, -1)  # the last one: of captions without a picture
         position[kept] = np.arange(len(kept))
         names = caption_ids(self.dataset.ids, self.dataset.image_index)
         orphans = [Failure(names[row], "caption", "its picture could not be encoded") for row in np.flatnonzero(~mine)]
@@ -212,7 +227,7 @@ class _Job:
             recipes=recipes,
             provenance=self._provenance(),
             failures=[*self.dataset.failures, *lost.values(), *orphans],
-            tokenizer_files=text.tokenizer_files,
+            tokenizer_files=text.tokenizer_files if text else {},
         )
 
     def _settings(self, device: str, threads: int) -> dict:

@@ -190,7 +190,7 @@ class FeatureStore:
         problems += [
             f"/image/id: {name!r} stands {count} times" for name, count in Counter(self.image_ids).items() if count > 1
         ]
-        if m and not (self.image_index.min() >= 0 and self.image_index.max() < n):
+        if m and not (self.image_index.min() >= (0 if n else -1) and self.image_index.max() < n):
             problems.append("/text/image_index points outside the pictures")
         if (
             dataset_fingerprint(self.image_ids, self.sha256, self.image_splits, self.captions, self.image_index)
@@ -208,6 +208,16 @@ def changed_settings(recipe: dict, before: dict) -> str:
 def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
     """SHA-256 over what the dataset is: pictures with content and split, captions with their pictures."""
     return digest([list(ids), list(sha256), list(splits), list(captions), np.asarray(image_index).tolist()])
+
+
+def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
+    """``<image id>#<n>`` for each caption, n counting its picture's; ``caption#<n>`` where there is no picture (−1)."""
+    seen: dict[int, int] = {}
+    names = []
+    for image in image_index.tolist():
+        seen[image] = seen.get(image, -1) + 1
+        names.append(f"{image_ids[image] if image >= 0 else 'caption'}#{seen[image]}")
+    return names
 
 
 def checksum(dataset: h5py.Dataset) -> str:
@@ -263,6 +273,10 @@ class RowSources:
 
     def copy(self, keys: list[str], group: h5py.Group) -> None:
         """Writes the columns of the rows with ``keys``, in their order, into new datasets of ``group``."""
+        if not self._files:  # a store of the other kind alone
+            group["features"] = np.zeros((0, 0, 0) if self.kind == "image" else (0, 0), np.float32)
+            group["truncated"] = np.zeros(0, bool)
+            return
         files = [h5py.File(path, "r", locking=False) for path in self._files]
         try:
             for name in ("features", *self.columns):

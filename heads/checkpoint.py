@@ -4,6 +4,7 @@ Heads are safetensors; the resume state is read with ``weights_only``. Nothing h
 """
 
 import csv
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from configs import OnceoverError
 from configs.formats import (
     CONFIG,
     EMBEDDINGS,
+    ERRORS,
     EVALUATION,
     HEADS,
     HISTORY,
@@ -23,6 +25,7 @@ from configs.formats import (
     RESUME,
     RUN_FORMAT,
     RUN_VERSION,
+    SHUFFLED,
     TOKENIZER,
 )
 from configs.schema import Config, load_config
@@ -109,8 +112,9 @@ def clear_run(folder: Path) -> None:
     """Removes what a run consists of, and nothing else."""
     for name in (PROVENANCE, CONFIG, HEADS, HISTORY, EMBEDDINGS):
         (folder / name).unlink(missing_ok=True)
-    for file in folder.glob(EVALUATION.format("*")):
+    for file in (*folder.glob(EVALUATION.format("*")), *folder.glob(ERRORS.format("*"))):
         file.unlink()
+    remove_folder(folder / SHUFFLED)
     remove_folder(folder / TOKENIZER)
     (folder / RESUME).unlink(missing_ok=True)
 
@@ -125,12 +129,12 @@ def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes
             aside.write_bytes(data)
 
 
-def save_heads(folder: Path, heads: DualHeads) -> None:
-    """Writes the heads as safetensors."""
+def save_heads(folder: Path, heads: DualHeads, fingerprints: dict[str, str]) -> str:
+    """Writes the heads as safetensors; returns the name of their space, a digest of heads and features."""
+    data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()})
     with whole_file(folder / HEADS) as aside:
-        safetensors.torch.save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()}, aside
-        )
+        aside.write_bytes(data)
+    return digest([hashlib.sha256(data).hexdigest(), fingerprints["image"], fingerprints["text"]])
 
 
 def save_history(folder: Path, rows: list[dict]) -> None:

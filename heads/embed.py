@@ -1,6 +1,8 @@
 """Feature store + heads -> embeddings: the file that search, evaluation and plots work on (docs/store-format.md)."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,6 +16,8 @@ from extract.store import SELECTION, FeatureStore, Roles, write_column
 from heads.models import DualHeads, embed_pictures
 
 BLOCK = 4096  # rows embedded at a time
+#: images (N, D), texts (M, D), image_index (M,), train and selection rows -> biases (``retrieval.hubness``)
+CorrectHubs = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
 
 
 class EmbedError(OnceoverError):
@@ -63,26 +67,41 @@ def embed(heads: DualHeads, images: Tensor, texts: Tensor, image_index: np.ndarr
     )
 
 
-def write_embeddings(store: FeatureStore, heads: DualHeads, path: Path, roles: Roles) -> None:
-    """Writes the embeddings of the whole store, whole or not at all.
+def write_embeddings(
+    store: FeatureStore,
+    heads: DualHeads,
+    path: Path,
+    roles: Roles,
+    space: str,
+    rerank: str,
+    correct_hubs: CorrectHubs,
+) -> None:
+    """Writes the embeddings of the whole store with their biases, whole or not at all.
 
     The pictures that chose the heads stand under the split ``select`` where they were taken from train.
     """
     splits = np.array(store.image_splits, dtype=object)
     if roles.selection_name == SELECTION:
         splits[roles.selection] = SELECTION
+    images = image_embeddings(heads, torch.from_numpy(store.image_features[:]))
+    texts = text_embeddings(heads, torch.from_numpy(store.text_features[:]))
+    hubs = correct_hubs(images, texts, store.image_index, roles.train, roles.selection)
     with whole_file(path) as aside, h5py.File(aside, "w") as file:
         file.attrs["format"], file.attrs["format_version"] = EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION
         for kind, fingerprint in store.fingerprints.items():
             file.attrs[f"{kind}_fingerprint"] = fingerprint
         file.attrs["selection_split"], file.attrs["report_split"] = roles.selection_name, roles.report_name
+        file.attrs["space"], file.attrs["rerank"] = space, rerank
         image, text = file.create_group("image"), file.create_group("text")
-        image["embedding"] = image_embeddings(heads, torch.from_numpy(store.image_features[:]))
-        text["embedding"] = text_embeddings(heads, torch.from_numpy(store.text_features[:]))
+        image["embedding"], text["embedding"] = images, texts
+        for group, bias, beta in ((image, hubs.image, hubs.image_beta), (text, hubs.text, hubs.text_beta)):
+            group["bias"] = bias
+            group["bias"].attrs["beta"] = beta
         text["image_index"] = store.image_index
         write_column(image, "id", store.image_ids)
         write_column(image, "path", store.image_paths)
         write_column(image, "split", splits.tolist())
+        write_column(image, "sha256", store.sha256)
         write_column(text, "caption", store.captions)
         thumbnails = store.thumbnails()
         if thumbnails is not None:

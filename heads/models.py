@@ -100,3 +100,8 @@ class DualHeads(nn.Module):
 def embed_pictures(heads: DualHeads, views: Tensor) -> Tensor:
     """One unit vector a picture, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
     return F.normalize(heads.embed_images(views).mean(1), dim=-1)
+
+
+def mix(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """The normalised weighted sum of two sets of unit vectors, (..., D); ``weight`` is the first one's share."""
+    return F.normalize(weight * first + (1 - weight) * second, dim=-1)

@@ -22,11 +22,11 @@ from configs.schema import Config, TrainingConfig
 from extract.files import digest, only_writer
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
-from heads.embed import embed, write_embeddings
+from heads.embed import CorrectHubs, embed, write_embeddings
 from heads.losses import contrastive_loss
 from heads.models import DualHeads
 
-_PURPOSES = ("initialisation", "order", "dropout")
+_PURPOSES = ("initialisation", "order", "dropout", "shuffle")
 #: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
 Quality = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
 
@@ -88,6 +88,7 @@ def fit(
     config: Config,
     *,
     quality: Quality,
+    correct_hubs: CorrectHubs,
     device: str | torch.device = "cpu",
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -95,6 +96,10 @@ def fit(
     """Fits heads on the store's train pictures and writes the run folder; goes on with an interrupted fit.
 
     The heads kept are those of the epoch with the best rsum on the selection pictures.
+
+    Args:
+        quality: measures the heads on the selection pictures: ``retrieval.metrics.quality``.
+        correct_hubs: gives the embeddings their biases: ``retrieval.hubness.fit_inverted_softmax``.
 
     Returns:
         The run's provenance, as in ``run.json``.
@@ -124,10 +129,12 @@ def fit(
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         with torch.random.fork_rng(devices=[]):
             heads, state, seconds = _train(store, roles, folder, config, request, quality, torch.device(device), say)
-        checkpoint.save_heads(folder, heads)
-        write_embeddings(store, heads, folder / EMBEDDINGS, roles)
+        space = checkpoint.save_heads(folder, heads, store.fingerprints)
+        say("embedding everything, and choosing the correction for hubs")
+        write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
         provenance = {
             "request": request,
+            "space": space,
             "store": str(store.path.resolve()),
             "fingerprints": store.fingerprints,
             "recipes": store.recipes,
@@ -151,7 +158,11 @@ def fit(
 def _train(store, roles: Roles, folder: Path, config: Config, request: str, quality: Quality, device, say):
     images = torch.from_numpy(store.image_features[:]).to(device)
     texts = torch.from_numpy(store.text_features[:]).to(device)
-    batches = Batches(roles.train, store.image_index, images.shape[1], config.training)
+    image_index = store.image_index
+    if config.training.shuffle_pairs:
+        image_index = _swapped(image_index, roles.train, seed_for(config.training.seed, "shuffle"))
+        say("the control: every train picture is fitted to the captions of another one")
+    batches = Batches(roles.train, image_index, images.shape[1], config.training)
     torch.manual_seed(seed_for(config.training.seed, "initialisation"))
     heads = DualHeads(images.shape[2], texts.shape[1], config.model)
     train_texts = torch.from_numpy(np.flatnonzero(np.isin(store.image_index, roles.train)))
@@ -196,6 +207,14 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
             bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{state['best_rsum']:.1f}")
     heads.load_state_dict(state["best"])
     return heads.cpu().eval(), state, round(time.monotonic() - start, 2)
+
+
+def _swapped(image_index: np.ndarray, pictures: np.ndarray, seed: int) -> np.ndarray:
+    """``image_index`` with each of the pictures' captions moved to another one, none to its own."""
+    order = np.random.default_rng(seed).permutation(pictures)
+    other = np.arange(max(pictures.max(), image_index.max()) + 1)
+    other[order] = np.roll(order, 1)
+    return other[image_index]
 
 
 def _epoch(

@@ -1,6 +1,6 @@
-"""Reads an embeddings file (docs/store-format.md) and checks that it is what it must be."""
+"""Reads an embeddings file (docs/store-format.md), checks that it is what it must be, and makes galleries of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -8,6 +8,8 @@ import numpy as np
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
+from extract.store import FeatureStore, caption_ids
+from retrieval.index import exact_search
 
 
 class EmbeddingsError(OnceoverError):
@@ -20,8 +22,11 @@ class Embeddings:
 
     Attributes:
         images, texts: float32 (N, D), (M, D). image_index: int64 (M,), each caption's picture.
-        ids, paths, splits: lists of N; thumbnails: list of N JPEGs, or None. captions: list of M.
+        ids, paths, splits, sha256: lists of N; thumbnails: list of N JPEGs, or None. captions: list of M.
+        image_bias, text_bias: float32 (N,), (M,), of the inverted softmax (``retrieval.hubness``), made with ``betas``.
+        rerank: whether a search adds these biases (``qbnorm``) or not (``none``) unless told otherwise.
         fingerprints: of the image features, the text features and the dataset behind it.
+        space: names the heads and encoders that made the vectors; only queries of the same space may be compared.
         selection_split, report_split: what the heads were chosen by, and what they are to be reported on.
     """
 
@@ -32,10 +37,28 @@ class Embeddings:
     paths: list[str]
     splits: list[str]
     captions: list[str]
+    sha256: list[str]
     thumbnails: list[bytes] | None
+    image_bias: np.ndarray
+    text_bias: np.ndarray
+    betas: dict[str, float]
+    rerank: str
+    space: str
     fingerprints: dict[str, str]
     selection_split: str
     report_split: str
+
+    def biases(self, rerank: str | None = None) -> dict[str, np.ndarray]:
+        """``image_bias`` and ``text_bias`` where ``rerank``, or else the run's own setting, asks for them."""
+        wanted = (rerank or self.rerank) == "qbnorm"
+        return {"image_bias": self.image_bias, "text_bias": self.text_bias} if wanted else {}
+
+    def gallery(self, kind: str, split: str | None = None, rerank: str | None = None) -> "Gallery":
+        """The pictures (``kind`` image) or captions (text) as a gallery, of all splits or of one."""
+        vectors, bias = getattr(self, f"{kind}s"), self.biases(rerank).get(f"{kind}_bias")
+        columns = self.ids, self.paths, self.sha256, self.captions, self.image_index, self.thumbnails
+        gallery = _gallery(kind, vectors, bias, self.space, *columns)
+        return gallery if split is None else gallery.take(self.split(split)[0 if kind == "image" else 1])
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of the pictures of a split, rows of their captions, and the caption map counted among those pictures.
@@ -49,6 +72,79 @@ class Embeddings:
             known = ", ".join(sorted({split for split in self.splits if split}))
             raise EmbeddingsError(f"the run has no pictures in the split {name!r}; its splits: {known}")
         return pictures, captions, np.searchsorted(pictures, self.image_index[captions])
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What is searched: N pictures, or N captions, in memory, by exact search.
+
+    Attributes:
+        kind: ``image`` or ``text``.
+        vectors: float32 (N, D): unit vectors, with their bias as one more coordinate where ``biased``.
+        ids: the pictures' or captions' ids. paths: of the pictures, "" for a caption that has none.
+        captions: for each item its captions, or the caption that it is.
+        contents: equal for items that look the same, to a reader of the hits: SHA-256 of a picture, text of a caption.
+        thumbnails: of the pictures, JPEG, or None.
+        space: names the heads and encoders that made the vectors.
+    """
+
+    kind: str
+    vectors: np.ndarray
+    biased: bool
+    ids: list[str]
+    paths: list[str]
+    captions: list[list[str]]
+    contents: list[str]
+    thumbnails: list[bytes] | None
+    space: str
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows, best first, for each of the queries, float32 (Q, D) with a 1 for the bias where biased."""
+        return list(zip(*exact_search(self.vectors, queries, k), strict=True))
+
+    def item(self, row: int) -> dict:
+        """What a hit shows of a row: id, path, captions, content, thumbnail."""
+        return {
+            "id": self.ids[row],
+            "path": self.paths[row],
+            "captions": self.captions[row],
+            "content": self.contents[row],
+            "thumbnail": None if self.thumbnails is None else self.thumbnails[row],
+        }
+
+    def take(self, rows: np.ndarray) -> "Gallery":
+        """Some of the items."""
+        columns = {
+            name: [values[row] for row in rows]
+            for name in ("ids", "paths", "captions", "contents", "thumbnails")
+            if (values := getattr(self, name)) is not None
+        }
+        return replace(self, vectors=self.vectors[rows], **columns)
+
+
+def gallery_of_store(
+    store: FeatureStore, kind: str, vectors: np.ndarray, bias: np.ndarray | None, space: str
+) -> Gallery:
+    """The pictures or captions of any store as a gallery, with the vectors that heads have made of their features."""
+    columns = store.image_ids, store.image_paths, store.sha256, store.captions, store.image_index, store.thumbnails()
+    return _gallery(kind, vectors, bias, space, *columns)
+
+
+def _gallery(kind, vectors, bias, space, ids, paths, sha256, captions, image_index, thumbnails) -> Gallery:
+    if bias is not None:
+        vectors = np.column_stack([vectors, bias])
+    if kind == "text":
+        of_caption = ["" if picture < 0 else paths[picture] for picture in image_index.tolist()]
+        names = caption_ids(ids, image_index)
+        said = [[caption] for caption in captions]
+        return Gallery(kind, vectors, bias is not None, names, of_caption, said, captions, None, space)
+    of_picture: list[list[str]] = [[] for _ in ids]
+    for caption, picture in zip(captions, image_index.tolist(), strict=True):
+        of_picture[picture].append(caption)
+    return Gallery(kind, vectors, bias is not None, ids, paths, of_picture, sha256, thumbnails, space)
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
@@ -71,6 +167,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
         bad = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT_NORM_TOLERANCE))
         if len(bad):
             raise EmbeddingsError(f"{path}: {len(bad)} {name} embeddings are not finite unit vectors; fit again")
+        if getattr(embeddings, f"{name}_bias").shape != rows.shape[:1]:
+            raise EmbeddingsError(f"{path}: there is not one bias for each {name} embedding; fit again")
     index, pictures = embeddings.image_index, len(embeddings.ids)
     if len(index) and not (index.min() >= 0 and index.max() < pictures):
         raise EmbeddingsError(f"{path}: the caption map points outside the pictures; fit again")
@@ -79,7 +177,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
 
 def _read(file: h5py.File) -> Embeddings:
     image, text = file["image"], file["text"]
-    strings = {name: image[name].asstr()[:].tolist() for name in ("id", "path", "split")}
+    strings = {name: image[name].asstr()[:].tolist() for name in ("id", "path", "split", "sha256")}
     return Embeddings(
         images=image["embedding"][:],
         texts=text["embedding"][:],
@@ -87,6 +185,12 @@ def _read(file: h5py.File) -> Embeddings:
         ids=strings["id"],
         paths=strings["path"],
         splits=strings["split"],
+        sha256=strings["sha256"],
+        image_bias=image["bias"][:],
+        text_bias=text["bias"][:],
+        betas={"image": float(image["bias"].attrs["beta"]), "text": float(text["bias"].attrs["beta"])},
+        rerank=file.attrs["rerank"],
+        space=file.attrs["space"],
         captions=text["caption"].asstr()[:].tolist(),
         thumbnails=[data.tobytes() for data in image["thumbnail"][:]] if "thumbnail" in image else None,
         fingerprints={kind: file.attrs[f"{kind}_fingerprint"] for kind in ("image", "text", "dataset")},

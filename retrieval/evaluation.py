@@ -1,31 +1,140 @@
-"""A run against its baselines on one split: the result as plain values, and as terminal, Markdown and CSV tables."""
+"""A run, or a store alone, against its baselines on one split: plain values, and terminal, Markdown and CSV tables."""
 
 import csv
 import io
+from collections.abc import Iterable
 
+import numpy as np
 from tqdm import tqdm
 
 from configs import OnceoverError
-from extract.store import FeatureStore
-from retrieval.baselines import MAPS, unlearned
-from retrieval.embeddings import Embeddings
-from retrieval.metrics import RECALL_AT, chance, rank, report
+from extract.store import FeatureStore, Roles
+from retrieval import baselines
+from retrieval.baselines import MAPS, Pairs
+from retrieval.embeddings import Embeddings, EmbeddingsError
+from retrieval.hubness import RERANKS, csls_bias, hub_skewness
+from retrieval.metrics import DIRECTIONS, RECALL_AT, chance, compare, rank, report
 
-_COLUMNS = (*(f"R@{k}" for k in RECALL_AT), "median_rank", "mean_rank", "mrr")
-_DIRECTIONS = (("image_to_text", "image→text"), ("text_to_image", "text→image"))
+_COLUMNS = (*(f"R@{k}" for k in RECALL_AT), "median_rank", "mean_rank", "mrr", "hub_skewness")
+_ARROWS = {"image_to_text": "image→text", "text_to_image": "text→image"}
+_DIFFERENCES = (*(f"R@{k}" for k in RECALL_AT), "mrr")
+_LEARNED = {
+    "cca": baselines.cca,
+    "ridge": baselines.ridge,
+    "text_knn": lambda train: baselines.neighbours(train, "text_knn"),
+    "image_knn": lambda train: baselines.neighbours(train, "image_knn"),
+}
+_NOTES = {
+    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, its sharpness chosen on "
+    "the selection split; inductive: what is searched plays no part in it",
+    "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
+    "transductive: not to be compared with single queries",
+    "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
+    "cca": "cca, ridge, text_knn, image_knn: fitted on the train pictures' standardised features, settings chosen on "
+    "the selection split",
+    "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
+    "shuffled": "shuffled: heads fitted in the same way to train pictures that had swapped their captions",
+}
 
 
 class EvaluationError(OnceoverError):
-    """A store and a run that do not belong together."""
+    """A store and a run, or several runs, that do not belong together."""
 
 
-def evaluate(embeddings: Embeddings, store: FeatureStore, split: str | None = None, seed: int = 0) -> dict:
-    """Metrics of the multimodal model, the unlearned baselines and chance on a split (default: the reported one).
+def evaluate(
+    embeddings: Embeddings | None,
+    store: FeatureStore,
+    split: str | None = None,
+    *,
+    rerank: Iterable[str] = (),
+    shuffled: Embeddings | None = None,
+    seed: int = 0,
+) -> dict:
+    """Metrics of the multimodal model and of every baseline on a split (default: the reported one).
+
+    Args:
+        embeddings: a run's; None: the baselines alone.
+        rerank: corrections for hubs (``retrieval.hubness.RERANKS``) that get a row each; the run's own always does.
+        shuffled: the embeddings of the control, heads fitted to permuted pairs.
 
     Raises:
-        EvaluationError: the store's features are not those the run was fitted on.
+        EvaluationError: the store's features are not those the run was fitted on, or an unknown correction.
         EmbeddingsError: no such split.
     """
+    roles = store.roles()
+    for run in (embeddings, shuffled):
+        if run is not None:
+            _check_store(run, store)
+    split = split or roles.report_name
+    pairs = _pairs(store, roles, split)
+    models: dict[str, dict] = {}
+    if embeddings is not None:
+        wanted = dict.fromkeys(["none", embeddings.rerank, *rerank])
+        models |= {name: _evaluated(*row, seed=seed) for name, row in _rows_of_run(embeddings, split, wanted)}
+    models |= _baselines(store, roles, split, pairs, seed)
+    if shuffled is not None:
+        models["shuffled"] = _evaluated(*_vectors(shuffled, split), {}, seed=seed)
+    models["chance"] = report([chance(len(pairs.images), pairs.image_index)], draws=0)
+    return {
+        "split": split,
+        "n_images": len(pairs.images),
+        "n_captions": len(pairs.texts),
+        "selected_on": roles.selection_name,
+        "models": models,
+    }
+
+
+def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: str | None = None) -> dict:
+    """The first run against each other one, query by query, on a split (default: the one the first reports on).
+
+    Raises:
+        EvaluationError: fewer than two runs, or runs whose split holds other pictures or captions.
+    """
+    if len(runs) < 2:
+        raise EvaluationError("there is nothing to compare; name at least two runs")
+    (first, reference), *others = runs.items()
+    split = split or reference.report_split
+    found = {name: _compared(run, split, rerank) for name, run in runs.items()}
+    for name, _ in others:
+        if found[name][0] != found[first][0]:
+            raise EvaluationError(
+                f"{split} is not the same in {first} and {name} (other pictures, captions or order); "
+                "only runs on the same split of the same dataset can be compared"
+            )
+    pictures, captions, _ = reference.split(split)
+    return {
+        "split": split,
+        "n_images": len(pictures),
+        "n_captions": len(captions),
+        "selected_on": {name: run.selection_split for name, run in runs.items()},
+        "rerank": {name: rerank or run.rerank for name, run in runs.items()},
+        "reference": first,
+        "runs": {name: report([ranks], draws=0) for name, (_, ranks) in found.items()},
+        "differences": {name: compare(found[first][1], found[name][1]) for name, _ in others},
+    }
+
+
+def verdict(interval: list[float], more_is_better: bool = True) -> str:
+    """What a 95 % interval of a difference allows to say."""
+    low, high = interval
+    if low <= 0 <= high:
+        return "not distinguishable"
+    return "better" if (low > 0) == more_is_better else "worse"
+
+
+def _compared(embeddings: Embeddings, split: str, rerank: str | None):
+    """What identifies a split, and the run's ranks on it."""
+    pictures, captions, image_index = embeddings.split(split)
+    same = (
+        [embeddings.sha256[row] for row in pictures],
+        [embeddings.captions[row] for row in captions],
+        image_index.tolist(),
+    )
+    images, texts, index = _vectors(embeddings, split)
+    return same, rank(images, texts, index, **_biases(embeddings, split, rerank or embeddings.rerank))
+
+
+def _check_store(embeddings: Embeddings, store: FeatureStore) -> None:
     if embeddings.fingerprints != store.fingerprints:
         changed = ", ".join(
             kind for kind, value in store.fingerprints.items() if embeddings.fingerprints[kind] != value
@@ -33,54 +142,154 @@ def evaluate(embeddings: Embeddings, store: FeatureStore, split: str | None = No
         raise EvaluationError(
             f"{store.path} is not the store that the run was fitted on ({changed} differ); fit again on it"
         )
-    split = split or embeddings.report_split
+
+
+def _pairs(store: FeatureStore, roles: Roles, split: str) -> Pairs:
+    """A split's plain features: the mean over a picture's views, and its captions'."""
+    named = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
+    pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
+    captions = np.flatnonzero(np.isin(store.image_index, pictures))
+    if not len(pictures) or not len(captions):
+        raise EmbeddingsError(f"there are no pictures with captions in the split {split!r}; use {', '.join(named)}")
+    index = np.searchsorted(pictures, store.image_index[captions])
+    return Pairs(store.image_features[:][pictures].mean(1), store.text_features[:][captions], index)
+
+
+def _vectors(embeddings: Embeddings, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pictures, captions, image_index = embeddings.split(split)
-    images, texts = store.image_features[:][pictures, 0], store.text_features[:][captions]
-    models = {"multimodal": [rank(embeddings.images[pictures], embeddings.texts[captions], image_index)]}
-    with tqdm(total=2 * MAPS, desc="baselines", unit=" maps", disable=None) as bar:
-        common = {"image_index": image_index, "seed": seed, "step": bar.update}
-        models["image_only"] = unlearned(images, texts, images_are_space=True, **common)
-        models["text_only"] = unlearned(texts, images, images_are_space=False, **common)
-    models["chance"] = [chance(len(pictures), image_index)]
-    return {
-        "split": split,
-        "n_images": len(pictures),
-        "n_captions": len(captions),
-        "selected_on": embeddings.selection_split,
-        "models": {
-            name: report(pairs, draws=0 if name == "chance" else 1000, seed=seed) for name, pairs in models.items()
-        },
-    }
+    return embeddings.images[pictures], embeddings.texts[captions], image_index
+
+
+def _biases(embeddings: Embeddings, split: str, rerank: str) -> dict[str, np.ndarray]:
+    pictures, captions, _ = embeddings.split(split)
+    if rerank == "csls":
+        images, texts, _ = _vectors(embeddings, split)
+        return {"image_bias": csls_bias(images, texts), "text_bias": csls_bias(texts, images)}
+    rows = {"image_bias": pictures, "text_bias": captions}
+    return {name: bias[rows[name]] for name, bias in embeddings.biases(rerank).items()}
+
+
+def _rows_of_run(embeddings: Embeddings, split: str, rerank: Iterable[str]):
+    names = {"none": "multimodal", "csls": "multimodal_csls_transductive"}
+    for method in rerank:
+        if method not in RERANKS:
+            raise EvaluationError(f"unknown correction {method!r}; use {', '.join(RERANKS)}")
+        row = *_vectors(embeddings, split), _biases(embeddings, split, method)
+        yield names.get(method, f"multimodal_{method}"), row
+
+
+def _evaluated(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, biases: dict, seed: int) -> dict:
+    """A model's report, with the skewness of its hubs."""
+    result = report([rank(images, texts, image_index, **biases)], seed=seed)
+    for direction, gallery, queries, bias in (
+        ("image_to_text", texts, images, biases.get("text_bias")),
+        ("text_to_image", images, texts, biases.get("image_bias")),
+    ):
+        result[direction]["hub_skewness"] = hub_skewness(gallery, queries, bias)
+    return result
+
+
+def _baselines(store: FeatureStore, roles: Roles, split: str, pairs: Pairs, seed: int) -> dict[str, dict]:
+    rows: dict[str, dict] = {}
+    with tqdm(desc="baselines", unit=" models", disable=None) as bar:
+        if _dual_encoder(store):
+            rows["zero_shot"] = _evaluated(*baselines.zero_shot(pairs), pairs.image_index, {}, seed=seed)
+        train, selection, chosen = baselines.standardised(
+            _pairs(store, roles, "train"), _pairs(store, roles, roles.selection_name), pairs
+        )
+        for name, candidates in _LEARNED.items():
+            settings, embed = baselines.choose(candidates(train), selection, bar.update)
+            rows[name] = _evaluated(*embed(chosen), pairs.image_index, {}, seed=seed) | {"settings": settings}
+        common = {"image_index": pairs.image_index, "seed": seed, "step": bar.update}
+        for name, space, others in (
+            ("image_only", pairs.images, pairs.texts),
+            ("text_only", pairs.texts, pairs.images),
+        ):
+            maps = baselines.unlearned(space, others, images_are_space=name == "image_only", **common)
+            rows[name] = report(maps, seed=seed)
+    return rows
+
+
+def _dual_encoder(store: FeatureStore) -> bool:
+    """Whether both kinds of features are projections of one model into its own shared space."""
+    image, text = store.recipes["image"], store.recipes["text"]
+    return image["weights"] == text["weights"] and image["pooling"] == text["pooling"] == "projection"
 
 
 def notes(result: dict) -> list[str]:
     """What a reader of the numbers has to know."""
     lines = [
-        f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; "
-        f"R@K in percent with 95 % intervals over pictures; heads chosen on {result['selected_on']}",
-        f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
+        f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; in brackets the size "
+        "of the gallery; R@K: hit@K in percent with 95 % intervals over pictures (true recall@K: in .csv and .json)",
+        f"everything that was chosen was chosen on {result['selected_on']}",
+        *(note for model, note in _NOTES.items() if model in result["models"]),
     ]
     if result["split"] == result["selected_on"]:
-        lines.append(f"the heads were chosen on {result['split']}: these numbers flatter the model")
+        lines.append(f"warning: heads and settings were chosen on {result['split']}: these numbers flatter them")
     if result["split"] == "train":
-        lines.append("the heads were trained on these pictures: these numbers say nothing about new ones")
+        lines.append("warning: the heads were trained on these pictures: these numbers say nothing about new ones")
     return lines
 
 
 def table_rows(result: dict) -> list[list[str]]:
     """Header and one row for each model and direction, as text."""
-    rows = [["model", "direction", *_COLUMNS, "rsum"]]
+    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum"]]
     for model, summary in result["models"].items():
-        for key, label in _DIRECTIONS:
-            side = summary[key]
-            cells = [_cell(side, column) for column in _COLUMNS]
-            rows.append([model, label, *cells, f"{summary['rsum']:.1f}"])
+        for direction in DIRECTIONS:
+            side = summary[direction]
+            label = f"{_ARROWS[direction]} ({side['gallery']:,})"
+            rows.append([model, label, *(_cell(side, column) for column in _COLUMNS), f"{summary['rsum']:.1f}"])
     return rows
 
 
+def comparison_rows(result: dict) -> list[list[str]]:
+    """Header and one row for each other run, direction and number: both values, their difference and what it allows."""
+    first = result["reference"]
+    rows = [["run", "direction (gallery)", "number", first, "run's", "difference [95 %]", "verdict"]]
+    for name, difference in result["differences"].items():
+        before, after = result["runs"][first], result["runs"][name]
+        for direction in DIRECTIONS:
+            label = f"{_ARROWS[direction]} ({before[direction]['gallery']:,})"
+            for key in _DIFFERENCES:
+                rows.append(
+                    [name, label, *_difference(key, before[direction], after[direction], difference[direction])]
+                )
+        rows.append([name, "both", *_difference("rsum", before, after, difference)])
+    return rows
+
+
+def _difference(key: str, before: dict, after: dict, difference: dict) -> list[str]:
+    digits = 3 if key == "mrr" else 1
+    (low, high), value = difference[f"{key}_ci"], difference[key]
+    return [
+        key,
+        f"{before[key]:.{digits}f}",
+        f"{after[key]:.{digits}f}",
+        f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
+        verdict([low, high]),
+    ]
+
+
+def comparison_notes(result: dict) -> list[str]:
+    """What a reader of a comparison has to know."""
+    lines = [
+        f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; intervals resample "
+        "the pictures, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do"
+    ]
+    flattered = [name for name, chosen in result["selected_on"].items() if chosen == result["split"]]
+    if flattered:
+        lines.append(f"warning: {', '.join(flattered)} were chosen on {result['split']}: these numbers flatter them")
+    if len(set(result["rerank"].values())) > 1:
+        each = ", ".join(f"{name}: {method}" for name, method in result["rerank"].items())
+        lines.append(f"the runs search with different corrections for hubs ({each})")
+    return lines
+
+
 def _cell(side: dict, column: str) -> str:
-    if column == "mrr":
-        return f"{side[column]:.3f}"
+    if column not in side:
+        return "–"
+    if column in ("mrr", "hub_skewness"):
+        return f"{side[column]:.{3 if column == 'mrr' else 2}f}"
     if not column.startswith("R@"):
         return f"{side[column]:.1f}"
     digits = 1 if side[column] >= 2 else 2
@@ -91,27 +300,25 @@ def _cell(side: dict, column: str) -> str:
     return value if low is None else f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def terminal_table(result: dict) -> str:
-    """The table in aligned columns."""
-    rows = table_rows(result)
+def terminal_table(rows: list[list[str]]) -> str:
+    """A table in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def markdown_table(result: dict) -> str:
-    """The table in Markdown, with its notes."""
-    rows = table_rows(result)
+def markdown_table(rows: list[list[str]], remarks: list[str]) -> str:
+    """A table in Markdown, with its notes."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(result)), ""])
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks), ""])
 
 
 def csv_table(result: dict) -> str:
     """Every number in full, one row for each model and direction."""
     rows: list[dict] = []
     for model, summary in result["models"].items():
-        for key, _ in _DIRECTIONS:
+        for key in DIRECTIONS:
             flat: dict = {"split": result["split"], "n_images": result["n_images"], "n_captions": result["n_captions"]}
             flat |= {"model": model, "direction": key}
             for column, value in summary[key].items():

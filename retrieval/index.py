@@ -1,18 +1,578 @@
-"""Exact inner-product search with faiss. The only importer of faiss."""
+"""faiss: exact search over arrays, and an index on disk for one gallery. The only importer of faiss.
+
+An index is a folder of immutable *segments*, each a faiss file and a file of its rows. A manifest lists them, with the
+rows that were removed since, and ``CURRENT`` names the manifest. Adding writes a segment, removing a list of
+tombstones, compacting one segment in the place of all; each time the new version appears by renaming ``CURRENT``, and
+who reads an older one goes on undisturbed. faiss trusts the bytes it is given (damaged ones can end the process), so
+every file is checked against the manifest's SHA-256 before it sees them.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import faiss
+import h5py
 import numpy as np
+from faiss.contrib.exhaustive_search import knn_ground_truth
+from tqdm import tqdm
+
+from configs import OnceoverError
+from configs.formats import INDEX_FORMAT, INDEX_VERSION
+from extract.files import digest, only_writer, read_json, whole_file, write_json
+from extract.store import write_column
+
+if TYPE_CHECKING:
+    from retrieval.embeddings import Gallery
+
+TYPES = ("flat", "hnsw", "ivf", "ivfpq")
+CURRENT = "CURRENT"
+MIN_RECALL = 0.95  # recall@10 under which an approximate index is refused
+FLAT_ROWS = 100_000  # up to here exact search answers within milliseconds
+SMALL_SEGMENT = 10_000  # so few new rows are searched exactly beside an approximate index
+PROBES = 500  # queries that recall is measured with
+_K = 10
+_LINKS = 32  # of an HNSW node (Malkov and Yashunin 2018); twice as many in its bottom layer
+_CODE_DIMS = 4  # dimensions that share a 4-bit code of the product quantizer (Jégou et al. 2011, André et al. 2017)
+_CANDIDATES = 10  # of a quantized index, scored exactly for each hit that is wanted
+_BLOCK = 16_384  # rows added or read at a time
+_EFFORTS = {  # what is tried until recall suffices: nodes kept in sight, cells visited
+    "flat": (0,),
+    "hnsw": (16, 32, 64, 128, 256, 512, 1024),
+    "ivf": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    "ivfpq": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+}
+
+
+class IndexingError(OnceoverError):
+    """An index that is missing, damaged, of another space, or not good enough."""
 
 
 def exact_search(gallery: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` rows of ``gallery`` with the largest inner products, best first; all of them where k is larger.
 
     Args:
-        gallery: float32 (N, D). queries: float32 (Q, D).
+        gallery: float (N, D). queries: float (Q, D). They are compared in float32.
 
     Returns:
         Scores float32 (Q, min(k, N)) and rows int64 (Q, min(k, N)).
+
+    Raises:
+        IndexingError: queries that are not finite, for which faiss would return the row -1.
     """
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(np.ascontiguousarray(gallery, dtype=np.float32))
-    return index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(gallery)))
+    queries = _checked(queries, gallery.shape[1])
+    rows = np.ascontiguousarray(gallery, dtype=np.float32)
+    return faiss.knn(queries, rows, min(k, len(gallery)), metric=faiss.METRIC_INNER_PRODUCT)
+
+
+def _checked(queries: np.ndarray, dim: int) -> np.ndarray:
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise IndexingError(f"queries of shape {queries.shape} do not fit a gallery of {dim} dimensions")
+    if not np.isfinite(queries).all():
+        raise IndexingError("a query's embedding is not finite; the heads have diverged: fit again")
+    return queries
+
+
+def choose_type(rows: int, dim: int, memory: int) -> tuple[str, str]:
+    """The type of index for a gallery and a budget in bytes, and the reason.
+
+    Raises:
+        IndexingError: not even quantized vectors fit.
+    """
+    sizes = {name: _bytes(name, rows, dim) for name in TYPES}
+    fits = {name: f"takes {size / 2**20:,.0f} of {memory / 2**20:,.0f} MiB" for name, size in sizes.items()}
+    if rows <= FLAT_ROWS and sizes["flat"] <= memory:
+        return "flat", f"exact search over {rows:,} rows answers within milliseconds, and {fits['flat']}"
+    for name, why in (("hnsw", "the fastest search"), ("ivf", "no room for links"), ("ivfpq", "no room for vectors")):
+        if sizes[name] <= memory:
+            return name, f"{rows:,} rows are many for exact search; {why}: it {fits[name]}"
+    raise IndexingError(
+        f"{rows:,} rows do not fit the budget: even quantized, the index {fits['ivfpq']}; raise --memory"
+    )
+
+
+def _bytes(kind: str, rows: int, dim: int) -> int:
+    """What a segment takes in memory once all its pages have been touched, without rows' names."""
+    vector, code = 4 * dim, -(-dim // _CODE_DIMS) // 2
+    each = {"flat": vector, "hnsw": vector + 8 * _LINKS + 16, "ivf": vector + 8, "ivfpq": code + 8}[kind]
+    return rows * each + (4 * dim * _cells(rows) if kind.startswith("ivf") else 0)
+
+
+def _cells(rows: int) -> int:
+    return max(1, round(2 * rows**0.5))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What writing an index did: rows by what became of them, the manifest, and whether nothing had to be done."""
+
+    added: int
+    removed: int
+    rows: int
+    manifest: dict
+    up_to_date: bool = False
+
+
+class Index:
+    """An index on disk, memory-mapped, open for searching.
+
+    Attributes:
+        kind: ``image`` or ``text``. biased: whether a query gets a 1 for one more coordinate. space: whose vectors.
+        manifest: all that is known about it, as plain values.
+
+    Raises:
+        IndexingError: nothing there, of another version, or a file that does not match its SHA-256.
+    """
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        self.manifest = read_manifest(folder)
+        self.kind, self.biased, self.space = (self.manifest[key] for key in ("kind", "biased", "space"))
+        self.segments = [_Segment(folder, entry, self.manifest["dim"]) for entry in self.manifest["segments"]]
+        self._starts = np.cumsum([0, *(segment.size for segment in self.segments)])
+
+    def __len__(self) -> int:
+        return sum(int(segment.alive.sum()) for segment in self.segments)
+
+    def ids(self) -> list[str]:
+        """The ids of all items, removed ones left out."""
+        return [
+            name
+            for segment in self.segments
+            for name, alive in zip(segment.column("id"), segment.alive, strict=True)
+            if alive
+        ]
+
+    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows, best first, for each of the queries, float32 (Q, D): ``k`` of them, or all there are."""
+        queries = _checked(queries, self.manifest["dim"])
+        found = [segment.search(queries, k) for segment in self.segments]
+        scores = np.concatenate([scores for scores, _ in found], axis=1)
+        rows = np.concatenate([rows + (rows >= 0) * start for (_, rows), start in zip(found, self._starts)], axis=1)  # noqa: B905
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        hits = zip(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), strict=True)
+        return [(score[row >= 0], row[row >= 0]) for score, row in hits]
+
+    def item(self, row: int) -> dict:
+        """What a hit shows of a row: id, path, captions, content, thumbnail."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.segments[number].item(row - int(self._starts[number]))
+
+
+class _Segment:
+    """One faiss file with its rows. faiss never adds to a mapped index: it would end the process."""
+
+    def __init__(self, folder: Path, entry: dict, dim: int):
+        self.type, self.effort, self.size = entry["type"], entry["effort"], entry["rows"]
+        for name, wanted in entry["files"].items():
+            _check_file(folder / name, wanted)
+        faiss_file, rows_file = (folder / f"{entry['name']}.{suffix}" for suffix in ("faiss", "h5"))
+        self._index = faiss.read_index(str(faiss_file), faiss.IO_FLAG_MMAP_IFC)
+        if self._index.ntotal != self.size or self._index.d != dim:
+            raise IndexingError(f"{faiss_file} is not the index that its manifest describes; build it again")
+        self.rows = h5py.File(rows_file, "r", locking=False)
+        self.alive = np.ones(self.size, bool)
+        if entry["removed"]:
+            self.alive[np.load(folder / entry["removed"])] = False
+        self._bits = np.packbits(self.alive, bitorder="little")
+        self._selector = None if self.alive.all() else faiss.IDSelectorBitmap(self._bits)
+        self._vectors = None
+        if "vectors" in self.rows:
+            column = self.rows["vectors"]
+            place = {"offset": column.id.get_offset(), "shape": column.shape, "dtype": column.dtype}
+            self._vectors = np.memmap(rows_file, mode="r", **place)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k), -inf where there is none, and rows (Q, k), -1 there; every query finds all that it can."""
+        wanted = k if self._vectors is None else max(100, _CANDIDATES * k)
+        scores, rows = self._index.search(queries, min(wanted, self.size), params=self._parameters())
+        if self._vectors is not None:
+            scores, rows = self._rescored(queries, rows)
+        scores, rows = (_padded(part, k, fill) for part, fill in ((scores, -np.inf), (rows, -1)))
+        short = np.flatnonzero((rows >= 0).sum(1) < min(k, self.alive.sum()))
+        if len(short):  # an approximate search met too few rows that are still alive
+            exact_scores, exact_rows = self.exact(queries[short], k)
+            scores[short], rows[short] = _padded(exact_scores, k, -np.inf), _padded(exact_rows, k, -1)
+        scores[rows < 0] = -np.inf
+        return scores, rows
+
+    def exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Exact search over the rows that are alive."""
+        alive = np.flatnonzero(self.alive)
+        k = min(k, len(alive))
+        if not k:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        scores, rows = knn_ground_truth(queries, self.vectors(), k, metric_type=faiss.METRIC_INNER_PRODUCT)
+        return scores, alive[rows]
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        """The vectors that are alive, in order, block by block."""
+        for start in range(0, self.size, _BLOCK):
+            count = min(_BLOCK, self.size - start)
+            if self._vectors is not None:
+                block = np.asarray(self._vectors[start : start + count])
+            else:
+                block = self._index.reconstruct_n(start, count)
+            if self.alive[start : start + count].any():
+                yield np.ascontiguousarray(block[self.alive[start : start + count]])
+
+    def item(self, row: int) -> dict:
+        """What a hit shows of a row."""
+        first, last = self.rows["caption_offset"][row : row + 2]
+        shown = {name: self.rows[name].asstr()[row] for name in ("id", "path", "content")}
+        thumbnail = self.rows["thumbnail"][row].tobytes() if "thumbnail" in self.rows else None
+        return shown | {"captions": self.rows["caption"].asstr()[first:last].tolist(), "thumbnail": thumbnail}
+
+    def column(self, name: str) -> list[str]:
+        """A column of strings, removed rows included."""
+        return self.rows[name].asstr()[:].tolist()
+
+    def _parameters(self):
+        if self.type == "flat":
+            return faiss.SearchParameters(sel=self._selector)
+        if self.type == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=self.effort, sel=self._selector)
+        cells = faiss.SearchParametersIVF(nprobe=self.effort, sel=self._selector)
+        return cells if self.type == "ivf" else faiss.SearchParametersPreTransform(index_params=cells)
+
+    def _rescored(self, queries: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates in the order of their exact scores."""
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        for query, candidates, score in zip(queries, rows, scores, strict=True):
+            score[candidates >= 0] = self._vectors[candidates[candidates >= 0]] @ query
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """The current manifest of an index.
+
+    Raises:
+        IndexingError: no index there, of another version, or a manifest that does not match its SHA-256.
+    """
+    folder = Path(folder)
+    if not (folder / CURRENT).is_file():
+        raise IndexingError(f"there is no index at {folder}; make one: python cli.py index --run RUN --index {folder}")
+    current = read_json(folder / CURRENT, "the index's pointer")
+    if (current.get("format"), current.get("format_version")) != (INDEX_FORMAT, INDEX_VERSION):
+        raise IndexingError(f"{folder} is no index of the format {INDEX_VERSION}; build it again")
+    _check_file(folder / current["manifest"], current["sha256"])
+    return read_json(folder / current["manifest"], "the index's manifest")
+
+
+def update(
+    folder: str | Path,
+    gallery: "Gallery",
+    probes: np.ndarray,
+    *,
+    source: str,
+    run: str,
+    kind: str = "auto",
+    memory: int,
+    min_recall: float = MIN_RECALL,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Update:
+    """Makes the index hold what ``gallery`` holds: new rows join, changed ones are replaced, missing ones removed.
+
+    Args:
+        probes: queries of the other modality, float32 (Q, D): recall and speed are measured with them.
+        source: what the gallery was made from. run: the run folder whose heads made it, for later queries.
+        kind: one of ``TYPES``, or auto. memory: bytes the index may take, which auto goes by.
+        min_recall: recall@10 against exact search under which an approximate index is refused.
+        force: replace an index of another source.
+
+    Raises:
+        IndexingError: another source, ids that are not unique, too low a recall, or a full disk.
+    """
+    folder = Path(folder)
+    if len(set(gallery.ids)) < len(gallery.ids):
+        raise IndexingError("several items of the gallery have the same id")
+    if not len(gallery):
+        raise IndexingError(f"{source} holds nothing to index")
+    with only_writer(folder, "the index"):
+        if kind == "auto":
+            kind, reason = choose_type(len(gallery), gallery.vectors.shape[1], memory)
+        else:
+            reason = "as asked for"
+        say(f"{folder}: {kind} ({reason})")
+        about = {
+            "kind": gallery.kind,
+            "biased": gallery.biased,
+            "dim": gallery.vectors.shape[1],
+            "space": gallery.space,
+            "source": source,
+            "type": kind,
+        }
+        keys = _keys(gallery)
+        old = _opened(folder, about, force, say)
+        kept = {
+            key for segment in old for key, alive in zip(segment.column("key"), segment.alive, strict=True) if alive
+        }
+        new = [row for row, key in enumerate(keys) if key not in kept]
+        gone = kept.difference(keys)
+        if old and not new and not gone:
+            return Update(0, 0, len(gallery), read_manifest(folder), up_to_date=True)
+        entries = [] if not old else [dict(entry) for entry in read_manifest(folder)["segments"]]
+        if len(new) + len(gone) > len(kept) / 2:
+            entries, new = [], list(range(len(gallery)))
+        else:
+            for entry, segment in zip(entries, old, strict=True):
+                _bury(folder, entry, segment, gone)
+        if new:
+            part = gallery.take(np.array(new))
+            small = entries and len(new) <= SMALL_SEGMENT
+            entries.append(_write_segment(folder, part, [keys[row] for row in new], "flat" if small else kind))
+        manifest = _publish(folder, about | {"reason": reason, "run": run}, entries, probes, min_recall, say)
+    return Update(len(new), len(gone), len(gallery), manifest)
+
+
+def remove(folder: str | Path, ids: list[str], probes: np.ndarray, min_recall: float, say=lambda _: None) -> Update:
+    """Removes rows by id: a tombstone each, so that searches pass them over.
+
+    Raises:
+        IndexingError: an id that is not in the index, or one that would be left empty.
+    """
+    folder = Path(folder)
+    with only_writer(folder, "the index"):
+        index = Index(folder)
+        keys = {
+            name: key
+            for segment in index.segments
+            for name, key, alive in zip(segment.column("id"), segment.column("key"), segment.alive, strict=True)
+            if alive
+        }
+        missing = [name for name in ids if name not in keys]
+        if missing:
+            raise IndexingError(
+                f"{folder} holds no {missing[0]!r}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
+            )
+        if len(set(ids)) == len(keys):
+            raise IndexingError(f"that would leave nothing in {folder}; remove the folder instead")
+        entries = [dict(entry) for entry in index.manifest["segments"]]
+        for entry, segment in zip(entries, index.segments, strict=True):
+            _bury(folder, entry, segment, {keys[name] for name in ids})
+        manifest = _publish(folder, index.manifest, entries, probes, min_recall, say)
+    return Update(0, len(set(ids)), len(index) - len(set(ids)), manifest)
+
+
+def compact(folder: str | Path, probes: np.ndarray, min_recall: float, say=lambda _: None) -> Update:
+    """Writes one segment in the place of all, without the rows that were removed."""
+    from retrieval.embeddings import Gallery
+
+    folder = Path(folder)
+    with only_writer(folder, "the index"):
+        index = Index(folder)
+        buried = sum(segment.size for segment in index.segments) - len(index)
+        if len(index.segments) == 1 and not buried:
+            return Update(0, 0, len(index), index.manifest, up_to_date=True)
+        items, keys, vectors = [], [], []
+        for segment in index.segments:
+            alive = np.flatnonzero(segment.alive).tolist()
+            items += [segment.item(row) for row in tqdm(alive, desc="rows", unit=" rows", disable=None)]
+            column = segment.column("key")
+            keys += [column[row] for row in alive]
+            vectors += segment.vectors()
+        columns = {name: [item[name] for item in items] for name in ("id", "path", "captions", "content", "thumbnail")}
+        small = None if columns["thumbnail"][0] is None else columns["thumbnail"]
+        gallery = Gallery(
+            index.kind, np.concatenate(vectors), index.biased, columns["id"], columns["path"], columns["captions"],
+            columns["content"], small, index.space,
+        )  # fmt: skip
+        entry = _write_segment(folder, gallery, keys, index.manifest["type"])
+        manifest = _publish(folder, index.manifest, [entry], probes, min_recall, say)
+    return Update(0, buried, len(gallery), manifest)
+
+
+def _opened(folder: Path, about: dict, force: bool, say) -> "list[_Segment]":
+    """The segments of the index that is there, unless it has to be built anew."""
+    if not (folder / CURRENT).exists():
+        return []
+    before = read_manifest(folder)
+    if before["source"] != about["source"] and not force:
+        raise IndexingError(
+            f"{folder} indexes {before['source']}, not {about['source']}; name another --index, or --force"
+        )
+    changed = [key for key in about if before[key] != about[key]]
+    if changed:
+        say(f"building it anew: {', '.join(changed)} changed")
+        return []
+    return Index(folder).segments
+
+
+def _keys(gallery: "Gallery") -> list[str]:
+    """A digest of all that the index keeps of each item."""
+    return [
+        hashlib.sha256(vector.tobytes() + digest([name, path, captions, content]).encode()).hexdigest()
+        for vector, name, path, captions, content in zip(
+            gallery.vectors, gallery.ids, gallery.paths, gallery.captions, gallery.contents, strict=True
+        )
+    ]
+
+
+def _bury(folder: Path, entry: dict, segment: _Segment, gone: set[str]) -> None:
+    """Adds rows to a segment's tombstones."""
+    dead = np.array([key in gone for key in segment.column("key")])
+    if not (dead & segment.alive).any():
+        return
+    rows = np.flatnonzero(dead | ~segment.alive)
+    name = f"{entry['name']}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}.npy"
+    with whole_file(folder / name) as aside:
+        np.save(aside, rows)
+    files = {file: sha256 for file, sha256 in entry["files"].items() if not file.endswith(".npy")}
+    entry |= {"removed": name, "files": files | {name: _sha256(folder / name)}}
+
+
+def _write_segment(folder: Path, gallery: "Gallery", keys: list[str], kind: str) -> dict:
+    """Builds and writes a segment; returns its entry for the manifest."""
+    number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.faiss")), default=0)
+    name = f"{number:06d}"
+    vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
+    offsets = np.cumsum([0, *map(len, gallery.captions)])
+    with whole_file(folder / f"{name}.h5") as aside, h5py.File(aside, "w") as file:
+        columns = {"id": gallery.ids, "path": gallery.paths, "content": gallery.contents, "key": keys}
+        for column, values in columns.items():
+            write_column(file, column, values)
+        write_column(file, "caption", [caption for captions in gallery.captions for caption in captions])
+        file["caption_offset"] = offsets
+        if gallery.thumbnails is not None:
+            write_column(file, "thumbnail", gallery.thumbnails)
+        if kind == "ivfpq":
+            file["vectors"] = vectors  # what the codes have lost
+    index = _built(vectors, kind)
+    try:
+        with whole_file(folder / f"{name}.faiss") as aside:
+            faiss.write_index(index, str(aside))
+    except RuntimeError as error:
+        raise IndexingError(f"{folder}/{name}.faiss could not be written; is the disk full?") from error
+    return {
+        "name": name,
+        "type": kind,
+        "effort": _EFFORTS[kind][0],
+        "rows": len(vectors),
+        "removed": None,
+        "vectors_sha256": hashlib.sha256(vectors).hexdigest(),
+        "files": {file: _sha256(folder / file) for file in (f"{name}.faiss", f"{name}.h5")},
+    }
+
+
+def _built(vectors: np.ndarray, kind: str) -> faiss.Index:
+    """A faiss index of the vectors, float32 (N, D)."""
+    rows, dim = vectors.shape
+    codes = -(-dim // _CODE_DIMS)
+    recipe = {
+        "flat": "Flat",
+        "hnsw": f"HNSW{_LINKS}",
+        "ivf": f"IVF{_cells(rows)},Flat",
+        "ivfpq": f"Pad{codes * _CODE_DIMS},IVF{_cells(rows)},PQ{codes}x4fs",
+    }[kind]
+    index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
+    if kind.startswith("ivf"):
+        cells = faiss.extract_index_ivf(index)
+        cells.cp.niter, cells.cp.min_points_per_centroid = 10, 1
+        sample = np.random.default_rng(0).permutation(rows)[: max(64 * cells.nlist, 1024)]
+        index.train(vectors[np.sort(sample)])
+    with tqdm(total=rows, desc=f"building {kind}", unit=" rows", disable=None if rows > _BLOCK else True) as bar:
+        for start in range(0, rows, _BLOCK):
+            index.add(vectors[start : start + _BLOCK])
+            bar.update(min(_BLOCK, rows - start))
+    return index
+
+
+def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray, min_recall: float, say) -> dict:
+    """Measures the new version, points ``CURRENT`` at it, and clears away what neither it nor the last one uses."""
+    manifest = about | {
+        "metric": "inner product",
+        "normalised": True,
+        "segments": entries,
+    }
+    segments = [_Segment(folder, entry, about["dim"]) for entry in entries]
+    manifest["rows"] = sum(int(segment.alive.sum()) for segment in segments)
+    manifest |= _measured(segments, entries, probes, min_recall)
+    say(
+        f"recall@10 {manifest['recall@10']:.3f} against exact search, {manifest['queries_per_second']:,.0f} queries a "
+        f"second one by one ({len(probes):,} queries of the other modality)"
+    )
+    text = {key: value for key, value in manifest.items() if key not in ("format", "format_version")}
+    name = f"manifest-{digest(text)[:12]}.json"
+    write_json(folder / name, text)
+    used = {name, *(file for entry in entries for file in entry["files"])}
+    if (folder / CURRENT).exists():
+        last = read_json(folder / CURRENT, "the index's pointer")["manifest"]
+        used |= {
+            last,
+            *(file for entry in read_json(folder / last, "the manifest")["segments"] for file in entry["files"]),
+        }
+    write_json(
+        folder / CURRENT,
+        {"format": INDEX_FORMAT, "format_version": INDEX_VERSION, "manifest": name, "sha256": _sha256(folder / name)},
+    )
+    for file in (*folder.glob("[0-9]*.*"), *folder.glob("manifest-*.json")):
+        if file.name not in used:
+            file.unlink()
+    return text
+
+
+def _measured(segments: list[_Segment], entries: list[dict], probes: np.ndarray, min_recall: float) -> dict:
+    """Recall@10 and speed; raises the segments' effort until the recall suffices."""
+    probes = _checked(probes, segments[0]._index.d)
+    efforts = _EFFORTS[next((segment.type for segment in segments if segment.type != "flat"), "flat")]
+    recall, tried = 0.0, -1
+    truth = [segment.exact(probes, _K) for segment in segments] if len(efforts) > 1 else None
+    while recall < min_recall and tried + 1 < len(efforts):
+        tried += 1
+        for segment, entry in zip(segments, entries, strict=True):
+            segment.effort = entry["effort"] = max(efforts[tried], entry["effort"]) if segment.type != "flat" else 0
+        recall = 1.0 if truth is None else _recall([segment.search(probes, _K) for segment in segments], truth)
+    if recall < min_recall:
+        raise IndexingError(
+            f"the recall@10 against exact search is {recall:.3f}, under {min_recall}; use --type hnsw or flat, or "
+            "lower --min-recall"
+        )
+    start = time.perf_counter()
+    for probe in probes[:100]:
+        for segment in segments:
+            segment.search(probe[None], _K)
+    seconds = time.perf_counter() - start
+    return {"recall@10": recall, "queries_per_second": round(len(probes[:100]) / seconds, 1), "probes": len(probes)}
+
+
+def _recall(found: list, truth: list) -> float:
+    """Share of the exact ten nearest that a search over all segments finds."""
+
+    def nearest(parts: list) -> list[set]:
+        scores = np.concatenate([scores for scores, _ in parts], axis=1)
+        names = np.concatenate([rows + (number << 40) * (rows >= 0) for number, (_, rows) in enumerate(parts)], axis=1)
+        names = np.take_along_axis(names, np.argsort(-scores, axis=1, kind="stable")[:, :_K], 1)
+        return [set(row[row >= 0].tolist()) for row in names]
+
+    pairs = list(zip(nearest(found), nearest(truth), strict=True))
+    return float(np.mean([len(ours & exact) / len(exact) for ours, exact in pairs]))
+
+
+def _padded(part: np.ndarray, k: int, fill: float) -> np.ndarray:
+    return np.pad(part[:, :k], ((0, 0), (0, max(0, k - part.shape[1]))), constant_values=fill)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    try:
+        found = _sha256(path)
+    except FileNotFoundError as error:
+        raise IndexingError(f"{path} is missing; build the index again") from error
+    if found != sha256:
+        raise IndexingError(f"{path} does not match its SHA-256: it is damaged, or not what was built; build it again")
+
+
+def default_memory() -> int:
+    """Half of the machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

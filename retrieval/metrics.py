@@ -2,11 +2,12 @@
 
 Ranks are exact: every score is computed, none approximated. Ties are broken at random in expectation, so a collapsed
 model scores chance and the order of rows never matters. R@K, as this field writes it, is hit@K: the probability that
-a correct item is among the first K.
+a correct item is among the first K; ``true_recall@K`` is the share of a query's correct items among them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -14,8 +15,15 @@ from configs import OnceoverError
 
 RECALL_AT = (1, 5, 10)
 TIE = 1e-12  # of the scores' scale: float64 scores that differ by less are equal, rounding stays below 1e-13
-BLOCK_BYTES = 256 * 2**20
-_Z95 = (2.5, 97.5)
+MEMORY = 256 * 2**20  # bytes that a block of scores may take
+DRAWS = 1000  # bootstrap resamples
+_BLOCK_ROWS = 256  # more pictures a block would only leave the processor's caches
+_BLOCK_BYTES = 24  # a score, with what is counted beside it
+_CROWDED = 1 / 64  # share of a block in doubt, beyond which the whole block is multiplied again in float64
+_PAIRS = 16384  # scored one by one at a time
+_RESAMPLES = 100  # drawn at a time
+_INTERVAL = (2.5, 97.5)
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 class MetricsError(OnceoverError):
@@ -24,21 +32,44 @@ class MetricsError(OnceoverError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the truth stands, query by query.
+    """Where the correct items of Q queries stand, as P pairs of a query and one of its correct items.
 
     Attributes:
-        greater: int64 (Q,), wrong items that score above the best correct one.
-        tied: int64 (Q,), wrong items that score the same.
-        correct: int64 (Q,), correct items that share the best correct score; 0: the query has no correct item.
+        query: int64 (P,), the query of each pair, 0 to Q - 1; every query has at least one.
+        above: int64 (P,), items of the gallery that score higher than the pair's.
+        level: int64 (P,), items that score the same, the pair's own included.
         gallery: how many items are ranked.
-        group: int64 (Q,), the picture a query belongs to, the unit of resampling.
+        group: int64 (Q,), the picture that a query belongs to, the unit of resampling.
     """
 
-    greater: np.ndarray
-    tied: np.ndarray
-    correct: np.ndarray
+    query: np.ndarray
+    above: np.ndarray
+    level: np.ndarray
     gallery: int
     group: np.ndarray
+
+    @cached_property
+    def greater(self) -> np.ndarray:
+        """int64 (Q,), wrong items that score higher than the best correct one."""
+        best = np.full(len(self.group), self.gallery, np.int64)
+        np.minimum.at(best, self.query, self.above)
+        return best
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """int64 (Q,), correct items that share the best correct score."""
+        return np.bincount(self.query[self._best], minlength=len(self.group))
+
+    @cached_property
+    def tied(self) -> np.ndarray:
+        """int64 (Q,), wrong items that share the best correct score."""
+        level = np.zeros(len(self.group), np.int64)
+        level[self.query[self._best]] = self.level[self._best]
+        return np.maximum(level - self.correct, 0)
+
+    @property
+    def _best(self) -> np.ndarray:
+        return self.above == self.greater[self.query]
 
     def hit_at(self, k: int) -> np.ndarray:
         """Probability, float64 (Q,), that a correct item is among the first ``k`` when ties are broken at random."""
@@ -48,6 +79,11 @@ class Ranks:
             open_ = place < places
             missed[open_] *= np.clip(self.tied[open_] - place, 0, None) / (self.tied + self.correct - place)[open_]
         return 1 - missed
+
+    def true_recall_at(self, k: int) -> np.ndarray:
+        """Expected share, float64 (Q,), of a query's correct items that are among the first ``k``."""
+        within = np.clip((k - self.above) / self.level, 0, 1)
+        return np.bincount(self.query, within) / np.bincount(self.query)
 
     def expected_rank(self) -> np.ndarray:
         """Expected place, float64 (Q,), of the first correct item, counted from 1."""
@@ -65,19 +101,61 @@ class Ranks:
         return result
 
 
-def rank(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
-    """Ranks of image-to-text and text-to-image search.
+def rank(
+    images: np.ndarray,
+    texts: np.ndarray,
+    image_index: np.ndarray,
+    *,
+    image_bias: np.ndarray | None = None,
+    text_bias: np.ndarray | None = None,
+    memory: int = MEMORY,
+) -> tuple[Ranks, Ranks]:
+    """Ranks of image-to-text and text-to-image search by inner product; a query without a correct item is left out.
 
-    Similarities are inner products in float64, block by block; a query without a correct item is left out.
+    Scores are multiplied in float32, block by block; whatever lies so near to a correct item's score that float32
+    cannot order the two (the bound of Higham 2002, section 3.1) is computed again in float64, so that the ranks are
+    those of float64.
 
     Args:
-        images: (N, D). texts: (M, D). Any float type.
-        image_index: int (M,), the picture of each caption; any number of captions a picture.
+        images: (N, D). texts: (M, D). Any float type, any scale.
+        image_index: int (M,), the picture of each caption; any number of captions a picture, none included.
+        image_bias, text_bias: float (N,), (M,), added to an item's scores where it is what is searched for.
+        memory: bytes that a block of scores may take. Beside it stand float32 copies of the embeddings, unless they
+            are float32 already, and a few numbers a row.
 
     Raises:
         MetricsError: shapes that do not fit, non-finite numbers, an index outside the pictures.
     """
     image_index = np.asarray(image_index)
+    _check(images, texts, image_index)
+    scores = _Scores(images, texts, image_index, image_bias, text_bias)
+    above, level = np.zeros((2, 2, len(texts)), np.int64)  # a row for each direction, image to text first
+    rows = max(1, min(_BLOCK_ROWS, memory // (_BLOCK_BYTES * len(texts))))
+    for start in range(0, len(images), rows):
+        _count_block(scores, slice(start, min(start + rows, len(images))), above, level)
+    return _ranks(above, level, image_index, len(images))
+
+
+def rank_scores(scores: np.ndarray, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
+    """Ranks of both directions from a full score matrix, (N, M), for scores that are no inner products of embeddings.
+
+    Raises:
+        MetricsError: scores that are not finite.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise MetricsError("the scores are not all finite")
+    return rank(np.eye(len(scores)), scores.T, image_index)
+
+
+def chance(n_images: int, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
+    """Ranks of a model that scores everything alike: exact chance for this gallery."""
+    above, level = np.zeros((2, 2, len(image_index)), np.int64)
+    level += np.array([[len(image_index)], [n_images]])
+    return _ranks(above, level, np.asarray(image_index), n_images)
+
+
+def _check(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> None:
     if (
         images.ndim != 2
         or texts.ndim != 2
@@ -87,7 +165,6 @@ def rank(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> tupl
         raise MetricsError(f"shapes do not fit: images {images.shape}, texts {texts.shape}, map {image_index.shape}")
     if not len(images) or not len(texts):
         raise MetricsError(f"nothing to rank: {len(images)} pictures, {len(texts)} captions")
-    images, texts = images.astype(np.float64), texts.astype(np.float64)
     for name, rows in (("image", images), ("text", texts)):
         bad = int((~np.isfinite(rows).all(1)).sum())
         if bad:
@@ -96,102 +173,226 @@ def rank(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> tupl
             )
     if image_index.min() < 0 or image_index.max() >= len(images):
         raise MetricsError("the caption map points outside the pictures")
-    own = np.einsum("md,md->m", images[image_index], texts)
-    rows = max(1, BLOCK_BYTES // (8 * len(texts)))
-    blocks = (images[start : start + rows] @ texts.T for start in range(0, len(images), rows))
-    scale = np.linalg.norm(images, axis=1).max() * np.linalg.norm(texts, axis=1).max()
-    return _count(blocks, own, image_index, len(images), TIE * scale)
 
 
-def rank_scores(scores: np.ndarray, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
-    """Ranks of both directions from a full score matrix, (N, M), for scores that are no inner products of embeddings.
+class _Scores:
+    """Scores block by block in float32 or float64, or pair by pair in float64, without and with the biases.
 
-    Raises:
-        MetricsError: scores that are not finite.
+    Attributes:
+        own: float64 (2, M), each caption's score with its picture; a row for each direction, image to text first.
+        tie: two scores that differ by no more are equal.
+        doubt: two float32 scores that differ by no more may stand in the wrong order.
     """
-    scores = scores.astype(np.float64)
-    if not np.isfinite(scores).all():
-        raise MetricsError("the scores are not all finite")
-    own = scores[image_index, np.arange(len(image_index))]
-    return _count([scores], own, np.asarray(image_index), len(scores), TIE * np.abs(scores).max())
+
+    def __init__(self, images, texts, image_index, image_bias, text_bias):
+        (self._images, image_size), (self._texts, text_size) = _tame(images), _tame(texts)
+        self._images32, self._texts32 = (rows.astype(np.float32, copy=False) for rows in (self._images, self._texts))
+        self.image_index = image_index
+        counts = np.bincount(image_index, minlength=len(images))
+        self.captions, self.counts, self.first = (
+            np.argsort(image_index, kind="stable"),
+            counts,
+            counts.cumsum() - counts,
+        )
+        self._bias = []
+        for bias, rows in ((text_bias, texts), (image_bias, images)):
+            bias = np.zeros(len(rows)) if bias is None else np.asarray(bias, np.float64) / (image_size * text_size)
+            if bias.shape != rows.shape[:1] or not np.isfinite(bias).all():
+                raise MetricsError("the biases are not one finite number for each item")
+            self._bias.append(bias)
+        longest = (float(np.linalg.norm(rows, axis=1).max()) for rows in (self._images32, self._texts32))
+        largest = np.prod(list(longest)) + max(np.abs(bias).max() for bias in self._bias)
+        self.tie, self.doubt = TIE * largest, (images.shape[1] + 8) * 2.0**-24 * largest
+        captions = np.arange(len(texts))
+        self.own = np.stack([self.exact(image_index, captions, direction) for direction in (0, 1)])
+
+    def exact(self, pictures: np.ndarray, captions: np.ndarray, direction: int) -> np.ndarray:
+        """Float64 scores of P pairs of a picture and a caption, (P,)."""
+        result = np.empty(len(pictures))
+        for start in range(0, len(result), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            left, right = self._images[pictures[part]], self._texts[captions[part]]
+            result[part] = np.einsum("pd,pd->p", left, right, dtype=np.float64)
+        return result + self._bias[direction][pictures if direction else captions]
+
+    def block(self, rows: slice, dtype: type) -> np.ndarray:
+        """Scores without bias of some pictures with all captions, (rows, M)."""
+        if dtype == np.float32:
+            return self._images32[rows] @ self._texts32.T
+        return self._images[rows].astype(np.float64) @ self._texts.astype(np.float64).T
+
+    def biased(self, block: np.ndarray, rows: slice, direction: int) -> np.ndarray:
+        """A block's scores in one direction: a row for each query, pictures or (direction 1) captions."""
+        bias = self._bias[direction].astype(block.dtype, copy=False)
+        if direction:
+            return (block + bias[rows, None] if bias.any() else block).T
+        return block + bias if bias.any() else block
 
 
-def _count(
-    blocks: Iterable[np.ndarray], own: np.ndarray, image_index: np.ndarray, n_images: int, tie: float
-) -> tuple[Ranks, Ranks]:
-    """Ranks from score blocks (rows, M) that cover the pictures in order; ``own`` (M,): captions with their picture."""
-    n_texts = len(image_index)
-    best = np.full(n_images, -np.inf)
-    np.maximum.at(best, image_index, own)
-    text_greater, text_tied = np.zeros(n_texts, np.int64), np.zeros(n_texts, np.int64)
-    image_greater, image_tied = np.zeros(n_images, np.int64), np.zeros(n_images, np.int64)
-    start = 0
-    for block in blocks:
-        rows = slice(start, start + len(block))
-        above, least = (block > own + tie).sum(0), (block >= own - tie).sum(0)
-        text_greater += above
-        text_tied += least - above
-        image_greater[rows] = (block > best[rows, None] + tie).sum(1)
-        image_tied[rows] = (block >= best[rows, None] - tie).sum(1) - image_greater[rows]
-        start += len(block)
-    correct = np.bincount(image_index[own >= best[image_index] - tie], minlength=n_images)
-    asked = np.unique(image_index)
-    to_text = Ranks(image_greater[asked], (image_tied - correct)[asked], correct[asked], n_texts, asked)
-    return to_text, Ranks(text_greater, text_tied - 1, np.ones(n_texts, np.int64), n_images, image_index)
+def _tame(rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """``rows``, divided by their largest number where float32 could not hold their products; and the divisor."""
+    size = float(np.abs(rows).max())
+    return (rows, 1.0) if size == 0 or 1e-9 < size < 1e9 else (rows.astype(np.float64) / size, size)
 
 
-def chance(n_images: int, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
-    """Ranks of a model that scores everything alike: exact chance for this gallery."""
-    counts = np.bincount(image_index, minlength=n_images)
-    asked = np.flatnonzero(counts)
-    zeros = np.zeros(len(asked), np.int64)
-    to_text = Ranks(zeros, len(image_index) - counts[asked], counts[asked], len(image_index), asked)
-    ones = np.ones(len(image_index), np.int64)
-    return to_text, Ranks(np.zeros_like(ones), ones * (n_images - 1), ones, n_images, np.asarray(image_index))
+def _count_block(scores: _Scores, rows: slice, above: np.ndarray, level: np.ndarray) -> None:
+    """Adds what a block of pictures holds to the counts of items above and level with each correct pair."""
+    counted = _counted(scores, scores.block(rows, np.float32), rows)
+    if counted is None:  # many scores are nearly equal, as in a collapsed model
+        counted = _counted(scores, scores.block(rows, np.float64), rows)
+    for direction, captions, higher, same in counted:
+        above[direction, captions] += higher
+        level[direction, captions] += same
 
 
-def summarise(ranks: list[Ranks], draws: int = 1000, seed: int = 0) -> dict[str, float | list[float]]:
-    """R@1, R@5, R@10 in percent with 95 % intervals, median and mean rank, MRR; the mean over several rankings.
+def _counted(scores: _Scores, block: np.ndarray, rows: slice) -> list | None:
+    """(direction, captions, items above, items level) of a block; None where float32 leaves too much in doubt."""
+    counted = []
+    for direction, captions, table in _tables(scores, block, rows):
+        own = scores.own[direction, captions]
+        if block.dtype == np.float64:
+            higher, same, _ = _compare(table, own, scores.tie)
+            counted.append((direction, captions, higher, same))
+            continue
+        higher, near, bounds = _compare(table, own, scores.doubt)
+        pictures = scores.image_index[captions]
+        same = ((pictures >= rows.start) & (pictures < rows.stop)).astype(np.int64)  # the pair itself
+        doubtful = np.flatnonzero(near > same)
+        if near[doubtful].sum() > _CROWDED * table.size:
+            return None
+        low, high = (bound[doubtful] for bound in bounds)
+        query, item = np.nonzero((table[doubtful] >= low) & (table[doubtful] <= high))
+        query = doubtful[query]
+        pair = (rows.start + item, captions[query]) if direction else (pictures[query], item)
+        gap = scores.exact(*pair, direction) - own[query]
+        higher += np.bincount(query[gap > scores.tie], minlength=len(own))
+        same[doubtful] = np.bincount(query[np.abs(gap) <= scores.tie], minlength=len(own))[doubtful]
+        counted.append((direction, captions, higher, same))
+    return counted
 
-    Each ranking is of the same queries (a baseline's several random maps); with more than one, ``R@K_sd`` is the
-    spread between them. Intervals resample pictures with their queries (percentile bootstrap, Efron 1979); the
-    gallery stays. ``draws=0`` leaves them out.
+
+def _tables(scores: _Scores, block: np.ndarray, rows: slice) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(direction, captions, scores): a row for each correct pair, given by its caption, and a column for each item."""
+    yield 1, np.arange(block.shape[1]), scores.biased(block, rows, 1)
+    table, counts = scores.biased(block, rows, 0), scores.counts[rows]
+    for number in range(counts.max(initial=0)):
+        having = np.flatnonzero(counts > number)
+        captions = scores.captions[scores.first[rows][having] + number]
+        yield 0, captions, table if len(having) == len(table) else table[having]
+
+
+def _compare(table: np.ndarray, own: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """Numbers in each row of ``table`` more than ``margin`` above ``own`` and within it; the bounds, as compared."""
+    low, high = ((own + side).astype(table.dtype)[:, None] for side in (-margin, margin))
+    higher, rest = (
+        np.add.reduce(mask.view(np.uint8), axis=1, dtype=np.int32).astype(np.int64)
+        for mask in (table > high, table >= low)
+    )
+    return higher, rest - higher, (low, high)
+
+
+def _ranks(above: np.ndarray, level: np.ndarray, image_index: np.ndarray, n_images: int) -> tuple[Ranks, Ranks]:
+    asked, query = np.unique(image_index, return_inverse=True)
+    captions = np.arange(len(image_index))
+    return (
+        Ranks(query, above[0], level[0], len(image_index), asked),
+        Ranks(captions, above[1], level[1], n_images, image_index),
+    )
+
+
+def report(pairs: list[tuple[Ranks, Ranks]], draws: int = DRAWS, seed: int = 0) -> dict:
+    """Both directions' R@1, R@5, R@10 and true recalls in percent, median and mean rank, MRR; rsum, the sum of all R@K.
+
+    Each pair is of the same queries (a baseline's several random maps): their numbers are averaged, and with more than
+    one, ``R@K_sd`` is the spread between them. ``…_ci`` are 95 % intervals: pictures are resampled with their queries,
+    the same ones in both directions, while the gallery stays (percentile bootstrap, Efron 1979). ``draws=0`` leaves
+    them out.
     """
-    result: dict[str, float | list[float]] = {}
-    weights, group = _resamples(ranks[0].group, draws, seed) if draws else (None, None)
-    for k in RECALL_AT:
-        hits = np.stack([100 * one.hit_at(k) for one in ranks])
-        result[f"R@{k}"] = float(hits.mean())
-        if len(ranks) > 1:
-            result[f"R@{k}_sd"] = float(hits.mean(1).std(ddof=1))
-        if weights is not None:
-            sums = np.bincount(group, hits.mean(0)), np.bincount(group)
-            estimates = (weights @ sums[0]) / (weights @ sums[1])
-            result[f"R@{k}_ci"] = [float(bound) for bound in np.percentile(estimates, _Z95)]
-    places = [one.expected_rank() for one in ranks]
-    result["median_rank"] = float(np.mean([np.median(place) for place in places]))
-    result["mean_rank"] = float(np.mean(places))
-    result["mrr"] = float(np.mean([one.expected_reciprocal_rank().mean() for one in ranks]))
+    directions = list(zip(*pairs, strict=True))
+    values = [_mean_values(several) for several in directions]
+    result = _summary(values, [several[0].group for several in directions], draws, seed)
+    for direction, several in zip(DIRECTIONS, directions, strict=True):
+        side = result[direction]
+        side["median_rank"] = float(np.mean([np.median(one.expected_rank()) for one in several]))
+        side["queries"], side["gallery"] = len(several[0].group), several[0].gallery
+        if len(several) > 1:
+            for k in RECALL_AT:
+                side[f"R@{k}_sd"] = float(np.std([100 * one.hit_at(k).mean() for one in several], ddof=1))
     return result
-
-
-def _resamples(group: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each picture is drawn, float64 (draws, pictures), and each query's picture, counted from 0."""
-    _, group = np.unique(group, return_inverse=True)
-    pictures = int(group.max()) + 1
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(pictures, np.full(pictures, 1 / pictures), size=draws).astype(np.float64), group
-
-
-def report(pairs: list[tuple[Ranks, Ranks]], draws: int = 1000, seed: int = 0) -> dict:
-    """Both directions' summaries and rsum, the sum of their six recalls."""
-    both = {
-        "image_to_text": summarise([pair[0] for pair in pairs], draws, seed),
-        "text_to_image": summarise([pair[1] for pair in pairs], draws, seed),
-    }
-    return both | {"rsum": sum(float(side[f"R@{k}"]) for side in both.values() for k in RECALL_AT)}
 
 
 def quality(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> dict:
     """``report`` without intervals, for choosing a model while it trains."""
     return report([rank(images, texts, image_index)], draws=0)
+
+
+def compare(first: tuple[Ranks, Ranks], second: tuple[Ranks, Ranks], draws: int = DRAWS, seed: int = 0) -> dict:
+    """Differences, second minus first, in the numbers of ``report``, each with its paired interval.
+
+    Raises:
+        MetricsError: the two do not rank the same queries in galleries of the same size.
+    """
+    values = []
+    for one, other in zip(first, second, strict=True):
+        if one.gallery != other.gallery or not np.array_equal(one.group, other.group):
+            raise MetricsError("the two rank different queries or galleries; they cannot be paired")
+        before, after = _mean_values([one]), _mean_values([other])
+        values.append({name: after[name] - before[name] for name in after})
+    return _summary(values, [one.group for one in first], draws, seed)
+
+
+def _mean_values(several: tuple[Ranks, ...] | list[Ranks]) -> dict[str, np.ndarray]:
+    """What each query contributes to the numbers that are means over queries, averaged over several rankings."""
+    values = {f"R@{k}": [100 * one.hit_at(k) for one in several] for k in RECALL_AT}
+    values |= {f"true_recall@{k}": [100 * one.true_recall_at(k) for one in several] for k in RECALL_AT}
+    values["mean_rank"] = [one.expected_rank() for one in several]
+    values["mrr"] = [one.expected_reciprocal_rank() for one in several]
+    return {name: np.mean(columns, axis=0) for name, columns in values.items()}
+
+
+def _summary(values: list[dict[str, np.ndarray]], groups: list[np.ndarray], draws: int, seed: int) -> dict:
+    """Means over queries of each direction's values, rsum, and the intervals of all of them."""
+    result: dict = {}
+    drawn_rsum = 0.0
+    estimates = _resampled(values, groups, draws, seed) if draws else [{}, {}]
+    for direction, columns, drawn in zip(DIRECTIONS, values, estimates, strict=True):
+        side = result[direction] = {}
+        for name, column in columns.items():
+            side[name] = float(column.mean())
+            if draws:
+                side[f"{name}_ci"] = _interval(drawn[name])
+        drawn_rsum = drawn_rsum + sum(drawn.get(f"R@{k}", 0.0) for k in RECALL_AT)
+    result["rsum"] = sum(result[direction][f"R@{k}"] for direction in DIRECTIONS for k in RECALL_AT)
+    return result | ({"rsum_ci": _interval(drawn_rsum)} if draws else {})
+
+
+def _interval(estimates: np.ndarray) -> list[float]:
+    return [float(bound) for bound in np.percentile(estimates, _INTERVAL)]
+
+
+def _resampled(
+    values: list[dict[str, np.ndarray]], groups: list[np.ndarray], draws: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """Each direction's means in ``draws`` resamples of the pictures, float64 (draws,) each."""
+    pictures, inverse = np.unique(np.concatenate(groups), return_inverse=True)
+    queries = np.split(inverse, np.cumsum([len(group) for group in groups])[:-1])
+    # per picture, of each direction: the sum of each value over its queries, and how many queries it has
+    sums = [
+        np.stack([*(np.bincount(group, column, len(pictures)) for column in columns.values()),
+                  np.bincount(group, minlength=len(pictures))], axis=1)
+        for columns, group in zip(values, queries, strict=True)
+    ]  # fmt: skip
+    generator = np.random.default_rng(seed)
+    totals: list[list[np.ndarray]] = [[] for _ in sums]
+    for start in range(0, draws, _RESAMPLES):
+        times_drawn = _times_drawn(generator, min(_RESAMPLES, draws - start), len(pictures))
+        for total, per_picture in zip(totals, sums, strict=True):
+            total.append(times_drawn @ per_picture)
+    means = [total[:, :-1] / total[:, -1:] for total in map(np.concatenate, totals)]
+    return [dict(zip(columns, mean.T, strict=True)) for columns, mean in zip(values, means, strict=True)]
+
+
+def _times_drawn(generator: np.random.Generator, draws: int, pictures: int) -> np.ndarray:
+    """How often each picture is drawn when as many are drawn with replacement, float64 (draws, pictures)."""
+    drawn = generator.integers(pictures, size=(draws, pictures)) + pictures * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * pictures).reshape(draws, pictures).astype(np.float64)

@@ -1,14 +1,26 @@
-"""Text -> pictures and picture -> captions over an embeddings file."""
+"""Sentences, pictures, or both together -> hits of a gallery.
+
+Load once, then search in milliseconds::
+
+    from heads.checkpoint import load_run
+    from heads.query import QueryEmbedder
+    from retrieval.embeddings import read_embeddings
+    from retrieval.search import Query, Searcher
+
+    pictures = read_embeddings("runs/first/embeddings.h5").gallery("image")  # or Index("runs/first/index/images")
+    searcher = Searcher(pictures, QueryEmbedder(load_run("runs/first")))
+    for hit in searcher.search(Query(sentence="a dog playing in the park"), top_k=5):
+        print(hit.rank, hit.score, hit.path, hit.captions)
+"""
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from configs import OnceoverError
-from retrieval.embeddings import Embeddings
-from retrieval.index import exact_search
 
 MODES = ("text2image", "image2text")
 
@@ -18,10 +30,20 @@ class SearchError(OnceoverError):
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One result: a picture with its captions (text2image), or a caption with its picture (image2text).
+class Query:
+    """A sentence, a picture file's path, or both: then the sentence counts ``weight`` and the picture the rest."""
 
-    ``score`` is the cosine similarity; ``image_row`` the picture's row in the embeddings file.
+    sentence: str | None = None
+    picture: str | None = None
+    weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result: a picture with its captions, or a caption with its picture (if it has one).
+
+    ``score`` is the cosine similarity, less what the gallery's correction for hubs takes off; ``same`` lists the ids
+    of further items that look the same (copies of a picture, the same sentence) and are not shown again.
     """
 
     rank: int
@@ -29,11 +51,37 @@ class Hit:
     id: str
     path: str
     captions: list[str]
-    image_row: int
+    same: list[str] = field(default_factory=list)
+    thumbnail: bytes | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict:
-        """The hit as plain values."""
-        return asdict(self)
+        """The hit as plain values, without its thumbnail."""
+        return {name: value for name, value in asdict(self).items() if name != "thumbnail"}
+
+
+class Searchable(Protocol):
+    """What ``retrieval.embeddings.Gallery``, exact, and ``retrieval.index.Index``, on disk, have in common."""
+
+    kind: str
+    biased: bool
+    space: str
+
+    def __len__(self) -> int: ...
+
+    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows of the best ``k``, for each query."""
+
+    def item(self, row: int) -> dict:
+        """What a hit shows of a row."""
+
+
+class Embedder(Protocol):
+    """What turns queries into unit vectors: ``heads.query.QueryEmbedder``."""
+
+    space: str
+    sentences: Callable[[Sequence[str]], np.ndarray]
+    pictures: Callable[[Sequence[str]], np.ndarray]
+    mixed: Callable[[Sequence[str], Sequence[str], float], np.ndarray]
 
 
 def check_query(query: str, mode: str) -> None:
@@ -55,49 +103,79 @@ def check_query(query: str, mode: str) -> None:
 
 
 class Searcher:
-    """Searches a gallery again and again.
+    """Searches one gallery again and again.
 
     Args:
-        embeddings: the gallery.
-        embed_query: turns a query (a sentence, a picture's path) into a unit vector, float32 (D,).
-        split: search the pictures and captions of this split alone.
+        gallery: a ``Gallery`` or an ``Index``.
+        embedder: of the run that made the gallery.
+
+    Raises:
+        SearchError: the gallery is empty, or was made by other heads or encoders.
     """
 
-    def __init__(self, embeddings: Embeddings, embed_query: Callable[[str], np.ndarray], split: str | None = None):
-        self._embeddings, self._embed_query = embeddings, embed_query
-        if split is None:
-            self._pictures, self._captions = np.arange(len(embeddings.ids)), np.arange(len(embeddings.captions))
-        else:
-            self._pictures, self._captions, _ = embeddings.split(split)
+    def __init__(self, gallery: Searchable, embedder: Embedder):
+        if gallery.space != embedder.space:
+            raise SearchError(
+                "the gallery was made by other heads or encoders than the run's; build it again with this run"
+            )
+        if not len(gallery):
+            raise SearchError("the gallery is empty")
+        self._gallery, self._embedder = gallery, embedder
 
-    def search(self, query: str, mode: str, top_k: int = 5) -> list[Hit]:
-        """The best ``top_k`` hits, best first; fewer where the gallery is smaller.
+    def search(self, query: Query, top_k: int = 5) -> list[Hit]:
+        """The best ``top_k`` hits, best first, none that looks like an earlier one; fewer where there are fewer.
 
         Raises:
-            SearchError: ``top_k`` below 1, an empty query, or one whose embedding is not finite.
+            SearchError: ``top_k`` below 1, or a query without content or with a weight outside [0, 1].
         """
-        if mode not in MODES:
-            raise SearchError(f"unknown mode {mode!r}; use {' or '.join(MODES)}")
+        return self.search_many([query], top_k)[0]
+
+    def search_many(self, queries: Sequence[Query], top_k: int = 5) -> list[list[Hit]]:
+        """The hits of each query; what is encoded is encoded in batches."""
         if top_k < 1:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
-        check_query(query, mode)
-        vector = self._embed_query(query)
-        if not np.isfinite(vector).all():
-            raise SearchError("the query's embedding is not finite; the heads have diverged: fit again")
-        rows, gallery = self._pictures, self._embeddings.images
-        if mode == "image2text":
-            rows, gallery = self._captions, self._embeddings.texts
-        scores, found = exact_search(gallery[rows], vector[None], top_k)
-        return [
-            self._hit(place, float(score), int(rows[row]), mode)
-            for place, (score, row) in enumerate(zip(scores[0], found[0], strict=True), 1)
-        ]
+        vectors = self._embedded(queries)
+        if self._gallery.biased:
+            vectors = np.column_stack([vectors, np.ones(len(vectors), np.float32)])
+        results: list[list[Hit]] = [[] for _ in queries]
+        open_, wanted = np.arange(len(queries)), top_k
+        while len(open_):  # copies among the hits: ask for more
+            wanted = min(2 * wanted, len(self._gallery))
+            for number, found in zip(open_, self._gallery.search(vectors[open_], wanted), strict=True):
+                results[number] = self._hits(*found, top_k)
+            short = [len(results[number]) < top_k for number in open_]
+            open_ = open_[short] if wanted < len(self._gallery) else open_[:0]
+        return results
 
-    def _hit(self, place: int, score: float, row: int, mode: str) -> Hit:
-        store = self._embeddings
-        if mode == "text2image":
-            picture = row
-            captions = [store.captions[caption] for caption in np.flatnonzero(store.image_index == picture)]
-        else:
-            picture, captions = int(store.image_index[row]), [store.captions[row]]
-        return Hit(place, score, store.ids[picture], store.paths[picture], captions, picture)
+    def _embedded(self, queries: Sequence[Query]) -> np.ndarray:
+        """float32 (Q, D); queries of the same kind and weight are embedded together."""
+        groups: dict[tuple, list[int]] = {}
+        for number, query in enumerate(queries):
+            if not (query.sentence or query.picture):
+                raise SearchError("the query is empty; give a sentence or a picture's path")
+            if not 0 <= query.weight <= 1:
+                raise SearchError(f"the weight is {query.weight}; it is the sentence's share, 0 to 1")
+            both = query.sentence is not None and query.picture is not None
+            groups.setdefault((query.sentence is None, both, query.weight if both else 0), []).append(number)
+        parts = []
+        for (picture_alone, both, weight), numbers in groups.items():
+            sentences, pictures = ([getattr(queries[n], side) for n in numbers] for side in ("sentence", "picture"))
+            if both:
+                parts.append(self._embedder.mixed(sentences, pictures, weight))
+            else:
+                parts.append(
+                    self._embedder.pictures(pictures) if picture_alone else self._embedder.sentences(sentences)
+                )
+        order = np.argsort(np.concatenate(list(groups.values())) if groups else np.empty(0, int))
+        return np.concatenate(parts)[order] if parts else np.empty((0, 0), np.float32)
+
+    def _hits(self, scores: np.ndarray, rows: np.ndarray, top_k: int) -> list[Hit]:
+        shown: dict[str, dict] = {}
+        for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
+            item = self._gallery.item(row)
+            content = item.pop("content")
+            if content in shown:
+                shown[content]["same"].append(item["id"])
+            elif len(shown) < top_k:
+                shown[content] = {"rank": len(shown) + 1, "score": score, "same": [], **item}
+        return [Hit(**hit) for hit in shown.values()]

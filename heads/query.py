@@ -1,0 +1,87 @@
+"""Queries -> vectors: the run's frozen encoders, then its heads. Beside fine-tuning the one place where both meet."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from extract.encoders import image_encoder_of, text_encoder_of
+from extract.pictures import read_picture
+from heads.checkpoint import Run
+from heads.embed import EmbedError, image_embeddings, text_embeddings
+from heads.models import mix
+
+BATCH = 16  # pictures encoded at a time
+
+
+class QueryEmbedder:
+    """Embeds sentences and picture files with a run's own encoders, which are loaded at first use and then kept.
+
+    Args:
+        run: a finished run (``heads.checkpoint.load_run``).
+        device: as ``--device``; the best one at hand by default.
+        image_encoder, text_encoder: where an encoder is now, if it has moved.
+        say: receives what the user should be told, such as that a sentence was cut.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        device: str | None = None,
+        image_encoder: str | None = None,
+        text_encoder: str | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ):
+        self._run, self._device, self._say = run, device, say
+        self._specs = {"image": image_encoder, "text": text_encoder}
+        self._encoders: dict = {}
+        self.space = run.provenance["space"]
+
+    def sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 (Q, embedding_dim).
+
+        Raises:
+            RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
+        """
+        features, truncated = self._encoder("text").encode(list(sentences))
+        for number in np.flatnonzero(truncated):
+            self._say(f"longer than the text encoder takes, and cut: {sentences[number][:60]!r}…")
+        return text_embeddings(self._run.heads, torch.from_numpy(features))
+
+    def pictures(self, paths: Sequence[str]) -> np.ndarray:
+        """Unit vectors of picture files, float32 (Q, embedding_dim).
+
+        Raises:
+            PictureError: a file that is no usable picture; and those of ``sentences``.
+        """
+        encoder, blocks = self._encoder("image"), []
+        for start in range(0, len(paths), BATCH):
+            pixels = torch.stack([encoder.pixels(read_picture(path)) for path in paths[start : start + BATCH]])
+            blocks.append(encoder.encode(pixels))
+        return image_embeddings(self._run.heads, torch.from_numpy(np.concatenate(blocks)))
+
+    def mixed(self, sentences: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
+        """Normalised weighted sums of sentences' and pictures' vectors; ``weight``, 0 to 1, is the sentences' share.
+
+        Raises:
+            EmbedError: a sum without direction; and those of ``sentences`` and ``pictures``.
+        """
+        pair = (torch.from_numpy(side) for side in (self.sentences(sentences), self.pictures(paths)))
+        vectors = mix(*pair, weight).numpy()
+        if not vectors.any(1).all():
+            raise EmbedError("the sentence and the picture point in opposite directions; change the weight")
+        return vectors
+
+    def _encoder(self, kind: str):
+        if kind not in self._encoders:
+            made, spec = self._run.provenance, self._specs[kind]
+            where = made["encoders"][kind]
+            if kind == "image":
+                encoder = image_encoder_of(where, made["extract"], self._device, spec)
+            else:
+                encoder = text_encoder_of(where, made["extract"], self._run.tokenizer_files, self._device, spec)
+            self._run.check_encoder(kind, encoder.recipe)
+            self._say(f"encoding queries with {spec or where['encoder']} on {encoder.device}")
+            self._encoders[kind] = encoder
+        return self._encoders[kind]

@@ -1,0 +1,113 @@
+"""Hubs, items that come up for everything, and what is done about them: one bias for each item of a gallery.
+
+Both corrections add to an item's inner products a number that does not depend on the query, so that a corrected
+gallery is searched like any other: with the bias as one more coordinate, and a 1 in the query's place for it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval.embeddings import Embeddings
+from retrieval.index import exact_search
+from retrieval.metrics import RECALL_AT, rank, report
+
+RERANKS = ("none", "qbnorm", "csls")
+BETAS = (5.0, 10.0, 15.0, 20.0, 30.0, 50.0)
+BANK = 10_000  # training queries at most
+NEIGHBOURS = 10
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class InvertedSoftmax:
+    """Biases of pictures, float32 (N,), and of captions, (M,), with the inverse temperatures they were made with."""
+
+    image: np.ndarray
+    text: np.ndarray
+    image_beta: float
+    text_beta: float
+
+
+def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) -> np.ndarray:
+    """``-log(mean over the bank of exp(beta * score)) / beta`` for each item, float32 (N,).
+
+    An item that is near everything in the bank is moved away from every query (the inverted softmax of Smith et al.
+    2017; with a bank of training queries, as in QB-Norm, Bogolin et al. 2022). What is searched later plays no part.
+
+    Args:
+        gallery: float32 (N, D). bank: queries of the other modality, float32 (B, D).
+    """
+    bias = np.empty(len(gallery), np.float32)
+    rows = max(1, _BLOCK_BYTES // (4 * len(bank)))
+    for start in range(0, len(gallery), rows):
+        scores = beta * (gallery[start : start + rows] @ bank.T)
+        top = scores.max(1, keepdims=True)
+        np.exp(scores - top, out=scores)
+        bias[start : start + rows] = -(np.log(scores.mean(1, dtype=np.float64)) + top[:, 0]) / beta
+    return bias
+
+
+def bank_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:
+    """At most ``BANK`` of the training queries ``rows``, drawn with a seed, in ascending order."""
+    return rows if len(rows) <= BANK else np.sort(np.random.default_rng(seed).permutation(rows)[:BANK])
+
+
+def bias_by_bank(embeddings: Embeddings, kind: str, vectors: np.ndarray) -> np.ndarray:
+    """Biases, float32 (N,), of any pictures' (``kind`` image) or captions' vectors, from a run's training queries."""
+    train = np.flatnonzero(np.array(embeddings.splits) == "train")
+    if kind == "image":
+        bank = embeddings.texts[bank_rows(np.flatnonzero(np.isin(embeddings.image_index, train)))]
+    else:
+        bank = embeddings.images[bank_rows(train)]
+    return inverted_softmax_bias(vectors, bank, embeddings.betas[kind])
+
+
+def fit_inverted_softmax(
+    images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, train: np.ndarray, selection: np.ndarray
+) -> InvertedSoftmax:
+    """Biases of every picture and caption from a bank of train queries, each direction's beta chosen on selection.
+
+    Args:
+        images: unit vectors, float32 (N, D). texts: float32 (M, D). image_index: int64 (M,).
+        train, selection: rows of pictures; their captions belong to them.
+    """
+    captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
+    banks = {"image": texts[captions], "text": images[bank_rows(train)]}
+    chosen = np.flatnonzero(np.isin(image_index, selection))
+    split = images[selection], texts[chosen], np.searchsorted(selection, image_index[chosen])
+    best = {}
+    for kind, gallery, direction in (("image", split[0], "text_to_image"), ("text", split[1], "image_to_text")):
+        sums = {}
+        for beta in BETAS:
+            bias = {f"{kind}_bias": inverted_softmax_bias(gallery, banks[kind], beta)}
+            side = report([rank(*split, **bias)], draws=0)[direction]
+            sums[beta] = sum(side[f"R@{k}"] for k in RECALL_AT)
+        best[kind] = max(sums, key=sums.get)
+    return InvertedSoftmax(
+        inverted_softmax_bias(images, banks["image"], best["image"]),
+        inverted_softmax_bias(texts, banks["text"], best["text"]),
+        best["image"],
+        best["text"],
+    )
+
+
+def csls_bias(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Minus half the mean score with the ``NEIGHBOURS`` nearest of ``queries``, float32 (N,).
+
+    CSLS (Conneau et al. 2018) ranks by twice the score less the mean score of either side's neighbours; the query's
+    own mean changes no ranking, which leaves this. It needs all queries at once: it is transductive.
+    """
+    scores, _ = exact_search(queries, gallery, NEIGHBOURS)
+    return (-scores.mean(1) / 2).astype(np.float32)
+
+
+def hub_skewness(gallery: np.ndarray, queries: np.ndarray, bias: np.ndarray | None = None) -> float:
+    """Skewness of how often each item is among a query's first ``NEIGHBOURS`` (Radovanović et al. 2010); 0: no hubs."""
+    if bias is not None:
+        gallery = np.column_stack([gallery, bias])
+        queries = np.column_stack([queries, np.ones(len(queries), np.float32)])
+    _, found = exact_search(gallery, queries, NEIGHBOURS)
+    counts = np.bincount(found.ravel(), minlength=len(gallery))
+    spread = counts.std()
+    return float(np.mean((counts - counts.mean()) ** 3) / spread**3) if spread else 0.0
