@@ -354,9 +354,7 @@ def compare(runs, split, rerank, json_to):
     "--type",
     "kind",
     type=click.Choice(["auto", "flat", "hnsw", "ivf", "ivfpq"]),
-    default="auto",
-    show_default=True,
-    help="flat is exact; hnsw, ivf and ivfpq are faster, and smaller in this order.",
+    help="flat is exact; hnsw, ivf and ivfpq are faster, and smaller in this order. [default: auto, or as before]",
 )
 @click.option("--memory", type=Size(), help="What the index may take, for auto. [default: half of the machine's]")
 @click.option(
@@ -366,7 +364,9 @@ def compare(runs, split, rerank, json_to):
     show_default=True,
     help="Refuse an approximate index whose recall@10 is lower.",
 )
-@click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as the run does]")
+@click.option(
+    "--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as before, or as the run does]"
+)
 @click.option("--remove", multiple=True, metavar="ID", help="Only remove this picture or caption. May be repeated.")
 @click.option("--compact", is_flag=True, help="Only write the index anew, without what was removed.")
 @click.option("--force", is_flag=True, help="Replace an index of something else.")
@@ -401,7 +401,7 @@ def _index(
     captions: Path | None,
     split: str | None,
     *,
-    kind: str,
+    kind: str | None,
     memory: int | None,
     min_recall: float,
     rerank: str | None,
@@ -413,11 +413,17 @@ def _index(
     from configs.formats import EMBEDDINGS
     from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import default_memory, update
+    from retrieval.index import CURRENT, check_source, default_memory, read_manifest, update
 
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
     source = str((images or captions or run_dir).resolve()) + (f", split {split}" if split else "")
+    for each, foreign in (("image", images), ("text", captions)):
+        if foreign or not (images or captions):
+            folder = index_dir / GALLERIES[each]
+            check_source(folder, source, force)  # before anything is encoded
+            if rerank is None and (folder / CURRENT).exists():
+                rerank = "qbnorm" if read_manifest(folder)["biased"] else "none"
     if images or captions:
         places = {"image_encoder": image_encoder, "text_encoder": text_encoder}
         galleries = [_foreign_gallery(run, embeddings, index_dir, images, captions, rerank, device, places)]
@@ -563,7 +569,7 @@ def _read_queries(file: str) -> list[str]:
     from retrieval.search import SearchError
 
     try:
-        text = click.get_text_stream("stdin").read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SearchError(f"{file} is not UTF-8; convert it, for example with iconv") from error
     lines = [line.strip() for line in text.split("\n")]
@@ -585,7 +591,7 @@ def _print_hits(found: list, mode: str, style: str, many: bool) -> None:
     elif style == "csv":
         import csv
 
-        writer = csv.writer(click.get_text_stream("stdout"), lineterminator="\n")
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["query", "mode", "rank", "score", "id", "path", "caption"])
         for query, hits in found:
             writer.writerows(

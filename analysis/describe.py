@@ -45,7 +45,7 @@ def _describe_store(store: FeatureStore) -> str:
     image, text = store.image_features, store.text_features
     splits = Counter(store.image_splits)
     counts = Counter(store.image_index.tolist())
-    per_picture = f"{min(counts.values())} to {max(counts.values())}" if counts else "0"
+    per_picture = f"{min(counts.values())} to {max(counts.values())}" if counts and store.image_ids else "0"
     lines = [
         f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
         f"  made        {made['created']} from {made['data']} ({made['layout']} layout)",
@@ -55,6 +55,9 @@ def _describe_store(store: FeatureStore) -> str:
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
     ]
     for kind, features in (("image", image), ("text", text)):
+        if not store.recipes[kind]:
+            lines.append(f"  {kind:<11} none")
+            continue
         how = made[kind]
         shape = " x ".join(f"{side:,}" for side in features.shape)
         lines += [
@@ -118,8 +121,8 @@ def _describe_index(folder: Path) -> str:
         f"  type        {made['type']} ({made['reason']})",
         f"  segments    {len(segments):,}: {', '.join(segments)}",
         f"  removed     {buried:,} rows wait for --compact",
-        f"  recall@10   {made['recall@10']:.3f} against exact search with {made['probes']:,} queries of the other kind, "
-        f"{made['queries_per_second']:,.0f} queries a second one by one",
+        f"  recall@10   {made['recall@10']:.3f} against exact search with {made['probes']:,} queries of the other kind,"
+        f" {made['queries_per_second']:,.0f} queries a second one by one",
     ]
     return "\n".join(lines)
 

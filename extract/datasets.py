@@ -107,7 +107,7 @@ def read_pictures(folder: str | Path) -> Dataset:
     if not paths:
         raise DatasetError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
     others = len(files) - len(paths)
-    notes = [f"{others:,} files in {folder} are no pictures by their names, and left alone"] if others else []
+    notes = [f"other files in {folder}, left alone: {others:,} (no pictures by their names)"] if others else []
     return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], np.empty(0, np.int64), [], notes)
 
 

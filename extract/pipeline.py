@@ -431,7 +431,7 @@ class _Job:
         made = {**self.settings, "python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
         kinds = {}
         for kind, spec in (("image", self.config.image_encoder), ("text", self.config.text_encoder)):
-            kept = self.old is not None and not self.computed[kind] and not self.force
+            kept = self.old is not None and not self.computed.get(kind) and not self.force
             kinds[kind] = (self.old.provenance[kind] if kept else made) | {
                 "encoder": parse_spec(spec).located(),
                 "seed": self.config.seed,
