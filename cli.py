@@ -410,10 +410,10 @@ def _index(
     image_encoder: str | None,
     text_encoder: str | None,
 ) -> None:
-    from configs.formats import EMBEDDINGS
+    from configs.formats import CURRENT, EMBEDDINGS
     from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import CURRENT, check_source, default_memory, read_manifest, update
+    from retrieval.index import check_source, default_memory, read_manifest, update
 
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
@@ -494,9 +494,9 @@ def _probes(embeddings, kind: str, biased: bool):
 
 
 def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...], min_recall: float) -> None:
-    from configs.formats import EMBEDDINGS
+    from configs.formats import CURRENT, EMBEDDINGS
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import CURRENT, Index, IndexingError, compact, remove
+    from retrieval.index import Index, IndexingError, compact, remove
 
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
     there = {kind: index_dir / name for kind, name in GALLERIES.items() if (index_dir / name / CURRENT).exists()}
@@ -539,7 +539,12 @@ def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...], min_
 @click.option("--split", help="Search this split alone. [default: everything]")
 @click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as the run does]")
 @click.option(
-    "--format", "style", type=click.Choice(["text", "json", "jsonl", "csv"]), default="text", show_default=True
+    "--format",
+    "style",
+    type=click.Choice(["text", "json", "jsonl", "csv"]),
+    default="text",
+    show_default=True,
+    help="How the hits are printed: jsonl is one query a line, csv one hit a line.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--out", type=FILE, help="Draw the hits of one query: a .png, .svg or .pdf file.")

@@ -6,10 +6,9 @@ from pathlib import Path
 import yaml
 
 from configs import OnceoverError
-from configs.formats import CONFIG, EVALUATION, PROVENANCE
+from configs.formats import CONFIG, CURRENT, EVALUATION, PROVENANCE
 from extract.files import digest, read_json
 from extract.store import FeatureStore, parts_folder
-from retrieval.index import CURRENT, read_manifest
 
 
 class DescribeError(OnceoverError):
@@ -110,6 +109,8 @@ def _describe_run(folder: Path) -> str:
 
 
 def _describe_index(folder: Path) -> str:
+    from retrieval.index import read_manifest  # with faiss
+
     made = read_manifest(folder)
     segments = [f"{entry['name']} {entry['type']} {entry['rows']:,} rows" for entry in made["segments"]]
     buried = sum(entry["rows"] for entry in made["segments"]) - made["rows"]

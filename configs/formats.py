@@ -17,4 +17,6 @@ EVALUATION = "evaluation-{}"  # of a split; .md, .csv and .json
 ERRORS = "errors-{}.html"  # of a split
 SHUFFLED = "shuffled"  # the control's run folder
 
+CURRENT = "CURRENT"  # an index's pointer to its manifest
+
 UNIT_NORM_TOLERANCE = 1e-3  # of an embedding's length

@@ -273,7 +273,7 @@ class RowSources:
 
     def copy(self, keys: list[str], group: h5py.Group) -> None:
         """Writes the columns of the rows with ``keys``, in their order, into new datasets of ``group``."""
-        if not self._files:  # a store of the other kind alone
+        if not keys and not self._files:  # a store of the other kind alone
             group["features"] = np.zeros((0, 0, 0) if self.kind == "image" else (0, 0), np.float32)
             group["truncated"] = np.zeros(0, bool)
             return
@@ -347,6 +347,7 @@ def seal(
                 write_column(group, name, values)
             sources[kind].copy(columns[KEYS[kind]], group)
             _stamp(group["features"], recipes[kind], provenance[kind])
+        file.create_group("tokenizer")
         for name, data in tokenizer_files.items():
             file.create_dataset(f"tokenizer/{name}", data=np.frombuffer(data, dtype=np.uint8))
         _write_failures(file, failures)

@@ -9,7 +9,6 @@ import numpy as np
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
 from extract.store import FeatureStore, caption_ids
-from retrieval.index import exact_search
 
 
 class EmbeddingsError(OnceoverError):
@@ -103,6 +102,8 @@ class Gallery:
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Scores and rows, best first, for each of the queries, float32 (Q, D) with a 1 for the bias where biased."""
+        from retrieval.index import exact_search  # with faiss, which figures do without
+
         return list(zip(*exact_search(self.vectors, queries, k), strict=True))
 
     def item(self, row: int) -> dict:

@@ -22,7 +22,7 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 from tqdm import tqdm
 
 from configs import OnceoverError
-from configs.formats import INDEX_FORMAT, INDEX_VERSION
+from configs.formats import CURRENT, INDEX_FORMAT, INDEX_VERSION
 from extract.files import digest, only_writer, read_json, whole_file, write_json
 from extract.store import write_column
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 faiss.cvar.distance_compute_blas_threshold = 4
 
 TYPES = ("flat", "hnsw", "ivf", "ivfpq")
-CURRENT = "CURRENT"
 MIN_RECALL = 0.95  # recall@10 under which an approximate index is refused
 FLAT_ROWS = 100_000  # up to here exact search answers within milliseconds
 SMALL_SEGMENT = 10_000  # so few new rows are searched exactly beside an approximate index
 PROBES = 500  # queries that recall is measured with
 _K = 10
 _LINKS = 32  # of an HNSW node (Malkov and Yashunin 2018); twice as many in its bottom layer
+_BUILD_EFFORT = 100  # nodes kept in sight while links are laid
 _CODE_DIMS = 4  # dimensions that share a 4-bit code of the product quantizer (Jégou et al. 2011, André et al. 2017)
-_CANDIDATES = 10  # of a quantized index, scored exactly for each hit that is wanted
+_CANDIDATES = 16  # of a quantized index, scored exactly for each hit that is wanted or each cell that is visited
 _BLOCK = 16_384  # rows added or read at a time
 _EFFORTS = {  # what is tried until recall suffices: nodes kept in sight, cells visited
     "flat": (0,),
-    "hnsw": (16, 32, 64, 128, 256, 512, 1024),
-    "ivf": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-    "ivfpq": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    "hnsw": (16, 32, 64, 128, 256, 512, 1024, 2048),
+    "ivf": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    "ivfpq": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 }
 
 
@@ -192,7 +192,7 @@ class _Segment:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, k), -inf where there is none, and rows (Q, k), -1 there; every query finds all that it can."""
-        wanted = k if self._vectors is None else max(100, _CANDIDATES * k)
+        wanted = k if self._vectors is None else _CANDIDATES * max(k, self.effort)
         scores, rows = self._index.search(queries, min(wanted, self.size), params=self._parameters())
         if self._vectors is not None:
             scores, rows = self._rescored(queries, rows)
@@ -487,6 +487,8 @@ def _built(vectors: np.ndarray, kind: str) -> faiss.Index:
         "ivfpq": f"Pad{codes * _CODE_DIMS},IVF{_cells(rows)},PQ{codes}x4fs",
     }[kind]
     index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
+    if kind == "hnsw":
+        index.hnsw.efConstruction = _BUILD_EFFORT
     if kind.startswith("ivf"):
         cells = faiss.extract_index_ivf(index)
         cells.cp.niter, cells.cp.min_points_per_centroid = 10, 1
@@ -536,9 +538,10 @@ def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray,
 def _measured(segments: list[_Segment], entries: list[dict], probes: np.ndarray, min_recall: float) -> dict:
     """Recall@10 and speed; raises the segments' effort until the recall suffices."""
     probes = _checked(probes, segments[0]._index.d)
-    efforts = _EFFORTS[next((segment.type for segment in segments if segment.type != "flat"), "flat")]
+    approximate = [segment.type for segment in segments if segment.type != "flat"]
+    efforts = _EFFORTS[approximate[0] if approximate else "flat"]
     recall, tried = 0.0, -1
-    truth = [segment.exact(probes, _K) for segment in segments] if len(efforts) > 1 else None
+    truth = [segment.exact(probes, _K) for segment in segments] if approximate else None
     while recall < min_recall and tried + 1 < len(efforts):
         tried += 1
         for segment, entry in zip(segments, entries, strict=True):

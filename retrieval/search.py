@@ -9,8 +9,9 @@ Load once, then search in milliseconds::
 
     pictures = read_embeddings("runs/first/embeddings.h5").gallery("image")  # or Index("runs/first/index/images")
     searcher = Searcher(pictures, QueryEmbedder(load_run("runs/first")))
-    for hit in searcher.search(Query(sentence="a dog playing in the park"), top_k=5):
+    for hit in searcher.search("a dog playing in the park", top_k=5):
         print(hit.rank, hit.score, hit.path, hit.captions)
+    searcher.search(Query(sentence="in the snow", picture="dog.jpg", weight=0.4))
 """
 
 import os
@@ -122,16 +123,19 @@ class Searcher:
             raise SearchError("the gallery is empty")
         self._gallery, self._embedder = gallery, embedder
 
-    def search(self, query: Query, top_k: int = 5) -> list[Hit]:
+    def search(self, query: Query | str, top_k: int = 5) -> list[Hit]:
         """The best ``top_k`` hits, best first, none that looks like an earlier one; fewer where there are fewer.
+
+        A plain string is a sentence.
 
         Raises:
             SearchError: ``top_k`` below 1, or a query without content or with a weight outside [0, 1].
         """
         return self.search_many([query], top_k)[0]
 
-    def search_many(self, queries: Sequence[Query], top_k: int = 5) -> list[list[Hit]]:
+    def search_many(self, queries: Sequence[Query | str], top_k: int = 5) -> list[list[Hit]]:
         """The hits of each query; what is encoded is encoded in batches."""
+        queries = [Query(sentence=query) if isinstance(query, str) else query for query in queries]
         if top_k < 1:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
         vectors = self._embedded(queries)

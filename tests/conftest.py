@@ -52,6 +52,30 @@ def tiny_bert(tmp_path_factory, drawn) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory, drawn) -> Path:
+    """A CLIP of one layer a tower with random weights in a local Hugging Face folder."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from extract.datasets import read_dataset
+    from extract.encoders import _dataset_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny") / "clip"
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = _dataset_tokenizer(read_dataset(drawn).captions)
+    special = {"bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
+    ids = {f"{name}_token_id": number for name, number in special.items()}
+    config = CLIPConfig(
+        text_config={**small, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 40},
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        projection_dim=24,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def extract_config(tiny_bert) -> ExtractConfig:
     return ExtractConfig(
         image_encoder="torchvision:shufflenet_v2_x0_5@random", text_encoder=f"hf:{tiny_bert}", views=2, batch_size=8
@@ -85,11 +109,12 @@ def store(store_file):
 def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     from extract.store import FeatureStore
     from heads.training import fit
+    from retrieval.hubness import fit_inverted_softmax
     from retrieval.metrics import quality
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with FeatureStore(store_file) as opened:
-        fit(opened, folder, fit_config, quality=quality)
+        fit(opened, folder, fit_config, quality=quality, correct_hubs=fit_inverted_softmax)
     return folder
 
 

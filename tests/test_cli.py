@@ -58,7 +58,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     fitted = run("fit", "--store", store, "--run", folder, "--device", "cpu", *small)
     assert "36 pictures, 180 captions, chosen on 12 (dev), to be reported on 12 (test)" in fitted.stderr
     table = run("evaluate", "--run", folder)
-    assert table.stdout.splitlines()[0].split()[:3] == ["model", "direction", "R@1"]
+    assert table.stdout.splitlines()[0].split()[:4] == ["model", "direction", "(gallery)", "R@1"]
     assert {path.name for path in folder.glob("evaluation-*")} == {
         f"evaluation-test.{end}" for end in ("md", "csv", "json")
     }
@@ -83,7 +83,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     found = run(
         "search", "--run", folder, "--query", drawn / "query.jpg", "--mode", "image2text", "--json", "--device", "cpu"
     )
-    assert {"rank", "score", "id", "path", "captions", "image_row"} == set(json.loads(found.stdout)["hits"][0])
+    assert {"rank", "score", "id", "path", "captions", "same"} == set(json.loads(found.stdout)["hits"][0])
     assert "wrote tsne.png" in run("plot", "--run", folder, "--out", tmp_path / "figures").stderr
     assert "wrote features.png" in run("plot", "--store", store, "--out", tmp_path / "figures").stderr
     about = run("info", store).stdout
@@ -97,7 +97,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
 
 def test_a_query_that_the_encoder_truncates_says_so(run, run_dir):
     result = run("search", "--run", run_dir, "--query", "red " * 500, "--device", "cpu")
-    assert "the query is longer than the text encoder takes and was cut" in result.stderr
+    assert "longer than the text encoder takes, and cut: 'red red" in result.stderr
 
 
 def test_a_query_is_embedded_like_the_caption_that_it_repeats(run, run_dir, store):
@@ -108,7 +108,7 @@ def test_a_query_is_embedded_like_the_caption_that_it_repeats(run, run_dir, stor
     embeddings = read_embeddings(run_dir / "embeddings.h5")
     scores = embeddings.images @ embeddings.texts[12]
     for hit in hits:
-        assert hit["score"] == pytest.approx(scores[hit["image_row"]], abs=1e-4)
+        assert hit["score"] == pytest.approx(scores[embeddings.ids.index(hit["id"])], abs=1e-4)
 
 
 def test_a_picture_is_embedded_like_itself_in_the_store(run, run_dir, store, drawn):
@@ -147,7 +147,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
         "fit", "--store", store_file, "--run", out, "--config", tmp_path / "none.yaml", code=2
     )
     assert "is no run folder; make one" in fails("evaluate", "--run", tmp_path / "none")
-    assert "no pictures in the split 'select'" in fails("evaluate", "--run", run_dir, "--split", "select")
+    assert "no pictures with captions in the split 'select'" in fails("evaluate", "--run", run_dir, "--split", "select")
     assert "is no file; image2text takes a picture's path" in fails(
         "search", "--run", run_dir, "--query", "x.jpg", "--mode", "image2text"
     )
@@ -263,8 +263,201 @@ def test_a_run_works_from_another_folder_and_with_an_encoder_that_has_moved(
     before = run(*query).stdout
     (tmp_path / "bert").rename(tmp_path / "moved")
     run(*query, code=1)
-    assert run(*query, "--encoder", f"hf:{tmp_path / 'moved'}").stdout == before
+    assert run(*query, "--text-encoder", f"hf:{tmp_path / 'moved'}").stdout == before
     (tmp_path / "s.h5").rename(tmp_path / "t.h5")
     gone = run("evaluate", "--run", tmp_path / "r", code=2).stderr
     assert "which is not there; name it: --store FILE.h5" in gone
     run("evaluate", "--run", tmp_path / "r", "--store", tmp_path / "t.h5")
+
+
+def test_evaluate_with_everything_and_compare(run, fails, run_dir, store_file, tmp_path):
+    folder = shutil.copytree(run_dir, tmp_path / "r")
+    done = run("evaluate", "--run", folder, "--rerank", "qbnorm", "--rerank", "csls", "--shuffled", "--errors", 2)
+    models = [line.split()[0] for line in done.stdout.splitlines()[2::2]]
+    assert models == [
+        "multimodal", "multimodal_qbnorm", "multimodal_csls_transductive", "cca", "ridge", "text_knn", "image_knn",
+        "image_only", "text_only", "shuffled", "chance",
+    ]  # fmt: skip
+    assert "errors-test.html" in done.stderr
+    assert (folder / "errors-test.html").read_text().count("<article>") == 4
+    assert (folder / "shuffled/run.json").exists()
+    again = run("evaluate", "--run", folder, "--shuffled")
+    assert "is fitted with these settings on this store already" in again.stderr
+    copy = shutil.copy(store_file, tmp_path / "alone.h5")
+    alone = run("evaluate", "--store", copy)
+    assert "multimodal" not in alone.stdout
+    assert f"wrote {tmp_path}/alone.evaluation-test.md" in alone.stderr
+    assert json.loads((tmp_path / "alone.evaluation-test.json").read_text())["models"]["cca"]["rsum"] > 0
+    assert "name a --run" in run("evaluate", code=2).stderr
+    assert "name a --run" in run("evaluate", "--store", copy, "--errors", 3, code=2).stderr
+    table = run("compare", run_dir, folder).stdout
+    assert table.count("not distinguishable") == 9
+    compared = json.loads(run("compare", run_dir, folder, folder / "shuffled", "--split", "train", "--json").stdout)
+    assert compared["reference"] == str(run_dir)
+    assert compared["differences"][str(folder)]["rsum_ci"] == [0.0, 0.0]
+    assert compared["differences"][str(folder / "shuffled")]["rsum_ci"][1] < 0
+    assert "name at least two runs" in fails("compare", run_dir)
+
+
+@pytest.fixture
+def pictures(drawn, tmp_path):
+    """A stranger's folder: ten pictures, one of them twice, one in a folder below, one that is none, and a text."""
+    folder = tmp_path / "mine"
+    (folder / "below").mkdir(parents=True)
+    names = sorted((drawn / "images").glob("*.jpg"))[:10]
+    for path in names:
+        shutil.copy(path, folder / path.name)
+    shutil.copy(names[0], folder / "below/copy.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "notes.txt").write_text("a text")
+    return folder
+
+
+def test_a_strangers_folder_is_indexed_once_and_searched(run, fails, run_dir, pictures, tmp_path):
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    made = run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
+    assert "encoding 12 pictures" in made.stderr
+    assert "left out: 1 at stage image" in made.stderr
+    assert "left alone: 1 (no pictures by their names)" in made.stderr
+    assert "11 pictures: 11 added, 0 removed" in made.stderr
+    assert "flat (exact search over 11 rows answers within milliseconds" in made.stderr
+    assert "up to date" in run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu).stderr
+    name = sorted(path.name for path in pictures.glob("*.jpg"))[3]
+    (pictures / name).rename(pictures / f"renamed-{name}")
+    shutil.copy(pictures / f"renamed-{name}", pictures / "new.jpg")
+    again = run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
+    assert "encoding" not in again.stderr  # the same bytes under other names
+    assert "12 pictures: 2 added, 1 removed" in again.stderr
+    hits = json.loads(run("search", "--index", index, "--query", "a red circle", "--top-k", 50, "--json", *cpu).stdout)[
+        "hits"
+    ]
+    assert len(hits) == 10  # two pictures are there twice
+    assert sum(len(hit["same"]) for hit in hits) == 2
+    assert {path for hit in hits for path in [hit["path"], *hit["same"]]} >= {"below/copy.jpg", "new.jpg"}
+    assert "recall@10   1.000" in run("info", index).stdout
+    assert "text        none" in run("info", index / "images.h5").stdout
+    assert "is sound" in run("verify", index / "images.h5").stdout
+    message = fails("index", "--run", run_dir, "--images", pictures / "below", "--index", index, *cpu)
+    assert message.startswith(f"{index}/images indexes {pictures}, not {pictures}/below; name another --index")
+    run("index", "--run", run_dir, "--index", index, "--remove", "new.jpg", "--remove", "below/copy.jpg")
+    hits = json.loads(run("search", "--index", index, "--query", "a red circle", "--top-k", 50, "--json", *cpu).stdout)[
+        "hits"
+    ]
+    assert {hit["path"] for hit in hits}.isdisjoint({"new.jpg", "below/copy.jpg"})
+    assert (
+        "holds no 'new.jpg'" in run("index", "--run", run_dir, "--index", index, "--remove", "new.jpg", code=1).stderr
+    )
+    compacted = run("index", "--run", run_dir, "--index", index, "--compact").stderr
+    assert "images: 10 rows; 3 removed" in compacted  # the one that was renamed, too
+    assert "segments    1: " in run("info", index).stdout
+
+
+def test_sentences_are_indexed_and_found_by_a_picture(run, fails, run_dir, drawn, tmp_path):
+    sentences = tmp_path / "s.txt"
+    sentences.write_text("A red circle .\n\nA blue star .\nA red circle .\nEin grüner Ring .\n", encoding="utf-8")
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    made = run("index", "--run", run_dir, "--captions", sentences, "--index", index, "--rerank", "qbnorm", *cpu)
+    assert "left out: 1 at stage dataset: empty line (the first: line 2)" in made.stderr
+    assert "4 captions: 4 added" in made.stderr
+    found = run("search", "--index", index, "--query", drawn / "query.jpg", "--mode", "image2text", "--json", *cpu)
+    hits = json.loads(found.stdout)["hits"]
+    assert {hit["captions"][0] for hit in hits} == {"A red circle .", "A blue star .", "Ein grüner Ring ."}
+    assert sorted(len(hit["same"]) for hit in hits) == [0, 0, 1]
+    assert "corrected for hubs" in run("info", index).stdout
+    again = run("index", "--run", run_dir, "--captions", sentences, "--index", index, *cpu)
+    assert "up to date" in again.stderr  # the correction stays as it was asked for
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert "holds no sentences" in fails(
+        "index", "--run", run_dir, "--captions", tmp_path / "empty.txt", "--index", tmp_path / "x"
+    )
+    assert "there is no index at" in fails("search", "--index", index, "--query", "a red circle")
+
+
+def test_a_runs_own_index_answers_as_the_run_does(run, run_dir, tmp_path):
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    made = run("index", "--run", run_dir, "--index", index, "--type", "hnsw", "--rerank", "qbnorm")
+    assert "60 pictures: 60 added" in made.stderr
+    assert "300 captions: 300 added" in made.stderr
+    query = ("--query", "a red circle", "--json", *cpu)
+    ours = json.loads(run("search", "--index", index, *query).stdout)["hits"]
+    exact = json.loads(run("search", "--run", run_dir, "--rerank", "qbnorm", *query).stdout)["hits"]
+    assert [hit["id"] for hit in ours] == [hit["id"] for hit in exact]
+    assert [hit["score"] for hit in ours] == pytest.approx([hit["score"] for hit in exact], abs=1e-5)
+    split = run("index", "--run", run_dir, "--index", tmp_path / "test", "--split", "test")
+    assert "12 pictures: 12 added" in split.stderr
+
+
+def test_many_queries_in_every_format(run, fails, run_dir, drawn, tmp_path):
+    queries, cpu = tmp_path / "q.txt", ("--device", "cpu")
+    queries.write_text("a red circle\n\na blue star\n", encoding="utf-8")
+    many = ("search", "--run", run_dir, "--queries", queries, "--top-k", 2, *cpu)
+    done = run(*many)
+    assert "left out: 1 empty lines" in done.stderr
+    assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == ["a red circle", "a blue star"]
+    results = json.loads(run(*many, "--json").stdout)
+    assert [result["query"] for result in results] == ["a red circle", "a blue star"]
+    assert [json.loads(line) for line in run(*many, "--format", "jsonl").stdout.splitlines()] == results
+    table = run(*many, "--format", "csv").stdout.splitlines()
+    assert table[0] == "query,mode,rank,score,id,path,caption"
+    assert len(table) == 5
+    piped = CliRunner().invoke(
+        cli, ["search", "--run", str(run_dir), "--queries", "-", "--top-k", "2", "--format", "jsonl", *cpu],
+        input="a red circle\na blue star\n",
+    )  # fmt: skip
+    assert [json.loads(line) for line in piped.stdout.splitlines()] == results
+    queries.write_text("a red circle\n" + str(drawn / "query.jpg"), encoding="utf-8")
+    assert "add --mode image2text" in fails(*many)
+    queries.write_text("\n\n")
+    assert f"{queries} holds no queries; write one a line" in fails(*many)
+    queries.write_bytes(b"caf\xe9")
+    assert "is not UTF-8" in fails(*many)
+    assert "name either --query or --queries" in run("search", "--run", run_dir, code=2).stderr
+    assert "name a --run, or an --index" in run("search", "--query", "x", code=2).stderr
+
+
+def test_a_picture_and_a_sentence_together_lie_between_the_two(run, run_dir, drawn, tmp_path):
+    picture, cpu = drawn / "query.jpg", ("--top-k", 60, "--json", "--device", "cpu")
+
+    def ranking(*arguments):
+        hits = json.loads(run("search", "--run", run_dir, *arguments, *cpu).stdout)["hits"]
+        return {hit["id"]: hit["score"] for hit in hits}
+
+    sentence = ranking("--query", "a red circle")
+    mixed = {
+        weight: ranking("--query", "a red circle", "--with", picture, "--weight", weight) for weight in (1, 0.5, 0)
+    }
+    assert mixed[1] == pytest.approx(sentence, abs=1e-5)
+    assert mixed[0] != pytest.approx(sentence, abs=1e-2)
+    assert set(mixed[1]) == set(mixed[0.5]) == set(mixed[0])
+    half = [mixed[0.5][name] / (mixed[1][name] + mixed[0][name]) for name in sentence]
+    assert half == pytest.approx([half[0]] * len(half), rel=1e-3)  # the normalised sum, so one factor for all
+    captions = ranking("--query", picture, "--mode", "image2text", "--with", "a red circle", "--weight", 0.3)
+    assert len(captions) > 5
+    drawing = tmp_path / "m.png"
+    run("search", "--run", run_dir, "--query", "a red circle", "--with", picture, "--out", drawing, "--device", "cpu")
+    assert drawing.stat().st_size > 5000
+
+
+def test_sizes_are_read_as_people_write_them(run, run_dir, tmp_path):
+    from cli import Size
+
+    for text, size in (("2GiB", 2**31), ("500 MB", 500 * 2**20), ("1.5k", 1536), ("4096", 4096)):
+        assert Size().convert(text, None, None) == size
+    result = run("index", "--run", run_dir, "--index", tmp_path / "i", "--memory", "much", code=2)
+    assert "'much' is no size; write for example 500MiB or 2GiB" in result.stderr
+    assert (
+        "do not fit the budget"
+        in run("index", "--run", run_dir, "--index", tmp_path / "i", "--memory", 10, code=1).stderr
+    )
+
+
+def test_the_example_of_the_search_module_runs(run_dir, monkeypatch, capsys, drawn):
+    """The docstring's example, with this run's folder and a drawn picture in the place of its names."""
+    import re
+
+    from retrieval import search
+
+    code = "\n".join(re.findall(r"^    (.+|)$", search.__doc__, re.MULTILINE))
+    code = code.replace("runs/first", str(run_dir)).replace("dog.jpg", str(drawn / "query.jpg"))
+    exec(compile(code, "example", "exec"), {})
+    assert capsys.readouterr().out.count("images/") == 5

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from extract.datasets import DatasetError, caption_ids, read_dataset
+from extract.datasets import DatasetError, read_captions, read_dataset, read_pictures
+from extract.store import caption_ids
 
 
 def make(folder, captions: str, names=("a.jpg", "b.jpg", "c.jpg"), pictures="Images", file="captions.txt"):
@@ -238,3 +239,34 @@ def test_pictures_in_subfolders_are_told_from_those_without_captions(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (data / "Images/sub" / name).write_bytes(b"x")
     assert [failure.id for failure in read_dataset(data).failures] == ["sub/b.jpg"]
+
+
+def test_a_folder_of_pictures_is_a_dataset_without_captions(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("z.JPG", "b/a.png", "notes.txt", "b/movie.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    dataset = read_pictures(tmp_path)
+    assert dataset.ids == dataset.paths == ["b/a.png", "z.JPG"]
+    assert (dataset.captions, len(dataset.image_index), dataset.splits) == ([], 0, ["", ""])
+    assert dataset.notes == [f"other files in {tmp_path}, left alone: 2 (no pictures by their names)"]
+    with pytest.raises(DatasetError, match="is no folder"):
+        read_pictures(tmp_path / "z.JPG")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="holds no pictures"):
+        read_pictures(tmp_path / "empty")
+
+
+def test_a_file_of_sentences_is_a_dataset_without_pictures(tmp_path):
+    file = tmp_path / "s.txt"
+    file.write_text("\ufeffA dog .\r\n\r\nEine Katze .\n  \nA dog .\n\n", encoding="utf-8")
+    dataset = read_captions(file)
+    assert dataset.captions == ["A dog .", "Eine Katze .", "A dog ."]
+    assert dataset.image_index.tolist() == [-1, -1, -1]
+    assert [(failure.id, failure.reason) for failure in dataset.failures] == [
+        ("line 2", "empty line"),
+        ("line 4", "empty line"),
+    ]
+    assert caption_ids(dataset.ids, dataset.image_index) == ["caption#0", "caption#1", "caption#2"]
+    file.write_bytes(b"caf\xe9\n")
+    with pytest.raises(DatasetError, match="is not UTF-8"):
+        read_captions(file)

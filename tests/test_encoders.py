@@ -289,28 +289,8 @@ def test_hugging_face_models_load_in_float32_although_stored_in_half(shared):
     assert unit[0] @ unit[1] > 0.6 > 0.2 > unit[0] @ unit[2]
 
 
-def test_both_towers_of_a_dual_encoder(tmp_path, drawn):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    from extract.datasets import read_dataset
-
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokenizer = encoders._dataset_tokenizer(read_dataset(drawn).captions)
-    ids = {
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = CLIPConfig(
-        text_config={**small, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 40},
-        vision_config={**small, "image_size": 32, "patch_size": 16},
-        projection_dim=24,
-    )
-    folder = tmp_path / "clip"
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    images, texts = ImageEncoder(f"hf:{folder}", device="cpu"), TextEncoder(f"hf:{folder}", device="cpu")
+def test_both_towers_of_a_dual_encoder(tiny_clip):
+    images, texts = ImageEncoder(f"hf:{tiny_clip}", device="cpu"), TextEncoder(f"hf:{tiny_clip}", device="cpu")
     assert images.encode(images.pixels(noise())[None]).shape == (1, 1, 24)
     assert texts.encode(["a red circle"])[0].shape == (1, 24)
     assert images.recipe["pooling"] == texts.recipe["pooling"] == "projection"

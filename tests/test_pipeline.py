@@ -485,3 +485,28 @@ def test_verify_sample_says_where_pictures_or_encoders_are_missing(store, tmp_pa
     store.provenance["data"] = str(tmp_path / "gone")
     with pytest.raises(StoreError, match="name their folder with --data"):
         verify_sample(store, 2, device="cpu")
+
+
+def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tmp_path, extract_config, counting):
+    from extract.datasets import read_captions, read_pictures
+
+    made = extract(read_pictures(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
+    assert (made.images, made.captions, counting["text"]) == (60, 0, 0)
+    with FeatureStore(tmp_path / "i.h5") as store:
+        assert store.verify() == []
+        assert store.image_features.shape[:2] == (60, 2)
+        assert (len(store.text_features), store.recipes["text"], store.tokenizer_files) == (0, {}, {})
+    again = extract(read_pictures(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
+    assert again.up_to_date
+    (tmp_path / "s.txt").write_text("A red circle .\nA blue star .\nA red circle .\n")
+    before = counting["image"]
+    made = extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
+    assert (made.images, made.captions, made.computed) == (0, 3, {"text": 2})
+    assert counting["image"] == before
+    with FeatureStore(tmp_path / "t.h5") as store:
+        assert store.verify() == []
+        assert store.image_index.tolist() == [-1, -1, -1]
+        np.testing.assert_array_equal(store.text_features[0], store.text_features[2])
+    (tmp_path / "s.txt").write_text("A red circle .\nA green ring .\n")
+    made = extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
+    assert (made.computed, made.reused) == ({"text": 1}, {"text": 1})

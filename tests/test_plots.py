@@ -1,8 +1,10 @@
 """Figures: drawn from stored files alone, complete, labelled with gallery sizes, and refused with a reason."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,15 @@ from analysis.plots import (
     plot_store,
 )
 from retrieval.embeddings import read_embeddings
-from retrieval.search import Searcher
+from retrieval.search import Query, Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def search(embeddings, kind, top_k):
+    """Hits of the fourth caption's own embedding."""
+    embedder = types.SimpleNamespace(space=embeddings.space, sentences=lambda queries: embeddings.texts[[3]])
+    return Searcher(embeddings.gallery(kind), embedder).search("a red circle", top_k)
 
 
 @pytest.fixture
@@ -112,18 +120,17 @@ def test_a_store_is_drawn_by_split(store, tmp_path):
 
 
 def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):
-    searcher = Searcher(embeddings, lambda query: embeddings.texts[3])
-    hits = searcher.search("a red circle", "text2image", 7)
-    figure = draw_hits(hits, "a red circle", "text2image", embeddings.thumbnails)
+    hits = search(embeddings, "image", 7)
+    figure = draw_hits(hits, Query(sentence="a red circle"), "image")
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 7
     with Image.open(drawn / hits[0].path) as picture:
         expected = np.asarray(picture.resize((160, 160)), float)
     assert np.abs(np.asarray(shown[0], float) - expected).mean() < 8
     with pytest.raises(PlotError, match="no-thumbnails"):
-        draw_hits(hits, "a red circle", "text2image", None)
-    query = str(drawn / "query.jpg")
-    assert isinstance(draw_hits(searcher.search(query, "image2text"), query, "image2text", None), Figure)
+        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], Query(sentence="a red circle"), "image")
+    for query in (Query(picture=str(drawn / "query.jpg")), Query(sentence="red")):
+        assert isinstance(draw_hits(search(embeddings, "text", 5), query, "text"), Figure)
 
 
 def test_a_format_that_cannot_be_written_and_a_folder_in_the_way(tmp_path):
@@ -145,10 +152,7 @@ def test_plotting_loads_no_model(run_dir, tmp_path):
 
 
 def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
-    import dataclasses
-
-    searcher = Searcher(embeddings, lambda query: embeddings.texts[3])
-    hits = [dataclasses.replace(hit, captions=[r"a $5__x and $6 {"]) for hit in searcher.search("x", "text2image", 2)]
-    plots.plot_hits(hits, r"a $\foo$ b", "text2image", embeddings.thumbnails, tmp_path / "a.png")
-    plots.plot_hits(hits, str(drawn / "query.jpg"), "image2text", None, tmp_path / "b.svg")
+    hits = [dataclasses.replace(hit, captions=[r"a $5__x and $6 {"]) for hit in search(embeddings, "image", 2)]
+    plots.plot_hits(hits, Query(sentence=r"a $\foo$ b", picture=str(drawn / "query.jpg")), "image", tmp_path / "a.png")
+    plots.plot_hits(hits, Query(picture=str(drawn / "query.jpg")), "text", tmp_path / "b.svg")
     assert "a $5__x and $6 {" in (tmp_path / "b.svg").read_text()

@@ -1,19 +1,38 @@
-"""Embeddings files, baselines, evaluation tables and search."""
+"""Embeddings files, evaluation tables, comparisons, the page of errors, and search."""
 
+import dataclasses
 import json
 import shutil
+from html import escape
 
 import h5py
 import numpy as np
 import pytest
+from test_store import write
 
-from retrieval import evaluation
-from retrieval.baselines import MAPS, random_orthogonal, unlearned
+from analysis.report import error_page
+from configs.schema import ExtractConfig
+from extract.datasets import read_dataset
+from extract.pipeline import extract
+from extract.store import FeatureStore
+from heads.training import fit
 from retrieval.embeddings import EmbeddingsError, read_embeddings
-from retrieval.evaluation import EvaluationError, csv_table, evaluate, markdown_table, notes, terminal_table
-from retrieval.index import exact_search
-from retrieval.metrics import MetricsError, report
-from retrieval.search import Searcher, SearchError, check_query
+from retrieval.evaluation import (
+    EvaluationError,
+    compare_runs,
+    comparison_notes,
+    comparison_rows,
+    csv_table,
+    evaluate,
+    markdown_table,
+    notes,
+    table_rows,
+    terminal_table,
+)
+from retrieval.hubness import fit_inverted_softmax
+from retrieval.index import IndexingError
+from retrieval.metrics import quality, rank, report
+from retrieval.search import Query, Searcher, SearchError, check_query
 
 
 @pytest.fixture
@@ -42,7 +61,7 @@ def broken(run_dir, tmp_path):
         (lambda f: f["text/embedding"].__setitem__(0, f["text/embedding"][0] * 3), "not finite unit vectors"),
         (lambda f: f["text/image_index"].__setitem__(0, 10**6), "the caption map points outside"),
         (lambda f: f.__delitem__("image/id"), "is damaged"),
-        (lambda f: f.attrs.__setitem__("format_version", 7), "is no embeddings file of the format 1"),
+        (lambda f: f.attrs.__setitem__("format_version", 7), "is no embeddings file of the format 2"),
     ],
 )
 def test_a_damaged_embeddings_file_is_named(broken, harm, message):
@@ -66,111 +85,248 @@ def test_a_split_comes_with_its_own_caption_map(embeddings):
         embeddings.split("val")
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
-def test_random_maps_are_orthogonal_seeded_and_without_preferred_direction(shape):
-    matrix = random_orthogonal(*shape, seed=1)
-    gram = matrix @ matrix.T if shape[0] <= shape[1] else matrix.T @ matrix
-    np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-12)
-    np.testing.assert_array_equal(matrix, random_orthogonal(*shape, seed=1))
-    corner = [random_orthogonal(*shape, seed=seed)[0, 0] for seed in range(200)]
-    assert abs(np.mean(corner)) < 0.12
+BASELINES = ["cca", "ridge", "text_knn", "image_knn", "image_only", "text_only", "chance"]
 
 
-def test_unlearned_baselines_sit_at_chance_though_each_modality_is_well_structured():
-    generator = np.random.default_rng(0)
-    topics = generator.standard_normal((60, 12))
-    images = topics @ generator.standard_normal((12, 40))
-    index = np.repeat(np.arange(60), 2)
-    texts = topics[index] @ generator.standard_normal((12, 20)) + 0.3 * generator.standard_normal((120, 20))
-    found = {}
-    for images_are_space in (True, False):
-        pairs = unlearned(
-            *((images, texts) if images_are_space else (texts, images)), index, images_are_space=images_are_space
-        )
-        assert len(pairs) == MAPS
-        found[images_are_space] = report(pairs, draws=0)
-        assert found[images_are_space]["text_to_image"]["R@1"] == pytest.approx(100 / 60, abs=1.5)
-        assert found[images_are_space]["image_to_text"]["R@1"] == pytest.approx(100 / 60, abs=1.5)
-        assert found[images_are_space]["text_to_image"]["R@1_sd"] > 0
-    assert found[True] != found[False]
-
-
-def test_trap_zero_or_non_finite_features_raise_in_baselines():
-    for value in (0.0, np.nan):
-        bad = np.full((3, 4), value)
-        with pytest.raises(MetricsError, match="have no direction"):
-            unlearned(bad, np.ones((3, 4)), np.arange(3), images_are_space=True)
-
-
-def test_the_result_has_the_promised_keys_and_every_table_the_gallery_sizes(embeddings, store):
+def test_the_result_has_the_promised_keys_and_every_number_its_gallery_size(embeddings, store):
     result = evaluate(embeddings, store)
     assert (result["split"], result["n_images"], result["n_captions"], result["selected_on"]) == ("test", 12, 60, "dev")
-    assert list(result["models"]) == ["multimodal", "image_only", "text_only", "chance"]
+    assert list(result["models"]) == ["multimodal", *BASELINES]
     side = result["models"]["multimodal"]["image_to_text"]
-    assert {"R@1", "R@5", "R@10", "R@1_ci", "median_rank", "mean_rank", "mrr"} <= set(side)
+    assert {"R@1", "R@5", "R@10", "R@1_ci", "median_rank", "mean_rank", "mrr", "true_recall@5", "hub_skewness"} <= set(
+        side
+    )
     assert side["R@1_ci"][0] <= side["R@1"] <= side["R@1_ci"][1]
+    assert (side["queries"], side["gallery"]) == (12, 60)
     assert result["models"]["chance"]["text_to_image"]["R@1"] == pytest.approx(100 / 12)
+    low, high = result["models"]["multimodal"]["rsum_ci"]
+    assert low <= result["models"]["multimodal"]["rsum"] <= high
     json.dumps(result, allow_nan=False)
-    assert "12 pictures, 60 captions" in markdown_table(result)
-    assert terminal_table(result).count("\n") == 9
+    assert "12 pictures, 60 captions" in markdown_table(table_rows(result), notes(result))
+    lines = terminal_table(table_rows(result)).splitlines()
+    assert len(lines) == 2 + 2 * 8
+    assert all("(60)" in line or "(12)" in line for line in lines[2:])
     rows = csv_table(result).splitlines()
-    assert len(rows) == 9
+    assert len(rows) == 17
     assert rows[0].startswith("split,n_images,n_captions,model,direction,R@1,")
+    assert "true_recall@10" in rows[0]
     assert evaluate(embeddings, store) == result
 
 
+def test_a_store_alone_gives_the_baselines(store):
+    result = evaluate(None, store)
+    assert list(result["models"]) == BASELINES
+    assert set(result["models"]["cca"]["settings"]) == {"strength", "dimensions", "power", "selection_rsum"}
+    assert result["split"] == "test"
+    assert evaluate(None, store, "dev")["n_images"] == 12
+    with pytest.raises(EmbeddingsError, match="no pictures with captions in the split 'val'; use train, dev, test"):
+        evaluate(None, store, "val")
+
+
+def test_corrections_for_hubs_get_rows_of_their_own_and_csls_says_that_it_is_transductive(embeddings, store):
+    result = evaluate(embeddings, store, rerank=["qbnorm", "csls"])
+    assert list(result["models"])[:3] == ["multimodal", "multimodal_qbnorm", "multimodal_csls_transductive"]
+    said = " ".join(notes(result))
+    assert "bank of training queries" in said
+    assert "transductive: not to be compared" in said
+    own = dataclasses.replace(embeddings, rerank="qbnorm")
+    assert list(evaluate(own, store)["models"])[:2] == ["multimodal", "multimodal_qbnorm"]
+    with pytest.raises(EvaluationError, match="unknown correction 'dsl'"):
+        evaluate(embeddings, store, rerank=["dsl"])
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A store of 600 pictures with two captions each whose features share six latent numbers."""
+    generator = np.random.default_rng(0)
+    latent, index = generator.standard_normal((600, 6)), np.repeat(np.arange(600), 2)
+    images = latent @ generator.standard_normal((6, 20)) + 0.3 * generator.standard_normal((600, 20))
+    texts = latent[index] @ generator.standard_normal((6, 16)) + 0.3 * generator.standard_normal((1200, 16))
+    path = write(
+        tmp_path, [f"{row}.jpg" for row in range(600)], ["train"] * 300 + ["dev"] * 100 + ["test"] * 200,
+        [f"caption {row}" for row in range(1200)], index, images[:, None].astype(np.float32), texts.astype(np.float32),
+    )  # fmt: skip
+    with FeatureStore(path) as store:
+        yield store
+
+
+def test_trap_the_shuffled_control_falls_to_chance(planted, tmp_path, fit_config, changed):
+    for name in ("right", "shuffled"):
+        config = changed(fit_config, training={"shuffle_pairs": name == "shuffled", "learning_rate": 0.02})
+        fit(planted, tmp_path / name, config, quality=quality, correct_hubs=fit_inverted_softmax)
+    runs = {name: read_embeddings(tmp_path / name / "embeddings.h5") for name in ("right", "shuffled")}
+    models = evaluate(runs["right"], planted, shuffled=runs["shuffled"])["models"]
+    for direction in ("image_to_text", "text_to_image"):
+        low, high = models["shuffled"][direction]["R@10_ci"]
+        assert low - 2 < models["chance"][direction]["R@10"] < high + 2  # 5 %
+        assert models["multimodal"][direction]["R@10"] > 50
+        assert models["image_only"][direction]["R@10"] < 8
+
+
+def test_a_dual_encoder_gets_a_zero_shot_row(drawn, tiny_clip, tmp_path):
+    spec = f"hf:{tiny_clip}"
+    extract(read_dataset(drawn), tmp_path / "s.h5", ExtractConfig(image_encoder=spec, text_encoder=spec), device="cpu")
+    with FeatureStore(tmp_path / "s.h5") as store:
+        result = evaluate(None, store)
+        assert list(result["models"]) == ["zero_shot", *BASELINES]
+        pictures = np.flatnonzero(np.array(store.image_splits) == "test")
+        captions = np.flatnonzero(np.isin(store.image_index, pictures))
+        images, texts = store.image_features[:][pictures].mean(1), store.text_features[:][captions]
+        images, texts = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, texts))
+        index = np.searchsorted(pictures, store.image_index[captions])
+    found = report([rank(images, texts, index)], draws=0)
+    assert result["models"]["zero_shot"]["rsum"] == pytest.approx(found["rsum"])
+
+
+def test_runs_are_compared_query_by_query(embeddings):
+    own = np.stack([embeddings.texts[embeddings.image_index == row].sum(0) for row in range(len(embeddings.ids))])
+    good = dataclasses.replace(embeddings, images=own / np.linalg.norm(own, axis=1, keepdims=True))
+    other = dataclasses.replace(good, images=np.roll(good.images, 1, axis=0))
+    result = compare_runs({"a": good, "b": other, "c": good}, "train")
+    assert result["differences"]["b"]["rsum"] == pytest.approx(
+        result["runs"]["b"]["rsum"] - result["runs"]["a"]["rsum"]
+    )
+    rows = comparison_rows(result)
+    verdicts = {(row[0], row[2]): row[-1] for row in rows[1:] if row[1] == "both" or "text→image" in row[1]}
+    assert verdicts["b", "rsum"] == verdicts["b", "R@1"] == "worse"
+    assert verdicts["c", "rsum"] == "not distinguishable"
+    assert "they say nothing about other seeds" in comparison_notes(result)[0]
+    assert any("flatter" in note for note in comparison_notes(compare_runs({"a": good, "b": other}, "dev")))
+    better = compare_runs({"b": other, "a": good}, "train")
+    assert comparison_rows(better)[1][-1] == "better"
+
+
+def test_runs_of_other_pictures_or_a_single_run_are_not_compared(embeddings):
+    with pytest.raises(EvaluationError, match="name at least two runs"):
+        compare_runs({"a": embeddings})
+    other = dataclasses.replace(embeddings, sha256=[f"{name}x" for name in embeddings.sha256])
+    with pytest.raises(EvaluationError, match="test is not the same in a and b"):
+        compare_runs({"a": embeddings, "b": other})
+
+
+def test_the_page_of_errors_shows_the_worst_queries_with_the_rank_of_the_truth(embeddings):
+    page = error_page(embeddings, "train", 3)
+    pictures, captions, index = embeddings.split("train")
+    to_text, to_image = rank(embeddings.images[pictures], embeddings.texts[captions], index)
+    assert page.count("<article>") == 6
+    assert page.count("data:image/jpeg;base64,") == 3 * (1 + 5) + 3
+    worst = int(to_image.expected_rank().argmax())
+    assert f"“{escape(embeddings.captions[captions[worst]])}”" in page
+    assert f"rank {to_image.expected_rank().max():,.0f} of 36" in page
+    assert f"rank {to_text.expected_rank().max():,.0f} of 180" in page
+    bare = error_page(dataclasses.replace(embeddings, thumbnails=None, captions=["<b>"] * 300), "train", 1)
+    assert "<img" not in bare
+    assert "“&lt;b&gt;”" in bare
+
+
 def test_a_split_that_chose_or_taught_the_model_is_said_to_flatter(embeddings, store):
-    assert any("flatter" in note for note in notes(evaluate(embeddings, store, "dev")))
+    assert any("warning" in note and "flatter" in note for note in notes(evaluate(embeddings, store, "dev")))
     assert any("trained on these pictures" in note for note in notes(evaluate(embeddings, store, "train")))
-    assert not any("flatter" in note for note in notes(evaluate(embeddings, store)))
+    assert not any("warning" in note for note in notes(evaluate(embeddings, store)))
 
 
 def test_trap_a_store_of_other_features_is_refused(embeddings, store, monkeypatch):
     monkeypatch.setitem(store.fingerprints, "image", "fine-tuned")
     with pytest.raises(EvaluationError, match=r"is not the store that the run was fitted on \(image differ\)"):
         evaluate(embeddings, store)
-    assert evaluation.MAPS == 20
 
 
-def test_exact_search_agrees_with_the_matrix_product_and_k_may_exceed_the_gallery():
-    generator = np.random.default_rng(0)
-    gallery, queries = (
-        generator.standard_normal((30, 8)).astype(np.float32),
-        generator.standard_normal((4, 8)).astype(np.float32),
-    )
-    scores, rows = exact_search(gallery, queries, 7)
-    np.testing.assert_array_equal(rows, np.argsort(-(queries @ gallery.T), axis=1)[:, :7])
-    np.testing.assert_allclose(scores, np.take_along_axis(queries @ gallery.T, rows, 1), rtol=1e-5)
-    scores, rows = exact_search(gallery, queries, 500)
-    assert rows.shape == (4, 30)
-    assert rows.min() == 0  # no -1 that would be the last item
+class Embedder:
+    """Hands out given vectors, whatever is asked."""
+
+    def __init__(self, vectors, space):
+        self.vectors, self.space, self.asked = np.atleast_2d(vectors), space, []
+
+    def _given(self, kind, count):
+        self.asked.append((kind, count))
+        return self.vectors[np.arange(count) % len(self.vectors)]
+
+    def sentences(self, sentences):
+        return self._given("sentences", len(sentences))
+
+    def pictures(self, paths):
+        return self._given("pictures", len(paths))
+
+    def mixed(self, sentences, paths, weight):
+        return self._given(("mixed", weight), len(sentences))
 
 
 def test_search_returns_pictures_with_captions_and_captions_with_pictures(embeddings):
-    searcher = Searcher(embeddings, lambda query: embeddings.texts[7])
-    hits = searcher.search("anything", "text2image", 100)
+    searcher = Searcher(embeddings.gallery("image"), Embedder(embeddings.texts[7], embeddings.space))
+    hits = searcher.search("anything", 100)
     assert len(hits) == 60 == len({hit.id for hit in hits})
     scores = embeddings.images @ embeddings.texts[7]
-    assert [hit.image_row for hit in hits] == np.argsort(-scores, kind="stable").tolist()
+    assert [embeddings.ids.index(hit.id) for hit in hits] == np.argsort(-scores, kind="stable").tolist()
     assert hits[0].score == pytest.approx(scores.max(), rel=1e-5)
-    assert hits[0].captions == [
-        embeddings.captions[row] for row in np.flatnonzero(embeddings.image_index == hits[0].image_row)
-    ]
+    first = embeddings.ids.index(hits[0].id)
+    assert hits[0].captions == [embeddings.captions[row] for row in np.flatnonzero(embeddings.image_index == first)]
+    assert hits[0].path == embeddings.paths[first]
+    assert hits[0].thumbnail == embeddings.thumbnails[first]
     assert [hit.rank for hit in hits] == list(range(1, 61))
 
 
-def test_search_by_picture_and_within_a_split(embeddings, drawn):
-    searcher = Searcher(embeddings, lambda path: embeddings.images[50], split="dev")
-    hits = searcher.search(str(drawn / "query.jpg"), "image2text", 3)
-    assert all(embeddings.splits[hit.image_row] == "dev" for hit in hits)
+def test_search_by_picture_and_within_a_split(embeddings):
+    searcher = Searcher(embeddings.gallery("text", "dev"), Embedder(embeddings.images[50], embeddings.space))
+    hits = searcher.search(Query(picture="any.jpg"), 3)
+    assert all(embeddings.splits[embeddings.paths.index(hit.path)] == "dev" for hit in hits)
     rows = np.flatnonzero(np.isin(embeddings.image_index, np.flatnonzero(np.array(embeddings.splits) == "dev")))
     assert hits[0].captions == [embeddings.captions[rows[np.argmax(embeddings.texts[rows] @ embeddings.images[50])]]]
 
 
+def test_trap_copies_are_shown_once_by_their_content_wherever_they_stand(embeddings):
+    gallery = embeddings.gallery("image")
+    contents = list(gallery.contents)
+    scores = gallery.vectors @ embeddings.texts[0]
+    best = np.argsort(-scores)[:9]
+    for row in best[[1, 4, 8]]:
+        contents[row] = contents[best[0]]
+    searcher = Searcher(dataclasses.replace(gallery, contents=contents), Embedder(embeddings.texts[0], gallery.space))
+    hits = searcher.search("x", 5)
+    assert [gallery.ids.index(hit.id) for hit in hits] == best[[0, 2, 3, 5, 6]].tolist()
+    assert hits[0].same == [gallery.ids[row] for row in best[[1, 4, 8]]]
+    everything = dataclasses.replace(gallery, contents=["one"] * len(gallery))
+    (only,) = Searcher(everything, Embedder(embeddings.texts[0], gallery.space)).search("x", 5)
+    assert len(only.same) == 59
+    assert "thumbnail" not in only.to_dict()
+
+
+def test_many_queries_are_encoded_together_and_answered_in_order(embeddings):
+    embedder = Embedder(embeddings.texts[[0, 60]], embeddings.space)
+    searcher = Searcher(embeddings.gallery("image"), embedder)
+    queries = ["a", Query(picture="p"), "b", Query("c", "q", 0.3), Query("d", "r", 0.3), Query("e", "s", 0.9)]
+    found = [[hit.id for hit in hits] for hits in searcher.search_many(queries, 2)]
+    assert sorted(embedder.asked, key=str) == [
+        ("pictures", 1), ("sentences", 2), (("mixed", 0.3), 2), (("mixed", 0.9), 1)
+    ]  # fmt: skip
+    one = [hit.id for hit in searcher.search("a", 2)]
+    assert found[0] == one == found[1] == found[5] == found[3]  # the first of its group
+    assert found[2] == found[4] != one
+    assert searcher.search_many([]) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "top_k", "message"),
+    [
+        ("a dog", 0, "top-k is 0; ask for at least 1"),
+        (Query(), 5, "the query is empty"),
+        (Query("a", "b", 1.5), 5, "the weight is 1.5"),
+    ],
+)
+def test_calls_that_cannot_be_meant_are_named(embeddings, query, top_k, message):
+    searcher = Searcher(embeddings.gallery("image"), Embedder(embeddings.texts[0], embeddings.space))
+    with pytest.raises(SearchError, match=message):
+        searcher.search(query, top_k)
+
+
+def test_trap_a_gallery_of_other_heads_is_refused(embeddings):
+    with pytest.raises(SearchError, match="made by other heads or encoders"):
+        Searcher(embeddings.gallery("image"), Embedder(embeddings.texts[0], "another"))
+
+
 def test_trap_a_query_that_is_not_finite_raises_instead_of_a_hit(embeddings):
-    searcher = Searcher(embeddings, lambda query: np.full(embeddings.images.shape[1], np.nan, np.float32))
-    with pytest.raises(SearchError, match="not finite"):
-        searcher.search("a dog", "text2image")
+    bad = np.full(embeddings.images.shape[1], np.nan, np.float32)
+    with pytest.raises(IndexingError, match="not finite"):
+        Searcher(embeddings.gallery("image"), Embedder(bad, embeddings.space)).search("a dog")
 
 
 @pytest.mark.parametrize(

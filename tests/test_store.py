@@ -53,7 +53,15 @@ def write(folder: Path, ids, splits, captions, index, images, texts, failures=()
         texts={"caption": captions, "image_index": np.asarray(index, dtype=np.int64)},
         sources=sources,
         recipes=RECIPES,
-        provenance={"image": MADE, "text": MADE, "notes": [], "data": "d", "layout": "csv", "created": "now"},
+        provenance={
+            "image": MADE,
+            "text": MADE,
+            "notes": [],
+            "data": "d",
+            "layout": "csv",
+            "created": "now",
+            "settings": {},
+        },
         failures=list(failures),
         tokenizer_files={"tokenizer.json": b'{"a": 1}', "vocab.txt": b"\xff\x00"},
     )

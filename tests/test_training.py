@@ -1,5 +1,6 @@
 """Heads, batches and the fit: standardising, exact resume, honest selection, and the mistakes of peers."""
 
+import functools
 import shutil
 
 import h5py
@@ -15,16 +16,21 @@ from heads import training
 from heads.checkpoint import RunError, load_run
 from heads.embed import EmbedError, image_embeddings
 from heads.models import DualHeads, Standardize, embed_pictures
-from heads.training import Batches, TrainingError, fit, learning_rate, seed_for
+from heads.training import Batches, TrainingError, learning_rate, seed_for
 from retrieval.embeddings import read_embeddings
+from retrieval.hubness import fit_inverted_softmax
 from retrieval.metrics import quality as measure
+
+fit = functools.partial(training.fit, correct_hubs=fit_inverted_softmax)
 
 
 def outputs(folder):
     """What a fit makes, times aside: heads, embeddings, history."""
     history = [line.rpartition(",")[0] for line in (folder / "history.csv").read_text().splitlines()]
     with h5py.File(folder / "embeddings.h5") as file:
-        arrays = {name: file[name][:].tobytes() for name in ("image/embedding", "text/embedding")}
+        arrays = {
+            name: file[name][:].tobytes() for name in ("image/embedding", "text/embedding", "image/bias", "text/bias")
+        }
     return (folder / "heads.safetensors").read_bytes(), arrays, history
 
 
@@ -328,7 +334,20 @@ def test_trap_force_never_removes_what_is_not_a_runs_own(store, run_dir, tmp_pat
     shutil.copytree(run_dir, folder)
     (folder / "notes.txt").write_text("keep")
     (folder / "evaluation-test.md").write_text("old")
+    (folder / "shuffled").mkdir()
     fit(store, folder, fit_config, quality=measure, force=True)
     assert (folder / "notes.txt").read_text() == "keep"
     assert not (folder / "evaluation-test.md").exists()
+    assert not (folder / "shuffled").exists()
     assert outputs(folder) == outputs(run_dir)
+
+
+def test_trap_the_shuffled_control_swaps_every_train_picture_s_captions_and_no_others(store):
+    roles = store.roles()
+    swapped = training._swapped(store.image_index, roles.train, 0)
+    train = np.isin(store.image_index, roles.train)
+    np.testing.assert_array_equal(swapped[~train], store.image_index[~train])
+    assert (swapped[train] != store.image_index[train]).all()
+    assert sorted(swapped[train]) == sorted(store.image_index[train])
+    for picture in roles.train:  # a picture's captions stay together
+        assert len(np.unique(swapped[store.image_index == picture])) == 1

@@ -1,0 +1,156 @@
+"""Baselines against independent implementations and explicit loops, on planted data."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cross_decomposition import CCA
+from sklearn.linear_model import Ridge
+
+from heads.models import Standardize
+from retrieval import baselines
+from retrieval.baselines import MAPS, Pairs, cca, choose, neighbours, random_orthogonal, ridge, standardised, unlearned
+from retrieval.metrics import MetricsError, quality, report
+
+
+def planted(seed, pictures, noise=0.4, captions=2):
+    """Pictures and captions that share four latent numbers, mixed by the same maps for every seed."""
+    maps = np.random.default_rng(99)
+    image_map, text_map = maps.standard_normal((4, 12)), maps.standard_normal((4, 9))
+    generator = np.random.default_rng(seed)
+    latent = generator.standard_normal((pictures, 4))
+    index = np.repeat(np.arange(pictures), captions)
+    images = latent @ image_map + noise * generator.standard_normal((pictures, 12))
+    texts = latent[index] @ text_map + noise * generator.standard_normal((len(index), 9))
+    return Pairs(images, texts, index)
+
+
+@pytest.fixture
+def data():
+    return standardised(planted(0, 300), planted(1, 80), planted(2, 80))
+
+
+def test_features_are_standardised_as_the_heads_do_it():
+    generator = np.random.default_rng(0)
+    images = generator.exponential(size=(50, 6)).astype(np.float32)  # never negative: square roots
+    images[:, 2] = 3.0
+    texts = generator.standard_normal((70, 5)).astype(np.float32)
+    train = Pairs(images, texts, generator.integers(50, size=70))
+    other = Pairs(images[:9] + 1, texts[:9] - 1, np.arange(9))
+    mine = standardised(train, other)
+    for rows, side in ((images, "images"), (texts, "texts")):
+        layer = Standardize(rows.shape[1])
+        layer.fit(torch.from_numpy(rows))
+        for pairs, features in ((mine[0], rows), (mine[1], getattr(other, side))):
+            expected = layer(torch.from_numpy(features)).numpy()
+            np.testing.assert_allclose(getattr(pairs, side), expected, atol=2e-5)
+
+
+def test_cca_finds_the_canonical_correlations_that_scikit_learn_finds(data, monkeypatch):
+    train = data[0]
+    monkeypatch.setattr(baselines, "STRENGTHS", (1e-9,))
+    monkeypatch.setattr(baselines, "DIMENSIONS", (4,))
+    monkeypatch.setattr(baselines, "POWERS", (0,))
+    monkeypatch.setattr(baselines, "_unit", lambda rows: rows)
+    ((settings, embed),) = cca(train)
+    assert settings == {"strength": 1e-9, "dimensions": 4, "power": 0}
+    images, texts = embed(Pairs(train.images[train.image_index], train.texts, np.arange(600)))
+    ours = [np.corrcoef(images[:, k], texts[:, k])[0, 1] for k in range(4)]
+    theirs = CCA(4, max_iter=5000, tol=1e-12).fit(train.images[train.image_index], train.texts)
+    left, right = theirs.transform(train.images[train.image_index], train.texts)
+    np.testing.assert_allclose(ours, [np.corrcoef(left[:, k], right[:, k])[0, 1] for k in range(4)], atol=1e-3)
+
+
+def test_ridge_predicts_what_scikit_learn_predicts(data, monkeypatch):
+    train = data[0]
+    monkeypatch.setattr(baselines, "STRENGTHS", (0.1,))
+    monkeypatch.setattr(baselines, "_unit", lambda rows: rows)
+    for settings, embed in ridge(train):
+        known, wanted = (train.texts, train.images) if settings["onto"] == "image" else (train.images, train.texts)
+        known, wanted = (
+            (known, wanted[train.image_index]) if settings["onto"] == "image" else (known[train.image_index], wanted)
+        )
+        strength = 0.1 * np.linalg.eigvalsh(known.T @ known / len(known)).mean() * len(known)
+        theirs = Ridge(alpha=strength, fit_intercept=False).fit(known, wanted)
+        images, texts = embed(data[2])
+        ours, asked = (texts, data[2].texts) if settings["onto"] == "image" else (images, data[2].images)
+        np.testing.assert_allclose(ours, theirs.predict(asked), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["text_knn", "image_knn"])
+def test_neighbours_are_bridged_as_an_explicit_loop_does_it(data, kind, monkeypatch):
+    train, _, test = data
+    monkeypatch.setattr(baselines, "NEIGHBOURS", (1, 5))
+    monkeypatch.setattr(baselines, "SHARPNESS", (0.1,))
+
+    def unit(rows):
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+    for settings, embed in neighbours(train, kind):
+        images, texts = embed(test)
+        moved = texts if kind == "text_knn" else images
+        for row in range(10):
+            asked = unit((test.texts if kind == "text_knn" else test.images)[row])
+            memory = unit(train.texts if kind == "text_knn" else train.images)
+            scores = memory @ asked
+            near = np.argsort(-scores)[: settings["neighbours"]]
+            weights = np.exp((scores[near] - scores[near[0]]) / 0.1)
+            if kind == "text_knn":
+                carried = unit(train.images)[train.image_index[near]]
+            else:
+                carried = np.stack([unit(train.texts)[train.image_index == picture].mean(0) for picture in near])
+            np.testing.assert_allclose(moved[row], unit(weights @ carried), atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", [cca, ridge, lambda train: neighbours(train, "text_knn")], ids=["cca", "ridge", "knn"])
+def test_what_was_planted_is_found_and_settings_are_chosen_on_the_selection_pairs(data, fit):
+    train, selection, test = data
+    scores = [quality(*embed(selection), selection.image_index)["rsum"] for _, embed in fit(train)]
+    settings, embed = choose(fit(train), selection)
+    assert settings["selection_rsum"] == round(max(scores), 1) > min(scores)
+    assert quality(*embed(test), test.image_index)["text_to_image"]["R@1"] > 20  # chance: 1.25
+
+
+def test_trap_the_learned_baselines_never_see_the_reported_pairs(data):
+    train, selection, test = data
+    changed = Pairs(test.images + 9, test.texts - 9, test.image_index)
+    for fit in (cca, ridge):
+        (first, embed), (second, again) = choose(fit(train), selection), choose(fit(train), selection)
+        assert first == second
+        np.testing.assert_array_equal(embed(selection)[0], again(selection)[0])
+        assert not np.array_equal(embed(changed)[0], embed(test)[0])
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_random_maps_are_orthogonal_seeded_and_without_preferred_direction(shape):
+    matrix = random_orthogonal(*shape, seed=1)
+    gram = matrix @ matrix.T if shape[0] <= shape[1] else matrix.T @ matrix
+    np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-12)
+    np.testing.assert_array_equal(matrix, random_orthogonal(*shape, seed=1))
+    corner = [random_orthogonal(*shape, seed=seed)[0, 0] for seed in range(200)]
+    assert abs(np.mean(corner)) < 0.12
+
+
+def test_unlearned_baselines_sit_at_chance_though_each_modality_is_well_structured():
+    generator = np.random.default_rng(0)
+    topics = generator.standard_normal((60, 12))
+    images = topics @ generator.standard_normal((12, 40))
+    index = np.repeat(np.arange(60), 2)
+    texts = topics[index] @ generator.standard_normal((12, 20)) + 0.3 * generator.standard_normal((120, 20))
+    found = {}
+    for images_are_space in (True, False):
+        pairs = unlearned(
+            *((images, texts) if images_are_space else (texts, images)), index, images_are_space=images_are_space
+        )
+        assert len(pairs) == MAPS
+        found[images_are_space] = report(pairs, draws=0)
+        assert found[images_are_space]["text_to_image"]["R@1"] == pytest.approx(100 / 60, abs=1.5)
+        assert found[images_are_space]["image_to_text"]["R@1"] == pytest.approx(100 / 60, abs=1.5)
+        assert found[images_are_space]["text_to_image"]["R@1_sd"] > 0
+    assert found[True] != found[False]
+
+
+def test_trap_zero_or_non_finite_features_raise_in_baselines():
+    for value in (0.0, np.nan):
+        bad = np.full((3, 4), value)
+        with pytest.raises(MetricsError, match="have no direction"):
+            unlearned(bad, np.ones((3, 4)), np.arange(3), images_are_space=True)

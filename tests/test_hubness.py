@@ -1,0 +1,96 @@
+"""Corrections for hubs against their written-out definitions, and where they may be used."""
+
+import h5py
+import numpy as np
+import pytest
+from scipy.stats import skew
+
+from retrieval import hubness
+from retrieval.embeddings import read_embeddings
+from retrieval.hubness import bias_by_bank, csls_bias, fit_inverted_softmax, hub_skewness, inverted_softmax_bias
+from retrieval.metrics import rank, rank_scores, report
+
+
+def unit(generator, rows, dim=16):
+    vectors = generator.standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_the_inverted_softmax_is_a_bias(monkeypatch):
+    """It ranks as exp(b s(q, g)) / sum over the bank of exp(b s(bank, g)) does (Smith et al. 2017)."""
+    generator = np.random.default_rng(0)
+    images, texts, bank, index = unit(generator, 30), unit(generator, 90), unit(generator, 200), np.arange(90) // 3
+    beta = 7.0
+    monkeypatch.setattr(hubness, "_BLOCK_BYTES", 4 * 200 * 7)  # uneven blocks
+    bias = inverted_softmax_bias(images, bank, beta)
+    inverted = np.exp(beta * images @ texts.T) / np.exp(beta * images @ bank.T).sum(1, keepdims=True)
+    found, expected = rank(images, texts, index, image_bias=bias)[1], rank_scores(np.log(inverted), index)[1]
+    np.testing.assert_array_equal(found.above, expected.above)
+
+
+def test_csls_is_a_bias():
+    """It ranks as 2 s(q, g) - r(q) - r(g) does, r the mean over ten neighbours (Conneau et al. 2018)."""
+    generator = np.random.default_rng(1)
+    images, texts, index = unit(generator, 40), unit(generator, 120), np.arange(120) // 3
+    scores = (images @ texts.T).astype(np.float64)
+    of_image, of_text = np.sort(scores, 1)[:, -10:].mean(1), np.sort(scores, 0)[-10:].mean(0)
+    expected = rank_scores(2 * scores - of_image[:, None] - of_text, index)
+    found = rank(images, texts, index, image_bias=csls_bias(images, texts), text_bias=csls_bias(texts, images))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.above, theirs.above)
+
+
+def test_hub_skewness_is_that_of_the_ten_occurrences_and_a_correction_lowers_it():
+    generator = np.random.default_rng(2)
+    gallery, queries, bank = unit(generator, 80), unit(generator, 500), unit(generator, 500)
+    for rows in (queries, bank):
+        rows += 0.35 * gallery[3]  # everything is near one item
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    top = np.argsort(-queries @ gallery.T, axis=1)[:, :10]
+    before = hub_skewness(gallery, queries)
+    assert before == pytest.approx(skew(np.bincount(top.ravel(), minlength=80)))
+    assert hub_skewness(gallery, queries, inverted_softmax_bias(gallery, bank, 10.0)) < before - 0.5
+    assert hub_skewness(gallery[:5], queries) == 0.0  # all of them are found by every query
+
+
+def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monkeypatch):
+    generator = np.random.default_rng(3)
+    index = np.arange(300) // 3
+    images = unit(generator, 100)
+    texts = images[index] + 0.8 * unit(generator, 300)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    train, selection = np.arange(60), np.arange(60, 80)
+    found = fit_inverted_softmax(images, texts, index, train, selection)
+    expected = inverted_softmax_bias(images, texts[:180], found.image_beta)
+    np.testing.assert_allclose(found.image, expected, rtol=1e-5)
+    assert found.text.shape == (300,)
+    # nothing outside train and selection plays a part in what is chosen
+    images[80:], texts[240:] = unit(generator, 20), unit(generator, 60)
+    again = fit_inverted_softmax(images, texts, index, train, selection)
+    assert (again.image_beta, again.text_beta) == (found.image_beta, found.text_beta)
+    np.testing.assert_array_equal(again.image[:80], found.image[:80])
+    monkeypatch.setattr(hubness, "BANK", 50)
+    assert not np.array_equal(fit_inverted_softmax(images, texts, index, train, selection).image, again.image)
+    rows = hubness.bank_rows(np.arange(1000))
+    assert len(rows) == 50 == len(np.unique(rows))
+    np.testing.assert_array_equal(rows, hubness.bank_rows(np.arange(1000)))
+
+
+def test_the_file_holds_the_biases_that_any_gallery_would_get(run_dir, store):
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    np.testing.assert_allclose(bias_by_bank(embeddings, "image", embeddings.images), embeddings.image_bias, rtol=1e-5)
+    np.testing.assert_allclose(bias_by_bank(embeddings, "text", embeddings.texts), embeddings.text_bias, rtol=1e-5)
+    with h5py.File(run_dir / "embeddings.h5") as file:
+        assert file["image/bias"].attrs["beta"] in hubness.BETAS
+
+
+def test_what_is_searched_with_is_what_is_reported(run_dir):
+    """R@1 counted from the hits of a corrected gallery is the corrected row's R@1."""
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    pictures, captions, index = embeddings.split("train")
+    biases = {"image_bias": embeddings.image_bias[pictures], "text_bias": embeddings.text_bias[captions]}
+    told = report([rank(embeddings.images[pictures], embeddings.texts[captions], index, **biases)], draws=0)
+    gallery = embeddings.gallery("image", "train", "qbnorm")
+    queries = np.column_stack([embeddings.texts[captions], np.ones(len(captions), np.float32)])
+    hits = [int(rows[0]) for _, rows in gallery.search(queries, 1)]
+    assert 100 * np.mean(hits == index) == pytest.approx(told["text_to_image"]["R@1"], abs=1.0)  # ties apart

@@ -1,0 +1,376 @@
+"""Indexes on disk: exact where they say so, refused where they are not good enough, whole at every moment."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.formats import CURRENT
+from extract.files import FileError, only_writer
+from retrieval import index as module
+from retrieval.embeddings import Gallery
+from retrieval.index import (
+    TYPES,
+    Index,
+    IndexingError,
+    choose_type,
+    compact,
+    exact_search,
+    read_manifest,
+    remove,
+    update,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMY = {"memory": 2**40, "run": "runs/first", "source": "here"}
+
+
+def unit(generator, rows, dim=24):
+    vectors = generator.standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def gallery(rows=200, seed=0, first=0, space="s", **changes):
+    names = [f"p{number}" for number in range(first, first + rows)]
+    columns = {
+        "kind": "image",
+        "vectors": unit(np.random.default_rng([seed, first]), rows),
+        "biased": False,
+        "ids": names,
+        "paths": [f"images/{name}.jpg" for name in names],
+        "captions": [[f"says {name}"] * (number % 3) for number, name in enumerate(names)],
+        "contents": [f"hash of {name}" for name in names],
+        "thumbnails": [f"jpeg {name}".encode() for name in names],
+        "space": space,
+    }
+    return Gallery(**columns | changes)
+
+
+def joined(one, two):
+    columns = {
+        name: getattr(one, name) + getattr(two, name) for name in ("ids", "paths", "captions", "contents", "thumbnails")
+    }
+    return Gallery(one.kind, np.concatenate([one.vectors, two.vectors]), one.biased, space=one.space, **columns)
+
+
+@pytest.fixture
+def probes():
+    return unit(np.random.default_rng(5), 60)
+
+
+def found_ids(index, queries, k):
+    return [[index.item(row)["id"] for row in rows.tolist()] for _, rows in index.search(queries, k)]
+
+
+def exact_ids(of, queries, k, without=()):
+    scores = queries @ of.vectors.T
+    scores[:, [row for row, name in enumerate(of.ids) if name in set(without)]] = -np.inf
+    return [[of.ids[row] for row in order[:k]] for order in np.argsort(-scores, axis=1, kind="stable")]
+
+
+def recall(found, truth):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_finds_what_exact_search_finds_and_shows_its_rows(tmp_path, probes, kind):
+    items = gallery(900)
+    made = update(tmp_path / "i", items, probes, kind=kind, min_recall=0.9, **ROOMY)
+    assert (made.added, made.removed, made.rows, made.up_to_date) == (900, 0, 900, False)
+    index = Index(tmp_path / "i")
+    assert len(index) == 900
+    found = found_ids(index, probes, 10)
+    measured = recall(found, exact_ids(items, probes, 10))
+    assert made.manifest["recall@10"] == pytest.approx(measured)
+    assert measured == 1.0 if kind == "flat" else measured >= 0.9
+    scores, rows = index.search(probes[:1], 3)[0]
+    np.testing.assert_allclose(scores, np.sort(items.vectors @ probes[0])[::-1][:3], rtol=1e-4)
+    assert index.item(int(rows[0])) == items.item(int(rows[0]))
+
+
+def test_an_approximate_index_under_the_floor_is_refused_and_the_old_one_stays(tmp_path, probes, monkeypatch):
+    update(tmp_path / "i", gallery(300), probes, **ROOMY)
+    monkeypatch.setitem(module._EFFORTS, "ivf", (1,))
+    before = read_manifest(tmp_path / "i")
+    with pytest.raises(IndexingError, match=r"is 0\.\d+, under 0.99; use --type hnsw or flat, or lower --min-recall"):
+        update(tmp_path / "i", gallery(3000), probes, kind="ivf", min_recall=0.99, **ROOMY)
+    assert read_manifest(tmp_path / "i") == before
+    assert len(Index(tmp_path / "i")) == 300
+
+
+def test_effort_is_raised_until_the_recall_suffices(tmp_path, probes):
+    low = update(tmp_path / "a", gallery(3000), probes, kind="ivf", min_recall=0.3, **ROOMY).manifest
+    high = update(tmp_path / "b", gallery(3000), probes, kind="ivf", min_recall=0.95, **ROOMY).manifest
+    assert low["segments"][0]["effort"] < high["segments"][0]["effort"]
+    assert 0.3 <= low["recall@10"] < 0.95 <= high["recall@10"]
+
+
+def test_new_rows_join_changed_ones_are_replaced_and_missing_ones_go(tmp_path, probes):
+    folder, old = tmp_path / "i", gallery(200)
+    update(folder, old, probes, **ROOMY)
+    files = set(folder.glob("000001.*"))
+    more = joined(old, gallery(30, first=200))
+    made = update(folder, more, probes, **ROOMY)
+    assert (made.added, made.removed) == (30, 0)
+    assert [entry["rows"] for entry in made.manifest["segments"]] == [200, 30]
+    assert files <= set(folder.glob("000001.*"))  # the first segment was not touched
+    assert found_ids(Index(folder), probes, 7) == exact_ids(more, probes, 7)
+    more.captions[4] = ["another sentence"]
+    more.vectors[9] = unit(np.random.default_rng(8), 1)[0]
+    kept = more.take(np.arange(3, 230))
+    made = update(folder, kept, probes, **ROOMY)
+    assert (made.added, made.removed) == (2, 5)  # p4 and p9 anew; p0, p1, p2 and the old p4 and p9 gone
+    index = Index(folder)
+    assert len(index) == 227
+    assert found_ids(index, probes, 12) == exact_ids(kept, probes, 12)
+    shown = {index.item(int(rows[0]))["id"]: index.item(int(rows[0])) for _, rows in index.search(kept.vectors, 1)}
+    assert shown["p4"]["captions"] == ["another sentence"]
+    assert update(folder, kept, probes, **ROOMY).up_to_date
+    halved = kept.take(np.arange(100))
+    assert len(update(folder, halved, probes, **ROOMY).manifest["segments"]) == 1  # more gone than kept: built anew
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_removed_rows_are_never_found_and_every_query_still_gets_its_hits(tmp_path, probes, kind):
+    folder, items = tmp_path / "i", gallery(400)
+    update(folder, items, probes, kind=kind, min_recall=0.8, **ROOMY)
+    gone = sorted({name for ids in exact_ids(items, probes, 5) for name in ids})  # the best of every query
+    made = remove(folder, gone, probes, 0.8)
+    assert (made.removed, made.rows) == (len(gone), 400 - len(gone))
+    index = Index(folder)
+    found = found_ids(index, probes, 10)
+    assert not {name for ids in found for name in ids} & set(gone)
+    assert {len(ids) for ids in found} == {10}
+    assert recall(found, exact_ids(items, probes, 10, without=gone)) > 0.8
+    assert len(index) == len(index.ids()) == 400 - len(gone)
+    assert remove(folder, [index.ids()[0]], probes, 0.8).rows == 399 - len(gone)  # tombstones add up
+    made = compact(folder, probes, 0.8)
+    assert [entry["rows"] for entry in made.manifest["segments"]] == [399 - len(gone)]
+    index = Index(folder)
+    assert not set(index.ids()) & set(gone)
+    rows = {name: row for row, name in enumerate(items.ids)}
+    scores, best = index.search(probes[:1], 1)[0]
+    assert index.item(int(best[0])) == items.item(rows[index.item(int(best[0]))["id"]])
+    assert compact(folder, probes, 0.8).up_to_date
+
+
+def test_trap_more_hits_than_items_and_removed_ones_leave_no_row_minus_one(tmp_path, probes):
+    for kind in TYPES:
+        folder = tmp_path / kind
+        update(folder, gallery(60), probes, kind=kind, min_recall=0.5, **ROOMY)
+        remove(folder, [f"p{number}" for number in range(0, 60, 2)], probes, 0.5)
+        for scores, rows in Index(folder).search(probes, 1000):
+            assert len(rows) == len(set(rows.tolist())) == 30
+            assert rows.min() >= 0
+            assert np.isfinite(scores).all()
+            assert (np.diff(scores) <= 1e-6).all()
+
+
+@given(st.lists(st.sampled_from(["add", "remove", "change", "compact"]), min_size=1, max_size=6), st.integers(0, 999))
+@settings(max_examples=15, deadline=None)
+def test_whatever_happens_to_an_index_it_finds_what_a_fresh_search_finds(tmp_path_factory, steps, seed):
+    folder, generator, probes = (
+        tmp_path_factory.mktemp("i") / "i",
+        np.random.default_rng([seed, 77]),
+        unit(np.random.default_rng(1), 9),
+    )
+    items = gallery(40, seed)
+    update(folder, items, probes, **ROOMY)
+    for number, step in enumerate(steps):
+        if step == "add":
+            items = joined(items, gallery(7, seed, first=1000 + 10 * number))
+            update(folder, items, probes, **ROOMY)
+        elif step == "remove":
+            gone = generator.permutation(len(items))[:3]
+            remove(folder, [items.ids[row] for row in gone], probes, 0.9)
+            items = items.take(np.setdiff1d(np.arange(len(items)), gone))
+        elif step == "change":
+            items.vectors[int(generator.integers(len(items)))] = unit(generator, 1)[0]
+            update(folder, items, probes, **ROOMY)
+        else:
+            compact(folder, probes, 0.9)
+    assert found_ids(Index(folder), probes, 5) == exact_ids(items, probes, 5)
+
+
+def test_the_type_is_chosen_by_size_and_memory_and_says_why():
+    assert choose_type(1000, 512, 2**30)[0] == "flat"
+    assert choose_type(10**6, 512, 2**32)[0] == "hnsw"
+    assert choose_type(10**6, 512, 2_150_000_000)[0] == "ivf"
+    name, reason = choose_type(10**6, 512, 2**28)
+    assert name == "ivfpq"
+    assert reason == "1,000,000 rows are many for exact search; no room for vectors: it takes 73 of 256 MiB"
+    assert choose_type(1000, 512, 10**6)[0] != "flat"
+    with pytest.raises(IndexingError, match="do not fit the budget: even quantized, the index takes 73 of 10 MiB"):
+        choose_type(10**6, 512, 10 * 2**20)
+
+
+def test_auto_is_decided_anew_and_an_asked_type_is_kept(tmp_path, probes, monkeypatch):
+    auto = update(tmp_path / "a", gallery(300), probes, **ROOMY).manifest
+    asked = update(tmp_path / "b", gallery(300), probes, kind="hnsw", **ROOMY).manifest
+    assert (auto["type"], asked["type"]) == ("flat", "hnsw")
+    monkeypatch.setattr(module, "FLAT_ROWS", 100)
+    told = []
+    again = update(tmp_path / "a", gallery(300), probes, say=told.append, **ROOMY).manifest
+    assert again["type"] == "hnsw"
+    assert "building it anew: type changed" in told
+    assert update(tmp_path / "b", gallery(300), probes, **ROOMY).up_to_date
+
+
+def test_few_new_rows_beside_an_approximate_index_are_searched_exactly(tmp_path, probes):
+    update(tmp_path / "i", gallery(300), probes, kind="hnsw", **ROOMY)
+    made = update(tmp_path / "i", joined(gallery(300), gallery(20, first=300)), probes, **ROOMY)
+    assert [entry["type"] for entry in made.manifest["segments"]] == ["hnsw", "flat"]
+
+
+def test_trap_a_file_that_was_changed_is_refused_before_faiss_sees_a_byte(tmp_path, probes, monkeypatch):
+    update(tmp_path / "i", gallery(50), probes, kind="ivfpq", min_recall=0, **ROOMY)
+    remove(tmp_path / "i", ["p3"], probes, 0)
+    monkeypatch.setattr(module.faiss, "read_index", lambda *_: pytest.fail("faiss was handed damaged bytes"))
+    current = json.loads((tmp_path / "i" / CURRENT).read_text())
+    names = [current["manifest"], *read_manifest(tmp_path / "i")["segments"][0]["files"]]
+    assert {name.rpartition(".")[2] for name in names} == {"json", "faiss", "h5", "npy"}
+    for name in names:
+        folder = shutil.copytree(tmp_path / "i", tmp_path / f"broken {name}")
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(data)
+        with pytest.raises(IndexingError, match="does not match its SHA-256"):
+            Index(folder)
+        (folder / name).unlink()
+        with pytest.raises(IndexingError, match="is missing; build the index again"):
+            Index(folder)
+
+
+def test_trap_the_index_holds_ids_metric_normalisation_and_the_hash_of_its_vectors(tmp_path, probes):
+    made = update(tmp_path / "i", gallery(50), probes, **ROOMY).manifest
+    assert (made["metric"], made["normalised"], made["dim"], made["kind"]) == ("inner product", True, 24, "image")
+    assert (made["space"], made["source"], made["run"]) == ("s", "here", "runs/first")
+    assert len(made["segments"][0]["vectors_sha256"]) == 64
+    assert Index(tmp_path / "i").ids() == gallery(50).ids
+
+
+DYING = """
+import os, sys
+sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests")
+import test_index
+from retrieval import index as module
+left = {step}
+real = os.replace
+def replace(source, target):  # every file appears by it
+    global left
+    left -= 1
+    if left < 0:
+        os._exit(9)
+    real(source, target)
+os.replace = replace
+probes = test_index.unit(test_index.np.random.default_rng(5), 60)
+module.update({folder!r}, test_index.grown(), probes, **test_index.ROOMY)
+"""
+
+
+def grown():
+    return joined(gallery(60), gallery(9, first=60))
+
+
+def test_trap_killed_while_writing_the_last_version_stays_whole(tmp_path, probes):
+    update(tmp_path / "i", gallery(60), probes, **ROOMY)
+    codes = []
+    for step in range(6):
+        script = DYING.format(root=str(ROOT), step=step, folder=str(tmp_path / "i"))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        codes.append(done.returncode)
+        if done.returncode:
+            assert done.returncode == 9, done.stderr
+            assert found_ids(Index(tmp_path / "i"), probes, 5) == exact_ids(gallery(60), probes, 5)
+    assert codes == [9, 9, 9, 9, 0, 0]  # rows, faiss file, manifest, pointer
+    assert found_ids(Index(tmp_path / "i"), probes, 5) == exact_ids(grown(), probes, 5)
+
+
+def test_who_has_an_index_open_goes_on_while_newer_versions_appear(tmp_path, probes):
+    folder, items = tmp_path / "i", gallery(100)
+    update(folder, items, probes, **ROOMY)
+    reader = Index(folder)
+    for number in range(3):
+        items = joined(items, gallery(60 + 100 * number, first=1000 * (number + 1)))
+        update(folder, items, probes, **ROOMY)
+    assert found_ids(reader, probes, 5) == exact_ids(gallery(100), probes, 5)
+    assert len(list(folder.glob("*.faiss"))) <= 3  # what neither this version nor the last one uses is cleared away
+
+
+def test_a_second_writer_other_sources_and_unusable_galleries_are_refused(tmp_path, probes):
+    update(tmp_path / "i", gallery(20), probes, **ROOMY)
+    with only_writer(tmp_path / "i", "the index"), pytest.raises(FileError, match="another process is writing"):
+        update(tmp_path / "i", gallery(21), probes, **ROOMY)
+    with pytest.raises(IndexingError, match="indexes here, not there; name another --index, or --force"):
+        update(tmp_path / "i", gallery(20), probes, **ROOMY | {"source": "there"})
+    assert update(tmp_path / "i", gallery(20), probes, force=True, **ROOMY | {"source": "there"}).added == 20
+    with pytest.raises(IndexingError, match="several items of the gallery have the same id"):
+        update(tmp_path / "j", gallery(3, ids=["a", "a", "b"]), probes, **ROOMY)
+    with pytest.raises(IndexingError, match="holds nothing to index"):
+        update(tmp_path / "j", gallery(0), probes, **ROOMY)
+    with pytest.raises(IndexingError, match="holds no 'x' and 1 more"):
+        remove(tmp_path / "i", ["p1", "x", "y"], probes, 0.9)
+    with pytest.raises(IndexingError, match="would leave nothing"):
+        remove(tmp_path / "i", [f"p{number}" for number in range(20)], probes, 0.9)
+    with pytest.raises(IndexingError, match="there is no index at"):
+        Index(tmp_path / "none")
+    assert not (tmp_path / "j" / CURRENT).exists()
+
+
+def test_other_heads_or_a_correction_for_hubs_build_it_anew(tmp_path, probes):
+    update(tmp_path / "i", gallery(20), probes, **ROOMY)
+    told = []
+    update(tmp_path / "i", gallery(20, space="other"), probes, say=told.append, **ROOMY)
+    assert "building it anew: space changed" in told
+    biased = np.column_stack([gallery(20).vectors, np.arange(20, dtype=np.float32)])
+    queries = np.column_stack([probes, np.ones(60, np.float32)])
+    made = update(tmp_path / "i", gallery(20, vectors=biased, biased=True), queries, **ROOMY)
+    assert made.manifest["biased"]
+    assert found_ids(Index(tmp_path / "i"), queries[:1], 20)[0][0] == "p19"
+
+
+def test_queries_of_the_wrong_shape_or_not_finite_are_refused(tmp_path, probes):
+    update(tmp_path / "i", gallery(20), probes, **ROOMY)
+    index = Index(tmp_path / "i")
+    with pytest.raises(IndexingError, match="do not fit a gallery of 24 dimensions"):
+        index.search(probes[:, :7], 3)
+    with pytest.raises(IndexingError, match="not finite"):
+        index.search(np.full((1, 24), np.nan), 3)
+
+
+def test_a_full_disk_leaves_the_last_version(tmp_path, probes, monkeypatch):
+    update(tmp_path / "i", gallery(50), probes, **ROOMY)
+
+    def full(index, path):
+        raise RuntimeError("Error: 'ret == (size)' failed: write error")
+
+    monkeypatch.setattr(module.faiss, "write_index", full)
+    with pytest.raises(IndexingError, match="could not be written; is the disk full"):
+        update(tmp_path / "i", gallery(80), probes, **ROOMY)
+    assert len(Index(tmp_path / "i")) == 50
+
+
+def test_thumbnails_may_be_missing_and_captions_need_no_picture(tmp_path, probes):
+    items = gallery(20, kind="text", thumbnails=None, paths=[""] * 20)
+    update(tmp_path / "i", items, probes, **ROOMY)
+    assert Index(tmp_path / "i").item(3) == items.item(3)
+    with h5py.File(tmp_path / "i/000001.h5") as file:
+        assert "thumbnail" not in file
+
+
+def test_exact_search_agrees_with_the_matrix_product_and_k_may_exceed_the_gallery():
+    generator = np.random.default_rng(0)
+    items, queries = unit(generator, 30), unit(generator, 4)
+    scores, rows = exact_search(items, queries, 7)
+    np.testing.assert_array_equal(rows, np.argsort(-(queries @ items.T), axis=1)[:, :7])
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ items.T, rows, 1), rtol=1e-5)
+    scores, rows = exact_search(items, queries, 500)
+    assert rows.shape == (4, 30)
+    assert rows.min() == 0  # no -1 that would be the last item
