@@ -156,7 +156,7 @@ def test_removed_rows_are_never_found_and_every_query_still_gets_its_hits(tmp_pa
     index = Index(folder)
     assert not set(index.ids()) & set(gone)
     rows = {name: row for row, name in enumerate(items.ids)}
-    scores, best = index.search(probes[:1], 1)[0]
+    _, best = index.search(probes[:1], 1)[0]
     assert index.item(int(best[0])) == items.item(rows[index.item(int(best[0]))["id"]])
     assert compact(folder, probes, 0.8).up_to_date
 
