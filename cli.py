@@ -111,7 +111,7 @@ def cli() -> None:
     \b
     extract   pictures and captions -> feature store (once)
     fit       feature store -> projection heads and embeddings (seconds)
-    evaluate, compare, index, search, plot   from the stored files
+    evaluate, compare, ensemble, index, search, plot   from the stored files
 
     Start with: python cli.py demo
     """
@@ -342,6 +342,26 @@ def compare(runs, split, rerank, json_to):
     if json_to:
         write_json(json_to, result)
         done(f"wrote {json_to}")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=DIRECTORY, metavar="RUN_A RUN_B...")
+@click.option("--out", "run_dir", required=True, type=DIRECTORY, help="The folder to write, a run like any other.")
+@click.option("--store", "store_file", type=FILE, help="The runs' feature store, if it has moved.")
+def ensemble(runs, run_dir, store_file):
+    """Join runs of one store: their scores are averaged, by laying their vectors side by side."""
+    from extract.store import FeatureStore
+    from heads.checkpoint import load_run
+    from heads.ensemble import ensemble as join
+    from retrieval.hubness import fit_inverted_softmax
+    from retrieval.metrics import quality
+
+    opened = [load_run(folder) for folder in runs]
+    with FeatureStore(store_file or opened[0].provenance["store"]) as store:
+        made = join(store, opened, run_dir, quality=quality, correct_hubs=fit_inverted_softmax)
+    selection = made["selection"]
+    say(f"{len(made['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
+    done(f"wrote {run_dir}", f"python cli.py evaluate --run {run_dir}")
 
 
 @cli.command()

@@ -89,6 +89,11 @@ def _describe_run(folder: Path) -> str:
         f"  encoders    {made['encoders']['image']['encoder']}, {made['encoders']['text']['encoder']}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
+        *(
+            [f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's"]
+            if "joined" in made
+            else []
+        ),
         f"  fitted on   {made['train_pictures']:,} pictures in {made['seconds']:.0f} s "
         f"({made['device']}, {made['threads']} threads, torch {made['versions']['torch']})",
         f"  chosen on   {made['selection']['split']}, {made['selection']['pictures']:,} pictures: "

@@ -81,6 +81,8 @@ def plot_run(
         "training": lambda: draw_training(folder),
         "ranks": lambda: draw_ranks(embeddings, split),
     }
+    if "joined" in read_json(folder / PROVENANCE, "the run's provenance"):
+        del drawings["training"]  # an ensemble's members have histories, it has none
     return _draw_all(drawings, Path(out), step)
 
 

@@ -28,10 +28,10 @@ from configs.formats import (
     SHUFFLED,
     TOKENIZER,
 )
-from configs.schema import Config, load_config
+from configs.schema import Config, ModelConfig, load_config
 from extract.files import digest, read_json, remove_folder, whole_file, write_json, write_text
 from extract.store import changed_settings
-from heads.models import DualHeads
+from heads.models import DualHeads, Ensemble
 
 
 class RunError(OnceoverError):
@@ -40,11 +40,11 @@ class RunError(OnceoverError):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, settings, heads (eval mode) and provenance."""
+    """A finished run: its folder, settings (an ensemble's: its first member's), heads (eval mode) and provenance."""
 
     folder: Path
     config: Config
-    heads: DualHeads
+    heads: DualHeads | Ensemble
     provenance: dict
 
     @property
@@ -93,7 +93,9 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     provenance = read_provenance(folder)
     config = load_config(folder / CONFIG)
-    heads = DualHeads(provenance["dims"]["image"], provenance["dims"]["text"], config.model)
+    dims = provenance["dims"]["image"], provenance["dims"]["text"]
+    members = [DualHeads(*dims, ModelConfig(**settings)) for settings in provenance["members"]]
+    heads = members[0] if len(members) == 1 else Ensemble(members)
     try:
         heads.load_state_dict(safetensors.torch.load_file(folder / HEADS))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -129,7 +131,7 @@ def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes
             aside.write_bytes(data)
 
 
-def save_heads(folder: Path, heads: DualHeads, fingerprints: dict[str, str]) -> str:
+def save_heads(folder: Path, heads: DualHeads | Ensemble, fingerprints: dict[str, str]) -> str:
     """Writes the heads as safetensors; returns the name of their space, a digest of heads and features."""
     data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()})
     with whole_file(folder / HEADS) as aside:

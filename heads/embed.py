@@ -13,7 +13,7 @@ from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
 from extract.files import whole_file
 from extract.store import SELECTION, FeatureStore, Roles, write_column
-from heads.models import DualHeads, embed_pictures
+from heads.models import DualHeads, Ensemble
 
 BLOCK = 4096  # rows embedded at a time
 #: images (N, D), texts (M, D), image_index (M,), train and selection rows -> biases (``retrieval.hubness``)
@@ -25,17 +25,17 @@ class EmbedError(OnceoverError):
 
 
 @torch.inference_mode()
-def image_embeddings(heads: DualHeads, features: Tensor) -> np.ndarray:
+def image_embeddings(heads: DualHeads | Ensemble, features: Tensor) -> np.ndarray:
     """float32 (N, V, D) -> unit vectors, float32 (N, embedding_dim).
 
     Raises:
         EmbedError: a vector that is not finite or has no direction.
     """
-    return _checked("picture", [embed_pictures(heads, block).cpu().numpy() for block in features.split(BLOCK)])
+    return _checked("picture", [heads.embed_pictures(block).cpu().numpy() for block in features.split(BLOCK)])
 
 
 @torch.inference_mode()
-def text_embeddings(heads: DualHeads, features: Tensor) -> np.ndarray:
+def text_embeddings(heads: DualHeads | Ensemble, features: Tensor) -> np.ndarray:
     """float32 (M, D) -> unit vectors, float32 (M, embedding_dim).
 
     Raises:
@@ -55,7 +55,7 @@ def _checked(what: str, blocks: list[np.ndarray]) -> np.ndarray:
     return vectors
 
 
-def embed(heads: DualHeads, images: Tensor, texts: Tensor, image_index: np.ndarray, pictures: np.ndarray):
+def embed(heads: DualHeads | Ensemble, images: Tensor, texts: Tensor, image_index: np.ndarray, pictures: np.ndarray):
     """Embeddings of some pictures and of their captions, and the caption map counted among them."""
     captions = np.flatnonzero(np.isin(image_index, pictures))
     place = np.full(len(images), -1)
@@ -69,7 +69,7 @@ def embed(heads: DualHeads, images: Tensor, texts: Tensor, image_index: np.ndarr
 
 def write_embeddings(
     store: FeatureStore,
-    heads: DualHeads,
+    heads: DualHeads | Ensemble,
     path: Path,
     roles: Roles,
     space: str,

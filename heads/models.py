@@ -80,6 +80,10 @@ class DualHeads(nn.Module):
         """float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
         return F.normalize(self.image(features), dim=-1)
 
+    def embed_pictures(self, views: Tensor) -> Tensor:
+        """One unit vector a picture, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
+        return F.normalize(self.embed_images(views).mean(1), dim=-1)
+
     def embed_texts(self, features: Tensor) -> Tensor:
         """float32 (..., text_dim) -> unit vectors (..., embedding_dim)."""
         return F.normalize(self.text(features), dim=-1)
@@ -97,9 +101,27 @@ class DualHeads(nn.Module):
             self.log_temperature.clamp_(*bounds)
 
 
-def embed_pictures(heads: DualHeads, views: Tensor) -> Tensor:
-    """One unit vector a picture, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
-    return F.normalize(heads.embed_images(views).mean(1), dim=-1)
+class Ensemble(nn.Module):
+    """Several pairs of heads on the same features, as one space: the members' vectors side by side.
+
+    The inner product of two such vectors, each divided by the root of the number of members, is the mean of the
+    members' own, so that an ensemble is searched like any single model.
+    """
+
+    def __init__(self, members: list[DualHeads]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def embed_pictures(self, views: Tensor) -> Tensor:
+        """float32 (N, V, image_dim) -> unit vectors (N, sum of the members' dimensions)."""
+        return self._joined([member.embed_pictures(views) for member in self.members])
+
+    def embed_texts(self, features: Tensor) -> Tensor:
+        """float32 (..., text_dim) -> unit vectors (..., sum of the members' dimensions)."""
+        return self._joined([member.embed_texts(features) for member in self.members])
+
+    def _joined(self, vectors: list[Tensor]) -> Tensor:
+        return torch.cat(vectors, dim=-1) / len(vectors) ** 0.5
 
 
 def mix(first: Tensor, second: Tensor, weight: float) -> Tensor:

@@ -135,6 +135,7 @@ def fit(
         provenance = {
             "request": request,
             "space": space,
+            "members": [settings["model"]],
             "store": str(store.path.resolve()),
             "fingerprints": store.fingerprints,
             "recipes": store.recipes,

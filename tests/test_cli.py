@@ -299,6 +299,22 @@ def test_evaluate_with_everything_and_compare(run, fails, run_dir, store_file, t
     assert "name at least two runs" in fails("compare", run_dir)
 
 
+def test_runs_are_joined_evaluated_drawn_and_searched(run, run_dir, tmp_path):
+    joined = tmp_path / "both"
+    made = run("ensemble", run_dir, run_dir, "--out", joined)
+    assert "2 pairs of heads: rsum" in made.stderr
+    alone, both = (json.loads(run("evaluate", "--run", folder, "--json").stdout) for folder in (run_dir, joined))
+    assert both["models"]["multimodal"]["rsum"] == pytest.approx(alone["models"]["multimodal"]["rsum"])
+    assert "ensemble    2 pairs of heads" in run("info", joined).stdout
+    assert "training" not in run("plot", "--run", joined, "--out", tmp_path / "f").stderr
+    query = ("--query", "a red circle", "--json", "--device", "cpu")
+    ours, single = (json.loads(run("search", "--run", folder, *query).stdout)["hits"] for folder in (joined, run_dir))
+    assert [hit["score"] for hit in ours] == pytest.approx([hit["score"] for hit in single], abs=1e-5)
+    run("index", "--run", joined)
+    indexed = json.loads(run("search", "--index", joined / "index", *query).stdout)["hits"]
+    assert [hit["id"] for hit in indexed] == [hit["id"] for hit in ours]
+
+
 @pytest.fixture
 def pictures(drawn, tmp_path):
     """A stranger's folder: ten pictures, one of them twice, one in a folder below, one that is none, and a text."""

@@ -15,7 +15,8 @@ from extract.store import FeatureStore
 from heads import training
 from heads.checkpoint import RunError, load_run
 from heads.embed import EmbedError, image_embeddings
-from heads.models import DualHeads, Standardize, embed_pictures
+from heads.ensemble import ensemble
+from heads.models import DualHeads, Ensemble, Standardize
 from heads.training import Batches, TrainingError, learning_rate, seed_for
 from retrieval.embeddings import read_embeddings
 from retrieval.hubness import fit_inverted_softmax
@@ -65,7 +66,7 @@ def test_embeddings_are_unit_vectors_and_a_picture_is_the_mean_of_its_views(head
     apart = torch.stack([heads.embed_images(views[:, view]) for view in range(3)])
     np.testing.assert_allclose(apart.norm(dim=-1).detach(), 1, rtol=1e-5)
     mean = apart.mean(0)
-    torch.testing.assert_close(embed_pictures(heads, views), mean / mean.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(heads.embed_pictures(views), mean / mean.norm(dim=-1, keepdim=True))
     assert heads.embed_texts(torch.randn(2, 5)).shape == (2, 4)
 
 
@@ -351,3 +352,33 @@ def test_trap_the_shuffled_control_swaps_every_train_picture_s_captions_and_no_o
     assert sorted(swapped[train]) == sorted(store.image_index[train])
     for picture in roles.train:  # a picture's captions stay together
         assert len(np.unique(swapped[store.image_index == picture])) == 1
+
+
+def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
+    store, run_dir, tmp_path, fit_config, changed
+):
+    fit(store, tmp_path / "b", changed(fit_config, model={"embedding_dim": 24}, training={"seed": 5}), quality=measure)
+    runs, how = (
+        [load_run(run_dir), load_run(tmp_path / "b")],
+        {"quality": measure, "correct_hubs": fit_inverted_softmax},
+    )
+    made = ensemble(store, runs, tmp_path / "both", **how)
+    folders = run_dir, tmp_path / "b", tmp_path / "both"
+    one, two, both = (read_embeddings(folder / "embeddings.h5") for folder in folders)
+    assert both.images.shape == (60, 16 + 24)
+    mean = (one.images @ one.texts.T + two.images @ two.texts.T) / 2
+    np.testing.assert_allclose(both.images @ both.texts.T, mean, atol=1e-6)
+    joined = load_run(tmp_path / "both")
+    assert isinstance(joined.heads, Ensemble)
+    again = image_embeddings(joined.heads, torch.from_numpy(store.image_features[:]))
+    np.testing.assert_array_equal(again, both.images)
+    pictures, captions, index = both.split("dev")
+    assert made["selection"]["rsum"] == measure(both.images[pictures], both.texts[captions], index)["rsum"]
+    assert len(ensemble(store, [joined, runs[0]], tmp_path / "three", **how)["members"]) == 3
+    with pytest.raises(RunError, match="at least two runs"):
+        ensemble(store, runs[:1], tmp_path / "c", **how)
+    with pytest.raises(RunError, match="is not empty; name a new folder"):
+        ensemble(store, runs, tmp_path / "both", **how)
+    runs[1].provenance["fingerprints"]["image"] = "other"
+    with pytest.raises(RunError, match="was not fitted on the features of"):
+        ensemble(store, runs, tmp_path / "c", **how)

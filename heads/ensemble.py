@@ -1,0 +1,63 @@
+"""Several fitted runs as one: their heads side by side, saved as a run like any other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from configs.formats import EMBEDDINGS
+from extract.files import digest, only_writer
+from extract.store import FeatureStore
+from heads import checkpoint
+from heads.checkpoint import Run, RunError
+from heads.embed import CorrectHubs, embed, write_embeddings
+from heads.models import DualHeads, Ensemble
+from heads.training import Quality
+
+
+def ensemble(
+    store: FeatureStore, runs: Sequence[Run], folder: str | Path, *, quality: Quality, correct_hubs: CorrectHubs
+) -> dict:
+    """Joins runs that were fitted on ``store`` and writes the run folder; members may differ in all their settings.
+
+    Args:
+        quality, correct_hubs: as ``heads.training.fit`` takes them.
+
+    Returns:
+        The run's provenance.
+
+    Raises:
+        RunError: fewer than two runs, runs of other features, or a folder that is not empty.
+    """
+    folder = Path(folder)
+    if len(runs) < 2:
+        raise RunError("an ensemble takes at least two runs")
+    for run in runs:
+        if run.provenance["fingerprints"] != store.fingerprints:
+            raise RunError(f"{run.folder} was not fitted on the features of {store.path}; join runs of one store")
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty; name a new folder")
+    roles, first = store.roles(), runs[0]
+    members: list[DualHeads] = []
+    for run in runs:
+        members += run.heads.members if isinstance(run.heads, Ensemble) else [run.heads]
+    heads = Ensemble(members).eval()
+    with only_writer(folder, "the run"):
+        request = digest([run.provenance["space"] for run in runs])
+        checkpoint.save_resume(folder, {"request": request})
+        checkpoint.save_settings(folder, first.config, first.tokenizer_files)
+        space = checkpoint.save_heads(folder, heads, store.fingerprints)
+        write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, first.config.model.rerank, correct_hubs)
+        features = torch.from_numpy(store.image_features[:]), torch.from_numpy(store.text_features[:])
+        measured = quality(*embed(heads, *features, store.image_index, roles.selection))
+        made = first.provenance | {
+            "request": request,
+            "space": space,
+            "store": str(store.path.resolve()),
+            "members": [settings for run in runs for settings in run.provenance["members"]],
+            "joined": [str(run.folder.resolve()) for run in runs],
+            "selection": first.provenance["selection"] | {"rsum": measured["rsum"]},
+            "seconds": sum(run.provenance["seconds"] for run in runs),
+        }
+        checkpoint.save_provenance(folder, made)
+    return checkpoint.read_provenance(folder)
