@@ -14,7 +14,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 1080px;
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 article { border-top: 1px solid #ccc; padding: 1rem 0 }
 .query { font-size: 1.05rem; font-weight: 600 } .rank { color: #b03a00 }
-.row { display: flex; flex-wrap: wrap; gap: .9rem; margin-top: .6rem }
+.row { display: flex; flex-wrap: wrap; gap: .9rem; margin-top: .6rem } .row > div { flex: 1 1 20rem }
 figure { margin: 0; width: 165px } figure.truth img { outline: 3px solid #0072b2 }
 img { width: 100%; display: block } figcaption { font-size: .8rem; color: #444; overflow-wrap: anywhere }
 ol, ul { margin: .2rem 0; padding-left: 1.4rem } .right { color: #0072b2; font-weight: 600 }

@@ -159,10 +159,9 @@ def search(folder: Path, kind: str, options) -> dict:
     before, start = peak_memory(), time.perf_counter()
     index = Index(folder / kind)
     opening = time.perf_counter() - start
-    found = [rows for _, rows in index.search(queries, K)]
-    recall = np.mean(
-        [len(set(ours.tolist()) & set(truth)) / K for ours, truth in zip(found, exact.tolist(), strict=True)]
-    )
+    found = [rows for _, rows in index.search(queries[1::2], K)]  # the others chose the effort
+    pairs = zip(found, exact[1::2].tolist(), strict=True)
+    recall = np.mean([len(set(ours.tolist()) & set(truth)) / K for ours, truth in pairs])
     start = time.perf_counter()
     for query in queries[:SINGLES]:
         index.search(query[None], K)
@@ -176,6 +175,7 @@ def search(folder: Path, kind: str, options) -> dict:
         "queries_per_second": single,
         "queries_per_second_batch": batch,
         "bytes": sum(file.stat().st_size for file in (folder / kind).glob("*.faiss")),
+        "bytes_with_rows": sum(file.stat().st_size for file in (folder / kind).iterdir()),
         "memory": peak_memory() - before,
         "open_seconds": opening,
     }

@@ -254,14 +254,13 @@ def _counted(scores: _Scores, block: np.ndarray, rows: slice) -> list | None:
             higher, same, _ = _compare(table, own, scores.tie)
             counted.append((direction, captions, higher, same))
             continue
-        higher, near, bounds = _compare(table, own, scores.doubt)
+        higher, near, (above, within) = _compare(table, own, scores.doubt)
         pictures = scores.image_index[captions]
         same = ((pictures >= rows.start) & (pictures < rows.stop)).astype(np.int64)  # the pair itself
         doubtful = np.flatnonzero(near > same)
         if near[doubtful].sum() > _CROWDED * table.size:
             return None
-        low, high = (bound[doubtful] for bound in bounds)
-        query, item = np.nonzero((table[doubtful] >= low) & (table[doubtful] <= high))
+        query, item = np.nonzero(within[doubtful] ^ above[doubtful])
         query = doubtful[query]
         pair = (rows.start + item, captions[query]) if direction else (pictures[query], item)
         gap = scores.exact(*pair, direction) - own[query]
@@ -282,13 +281,11 @@ def _tables(scores: _Scores, block: np.ndarray, rows: slice) -> Iterator[tuple[i
 
 
 def _compare(table: np.ndarray, own: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray, tuple]:
-    """Numbers in each row of ``table`` more than ``margin`` above ``own`` and within it; the bounds, as compared."""
+    """Numbers in each row of ``table`` above ``own`` by more than ``margin``, and within it; which ones, (> and >=)."""
     low, high = ((own + side).astype(table.dtype)[:, None] for side in (-margin, margin))
-    higher, rest = (
-        np.add.reduce(mask.view(np.uint8), axis=1, dtype=np.int32).astype(np.int64)
-        for mask in (table > high, table >= low)
-    )
-    return higher, rest - higher, (low, high)
+    masks = table > high, table >= low
+    higher, rest = (np.add.reduce(mask.view(np.uint8), axis=1, dtype=np.int32).astype(np.int64) for mask in masks)
+    return higher, rest - higher, masks
 
 
 def _ranks(above: np.ndarray, level: np.ndarray, image_index: np.ndarray, n_images: int) -> tuple[Ranks, Ranks]:
