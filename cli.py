@@ -274,7 +274,7 @@ def _evaluate(
     from configs.formats import CONFIG, EMBEDDINGS, EVALUATION, SHUFFLED
     from extract.files import write_json, write_text
     from extract.store import FeatureStore
-    from heads.checkpoint import read_provenance
+    from heads.checkpoint import RunError, read_provenance
     from retrieval import evaluation
     from retrieval.embeddings import read_embeddings
 
@@ -284,15 +284,20 @@ def _evaluate(
         if not store_file.exists():
             raise ConfigError(f"{run_dir} was fitted on {store_file}, which is not there; name it: --store FILE.h5")
         embeddings = read_embeddings(run_dir / EMBEDDINGS)
-    if shuffled:
-        say("fitting the control")
-        config = load_config(run_dir / CONFIG, ["training.shuffle_pairs=true"])
-        _fit(store_file, run_dir / SHUFFLED, config, device)
-        control = read_embeddings(run_dir / SHUFFLED / EMBEDDINGS)
     with FeatureStore(store_file) as store:
+        if embeddings:
+            evaluation.check_store(embeddings, store)
+        if shuffled:
+            say("fitting the control")
+            config = load_config(run_dir / CONFIG, ["training.shuffle_pairs=true"])
+            try:
+                _fit(store_file, run_dir / SHUFFLED, config, device)
+            except RunError:  # of an earlier store or of other settings
+                _fit(store_file, run_dir / SHUFFLED, config, device, force=True)
+            control = read_embeddings(run_dir / SHUFFLED / EMBEDDINGS)
         result = evaluation.evaluate(embeddings, store, split, rerank=rerank, shuffled=control)
     stem = EVALUATION.format(result["split"])
-    place = run_dir / stem if run_dir else store_file.with_suffix(f".{stem}")
+    place = run_dir / stem if run_dir else Path(f"{store_file}.{stem}")
     texts = {
         ".md": evaluation.markdown_table(evaluation.table_rows(result), evaluation.notes(result)),
         ".csv": evaluation.csv_table(result),
@@ -380,14 +385,12 @@ def ensemble(runs, run_dir, store_file):
 @click.option(
     "--min-recall",
     type=click.FloatRange(0, 1),
-    default=0.95,
-    show_default=True,
-    help="Refuse an approximate index whose recall@10 is lower.",
+    help="Refuse an approximate index whose recall@10 is lower. [default: 0.95, or as before]",
 )
 @click.option(
     "--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as before, or as the run does]"
 )
-@click.option("--remove", multiple=True, metavar="ID", help="Only remove this picture or caption. May be repeated.")
+@click.option("--remove", multiple=True, metavar="ID", help="Only remove this item. May be repeated.")
 @click.option("--compact", is_flag=True, help="Only write the index anew, without what was removed.")
 @click.option("--force", is_flag=True, help="Replace an index of something else.")
 @encoder_options[0]
@@ -396,7 +399,8 @@ def ensemble(runs, run_dir, store_file):
 def index(run_dir, index_dir, images, captions, split, remove, compact, **options):
     """Index a run's pictures and captions, or anyone's, for fast search.
 
-    Run again, it takes up what is new, changed or gone; pictures of a folder are encoded once.
+    Run again, it takes up what is new, changed or gone; pictures of a folder are encoded once. An item that was
+    removed comes back when its folder or file is indexed again and still holds it.
     """
     if sum(map(bool, (images, captions, split))) > 1:
         raise click.UsageError("name one of --images, --captions and --split")
@@ -404,7 +408,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         raise click.UsageError("--remove and --compact stand alone: they change the index that is there")
     index_dir = index_dir or run_dir / "index"
     if remove or compact:
-        _change_index(run_dir, index_dir, remove, options["min_recall"])
+        _change_index(run_dir, index_dir, remove)
     else:
         _index(run_dir, index_dir, images, captions, split, **options)
     done(
@@ -423,30 +427,30 @@ def _index(
     *,
     kind: str | None,
     memory: int | None,
-    min_recall: float,
+    min_recall: float | None,
     rerank: str | None,
     force: bool,
     device: str | None,
     image_encoder: str | None,
     text_encoder: str | None,
 ) -> None:
-    from configs.formats import CURRENT, EMBEDDINGS
+    from configs.formats import EMBEDDINGS
     from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import check_source, default_memory, read_manifest, update
+    from retrieval.index import check_source, default_memory, update
 
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
+    run.check_space(embeddings.space)
     source = str((images or captions or run_dir).resolve()) + (f", split {split}" if split else "")
     for each, foreign in (("image", images), ("text", captions)):
         if foreign or not (images or captions):
-            folder = index_dir / GALLERIES[each]
-            check_source(folder, source, force)  # before anything is encoded
-            if rerank is None and (folder / CURRENT).exists():
-                rerank = "qbnorm" if read_manifest(folder)["biased"] else "none"
+            before = check_source(index_dir / GALLERIES[each], source, force)  # before anything is encoded
+            if rerank is None and before:
+                rerank = "qbnorm" if before["biased"] else "none"
     if images or captions:
         places = {"image_encoder": image_encoder, "text_encoder": text_encoder}
-        galleries = [_foreign_gallery(run, embeddings, index_dir, images, captions, rerank, device, places)]
+        galleries = [_foreign_gallery(run, embeddings, index_dir, images, captions, rerank, device, places, force)]
     else:
         galleries = [embeddings.gallery(each, split, rerank) for each in ("image", "text")]
     for gallery in galleries:
@@ -469,7 +473,7 @@ def _index(
             say(f"{summary.rows:,} {noun}: {summary.added:,} added, {summary.removed:,} removed")
 
 
-def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank, device, places):
+def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank, device, places, force):
     """A folder's pictures or a file's sentences: a feature store of their own, the run's heads, the run's bank."""
     from dataclasses import replace
 
@@ -490,8 +494,8 @@ def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank,
     specs = {f"{each}_encoder": places[f"{each}_encoder"] or made["encoders"][each]["encoder"] for each in GALLERIES}
     config = replace(ExtractConfig(**made["extract"]), **specs, seed=made["encoders"][kind]["seed"], batch_size=None)
     store_file = index_dir / f"{GALLERIES[kind]}.h5"
-    summary = encode(dataset, store_file, config, device=device, tokenizer_files=run.tokenizer_files, say=say)
-    _say_summary(summary)
+    given = {"tokenizer_files": run.tokenizer_files, "check_encoder": run.check_encoder, "say": say}
+    _say_summary(encode(dataset, store_file, config, device=device, force=force, **given))
     with FeatureStore(store_file) as store:
         run.check_encoder(kind, store.recipes[kind])
         embed, features = (image_embeddings, store.image_features) if images else (text_embeddings, store.text_features)
@@ -513,7 +517,8 @@ def _probes(embeddings, kind: str, biased: bool):
     return np.column_stack([rows, np.ones(len(rows), np.float32)]) if biased else rows
 
 
-def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...], min_recall: float) -> None:
+def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...]) -> None:
+    """Removes the named items from the galleries of an index that hold them, or compacts all of them."""
     from configs.formats import CURRENT, EMBEDDINGS
     from retrieval.embeddings import read_embeddings
     from retrieval.index import Index, IndexingError, compact, remove
@@ -523,20 +528,19 @@ def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...], min_
     if not there:
         raise IndexingError(f"there is no index at {index_dir}")
     opened = {kind: Index(folder) for kind, folder in there.items()}
-    missing = set(removed).difference(*(set(index.ids()) for index in opened.values()))
+    if any(index.space != embeddings.space for index in opened.values()):
+        raise IndexingError(f"{index_dir} was made by other heads than {run_dir}'s; name its own --run, or index again")
+    mine = {kind: set(index.ids()).intersection(removed) for kind, index in opened.items()}
+    missing = sorted(set(removed).difference(*mine.values()))
     if missing:
-        raise IndexingError(
-            f"{index_dir} holds no {sorted(missing)[0]!r}" + f" ({len(missing)} such ids)" * (len(missing) > 1)
-        )
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise IndexingError(f"{index_dir} holds no {missing[0]!r}{more}")
     for kind, folder in there.items():
-        common = {"probes": _probes(embeddings, kind, opened[kind].biased), "min_recall": min_recall, "say": say}
-        if removed:
-            mine = [name for name in removed if name in set(opened[kind].ids())]
-            summary = remove(folder, mine, **common) if mine else None
-        else:
-            summary = compact(folder, **common)
-        if summary:
-            say(f"{folder}: {summary.rows:,} rows; {summary.removed:,} removed")
+        if removed and not mine[kind]:
+            continue
+        common = {"probes": _probes(embeddings, kind, opened[kind].biased), "say": say}
+        summary = remove(folder, sorted(mine[kind]), **common) if removed else compact(folder, **common)
+        say(f"{folder}: {summary.rows:,} rows; {summary.removed:,} removed")
 
 
 @cli.command()
@@ -550,9 +554,7 @@ def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...], min_
 @click.option(
     "--with", "other", metavar="OTHER", help="Mix in a picture's path (text2image), or a sentence (image2text)."
 )
-@click.option(
-    "--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="The share of --query, beside --with."
-)
+@click.option("--weight", type=click.FloatRange(0, 1), help="The share of --query, beside --with. [default: 0.5]")
 @click.option(
     "--top-k", "--top_k", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Hits to show."
 )
@@ -579,6 +581,9 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
         raise click.UsageError("name a --run, or an --index")
     if queries and out:
         raise click.UsageError("--out draws the hits of one --query")
+    if weight is not None and other is None:
+        raise click.UsageError("--weight is the share of --query beside what --with mixes in")
+    weight = 0.5 if weight is None else weight
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
     asked = [query] if queries is None else _read_queries(queries)
@@ -650,12 +655,12 @@ def _search(
     text_encoder: str | None = None,
 ) -> list[list]:
     """The hits of each query."""
-    from configs.formats import EMBEDDINGS
+    from configs.formats import CURRENT, EMBEDDINGS
     from extract.pictures import read_picture
     from heads.checkpoint import load_run
     from heads.query import QueryEmbedder
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import Index
+    from retrieval.index import Index, IndexingError
     from retrieval.search import Query, Searcher, check_query
 
     opposite = {"text2image": "image2text", "image2text": "text2image"}
@@ -665,10 +670,18 @@ def _search(
             if way == "image2text":
                 read_picture(text)  # what is no picture is refused before an encoder is loaded
     kind = "image" if mode == "text2image" else "text"
-    opened = Index(index_dir / GALLERIES[kind]) if index_dir else None
-    run_dir = run_dir or Path(opened.manifest["run"])
+    if index_dir:
+        folder = index_dir / GALLERIES[kind]
+        if not (folder / CURRENT).exists():
+            raise IndexingError(
+                f"{index_dir} holds no {GALLERIES[kind]}; index them: "
+                f"python cli.py index --run RUN --index {index_dir} --{GALLERIES[kind]} …"
+            )
+        gallery = Index(folder)
+        run_dir = run_dir or Path(gallery.manifest["run"])
+    else:
+        gallery = read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank)
     run = load_run(run_dir)
-    gallery = opened or read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank)
     embedder = QueryEmbedder(run, device=device, image_encoder=image_encoder, text_encoder=text_encoder, say=say)
     if mode == "text2image":
         asked = [Query(sentence=text, picture=other, weight=weight) for text in queries]

@@ -89,17 +89,15 @@ def _describe_run(folder: Path) -> str:
         f"  encoders    {made['encoders']['image']['encoder']}, {made['encoders']['text']['encoder']}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
-        *(
-            [f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's"]
-            if "joined" in made
-            else []
-        ),
         f"  fitted on   {made['train_pictures']:,} pictures in {made['seconds']:.0f} s "
         f"({made['device']}, {made['threads']} threads, torch {made['versions']['torch']})",
         f"  chosen on   {made['selection']['split']}, {made['selection']['pictures']:,} pictures: "
-        f"rsum {made['selection']['rsum']:.1f} at epoch {made['best_epoch']} of {made['epochs']}",
+        f"rsum {made['selection']['rsum']:.1f}"
+        + ("" if "joined" in made else f" at epoch {made['best_epoch']} of {made['epochs']}"),
         f"  report on   {made['report']['split']}, {made['report']['pictures']:,} pictures",
     ]
+    if "joined" in made:
+        lines.insert(1, f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's")
     for file in sorted(folder.glob(EVALUATION.format("*.json"))):
         result = read_json(file, "the evaluation")
         for direction in ("image_to_text", "text_to_image"):

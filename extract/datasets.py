@@ -103,16 +103,18 @@ def read_pictures(folder: str | Path) -> Dataset:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; name one that holds pictures")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    found = [path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    paths = [path for path in found if path.encode("utf-8", "ignore").decode() == path]
+    failures = [Failure(path, "dataset", "its name is not UTF-8") for path in sorted({*found}.difference(paths))]
     if not paths:
         raise DatasetError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-    others = len(files) - len(paths)
+    others = len(files) - len(found)
     notes = [f"other files in {folder}, left alone: {others:,} (no pictures by their names)"] if others else []
-    return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], np.empty(0, np.int64), [], notes)
+    return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], np.empty(0, np.int64), failures, notes)
 
 
 def read_captions(file: str | Path) -> Dataset:
-    """The sentences of a text file, one a line, without pictures; empty lines go into the ledger.
+    """The sentences of a text file, one a line, without pictures; what is no sentence goes into the ledger.
 
     Raises:
         DatasetError: an unreadable file, or one without sentences.
@@ -121,10 +123,10 @@ def read_captions(file: str | Path) -> Dataset:
     lines = [(f"line {number}", line.strip()) for number, line in enumerate(_read_lines(file), 1)]
     while lines and not lines[-1][1]:
         lines.pop()  # the file's last line break is no empty line
-    captions = [line for _, line in lines if line]
+    failures = [Failure(name, "dataset", reason) for name, line in lines if (reason := _why_unusable(line))]
+    captions = [line for _, line in lines if not _why_unusable(line)]
     if not captions:
         raise DatasetError(f"{file} holds no sentences; write one a line")
-    failures = [Failure(name, "dataset", "empty line") for name, line in lines if not line]
     index = np.full(len(captions), -1, np.int64)
     return Dataset(file.parent, "lines", [], [], [], captions, index, failures, [])
 

@@ -67,6 +67,7 @@ def extract(
     force: bool = False,
     retry_failures: bool = False,
     tokenizer_files: dict[str, bytes] | None = None,
+    check_encoder: Callable[[str, dict], None] = lambda kind, recipe: None,
     say: Say = lambda _: None,
 ) -> Summary:
     """Encodes what ``dataset`` has and the store at ``path`` lacks, and writes the store.
@@ -76,6 +77,7 @@ def extract(
 
     Args:
         tokenizer_files: the vocabulary of a ``@random`` text encoder, where the captions shall not make it.
+        check_encoder: given each encoder's kind and recipe before anything is encoded; raises to refuse it.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
         retry_failures: try the ledger's pictures again although their files have not changed.
         say: receives what the user should be told before the work starts.
@@ -105,7 +107,19 @@ def extract(
                     remove_folder(parts)  # else another extraction is under way there
                 return _summary(old, up_to_date=True)
             job = _Job(
-                dataset, stats, listing, config, path, parts, old, device, force, retry_failures, tokenizer_files, say
+                dataset,
+                stats,
+                listing,
+                config,
+                path,
+                parts,
+                old,
+                device,
+                force,
+                retry_failures,
+                tokenizer_files,
+                check_encoder,
+                say,
             )
             job.run()
         finally:
@@ -164,6 +178,7 @@ class _Job:
     force: bool
     retry_failures: bool
     tokenizer_files: dict[str, bytes] | None
+    check_encoder: Callable[[str, dict], None]
     say: Say
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
@@ -191,6 +206,7 @@ class _Job:
         recipes = {kind: encoder.recipe if encoder else {} for kind, encoder in (("image", pictures), ("text", text))}
         for kind, recipe in recipes.items():
             if recipe:
+                self.check_encoder(kind, recipe)
                 self._refuse_other_features(kind, recipe)
         write_json(self.parts / "settings.json", self.settings)
 
@@ -210,7 +226,7 @@ class _Job:
 
         position = np.full(len(self.dataset.ids) + 1, -1)  # the last one: of captions without a picture
         position[kept] = np.arange(len(kept))
-        names = caption_ids(self.dataset.ids, self.dataset.image_index)
+        names = caption_ids(self.dataset.ids, self.dataset.image_index) if lost else []
         orphans = [Failure(names[row], "caption", "its picture could not be encoded") for row in np.flatnonzero(~mine)]
         seal(
             self.path,

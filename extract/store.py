@@ -211,12 +211,12 @@ def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
 
 
 def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
-    """``<image id>#<n>`` for each caption, n counting its picture's; ``caption#<n>`` where there is no picture (−1)."""
+    """``<image id>#<n>`` for each caption, n counting the captions of its picture."""
     seen: dict[int, int] = {}
     names = []
     for image in image_index.tolist():
         seen[image] = seen.get(image, -1) + 1
-        names.append(f"{image_ids[image] if image >= 0 else 'caption'}#{seen[image]}")
+        names.append(f"{image_ids[image]}#{seen[image]}")
     return names
 
 

@@ -52,6 +52,15 @@ class Run:
         """The text encoder's tokenizer, file by file."""
         return {path.name: path.read_bytes() for path in sorted((self.folder / TOKENIZER).iterdir())}
 
+    def check_space(self, space: str) -> None:
+        """Refuses vectors that other heads have made.
+
+        Raises:
+            RunError: they are of another space.
+        """
+        if space != self.provenance["space"]:
+            raise RunError(f"the vectors were not made by the heads of {self.folder}; fit again, or name their own run")
+
     def check_encoder(self, kind: str, recipe: dict) -> None:
         """Refuses an encoder that is not the one whose features the heads were fitted on.
 

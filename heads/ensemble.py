@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from configs.formats import EMBEDDINGS
+from configs.formats import EMBEDDINGS, PROVENANCE
 from extract.files import digest, only_writer
 from extract.store import FeatureStore
 from heads import checkpoint
@@ -35,8 +35,6 @@ def ensemble(
     for run in runs:
         if run.provenance["fingerprints"] != store.fingerprints:
             raise RunError(f"{run.folder} was not fitted on the features of {store.path}; join runs of one store")
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty; name a new folder")
     roles, first = store.roles(), runs[0]
     members: list[DualHeads] = []
     for run in runs:
@@ -44,6 +42,9 @@ def ensemble(
     heads = Ensemble(members).eval()
     with only_writer(folder, "the run"):
         request = digest([run.provenance["space"] for run in runs])
+        begun = checkpoint.load_resume(folder, request) if not (folder / PROVENANCE).exists() else None
+        if folder.exists() and any(folder.iterdir()) and not begun:
+            raise RunError(f"{folder} is not empty; name a new folder")
         checkpoint.save_resume(folder, {"request": request})
         checkpoint.save_settings(folder, first.config, first.tokenizer_files)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)

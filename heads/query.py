@@ -56,10 +56,12 @@ class QueryEmbedder:
             PictureError: a file that is no usable picture; and those of ``sentences``.
         """
         encoder, blocks = self._encoder("image"), []
-        for start in range(0, len(paths), BATCH):
-            pixels = torch.stack([encoder.pixels(read_picture(path)) for path in paths[start : start + BATCH]])
+        different = list(dict.fromkeys(paths))
+        for start in range(0, len(different), BATCH):
+            pixels = torch.stack([encoder.pixels(read_picture(path)) for path in different[start : start + BATCH]])
             blocks.append(encoder.encode(pixels))
-        return image_embeddings(self._run.heads, torch.from_numpy(np.concatenate(blocks)))
+        vectors = image_embeddings(self._run.heads, torch.from_numpy(np.concatenate(blocks)))
+        return vectors[[different.index(path) for path in paths]]
 
     def mixed(self, sentences: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
         """Normalised weighted sums of sentences' and pictures' vectors; ``weight``, 0 to 1, is the sentences' share.

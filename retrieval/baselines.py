@@ -1,7 +1,7 @@
 """What the trained heads have to beat: spaces in which nothing is learned, neighbours, and closed-form alignments.
 
-The learned ones see what the heads see, the standardised features of the train pictures, and like the heads they
-are chosen on the selection pictures.
+The learned ones see the train pictures' features, averaged over a picture's views and standardised, and like the heads
+they are chosen on the selection pictures.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def choose(
 
 
 def standardised(train: Pairs, *others: Pairs) -> list[Pairs]:
-    """All pairs with each feature at mean 0 and deviation 1 over ``train``, float64, as the heads' first layer does it.
+    """All pairs with each feature at mean 0 and deviation 1 over ``train``, float64, as in the heads' first layer.
 
     Features that are never negative over ``train`` are square-rooted first; one that is constant there becomes 0.
     """
@@ -78,11 +78,9 @@ def cca(train: Pairs) -> Iterator[Candidate]:
     Each caption is a pair with its picture. Projections are weighted by a power of their canonical correlation
     (Gong et al. 2014) and compared by cosine.
     """
-    images, texts = train.images[train.image_index], train.texts
-    (image_values, image_basis), (text_values, text_basis) = (
-        np.linalg.eigh(rows.T @ rows / len(rows)) for rows in (images, texts)
-    )
-    cross = image_basis.T @ (images.T @ texts / len(texts)) @ text_basis
+    of_images, of_texts, cross = _moments(train)
+    (image_values, image_basis), (text_values, text_basis) = np.linalg.eigh(of_images), np.linalg.eigh(of_texts)
+    cross = image_basis.T @ cross @ text_basis
     for strength in STRENGTHS:
         image_scale, text_scale = (
             1 / np.sqrt(np.maximum(values, 0) + strength * values.mean()) for values in (image_values, text_values)
@@ -98,15 +96,27 @@ def cca(train: Pairs) -> Iterator[Candidate]:
 
 def ridge(train: Pairs) -> Iterator[Candidate]:
     """Ridge regression of one side's features on the other's (Hoerl and Kennard 1970), compared by cosine there."""
-    images, texts = train.images[train.image_index], train.texts
-    for onto in ("image", "text"):
-        known, wanted = (texts, images) if onto == "image" else (images, texts)
-        values, basis = np.linalg.eigh(known.T @ known / len(known))
-        cross = basis.T @ (known.T @ wanted / len(known))
+    of_images, of_texts, cross = _moments(train)
+    for onto, known, shared in (("image", of_texts, cross.T), ("text", of_images, cross)):
+        values, basis = np.linalg.eigh(known)
+        shared = basis.T @ shared
         for strength in STRENGTHS:
-            mapping = basis @ (cross / (np.maximum(values, 0) + strength * values.mean())[:, None])
+            mapping = basis @ (shared / (np.maximum(values, 0) + strength * values.mean())[:, None])
             maps = (None, mapping) if onto == "image" else (mapping, None)
             yield {"onto": onto, "strength": strength}, _linear(*maps)
+
+
+def _moments(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Second moments over captions with their pictures: of images, of texts, and of both; no row is repeated."""
+    counts = np.bincount(pairs.image_index, minlength=len(pairs.images))[:, None]
+    said = np.zeros((len(pairs.images), pairs.texts.shape[1]))
+    np.add.at(said, pairs.image_index, pairs.texts)
+    count = len(pairs.texts)
+    return (
+        pairs.images.T @ (counts * pairs.images) / count,
+        pairs.texts.T @ pairs.texts / count,
+        pairs.images.T @ said / count,
+    )
 
 
 def neighbours(train: Pairs, kind: str) -> Iterator[Candidate]:

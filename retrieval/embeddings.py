@@ -1,5 +1,7 @@
 """Reads an embeddings file (docs/store-format.md), checks that it is what it must be, and makes galleries of it."""
 
+import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,13 +108,16 @@ class Gallery:
 
         return list(zip(*exact_search(self.vectors, queries, k), strict=True))
 
+    def contents_of(self, rows: list[int]) -> list[str]:
+        """For each of the rows what is equal where two look the same."""
+        return [self.contents[row] for row in rows]
+
     def item(self, row: int) -> dict:
-        """What a hit shows of a row: id, path, captions, content, thumbnail."""
+        """What a hit shows of a row: id, path, captions, thumbnail."""
         return {
             "id": self.ids[row],
             "path": self.paths[row],
             "captions": self.captions[row],
-            "content": self.contents[row],
             "thumbnail": None if self.thumbnails is None else self.thumbnails[row],
         }
 
@@ -139,13 +144,24 @@ def _gallery(kind, vectors, bias, space, ids, paths, sha256, captions, image_ind
         vectors = np.column_stack([vectors, bias])
     if kind == "text":
         of_caption = ["" if picture < 0 else paths[picture] for picture in image_index.tolist()]
-        names = caption_ids(ids, image_index)
+        names = caption_ids(ids, image_index) if len(ids) else _sentence_ids(captions)
         said = [[caption] for caption in captions]
         return Gallery(kind, vectors, bias is not None, names, of_caption, said, captions, None, space)
     of_picture: list[list[str]] = [[] for _ in ids]
     for caption, picture in zip(captions, image_index.tolist(), strict=True):
         of_picture[picture].append(caption)
     return Gallery(kind, vectors, bias is not None, ids, paths, of_picture, sha256, thumbnails, space)
+
+
+def _sentence_ids(sentences: list[str]) -> list[str]:
+    """A stable id for each sentence: the beginning of its SHA-256, and a number where it stands several times."""
+    seen: Counter[str] = Counter()
+    names = []
+    for sentence in sentences:
+        name = hashlib.sha256(sentence.encode()).hexdigest()[:12]
+        names.append(f"{name}#{seen[name]}")
+        seen[name] += 1
+    return names
 
 
 def read_embeddings(path: str | Path) -> Embeddings:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import OnceoverError
-from extract.store import FeatureStore, Roles
+from extract.store import FeatureStore, Roles, StoreError
 from retrieval import baselines
 from retrieval.baselines import MAPS, Pairs
 from retrieval.embeddings import Embeddings, EmbeddingsError
@@ -33,7 +33,8 @@ _NOTES = {
     "cca": "cca, ridge, text_knn, image_knn: fitted on the train pictures' standardised features, settings chosen on "
     "the selection split",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
-    "shuffled": "shuffled: heads fitted in the same way to train pictures that had swapped their captions",
+    "shuffled": "shuffled: heads fitted with the run's settings (an ensemble's first member's) to train pictures that "
+    "had swapped their captions",
 }
 
 
@@ -61,10 +62,10 @@ def evaluate(
         EvaluationError: the store's features are not those the run was fitted on, or an unknown correction.
         EmbeddingsError: no such split.
     """
-    roles = store.roles()
     for run in (embeddings, shuffled):
         if run is not None:
-            _check_store(run, store)
+            check_store(run, store)
+    roles = _roles(store)
     split = split or roles.report_name
     pairs = _pairs(store, roles, split)
     models: dict[str, dict] = {}
@@ -114,12 +115,12 @@ def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: 
     }
 
 
-def verdict(interval: list[float], more_is_better: bool = True) -> str:
-    """What a 95 % interval of a difference allows to say."""
+def verdict(interval: list[float]) -> str:
+    """What a 95 % interval of a difference allows to say, where more is better."""
     low, high = interval
     if low <= 0 <= high:
         return "not distinguishable"
-    return "better" if (low > 0) == more_is_better else "worse"
+    return "better" if low > 0 else "worse"
 
 
 def _compared(embeddings: Embeddings, split: str, rerank: str | None):
@@ -134,7 +135,25 @@ def _compared(embeddings: Embeddings, split: str, rerank: str | None):
     return same, rank(images, texts, index, **_biases(embeddings, split, rerank or embeddings.rerank))
 
 
-def _check_store(embeddings: Embeddings, store: FeatureStore) -> None:
+def _roles(store: FeatureStore) -> Roles:
+    """The store's roles; of one with nothing to train on or to choose by, whatever it has is reported on."""
+    try:
+        return store.roles()
+    except StoreError:
+        splits = np.array(store.image_splits)
+        report = next((split for split in ("test", "dev") if (splits == split).any()), None)
+        if report is None or not _dual_encoder(store):
+            raise
+        nothing = np.empty(0, int)
+        return Roles(nothing, nothing, np.flatnonzero(splits == report), "", report)
+
+
+def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
+    """Refuses a store whose features are not those the run was fitted on.
+
+    Raises:
+        EvaluationError: their fingerprints differ.
+    """
     if embeddings.fingerprints != store.fingerprints:
         changed = ", ".join(
             kind for kind, value in store.fingerprints.items() if embeddings.fingerprints[kind] != value
@@ -194,12 +213,13 @@ def _baselines(store: FeatureStore, roles: Roles, split: str, pairs: Pairs, seed
     with tqdm(desc="baselines", unit=" models", disable=None) as bar:
         if _dual_encoder(store):
             rows["zero_shot"] = _evaluated(*baselines.zero_shot(pairs), pairs.image_index, {}, seed=seed)
-        train, selection, chosen = baselines.standardised(
-            _pairs(store, roles, "train"), _pairs(store, roles, roles.selection_name), pairs
-        )
-        for name, candidates in _LEARNED.items():
-            settings, embed = baselines.choose(candidates(train), selection, bar.update)
-            rows[name] = _evaluated(*embed(chosen), pairs.image_index, {}, seed=seed) | {"settings": settings}
+        if len(roles.train):
+            train, selection, chosen = baselines.standardised(
+                _pairs(store, roles, "train"), _pairs(store, roles, roles.selection_name), pairs
+            )
+            for name, candidates in _LEARNED.items():
+                settings, embed = baselines.choose(candidates(train), selection, bar.update)
+                rows[name] = _evaluated(*embed(chosen), pairs.image_index, {}, seed=seed) | {"settings": settings}
         common = {"image_index": pairs.image_index, "seed": seed, "step": bar.update}
         for name, space, others in (
             ("image_only", pairs.images, pairs.texts),
@@ -221,14 +241,20 @@ def notes(result: dict) -> list[str]:
     lines = [
         f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; in brackets the size "
         "of the gallery; R@K: hit@K in percent with 95 % intervals over pictures (true recall@K: in .csv and .json)",
-        f"everything that was chosen was chosen on {result['selected_on']}",
+        f"everything that was chosen was chosen on {result['selected_on']}"
+        if result["selected_on"]
+        else "nothing fitted",
         *(note for model, note in _NOTES.items() if model in result["models"]),
     ]
-    if result["split"] == result["selected_on"]:
-        lines.append(f"warning: heads and settings were chosen on {result['split']}: these numbers flatter them")
-    if result["split"] == "train":
-        lines.append("warning: the heads were trained on these pictures: these numbers say nothing about new ones")
-    return lines
+    return lines + _warnings(result["split"], {"heads and settings": result["selected_on"]})
+
+
+def _warnings(split: str, selected_on: dict[str, str]) -> list[str]:
+    """What makes numbers on a split unfit to be reported; ``selected_on``: by whom what was chosen where."""
+    if split == "train":
+        return ["warning: the heads were trained on these pictures: these numbers say nothing about new ones"]
+    flattered = [name for name, chosen in selected_on.items() if chosen == split]
+    return [f"warning: {', '.join(flattered)} were chosen on {split}: these numbers flatter them"] if flattered else []
 
 
 def table_rows(result: dict) -> list[list[str]]:
@@ -276,13 +302,12 @@ def comparison_notes(result: dict) -> list[str]:
         f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; intervals resample "
         "the pictures, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do"
     ]
-    flattered = [name for name, chosen in result["selected_on"].items() if chosen == result["split"]]
-    if flattered:
-        lines.append(f"warning: {', '.join(flattered)} were chosen on {result['split']}: these numbers flatter them")
-    if len(set(result["rerank"].values())) > 1:
-        each = ", ".join(f"{name}: {method}" for name, method in result["rerank"].items())
-        lines.append(f"the runs search with different corrections for hubs ({each})")
-    return lines
+    methods = result["rerank"]
+    each = ", ".join(f"{name}: {method}" for name, method in methods.items())
+    lines.append(f"correction for hubs: {each if len(set(methods.values())) > 1 else next(iter(methods.values()))}")
+    if "csls" in methods.values():
+        lines.append("csls is transductive: it uses all queries of the split at once")
+    return lines + _warnings(result["split"], result["selected_on"])
 
 
 def _cell(side: dict, column: str) -> str:

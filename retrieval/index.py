@@ -7,6 +7,7 @@ who reads an older one goes on undisturbed. faiss trusts the bytes it is given (
 every file is checked against the manifest's SHA-256 before it sees them.
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from configs import OnceoverError
 from configs.formats import CURRENT, INDEX_FORMAT, INDEX_VERSION
-from extract.files import digest, only_writer, read_json, whole_file, write_json
+from extract.files import FileError, digest, only_writer, read_json, whole_file, write_json
 from extract.store import write_column
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ MIN_RECALL = 0.95  # recall@10 under which an approximate index is refused
 FLAT_ROWS = 100_000  # up to here exact search answers within milliseconds
 SMALL_SEGMENT = 10_000  # so few new rows are searched exactly beside an approximate index
 PROBES = 500  # queries that recall is measured with
+MAX_SEGMENTS = 16  # beyond which an update builds anew
+_TRAINABLE = 256  # rows under which a segment is flat, whatever the index's type
+_EQUAL = 1e-5  # scores that differ by less are equal; the arithmetic of faiss's types differs by some 1e-6
+_AGAIN = "build it again: index with --force"
 _K = 10
 _LINKS = 32  # of an HNSW node (Malkov and Yashunin 2018); twice as many in its bottom layer
 _BUILD_EFFORT = 100  # nodes kept in sight while links are laid
@@ -93,14 +98,14 @@ def choose_type(rows: int, dim: int, memory: int) -> tuple[str, str]:
         return "flat", f"exact search over {rows:,} rows answers within milliseconds, and {fits['flat']}"
     for name, why in (("hnsw", "the fastest search"), ("ivf", "no room for links"), ("ivfpq", "no room for vectors")):
         if sizes[name] <= memory:
-            return name, f"{rows:,} rows are many for exact search; {why}: it {fits[name]}"
+            return name, f"{rows:,} rows: {why}, it {fits[name]}"
     raise IndexingError(
         f"{rows:,} rows do not fit the budget: even quantized, the index {fits['ivfpq']}; raise --memory"
     )
 
 
 def _bytes(kind: str, rows: int, dim: int) -> int:
-    """What a segment takes in memory once all its pages have been touched, without rows' names."""
+    """What a segment takes in memory; the vectors that ivfpq reads to score candidates again stay on the disk."""
     vector, code = 4 * dim, -(-dim // _CODE_DIMS) // 2
     each = {"flat": vector, "hnsw": vector + 8 * _LINKS + 16, "ivf": vector + 8, "ivfpq": code + 8}[kind]
     return rows * each + (4 * dim * _cells(rows) if kind.startswith("ivf") else 0)
@@ -144,12 +149,7 @@ class Index:
 
     def ids(self) -> list[str]:
         """The ids of all items, removed ones left out."""
-        return [
-            name
-            for segment in self.segments
-            for name, alive in zip(segment.column("id"), segment.alive, strict=True)
-            if alive
-        ]
+        return [name for segment in self.segments for name in segment.living("id")]
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Scores and rows, best first, for each of the queries, float32 (Q, D): ``k`` of them, or all there are."""
@@ -161,8 +161,18 @@ class Index:
         hits = zip(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), strict=True)
         return [(score[row >= 0], row[row >= 0]) for score, row in hits]
 
+    def contents_of(self, rows: list[int]) -> list[str]:
+        """For each of the rows what is equal where two look the same."""
+        rows_, contents = np.asarray(rows, int), np.empty(len(rows), object)
+        number = np.searchsorted(self._starts, rows_, side="right") - 1
+        for each in np.unique(number):
+            mine = np.flatnonzero(number == each)
+            wanted, back = np.unique(rows_[mine] - self._starts[each], return_inverse=True)
+            contents[mine] = self.segments[each].rows["content"].asstr()[wanted][back]
+        return contents.tolist()
+
     def item(self, row: int) -> dict:
-        """What a hit shows of a row: id, path, captions, content, thumbnail."""
+        """What a hit shows of a row: id, path, captions, thumbnail."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.segments[number].item(row - int(self._starts[number]))
 
@@ -171,13 +181,13 @@ class _Segment:
     """One faiss file with its rows. faiss never adds to a mapped index: it would end the process."""
 
     def __init__(self, folder: Path, entry: dict, dim: int):
-        self.type, self.effort, self.size = entry["type"], entry["effort"], entry["rows"]
+        self.type, self.effort, self.size, self.dim = entry["type"], entry["effort"], entry["rows"], dim
         for name, wanted in entry["files"].items():
             _check_file(folder / name, wanted)
         faiss_file, rows_file = (folder / f"{entry['name']}.{suffix}" for suffix in ("faiss", "h5"))
         self._index = faiss.read_index(str(faiss_file), faiss.IO_FLAG_MMAP_IFC)
         if self._index.ntotal != self.size or self._index.d != dim:
-            raise IndexingError(f"{faiss_file} is not the index that its manifest describes; build it again")
+            raise IndexingError(f"{faiss_file} is not the index that its manifest describes; {_AGAIN}")
         self.rows = h5py.File(rows_file, "r", locking=False)
         self.alive = np.ones(self.size, bool)
         if entry["removed"]:
@@ -227,13 +237,13 @@ class _Segment:
     def item(self, row: int) -> dict:
         """What a hit shows of a row."""
         first, last = self.rows["caption_offset"][row : row + 2]
-        shown = {name: self.rows[name].asstr()[row] for name in ("id", "path", "content")}
-        thumbnail = self.rows["thumbnail"][row].tobytes() if "thumbnail" in self.rows else None
+        shown = {name: self.rows[name].asstr()[row] for name in ("id", "path")}
+        thumbnail = self.rows["thumbnail"][row].tobytes() or None if "thumbnail" in self.rows else None
         return shown | {"captions": self.rows["caption"].asstr()[first:last].tolist(), "thumbnail": thumbnail}
 
-    def column(self, name: str) -> list[str]:
-        """A column of strings, removed rows included."""
-        return self.rows[name].asstr()[:].tolist()
+    def living(self, name: str) -> list[str]:
+        """A column of strings, of the rows that are alive."""
+        return self.rows[name].asstr()[:][self.alive].tolist()
 
     def _parameters(self):
         if self.type == "flat":
@@ -260,24 +270,31 @@ def read_manifest(folder: str | Path) -> dict:
     """
     folder = Path(folder)
     if not (folder / CURRENT).is_file():
-        raise IndexingError(f"there is no index at {folder}; make one: python cli.py index --run RUN --index {folder}")
+        raise IndexingError(f"there is no index at {folder}; python cli.py index makes one")
     current = read_json(folder / CURRENT, "the index's pointer")
     if (current.get("format"), current.get("format_version")) != (INDEX_FORMAT, INDEX_VERSION):
-        raise IndexingError(f"{folder} is no index of the format {INDEX_VERSION}; build it again")
+        raise IndexingError(f"{folder} is no index of the format {INDEX_VERSION}; {_AGAIN}")
     _check_file(folder / current["manifest"], current["sha256"])
     return read_json(folder / current["manifest"], "the index's manifest")
 
 
-def check_source(folder: Path, source: str, force: bool) -> None:
-    """Refuses to write over an index of something else.
+def check_source(folder: str | Path, source: str, force: bool = False) -> dict | None:
+    """The manifest of the index that is there, if there is one; ``force`` overlooks a damaged one.
 
     Raises:
-        IndexingError: there is one, and ``force`` is not given.
+        IndexingError: it is an index of something else, or damaged, and ``force`` is not given.
     """
-    if (folder / CURRENT).exists() and not force:
-        before = read_manifest(folder)["source"]
-        if before != source:
-            raise IndexingError(f"{folder} indexes {before}, not {source}; name another --index, or --force")
+    if not (Path(folder) / CURRENT).exists():
+        return None
+    try:
+        before = read_manifest(folder)
+    except (IndexingError, FileError):
+        if force:
+            return None
+        raise
+    if before["source"] != source and not force:
+        raise IndexingError(f"{folder} indexes {before['source']}, not {source}; name another --index, or --force")
+    return before
 
 
 def update(
@@ -289,19 +306,22 @@ def update(
     run: str,
     kind: str | None = None,
     memory: int,
-    min_recall: float = MIN_RECALL,
+    min_recall: float | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Update:
     """Makes the index hold what ``gallery`` holds: new rows join, changed ones are replaced, missing ones removed.
+
+    It is built anew where that is simpler: after other heads, another type, or when more than half would change.
 
     Args:
         probes: queries of the other modality, float32 (Q, D): recall and speed are measured with them.
         source: what the gallery was made from. run: the run folder whose heads made it, for later queries.
         kind: one of ``TYPES``, or auto; by default what was asked for before, or auto.
         memory: bytes the index may take, which auto goes by.
-        min_recall: recall@10 against exact search under which an approximate index is refused.
-        force: replace an index of another source.
+        min_recall: recall@10 against exact search under which an approximate index is refused; by default what was
+            asked for before, or ``MIN_RECALL``.
+        force: replace an index of another source, or a damaged one.
 
     Raises:
         IndexingError: another source, ids that are not unique, too low a recall, or a full disk.
@@ -311,113 +331,129 @@ def update(
         raise IndexingError("several items of the gallery have the same id")
     if not len(gallery):
         raise IndexingError(f"{source} holds nothing to index")
-    with only_writer(folder, "the index"):
-        asked = kind or (read_manifest(folder)["asked"] if (folder / CURRENT).exists() else "auto")
-        if asked == "auto":
-            kind, reason = choose_type(len(gallery), gallery.vectors.shape[1], memory)
-        else:
-            kind, reason = asked, "as asked for"
-        say(f"{folder}: {kind} ({reason})")
-        about = {
-            "kind": gallery.kind,
-            "biased": gallery.biased,
-            "dim": gallery.vectors.shape[1],
-            "space": gallery.space,
-            "source": source,
-            "type": kind,
-        }
-        more = {"reason": reason, "asked": asked, "run": run}
+    with _writing(folder):
+        before = check_source(folder, source, force)
+        about = _request(gallery, before, kind, memory, min_recall) | {"source": source, "run": run}
+        say(f"{folder}: {about['type']} ({about['reason']})")
+        segments = _still_good(folder, before, about, force, say)
         keys = _keys(gallery)
-        old = _opened(folder, about, force, say)
-        kept = {
-            key for segment in old for key, alive in zip(segment.column("key"), segment.alive, strict=True) if alive
-        }
-        new = [row for row, key in enumerate(keys) if key not in kept]
-        gone = kept.difference(keys)
-        if old and not new and not gone:
-            return Update(0, 0, len(gallery), read_manifest(folder), up_to_date=True)
-        entries = [] if not old else [dict(entry) for entry in read_manifest(folder)["segments"]]
-        if len(new) + len(gone) > len(kept) / 2:
+        kept = {key for segment in segments for key in segment.living("key")}
+        new, gone = [row for row, key in enumerate(keys) if key not in kept], kept.difference(keys)
+        result = {"added": len(new), "removed": len(gone), "rows": len(gallery)}
+        if segments and not new and not gone and all(before[key] == about[key] for key in about):
+            return Update(**result, manifest=before, up_to_date=True)
+        entries = [dict(entry) for entry in before["segments"]] if segments else []
+        buried = sum(segment.size for segment in segments) - len(kept) + len(gone)
+        if len(new) + buried > len(gallery) / 2 or len(entries) >= MAX_SEGMENTS:
             entries, new = [], list(range(len(gallery)))
-        else:
-            for entry, segment in zip(entries, old, strict=True):
-                _bury(folder, entry, segment, gone)
+        for entry, segment in zip(entries, segments, strict=False):
+            _bury(folder, entry, segment, gone)
         if new:
             part = gallery.take(np.array(new)) if len(new) < len(gallery) else gallery
             small = entries and len(new) <= SMALL_SEGMENT
-            entries.append(_write_segment(folder, part, [keys[row] for row in new], "flat" if small else kind))
-        manifest = _publish(folder, about | more, entries, probes, min_recall, say)
-    return Update(len(new), len(gone), len(gallery), manifest)
+            chosen = "flat" if small else about["type"]
+            entries.append(_write_segment(folder, part, [keys[row] for row in new], chosen))
+        return Update(**result, manifest=_publish(folder, about, entries, probes, say))
 
 
-def remove(folder: str | Path, ids: list[str], probes: np.ndarray, min_recall: float, say=lambda _: None) -> Update:
+def remove(
+    folder: str | Path, ids: list[str], probes: np.ndarray, say: Callable[[str], None] = lambda _: None
+) -> Update:
     """Removes rows by id: a tombstone each, so that searches pass them over.
 
     Raises:
         IndexingError: an id that is not in the index, or one that would be left empty.
     """
-    folder = Path(folder)
-    with only_writer(folder, "the index"):
+    folder, wanted = Path(folder), set(ids)
+    with _writing(folder):
         index = Index(folder)
-        keys = {
-            name: key
-            for segment in index.segments
-            for name, key, alive in zip(segment.column("id"), segment.column("key"), segment.alive, strict=True)
-            if alive
-        }
-        missing = [name for name in ids if name not in keys]
+        named = [list(zip(segment.living("id"), segment.living("key"), strict=True)) for segment in index.segments]
+        keys = {name: key for pairs in named for name, key in pairs}
+        missing = sorted(wanted.difference(keys))
         if missing:
-            raise IndexingError(
-                f"{folder} holds no {missing[0]!r}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
-            )
-        if len(set(ids)) == len(keys):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise IndexingError(f"{folder} holds no {missing[0]!r}{more}")
+        if len(wanted) == len(keys):
             raise IndexingError(f"that would leave nothing in {folder}; remove the folder instead")
         entries = [dict(entry) for entry in index.manifest["segments"]]
         for entry, segment in zip(entries, index.segments, strict=True):
-            _bury(folder, entry, segment, {keys[name] for name in ids})
-        manifest = _publish(folder, index.manifest, entries, probes, min_recall, say)
-    return Update(0, len(set(ids)), len(index) - len(set(ids)), manifest)
+            _bury(folder, entry, segment, {keys[name] for name in wanted})
+        manifest = _publish(folder, index.manifest, entries, probes, say)
+    return Update(0, len(wanted), len(keys) - len(wanted), manifest)
 
 
-def compact(folder: str | Path, probes: np.ndarray, min_recall: float, say=lambda _: None) -> Update:
+def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] = lambda _: None) -> Update:
     """Writes one segment in the place of all, without the rows that were removed."""
     from retrieval.embeddings import Gallery
 
     folder = Path(folder)
-    with only_writer(folder, "the index"):
+    with _writing(folder):
         index = Index(folder)
         buried = sum(segment.size for segment in index.segments) - len(index)
         if len(index.segments) == 1 and not buried:
             return Update(0, 0, len(index), index.manifest, up_to_date=True)
-        items, keys, vectors = [], [], []
+        items, keys, contents, vectors = [], [], [], []
         for segment in index.segments:
             alive = np.flatnonzero(segment.alive).tolist()
             items += [segment.item(row) for row in tqdm(alive, desc="rows", unit=" rows", disable=None)]
-            column = segment.column("key")
-            keys += [column[row] for row in alive]
+            keys += segment.living("key")
+            contents += segment.living("content")
             vectors += segment.vectors()
-        columns = {name: [item[name] for item in items] for name in ("id", "path", "captions", "content", "thumbnail")}
-        small = None if columns["thumbnail"][0] is None else columns["thumbnail"]
+        columns = {name: [item[name] for item in items] for name in ("id", "path", "captions", "thumbnail")}
+        small = [data or b"" for data in columns["thumbnail"]] if any(columns["thumbnail"]) else None
         gallery = Gallery(
             index.kind, np.concatenate(vectors), index.biased, columns["id"], columns["path"], columns["captions"],
-            columns["content"], small, index.space,
+            contents, small, index.space,
         )  # fmt: skip
         entry = _write_segment(folder, gallery, keys, index.manifest["type"])
-        manifest = _publish(folder, index.manifest, [entry], probes, min_recall, say)
+        manifest = _publish(folder, index.manifest, [entry], probes, say)
     return Update(0, buried, len(gallery), manifest)
 
 
-def _opened(folder: Path, about: dict, force: bool, say) -> "list[_Segment]":
-    """The segments of the index that is there, unless it has to be built anew."""
-    if not (folder / CURRENT).exists():
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Holds the writer's lock; what a failure leaves behind is cleared away."""
+    with only_writer(folder, "the index"):
+        try:
+            yield
+        except BaseException:
+            _sweep(folder)
+            raise
+
+
+def _request(gallery: "Gallery", before: dict | None, kind: str | None, memory: int, min_recall: float | None) -> dict:
+    """What the index is to be; what is not asked for stays as it was."""
+    asked = kind or (before or {}).get("asked", "auto")
+    chosen, reason = asked, "as asked for"
+    if asked == "auto":
+        chosen, reason = choose_type(len(gallery), gallery.vectors.shape[1], memory)
+    return {
+        "kind": gallery.kind,
+        "biased": gallery.biased,
+        "dim": gallery.vectors.shape[1],
+        "space": gallery.space,
+        "type": chosen,
+        "asked": asked,
+        "reason": reason,
+        "min_recall": (before or {}).get("min_recall", MIN_RECALL) if min_recall is None else min_recall,
+    }
+
+
+def _still_good(folder: Path, before: dict | None, about: dict, force: bool, say) -> "list[_Segment]":
+    """The segments that are there, unless all has to be built anew."""
+    if before is None:
         return []
-    check_source(folder, about["source"], force)
-    before = read_manifest(folder)
-    changed = [key for key in about if before[key] != about[key]]
+    changed = [key for key in ("kind", "biased", "dim", "space", "source", "type") if before[key] != about[key]]
     if changed:
         say(f"building it anew: {', '.join(changed)} changed")
         return []
-    return Index(folder).segments
+    try:
+        return Index(folder).segments
+    except IndexingError:
+        if not force:
+            raise
+        say("building it anew: it is damaged")
+        return []
 
 
 def _keys(gallery: "Gallery") -> list[str]:
@@ -432,7 +468,7 @@ def _keys(gallery: "Gallery") -> list[str]:
 
 def _bury(folder: Path, entry: dict, segment: _Segment, gone: set[str]) -> None:
     """Adds rows to a segment's tombstones."""
-    dead = np.array([key in gone for key in segment.column("key")])
+    dead = np.array([key in gone for key in segment.rows["key"].asstr()[:]])
     if not (dead & segment.alive).any():
         return
     rows = np.flatnonzero(dead | ~segment.alive)
@@ -445,6 +481,7 @@ def _bury(folder: Path, entry: dict, segment: _Segment, gone: set[str]) -> None:
 
 def _write_segment(folder: Path, gallery: "Gallery", keys: list[str], kind: str) -> dict:
     """Builds and writes a segment; returns its entry for the manifest."""
+    kind = kind if len(gallery) >= _TRAINABLE else "flat"
     number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.faiss")), default=0)
     name = f"{number:06d}"
     vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
@@ -501,52 +538,55 @@ def _built(vectors: np.ndarray, kind: str) -> faiss.Index:
     return index
 
 
-def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray, min_recall: float, say) -> dict:
-    """Measures the new version, points ``CURRENT`` at it, and clears away what neither it nor the last one uses."""
-    manifest = about | {
-        "metric": "inner product",
-        "normalised": True,
-        "segments": entries,
-    }
+def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray, say) -> dict:
+    """Measures the new version and points ``CURRENT`` at it; only what it and the last one use stays."""
     segments = [_Segment(folder, entry, about["dim"]) for entry in entries]
+    manifest = about | {"metric": "inner product", "normalised": True, "segments": entries}
     manifest["rows"] = sum(int(segment.alive.sum()) for segment in segments)
-    manifest |= _measured(segments, entries, probes, min_recall)
+    manifest |= _measured(segments, entries, probes, about["min_recall"])
     say(
         f"recall@10 {manifest['recall@10']:.3f} against exact search, {manifest['queries_per_second']:,.0f} queries a "
         f"second one by one ({len(probes):,} queries of the other modality)"
     )
-    text = {key: value for key, value in manifest.items() if key not in ("format", "format_version")}
-    name = f"manifest-{digest(text)[:12]}.json"
-    write_json(folder / name, text)
-    used = {name, *(file for entry in entries for file in entry["files"])}
-    if (folder / CURRENT).exists():
-        last = read_json(folder / CURRENT, "the index's pointer")["manifest"]
-        used |= {
-            last,
-            *(file for entry in read_json(folder / last, "the manifest")["segments"] for file in entry["files"]),
-        }
+    name = f"manifest-{digest(manifest)[:12]}.json"
+    write_json(folder / name, manifest)
+    last = read_json(folder / CURRENT, "the index's pointer").get("manifest") if (folder / CURRENT).exists() else None
     write_json(
         folder / CURRENT,
         {"format": INDEX_FORMAT, "format_version": INDEX_VERSION, "manifest": name, "sha256": _sha256(folder / name)},
     )
-    for file in (*folder.glob("[0-9]*.*"), *folder.glob("manifest-*.json")):
+    for file in folder.glob("manifest-*.json"):
+        if file.name not in (name, last):
+            file.unlink()
+    _sweep(folder)
+    return manifest
+
+
+def _sweep(folder: Path) -> None:
+    """Removes the segments' files that no manifest names."""
+    used = set()
+    for manifest in folder.glob("manifest-*.json"):
+        with contextlib.suppress(FileError, KeyError):  # a damaged one names nothing
+            used |= {file for entry in read_json(manifest, "a manifest")["segments"] for file in entry["files"]}
+    for file in folder.glob("[0-9]*.*"):
         if file.name not in used:
             file.unlink()
-    return text
 
 
 def _measured(segments: list[_Segment], entries: list[dict], probes: np.ndarray, min_recall: float) -> dict:
     """Recall@10 and speed; raises the segments' effort until the recall suffices."""
-    probes = _checked(probes, segments[0]._index.d)
+    probes = _checked(probes, segments[0].dim)
     approximate = [segment.type for segment in segments if segment.type != "flat"]
-    efforts = _EFFORTS[approximate[0] if approximate else "flat"]
-    recall, tried = 0.0, -1
-    truth = [segment.exact(probes, _K) for segment in segments] if approximate else None
-    while recall < min_recall and tried + 1 < len(efforts):
-        tried += 1
-        for segment, entry in zip(segments, entries, strict=True):
-            segment.effort = entry["effort"] = max(efforts[tried], entry["effort"]) if segment.type != "flat" else 0
-        recall = 1.0 if truth is None else _recall([segment.search(probes, _K) for segment in segments], truth)
+    recall = 1.0
+    if approximate:
+        truth = _merged([segment.exact(probes, _K) for segment in segments])
+        for effort in _EFFORTS[approximate[0]]:
+            for segment, entry in zip(segments, entries, strict=True):
+                if segment.type != "flat":
+                    segment.effort = entry["effort"] = max(effort, entry["effort"])
+            recall = _recall(_merged([segment.search(probes, _K) for segment in segments]), truth)
+            if recall >= min_recall:
+                break
     if recall < min_recall:
         raise IndexingError(
             f"the recall@10 against exact search is {recall:.3f}, under {min_recall}; use --type hnsw or flat, or "
@@ -560,17 +600,14 @@ def _measured(segments: list[_Segment], entries: list[dict], probes: np.ndarray,
     return {"recall@10": recall, "queries_per_second": round(len(probes[:100]) / seconds, 1), "probes": len(probes)}
 
 
-def _recall(found: list, truth: list) -> float:
-    """Share of the exact ten nearest that a search over all segments finds."""
+def _merged(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The best ten scores over all segments, best first, (Q, at most 10)."""
+    return -np.sort(-np.concatenate([scores for scores, _ in parts], axis=1), axis=1)[:, :_K]
 
-    def nearest(parts: list) -> list[set]:
-        scores = np.concatenate([scores for scores, _ in parts], axis=1)
-        names = np.concatenate([rows + (number << 40) * (rows >= 0) for number, (_, rows) in enumerate(parts)], axis=1)
-        names = np.take_along_axis(names, np.argsort(-scores, axis=1, kind="stable")[:, :_K], 1)
-        return [set(row[row >= 0].tolist()) for row in names]
 
-    pairs = list(zip(nearest(found), nearest(truth), strict=True))
-    return float(np.mean([len(ours & exact) / len(exact) for ours, exact in pairs]))
+def _recall(found: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the ten places that hold something as near as what exact search has there at last; copies are equal."""
+    return float((found >= truth[:, -1:] - _EQUAL).mean())
 
 
 def _padded(part: np.ndarray, k: int, fill: float) -> np.ndarray:
@@ -586,9 +623,9 @@ def _check_file(path: Path, sha256: str) -> None:
     try:
         found = _sha256(path)
     except FileNotFoundError as error:
-        raise IndexingError(f"{path} is missing; build the index again") from error
+        raise IndexingError(f"{path} is missing; {_AGAIN}") from error
     if found != sha256:
-        raise IndexingError(f"{path} does not match its SHA-256: it is damaged, or not what was built; build it again")
+        raise IndexingError(f"{path} does not match its SHA-256: it is damaged, or not what was built; {_AGAIN}")
 
 
 def default_memory() -> int:

@@ -91,14 +91,14 @@ class Ranks:
 
     def expected_reciprocal_rank(self) -> np.ndarray:
         """Expected 1/rank, float64 (Q,), of the first correct item."""
-        result = 1 / (self.greater + 1.0)
-        for row in np.flatnonzero(self.tied):
-            block, correct = self.tied[row] + self.correct[row], self.correct[row]
-            places = np.arange(self.tied[row] + 1)
+        cases, which = np.unique(np.stack([self.greater, self.tied, self.correct]), axis=1, return_inverse=True)
+        result = np.empty(cases.shape[1])
+        for number, (greater, tied, correct) in enumerate(cases.T):
+            places = np.arange(tied + 1)
             # P(first correct item at a place) = P(none before) * P(here | none before)
-            none_before = np.cumprod(np.r_[1.0, (self.tied[row] - places[:-1]) / (block - places[:-1])])
-            result[row] = np.sum(none_before * correct / (block - places) / (self.greater[row] + 1 + places))
-        return result
+            none_before = np.cumprod(np.r_[1.0, (tied - places[:-1]) / (tied + correct - places[:-1])])
+            result[number] = np.sum(none_before * correct / (tied + correct - places) / (greater + 1 + places))
+        return result[which]
 
 
 def rank(
@@ -219,7 +219,11 @@ class _Scores:
         """Scores without bias of some pictures with all captions, (rows, M)."""
         if dtype == np.float32:
             return self._images32[rows] @ self._texts32.T
-        return self._images[rows].astype(np.float64) @ self._texts.astype(np.float64).T
+        images, result = self._images[rows].astype(np.float64), np.empty((rows.stop - rows.start, len(self._texts)))
+        for start in range(0, len(self._texts), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            np.matmul(images, self._texts[part].astype(np.float64).T, out=result[:, part])
+        return result
 
     def biased(self, block: np.ndarray, rows: slice, direction: int) -> np.ndarray:
         """A block's scores in one direction: a row for each query, pictures or (direction 1) captions."""

@@ -23,7 +23,8 @@ import numpy as np
 
 from configs import OnceoverError
 
-MODES = ("text2image", "image2text")
+_AT_ONCE = 256  # queries searched together
+_EQUAL = 1e-5  # copies have the same score, but for the arithmetic
 
 
 class SearchError(OnceoverError):
@@ -71,6 +72,9 @@ class Searchable(Protocol):
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Scores and rows of the best ``k``, for each query."""
+
+    def contents_of(self, rows: list[int]) -> list[str]:
+        """For each of the rows what is equal where two look the same."""
 
     def item(self, row: int) -> dict:
         """What a hit shows of a row."""
@@ -141,15 +145,42 @@ class Searcher:
         vectors = self._embedded(queries)
         if self._gallery.biased:
             vectors = np.column_stack([vectors, np.ones(len(vectors), np.float32)])
-        results: list[list[Hit]] = [[] for _ in queries]
-        open_, wanted = np.arange(len(queries)), top_k
-        while len(open_):  # copies among the hits: ask for more
-            wanted = min(2 * wanted, len(self._gallery))
-            for number, found in zip(open_, self._gallery.search(vectors[open_], wanted), strict=True):
-                results[number] = self._hits(*found, top_k)
-            short = [len(results[number]) < top_k for number in open_]
-            open_ = open_[short] if wanted < len(self._gallery) else open_[:0]
+        results: list[list[Hit]] = []
+        for start in range(0, len(vectors), _AT_ONCE):
+            results += self._found(vectors[start : start + _AT_ONCE], top_k)
         return results
+
+    def _found(self, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
+        """The hits of some queries; more rows are asked for until they hold ``top_k`` and all of these hits' copies."""
+        results: list[list[Hit]] = [[] for _ in vectors]
+        open_, wanted = np.arange(len(vectors)), top_k
+        while len(open_):
+            wanted = min(2 * wanted, len(self._gallery))
+            short = []
+            for number, (scores, rows) in zip(open_, self._gallery.search(vectors[open_], wanted), strict=True):
+                groups = self._groups(rows.tolist(), top_k)
+                last = groups[-1][0] if len(groups) == top_k else None
+                if wanted < len(self._gallery) and (last is None or scores[-1] >= scores[last] - _EQUAL):
+                    short.append(number)
+                else:
+                    results[number] = self._hits(groups, scores, rows)
+            open_ = np.array(short, int)
+        return results
+
+    def _groups(self, rows: list[int], top_k: int) -> list[list[int]]:
+        """Places in ``rows`` of what looks the same, for the first ``top_k`` different contents, best first."""
+        groups: dict[str, list[int]] = {}
+        for place, content in enumerate(self._gallery.contents_of(rows)):
+            if content in groups or len(groups) < top_k:
+                groups.setdefault(content, []).append(place)
+        return list(groups.values())
+
+    def _hits(self, groups: list[list[int]], scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
+        hits = []
+        for rank, (first, *others) in enumerate(groups, 1):
+            same = [self._gallery.item(int(rows[place]))["id"] for place in others]
+            hits.append(Hit(rank, float(scores[first]), **self._gallery.item(int(rows[first])), same=same))
+        return hits
 
     def _embedded(self, queries: Sequence[Query]) -> np.ndarray:
         """float32 (Q, D); queries of the same kind and weight are embedded together."""
@@ -172,14 +203,3 @@ class Searcher:
                 )
         order = np.argsort(np.concatenate(list(groups.values())) if groups else np.empty(0, int))
         return np.concatenate(parts)[order] if parts else np.empty((0, 0), np.float32)
-
-    def _hits(self, scores: np.ndarray, rows: np.ndarray, top_k: int) -> list[Hit]:
-        shown: dict[str, dict] = {}
-        for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-            item = self._gallery.item(row)
-            content = item.pop("content")
-            if content in shown:
-                shown[content]["same"].append(item["id"])
-            elif len(shown) < top_k:
-                shown[content] = {"rank": len(shown) + 1, "score": score, "same": [], **item}
-        return [Hit(**hit) for hit in shown.values()]

@@ -286,8 +286,8 @@ def test_evaluate_with_everything_and_compare(run, fails, run_dir, store_file, t
     copy = shutil.copy(store_file, tmp_path / "alone.h5")
     alone = run("evaluate", "--store", copy)
     assert "multimodal" not in alone.stdout
-    assert f"wrote {tmp_path}/alone.evaluation-test.md" in alone.stderr
-    assert json.loads((tmp_path / "alone.evaluation-test.json").read_text())["models"]["cca"]["rsum"] > 0
+    assert f"wrote {tmp_path}/alone.h5.evaluation-test.md" in alone.stderr
+    assert json.loads((tmp_path / "alone.h5.evaluation-test.json").read_text())["models"]["cca"]["rsum"] > 0
     assert "name a --run" in run("evaluate", code=2).stderr
     assert "name a --run" in run("evaluate", "--store", copy, "--errors", 3, code=2).stderr
     table = run("compare", run_dir, folder).stdout
@@ -373,7 +373,7 @@ def test_sentences_are_indexed_and_found_by_a_picture(run, fails, run_dir, drawn
     sentences.write_text("A red circle .\n\nA blue star .\nA red circle .\nEin grüner Ring .\n", encoding="utf-8")
     index, cpu = tmp_path / "index", ("--device", "cpu")
     made = run("index", "--run", run_dir, "--captions", sentences, "--index", index, "--rerank", "qbnorm", *cpu)
-    assert "left out: 1 at stage dataset: empty line (the first: line 2)" in made.stderr
+    assert "left out: 1 at stage dataset: empty caption (the first: line 2)" in made.stderr
     assert "4 captions: 4 added" in made.stderr
     found = run("search", "--index", index, "--query", drawn / "query.jpg", "--mode", "image2text", "--json", *cpu)
     hits = json.loads(found.stdout)["hits"]
@@ -386,7 +386,7 @@ def test_sentences_are_indexed_and_found_by_a_picture(run, fails, run_dir, drawn
     assert "holds no sentences" in fails(
         "index", "--run", run_dir, "--captions", tmp_path / "empty.txt", "--index", tmp_path / "x"
     )
-    assert "there is no index at" in fails("search", "--index", index, "--query", "a red circle")
+    assert f"{index} holds no images; index them" in fails("search", "--index", index, "--query", "a red circle")
 
 
 def test_a_runs_own_index_answers_as_the_run_does(run, run_dir, tmp_path):
@@ -477,3 +477,34 @@ def test_the_example_of_the_search_module_runs(run_dir, monkeypatch, capsys, dra
     code = code.replace("runs/first", str(run_dir)).replace("dog.jpg", str(drawn / "query.jpg"))
     exec(compile(code, "example", "exec"), {})
     assert capsys.readouterr().out.count("images/") == 5
+
+
+def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_before_it_changes(
+    run, fails, run_dir, pictures, tmp_path, store_file, fit_config, changed
+):
+    import functools
+
+    from extract.store import FeatureStore
+    from heads.training import fit
+    from retrieval.hubness import fit_inverted_softmax
+    from retrieval.metrics import quality
+
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    wrong = ("--image-encoder", "torchvision:shufflenet_v2_x1_0@random")
+    refused = run("index", "--run", run_dir, "--images", pictures, "--index", index, *wrong, *cpu, code=1).stderr
+    assert "the image encoder is not the one that" in refused
+    assert "encoding" not in refused
+    assert not (index / "images.h5.parts").exists()
+    run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
+    with FeatureStore(store_file) as store:
+        other = functools.partial(fit, quality=quality, correct_hubs=fit_inverted_softmax)
+        other(store, tmp_path / "other", changed(fit_config, training={"seed": 7}))
+    assert "was made by other heads than" in fails("index", "--run", tmp_path / "other", "--index", index, "--compact")
+    query = ("--query", "a red circle", *cpu)
+    assert "made by other heads or encoders" in fails("search", "--run", tmp_path / "other", "--index", index, *query)
+    anew = run("index", "--run", tmp_path / "other", "--images", pictures, "--index", index, *cpu).stderr
+    assert "building it anew: space changed" in anew
+    assert "encoding" not in anew
+    run("search", "--run", tmp_path / "other", "--index", index, *query)
+    message = run("search", "--run", run_dir, "--query", "x", "--weight", 0.3, code=2).stderr
+    assert "--weight is the share of --query" in message

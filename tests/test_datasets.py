@@ -1,6 +1,7 @@
 """Dataset layouts, splits and captions, the odd ones among them. Pictures are named here, never opened."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -251,6 +252,11 @@ def test_a_folder_of_pictures_is_a_dataset_without_captions(tmp_path):
     assert dataset.notes == [f"other files in {tmp_path}, left alone: 2 (no pictures by their names)"]
     with pytest.raises(DatasetError, match="is no folder"):
         read_pictures(tmp_path / "z.JPG")
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    (tmp_path / "caf\u00e9\u200b.jpg").write_bytes(b"x")
+    odd = read_pictures(tmp_path)
+    assert odd.ids == ["b/a.png", "caf\u00e9\u200b.jpg", "z.JPG"]
+    assert [failure.reason for failure in odd.failures] == ["its name is not UTF-8"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="holds no pictures"):
         read_pictures(tmp_path / "empty")
@@ -263,10 +269,11 @@ def test_a_file_of_sentences_is_a_dataset_without_pictures(tmp_path):
     assert dataset.captions == ["A dog .", "Eine Katze .", "A dog ."]
     assert dataset.image_index.tolist() == [-1, -1, -1]
     assert [(failure.id, failure.reason) for failure in dataset.failures] == [
-        ("line 2", "empty line"),
-        ("line 4", "empty line"),
+        ("line 2", "empty caption"),
+        ("line 4", "empty caption"),
     ]
-    assert caption_ids(dataset.ids, dataset.image_index) == ["caption#0", "caption#1", "caption#2"]
+    file.write_text("A dog .\nno\0thing\n")
+    assert [failure.reason for failure in read_captions(file).failures] == ["caption with a NUL character"]
     file.write_bytes(b"caf\xe9\n")
     with pytest.raises(DatasetError, match="is not UTF-8"):
         read_captions(file)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 from html import escape
 
 import h5py
@@ -178,6 +179,28 @@ def test_a_dual_encoder_gets_a_zero_shot_row(drawn, tiny_clip, tmp_path):
     assert result["models"]["zero_shot"]["rsum"] == pytest.approx(found["rsum"])
 
 
+def test_a_dual_encoder_needs_nothing_to_train_on(drawn, tiny_clip, tmp_path):
+    spec, dataset = f"hf:{tiny_clip}", read_dataset(drawn)
+    alone = dataclasses.replace(dataset, splits=["test" if split == "test" else "" for split in dataset.splits])
+    extract(alone, tmp_path / "s.h5", ExtractConfig(image_encoder=spec, text_encoder=spec), device="cpu")
+    with FeatureStore(tmp_path / "s.h5") as store:
+        result = evaluate(None, store)
+    assert list(result["models"]) == ["zero_shot", "image_only", "text_only", "chance"]
+    assert "nothing fitted" in notes(result)
+
+
+def test_trap_baselines_are_chosen_without_a_look_at_the_reported_split(planted):
+    before = {name: row.get("settings") for name, row in evaluate(None, planted)["models"].items()}
+    features = planted.text_features[:]
+    test = np.isin(planted.image_index, np.flatnonzero(np.array(planted.image_splits) == "test"))
+    features[test] = np.random.default_rng(1).permutation(features[test])
+    changed = types.SimpleNamespace(**{name: getattr(planted, name) for name in (
+        "roles", "image_features", "image_splits", "image_index", "recipes")}, text_features=features)  # fmt: skip
+    after = evaluate(None, changed)["models"]
+    assert {name: row.get("settings") for name, row in after.items()} == before
+    assert after["cca"]["rsum"] < 60  # the permuted pairs were reported on
+
+
 def test_runs_are_compared_query_by_query(embeddings):
     own = np.stack([embeddings.texts[embeddings.image_index == row].sum(0) for row in range(len(embeddings.ids))])
     good = dataclasses.replace(embeddings, images=own / np.linalg.norm(own, axis=1, keepdims=True))
@@ -192,6 +215,8 @@ def test_runs_are_compared_query_by_query(embeddings):
     assert verdicts["c", "rsum"] == "not distinguishable"
     assert "they say nothing about other seeds" in comparison_notes(result)[0]
     assert any("flatter" in note for note in comparison_notes(compare_runs({"a": good, "b": other}, "dev")))
+    assert "transductive" in " ".join(comparison_notes(compare_runs({"a": good, "b": other}, "test", "csls")))
+    assert "trained on these pictures" in " ".join(comparison_notes(result))
     better = compare_runs({"b": other, "a": good}, "train")
     assert comparison_rows(better)[1][-1] == "better"
 
@@ -288,6 +313,18 @@ def test_trap_copies_are_shown_once_by_their_content_wherever_they_stand(embeddi
     (only,) = Searcher(everything, Embedder(embeddings.texts[0], gallery.space)).search("x", 5)
     assert len(only.same) == 59
     assert "thumbnail" not in only.to_dict()
+
+
+def test_all_copies_of_a_hit_are_listed_however_few_hits_are_asked_for(embeddings):
+    gallery = embeddings.gallery("image")
+    vectors, contents = gallery.vectors.copy(), list(gallery.contents)
+    vectors[:30], contents[:30] = embeddings.texts[0], ["one"] * 30
+    searcher = Searcher(
+        dataclasses.replace(gallery, vectors=vectors, contents=contents), Embedder(embeddings.texts[0], gallery.space)
+    )
+    (hit,) = searcher.search("x", 1)
+    assert {hit.id, *hit.same} == set(gallery.ids[:30])
+    assert len(searcher.search("x", 2)) == 2
 
 
 def test_many_queries_are_encoded_together_and_answered_in_order(embeddings):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.store import FeatureStore
 from heads import training
-from heads.checkpoint import RunError, load_run
+from heads.checkpoint import RunError, load_run, save_resume
 from heads.embed import EmbedError, image_embeddings
 from heads.ensemble import ensemble
 from heads.models import DualHeads, Ensemble, Standardize
@@ -375,6 +375,9 @@ def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
     pictures, captions, index = both.split("dev")
     assert made["selection"]["rsum"] == measure(both.images[pictures], both.texts[captions], index)["rsum"]
     assert len(ensemble(store, [joined, runs[0]], tmp_path / "three", **how)["members"]) == 3
+    (tmp_path / "both/run.json").unlink()
+    save_resume(tmp_path / "both", {"request": made["request"]})  # as after a kill
+    assert ensemble(store, runs, tmp_path / "both", **how)["space"] == made["space"]
     with pytest.raises(RunError, match="at least two runs"):
         ensemble(store, runs[:1], tmp_path / "c", **how)
     with pytest.raises(RunError, match="is not empty; name a new folder"):
