@@ -385,3 +385,13 @@ def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
     runs[1].provenance["fingerprints"]["image"] = "other"
     with pytest.raises(RunError, match="was not fitted on the features of"):
         ensemble(store, runs, tmp_path / "c", **how)
+
+
+def test_the_correction_that_the_config_asks_for_is_the_runs_own_way_to_search(store, tmp_path, fit_config, changed):
+    config = changed(fit_config, model={"rerank": "qbnorm"}, training={"num_epochs": 1})
+    fit(store, tmp_path / "r", config, quality=measure)
+    embeddings = read_embeddings(tmp_path / "r/embeddings.h5")
+    assert embeddings.rerank == "qbnorm"
+    assert embeddings.gallery("image").biased
+    assert not embeddings.gallery("image", rerank="none").biased
+    np.testing.assert_array_equal(embeddings.gallery("text").vectors[:, -1], embeddings.text_bias)
