@@ -392,7 +392,7 @@ def ensemble(runs, run_dir, store_file):
 )
 @click.option("--remove", multiple=True, metavar="ID", help="Only remove this item. May be repeated.")
 @click.option("--compact", is_flag=True, help="Only write the index anew, without what was removed.")
-@click.option("--force", is_flag=True, help="Replace an index of something else.")
+@click.option("--force", is_flag=True, help="Replace an index of something else, or a damaged one.")
 @encoder_options[0]
 @encoder_options[1]
 @device_option
@@ -638,6 +638,18 @@ def _print_hits(found: list, mode: str, style: str, many: bool) -> None:
                 click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
 
 
+def _open_index(index_dir: Path, kind: str):
+    from configs.formats import CURRENT
+    from retrieval.index import Index, IndexingError
+
+    name = GALLERIES[kind]
+    if not (index_dir / name / CURRENT).exists():
+        raise IndexingError(
+            f"{index_dir} holds no {name}; index them: python cli.py index --run RUN --index {index_dir} --{name} …"
+        )
+    return Index(index_dir / name)
+
+
 def _search(
     run_dir: Path | None,
     queries: list[str],
@@ -655,12 +667,11 @@ def _search(
     text_encoder: str | None = None,
 ) -> list[list]:
     """The hits of each query."""
-    from configs.formats import CURRENT, EMBEDDINGS
+    from configs.formats import EMBEDDINGS
     from extract.pictures import read_picture
     from heads.checkpoint import load_run
     from heads.query import QueryEmbedder
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import Index, IndexingError
     from retrieval.search import Query, Searcher, check_query
 
     opposite = {"text2image": "image2text", "image2text": "text2image"}
@@ -670,18 +681,12 @@ def _search(
             if way == "image2text":
                 read_picture(text)  # what is no picture is refused before an encoder is loaded
     kind = "image" if mode == "text2image" else "text"
-    if index_dir:
-        folder = index_dir / GALLERIES[kind]
-        if not (folder / CURRENT).exists():
-            raise IndexingError(
-                f"{index_dir} holds no {GALLERIES[kind]}; index them: "
-                f"python cli.py index --run RUN --index {index_dir} --{GALLERIES[kind]} …"
-            )
-        gallery = Index(folder)
-        run_dir = run_dir or Path(gallery.manifest["run"])
-    else:
-        gallery = read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank)
+    index = _open_index(index_dir, kind) if index_dir else None
+    run_dir = run_dir or Path(index.manifest["run"])
+    if index is not None and not run_dir.exists():
+        raise ConfigError(f"{index_dir} was made with the run {run_dir}, which is not there; name it: --run DIR")
     run = load_run(run_dir)
+    gallery = read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank) if index is None else index
     embedder = QueryEmbedder(run, device=device, image_encoder=image_encoder, text_encoder=text_encoder, say=say)
     if mode == "text2image":
         asked = [Query(sentence=text, picture=other, weight=weight) for text in queries]

@@ -254,10 +254,13 @@ class _Segment:
         return cells if self.type == "ivf" else faiss.SearchParametersPreTransform(index_params=cells)
 
     def _rescored(self, queries: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates in the order of their exact scores."""
+        """Candidates in the order of their exact scores.
+
+        Not by a matrix product: BLAS's threads go on spinning after it, and faiss's wait for them at the next query.
+        """
         scores = np.full(rows.shape, -np.inf, np.float32)
         for query, candidates, score in zip(queries, rows, scores, strict=True):
-            score[candidates >= 0] = self._vectors[candidates[candidates >= 0]] @ query
+            score[candidates >= 0] = np.einsum("cd,d->c", self._vectors[candidates[candidates >= 0]], query)
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 

@@ -399,6 +399,12 @@ def test_a_runs_own_index_answers_as_the_run_does(run, run_dir, tmp_path):
     exact = json.loads(run("search", "--run", run_dir, "--rerank", "qbnorm", *query).stdout)["hits"]
     assert [hit["id"] for hit in ours] == [hit["id"] for hit in exact]
     assert [hit["score"] for hit in ours] == pytest.approx([hit["score"] for hit in exact], abs=1e-5)
+    moved = shutil.copytree(run_dir, tmp_path / "moved")
+    run("index", "--run", moved, "--index", tmp_path / "of moved")
+    shutil.rmtree(moved)
+    gone = run("search", "--index", tmp_path / "of moved", *query, code=2).stderr
+    assert f"was made with the run {moved}, which is not there; name it: --run DIR" in gone
+    assert json.loads(run("search", "--index", tmp_path / "of moved", "--run", run_dir, *query).stdout)["hits"]
     split = run("index", "--run", run_dir, "--index", tmp_path / "test", "--split", "test")
     assert "12 pictures: 12 added" in split.stderr
 
