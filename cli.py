@@ -701,7 +701,9 @@ def _search(
 
 
 @cli.command()
-@click.option("--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrix, training, ranks.")
+@click.option(
+    "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrix, training, ranks, evaluation."
+)
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--out", required=True, type=DIRECTORY, help="The folder for the figures, each as PNG and SVG.")
 @click.option("--split", help="Whose pictures to draw. [default: the one to be reported on]")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import OnceoverError
-from configs.formats import EMBEDDINGS, HISTORY, PROVENANCE
+from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
 from extract.files import read_json, whole_file
 from extract.pictures import read_picture
 from extract.store import FeatureStore
@@ -61,6 +61,8 @@ def plot_run(
 ) -> list[Path]:
     """Draws a run: t-SNE and PCA of the joint embedding, a similarity matrix, training curves, rank distributions.
 
+    Once the split has been evaluated, its models' recalls are drawn, too.
+
     Args:
         split: whose pictures are drawn; the reported split by default.
         step: receives the name of each figure before it is drawn.
@@ -81,6 +83,9 @@ def plot_run(
         "training": lambda: draw_training(folder),
         "ranks": lambda: draw_ranks(embeddings, split),
     }
+    evaluated = folder / f"{EVALUATION.format(split)}.json"
+    if evaluated.exists():
+        drawings["models"] = lambda: _draw_evaluation(evaluated)
     if "joined" in read_json(folder / PROVENANCE, "the run's provenance"):
         del drawings["training"]  # an ensemble's members have histories, it has none
     return _draw_all(drawings, Path(out), step)
@@ -240,6 +245,49 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, columnspacing=1)
     figure.axes[0].set_ylabel("queries with a correct item\namong the first K, in %")
     return figure
+
+
+def _draw_evaluation(file: Path) -> Figure:
+    try:
+        return draw_models(read_json(file, "the evaluation"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PlotError(f"{file} is damaged, or of another version; evaluate again") from error
+
+
+def draw_models(result: dict) -> Figure:
+    """The recalls of an evaluation's models in both directions, with their intervals or spreads.
+
+    Args:
+        result: as ``retrieval.evaluation.evaluate`` gives it.
+    """
+    models = result["models"]
+    figure = Figure(figsize=(10.4, 1.4 + 0.34 * len(models)), layout="constrained")
+    names = (("image_to_text", "Picture → caption", PICTURE), ("text_to_image", "Caption → picture", CAPTION))
+    place = np.arange(len(models))
+    for axes, (direction, name, colour) in zip(figure.subplots(1, 2, sharey=True), names, strict=True):
+        sides = [summary[direction] for summary in models.values()]
+        for k, marker in ((1, "o"), (5, "s"), (10, "^")):
+            value = np.array([side[f"R@{k}"] for side in sides])
+            low, high = np.array([_bounds(side, f"R@{k}") for side in sides]).T
+            bars = np.maximum([value - low, high - value], 0)
+            axes.errorbar(value, place, xerr=bars, fmt=marker, color=colour, capsize=2, markersize=5, label=f"R@{k}")
+        axes.set(
+            xlim=(0, None),
+            xlabel="recall in %",
+            title=f"{name}\n{result['split']}: {sides[0]['queries']:,} queries, gallery of {sides[0]['gallery']:,}",
+        )
+        axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+        axes.legend(loc="lower right")
+    figure.axes[0].set_yticks(place, [name.replace("_transductive", "\n(transductive)") for name in models])
+    figure.axes[0].invert_yaxis()
+    return figure
+
+
+def _bounds(side: dict, name: str) -> tuple[float, float]:
+    """A number's interval, or the spread between random maps; chance has neither."""
+    if f"{name}_sd" in side:
+        return side[name] - side[f"{name}_sd"], side[name] + side[f"{name}_sd"]
+    return tuple(side.get(f"{name}_ci", (side[name], side[name])))
 
 
 def _plain_ticks(axes: Axes) -> None:

@@ -300,7 +300,7 @@ def test_evaluate_with_everything_and_compare(run, fails, run_dir, store_file, t
 
 
 def test_runs_are_joined_evaluated_drawn_and_searched(run, run_dir, tmp_path):
-    joined = tmp_path / "both"
+    joined, run_dir = tmp_path / "both", shutil.copytree(run_dir, tmp_path / "one")
     made = run("ensemble", run_dir, run_dir, "--out", joined)
     assert "2 pairs of heads: rsum" in made.stderr
     alone, both = (json.loads(run("evaluate", "--run", folder, "--json").stdout) for folder in (run_dir, joined))

@@ -1,6 +1,7 @@
 """Figures: drawn from stored files alone, complete, labelled with gallery sizes, and refused with a reason."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from analysis.plots import (
     PlotError,
     draw_hits,
     draw_map,
+    draw_models,
     draw_ranks,
     draw_similarity,
     draw_training,
@@ -24,6 +26,7 @@ from analysis.plots import (
     plot_store,
 )
 from retrieval.embeddings import read_embeddings
+from retrieval.evaluation import evaluate
 from retrieval.search import Query, Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,3 +159,20 @@ def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
     plots.plot_hits(hits, Query(sentence=r"a $\foo$ b", picture=str(drawn / "query.jpg")), "image", tmp_path / "a.png")
     plots.plot_hits(hits, Query(picture=str(drawn / "query.jpg")), "text", tmp_path / "b.svg")
     assert "a $5__x and $6 {" in (tmp_path / "b.svg").read_text()
+
+
+def test_an_evaluation_is_drawn_with_every_model_once_it_is_there(run_dir, store, tmp_path):
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    result = evaluate(read_embeddings(folder / "embeddings.h5"), store, rerank=["csls"])
+    (folder / "evaluation-test.json").write_text(json.dumps(result))
+    written = {path.name for path in plot_run(folder, tmp_path / "figures")}
+    (folder / "evaluation-dev.json").write_text("{}")
+    with pytest.raises(PlotError, match="of another version; evaluate again"):
+        plot_run(folder, tmp_path / "figures", "dev")
+    assert {"models.png", "models.svg", "ranks.png"} <= written
+    figure = draw_models(result)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [label.replace("\n(", "_").strip(")") for label in labels] == list(result["models"])
+    assert "test: 12 queries, gallery of 60" in figure.axes[0].get_title()
+    line = figure.axes[1].containers[2].lines[0]  # R@10
+    np.testing.assert_allclose(line.get_xdata(), [m["text_to_image"]["R@10"] for m in result["models"].values()])
