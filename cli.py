@@ -170,7 +170,9 @@ def _say_summary(summary) -> None:
         say(f"{summary.truncated:,} captions are longer than the text encoder takes and were cut")
     for (stage, reason), count in Counter((f.stage, f.reason.partition(":")[0]) for f in summary.failures).items():
         example = next(f for f in summary.failures if (f.stage, f.reason.partition(":")[0]) == (stage, reason))
-        say(f"left out: {count:,} at stage {stage}: {reason} (the first: {example.id}); python cli.py info lists them")
+        say(
+            f"left out: {count:,} at stage {stage}: {reason} (the first: {example.id}); list: python cli.py info {summary.path}"
+        )
     for group in summary.duplicates[:3]:
         say(f"warning: the same picture lies in several splits: {', '.join(group)}")
     if len(summary.duplicates) > 3:
@@ -370,7 +372,7 @@ def ensemble(runs, run_dir, store_file):
 
 
 @cli.command()
-@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The run whose encoders and heads are used.")
+@click.option("--run", "run_dir", type=DIRECTORY, help="The run whose encoders and heads are used. [required to build]")
 @click.option("--index", "index_dir", type=DIRECTORY, help="The folder to write. [default: index in the run folder]")
 @click.option("--images", type=DIRECTORY, help="Index this folder's pictures, with those below it.")
 @click.option("--captions", type=FILE, help="Index this file's sentences, one a line.")
@@ -403,9 +405,11 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     removed comes back when its folder or file is indexed again and still holds it.
     """
     if sum(map(bool, (images, captions, split))) > 1:
-        raise click.UsageError("name one of --images, --captions and --split")
+        raise click.UsageError("--images, --captions and --split exclude each other; name one of them at most")
     if (remove or compact) and (images or captions or split or (remove and compact)):
         raise click.UsageError("--remove and --compact stand alone: they change the index that is there")
+    if run_dir is None and not (index_dir and (remove or compact)):
+        raise click.UsageError("name the --run; only --remove and --compact of an --index go without")
     index_dir = index_dir or run_dir / "index"
     if remove or compact:
         _change_index(run_dir, index_dir, remove)
@@ -437,7 +441,7 @@ def _index(
     from configs.formats import EMBEDDINGS
     from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import check_source, default_memory, update
+    from retrieval.index import check_origin, default_memory, update
 
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
@@ -445,7 +449,8 @@ def _index(
     source = str((images or captions or run_dir).resolve()) + (f", split {split}" if split else "")
     for each, foreign in (("image", images), ("text", captions)):
         if foreign or not (images or captions):
-            before = check_source(index_dir / GALLERIES[each], source, force)  # before anything is encoded
+            origin = index_dir / GALLERIES[each], source, str(run_dir.resolve()), embeddings.space
+            before = check_origin(*origin, force=force)  # before anything is encoded
             if rerank is None and before:
                 rerank = "qbnorm" if before["biased"] else "none"
     if images or captions:
@@ -502,7 +507,8 @@ def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank,
         vectors = embed(run.heads, torch.from_numpy(features[:]))
         corrected = (rerank or embeddings.rerank) == "qbnorm"
         bias = bias_by_bank(embeddings, kind, vectors) if corrected else None
-        return gallery_of_store(store, kind, vectors, bias, embeddings.space)
+        gallery = gallery_of_store(store, kind, vectors, bias, embeddings.space)
+    return replace(gallery, paths=[str(images.resolve() / path) for path in gallery.paths]) if images else gallery
 
 
 def _probes(embeddings, kind: str, biased: bool):
@@ -517,17 +523,18 @@ def _probes(embeddings, kind: str, biased: bool):
     return np.column_stack([rows, np.ones(len(rows), np.float32)]) if biased else rows
 
 
-def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...]) -> None:
+def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...]) -> None:
     """Removes the named items from the galleries of an index that hold them, or compacts all of them."""
     from configs.formats import CURRENT, EMBEDDINGS
     from retrieval.embeddings import read_embeddings
     from retrieval.index import Index, IndexingError, compact, remove
 
-    embeddings = read_embeddings(run_dir / EMBEDDINGS)
     there = {kind: index_dir / name for kind, name in GALLERIES.items() if (index_dir / name / CURRENT).exists()}
     if not there:
         raise IndexingError(f"there is no index at {index_dir}")
     opened = {kind: Index(folder) for kind, folder in there.items()}
+    run_dir = run_dir or Path(next(iter(opened.values())).manifest["run"])
+    embeddings = read_embeddings(run_dir / EMBEDDINGS)
     if any(index.space != embeddings.space for index in opened.values()):
         raise IndexingError(f"{index_dir} was made by other heads than {run_dir}'s; name its own --run, or index again")
     mine = {kind: set(index.ids()).intersection(removed) for kind, index in opened.items()}
@@ -540,7 +547,8 @@ def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...]) -> N
             continue
         common = {"probes": _probes(embeddings, kind, opened[kind].biased), "say": say}
         summary = remove(folder, sorted(mine[kind]), **common) if removed else compact(folder, **common)
-        say(f"{folder}: {summary.rows:,} rows; {summary.removed:,} removed")
+        what = f"{summary.removed:,} removed" if removed else f"the room of {summary.removed:,} removed ones is free"
+        say(f"{folder}: {summary.rows:,} rows; {what}")
 
 
 @cli.command()
@@ -576,7 +584,7 @@ def _change_index(run_dir: Path, index_dir: Path, removed: tuple[str, ...]) -> N
 def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style, as_json, out, **options):
     """Find pictures by a sentence, or captions by a picture, or either by both together."""
     if (query is None) == (queries is None):
-        raise click.UsageError("name either --query or --queries")
+        raise click.UsageError("name --query or --queries, one of the two")
     if run_dir is None and index_dir is None:
         raise click.UsageError("name a --run, or an --index")
     if queries and out:
@@ -607,7 +615,7 @@ def _read_queries(file: str) -> list[str]:
     if not asked:
         raise SearchError(f"{'stdin' if file == '-' else file} holds no queries; write one a line")
     if len(asked) < len(lines) - 1:
-        say(f"left out: {len(lines) - 1 - len(asked)} empty lines")
+        say(f"empty lines left out: {len(lines) - 1 - len(asked)}")
     return asked
 
 
@@ -622,10 +630,11 @@ def _print_hits(found: list, mode: str, style: str, many: bool) -> None:
         import csv
 
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["query", "mode", "rank", "score", "id", "path", "caption"])
+        writer.writerow(["query", "mode", "rank", "score", "id", "path", "caption", "same"])
         for query, hits in found:
             writer.writerows(
-                [query, mode, hit.rank, hit.score, hit.id, hit.path, (hit.captions or [""])[0]] for hit in hits
+                [query, mode, hit.rank, hit.score, hit.id, hit.path, (hit.captions or [""])[0], " ".join(hit.same)]
+                for hit in hits
             )
     else:
         for query, hits in found:
@@ -643,6 +652,8 @@ def _open_index(index_dir: Path, kind: str):
     from retrieval.index import Index, IndexingError
 
     name = GALLERIES[kind]
+    if not any((index_dir / each / CURRENT).exists() for each in GALLERIES.values()):
+        raise IndexingError(f"there is no index at {index_dir}, or an unfinished one; python cli.py index makes it")
     if not (index_dir / name / CURRENT).exists():
         raise IndexingError(
             f"{index_dir} holds no {name}; index them: python cli.py index --run RUN --index {index_dir} --{name} …"
@@ -675,6 +686,8 @@ def _search(
     from retrieval.search import Query, Searcher, check_query
 
     opposite = {"text2image": "image2text", "image2text": "text2image"}
+    if other is not None and mode == "text2image" and not Path(other).is_file():
+        raise ConfigError(f"--with takes a picture's path beside a sentence; {other!r} is no file")
     for text, way in ((text, way) for way, texts in ((mode, queries), (opposite[mode], [other])) for text in texts):
         if text is not None:
             check_query(text, way)
@@ -744,17 +757,28 @@ def info(path):
 
 
 @cli.command()
-@click.argument("store_file", type=FILE, metavar="FILE.h5")
+@click.argument("store_file", type=FILE, metavar="FILE.h5_OR_INDEX")
 @click.option("--sample", type=click.IntRange(min=1), help="Encode N pictures and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
 @click.option("--data", type=DIRECTORY, help="The dataset's folder, if it has moved. (With --sample.)")
 @device_option
 def verify(store_file, sample, device, **places):
-    """Check a feature store: structure, checksums, finite numbers; with --sample, the features themselves."""
+    """Check a feature store: structure, checksums, finite numbers; with --sample, the features themselves.
+
+    Of an index every file is checked against its SHA-256.
+    """
+    from configs.formats import CURRENT
     from extract.store import FeatureStore
     from extract.verify import verify_sample
 
+    indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
+    for folder in indexes:
+        from retrieval.index import Index
+
+        click.echo(f"{folder} is sound: {len(Index(folder)):,} rows")
+    if indexes:
+        return
     with FeatureStore(store_file) as store:
         problems = store.verify()
         if sample and not problems:

@@ -112,9 +112,9 @@ def _describe_run(folder: Path) -> str:
 
 
 def _describe_index(folder: Path) -> str:
-    from retrieval.index import read_manifest  # with faiss
+    from retrieval.index import Index  # with faiss
 
-    made = read_manifest(folder)
+    made = Index(folder).manifest  # its files are checked
     segments = [f"{entry['name']} {entry['type']} {entry['rows']:,} rows" for entry in made["segments"]]
     buried = sum(entry["rows"] for entry in made["segments"]) - made["rows"]
     lines = [

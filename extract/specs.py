@@ -83,6 +83,10 @@ def identity(spec: Spec, seed: int) -> dict:
 
 def _cached_commit(spec: Spec) -> str | None:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    path = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
+    try:
+        path = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
+    except HFValidationError as error:
+        raise EncoderError(f"{spec.text}: there is no such folder, and no model can have that name") from error
     return Path(path).parent.name if isinstance(path, str) else None

@@ -302,6 +302,8 @@ def comparison_notes(result: dict) -> list[str]:
         f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; intervals resample "
         "the pictures, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do"
     ]
+    tests = len(result["differences"]) * (len(DIRECTIONS) * len(_DIFFERENCES) + 1)
+    lines.append(f"each of the {tests} verdicts stands alone: without any difference, one in twenty would not hold")
     methods = result["rerank"]
     each = ", ".join(f"{name}: {method}" for name, method in methods.items())
     lines.append(f"correction for hubs: {each if len(set(methods.values())) > 1 else next(iter(methods.values()))}")

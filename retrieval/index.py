@@ -281,11 +281,13 @@ def read_manifest(folder: str | Path) -> dict:
     return read_json(folder / current["manifest"], "the index's manifest")
 
 
-def check_source(folder: str | Path, source: str, force: bool = False) -> dict | None:
+def check_origin(folder: str | Path, source: str, run: str, space: str, force: bool = False) -> dict | None:
     """The manifest of the index that is there, if there is one; ``force`` overlooks a damaged one.
 
+    A run that was fitted again may replace what it made before; another run may not.
+
     Raises:
-        IndexingError: it is an index of something else, or damaged, and ``force`` is not given.
+        IndexingError: it is an index of something else or by another run, or damaged, and ``force`` is not given.
     """
     if not (Path(folder) / CURRENT).exists():
         return None
@@ -297,6 +299,10 @@ def check_source(folder: str | Path, source: str, force: bool = False) -> dict |
         raise
     if before["source"] != source and not force:
         raise IndexingError(f"{folder} indexes {before['source']}, not {source}; name another --index, or --force")
+    if before["run"] != run and before["space"] != space and not force:
+        raise IndexingError(
+            f"{folder} was made with the run {before['run']}; name that one, another --index, or --force"
+        )
     return before
 
 
@@ -335,7 +341,7 @@ def update(
     if not len(gallery):
         raise IndexingError(f"{source} holds nothing to index")
     with _writing(folder):
-        before = check_source(folder, source, force)
+        before = check_origin(folder, source, run, gallery.space, force)
         about = _request(gallery, before, kind, memory, min_recall) | {"source": source, "run": run}
         say(f"{folder}: {about['type']} ({about['reason']})")
         segments = _still_good(folder, before, about, force, say)

@@ -15,6 +15,7 @@ Load once, then search in milliseconds::
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -23,6 +24,7 @@ import numpy as np
 
 from configs import OnceoverError
 
+_A_PICTURES_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
 _AT_ONCE = 256  # queries searched together
 _EQUAL = 1e-5  # copies have the same score, but for the arithmetic
 
@@ -103,6 +105,8 @@ def check_query(query: str, mode: str) -> None:
         raise SearchError(
             f"{query[:200]!r} {what}; image2text takes a picture's path (for a sentence: --mode text2image)"
         )
+    if mode == "text2image" and not is_file and _A_PICTURES_NAME.fullmatch(query.strip()):
+        raise SearchError(f"there is no file {query!r}; to search by a picture, give its path and --mode image2text")
     if mode == "text2image" and is_file and "." in query:
         raise SearchError(f"{query!r} is a file; to search by a picture, add --mode image2text")
 

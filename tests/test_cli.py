@@ -349,7 +349,8 @@ def test_a_strangers_folder_is_indexed_once_and_searched(run, fails, run_dir, pi
     ]
     assert len(hits) == 10  # two pictures are there twice
     assert sum(len(hit["same"]) for hit in hits) == 2
-    assert {path for hit in hits for path in [hit["path"], *hit["same"]]} >= {"below/copy.jpg", "new.jpg"}
+    assert {name for hit in hits for name in [hit["id"], *hit["same"]]} >= {"below/copy.jpg", "new.jpg"}
+    assert all(Path(hit["path"]) == pictures / hit["id"] for hit in hits)  # to be opened from anywhere
     assert "recall@10   1.000" in run("info", index).stdout
     assert "text        none" in run("info", index / "images.h5").stdout
     assert "is sound" in run("verify", index / "images.h5").stdout
@@ -359,12 +360,13 @@ def test_a_strangers_folder_is_indexed_once_and_searched(run, fails, run_dir, pi
     hits = json.loads(run("search", "--index", index, "--query", "a red circle", "--top-k", 50, "--json", *cpu).stdout)[
         "hits"
     ]
-    assert {hit["path"] for hit in hits}.isdisjoint({"new.jpg", "below/copy.jpg"})
+    assert {hit["id"] for hit in hits}.isdisjoint({"new.jpg", "below/copy.jpg"})
     assert (
         "holds no 'new.jpg'" in run("index", "--run", run_dir, "--index", index, "--remove", "new.jpg", code=1).stderr
     )
-    compacted = run("index", "--run", run_dir, "--index", index, "--compact").stderr
-    assert "images: 10 rows; 3 removed" in compacted  # the one that was renamed, too
+    assert f"{index}/images is sound: 10 rows" in run("verify", index).stdout
+    compacted = run("index", "--index", index, "--compact").stderr
+    assert "images: 10 rows; the room of 3 removed ones is free" in compacted  # the one that was renamed, too
     assert "segments    1: " in run("info", index).stdout
 
 
@@ -414,13 +416,13 @@ def test_many_queries_in_every_format(run, fails, run_dir, drawn, tmp_path):
     queries.write_text("a red circle\n\na blue star\n", encoding="utf-8")
     many = ("search", "--run", run_dir, "--queries", queries, "--top-k", 2, *cpu)
     done = run(*many)
-    assert "left out: 1 empty lines" in done.stderr
+    assert "empty lines left out: 1" in done.stderr
     assert [line for line in done.stdout.splitlines() if not line.startswith(" ")] == ["a red circle", "a blue star"]
     results = json.loads(run(*many, "--json").stdout)
     assert [result["query"] for result in results] == ["a red circle", "a blue star"]
     assert [json.loads(line) for line in run(*many, "--format", "jsonl").stdout.splitlines()] == results
     table = run(*many, "--format", "csv").stdout.splitlines()
-    assert table[0] == "query,mode,rank,score,id,path,caption"
+    assert table[0] == "query,mode,rank,score,id,path,caption,same"
     assert len(table) == 5
     piped = CliRunner().invoke(
         cli, ["search", "--run", str(run_dir), "--queries", "-", "--top-k", "2", "--format", "jsonl", *cpu],
@@ -433,7 +435,7 @@ def test_many_queries_in_every_format(run, fails, run_dir, drawn, tmp_path):
     assert f"{queries} holds no queries; write one a line" in fails(*many)
     queries.write_bytes(b"caf\xe9")
     assert "is not UTF-8" in fails(*many)
-    assert "name either --query or --queries" in run("search", "--run", run_dir, code=2).stderr
+    assert "name --query or --queries, one of the two" in run("search", "--run", run_dir, code=2).stderr
     assert "name a --run, or an --index" in run("search", "--query", "x", code=2).stderr
 
 
@@ -496,6 +498,8 @@ def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_befo
     from retrieval.metrics import quality
 
     index, cpu = tmp_path / "index", ("--device", "cpu")
+    picture = next(pictures.glob("0*.jpg")).name
+    (pictures.parent / "drawn.csv").write_text(f"image,caption\nmine/{picture},A red circle .\n")
     wrong = ("--image-encoder", "torchvision:shufflenet_v2_x1_0@random")
     refused = run("index", "--run", run_dir, "--images", pictures, "--index", index, *wrong, *cpu, code=1).stderr
     assert "the image encoder is not the one that" in refused
@@ -508,9 +512,21 @@ def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_befo
     assert "was made by other heads than" in fails("index", "--run", tmp_path / "other", "--index", index, "--compact")
     query = ("--query", "a red circle", *cpu)
     assert "made by other heads or encoders" in fails("search", "--run", tmp_path / "other", "--index", index, *query)
-    anew = run("index", "--run", tmp_path / "other", "--images", pictures, "--index", index, *cpu).stderr
+    again = ("index", "--run", tmp_path / "other", "--images", pictures, "--index", index, *cpu)
+    assert f"was made with the run {run_dir}; name that one, another --index, or --force" in fails(*again)
+    anew = run(*again, "--force").stderr
     assert "building it anew: space changed" in anew
     assert "encoding" not in anew
     run("search", "--run", tmp_path / "other", "--index", index, *query)
+    damaged = next((index / "images").glob("*.h5"))
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    for command in ("verify", "info"):
+        assert "does not match its SHA-256" in fails(command, index)
+    assert "there is no index at" in fails("search", "--index", tmp_path / "nowhere", "--query", "x")
+    assert "'x.jpg' is no file" in fails("search", "--run", run_dir, "--query", "red", "--with", "x.jpg", code=2)
+    assert "there is no file 'x.jpg'; to search by a picture" in fails("search", "--run", run_dir, "--query", "x.jpg")
+    wrong = ("--image-encoder", "hf:/nope", "--text-encoder", "hf:distilbert-base-uncased@random")
+    mistyped = run("extract", "--data", tmp_path / "drawn.csv", "--store", tmp_path / "n.h5", *wrong, code=1).stderr
+    assert "error: hf:/nope: there is no such folder, and no model can have that name" in mistyped
     message = run("search", "--run", run_dir, "--query", "x", "--weight", 0.3, code=2).stderr
     assert "--weight is the share of --query" in message

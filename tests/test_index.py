@@ -328,11 +328,13 @@ def test_a_second_writer_other_sources_and_unusable_galleries_are_refused(tmp_pa
 def test_other_heads_or_a_correction_for_hubs_build_it_anew(tmp_path, probes):
     update(tmp_path / "i", gallery(20), probes, **ROOMY)
     told = []
-    update(tmp_path / "i", gallery(20, space="other"), probes, say=told.append, **ROOMY)
+    with pytest.raises(IndexingError, match="was made with the run runs/first; name that one, another --index"):
+        update(tmp_path / "i", gallery(20, space="other"), probes, **ROOMY | {"run": "runs/second"})
+    update(tmp_path / "i", gallery(20, space="other"), probes, say=told.append, **ROOMY)  # the run was fitted again
     assert "building it anew: space changed" in told
     biased = np.column_stack([gallery(20).vectors, np.arange(20, dtype=np.float32)])
     queries = np.column_stack([probes, np.ones(60, np.float32)])
-    made = update(tmp_path / "i", gallery(20, vectors=biased, biased=True), queries, **ROOMY)
+    made = update(tmp_path / "i", gallery(20, vectors=biased, biased=True, space="other"), queries, **ROOMY)
     assert made.manifest["biased"]
     assert found_ids(Index(tmp_path / "i"), queries[:1], 20)[0][0] == "p19"
 
