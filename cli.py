@@ -171,7 +171,8 @@ def _say_summary(summary) -> None:
     for (stage, reason), count in Counter((f.stage, f.reason.partition(":")[0]) for f in summary.failures).items():
         example = next(f for f in summary.failures if (f.stage, f.reason.partition(":")[0]) == (stage, reason))
         say(
-            f"left out: {count:,} at stage {stage}: {reason} (the first: {example.id}); list: python cli.py info {summary.path}"
+            f"left out: {count:,} at stage {stage}: {reason} (the first: {example.id}); "
+            f"list: python cli.py info {summary.path}"
         )
     for group in summary.duplicates[:3]:
         say(f"warning: the same picture lies in several splits: {', '.join(group)}")
