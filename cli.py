@@ -463,7 +463,7 @@ def _index(
         summary = update(
             index_dir / GALLERIES[gallery.kind],
             gallery,
-            _probes(embeddings, gallery.kind, gallery.biased),
+            embeddings.probes(gallery.kind, gallery.biased),
             source=source,
             run=str(run_dir.resolve()),
             kind=kind,
@@ -512,18 +512,6 @@ def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank,
     return replace(gallery, paths=[str(images.resolve() / path) for path in gallery.paths]) if images else gallery
 
 
-def _probes(embeddings, kind: str, biased: bool):
-    """Queries of the other modality to measure an index with: a seeded sample of the reported split's."""
-    import numpy as np
-
-    from retrieval.index import PROBES
-
-    pictures, captions, _ = embeddings.split(embeddings.report_split)
-    rows = embeddings.texts[captions] if kind == "image" else embeddings.images[pictures]
-    rows = rows[np.random.default_rng(0).permutation(len(rows))[:PROBES]]
-    return np.column_stack([rows, np.ones(len(rows), np.float32)]) if biased else rows
-
-
 def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...]) -> None:
     """Removes the named items from the galleries of an index that hold them, or compacts all of them."""
     from configs.formats import CURRENT, EMBEDDINGS
@@ -546,7 +534,7 @@ def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...
     for kind, folder in there.items():
         if removed and not mine[kind]:
             continue
-        common = {"probes": _probes(embeddings, kind, opened[kind].biased), "say": say}
+        common = {"probes": embeddings.probes(kind, opened[kind].biased), "say": say}
         summary = remove(folder, sorted(mine[kind]), **common) if removed else compact(folder, **common)
         what = f"{summary.removed:,} removed" if removed else f"the room of {summary.removed:,} removed ones is free"
         say(f"{folder}: {summary.rows:,} rows; {what}")

@@ -17,7 +17,7 @@ article { border-top: 1px solid #ccc; padding: 1rem 0 }
 .row { display: flex; flex-wrap: wrap; gap: .9rem; margin-top: .6rem } .row > div { flex: 1 1 20rem }
 figure { margin: 0; width: 165px } figure.truth img { outline: 3px solid #0072b2 }
 img { width: 100%; display: block } figcaption { font-size: .8rem; color: #444; overflow-wrap: anywhere }
-ol, ul { margin: .2rem 0; padding-left: 1.4rem } .right { color: #0072b2; font-weight: 600 }
+ol { margin: .2rem 0; padding-left: 1.4rem }
 .note { color: #555 }
 """
 
@@ -32,10 +32,7 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
         EmbeddingsError: no such split.
     """
     pictures, captions, image_index = embeddings.split(split)
-    biases = {
-        name: bias[{"image_bias": pictures, "text_bias": captions}[name]]
-        for name, bias in embeddings.biases(rerank).items()
-    }
+    biases = embeddings.biases(rerank, split)
     images, texts = embeddings.images[pictures], embeddings.texts[captions]
     to_text, to_image = rank(images, texts, image_index, **biases)
     parts = [_heading(embeddings, split, count, rerank, len(pictures), len(captions))]

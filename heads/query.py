@@ -57,11 +57,12 @@ class QueryEmbedder:
         """
         encoder, blocks = self._encoder("image"), []
         different = list(dict.fromkeys(paths))
+        place = {path: number for number, path in enumerate(different)}
         for start in range(0, len(different), BATCH):
             pixels = torch.stack([encoder.pixels(read_picture(path)) for path in different[start : start + BATCH]])
             blocks.append(encoder.encode(pixels))
         vectors = image_embeddings(self._run.heads, torch.from_numpy(np.concatenate(blocks)))
-        return vectors[[different.index(path) for path in paths]]
+        return vectors[[place[path] for path in paths]]
 
     def mixed(self, sentences: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
         """Normalised weighted sums of sentences' and pictures' vectors; ``weight``, 0 to 1, is the sentences' share.

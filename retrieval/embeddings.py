@@ -17,6 +17,9 @@ class EmbeddingsError(OnceoverError):
     """An embeddings file that is missing, damaged or not normalised."""
 
 
+PROBES = 500  # queries that an index is measured with
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """N pictures and M captions in one space, as unit vectors.
@@ -49,10 +52,19 @@ class Embeddings:
     selection_split: str
     report_split: str
 
-    def biases(self, rerank: str | None = None) -> dict[str, np.ndarray]:
-        """``image_bias`` and ``text_bias`` where ``rerank``, or else the run's own setting, asks for them."""
-        wanted = (rerank or self.rerank) == "qbnorm"
-        return {"image_bias": self.image_bias, "text_bias": self.text_bias} if wanted else {}
+    def biases(self, rerank: str | None = None, split: str | None = None) -> dict[str, np.ndarray]:
+        """``image_bias`` and ``text_bias``, of all splits or of one, where ``rerank`` or else the run asks for them."""
+        if (rerank or self.rerank) != "qbnorm":
+            return {}
+        pictures, captions = self.split(split)[:2] if split is not None else (slice(None), slice(None))
+        return {"image_bias": self.image_bias[pictures], "text_bias": self.text_bias[captions]}
+
+    def probes(self, kind: str, biased: bool, seed: int = 0) -> np.ndarray:
+        """At most ``PROBES`` queries for a gallery of a kind: of the other one, a sample of the reported split's."""
+        pictures, captions, _ = self.split(self.report_split)
+        rows = self.texts[captions] if kind == "image" else self.images[pictures]
+        rows = rows[np.random.default_rng(seed).permutation(len(rows))[:PROBES]]
+        return facing_bias(rows) if biased else rows
 
     def gallery(self, kind: str, split: str | None = None, rerank: str | None = None) -> "Gallery":
         """The pictures (``kind`` image) or captions (text) as a gallery, of all splits or of one."""
@@ -129,6 +141,11 @@ class Gallery:
             if (values := getattr(self, name)) is not None
         }
         return replace(self, vectors=self.vectors[rows], **columns)
+
+
+def facing_bias(queries: np.ndarray) -> np.ndarray:
+    """Queries (Q, D) with a 1 as one more coordinate, to meet the bias of a gallery's items; float32 stays float32."""
+    return np.column_stack([queries, np.ones(len(queries), np.float32)])
 
 
 def gallery_of_store(

@@ -67,12 +67,13 @@ def evaluate(
             check_store(run, store)
     roles = _roles(store)
     split = split or roles.report_name
-    pairs = _pairs(store, roles, split)
+    fitted = ("train", roles.selection_name) if len(roles.train) else ()
+    pairs, *learn = _pairs(store, roles, split, *fitted)
     models: dict[str, dict] = {}
     if embeddings is not None:
         wanted = dict.fromkeys(["none", embeddings.rerank, *rerank])
         models |= {name: _evaluated(*row, seed=seed) for name, row in _rows_of_run(embeddings, split, wanted)}
-    models |= _baselines(store, roles, split, pairs, seed)
+    models |= _baselines(pairs, learn, _dual_encoder(store), seed)
     if shuffled is not None:
         models["shuffled"] = _evaluated(*_vectors(shuffled, split), {}, seed=seed)
     models["chance"] = report([chance(len(pairs.images), pairs.image_index)], draws=0)
@@ -163,15 +164,19 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
         )
 
 
-def _pairs(store: FeatureStore, roles: Roles, split: str) -> Pairs:
-    """A split's plain features: the mean over a picture's views, and its captions'."""
+def _pairs(store: FeatureStore, roles: Roles, *splits: str) -> list[Pairs]:
+    """Each split's plain features: the mean over a picture's views, and its captions'."""
     named = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
-    pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
-    captions = np.flatnonzero(np.isin(store.image_index, pictures))
-    if not len(pictures) or not len(captions):
-        raise EmbeddingsError(f"there are no pictures with captions in the split {split!r}; use {', '.join(named)}")
-    index = np.searchsorted(pictures, store.image_index[captions])
-    return Pairs(store.image_features[:][pictures].mean(1), store.text_features[:][captions], index)
+    images, texts = store.image_features[:].mean(1), store.text_features[:]
+    pairs = []
+    for split in splits:
+        pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
+        captions = np.flatnonzero(np.isin(store.image_index, pictures))
+        if not len(pictures) or not len(captions):
+            raise EmbeddingsError(f"there are no pictures with captions in the split {split!r}; use {', '.join(named)}")
+        index = np.searchsorted(pictures, store.image_index[captions])
+        pairs.append(Pairs(images[pictures], texts[captions], index))
+    return pairs
 
 
 def _vectors(embeddings: Embeddings, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -180,12 +185,10 @@ def _vectors(embeddings: Embeddings, split: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _biases(embeddings: Embeddings, split: str, rerank: str) -> dict[str, np.ndarray]:
-    pictures, captions, _ = embeddings.split(split)
     if rerank == "csls":
         images, texts, _ = _vectors(embeddings, split)
         return {"image_bias": csls_bias(images, texts), "text_bias": csls_bias(texts, images)}
-    rows = {"image_bias": pictures, "text_bias": captions}
-    return {name: bias[rows[name]] for name, bias in embeddings.biases(rerank).items()}
+    return embeddings.biases(rerank, split)
 
 
 def _rows_of_run(embeddings: Embeddings, split: str, rerank: Iterable[str]):
@@ -208,15 +211,14 @@ def _evaluated(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, b
     return result
 
 
-def _baselines(store: FeatureStore, roles: Roles, split: str, pairs: Pairs, seed: int) -> dict[str, dict]:
+def _baselines(pairs: Pairs, learn: list[Pairs], dual: bool, seed: int) -> dict[str, dict]:
+    """A report of each baseline; ``learn``: train and selection pairs, or nothing where nothing can be fitted."""
     rows: dict[str, dict] = {}
     with tqdm(desc="baselines", unit=" models", disable=None) as bar:
-        if _dual_encoder(store):
+        if dual:
             rows["zero_shot"] = _evaluated(*baselines.zero_shot(pairs), pairs.image_index, {}, seed=seed)
-        if len(roles.train):
-            train, selection, chosen = baselines.standardised(
-                _pairs(store, roles, "train"), _pairs(store, roles, roles.selection_name), pairs
-            )
+        if learn:
+            train, selection, chosen = baselines.standardised(*learn, pairs)
             for name, candidates in _LEARNED.items():
                 settings, embed = baselines.choose(candidates(train), selection, bar.update)
                 rows[name] = _evaluated(*embed(chosen), pairs.image_index, {}, seed=seed) | {"settings": settings}

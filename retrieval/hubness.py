@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.embeddings import Embeddings
+from retrieval.embeddings import Embeddings, facing_bias
 from retrieval.index import exact_search
 from retrieval.metrics import RECALL_AT, rank, report
 
@@ -106,7 +106,7 @@ def hub_skewness(gallery: np.ndarray, queries: np.ndarray, bias: np.ndarray | No
     """Skewness of how often each item is among a query's first ``NEIGHBOURS`` (Radovanović et al. 2010); 0: no hubs."""
     if bias is not None:
         gallery = np.column_stack([gallery, bias])
-        queries = np.column_stack([queries, np.ones(len(queries), np.float32)])
+        queries = facing_bias(queries)
     _, found = exact_search(gallery, queries, NEIGHBOURS)
     counts = np.bincount(found.ravel(), minlength=len(gallery))
     spread = counts.std()

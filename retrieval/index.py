@@ -37,7 +37,6 @@ TYPES = ("flat", "hnsw", "ivf", "ivfpq")
 MIN_RECALL = 0.95  # recall@10 under which an approximate index is refused
 FLAT_ROWS = 100_000  # up to here exact search answers within milliseconds
 SMALL_SEGMENT = 10_000  # so few new rows are searched exactly beside an approximate index
-PROBES = 500  # queries that recall is measured with
 MAX_SEGMENTS = 16  # beyond which an update builds anew
 _TRAINABLE = 256  # rows under which a segment is flat, whatever the index's type
 _EQUAL = 1e-5  # scores that differ by less are equal; the arithmetic of faiss's types differs by some 1e-6

@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from configs import OnceoverError
+from retrieval.embeddings import facing_bias
 
 _A_PICTURES_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
 _AT_ONCE = 256  # queries searched together
@@ -148,7 +149,7 @@ class Searcher:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
         vectors = self._embedded(queries)
         if self._gallery.biased:
-            vectors = np.column_stack([vectors, np.ones(len(vectors), np.float32)])
+            vectors = facing_bias(vectors)
         results: list[list[Hit]] = []
         for start in range(0, len(vectors), _AT_ONCE):
             results += self._found(vectors[start : start + _AT_ONCE], top_k)
