@@ -6,6 +6,7 @@ stderr and exit code 2 (the call is wrong) or 1 (the rest).
 
 import errno
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import click
 
 from configs import OnceoverError
 from configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to others
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large arrays in huge pages
 
 FILE = click.Path(path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -126,7 +130,12 @@ def cli() -> None:
     "--text-pooling", type=click.Choice(["mean", "cls"]), help="Mean over a caption's tokens, or the first one."
 )
 @click.option("--views", type=int, help="Cached views a picture: 1 plain, 2 and its mirror image, up to 10 with crops.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the encoders' arithmetic.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the encoders' arithmetic; auto: bfloat16 where the processor has it and a sample's features bear it.",
+)
+@click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Of the features on the disk.")
 @click.option("--batch-size", type=int, help="Pictures a forward pass. [default: chosen for the device]")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N pictures.")
@@ -166,6 +175,8 @@ def _say_summary(summary) -> None:
     new, old = (", ".join(f"{n:,} {kind}" for kind, n in rows.items()) for rows in (summary.computed, summary.reused))
     took = f"; rows encoded: {new} in {summary.seconds:.0f} s; reused: {old}" if not summary.up_to_date else ""
     say(f"{summary.images:,} pictures, {summary.captions:,} captions{took}")
+    for kind, speed in summary.speed.items():
+        say(f"{kind}: {speed}")
     if summary.truncated:
         say(f"{summary.truncated:,} captions are longer than the text encoder takes and were cut")
     for (stage, reason), count in Counter((f.stage, f.reason.partition(":")[0]) for f in summary.failures).items():
@@ -498,7 +509,8 @@ def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank,
     for note in dataset.notes:
         say(note)
     specs = {f"{each}_encoder": places[f"{each}_encoder"] or made["encoders"][each]["encoder"] for each in GALLERIES}
-    config = replace(ExtractConfig(**made["extract"]), **specs, seed=made["encoders"][kind]["seed"], batch_size=None)
+    specs |= {"seed": made["encoders"][kind]["seed"], "dtype": made["recipes"][kind]["dtype"], "batch_size": None}
+    config = replace(ExtractConfig(**made["extract"]), **specs)
     store_file = index_dir / f"{GALLERIES[kind]}.h5"
     given = {"tokenizer_files": run.tokenizer_files, "check_encoder": run.check_encoder, "say": say}
     _say_summary(encode(dataset, store_file, config, device=device, force=force, **given))

@@ -39,14 +39,16 @@ class ExtractConfig:
     text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
     max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
     views: int = 2  # 1: the plain picture; 2: and its mirror image; 3 to 10: and crops
-    dtype: str = "float32"  # of the encoders' arithmetic; features are stored as float32
+    dtype: str = "auto"  # of the encoders' arithmetic; auto: bfloat16 where it is native and a sample shows no harm
+    store_dtype: str = "float32"  # of the features on the disk
     batch_size: int | None = None  # pictures a forward pass; null: chosen for the device
     thumbnails: bool = True
     seed: int = 0  # of @random encoders and of a split made for want of a published one
 
     def __post_init__(self):
         _check_choice("extract.text_pooling", self.text_pooling, ("mean", "cls"))
-        _check_choice("extract.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        _check_choice("extract.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("extract.store_dtype", self.store_dtype, ("float32", "float16"))
         _check(1 <= self.views <= 10, f"extract.views is {self.views}; it must lie between 1 and 10")
         _check(self.seed >= 0, f"extract.seed is {self.seed}; it cannot be negative")
         _check(self.max_length >= 3, f"extract.max_length is {self.max_length}; a caption needs at least 3 tokens")

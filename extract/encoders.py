@@ -11,6 +11,7 @@ import os
 import pickle
 import socket
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from extract import pictures
 from extract.files import digest
+from extract.inference import fold_batch_norms, use_onednn
 from extract.specs import EncoderError, Spec, parse_spec
 
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
@@ -66,19 +68,40 @@ class ImageEncoder:
 
     Attributes:
         recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
+        short_side: pixels that a picture's shorter side must have for nothing to be lost (``pictures.decode``), or
+            None where the preprocessing does not say.
     """
 
-    def __init__(self, spec: str, *, views: int = 1, dtype: str = "float32", seed: int = 0, device: str | None = None):
+    def __init__(
+        self,
+        spec: str,
+        *,
+        views: int = 1,
+        dtype: str = "float32",
+        store_dtype: str = "float32",
+        seed: int = 0,
+        device: str | None = None,
+    ):
         parsed = parse_spec(spec)
         self.device = pick_device(device)
-        self._dtype = getattr(torch, dtype)
+        self._dtype, self._stored = getattr(torch, dtype), getattr(torch, store_dtype)
         self._views = pictures.VIEWS[:views]
         load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
         with _quiet_transformers():
-            model, self._preprocess, self._pool, recipe = load(parsed, seed)
+            model, self._preprocess, self._pool, resized, recipe = load(parsed, seed)
+        self.short_side = pictures.needed(resized, self._views) if resized else None
         model = model.eval().requires_grad_(False)
-        self.recipe = _plain(recipe | {"weights": _hash_weights(model), "dtype": dtype, "views": self._views})
+        self.recipe = _plain(
+            recipe
+            | {"weights": _hash_weights(model), "views": self._views, "short_side": self.short_side}
+            | {"dtype": dtype, "store_dtype": store_dtype}
+        )
+        plain = self.pixels(Image.linear_gradient("L").convert("RGB"))[:1]
+        fold_batch_norms(model, lambda: self._pool(model, plain))
         self._model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            use_onednn(self._model)
+        self._one_by_one = threading.Lock()  # a GPU is given one batch after the other
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The views of an RGB picture, preprocessed: float32 (V, 3, H, W)."""
@@ -91,12 +114,20 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> np.ndarray:
-        """Features of B pictures' views: float32 (B, V, 3, H, W) -> float32 (B, V, D), one forward pass a view."""
-        views = []
-        for view in pixels.unbind(1):
-            batch = view.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
-            views.append(self._pool(self._model, batch).float().cpu())
-        return torch.stack(views, dim=1).numpy()
+        """Features of B pictures' views: float32 (B, V, 3, H, W) -> (B, V, D) as stored, one forward pass a view.
+
+        May be called from several threads.
+        """
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        with self._one_by_one if self.device.type != "cpu" else contextlib.nullcontext():
+            pixels = pixels.to(self.device, non_blocking=True)
+            views = [
+                self._pool(self._model, view.to(self._dtype).contiguous(memory_format=torch.channels_last))
+                for view in pixels.unbind(1)
+            ]
+            features = torch.stack(views, dim=1)
+        return features.float().to("cpu", self._stored).numpy()
 
 
 class TextEncoder:
@@ -114,6 +145,7 @@ class TextEncoder:
         pooling: str = "mean",
         max_length: int = 128,
         dtype: str = "float32",
+        store_dtype: str = "float32",
         seed: int = 0,
         device: str | None = None,
         captions: list[str] | None = None,
@@ -142,73 +174,91 @@ class TextEncoder:
                 "pooling": self._pooling,
                 "max_length": self._max_length,
                 "dtype": dtype,
+                "store_dtype": store_dtype,
             }
         )
+        self._stored = getattr(torch, store_dtype)
         self._model = model.to(self.device, getattr(torch, dtype))
+        if self.device.type == "cpu":
+            use_onednn(self._model)
 
-    def encode(self, captions: list[str], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """Features of M captions, float32 (M, D), and which were cut at the maximum length, bool (M,).
+    def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+        """Features of M captions, (M, D) as stored, in their order, and which were cut, bool (M,)."""
+        token_ids, truncated = self.tokenize(captions)
+        batches = list(by_length(token_ids, batch_size))
+        features = np.concatenate([self.encode_tokens(ids) for _, ids in batches])
+        back = np.argsort(np.concatenate([rows for rows, _ in batches]))
+        return features[back], truncated
 
-        Batches are formed of captions of similar length, so that little is padded; the order of the result is that
-        of ``captions``.
-        """
+    def tokenize(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
+        """Token ids of M captions, and which were cut at the maximum length, bool (M,). In one thread at a time."""
         token_ids = self._tokenizer(captions, truncation=True, max_length=self._max_length, verbose=False)["input_ids"]
-        lengths = np.array([len(ids) for ids in token_ids])
-        truncated = lengths == self._max_length
+        truncated = np.array([len(ids) == self._max_length for ids in token_ids], dtype=bool)
         full = np.flatnonzero(truncated)
         if len(full):
             whole = self._tokenizer([captions[row] for row in full], verbose=False)["input_ids"]
             truncated[full] = [len(ids) > self._max_length for ids in whole]
-        order = np.argsort(lengths, kind="stable")
-        features = None
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = self._forward([torch.tensor(token_ids[row], dtype=torch.long) for row in rows])
-            if features is None:
-                features = np.empty((len(captions), batch.shape[1]), dtype=np.float32)
-            features[rows] = batch
-        return features, truncated
+        return token_ids, truncated
+
+    def encode_tokens(self, token_ids: list[list[int]]) -> np.ndarray:
+        """Features of a batch of B captions, padded to the longest: (B, D) as stored. From several threads at will."""
+        return self._forward([torch.tensor(ids, dtype=torch.long) for ids in token_ids]).to("cpu", self._stored).numpy()
 
     @torch.inference_mode()
-    def _forward(self, token_ids: list[Tensor]) -> np.ndarray:
+    def _forward(self, token_ids: list[Tensor]) -> Tensor:
         ids = nn.utils.rnn.pad_sequence(token_ids, batch_first=True, padding_value=self._tokenizer.pad_token_id or 0)
         if self._full_length:
             ids = F.pad(ids, (0, self._max_length - ids.shape[1]), value=self._tokenizer.pad_token_id or 0)
-            return _tensor(self._model.get_text_features(input_ids=ids.to(self.device))).float().cpu().numpy()
+            return _tensor(self._model.get_text_features(input_ids=ids.to(self.device))).float()
         lengths = torch.tensor([len(row) for row in token_ids])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
         if self._dual:
-            return _tensor(self._model.get_text_features(**inputs)).float().cpu().numpy()
+            return _tensor(self._model.get_text_features(**inputs)).float()
         hidden = self._model(**inputs).last_hidden_state.float()
         if self._pooling == "cls":
-            return hidden[:, 0].cpu().numpy()
+            return hidden[:, 0]
         weights = inputs["attention_mask"].unsqueeze(-1).float()
-        return ((hidden * weights).sum(1) / weights.sum(1).clamp_min(1)).cpu().numpy()
+        return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def by_length(token_ids: list[list[int]], size: int) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+    """Batches of captions of similar length, so that little is padded: their rows, int64 (B,), and their token ids."""
+    order = np.argsort([len(ids) for ids in token_ids], kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, [token_ids[row] for row in rows]
 
 
 def image_encoder_of(
-    provenance: dict, settings: dict, device: str | None = None, spec: str | None = None
+    provenance: dict, recipe: dict, settings: dict, device: str | None = None, spec: str | None = None
 ) -> ImageEncoder:
     """The image encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
     return ImageEncoder(
         spec or provenance["encoder"],
         views=settings["views"],
-        dtype=settings["dtype"],
+        dtype=recipe["dtype"],
+        store_dtype=recipe["store_dtype"],
         seed=provenance["seed"],
         device=device,
     )
 
 
 def text_encoder_of(
-    provenance: dict, settings: dict, tokenizer_files: dict, device: str | None = None, spec: str | None = None
+    provenance: dict,
+    recipe: dict,
+    settings: dict,
+    tokenizer_files: dict,
+    device: str | None = None,
+    spec: str | None = None,
 ) -> TextEncoder:
     """The text encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
     return TextEncoder(
         spec or provenance["encoder"],
         pooling=settings["text_pooling"],
         max_length=settings["max_length"],
-        dtype=settings["dtype"],
+        dtype=recipe["dtype"],
+        store_dtype=recipe["store_dtype"],
         seed=provenance["seed"],
         device=device,
         tokenizer_files=tokenizer_files,
@@ -254,7 +304,7 @@ def _torchvision_image_model(spec: Spec, seed: int):
         "preprocessing": str(transforms),
         "pooling": "before the classifier",
     }
-    return model, transforms, lambda module, batch: module(batch), recipe
+    return model, transforms, lambda module, batch: module(batch), transforms.resize_size[0], recipe
 
 
 def _drop_classifier(model: nn.Module) -> None:
@@ -312,7 +362,15 @@ def _hf_image_model(spec: Spec, seed: int):
 
     settings, _ = processor.get_image_processor_dict(spec.name, revision=spec.revision, local_files_only=True)
     pooling, pool = _image_pooling(model)
-    return model, preprocess, pool, {"architecture": architecture, "preprocessing": settings, "pooling": pooling}
+    size = dict(processor.size or {}) if getattr(processor, "do_resize", True) else {}
+    resized = max((size.get(side) or 0 for side in ("shortest_edge", "height", "width")), default=0)
+    return (
+        model,
+        preprocess,
+        pool,
+        resized,
+        {"architecture": architecture, "preprocessing": settings, "pooling": pooling},
+    )
 
 
 def _image_pooling(model: nn.Module):

@@ -37,6 +37,21 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def check_disk(path: str | Path, needed: int) -> None:
+    """Refuses to begin a file for which the disk has no room; ``needed`` in bytes.
+
+    Raises:
+        FileError: less is free.
+    """
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FileError(
+            f"{path} needs about {needed / 2**30:.1f} GiB on the disk, of which {free / 2**30:.1f} are free; "
+            "make room, or name a place on another disk"
+        )
+
+
 def _aside(path: Path, process: str) -> Path:
     return path.with_name(f".{path.stem}.{process}.aside{path.suffix}")
 

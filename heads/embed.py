@@ -26,22 +26,22 @@ class EmbedError(OnceoverError):
 
 @torch.inference_mode()
 def image_embeddings(heads: DualHeads | Ensemble, features: Tensor) -> np.ndarray:
-    """float32 (N, V, D) -> unit vectors, float32 (N, embedding_dim).
+    """float (N, V, D) -> unit vectors, float32 (N, embedding_dim).
 
     Raises:
         EmbedError: a vector that is not finite or has no direction.
     """
-    return _checked("picture", [heads.embed_pictures(block).cpu().numpy() for block in features.split(BLOCK)])
+    return _checked("picture", [heads.embed_pictures(block.float()).cpu().numpy() for block in features.split(BLOCK)])
 
 
 @torch.inference_mode()
 def text_embeddings(heads: DualHeads | Ensemble, features: Tensor) -> np.ndarray:
-    """float32 (M, D) -> unit vectors, float32 (M, embedding_dim).
+    """float (M, D) -> unit vectors, float32 (M, embedding_dim).
 
     Raises:
         EmbedError: a vector that is not finite or has no direction.
     """
-    return _checked("caption", [heads.embed_texts(block).cpu().numpy() for block in features.split(BLOCK)])
+    return _checked("caption", [heads.embed_texts(block.float()).cpu().numpy() for block in features.split(BLOCK)])
 
 
 def _checked(what: str, blocks: list[np.ndarray]) -> np.ndarray:

@@ -59,7 +59,8 @@ class QueryEmbedder:
         different = list(dict.fromkeys(paths))
         place = {path: number for number, path in enumerate(different)}
         for start in range(0, len(different), BATCH):
-            pixels = torch.stack([encoder.pixels(read_picture(path)) for path in different[start : start + BATCH]])
+            part = different[start : start + BATCH]
+            pixels = torch.stack([encoder.pixels(read_picture(path, encoder.short_side)) for path in part])
             blocks.append(encoder.encode(pixels))
         vectors = image_embeddings(self._run.heads, torch.from_numpy(np.concatenate(blocks)))
         return vectors[[place[path] for path in paths]]
@@ -81,9 +82,11 @@ class QueryEmbedder:
             made, spec = self._run.provenance, self._specs[kind]
             where = made["encoders"][kind]
             if kind == "image":
-                encoder = image_encoder_of(where, made["extract"], self._device, spec)
+                encoder = image_encoder_of(where, made["recipes"][kind], made["extract"], self._device, spec)
             else:
-                encoder = text_encoder_of(where, made["extract"], self._run.tokenizer_files, self._device, spec)
+                encoder = text_encoder_of(
+                    where, made["recipes"][kind], made["extract"], self._run.tokenizer_files, self._device, spec
+                )
             self._run.check_encoder(kind, encoder.recipe)
             self._say(f"encoding queries with {spec or where['encoder']} on {encoder.device}")
             self._encoders[kind] = encoder

@@ -78,7 +78,11 @@ def tiny_clip(tmp_path_factory, drawn) -> Path:
 @pytest.fixture(scope="session")
 def extract_config(tiny_bert) -> ExtractConfig:
     return ExtractConfig(
-        image_encoder="torchvision:shufflenet_v2_x0_5@random", text_encoder=f"hf:{tiny_bert}", views=2, batch_size=8
+        image_encoder="torchvision:shufflenet_v2_x0_5@random",
+        text_encoder=f"hf:{tiny_bert}",
+        views=2,
+        batch_size=8,
+        dtype="float32",
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import h5py
@@ -41,22 +42,26 @@ def data(drawn, tmp_path):
 
 @pytest.fixture
 def counting(monkeypatch):
-    """Counts what the encoders are given; rows of pictures and captions."""
+    """Counts the rows of pictures and captions that are encoded for the store: in threads, unlike trials."""
     from extract.encoders import ImageEncoder, TextEncoder
 
     counts = {"image": 0, "text": 0}
-    image, text = ImageEncoder.encode, TextEncoder.encode
+    image, text, lock = ImageEncoder.encode, TextEncoder.encode_tokens, threading.Lock()
+
+    def count(kind, rows):
+        with lock:
+            counts[kind] += len(rows) if threading.current_thread() is not threading.main_thread() else 0
 
     def encode_image(self, pixels):
-        counts["image"] += len(pixels)
+        count("image", pixels)
         return image(self, pixels)
 
-    def encode_text(self, captions, *rest):
-        counts["text"] += len(captions)
-        return text(self, captions, *rest)
+    def encode_text(self, token_ids):
+        count("text", token_ids)
+        return text(self, token_ids)
 
     monkeypatch.setattr(ImageEncoder, "encode", encode_image)
-    monkeypatch.setattr(TextEncoder, "encode", encode_text)
+    monkeypatch.setattr(TextEncoder, "encode_tokens", encode_text)
     return counts
 
 
@@ -280,7 +285,7 @@ from extract.datasets import read_dataset
 from configs.schema import ExtractConfig
 import torch, extract.encoders
 pipeline.SHARD_ROWS |= {{"image": 4, "text": 16}}
-config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=2)
+config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=2, dtype="float32")
 
 def child():
     torch.set_num_threads(1)
