@@ -92,6 +92,9 @@ class Size(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+memory_option = click.option(
+    "--memory", type=Size(), help="What may be taken of it: 2GiB. [default: half of the machine's, or container's]"
+)
 device_option = click.option("--device", help="cpu, cuda, cuda:1, mps. [default: the best one at hand]")
 encoder_options = (
     click.option("--image-encoder", metavar="SPEC", help="Where the image encoder is now, if it has moved."),
@@ -195,15 +198,17 @@ def _say_summary(summary) -> None:
 @click.option("--store", "store_file", required=True, type=FILE, help="A finished feature store.")
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The folder to write.")
 @click.option("--force", is_flag=True, help="Fit again, in the place of the run that is there.")
+@memory_option
 @device_option
 @config_options
-def fit(store_file, run_dir, force, device, config_file, overrides):
+def fit(store_file, run_dir, force, memory, device, config_file, overrides):
     """Fit projection heads on a feature store's train pictures.
 
-    An interrupted fit goes on where it stopped when run again, to the same result.
+    An interrupted fit goes on where it stopped when run again, to the same result. Features that do not fit the memory
+    are read in shuffled chunks.
     """
     config = load_config(config_file, overrides)
-    provenance = _fit(store_file, run_dir, config, device, force)
+    provenance = _fit(store_file, run_dir, config, device, memory, force)
     selection = provenance["selection"]
     say(
         f"best epoch {provenance['best_epoch']} of {provenance['epochs']}: rsum {selection['rsum']:.1f} on "
@@ -212,7 +217,14 @@ def fit(store_file, run_dir, force, device, config_file, overrides):
     done(f"wrote {run_dir}", f"python cli.py evaluate --run {run_dir}")
 
 
-def _fit(store_file: Path, run_dir: Path, config: Config, device: str | None, force: bool = False) -> dict:
+def _fit(
+    store_file: Path,
+    run_dir: Path,
+    config: Config,
+    device: str | None,
+    memory: int | None = None,
+    force: bool = False,
+) -> dict:
     from extract.store import FeatureStore
 
     with FeatureStore(store_file) as store:
@@ -221,8 +233,8 @@ def _fit(store_file: Path, run_dir: Path, config: Config, device: str | None, fo
         from retrieval.hubness import fit_inverted_softmax
         from retrieval.metrics import quality
 
-        measures = {"quality": quality, "correct_hubs": fit_inverted_softmax}
-        return run(store, run_dir, config, **measures, device=pick_device(device), force=force, say=say)
+        options = {"quality": quality, "correct_hubs": fit_inverted_softmax, "memory": memory, "force": force}
+        return run(store, run_dir, config, **options, device=pick_device(device), say=say)
 
 
 @cli.command()
@@ -240,15 +252,16 @@ def _fit(store_file: Path, run_dir: Path, config: Config, device: str | None, fo
 @click.option("--shuffled", is_flag=True, help="The control: heads fitted to train pairs that were shuffled.")
 @click.option("--errors", type=click.IntRange(min=1), metavar="N", help="Write the N worst queries each way as a page.")
 @json_option
+@memory_option
 @device_option
-def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, device):
+def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memory, device):
     """Recall@K, ranks and MRR of a run beside baselines and chance, both ways; or of the baselines alone.
 
     Prints a table and writes evaluation-SPLIT.md, .csv and .json into the run folder, or beside the store.
     """
     if run_dir is None and (store_file is None or shuffled or errors or rerank):
         raise click.UsageError("name a --run; --store alone gives the baselines, and goes with --split and --json")
-    result, written = _evaluate(run_dir, split, store_file, rerank, shuffled, device)
+    result, written = _evaluate(run_dir, split, store_file, rerank, shuffled, memory, device)
     if json_to == "-":
         click.echo(json.dumps(result, indent=2))
     else:
@@ -282,6 +295,7 @@ def _evaluate(
     store_file: Path | None = None,
     rerank: tuple[str, ...] = (),
     shuffled: bool = False,
+    memory: int | None = None,
     device: str | None = None,
 ) -> tuple[dict, list[Path]]:
     """The result, and the files it was written to."""
@@ -305,11 +319,11 @@ def _evaluate(
             say("fitting the control")
             config = load_config(run_dir / CONFIG, ["training.shuffle_pairs=true"])
             try:
-                _fit(store_file, run_dir / SHUFFLED, config, device)
+                _fit(store_file, run_dir / SHUFFLED, config, device, memory)
             except RunError:  # of an earlier store or of other settings
-                _fit(store_file, run_dir / SHUFFLED, config, device, force=True)
+                _fit(store_file, run_dir / SHUFFLED, config, device, memory, force=True)
             control = read_embeddings(run_dir / SHUFFLED / EMBEDDINGS)
-        result = evaluation.evaluate(embeddings, store, split, rerank=rerank, shuffled=control)
+        result = evaluation.evaluate(embeddings, store, split, rerank=rerank, shuffled=control, memory=memory)
     stem = EVALUATION.format(result["split"])
     place = run_dir / stem if run_dir else Path(f"{store_file}.{stem}")
     texts = {
@@ -451,9 +465,10 @@ def _index(
     text_encoder: str | None,
 ) -> None:
     from configs.formats import EMBEDDINGS
+    from extract.memory import total_memory
     from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import check_origin, default_memory, update
+    from retrieval.index import check_origin, update
 
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
@@ -478,7 +493,7 @@ def _index(
             source=source,
             run=str(run_dir.resolve()),
             kind=kind,
-            memory=memory or default_memory(),
+            memory=memory or total_memory() // 2,
             min_recall=min_recall,
             force=force,
             say=say,
@@ -493,8 +508,6 @@ def _index(
 def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank, device, places, force):
     """A folder's pictures or a file's sentences: a feature store of their own, the run's heads, the run's bank."""
     from dataclasses import replace
-
-    import torch
 
     from configs.schema import ExtractConfig
     from extract.datasets import read_captions, read_pictures
@@ -517,7 +530,7 @@ def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank,
     with FeatureStore(store_file) as store:
         run.check_encoder(kind, store.recipes[kind])
         embed, features = (image_embeddings, store.image_features) if images else (text_embeddings, store.text_features)
-        vectors = embed(run.heads, torch.from_numpy(features[:]))
+        vectors = embed(run.heads, features)
         corrected = (rerank or embeddings.rerank) == "qbnorm"
         bias = bias_by_bank(embeddings, kind, vectors) if corrected else None
         gallery = gallery_of_store(store, kind, vectors, bias, embeddings.space)
@@ -721,20 +734,23 @@ def _search(
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--out", required=True, type=DIRECTORY, help="The folder for the figures, each as PNG and SVG.")
 @click.option("--split", help="Whose pictures to draw. [default: the one to be reported on]")
-def plot(run_dir, store_file, out, split):
+@memory_option
+def plot(run_dir, store_file, out, split, memory):
     """Draw figures from stored files; no model is loaded."""
     if (run_dir is None) == (store_file is None):
         raise click.UsageError("name either --run or --store")
     if store_file and split:
         raise click.UsageError("--split goes with --run; a store is drawn whole, by split")
-    written = _plot(run_dir, store_file, out, split)
+    written = _plot(run_dir, store_file, out, split, memory)
     following = (
         f"python cli.py info {run_dir}" if run_dir else f"python cli.py fit --store {store_file} --run runs/first"
     )
     done(f"wrote {', '.join(path.name for path in written)} to {out}", following)
 
 
-def _plot(run_dir: Path | None, store_file: Path | None, out: Path, split: str | None = None) -> list[Path]:
+def _plot(
+    run_dir: Path | None, store_file: Path | None, out: Path, split: str | None = None, memory: int | None = None
+) -> list[Path]:
     from analysis.plots import plot_run, plot_store
 
     if run_dir:
@@ -745,7 +761,7 @@ def _plot(run_dir: Path | None, store_file: Path | None, out: Path, split: str |
     from extract.store import FeatureStore
 
     with FeatureStore(store_file) as store:
-        return plot_store(store, out, step=lambda name: say(f"drawing {name}"))
+        return plot_store(store, out, memory, step=lambda name: say(f"drawing {name}"))
 
 
 @cli.command()

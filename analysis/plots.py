@@ -20,6 +20,7 @@ from PIL import Image
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
 from extract.files import read_json, whole_file
+from extract.memory import total_memory
 from extract.pictures import read_picture
 from extract.store import FeatureStore
 from retrieval.embeddings import Embeddings, read_embeddings
@@ -91,9 +92,14 @@ def plot_run(
     return _draw_all(drawings, Path(out), step)
 
 
-def plot_store(store: FeatureStore, out: str | Path, step: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Draws a store: PCA of both kinds of features by split, and how much variance how many components hold."""
-    return _draw_all({"features": lambda: draw_features(store)}, Path(out), step)
+def plot_store(
+    store: FeatureStore, out: str | Path, memory: int | None = None, step: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """Draws a store: PCA of both kinds of features by split, and how much variance how many components hold.
+
+    ``memory``: bytes that it may take, by default half of the machine's; a sample of the rows is drawn if need be.
+    """
+    return _draw_all({"features": lambda: draw_features(store, memory or total_memory() // 2)}, Path(out), step)
 
 
 def _draw_all(drawings: dict[str, Callable[[], Figure]], out: Path, step: Callable[[str], None]) -> list[Path]:
@@ -300,20 +306,27 @@ def _hit_curve(ranks: Ranks, cutoffs: np.ndarray) -> np.ndarray:
     return np.array([100 * ranks.hit_at(int(k)).mean() for k in cutoffs])
 
 
-def draw_features(store: FeatureStore) -> Figure:
-    """PCA of the picture and caption features, coloured by split, and the share of variance that components hold."""
+def draw_features(store: FeatureStore, memory: int) -> Figure:
+    """PCA of the picture and caption features, coloured by split, and the share of variance that components hold.
+
+    ``memory``: bytes; of features that would take more than an eighth of it a sample of rows is drawn.
+    """
     from sklearn.decomposition import PCA
 
     splits = np.array(store.image_splits)
     kinds = (
-        ("picture features", store.image_features[:][:, 0], splits),
-        ("caption features", store.text_features[:], splits[store.image_index]),
+        ("picture features", store.image_features[:, 0], splits),
+        ("caption features", store.text_features, splits[store.image_index]),
     )
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     scatter_left, scatter_right, curve = figure.subplots(1, 3)
-    for axes, (name, features, of_split), colour in zip(
+    for axes, (name, mapped, split_of_row), colour in zip(
         (scatter_left, scatter_right), kinds, (PICTURE, CAPTION), strict=True
     ):
+        most = max(1000, memory // (8 * 4 * mapped.shape[1]))
+        rows = np.sort(np.random.default_rng(0).permutation(len(mapped))[:most])
+        features, of_split = mapped[rows].astype(np.float32), split_of_row[rows]
+        shown = f"{len(mapped):,} rows" if len(rows) == len(mapped) else f"{len(rows):,} of {len(mapped):,} rows"
         components = min(256, *features.shape)
         model = PCA(components, svd_solver="randomized", random_state=0).fit(features)
         places = np.pad(model.transform(features), ((0, 0), (0, 1)))[:, :2]  # one component: a line
@@ -331,7 +344,7 @@ def draw_features(store: FeatureStore) -> Figure:
         axes.set(
             xlabel="component 1",
             ylabel="component 2",
-            title=f"PCA of {name}\n{len(features):,} rows of {features.shape[1]:,} numbers",
+            title=f"PCA of {name}\n{shown} of {features.shape[1]:,} numbers",
         )
         axes.legend(
             markerscale=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, columnspacing=1, fontsize=9

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,14 +96,14 @@ class FeatureStore:
         self._file.close()
 
     @property
-    def image_features(self) -> h5py.Dataset:
-        """float32 (N, V, D): V views of each picture, unnormalised."""
-        return self._file["image/features"]
+    def image_features(self) -> np.ndarray:
+        """float32 or float16 (N, V, D): V views of each picture, unnormalised; mapped: only what is used is read."""
+        return memory_mapped(self._file["image/features"])
 
     @property
-    def text_features(self) -> h5py.Dataset:
-        """float32 (M, D), unnormalised."""
-        return self._file["text/features"]
+    def text_features(self) -> np.ndarray:
+        """float32 or float16 (M, D), unnormalised; mapped: only what is used is read."""
+        return memory_mapped(self._file["text/features"])
 
     @property
     def failures(self) -> list[Failure]:
@@ -115,10 +115,14 @@ class FeatureStore:
         """The text encoder's tokenizer, file by file."""
         return {name: data[:].tobytes() for name, data in self._file["tokenizer"].items()}
 
-    def thumbnails(self) -> list[bytes] | None:
+    def thumbnails(self) -> "Column | None":
         """A small JPEG of each picture, or None where the store was made without."""
-        image = self._file["image"]
-        return [data.tobytes() for data in image["thumbnail"][:]] if "thumbnail" in image else None
+        return Column(self.path, "image/thumbnail") if "image/thumbnail" in self._file else None
+
+    def copy_thumbnails(self, group: h5py.Group) -> None:
+        """Writes the thumbnails, if there are any, into another file's ``group``."""
+        if "image/thumbnail" in self._file:
+            self._file.copy("image/thumbnail", group, without_attrs=True)
 
     def roles(self) -> Roles:
         """Who trains, who chooses, who reports. With a test split: dev chooses, test reports. Without one: a tenth of
@@ -198,6 +202,39 @@ class FeatureStore:
         ):
             problems.append("the dataset's fingerprint does not match its rows")
         return problems
+
+
+class Column(Sequence):
+    """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for."""
+
+    def __init__(self, path: Path, name: str):
+        self._path, self._name = Path(path), name
+
+    def __len__(self) -> int:
+        with self._rows() as rows:
+            return len(rows)
+
+    def __getitem__(self, row: int) -> bytes:
+        with self._rows() as rows:
+            return rows[row].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._rows() as rows:
+            for block in _blocks(len(rows)):
+                yield from (data.tobytes() for data in rows[block])
+
+    @contextlib.contextmanager
+    def _rows(self) -> Iterator[h5py.Dataset]:
+        with h5py.File(self._path, "r", locking=False) as file:
+            yield file[self._name]
+
+
+def memory_mapped(dataset: h5py.Dataset) -> np.ndarray:
+    """The values of a dataset that lies in its file in one piece, mapped and read-only: no memory is taken up by it."""
+    offset = dataset.id.get_offset()
+    if offset is None:  # nothing in it, or written by others in chunks
+        return dataset[:]
+    return np.memmap(dataset.file.filename, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)
 
 
 def changed_settings(recipe: dict, before: dict) -> str:
@@ -430,12 +467,12 @@ def _datasets(file: h5py.File) -> list[str]:
 
 
 def write_column(group: h5py.Group, name: str, values) -> None:
-    """Writes an array, a list of strings or a list of bytes as a dataset."""
+    """Writes an array, strings or bytes as a dataset."""
     if isinstance(values, np.ndarray):
         group.create_dataset(name, data=values)
-    elif values and isinstance(values[0], bytes):
+    elif len(values) and isinstance(values[0], bytes):
         column = group.create_dataset(name, (len(values),), dtype=_BYTES)
-        _fill(column, slice(0, len(values)), [np.frombuffer(data, dtype=np.uint8) for data in values])
+        _fill(column, slice(0, len(values)), (np.frombuffer(data, dtype=np.uint8) for data in values))
     else:
         group.create_dataset(name, data=np.array(values, dtype=object), shape=(len(values),), dtype=_STRING)
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from configs.formats import EMBEDDINGS, PROVENANCE
 from extract.files import digest, only_writer
 from extract.store import FeatureStore
@@ -49,8 +47,7 @@ def ensemble(
         checkpoint.save_settings(folder, first.config, first.tokenizer_files)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, first.config.model.rerank, correct_hubs)
-        features = torch.from_numpy(store.image_features[:]), torch.from_numpy(store.text_features[:])
-        measured = quality(*embed(heads, *features, store.image_index, roles.selection))
+        measured = quality(*embed(heads, store, roles.selection))
         made = first.provenance | {
             "request": request,
             "space": space,

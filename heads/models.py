@@ -1,5 +1,7 @@
 """Projection heads: features of two encoders -> one shared space."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,14 +25,23 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
-    def fit(self, features: Tensor) -> None:
-        """Takes mean and deviation from float32 features (..., D)."""
-        self.root.fill_(bool(features.min() >= 0))
-        rows = self._rooted(features).reshape(-1, features.shape[-1]).double()
-        deviation = rows.std(0, correction=0)
-        rounding = torch.finfo(torch.float32).eps * rows.abs().amax(0)
-        self.mean.copy_(rows.mean(0))
-        self.scale.copy_(torch.where(deviation > rounding, 1 / deviation, 0.0))
+    def fit(self, features: Callable[[], Iterable[Tensor]]) -> None:
+        """Takes mean and deviation from float32 features (..., D), given twice, block by block.
+
+        Blocks are joined by the pairwise update of Chan, Golub and LeVeque (1983), in float64.
+        """
+        self.root.fill_(all(bool(block.min() >= 0) for block in features()))
+        count, mean, squares, largest = 0, 0.0, 0.0, torch.zeros_like(self.mean)
+        for block in features():
+            rows = self._rooted(block).reshape(-1, block.shape[-1]).double()
+            total = count + len(rows)
+            difference = rows.mean(0) - mean
+            squares = squares + rows.var(0, correction=0) * len(rows) + difference**2 * (count * len(rows) / total)
+            mean = mean + difference * (len(rows) / total)
+            count, largest = total, torch.maximum(largest, rows.abs().amax(0))
+        deviation = (squares / count).sqrt()
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > torch.finfo(torch.float32).eps * largest, 1 / deviation, 0.0))
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

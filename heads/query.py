@@ -47,7 +47,7 @@ class QueryEmbedder:
         features, truncated = self._encoder("text").encode(list(sentences))
         for number in np.flatnonzero(truncated):
             self._say(f"longer than the text encoder takes, and cut: {sentences[number][:60]!r}…")
-        return text_embeddings(self._run.heads, torch.from_numpy(features))
+        return text_embeddings(self._run.heads, features)
 
     def pictures(self, paths: Sequence[str]) -> np.ndarray:
         """Unit vectors of picture files, float32 (Q, embedding_dim).
@@ -62,7 +62,7 @@ class QueryEmbedder:
             part = different[start : start + BATCH]
             pixels = torch.stack([encoder.pixels(read_picture(path, encoder.short_side)) for path in part])
             blocks.append(encoder.encode(pixels))
-        vectors = image_embeddings(self._run.heads, torch.from_numpy(np.concatenate(blocks)))
+        vectors = image_embeddings(self._run.heads, np.concatenate(blocks))
         return vectors[[place[path] for path in paths]]
 
     def mixed(self, sentences: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS, PROVENANCE
 from configs.schema import Config, TrainingConfig
 from extract.files import digest, only_writer
+from extract.memory import total_memory
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
+from heads.chunks import Chunks, blocks, chunks_for
 from heads.embed import CorrectHubs, embed, write_embeddings
 from heads.losses import contrastive_loss
 from heads.models import DualHeads
@@ -79,7 +80,8 @@ def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
     warm = round(config.warmup * total)
     if step < warm:
         return config.learning_rate * (step + 1) / warm
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    done = min(1.0, (step - warm) / max(1, total - warm))  # chunks can make an epoch a few steps longer
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def fit(
@@ -90,6 +92,7 @@ def fit(
     quality: Quality,
     correct_hubs: CorrectHubs,
     device: str | torch.device = "cpu",
+    memory: int | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict:
@@ -100,6 +103,8 @@ def fit(
     Args:
         quality: measures the heads on the selection pictures: ``retrieval.metrics.quality``.
         correct_hubs: gives the embeddings their biases: ``retrieval.hubness.fit_inverted_softmax``.
+        memory: bytes that the fit may take; where the features do not fit, they are read in shuffled chunks. By
+            default half of the machine's. An interrupted fit goes on with the chunks it was begun with.
 
     Returns:
         The run's provenance, as in ``run.json``.
@@ -128,7 +133,8 @@ def fit(
             checkpoint.save_resume(folder, {"request": request})
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         with torch.random.fork_rng(devices=[]):
-            heads, state, seconds = _train(store, roles, folder, config, request, quality, torch.device(device), say)
+            place = torch.device(device), memory or total_memory() // 2
+            heads, state, seconds = _train(store, roles, folder, config, request, quality, *place, say)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
         write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
@@ -145,6 +151,7 @@ def fit(
             "selection": {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": state["best_rsum"]},
             "report": {"split": roles.report_name, "pictures": len(roles.report)},
             "train_pictures": len(roles.train),
+            "chunks": state["chunks"],
             "epochs": state["epoch"],
             "best_epoch": state["best_epoch"],
             "seconds": seconds,
@@ -156,43 +163,49 @@ def fit(
     return checkpoint.read_provenance(folder)
 
 
-def _train(store, roles: Roles, folder: Path, config: Config, request: str, quality: Quality, device, say):
-    images = torch.from_numpy(store.image_features[:]).to(device)
-    texts = torch.from_numpy(store.text_features[:]).to(device)
+def _train(store, roles: Roles, folder: Path, config: Config, request: str, quality: Quality, device, memory: int, say):
     image_index = store.image_index
     if config.training.shuffle_pairs:
         image_index = _swapped(image_index, roles.train, seed_for(config.training.seed, "shuffle"))
         say("the control: every train picture is fitted to the captions of another one")
-    batches = Batches(roles.train, image_index, images.shape[1], config.training)
+    train_texts = np.flatnonzero(np.isin(store.image_index, roles.train))
+    state = checkpoint.load_resume(folder, request)
+    count = state.get("chunks") or chunks_for(store, roles.train, len(train_texts), memory)
+    captioned = np.intersect1d(roles.train, image_index)
+    chunks = Chunks(store, captioned, image_index, count, device)
+    if count > 1:
+        say(f"the features do not fit {memory / 2**30:.1f} GiB: they are read in {count} shuffled chunks an epoch")
+    _, views, image_dim = store.image_features.shape
     torch.manual_seed(seed_for(config.training.seed, "initialisation"))
-    heads = DualHeads(images.shape[2], texts.shape[1], config.model)
-    train_texts = torch.from_numpy(np.flatnonzero(np.isin(store.image_index, roles.train)))
-    heads.image[0].fit(images[torch.from_numpy(roles.train).to(device)].cpu())
-    heads.text[0].fit(texts[train_texts.to(device)].cpu())
+    heads = DualHeads(image_dim, store.text_features.shape[1], config.model)
+    heads.image[0].fit(lambda: blocks(store.image_features, roles.train))
+    heads.text[0].fit(lambda: blocks(store.text_features, train_texts))
     heads.to(device)
     optimizer = torch.optim.AdamW(
         _parameter_groups(heads, config.training.weight_decay), lr=config.training.learning_rate
     )
-    state = checkpoint.load_resume(folder, request)
     if "heads" in state:
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         say(f"going on after epoch {state['epoch']}")
     else:
-        state = {"request": request, "epoch": 0, "best_epoch": 0, "best_rsum": -1.0, "best": {}, "history": []}
+        state = {"request": request, "chunks": count, "epoch": 0, "best_epoch": 0, "best_rsum": -1.0}
+        state |= {"best": {}, "history": []}
     say(
         f"fitting {sum(p.numel() for p in heads.parameters() if p.requires_grad):,} parameters on {device}: "
         f"{len(roles.train):,} pictures, {len(train_texts):,} captions, chosen on {len(roles.selection):,} "
         f"({roles.selection_name}), to be reported on {len(roles.report):,} ({roles.report_name})"
     )
-    total = config.training.num_epochs * batches.steps
+    steps = sum(Batches(group, image_index, views, config.training).steps for group in chunks.groups())
     start = time.monotonic()
-    with tqdm(total=total, initial=state["epoch"] * batches.steps, unit=" steps", desc="fit", disable=None) as bar:
+    total = config.training.num_epochs * steps
+    with tqdm(total=total, initial=state["epoch"] * steps, unit=" steps", desc="fit", disable=None) as bar:
         while state["epoch"] < config.training.num_epochs and not _exhausted(state, config.training):
             epoch_start = time.monotonic()
-            loss = _epoch(heads, optimizer, batches, images, texts, state["epoch"], total, config.training, bar)
-            selected = embed(heads, images, texts, store.image_index, roles.selection)
-            measured = quality(*selected)
+            seed = config.training.seed, "order", state["epoch"]
+            batches = _batches(chunks, image_index, views, config.training, np.random.default_rng(seed_for(*seed)))
+            loss = _epoch(heads, optimizer, batches, state["epoch"], steps, config.training, bar)
+            measured = quality(*embed(heads, store, roles.selection))
             state["epoch"] += 1
             state["history"].append(
                 _history_row(state["epoch"], loss, heads, optimizer, measured, time.monotonic() - epoch_start)
@@ -218,19 +231,26 @@ def _swapped(image_index: np.ndarray, pictures: np.ndarray, seed: int) -> np.nda
     return other[image_index]
 
 
-def _epoch(
-    heads, optimizer, batches: Batches, images: Tensor, texts: Tensor, epoch: int, total: int, config, bar
-) -> float:
+def _batches(chunks: Chunks, image_index: np.ndarray, views: int, config: TrainingConfig, generator) -> Iterator:
+    """The batches of an epoch: features of pictures, in a view each, and captions; each caption's picture there."""
+    for chunk in chunks.epoch(generator):
+        for pictures, view, captions, image_of_text in Batches(chunk.pictures, image_index, views, config).epoch(
+            generator
+        ):
+            pictures, captions = chunk.place(pictures, captions)
+            view, image_of_text = (torch.from_numpy(part).to(pictures.device) for part in (view, image_of_text))
+            yield chunk.images[pictures, view], chunk.texts[captions], image_of_text
+
+
+def _epoch(heads, optimizer, batches: Iterator, epoch: int, steps: int, config, bar) -> float:
     """One pass over every caption; returns the mean loss."""
     heads.train()
     torch.manual_seed(seed_for(config.seed, "dropout", epoch))
-    generator = np.random.default_rng(seed_for(config.seed, "order", epoch))
     losses = []
-    for step, batch in enumerate(batches.epoch(generator), epoch * batches.steps):
-        pictures, views, captions, image_of_text = (torch.from_numpy(part).to(images.device) for part in batch)
+    for step, (images, texts, image_of_text) in enumerate(batches, epoch * steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, total, config)
-        embedded = heads.embed_images(images[pictures, views]), heads.embed_texts(texts[captions])
+            group["lr"] = learning_rate(step, config.num_epochs * steps, config)
+        embedded = heads.embed_images(images), heads.embed_texts(texts)
         loss = contrastive_loss(*embedded, image_of_text, heads.temperature)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,7 +1,9 @@
 """Reads an embeddings file (docs/store-format.md), checks that it is what it must be, and makes galleries of it."""
 
 import hashlib
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +12,14 @@ import numpy as np
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from extract.store import FeatureStore, caption_ids
+from extract.store import Column, FeatureStore, caption_ids, memory_mapped
 
 
 class EmbeddingsError(OnceoverError):
     """An embeddings file that is missing, damaged or not normalised."""
 
 
+BLOCK = 8192  # rows read at a time
 PROBES = 500  # queries that an index is measured with
 
 
@@ -25,8 +28,9 @@ class Embeddings:
     """N pictures and M captions in one space, as unit vectors.
 
     Attributes:
-        images, texts: float32 (N, D), (M, D). image_index: int64 (M,), each caption's picture.
-        ids, paths, splits, sha256: lists of N; thumbnails: list of N JPEGs, or None. captions: list of M.
+        images, texts: float32 (N, D), (M, D), mapped: only what is used is read.
+        image_index: int64 (M,), each caption's picture.
+        ids, paths, splits, sha256: lists of N; thumbnails: N JPEGs, or None. captions: list of M.
         image_bias, text_bias: float32 (N,), (M,), of the inverted softmax (``retrieval.hubness``), made with ``betas``.
         rerank: whether a search adds these biases (``qbnorm``) or not (``none``) unless told otherwise.
         fingerprints: of the image features, the text features and the dataset behind it.
@@ -42,7 +46,7 @@ class Embeddings:
     splits: list[str]
     captions: list[str]
     sha256: list[str]
-    thumbnails: list[bytes] | None
+    thumbnails: Sequence[bytes] | None
     image_bias: np.ndarray
     text_bias: np.ndarray
     betas: dict[str, float]
@@ -108,7 +112,7 @@ class Gallery:
     paths: list[str]
     captions: list[list[str]]
     contents: list[str]
-    thumbnails: list[bytes] | None
+    thumbnails: Sequence[bytes] | None
     space: str
 
     def __len__(self) -> int:
@@ -158,7 +162,7 @@ def gallery_of_store(
 
 def _gallery(kind, vectors, bias, space, ids, paths, sha256, captions, image_index, thumbnails) -> Gallery:
     if bias is not None:
-        vectors = np.column_stack([vectors, bias])
+        vectors = _beside(vectors, bias)
     if kind == "text":
         of_caption = ["" if picture < 0 else paths[picture] for picture in image_index.tolist()]
         names = caption_ids(ids, image_index) if len(ids) else _sentence_ids(captions)
@@ -168,6 +172,16 @@ def _gallery(kind, vectors, bias, space, ids, paths, sha256, captions, image_ind
     for caption, picture in zip(captions, image_index.tolist(), strict=True):
         of_picture[picture].append(caption)
     return Gallery(kind, vectors, bias is not None, ids, paths, of_picture, sha256, thumbnails, space)
+
+
+def _beside(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """``vectors`` with ``bias`` as one more coordinate, in a temporary file: mapped like what it is made of."""
+    with tempfile.TemporaryFile() as file:
+        joined = np.memmap(file, np.float32, "w+", shape=(len(vectors), vectors.shape[1] + 1))
+    for start in range(0, len(vectors), BLOCK):
+        rows = slice(start, start + BLOCK)
+        joined[rows, :-1], joined[rows, -1] = vectors[rows], bias[rows]
+    return joined
 
 
 def _sentence_ids(sentences: list[str]) -> list[str]:
@@ -198,9 +212,10 @@ def read_embeddings(path: str | Path) -> Embeddings:
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise EmbeddingsError(f"{path} is damaged ({str(error).splitlines()[0]}); fit again") from error
     for name, rows in (("image", embeddings.images), ("text", embeddings.texts)):
-        bad = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < UNIT_NORM_TOLERANCE))
-        if len(bad):
-            raise EmbeddingsError(f"{path}: {len(bad)} {name} embeddings are not finite unit vectors; fit again")
+        blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+        bad = sum(int((~(np.abs(np.linalg.norm(block, axis=1) - 1) < UNIT_NORM_TOLERANCE)).sum()) for block in blocks)
+        if bad:
+            raise EmbeddingsError(f"{path}: {bad} {name} embeddings are not finite unit vectors; fit again")
         if getattr(embeddings, f"{name}_bias").shape != rows.shape[:1]:
             raise EmbeddingsError(f"{path}: there is not one bias for each {name} embedding; fit again")
     index, pictures = embeddings.image_index, len(embeddings.ids)
@@ -213,8 +228,8 @@ def _read(file: h5py.File) -> Embeddings:
     image, text = file["image"], file["text"]
     strings = {name: image[name].asstr()[:].tolist() for name in ("id", "path", "split", "sha256")}
     return Embeddings(
-        images=image["embedding"][:],
-        texts=text["embedding"][:],
+        images=memory_mapped(image["embedding"]),
+        texts=memory_mapped(text["embedding"]),
         image_index=text["image_index"][:],
         ids=strings["id"],
         paths=strings["path"],
@@ -226,7 +241,7 @@ def _read(file: h5py.File) -> Embeddings:
         rerank=file.attrs["rerank"],
         space=file.attrs["space"],
         captions=text["caption"].asstr()[:].tolist(),
-        thumbnails=[data.tobytes() for data in image["thumbnail"][:]] if "thumbnail" in image else None,
+        thumbnails=Column(Path(file.filename), "image/thumbnail") if "thumbnail" in image else None,
         fingerprints={kind: file.attrs[f"{kind}_fingerprint"] for kind in ("image", "text", "dataset")},
         selection_split=file.attrs["selection_split"],
         report_split=file.attrs["report_split"],

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import OnceoverError
+from extract.memory import total_memory
 from extract.store import FeatureStore, Roles, StoreError
 from retrieval import baselines
 from retrieval.baselines import MAPS, Pairs
@@ -38,6 +39,10 @@ _NOTES = {
 }
 
 
+OVERHEAD = 768 * 2**20  # bytes that libraries and metrics take beside the features
+COPIES = 4  # of the train features, float64, that the learned baselines hold at a time
+
+
 class EvaluationError(OnceoverError):
     """A store and a run, or several runs, that do not belong together."""
 
@@ -49,6 +54,7 @@ def evaluate(
     *,
     rerank: Iterable[str] = (),
     shuffled: Embeddings | None = None,
+    memory: int | None = None,
     seed: int = 0,
 ) -> dict:
     """Metrics of the multimodal model and of every baseline on a split (default: the reported one).
@@ -57,6 +63,8 @@ def evaluate(
         embeddings: a run's; None: the baselines alone.
         rerank: corrections for hubs (``retrieval.hubness.RERANKS``) that get a row each; the run's own always does.
         shuffled: the embeddings of the control, heads fitted to permuted pairs.
+        memory: bytes that the evaluation may take, by default half of the machine's. Metrics are always of the whole
+            split; the learned baselines are fitted on as many train pictures as fit.
 
     Raises:
         EvaluationError: the store's features are not those the run was fitted on, or an unknown correction.
@@ -68,7 +76,8 @@ def evaluate(
     roles = _roles(store)
     split = split or roles.report_name
     fitted = ("train", roles.selection_name) if len(roles.train) else ()
-    pairs, *learn = _pairs(store, roles, split, *fitted)
+    most = _most_pictures(store, memory or total_memory() // 2)
+    pairs, *learn = _pairs(store, roles, most, split, *fitted)
     models: dict[str, dict] = {}
     if embeddings is not None:
         wanted = dict.fromkeys(["none", embeddings.rerank, *rerank])
@@ -82,6 +91,7 @@ def evaluate(
         "n_images": len(pairs.images),
         "n_captions": len(pairs.texts),
         "selected_on": roles.selection_name,
+        "baselines_fitted_on": {"pictures": len(learn[0].images) if learn else 0, "of": len(roles.train)},
         "models": models,
     }
 
@@ -164,18 +174,28 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
         )
 
 
-def _pairs(store: FeatureStore, roles: Roles, *splits: str) -> list[Pairs]:
-    """Each split's plain features: the mean over a picture's views, and its captions'."""
+def _most_pictures(store: FeatureStore, memory: int) -> int:
+    """How many pictures with their captions the learned baselines can be fitted on in ``memory`` bytes."""
+    each = store.image_features.shape[2] + store.text_features.shape[1] * len(store.image_index) / len(
+        store.image_splits
+    )
+    return max(1000, int((memory - OVERHEAD) / (8 * COPIES * each)))
+
+
+def _pairs(store: FeatureStore, roles: Roles, most: int, *splits: str) -> list[Pairs]:
+    """Each split's plain features: the mean over a picture's views, and its captions'; of train a sample if need be."""
     named = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
-    images, texts = store.image_features[:].mean(1), store.text_features[:]
     pairs = []
     for split in splits:
         pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
+        if split == "train" and split != splits[0] and len(pictures) > most:
+            pictures = np.sort(np.random.default_rng(0).permutation(pictures)[:most])
         captions = np.flatnonzero(np.isin(store.image_index, pictures))
         if not len(pictures) or not len(captions):
             raise EmbeddingsError(f"there are no pictures with captions in the split {split!r}; use {', '.join(named)}")
         index = np.searchsorted(pictures, store.image_index[captions])
-        pairs.append(Pairs(images[pictures], texts[captions], index))
+        images = store.image_features[pictures].mean(1, dtype=np.float32)
+        pairs.append(Pairs(images, store.text_features[captions].astype(np.float32), index))
     return pairs
 
 
@@ -248,6 +268,12 @@ def notes(result: dict) -> list[str]:
         else "nothing fitted",
         *(note for model, note in _NOTES.items() if model in result["models"]),
     ]
+    fitted = result["baselines_fitted_on"]
+    if 0 < fitted["pictures"] < fitted["of"]:
+        lines.append(
+            f"the learned baselines were fitted on {fitted['pictures']:,} of {fitted['of']:,} train pictures, as many "
+            "as --memory allows"
+        )
     return lines + _warnings(result["split"], {"heads and settings": result["selected_on"]})
 
 

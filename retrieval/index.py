@@ -9,7 +9,6 @@ every file is checked against the manifest's SHA-256 before it sees them.
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -634,8 +633,3 @@ def _check_file(path: Path, sha256: str) -> None:
         raise IndexingError(f"{path} is missing; {_AGAIN}") from error
     if found != sha256:
         raise IndexingError(f"{path} does not match its SHA-256: it is damaged, or not what was built; {_AGAIN}")
-
-
-def default_memory() -> int:
-    """Half of the machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

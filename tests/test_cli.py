@@ -91,7 +91,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     assert "left out    0 records" in about
     assert "chosen on   dev, 12 pictures" in run("info", folder).stdout
     sound = run("verify", store, "--sample", 2, "--device", "cpu").stdout
-    assert "picture features: 2 encoded again" in sound
+    assert "picture features (float32, stored as float32): 2 encoded again" in sound
     assert f"{store} is sound" in sound
 
 

@@ -191,7 +191,7 @@ def test_a_dual_encoder_needs_nothing_to_train_on(drawn, tiny_clip, tmp_path):
 
 def test_trap_baselines_are_chosen_without_a_look_at_the_reported_split(planted):
     before = {name: row.get("settings") for name, row in evaluate(None, planted)["models"].items()}
-    features = planted.text_features[:]
+    features = np.array(planted.text_features)
     test = np.isin(planted.image_index, np.flatnonzero(np.array(planted.image_splits) == "test"))
     features[test] = np.random.default_rng(1).permutation(features[test])
     changed = types.SimpleNamespace(**{name: getattr(planted, name) for name in (

@@ -96,7 +96,7 @@ def test_everything_survives_the_way_through_shards_and_seal(data):
             assert (store.image_ids, store.image_splits, store.captions) == (ids, splits, captions)
             assert store.image_index.tolist() == index
             assert store.failures == failures
-            assert store.thumbnails() == [f"jpeg of {name}".encode() for name in ids]
+            assert list(store.thumbnails()) == [f"jpeg of {name}".encode() for name in ids]
             assert store.tokenizer_files == {"tokenizer.json": b'{"a": 1}', "vocab.txt": b"\xff\x00"}
             assert store.verify() == []
 

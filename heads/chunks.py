@@ -1,0 +1,111 @@
+"""The features that a fit passes over: in memory at once, or in shuffled chunks of a store that is larger."""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs import OnceoverError
+from extract.store import FeatureStore
+
+OVERHEAD = 768 * 2**20  # bytes that libraries, heads and measuring take beside the features
+MIN_MEMORY = 2**30
+NEIGHBOURS = 256  # pictures that lie side by side in the store and are read together
+BLOCK = 4096  # rows read at a time where all are passed over
+
+
+class ChunkError(OnceoverError):
+    """A budget of memory in which nothing can be done."""
+
+
+class Chunk(NamedTuple):
+    """Some pictures, rows of the store in ascending order, and all their captions, with their features.
+
+    ``images``: float32 (P, V, D). ``texts``: float32 (T, E).
+    """
+
+    pictures: np.ndarray
+    captions: np.ndarray
+    images: Tensor
+    texts: Tensor
+
+    def place(self, pictures: np.ndarray, captions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Where rows of the store stand in this chunk."""
+        device = self.images.device
+        return (
+            torch.from_numpy(np.searchsorted(self.pictures, pictures)).to(device),
+            torch.from_numpy(np.searchsorted(self.captions, captions)).to(device),
+        )
+
+
+class Chunks:
+    """Deals pictures with their captions into chunks that fit the memory, anew in each epoch.
+
+    Runs of neighbouring pictures are shuffled and a chunk is made of many of them, so that its batches are nearly as
+    mixed as those over all pictures, while a disk reads long stretches. The next chunk is read while one is in use.
+
+    Args:
+        pictures: rows of the store, ascending. image_index: int64 (M,), each caption's picture.
+        count: into how many (``chunks_for``); a single one is read once and kept.
+    """
+
+    def __init__(self, store: FeatureStore, pictures: np.ndarray, image_index: np.ndarray, count: int, device):
+        self._store, self._image_index, self._count, self._device = store, image_index, count, device
+        self._runs = np.array_split(pictures, math.ceil(len(pictures) / NEIGHBOURS))
+        self._whole = self._read(pictures) if count == 1 else None
+
+    def groups(self, generator: np.random.Generator | None = None) -> list[np.ndarray]:
+        """The pictures of each chunk: of an epoch whose ``generator`` shuffles, or in the order of the store."""
+        runs = self._runs
+        if generator is not None and self._count > 1:
+            runs = [self._runs[number] for number in generator.permutation(len(self._runs))]
+        parts = np.array_split(np.arange(len(runs)), self._count)
+        return [np.sort(np.concatenate([runs[number] for number in part])) for part in parts if len(part)]
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[Chunk]:
+        """All pictures, chunk by chunk."""
+        if self._whole is not None:
+            yield self._whole
+            return
+        with ThreadPoolExecutor(1) as reader:
+            groups = iter(self.groups(generator))
+            coming = reader.submit(self._read, next(groups))
+            for group in groups:
+                chunk, coming = coming.result(), reader.submit(self._read, group)
+                yield chunk
+                del chunk
+            yield coming.result()
+
+    def _read(self, pictures: np.ndarray) -> Chunk:
+        captions = np.flatnonzero(np.isin(self._image_index, pictures))
+        images, texts = self._store.image_features, self._store.text_features
+        return Chunk(pictures, captions, self._tensor(images[pictures]), self._tensor(texts[captions]))
+
+    def _tensor(self, features: np.ndarray) -> Tensor:
+        return torch.from_numpy(features).to(self._device).float()
+
+
+def chunks_for(store: FeatureStore, pictures: np.ndarray, captions: int, memory: int) -> int:
+    """Into how many chunks pictures and so many captions have to be dealt for ``memory`` bytes to suffice.
+
+    Raises:
+        ChunkError: less than ``MIN_MEMORY``.
+    """
+    if memory < MIN_MEMORY:
+        raise ChunkError(f"a memory of {memory / 2**20:,.0f} MiB is too little to fit heads; give at least 1GiB")
+    sides = ((store.image_features, len(pictures)), (store.text_features, captions))
+    size = sum(4 * rows * math.prod(features.shape[1:]) for features, rows in sides)
+    if size <= memory - OVERHEAD:
+        return 1
+    return math.ceil(2 * size / (memory - OVERHEAD))  # one is in use while the next is read
+
+
+def blocks(features: np.ndarray, rows: np.ndarray | None = None) -> Iterator[Tensor]:
+    """All features, or some rows of them, in their order, float32, a block at a time."""
+    for start in range(0, len(features) if rows is None else len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        yield torch.tensor(np.asarray(features[block if rows is None else rows[block]])).float()
