@@ -97,12 +97,12 @@ class FeatureStore:
 
     @property
     def image_features(self) -> h5py.Dataset:
-        """float32 (N, V, D): V views of each picture, unnormalised."""
+        """float32, or float16 if imported, (N, V, D): V views of each picture, unnormalised."""
         return self._file["image/features"]
 
     @property
     def text_features(self) -> h5py.Dataset:
-        """float32 (M, D), unnormalised."""
+        """float32, or float16 if imported, (M, D), unnormalised."""
         return self._file["text/features"]
 
     @property
@@ -332,7 +332,7 @@ def seal(
     """Writes the finished store, whole or not at all. Memory stays at a block of rows, however large the store.
 
     ``images`` holds the columns id, path, split, sha256, size, mtime_ns and ``texts`` caption, image_index; features
-    and the other columns come from ``sources``, by key.
+    and the other columns come from ``sources``, by key, or from whatever else has their ``copy``.
     """
     fingerprint = dataset_fingerprint(
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]

@@ -24,7 +24,7 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, features: Tensor) -> None:
-        """Takes mean and deviation from float32 features (..., D)."""
+        """Takes mean and deviation from features (..., D), float32 or float16."""
         self.root.fill_(bool(features.min() >= 0))
         rows = self._rooted(features).reshape(-1, features.shape[-1]).double()
         deviation = rows.std(0, correction=0)
@@ -37,6 +37,7 @@ class Standardize(nn.Module):
         return (self._rooted(features) - self.mean) * self.scale
 
     def _rooted(self, features: Tensor) -> Tensor:
+        features = features.to(self.mean.dtype)
         return features.clamp_min(0).sqrt() if self.root else features
 
 

@@ -167,7 +167,8 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
 def _pairs(store: FeatureStore, roles: Roles, *splits: str) -> list[Pairs]:
     """Each split's plain features: the mean over a picture's views, and its captions'."""
     named = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
-    images, texts = store.image_features[:].mean(1), store.text_features[:]
+    images = store.image_features[:].mean(1, dtype=np.float32)
+    texts = store.text_features[:].astype(np.float32, copy=False)
     pairs = []
     for split in splits:
         pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
