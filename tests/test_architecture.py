@@ -22,6 +22,14 @@ ALLOWED = {
     "extract.synthetic": FOUNDATION,
     "extract.download": FOUNDATION,
     "extract.encoders": (*FOUNDATION, "extract.pictures", "extract.specs"),
+    "extract.arrays": (*FOUNDATION, "extract.store"),
+    "extract.importing": (
+        *FOUNDATION,
+        "extract.arrays",
+        "extract.datasets",
+        "extract.pipeline",
+        "extract.store",
+    ),
     "extract.pipeline": ("configs", "extract"),
     "extract.verify": ("configs", "extract"),
     "extract": (),
@@ -33,6 +41,7 @@ ALLOWED = {
     "analysis": (*FOUNDATION, "extract.pictures", "extract.store", "retrieval", "analysis"),
 }
 ONLY_IMPORTER = {
+    "pyarrow": {"extract.arrays"},
     "faiss": {"retrieval.index"},
     "torchvision": {"extract.encoders"},
     "transformers": {"extract.encoders"},
