@@ -24,7 +24,7 @@ $(VENV)/.users: $(VENV)/bin/python requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.developers: $(VENV)/bin/python requirements.txt requirements-dev.txt
+$(VENV)/.developers: $(VENV)/bin/python requirements.txt requirements-dev.txt requirements-parquet.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/.users
 

@@ -117,6 +117,7 @@ def cli() -> None:
 
     \b
     extract   pictures and captions -> feature store (once)
+    import    features computed elsewhere -> feature store
     fit       feature store -> projection heads and embeddings (seconds)
     evaluate, compare, ensemble, index, search, plot   from the stored files
 
@@ -176,7 +177,7 @@ def _say_summary(summary) -> None:
     from collections import Counter
 
     new, old = (", ".join(f"{n:,} {kind}" for kind, n in rows.items()) for rows in (summary.computed, summary.reused))
-    took = f"; rows encoded: {new} in {summary.seconds:.0f} s; reused: {old}" if not summary.up_to_date else ""
+    took = f"; rows encoded: {new} in {summary.seconds:.0f} s; reused: {old}" if summary.computed else ""
     say(f"{summary.images:,} pictures, {summary.captions:,} captions{took}")
     for kind, speed in summary.speed.items():
         say(f"{kind}: {speed}")
@@ -192,6 +193,47 @@ def _say_summary(summary) -> None:
         say(f"warning: the same picture lies in several splits: {', '.join(group)}")
     if len(summary.duplicates) > 3:
         say(f"warning: {len(summary.duplicates) - 3:,} more pictures lie in several splits")
+
+
+@cli.command("import")
+@click.option(
+    "--image-features",
+    required=True,
+    type=FILE,
+    metavar="FILE_OR_DIR",
+    help=".npy, .safetensors (a tensor of several: FILE.safetensors:NAME) or .parquet; of a folder, all such files.",
+)
+@click.option("--text-features", required=True, type=FILE, metavar="FILE_OR_DIR", help="The same, a row a caption.")
+@click.option(
+    "--captions",
+    required=True,
+    type=FILE,
+    metavar="TABLE",
+    help="A .csv (image,caption[,split]), or a .parquet file or folder with these columns (or image_path).",
+)
+@click.option("--store", "store_file", required=True, type=FILE, help="The .h5 file to write.")
+@click.option("--image-ids", type=FILE, help="The picture of each row of image features, one name a line.")
+@click.option("--name", metavar="TEXT", help="What to call the encoders. [default: as the image features]")
+@click.option("--data", type=DIRECTORY, help="The pictures' folder, if they are at hand. [default: the table's]")
+@click.option("--force", is_flag=True, help="Replace a store of other features or captions.")
+def import_(store_file, **given):
+    """Make a feature store of features that were computed elsewhere.
+
+    Row i of the text features belongs to row i of the caption table. Image features have a row for each different
+    picture, in the order of the table, or for each row of the table, or for each line of --image-ids. Pictures are not
+    needed; queries cannot be embedded, since the encoder is not there.
+    """
+    from extract.importing import import_features
+
+    if store_file.is_dir():
+        raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
+    names = ("image_features", "text_features", "captions")
+    summary = import_features(*(given.pop(name) for name in names), store_file, **given, say=say)
+    _say_summary(summary)
+    done(
+        f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
+        f"python cli.py fit --store {store_file} --run runs/first",
+    )
 
 
 @cli.command()

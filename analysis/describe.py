@@ -63,7 +63,9 @@ def _describe_store(store: FeatureStore) -> str:
             f"  {kind:<11} {how['encoder']}, {shape} {features.dtype} ({features.nbytes / 2**20:,.1f} MiB)",
             f"              fingerprint {store.fingerprints[kind][:16]}, "
             f"weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}",
-            f"              on {how['device']}, {how['threads']} threads, batches of {how['batch_size']}, "
+            f"              imported from {how['source']}"
+            if "source" in how
+            else f"              on {how['device']}, {how['threads']} threads, batches of {how['batch_size']}, "
             f"torch {how['torch']}, transformers {how['transformers']}",
         ]
     thumbnails = store.thumbnails()

@@ -85,7 +85,7 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
             ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images"),
         )
     else:
-        rows = _csv_rows(captions_file)
+        rows = csv_rows(captions_file)
         folders = ("Images", "images", ".")
         if layout == "csv":
             folders = (".", "Images", "images")
@@ -129,6 +129,72 @@ def read_captions(file: str | Path) -> Dataset:
         raise DatasetError(f"{file} holds no sentences; write one a line")
     index = np.full(len(captions), -1, np.int64)
     return Dataset(file.parent, "lines", [], [], [], captions, index, failures, [])
+
+
+def read_ids(file: str | Path) -> list[str]:
+    """The pictures' ids in a text file, one a line.
+
+    Raises:
+        DatasetError: an unreadable file, an empty line, or an id that stands twice.
+    """
+    ids = [line.strip() for line in _read_lines(Path(file))]
+    while ids and not ids[-1]:
+        ids.pop()
+    first: dict[str, int] = {}
+    for number, name in enumerate(ids, 1):
+        if not name or "\0" in name:
+            raise DatasetError(f"{file}, line {number}: there is no usable id; write one a line")
+        if first.setdefault(name, number) != number:
+            raise DatasetError(f"{file}, line {number}: {name} stands in line {first[name]} too; an id has one row")
+    return ids
+
+
+def captioned(
+    rows: list[tuple[str, str, str]], source: Path, root: Path, gallery: list[str] | None = None, seed: int = 0
+) -> tuple[Dataset, np.ndarray]:
+    """A dataset of pictures that need not be at hand, from the rows (picture, caption, split) of the table ``source``.
+
+    Pictures keep the names that the table gives them, in the order of their first row, and those without a usable
+    caption go into the ledger; or they are those of ``gallery``, where one without captions is in no split.
+
+    Returns:
+        The dataset, and the row of each of its captions, int64 (M,).
+
+    Raises:
+        DatasetError: no usable row, or a picture in two splits.
+    """
+    names = [name.strip() for name, _, _ in rows]
+    known = set(names if gallery is None else gallery)
+    left_out = {name: _why_no_id(name, known) for name in names}
+    kept, failures = _usable(names, rows, left_out)
+    usable = {names[row] for row in kept}
+    ids = [name for name in left_out if name in usable]
+    if gallery is None:
+        failures += [Failure(name, "dataset", "no usable caption") for name in _without_captions(left_out, ids)]
+    if not ids:
+        reason = f"; the first reason: {failures[0].id}: {failures[0].reason}" if failures else ""
+        raise DatasetError(f"{source} holds no usable caption{reason}")
+    named = [row for row, name in enumerate(names) if name]
+    splits = _column_splits([names[row] for row in named], [rows[row][2] for row in named], source)
+    of_ids, captions = [splits[name] for name in ids], [rows[row][1].strip() for row in kept]
+    index = _places(ids, [names[row] for row in kept])
+    dataset = Dataset(root, "table", ids, ids, of_ids, captions, index, failures)
+    if not any(of_ids):
+        dataset = _with_splits(dataset, source, seed)
+    if gallery is not None:
+        chosen = dict(zip(ids, dataset.splits, strict=True))
+        index = _places(gallery, [names[row] for row in kept])
+        of_ids = [chosen.get(name, "") for name in gallery]
+        dataset = replace(dataset, ids=gallery, paths=gallery, splits=of_ids, image_index=index)
+    return dataset, np.array(kept, dtype=np.int64)
+
+
+def _why_no_id(name: str, known: set[str]) -> str | None:
+    if not name:
+        return "no picture is named"
+    if "\0" in name:
+        return "a name with a NUL character"
+    return None if name in known else "not among the image ids"
 
 
 def _find_captions(data: Path) -> tuple[Path, str]:
@@ -176,11 +242,14 @@ def _token_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         yield name, caption, ""
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+def csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
     """(picture, caption, split) from a CSV with a header.
 
     A two-column file may leave captions with commas or stray quotes unquoted, as published copies do: what follows
     the first comma is then the caption, verbatim.
+
+    Raises:
+        DatasetError: unreadable, no such columns, or a line of another number of fields.
     """
     lines = _read_lines(path)
     header = [name.strip().lower() for name in next(csv.reader([lines[0]]), [])]
@@ -236,21 +305,9 @@ def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], sou
         if name not in found:
             found[name] = _why_missing(root, folder, name)
     splits = _column_splits(names, [row[2] for row in rows], source)
-    ids, index, captions, image_index, failures = [], {}, [], [], []
-    for name, (_, caption, _) in zip(names, rows, strict=True):
-        caption = caption.strip()
-        reason = found[name] or _why_unusable(caption)
-        if reason:
-            failures.append(Failure(name, "dataset" if found[name] else "caption", f"{reason}: {caption[:60]!r}"))
-            continue
-        if name not in index:
-            index[name] = len(ids)
-            ids.append(name)
-        captions.append(caption)
-        image_index.append(index[name])
-    failures += [
-        Failure(name, "dataset", "no usable caption") for name in found if not found[name] and name not in index
-    ]
+    kept, failures = _usable(names, rows, found)
+    ids = list(dict.fromkeys(names[row] for row in kept))
+    failures += [Failure(name, "dataset", "no usable caption") for name in _without_captions(found, ids)]
     if layout != "csv":
         failures += _pictures_without_captions(root, folder, set(found))
     if not ids:
@@ -261,10 +318,35 @@ def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], sou
         ids=ids,
         paths=[posixpath.normpath(posixpath.join(folder, name)) for name in ids],
         splits=[splits[name] for name in ids],
-        captions=captions,
-        image_index=np.asarray(image_index, dtype=np.int64),
+        captions=[rows[row][1].strip() for row in kept],
+        image_index=_places(ids, [names[row] for row in kept]),
         failures=failures,
     )
+
+
+def _usable(names: list[str], rows: list, left_out: dict[str, str | None]) -> tuple[list[int], list[Failure]]:
+    """The rows whose picture and caption can be used, and a failure for each other one."""
+    kept, failures = [], []
+    for row, (name, (_, caption, _)) in enumerate(zip(names, rows, strict=True)):
+        caption = caption.strip()
+        reason = left_out[name] or _why_unusable(caption)
+        if reason:
+            stage = "dataset" if left_out[name] else "caption"
+            failures.append(Failure(name or f"row {row + 1}", stage, f"{reason}: {caption[:60]!r}"))
+        else:
+            kept.append(row)
+    return kept, failures
+
+
+def _without_captions(left_out: dict[str, str | None], captioned: list[str]) -> list[str]:
+    known = set(captioned)
+    return [name for name in left_out if not left_out[name] and name not in known]
+
+
+def _places(ids: list[str], names: list[str]) -> np.ndarray:
+    """The place of each name among the ids, int64."""
+    place = {name: number for number, name in enumerate(ids)}
+    return np.array([place[name] for name in names], dtype=np.int64)
 
 
 def _picture_folder(root: Path, folders: tuple[str, ...], names: list[str], source: Path) -> str:

@@ -12,7 +12,7 @@ from configs import OnceoverError
 
 
 class FileError(OnceoverError):
-    """A path of the wrong kind, a file in use, or an unreadable one."""
+    """A path of the wrong kind, a file in use, an unreadable one, or one that has no room."""
 
 
 @contextlib.contextmanager
@@ -35,21 +35,6 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def check_disk(path: str | Path, needed: int) -> None:
-    """Refuses to begin a file for which the disk has no room; ``needed`` in bytes.
-
-    Raises:
-        FileError: less is free.
-    """
-    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise FileError(
-            f"{path} needs about {needed / 2**30:.1f} GiB on the disk, of which {free / 2**30:.1f} are free; "
-            "make room, or name a place on another disk"
-        )
 
 
 def _aside(path: Path, process: str) -> Path:
@@ -96,6 +81,21 @@ def read_json(path: str | Path, what: str) -> dict:
 def digest(value) -> str:
     """SHA-256 (hex) of a JSON-able value in its canonical form: sorted keys, no spaces."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_disk(path: str | Path, needed_bytes: int) -> None:
+    """Refuses to begin a file that its disk has no room for.
+
+    Raises:
+        FileError: fewer bytes are free where ``path`` is to be written.
+    """
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise FileError(
+            f"{path} needs about {needed_bytes / 2**30:,.2f} GiB, and {folder} has {free / 2**30:,.2f} GiB free; "
+            "make room, or name a --store elsewhere"
+        )
 
 
 def remove_folder(folder: Path) -> None:

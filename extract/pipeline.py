@@ -122,7 +122,7 @@ def extract(
             ):
                 if all(shard_fingerprint(shard)[1] in old.fingerprints.values() for shard in parts.glob("*.h5")):
                     remove_folder(parts)  # else another extraction is under way there
-                return _summary(old, up_to_date=True)
+                return summary_of(old, up_to_date=True)
             job = _Job(
                 dataset,
                 stats,
@@ -143,14 +143,15 @@ def extract(
             if old:
                 old.close()
         with FeatureStore(path) as store:
-            summary = _summary(store, up_to_date=False)
+            summary = summary_of(store, up_to_date=False)
         remove_folder(parts)
     summary.computed, summary.reused, summary.speed = job.computed, job.reused, job.speed
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def _summary(store: FeatureStore, up_to_date: bool) -> Summary:
+def summary_of(store: FeatureStore, up_to_date: bool) -> Summary:
+    """What there is to say of a finished store."""
     return Summary(
         path=store.path,
         up_to_date=up_to_date,

@@ -2,6 +2,7 @@
 
 ``torchvision:NAME[@WEIGHTS]``  WEIGHTS: a name of torchvision's (IMAGENET1K_V1 if left out), a file, or ``random``
 ``hf:NAME_OR_FOLDER[#REVISION][@random]``  a Hugging Face model by name or in a local folder
+``import:NAME`` stands in a store for the unknown encoder of imported features; none can be had by it
 """
 
 from dataclasses import dataclass
@@ -45,9 +46,14 @@ def parse_spec(text: str) -> Spec:
     """Parses an encoder specification.
 
     Raises:
-        EncoderError: not of a known form.
+        EncoderError: not of a known form, or of features that were imported.
     """
     library, colon, rest = text.partition(":")
+    if library == "import" and rest:
+        raise EncoderError(
+            f"{text}: these features were imported, and there is no encoder to embed a query or to extend the store "
+            "with; python cli.py extract makes a store that has one"
+        )
     if not colon or not rest or library not in ("torchvision", "hf"):
         raise EncoderError(f"{text!r} is no encoder specification; write {_FORMS}")
     if library == "torchvision":

@@ -369,7 +369,7 @@ def seal(
     """Writes the finished store, whole or not at all. Memory stays at a block of rows, however large the store.
 
     ``images`` holds the columns id, path, split, sha256, size, mtime_ns and ``texts`` caption, image_index; features
-    and the other columns come from ``sources``, by key.
+    and the other columns come from ``sources``, by key, or from whatever else has their ``copy``.
     """
     fingerprint = dataset_fingerprint(
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]

@@ -49,8 +49,8 @@ class Run:
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The text encoder's tokenizer, file by file."""
-        return {path.name: path.read_bytes() for path in sorted((self.folder / TOKENIZER).iterdir())}
+        """The text encoder's tokenizer, file by file; none where the features were imported."""
+        return {path.name: path.read_bytes() for path in sorted((self.folder / TOKENIZER).glob("*"))}
 
     def check_space(self, space: str) -> None:
         """Refuses vectors that other heads have made.

@@ -48,6 +48,7 @@ class Standardize(nn.Module):
         return (self._rooted(features) - self.mean) * self.scale
 
     def _rooted(self, features: Tensor) -> Tensor:
+        features = features.to(self.mean.dtype)
         return features.clamp_min(0).sqrt() if self.root else features
 
 

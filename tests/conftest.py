@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cli import cli
 from configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -132,3 +134,30 @@ def changed():
         )
 
     return change
+
+
+@pytest.fixture
+def run():
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(cli, [str(part) for part in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+@pytest.fixture
+def fails(run):
+    """The one line that a failing call prints; nothing else may be there."""
+
+    def call(*arguments, code=1):
+        result = run(*arguments, code=code)
+        assert result.stdout == ""
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return call

@@ -24,6 +24,14 @@ ALLOWED = {
     "extract.synthetic": FOUNDATION,
     "extract.download": FOUNDATION,
     "extract.encoders": (*FOUNDATION, "extract.inference", "extract.pictures", "extract.specs"),
+    "extract.arrays": (*FOUNDATION, "extract.store"),
+    "extract.importing": (
+        *FOUNDATION,
+        "extract.arrays",
+        "extract.datasets",
+        "extract.pipeline",
+        "extract.store",
+    ),
     "extract.pipeline": ("configs", "extract"),
     "extract.verify": ("configs", "extract"),
     "extract": (),
@@ -35,6 +43,7 @@ ALLOWED = {
     "analysis": (*FOUNDATION, "extract.memory", "extract.pictures", "extract.store", "retrieval", "analysis"),
 }
 ONLY_IMPORTER = {
+    "pyarrow": {"extract.arrays"},
     "faiss": {"retrieval.index"},
     "torchvision": {"extract.encoders"},
     "transformers": {"extract.encoders"},

@@ -1,0 +1,245 @@
+"""Arrays in other programs' files, read a block of rows at a time: ``.npy``, ``.safetensors``, ``.parquet``.
+
+Nothing is unpickled. The only importer of pyarrow, which is needed where Parquet is read and nowhere else
+(requirements-parquet.txt).
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from configs import OnceoverError
+from extract.store import BLOCK
+
+_STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
+_SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+_NAMED_TENSOR = re.compile(r"(.+\.safetensors):(.+)")
+
+
+class ArrayError(OnceoverError):
+    """An array or a table that cannot be read, or that is not what it should be."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """An array in a file; ``blocks`` opens it anew and reads at most ``BLOCK`` rows at a time."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Array:
+    """Rows of numbers in one file or several: the ``shape`` of all together, and the ``dtype`` to store them with."""
+
+    source: Path
+    files: list[_File]
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def blocks(self, doing: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows in order, at most ``BLOCK`` at a time, as ``dtype``, with their places; ``doing`` labels the bar.
+
+        Raises:
+            ArrayError: numbers that are not finite, or a damaged file.
+        """
+        start = 0
+        with tqdm(total=len(self), desc=doing, unit=" rows", disable=None) as bar:
+            for file in self.files:
+                first = start
+                for block in file.blocks():
+                    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused below
+                        block = np.ascontiguousarray(block, self.dtype)
+                    bad = np.flatnonzero(~np.isfinite(block).all(axis=tuple(range(1, block.ndim))))
+                    if len(bad):
+                        row = start - first + bad[0]
+                        raise ArrayError(f"{file.path}: row {row:,} (counted from 0) is not finite as {self.dtype}")
+                    yield slice(start, start + len(block)), block
+                    start += len(block)
+                    bar.update(len(block))
+
+
+def open_array(source: Path, dimensions: tuple[int, ...]) -> Array:
+    """The array in a file, in one tensor of a file (``FILE.safetensors:NAME``), or in all files of a folder, joined.
+
+    float16 stays as it is, float64 becomes float32. ``dimensions``: how many it may have, that of the rows included.
+
+    Raises:
+        ArrayError: nothing there, not readable, without rows, or of another shape or type.
+    """
+    path, tensor = _named_tensor(source)
+    readers = {".npy": _npy, ".safetensors": partial(_safetensors, name=tensor), ".parquet": _parquet}
+    files = []
+    for file in files_of(path, tuple(readers)):
+        with _readable(file):
+            files.append(readers[file.suffix](file))
+    files = [file for file in files if file.shape[:1] != (0,)]
+    if not files:
+        raise ArrayError(f"{source} holds no rows")
+    for file in files:
+        if file.dtype not in _STORED:
+            raise ArrayError(f"{file.path} holds {file.dtype}; features are float16, float32 or float64")
+        if len(file.shape) not in dimensions or 0 in file.shape[1:]:
+            wanted = " or ".join(("", "", "(rows, numbers)", "(rows, views, numbers)")[count] for count in dimensions)
+            raise ArrayError(f"{file.path} has the shape {file.shape}; {wanted} is needed")
+    row, dtype = files[0].shape[1:], files[0].dtype
+    for file in files:
+        if (file.shape[1:], file.dtype) != (row, dtype):
+            raise ArrayError(
+                f"{file.path} has rows of the shape {file.shape[1:]}, {file.dtype}, and {files[0].path} has {row}, "
+                f"{dtype}; all files of a folder need the same"
+            )
+    return Array(source, files, (sum(file.shape[0] for file in files), *row), _STORED[dtype])
+
+
+def files_of(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """``source``, or the files of that folder in natural order (2 before 10), which have to be of one format.
+
+    Raises:
+        ArrayError: nothing there, or not of one of the formats.
+    """
+    formats = ", ".join(suffixes)
+    if not source.exists():
+        raise ArrayError(f"{source} does not exist; name a file ({formats}), or a folder of such files")
+    if not source.is_dir():
+        if source.suffix not in suffixes:
+            raise ArrayError(f"{source} is of no known format; name a file of one of these: {formats}")
+        return [source]
+    files = [file for file in source.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+    found = sorted({file.suffix for file in files})
+    if len(found) != 1:
+        holds = f"files of several formats ({', '.join(found)})" if found else "no such files"
+        raise ArrayError(f"{source} holds {holds}; name a folder with files of one of these formats: {formats}")
+    return sorted(files, key=lambda file: (_natural(file.name), file.name))
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(picture, caption, split) from a Parquet file with the columns image or image_path, caption, and perhaps split.
+
+    Raises:
+        ArrayError: unreadable, or without these columns.
+    """
+    pa = _pyarrow()
+    with _readable(path), pa.parquet.ParquetFile(path) as file:
+        columns = file.schema_arrow.names
+        names = [name for name in ("image", "image_path") if name in columns][:1]
+        if not names or "caption" not in columns:
+            raise ArrayError(f"{path} needs the columns image (or image_path) and caption; it has {', '.join(columns)}")
+        names += [name for name in ("caption", "split") if name in columns]
+        for batch in file.iter_batches(columns=names):
+            values = [_strings(pa, path, name, batch.column(name)) for name in names]
+            yield from zip(*values, *[[""] * len(batch)] * (3 - len(names)), strict=True)
+
+
+def _strings(pa, path: Path, name: str, column) -> list[str]:
+    try:
+        return [value or "" for value in column.cast(pa.string()).to_pylist()]
+    except pa.ArrowException as error:
+        raise ArrayError(f"{path}: the column {name} holds {column.type}; text is needed") from error
+
+
+def _named_tensor(source: Path) -> tuple[Path, str | None]:
+    named = None if source.exists() else _NAMED_TENSOR.fullmatch(str(source))
+    return (Path(named[1]), named[2]) if named else (source, None)
+
+
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what the readers raise on files that are not what they seem into an error of one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:  # pyarrow's are of these kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ArrayError(f"{path} is damaged, or not what its name says ({reason})") from error
+
+
+def _spans(rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
+
+
+def _npy(path: Path) -> _File:
+    def blocks() -> Iterator[np.ndarray]:
+        with _readable(path):
+            array = np.lib.format.open_memmap(path, mode="r")
+        yield from (array[rows] for rows in _spans(len(array)))
+
+    array = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects, and reads nothing but .npy
+    return _File(path, array.shape, array.dtype.name, blocks)
+
+
+def _safetensors(path: Path, name: str | None) -> _File:
+    def blocks() -> Iterator[np.ndarray]:
+        with _readable(path), safe_open(path, framework="np") as file:
+            tensor = file.get_slice(name)
+            yield from (tensor[rows] for rows in _spans(shape[0]))
+
+    with safe_open(path, framework="np") as file:
+        names = sorted(file.keys())
+        name = names[0] if name is None and len(names) == 1 else name
+        if name not in names:
+            raise ArrayError(f"{path} holds the tensors {', '.join(names)}; name one of them: {path}:NAME")
+        tensor = file.get_slice(name)
+        shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+    return _File(path, shape, _SAFETENSORS.get(dtype, dtype), blocks)
+
+
+def _pyarrow():
+    try:
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ArrayError("Parquet is read with pyarrow: pip install -r requirements-parquet.txt") from error
+    return pyarrow
+
+
+def _parquet(path: Path) -> _File:
+    pa = _pyarrow()
+
+    def lists(rows: int) -> Iterator:
+        with _readable(path), pa.parquet.ParquetFile(path, memory_map=True) as file:  # else a row group is held whole
+            yield from (batch.column(0) for batch in file.iter_batches(rows, columns=[name]))
+
+    def blocks() -> Iterator[np.ndarray]:
+        start = 0
+        for column in lists(BLOCK):
+            lengths = pa.compute.list_value_length(column).to_numpy(zero_copy_only=False)  # NaN: no list
+            bad = np.flatnonzero(lengths != size)
+            if len(bad):
+                raise ArrayError(f"{path}: row {start + bad[0]:,} (counted from 0) has not {size} numbers")
+            yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+            start += len(column)
+
+    with pa.parquet.ParquetFile(path) as file:
+        count, schema = file.metadata.num_rows, file.schema_arrow
+    name, of = _numbers(pa, path, schema)
+    size = len(next(lists(1))[0].values or ()) if count else 0
+    return _File(path, (count, size), np.dtype(of.to_pandas_dtype()).name, blocks)
+
+
+def _numbers(pa, path: Path, schema) -> tuple[str, object]:
+    """The column that holds the features, and the type of their numbers."""
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    is_number = (pa.types.is_floating, pa.types.is_integer)
+    lists = [field for field in schema if any(test(field.type) for test in is_list)]
+    types = {field.name: of for field in lists if any(test(of := field.type.value_type) for test in is_number)}
+    chosen = ["embedding"] if "embedding" in types else list(types)
+    if len(chosen) != 1:
+        found = f"several columns of lists of numbers ({', '.join(types)})" if types else "no column of such lists"
+        raise ArrayError(f"{path} has {found}; features are a list of numbers a row, in the column embedding")
+    return chosen[0], types[chosen[0]]

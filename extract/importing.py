@@ -1,0 +1,232 @@
+"""Features computed elsewhere -> feature store: arrays and a caption table, checked as an extraction's features are.
+
+Memory stays at a block of rows: the arrays are read twice, once to check and hash them, once to copy them.
+"""
+
+import hashlib
+import platform
+import time
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from configs import OnceoverError
+from configs.schema import ExtractConfig
+from extract.arrays import Array, files_of, open_array, parquet_rows
+from extract.datasets import Dataset, captioned, csv_rows, read_ids
+from extract.files import check_disk, digest, only_writer
+from extract.pipeline import Say, Summary, summary_of
+from extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
+
+_PROJECTIONS, _SAME = 8, 0.01  # random directions, and the share of a row's length by which equal rows may differ
+_OTHER_COLUMNS = 512  # bytes a row, about
+
+
+class ImportingError(OnceoverError):
+    """Features and captions that do not belong together."""
+
+
+class Features:
+    """The rows of an array that are for the store, as what ``seal`` copies them from.
+
+    Attributes:
+        row: the shape of a row: (V, D) of a picture, (D,) of a caption.
+        sha256: of the rows' bytes; contents: of each picture's row, by its name; zeros: rows that are zeros alone.
+    """
+
+    def __init__(self, kind: str, array: Array, chosen: np.ndarray, owners: list[str] | None = None):
+        """Reads everything once. ``chosen``: rows, ascending. ``owners``: the picture of each row of the array.
+
+        Raises:
+            ArrayError: numbers that are not finite. ImportingError: rows of one picture that differ.
+        """
+        self.kind, self.array = kind, array
+        self.row = (1, *array.shape[1:]) if kind == "image" and len(array.shape) == 2 else array.shape[1:]
+        self.nbytes = len(chosen) * int(np.prod(self.row)) * np.dtype(array.dtype).itemsize
+        self._kept = np.zeros(len(array), bool)
+        self._kept[chosen] = True
+        self._sketches: dict[str, np.ndarray] = {}
+        self.contents, self.zeros, state = {}, 0, hashlib.sha256()
+        for rows, block in array.blocks(f"checking {kind}"):
+            kept = block[self._kept[rows]]
+            state.update(kept)
+            self.zeros += int((~kept.any(axis=tuple(range(1, kept.ndim)))).sum())
+            if owners is not None:
+                self._add_contents(owners[rows], block)
+        self.sha256 = state.hexdigest()
+
+    def _add_contents(self, owners: list[str], block: np.ndarray) -> None:
+        """Notes each picture's content; its other rows may differ by the rounding of an encoder's batches.
+
+        They are compared by a few random projections, so that no row has to be kept.
+        """
+        rows = block.reshape(len(block), -1).astype(np.float32)
+        directions = np.random.default_rng(0).standard_normal((rows.shape[1], _PROJECTIONS), np.float32)
+        sketches, norms = rows @ directions, np.linalg.norm(rows, axis=1)
+        for name, values, sketch, norm in zip(owners, block, sketches, norms, strict=True):
+            if not name:
+                continue
+            self.contents.setdefault(name, hashlib.sha256(values).hexdigest())
+            if np.abs(self._sketches.setdefault(name, sketch) - sketch).max() > _SAME * norm:
+                raise ImportingError(
+                    f"{self.array.source}: rows of the picture {name} differ; give one row for each different picture"
+                )
+
+    def copy(self, keys: list[str], group: h5py.Group) -> None:
+        """Writes the rows, one for each of ``keys``, as the datasets that a store has for them."""
+        target, end = group.create_dataset("features", (len(keys), *self.row), dtype=self.array.dtype), 0
+        for rows, block in self.array.blocks(f"writing {self.kind}"):
+            kept = block[self._kept[rows]]
+            target[end : end + len(kept)] = kept.reshape(len(kept), *self.row)
+            end += len(kept)
+        if self.kind == "text":
+            group["truncated"] = np.zeros(len(keys), bool)
+
+
+def import_features(
+    image_features: Path,
+    text_features: Path,
+    captions: Path,
+    path: Path,
+    *,
+    image_ids: Path | None = None,
+    name: str | None = None,
+    data: Path | None = None,
+    seed: int = 0,
+    force: bool = False,
+    say: Say = lambda _: None,
+) -> Summary:
+    """Writes the store ``path``. Row i of the text features belongs to row i of the caption table.
+
+    The image features have a row for each different picture of the table, in the order of their first appearance, or
+    one for each row of the table, or one for each line of ``image_ids``.
+
+    Args:
+        name: what to call the unknown encoders; as the file or folder of image features by default.
+        data: where the pictures' names lead from; the table's folder by default. No picture is looked for.
+        seed: of the split, where the table has none.
+        force: replace a store of other features, pictures or captions.
+
+    Raises:
+        ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together.
+        StoreError: another store is there. FileError: no room, or another process is writing.
+    """
+    start, path = time.monotonic(), Path(path)
+    image_array, text_array = open_array(image_features, (2, 3)), open_array(text_features, (2,))
+    rows = read_rows(captions)
+    if len(text_array) != len(rows):
+        raise ImportingError(
+            f"{text_features} has {len(text_array):,} rows, and {captions} has {len(rows):,}; each caption has one"
+        )
+    ids = read_ids(image_ids) if image_ids else None
+    owners = _owners(image_array, [row[0].strip() for row in rows], captions, ids, image_ids)
+    dataset, of_captions = captioned(rows, captions, data or captions.absolute().parent, ids, seed)
+    first = dict(zip(reversed(owners), reversed(range(len(owners))), strict=True))
+    say(f"importing features of {len(dataset.ids):,} pictures and {len(dataset.captions):,} captions")
+    images = Features("image", image_array, np.array([first[name] for name in dataset.ids]), owners)
+    texts = Features("text", text_array, of_captions)
+    if images.zeros or texts.zeros:
+        zeros = f"features that are zeros alone: {images.zeros:,} pictures, {texts.zeros:,} captions"
+        dataset.notes.append(f"{zeros}; evaluate refuses a split with such, since they have no direction")
+    for note in dataset.notes:
+        say(note)
+    up_to_date = _write(path, dataset, images, texts, name or image_features.stem, seed, force)
+    with FeatureStore(path) as store:
+        summary = summary_of(store, up_to_date)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def read_rows(captions: Path) -> list[tuple[str, str, str]]:
+    """(picture, caption, split) of each row of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
+
+    Raises:
+        ArrayError, DatasetError: not there, not readable, or without the columns.
+    """
+    files = files_of(captions, (".parquet",) if captions.is_dir() else (".csv", ".txt", ".parquet"))
+    return [row for file in files for row in (parquet_rows if file.suffix == ".parquet" else csv_rows)(file)]
+
+
+def _owners(images: Array, names: list[str], table: Path, ids: list[str] | None, image_ids: Path | None) -> list[str]:
+    """The name of the picture of each row of image features."""
+    if ids is not None:
+        if len(ids) != len(images):
+            raise ImportingError(f"{images.source} has {len(images):,} rows, and {image_ids} has {len(ids):,} ids")
+        return ids
+    different = list(dict.fromkeys(filter(None, names)))
+    for owners in (different, names):
+        if len(owners) == len(images):
+            return owners
+    raise ImportingError(
+        f"{images.source} has {len(images):,} rows, and {table} has {len(names):,} rows with {len(different):,} "
+        "different pictures; give a row for each of these or those, or say which pictures they are with --image-ids"
+    )
+
+
+def _write(path: Path, dataset: Dataset, images: Features, texts: Features, name: str, seed: int, force: bool) -> bool:
+    """Writes the store, unless it is there already, which is then said."""
+    columns = {"id": dataset.ids, "path": dataset.paths, "split": dataset.splits}
+    columns["sha256"] = [images.contents[name] for name in dataset.ids]
+    recipes = {"image": _recipe(name, images), "text": _recipe(name, texts)}
+    content = dataset_fingerprint(dataset.ids, columns["sha256"], dataset.splits, dataset.captions, dataset.image_index)
+    with only_writer(path, "the store"):
+        if path.exists():
+            with FeatureStore(path) as old:
+                if old.fingerprints == {kind: digest(recipe) for kind, recipe in recipes.items()} | {
+                    "dataset": content
+                }:
+                    return True
+            if not force:
+                raise StoreError(f"{path} holds other features or captions; name another --store, or use --force")
+        others = _OTHER_COLUMNS * (len(dataset.ids) + len(dataset.captions))
+        check_disk(path, images.nbytes + texts.nbytes + others)
+        unknown = np.full(len(dataset.ids), -1, np.int64)
+        seal(
+            path,
+            images={**columns, "size": unknown, "mtime_ns": unknown},
+            texts={"caption": dataset.captions, "image_index": dataset.image_index},
+            sources={"image": images, "text": texts},
+            recipes=recipes,
+            provenance=_provenance(dataset, images, texts, name, seed),
+            failures=dataset.failures,
+            tokenizer_files={},
+        )
+    return False
+
+
+def _recipe(name: str, features: Features) -> dict:
+    """What tells the features apart; of the encoder nothing is known but the name it was given."""
+    return {
+        "architecture": "imported",
+        "name": name,
+        "features": features.sha256,
+        "shape": list(features.row),
+        "dtype": features.array.dtype,
+        "store_dtype": features.array.dtype,
+        "weights": "unknown",
+        "pooling": "unknown",
+    }
+
+
+def _provenance(dataset: Dataset, images: Features, texts: Features, name: str, seed: int) -> dict:
+    """What made the store, under the keys of an extraction's."""
+    encoder = f"import:{name}"
+    config = ExtractConfig(image_encoder=encoder, text_encoder=encoder, thumbnails=False, seed=seed)
+    made = {"encoder": encoder, "seed": seed, "python": platform.python_version()}
+    made |= {library: version(library) for library in ("numpy", "h5py")}
+    return {
+        "data": str(dataset.root.resolve()),
+        "layout": dataset.layout,
+        "notes": dataset.notes,
+        "splits": dict(Counter(dataset.splits)),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "settings": asdict(config) | {"views": images.row[0]},
+        "listing": None,  # no extraction finds its own here
+        "request": None,
+        "image": made | {"source": str(images.array.source.resolve())},
+        "text": made | {"source": str(texts.array.source.resolve())},
+    }

@@ -1,0 +1,510 @@
+"""Imported features: what the files hold, bit for bit, in every format and pairing; what is refused, and how."""
+
+import csv
+import json
+import pickle
+import shutil
+import sys
+import tempfile
+import types
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from safetensors.numpy import save_file
+
+from configs import OnceoverError
+from extract import Failure, arrays
+from extract.arrays import open_array
+from extract.datasets import read_dataset
+from extract.files import FileError, check_disk
+from extract.importing import import_features
+from extract.specs import EncoderError, parse_spec
+from extract.store import FeatureStore
+
+PICTURES = ["b.jpg", "a.jpg", "b.jpg", "c.jpg", "a.jpg"]
+ROWS = [(name, f"caption {row}", "train") for row, name in enumerate(PICTURES)]
+NO_ENCODER = "these features were imported, and there is no encoder to embed a query or to extend the store with"
+
+
+def write(file: Path, array: np.ndarray) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    if file.suffix == ".npy":
+        np.save(file, array, allow_pickle=True)
+    elif file.suffix == ".safetensors":
+        save_file({"features": np.ascontiguousarray(array)}, file)
+    else:
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+        lists = lists if array.dtype == np.float32 else lists.cast(pa.list_(lists.type.value_type))
+        parquet.write_table(pa.table({"embedding": lists, "row": range(len(array))}), file, row_group_size=4)
+    return file
+
+
+def table(file: Path, rows=ROWS, columns=("image", "caption", "split")) -> Path:
+    if file.suffix == ".parquet":
+        file.parent.mkdir(exist_ok=True)
+        values = zip(*rows, strict=True) if rows else [[]] * len(columns)
+        parquet.write_table(pa.table(dict(zip(columns, map(list, values), strict=True))), file)
+    else:
+        with open(file, "w", encoding="utf-8", newline="") as opened:
+            csv.writer(opened).writerows([columns, *(row[: len(columns)] for row in rows)])
+    return file
+
+
+def numbers(*shape, seed=0, dtype=np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+@pytest.fixture
+def given_files(tmp_path):
+    """Five captions of three pictures: the arrays, and a call that imports what lies in the files."""
+    images, texts = numbers(3, 4), numbers(5, 6, seed=1)
+    files = {
+        "image_features": write(tmp_path / "image.npy", images),
+        "text_features": write(tmp_path / "text.npy", texts),
+        "captions": table(tmp_path / "table.csv"),
+        "path": tmp_path / "store.h5",
+    }
+    said = []
+
+    def run(**others):
+        said.clear()
+        return import_features(**files | others, say=said.append)
+
+    return types.SimpleNamespace(images=images, texts=texts, run=run, said=said, folder=tmp_path, **files)
+
+
+def refusal(given_files, **others) -> str:
+    """The message of a refused import, which has left nothing behind."""
+    before = {path: path.stat().st_mtime_ns for path in given_files.folder.rglob("*")}
+    with pytest.raises(OnceoverError) as raised:
+        given_files.run(**others)
+    assert {path: path.stat().st_mtime_ns for path in given_files.folder.rglob("*")} == before
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_every_format_comes_through_bit_for_bit(data):
+    suffix = data.draw(st.sampled_from([".npy", ".safetensors", ".parquet"]))
+    dtype = data.draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    names = data.draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=20))
+    different, dim = list(dict.fromkeys(names)), data.draw(st.integers(1, 4))
+    views = data.draw(st.integers(0, 2)) if suffix != ".parquet" else 0
+    images = numbers(len(different), *([views] if views else []), dim, dtype=dtype)
+    texts = numbers(len(names), 3, seed=1, dtype=dtype)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(names)), max_size=3)))
+    paired = data.draw(st.booleans())
+    with tempfile.TemporaryDirectory() as temporary, patch.object(arrays, "BLOCK", 3):
+        folder = Path(temporary)
+        rows = images[[different.index(name) for name in names]] if paired else images
+        write(folder / f"image{suffix}", rows)
+        for number, part in enumerate(np.split(texts, cuts)):
+            write(folder / f"text/part-{number}{suffix}", part)
+        file = folder / data.draw(st.sampled_from(["t.csv", "t.parquet"]))
+        captions = table(file, [(name, "a caption", "") for name in names])
+        import_features(folder / f"image{suffix}", folder / "text", captions, folder / "s.h5")
+        with FeatureStore(folder / "s.h5") as store:
+            stored = np.float16 if dtype == np.float16 else np.float32
+            assert store.image_features.dtype == store.text_features.dtype == stored
+            expected = images.astype(stored).reshape(len(different), max(views, 1), dim)
+            np.testing.assert_array_equal(store.image_features[:], expected)
+            np.testing.assert_array_equal(store.text_features[:], texts.astype(stored))
+            assert store.image_ids == store.image_paths == different
+            assert [different[row] for row in store.image_index] == names
+            assert not store.truncated.any()
+            assert store.verify() == []
+
+
+def test_a_store_says_where_its_features_came_from(given_files):
+    summary = given_files.run(name="my encoder")
+    assert (summary.images, summary.captions, summary.up_to_date) == (3, 5, False)
+    assert given_files.said == ["importing features of 3 pictures and 5 captions"]
+    with FeatureStore(given_files.path) as store:
+        assert store.image_splits == ["train"] * 3
+        assert store.provenance["image"]["encoder"] == store.provenance["text"]["encoder"] == "import:my encoder"
+        assert store.provenance["text"]["source"] == str(given_files.text_features)
+        assert store.provenance["data"] == str(given_files.folder)
+        assert store.recipes["image"]["shape"] == [1, 4]
+        assert store.recipes["image"]["pooling"] != "projection"  # or it would pass for a dual encoder's
+        assert len(set(store.sha256)) == 3
+        assert store.thumbnails() is None
+
+
+def test_shards_are_joined_in_natural_order(given_files):
+    for number, part in zip((10, 2, 1), np.split(given_files.texts, [1, 3]), strict=True):
+        write(given_files.folder / f"text_emb/text_emb_{number}.npy", part)
+    (given_files.folder / "text_emb/.text_emb_0.npy").write_text("left by an editor")
+    given_files.run(text_features=given_files.folder / "text_emb")
+    with FeatureStore(given_files.path) as store:
+        np.testing.assert_array_equal(store.text_features[:], given_files.texts[[3, 4, 1, 2, 0]])
+
+
+def test_what_clip_retrieval_writes(given_files, tmp_path):
+    images, texts = numbers(5, 4, dtype=np.float16), numbers(5, 4, seed=1, dtype=np.float16)
+    names = [f"{row:09d}.jpg" for row in range(5)]
+    for number, rows in enumerate((slice(0, 2), slice(2, 5))):
+        write(tmp_path / f"img_emb/img_emb_{number}.npy", images[rows])
+        write(tmp_path / f"text_emb/text_emb_{number}.npy", texts[rows])
+        metadata = [(name, None if name.endswith("1.jpg") else "a dog") for name in names[rows]]
+        table(tmp_path / f"metadata/metadata_{number}.parquet", metadata, ("image_path", "caption"))
+    folders = {"image_features": tmp_path / "img_emb", "text_features": tmp_path / "text_emb"}
+    given_files.run(**folders, captions=tmp_path / "metadata")
+    assert "split by picture with seed 0" in given_files.said[1]
+    with FeatureStore(given_files.path) as store:
+        assert store.image_ids == [names[row] for row in (0, 2, 3, 4)]
+        np.testing.assert_array_equal(store.image_features[:, 0], images[[0, 2, 3, 4]])
+        np.testing.assert_array_equal(store.text_features[:], texts[[0, 2, 3, 4]])
+        assert store.provenance["image"]["encoder"] == "import:img_emb"
+        assert [failure.reason for failure in store.failures] == ["empty caption: ''", "no usable caption"]
+
+
+def test_the_rows_of_a_picture_that_comes_several_times_have_to_be_equal_up_to_rounding(given_files):
+    paired = given_files.images[[0, 1, 0, 2, 1]]
+    given_files.run(image_features=write(given_files.folder / "paired.npy", paired))
+    with FeatureStore(given_files.path) as store:
+        np.testing.assert_array_equal(store.image_features[:, 0], given_files.images)
+    given_files.path.unlink()
+    paired[4, 3] = np.nextafter(paired[4, 3], 9)  # as another batch may have made it
+    given_files.run(image_features=write(given_files.folder / "rounded.npy", paired))
+    with FeatureStore(given_files.path) as store:
+        np.testing.assert_array_equal(store.image_features[:, 0], given_files.images)
+    given_files.path.unlink()
+    paired[4] += 0.05 * np.linalg.norm(paired[4])
+    file = write(given_files.folder / "paired.npy", paired)
+    assert refusal(given_files, image_features=file) == (
+        f"{file}: rows of the picture a.jpg differ; give one row for each different picture"
+    )
+
+
+def test_image_ids_name_the_rows_and_may_have_no_captions(given_files):
+    file, ids = write(given_files.folder / "many.npy", numbers(4, 4)), given_files.folder / "ids.txt"
+    ids.write_text("alone.jpg\na.jpg\nb.jpg\nother.jpg\n")
+    given_files.run(image_features=file, image_ids=ids)
+    with FeatureStore(given_files.path) as store:
+        assert store.image_ids == ["alone.jpg", "a.jpg", "b.jpg", "other.jpg"]
+        assert store.image_splits == ["", "train", "train", ""]
+        assert store.image_index.tolist() == [2, 1, 2, 1]
+        np.testing.assert_array_equal(store.image_features[:, 0], numbers(4, 4))
+        np.testing.assert_array_equal(store.text_features[:], given_files.texts[[0, 1, 2, 4]])
+        assert store.failures == [Failure("c.jpg", "dataset", "not among the image ids: 'caption 3'")]
+        assert store.verify() == []
+
+
+def test_an_unusable_row_goes_into_the_ledger_and_takes_its_features_along(given_files):
+    rows = [("b.jpg", " ", ""), ("a.jpg", "one", ""), ("b.jpg", "two", ""), ("c.jpg", "", ""), (" ", "three", "")]
+    given_files.run(captions=table(given_files.folder / "holes.csv", rows))
+    with FeatureStore(given_files.path) as store:
+        assert store.image_ids == ["b.jpg", "a.jpg"]  # in the order of their first rows, usable or not
+        np.testing.assert_array_equal(store.image_features[:, 0], given_files.images[:2])
+        np.testing.assert_array_equal(store.text_features[:], given_files.texts[[1, 2]])
+        assert store.image_index.tolist() == [1, 0]
+        assert [failure[:3] for failure in store.failures] == [
+            ("b.jpg", "caption", "empty caption: ''"),
+            ("c.jpg", "caption", "empty caption: ''"),
+            ("row 5", "dataset", "no picture is named: 'three'"),
+            ("c.jpg", "dataset", "no usable caption"),
+        ]
+
+
+def test_the_split_is_the_one_that_an_extraction_makes(given_files, tmp_path):
+    names = [f"{number}.jpg" for number in range(30)]
+    rows = [(name, "a dog") for name in names]
+    given_files.run(
+        image_features=write(tmp_path / "i.npy", numbers(30, 2)),
+        text_features=write(tmp_path / "t.npy", numbers(30, 2)),
+        captions=table(tmp_path / "all.csv", rows, ("image", "caption")),
+    )
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with FeatureStore(given_files.path) as store:
+        assert store.image_splits == read_dataset(tmp_path / "all.csv").splits
+        assert len(set(store.image_splits)) == 3
+
+
+def test_rows_of_zeros_are_kept_and_mentioned(given_files):
+    given_files.texts[[1, 3]] = 0
+    given_files.run(text_features=write(given_files.text_features, given_files.texts))
+    assert "features that are zeros alone: 0 pictures, 2 captions; evaluate refuses" in given_files.said[-1]
+
+
+def test_one_tensor_of_several(given_files):
+    file = given_files.folder / "both.safetensors"
+    save_file({"image": given_files.images, "text": given_files.texts}, file)
+    given_files.run(image_features=Path(f"{file}:image"), text_features=Path(f"{file}:text"))
+    with FeatureStore(given_files.path) as store:
+        np.testing.assert_array_equal(store.text_features[:], given_files.texts)
+        assert store.provenance["image"]["encoder"] == "import:both"
+    message = refusal(given_files, image_features=file)
+    assert message == f"{file} holds the tensors image, text; name one of them: {file}:NAME"
+    assert "holds the tensors image, text" in refusal(given_files, image_features=Path(f"{file}:none"))
+
+
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("how", ["object array", "pickle", "npz"])
+def test_trap_nothing_is_unpickled(given_files, how):
+    file, witness = given_files.folder / "bomb.npy", given_files.folder / "witness"
+    if how == "object array":
+        write(file, np.array([[Bomb(witness)]], dtype=object))
+    elif how == "pickle":
+        file.write_bytes(pickle.dumps(Bomb(witness)))
+    else:
+        np.savez(file.with_suffix(".npz"), a=np.array([[Bomb(witness)]], dtype=object))
+        file.with_suffix(".npz").rename(file)
+    assert f"{file} is damaged, or not what its name says (" in refusal(given_files, image_features=file)
+    assert not witness.exists()
+
+
+def change(array, place, value):
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "message"),
+    [
+        ("x.npy", np.ones((3, 4), int), "x.npy holds int64; features are float16, float32 or float64"),
+        ("x.safetensors", np.ones((3, 4), np.uint8), "x.safetensors holds U8; features are float16"),
+        ("x.parquet", np.ones((3, 4), np.int32), "x.parquet holds int32; features are float16"),
+        ("x.npy", np.ones(3), "x.npy has the shape (3,); (rows, numbers) or (rows, views, numbers) is needed"),
+        ("x.npy", np.ones((3, 0)), "x.npy has the shape (3, 0)"),
+        ("x.npy", np.ones((0, 4)), "x.npy holds no rows"),
+        ("x.npy", change(numbers(3, 4), (1, 2), np.nan), "x.npy: row 1 (counted from 0) is not finite as float32"),
+        ("x.npy", np.full((3, 4), 1e300), "x.npy: row 0 (counted from 0) is not finite as float32"),
+        ("x.parquet", change(numbers(3, 4), (2, 0), np.inf), "x.parquet: row 2 (counted from 0) is not finite"),
+        ("x.npy", np.ones((4, 4)), "x.npy has 4 rows, and {table} has 5 rows with 3 different pictures; give"),
+    ],
+    ids=lambda value: None if isinstance(value, np.ndarray) else str(value),
+)
+def test_image_features_that_are_refused(given_files, file, array, message):
+    file = write(given_files.folder / file, array)
+    found = refusal(given_files, image_features=file)
+    assert message.format(table=given_files.captions) in found
+
+
+def test_text_features_that_are_refused(given_files):
+    def message(array):
+        return refusal(given_files, text_features=write(given_files.folder / "x.npy", array))
+
+    assert message(numbers(5, 2, 3)).endswith("x.npy has the shape (5, 2, 3); (rows, numbers) is needed")
+    assert message(numbers(4, 6)).endswith(f"x.npy has 4 rows, and {given_files.captions} has 5; each caption has one")
+    later = np.concatenate([numbers(2, 3), change(numbers(3, 3), (2, 0), np.nan)])
+    for number, part in enumerate(np.split(later, [2])):
+        file = write(given_files.folder / f"parts/{number}.npy", part)
+    with patch.object(arrays, "BLOCK", 2):
+        found = refusal(given_files, text_features=file.parent)
+    assert found == f"{file}: row 2 (counted from 0) is not finite as float32"  # of its own file
+
+
+def test_paths_that_hold_no_features(given_files, tmp_path):
+    def message(file):
+        return refusal(given_files, image_features=file)
+
+    formats = ".npy, .safetensors, .parquet"
+    none, folder = tmp_path / "none", tmp_path / "folder"
+    assert message(none) == f"{none} does not exist; name a file ({formats}), or a folder of such files"
+    odd = table(tmp_path / "odd.csv")
+    assert message(odd) == f"{odd} is of no known format; name a file of one of these: {formats}"
+    folder.mkdir()
+    assert message(folder).startswith(f"{folder} holds no such files; name a folder with files of one of")
+    write(folder / "a.npy", numbers(1, 4))
+    write(folder / "b.safetensors", numbers(2, 4))
+    assert message(folder).startswith(f"{folder} holds files of several formats (.npy, .safetensors)")
+    (folder / "b.safetensors").unlink()
+    write(folder / "b.npy", numbers(2, 5))
+    assert message(folder) == (
+        f"{folder}/b.npy has rows of the shape (5,), float32, and {folder}/a.npy has (4,), float32; "
+        "all files of a folder need the same"
+    )
+    for suffix in (".npy", ".safetensors", ".parquet"):
+        whole = write(tmp_path / f"cut{suffix}", numbers(3, 4))
+        whole.write_bytes(whole.read_bytes()[:-9])
+        assert f"{whole} is damaged, or not what its name says (" in message(whole)
+
+
+def test_parquet_columns_that_are_no_features(given_files, tmp_path):
+    def message(**columns):
+        parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+        return refusal(given_files, image_features=tmp_path / "x.parquet")
+
+    assert "x.parquet has no column of such lists; features are a list of" in message(a=[1.0, 2.0], b=["x", "y"])
+    lists = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    assert "x.parquet has several columns of lists of numbers (a, b)" in message(a=lists, b=lists)
+    assert "row 1 (counted from 0) has not 2 numbers" in message(a=[*lists[:1], [1.0], *lists[:1]])
+    assert "row 2 (counted from 0) has not 2 numbers" in message(a=[*lists[:2], None])
+    assert "row 2 (counted from 0) is not finite" in message(a=[*lists[:2], [1.0, None]])
+    assert "has the shape (3, 0)" in message(a=pa.array([None, *lists[:2]]))
+    parquet.write_table(pa.table({"other": lists, "embedding": lists}), tmp_path / "x.parquet")
+    given_files.run(image_features=tmp_path / "x.parquet")
+
+
+def test_tables_that_are_refused(given_files, tmp_path):
+    def message(file):
+        return refusal(given_files, captions=file)
+
+    assert "needs the columns image (or image_path) and caption; it has picture, caption" in message(
+        table(tmp_path / "x.parquet", [("a", "b")], ("picture", "caption"))
+    )
+    assert message(table(tmp_path / "x.parquet", [(b"\xff\xd8", "b")], ("image", "caption"))).endswith(
+        "x.parquet: the column image holds binary; text is needed"
+    )
+    assert "x.csv needs a first line with the columns" in message(table(tmp_path / "x.csv", ROWS, ("a", "b", "c")))
+    twice = [*ROWS[:4], ("a.jpg", "again", "test")]
+    assert "a.jpg is in two splits ('train', 'test')" in message(table(tmp_path / "x.csv", twice))
+    odd = [*ROWS[:4], ("a.jpg", "again", "holdout")]
+    assert "a.jpg has the split 'holdout'; use train, dev or test" in message(table(tmp_path / "x.csv", odd))
+    empty = [(name, "", "") for name in PICTURES]
+    assert "x.csv holds no usable caption; the first reason: b.jpg: empty caption" in message(
+        table(tmp_path / "x.csv", empty)
+    )
+    assert "does not exist; name a file (.csv, .txt, .parquet)" in message(tmp_path / "none.csv")
+    (tmp_path / "x.parquet").unlink()
+    assert f"{tmp_path} holds no such files" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("a.jpg\nb.jpg\n", "image.npy has 3 rows, and {file} has 2 ids"),
+        ("a.jpg\n\nc.jpg\n", "{file}, line 2: there is no usable id; write one a line"),
+        ("a.jpg\nb.jpg\na.jpg", "{file}, line 3: a.jpg stands in line 1 too; an id has one row"),
+        ("x\ny\nz\n", "holds no usable caption; the first reason: b.jpg: not among the image ids"),
+    ],
+)
+def test_image_ids_that_are_refused(given_files, ids, message):
+    file = given_files.folder / "ids.txt"
+    file.write_text(ids)
+    assert message.format(file=file) in refusal(given_files, image_ids=file)
+
+
+def test_a_store_that_is_there_is_kept_unless_told_otherwise(given_files, run, fails):
+    features = ("--image-features", given_files.image_features, "--text-features", given_files.text_features)
+    command = ("import", *features, "--captions", given_files.captions, "--store", given_files.path)
+    done = run(*command)
+    assert "3 pictures, 5 captions" in done.stderr.splitlines()
+    assert done.stderr.splitlines()[-2:] == [
+        f"wrote {given_files.path}", f"next: python cli.py fit --store {given_files.path} --run runs/first",
+    ]  # fmt: skip
+    before = given_files.path.read_bytes()
+    assert f"{given_files.path} is up to date; nothing to import" in run(*command, "--force").stderr
+    write(given_files.image_features, numbers(3, 4, seed=5))
+    assert run(*command, code=1).stderr.splitlines()[-1] == (
+        f"error: {given_files.path} holds other features or captions; name another --store, or use --force"
+    )
+    assert given_files.path.read_bytes() == before
+    run(*command, "--force")
+    with FeatureStore(given_files.path) as store:
+        np.testing.assert_array_equal(store.image_features[:, 0], numbers(3, 4, seed=5))
+    assert "is a folder; --store names the .h5 file" in fails(*command[:-1], given_files.folder, code=2)
+    assert not list(given_files.folder.glob(".*.aside*"))
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(given_files, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**30))
+    check_disk(given_files.path, 2**30)
+    with pytest.raises(FileError) as error:
+        check_disk(given_files.folder / "none/s.h5", 3 * 2**30)
+    assert str(error.value) == (
+        f"{given_files.folder}/none/s.h5 needs about 3.00 GiB, and {given_files.folder} has 1.00 GiB free; "
+        "make room, or name a --store elsewhere"
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
+    with pytest.raises(FileError, match="needs about 0.00 GiB"):
+        given_files.run()
+    assert not given_files.path.exists()
+
+
+def test_parquet_without_pyarrow_names_what_to_install(given_files, monkeypatch):
+    file = write(given_files.folder / "x.parquet", given_files.images)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("image_features", "captions"):
+        assert refusal(given_files, **{name: file}) == (
+            "Parquet is read with pyarrow: pip install -r requirements-parquet.txt"
+        )
+    given_files.run()
+
+
+def test_arrays_of_another_byte_order_or_layout(tmp_path):
+    array = numbers(7, 3)
+    for odd in (array.astype(">f4"), np.asfortranarray(array)):
+        opened = open_array(write(tmp_path / "x.npy", odd), (2,))
+        assert (opened.shape, opened.dtype) == ((7, 3), "float32")
+        ((_, block),) = opened.blocks("reading")
+        assert block.dtype == np.float32
+        np.testing.assert_array_equal(block, array)
+
+
+def test_there_is_no_encoder_behind_imported_features():
+    with pytest.raises(EncoderError, match=f"^import:x: {NO_ENCODER}"):
+        parse_spec("import:x")
+    with pytest.raises(EncoderError, match="is no encoder specification"):
+        parse_spec("import:")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_an_imported_store_is_fitted_evaluated_drawn_indexed_and_described(run, fails, drawn, tmp_path, dtype):
+    splits = ["train"] * 60 + ["dev"] * 10 + ["test"] * 10
+    images = np.abs(numbers(81, 2, 8))  # the last one without captions
+    texts = np.repeat(images[:80].mean(1) @ numbers(8, 6, seed=1), 2, axis=0) + 0.1 * numbers(160, 6, seed=2)
+    write(tmp_path / "i.npy", images.astype(dtype))
+    write(tmp_path / "t.npy", texts.astype(dtype))
+    table(tmp_path / "t.csv", [(f"{row // 2}.jpg", f"caption {row}", splits[row // 2]) for row in range(160)])
+    (tmp_path / "ids.txt").write_text("".join(f"{row}.jpg\n" for row in range(81)))
+    store, folder, cpu = tmp_path / "s.h5", tmp_path / "r", ("--device", "cpu")
+    arrays_given = ("--image-features", tmp_path / "i.npy", "--text-features", tmp_path / "t.npy")
+    table_given = ("--captions", tmp_path / "t.csv", "--image-ids", tmp_path / "ids.txt")
+    run("import", *arrays_given, *table_given, "--store", store, "--name", "mine")
+    assert f"{store} is sound" in run("verify", store).stdout
+    about = run("info", store).stdout
+    assert f"import:mine, 81 x 2 x 8 {np.dtype(dtype).name}" in about
+    assert f"imported from {tmp_path / 'i.npy'}" in about
+    small = (
+        "--set",
+        "model.embedding_dim=8",
+        "--set",
+        "model.dropout=0",
+        "--set",
+        "training.num_epochs=40",
+        "--set",
+        "training.batch_size=30",
+    )
+    run("fit", "--store", store, "--run", folder, *small, *cpu)
+    result = json.loads(run("evaluate", "--run", folder, "--json").stdout)
+    models = result["models"]
+    assert (result["n_images"], result["n_captions"]) == (10, 20)
+    assert models["multimodal"]["rsum"] > models["chance"]["rsum"]
+    assert models["cca"]["rsum"] > 1.5 * models["chance"]["rsum"]
+    assert "zero_shot" not in models
+    assert "import:mine" in run("info", folder).stdout
+    run("plot", "--store", store, "--out", tmp_path / "figures")
+    assert "81 pictures: 81 added" in run("index", "--run", folder).stderr
+    assert fails("search", "--run", folder, "--query", "a dog", *cpu).startswith(f"import:mine: {NO_ENCODER}")
+    picture = ("--query", drawn / "query.jpg", "--mode", "image2text")
+    assert fails("search", "--run", folder, *picture, *cpu).startswith(f"import:mine: {NO_ENCODER}")
+    assert fails("verify", store, "--sample", 2, *cpu).startswith(f"import:mine: {NO_ENCODER}")
+    index = ("index", "--run", folder, "--images", drawn / "images", "--index", tmp_path / "x")
+    assert f"error: import:mine: {NO_ENCODER}" in run(*index, *cpu, code=1).stderr
+
+
+def test_an_extraction_does_not_touch_an_imported_store(run, given_files, drawn, extract_config):
+    given_files.run()
+    before = given_files.path.read_bytes()
+    specs = ("--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder)
+    command = ("extract", "--data", drawn, "--store", given_files.path, *specs, "--device", "cpu")
+    assert "holds other image features (they differ in: architecture" in run(*command, code=1).stderr
+    assert given_files.path.read_bytes() == before
