@@ -71,7 +71,7 @@ class Summary:
     duplicates: list[tuple[str, ...]]
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
-    speed: dict[str, str] = field(default_factory=dict)  # by kind: rows a second, and what the time went to
+    speed: dict[str, "Speed"] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -196,11 +196,21 @@ class _Encoded(NamedTuple):
     seconds: dict[str, float]
 
 
-def limits(spent: dict[str, float]) -> str:
-    """What the time goes to, the most first: ``encode 93 %, decode 6 %, write 1 %``."""
-    whole = sum(spent.values())
-    stages = sorted(spent, key=spent.get, reverse=True)
-    return ", ".join(f"{stage} {spent[stage] / whole:.0%}".replace("%", " %") for stage in stages)
+class Speed(NamedTuple):
+    """Rows encoded, the seconds that it took, and the seconds that each stage took, summed over threads."""
+
+    rows: int
+    seconds: float
+    stages: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.rows / self.seconds:.1f} rows a second ({shares(self.stages)})"
+
+
+def shares(stages: dict[str, float]) -> str:
+    """What the time goes to, the most first, since that is what limits: ``encode 93 %, decode 6 %, write 1 %``."""
+    whole = sum(stages.values())
+    return ", ".join(f"{name} {100 * stages[name] / whole:.0f} %" for name in sorted(stages, key=stages.get)[::-1])
 
 
 def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
@@ -245,7 +255,7 @@ class _Job:
     say: Say
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
-    speed: dict[str, str] = field(default_factory=dict)
+    speed: dict[str, "Speed"] = field(default_factory=dict)
 
     def run(self) -> None:
         from extract.encoders import ImageEncoder, TextEncoder, pick_device
@@ -554,7 +564,7 @@ class _Job:
                         records += encoded.records
                         failures += encoded.failures
                         spent.update(encoded.seconds)
-                        bar.set_postfix_str(limits(spent), refresh=False)
+                        bar.set_postfix_str(shares(spent), refresh=False)
                         bar.update(len(encoded.records) + len(encoded.failures))
                     start = time.perf_counter()
                     records.sort(key=itemgetter(0))
@@ -569,7 +579,7 @@ class _Job:
             finally:
                 results.close()
         if total > done:
-            self.speed[kind] = f"{(total - done) / (time.perf_counter() - begun):.1f} rows/s ({limits(spent)})"
+            self.speed[kind] = Speed(total - done, time.perf_counter() - begun, dict(spent))
 
     def _new_images(self, sources: RowSources) -> list[int]:
         todo = []
