@@ -31,6 +31,9 @@ class Main(click.Group):
         """Runs the command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted; run the same command again: what was finished is kept", err=True)
+            ctx.exit(130)
         except OnceoverError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)

@@ -62,10 +62,11 @@ def _describe_store(store: FeatureStore) -> str:
         lines += [
             f"  {kind:<11} {how['encoder']}, {shape} {features.dtype} ({features.nbytes / 2**20:,.1f} MiB)",
             f"              fingerprint {store.fingerprints[kind][:16]}, "
-            f"weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}",
+            f"weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}, "
+            f"arithmetic {store.recipes[kind]['dtype']}",
             f"              imported from {how['source']}"
             if "source" in how
-            else f"              on {how['device']}, {how['threads']} threads, batches of {how['batch_size']}, "
+            else f"              on {how['device']}, {how['streams']} batches of {how['batch_size']} at a time, "
             f"torch {how['torch']}, transformers {how['transformers']}",
         ]
     thumbnails = store.thumbnails()

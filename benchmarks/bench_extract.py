@@ -115,7 +115,8 @@ def limit(options) -> dict:
     from extract.encoders import ImageEncoder, TextEncoder, by_length
     from extract.inference import relative_error
     from extract.pictures import decode
-    from extract.pipeline import AUTO_ERROR, BATCH_SIZE, CAPTIONS_PER_PICTURE, in_order
+    from extract.pipeline import AUTO_ERROR, BATCH_SIZE, CAPTIONS_PER_PICTURE
+    from extract.streams import in_order
 
     assert cli
     dataset = read_dataset(options.data).first(options.pictures)

@@ -1,8 +1,8 @@
 """Names and versions of the project's files, shared by who writes them and who reads them (docs/store-format.md)."""
 
-STORE_FORMAT, STORE_VERSION = "onceover feature store", 1
+STORE_FORMAT, STORE_VERSION = "onceover feature store", 2
 EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
-RUN_FORMAT, RUN_VERSION = "onceover run", 2
+RUN_FORMAT, RUN_VERSION = "onceover run", 3
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
 
 # in a run folder

@@ -39,7 +39,7 @@ class ExtractConfig:
     text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
     max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
     views: int = 2  # 1: the plain picture; 2: and its mirror image; 3 to 10: and crops
-    dtype: str = "auto"  # of the encoders' arithmetic; auto: bfloat16 where it is native and a sample shows no harm
+    dtype: str = "float32"  # of the encoders' arithmetic; auto: bfloat16 where it is native and a sample shows no harm
     store_dtype: str = "float32"  # of the features on the disk
     batch_size: int | None = None  # pictures a forward pass; null: chosen for the device
     thumbnails: bool = True

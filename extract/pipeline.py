@@ -13,9 +13,8 @@ import hashlib
 import os
 import platform
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from configs.schema import ExtractConfig
 from extract import Failure
 from extract.datasets import Dataset
 from extract.files import check_disk, digest, only_writer, read_json, remove_folder, write_json
-from extract.memory import keep_freed_memory, peak_memory, total_memory
+from extract.memory import peak_memory, total_memory
 from extract.pictures import PictureError, decode, read_picture, thumbnail
 from extract.specs import identity, parse_spec
 from extract.store import (
@@ -46,6 +45,7 @@ from extract.store import (
     shard_fingerprint,
     write_shard,
 )
+from extract.streams import Speed, in_order, shares
 
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
@@ -71,7 +71,7 @@ class Summary:
     duplicates: list[tuple[str, ...]]
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
-    speed: dict[str, "Speed"] = field(default_factory=dict)
+    speed: dict[str, Speed] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -196,46 +196,6 @@ class _Encoded(NamedTuple):
     seconds: dict[str, float]
 
 
-class Speed(NamedTuple):
-    """Rows encoded, the seconds that it took, and the seconds that each stage took, summed over threads."""
-
-    rows: int
-    seconds: float
-    stages: dict[str, float]
-
-    def __str__(self) -> str:
-        return f"{self.rows / self.seconds:.1f} rows a second ({shares(self.stages)})"
-
-
-def shares(stages: dict[str, float]) -> str:
-    """What the time goes to, the most first, since that is what limits: ``encode 93 %, decode 6 %, write 1 %``."""
-    whole = sum(stages.values())
-    return ", ".join(f"{name} {100 * stages[name] / whole:.0f} %" for name in sorted(stages, key=stages.get)[::-1])
-
-
-def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
-    """``work`` of each task, in the order of the tasks, from ``streams`` threads that compute in one thread each.
-
-    Tasks are taken up a little ahead of what has been asked for, so that memory holds a few results at most.
-    """
-    import torch
-
-    keep_freed_memory()
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(1,))
-    waiting: deque[Future] = deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) > 2 * streams:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
-
-
 @dataclass
 class _Job:
     """One extraction: the images, then the captions of those that could be encoded, then the seal."""
@@ -255,7 +215,7 @@ class _Job:
     say: Say
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
-    speed: dict[str, "Speed"] = field(default_factory=dict)
+    speed: dict[str, Speed] = field(default_factory=dict)
 
     def run(self) -> None:
         from extract.encoders import ImageEncoder, TextEncoder, pick_device
@@ -334,7 +294,7 @@ class _Job:
         Each batch is one stream of arithmetic, so that the number of cores changes nothing. What is not known yet is
         null, or missing.
         """
-        wanted = {"device": device, "batch_size": self.config.batch_size, "threads": 1, "dtypes": {}}
+        wanted = {"device": device, "batch_size": self.config.batch_size, "dtypes": {}}
         if not any(self.parts.glob("*.h5")):
             return wanted
         begun = read_json(self.parts / "settings.json", "the unfinished extraction's settings")
@@ -392,7 +352,7 @@ class _Job:
         room = total_memory() / 2 / self._streams()
         while size > 1:
             try:
-                if max(peak_memory(partial(trial, size)) for trial in self._trials(pictures, text)) <= room:
+                if max(peak_memory(partial(trial, size)) for trial in self._trials(pictures, text).values()) <= room:
                     break
             except torch.OutOfMemoryError:
                 pass
@@ -400,18 +360,18 @@ class _Job:
             self.say(f"batches of {2 * size} would not fit the memory of {self.settings['device']}: trying {size}")
         return size
 
-    def _trials(self, pictures, text) -> list[Callable[[int], object]]:
-        """What encodes a batch of each kind, as large as it can become; pictures first."""
+    def _trials(self, pictures, text) -> dict[str, Callable[[int], np.ndarray]]:
+        """What encodes a batch of each kind, as large as it can become."""
         import torch
         from PIL import Image
 
-        trials = []
+        trials = {}
         if pictures:
             pixels = pictures.pixels(Image.new("RGB", (256, 256)))
-            trials.append(lambda size: pictures.encode(torch.stack([pixels] * size)))
+            trials["image"] = lambda size: pictures.encode(torch.stack([pixels] * size))
         if text:
             longest = text.tokenize([max(self.dataset.captions, key=len)])[0]
-            trials.append(lambda size: text.encode_tokens(longest * size * CAPTIONS_PER_PICTURE))
+            trials["text"] = lambda size: text.encode_tokens(longest * size * CAPTIONS_PER_PICTURE)
         return trials
 
     def _streams(self) -> int:
@@ -422,13 +382,13 @@ class _Job:
 
     def _check_room(self, pictures, text) -> None:
         """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, the whole store."""
-        needed = 0
-        for kind, trial in zip(self.settings["dtypes"], self._trials(pictures, text), strict=True):
+        needed, old = 0, None if self.force else self.old
+        for kind, trial in self._trials(pictures, text).items():
             row = trial(1)[0].nbytes + ROW_BYTES[kind]
-            total = len(self.dataset.ids) if kind == "image" else len(self.dataset.captions)
-            there = sum(1 for _ in self.parts.glob(f"{kind}-*.h5")) * SHARD_ROWS[kind]
-            new = total - (len(self.old.image_ids if kind == "image" else self.old.captions) if self.old else 0)
-            needed += row * (total + max(0, new - there))
+            rows = len(self.dataset.ids if kind == "image" else self.dataset.captions)
+            known = len((old.image_ids if kind == "image" else old.captions) if old else ())
+            known += SHARD_ROWS[kind] * sum(1 for _ in self.parts.glob(f"{kind}-*.h5"))
+            needed += row * (rows + max(0, rows - known))
         check_disk(self.path, needed)
 
     def _kept_vocabulary(self) -> dict[str, bytes] | None:

@@ -503,3 +503,13 @@ def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_befo
     assert "error: hf:/nope: there is no such folder, and no model can have that name" in mistyped
     message = run("search", "--run", run_dir, "--query", "x", "--weight", 0.3, code=2).stderr
     assert "--weight is the share of --query" in message
+
+
+def test_an_interrupted_command_says_how_to_go_on(drawn, tmp_path, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("extract.pipeline.extract", interrupted)
+    found = CliRunner().invoke(cli, ["extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5")])
+    assert found.exit_code == 130
+    assert found.stderr.endswith("interrupted; run the same command again: what was finished is kept\n")

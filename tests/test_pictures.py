@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from extract import pictures
-from extract.pictures import PictureError, crop, decode, read_picture, thumbnail
+from extract.pictures import VIEWS, PictureError, crop, decode, needed, read_picture, thumbnail
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -145,3 +145,30 @@ def test_views_are_the_whole_picture_its_corners_and_their_mirror_images():
 def test_thumbnails_are_small_jpegs():
     small = Image.open(io.BytesIO(thumbnail(photo(size=(640, 320)))))
     assert (small.format, small.size) == ("JPEG", (160, 80))
+
+
+@pytest.mark.parametrize(("size", "expected"), [((2000, 1500), (1000, 750)), ((4000, 3000), (1000, 750)),
+                                                ((900, 700), (900, 700)), ((1500, 2000), (750, 1000))])  # fmt: skip
+def test_a_large_jpeg_is_decoded_at_a_fraction_that_leaves_twice_what_is_needed(size, expected):
+    data = encode(photo().resize(size), "JPEG", quality=95)
+    assert decode(data, 256).size == expected
+    assert decode(data).size == size
+
+
+def test_a_fraction_shows_the_same_picture_and_only_jpegs_have_one():
+    whole = photo().resize((2000, 1500), Image.Resampling.BICUBIC)
+    data = encode(whole, "JPEG", quality=95)
+    small = [
+        np.asarray(decode(data, side).resize((256, 192), Image.Resampling.BILINEAR), float) for side in (None, 256)
+    ]
+    assert np.abs(small[0] - small[1]).mean() < 1
+    assert decode(encode(whole, "PNG"), 16).size == (2000, 1500)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert decode(encode(whole, "JPEG", exif=turned), 256).size == (750, 1000)
+    assert decode(encode(whole.convert("CMYK"), "JPEG"), 256).mode == "RGB"
+
+
+def test_views_that_are_cropped_need_more_pixels():
+    assert needed(224, VIEWS[:2]) == 224
+    assert needed(224, VIEWS[:3]) == 256

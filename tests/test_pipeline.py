@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -19,6 +21,7 @@ from extract.datasets import read_dataset
 from extract.files import FileError, only_writer
 from extract.pipeline import extract
 from extract.store import FeatureStore, StoreError, parts_folder
+from extract.streams import in_order, shares
 from extract.verify import verify_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -515,3 +518,124 @@ def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tm
     (tmp_path / "s.txt").write_text("A red circle .\nA green ring .\n")
     made = extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
     assert (made.computed, made.reused) == ({"text": 1}, {"text": 1})
+
+
+def test_tasks_run_in_threads_of_one_thread_and_come_back_in_order():
+    import torch
+
+    before = torch.get_num_threads()
+    generator = np.random.default_rng(0)
+
+    def work(task):
+        time.sleep(task[1])
+        return task[0], threading.current_thread() is threading.main_thread(), torch.get_num_threads()
+
+    tasks = [(number, float(generator.uniform(0, 0.01))) for number in range(40)]
+    assert list(in_order(work, tasks, 3)) == [(number, False, 1) for number in range(40)]
+    assert torch.get_num_threads() == before
+    taken = []
+    results = in_order(lambda task: task, (taken.append(number) or number for number in range(100)), 2)
+    assert next(results) == 0
+    results.close()
+    assert len(taken) == 5  # a little ahead, not all
+
+    def fails(task):
+        raise ValueError(task)
+
+    with pytest.raises(ValueError, match="0"):
+        list(in_order(fails, range(9), 2))
+
+
+def test_the_number_of_cores_changes_nothing(drawn, tmp_path, extract_config, monkeypatch):
+    for streams in (1, 3):
+        monkeypatch.setattr(pipeline._Job, "_streams", lambda self, streams=streams: streams)
+        extract(read_dataset(drawn), tmp_path / f"{streams}.h5", extract_config, device="cpu")
+    assert contents(tmp_path / "1.h5") == contents(tmp_path / "3.h5")
+
+
+def test_a_picture_is_decoded_once_whatever_the_number_of_views(drawn, tmp_path, extract_config, monkeypatch):
+    decoded, decode = [], pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda *given: decoded.append(1) or decode(*given))
+    extract(read_dataset(drawn), tmp_path / "s.h5", dataclasses.replace(extract_config, views=6), device="cpu")
+    assert len(decoded) == 60
+
+
+def test_the_arithmetic_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp_path, extract_config, monkeypatch):
+    """Errors of bfloat16 lie between the two bounds that are tried; on a processor without it nothing is tried."""
+    config, told = dataclasses.replace(extract_config, dtype="auto"), []
+    monkeypatch.setattr("extract.inference.native_bfloat16", lambda device: True)
+    chosen = {}
+    for bound in (1e-9, 1e9):
+        monkeypatch.setattr(pipeline, "AUTO_ERROR", bound)
+        path = tmp_path / f"{bound}.h5"
+        extract(read_dataset(data), path, config, device="cpu", say=told.append)
+        with FeatureStore(path) as store:
+            chosen[bound] = [recipe["dtype"] for recipe in store.recipes.values()]
+            assert verify_sample(store, 12, data=data, device="cpu")[1] == []
+    assert chosen == {1e-9: ["float32", "float32"], 1e9: ["bfloat16", "bfloat16"]}
+    assert any("text: bfloat16 would move the features by" in line for line in told)
+    text = (data / "captions.csv").read_text()
+    (data / "captions.csv").write_text(text + "images/0059.jpg,A new red circle .,test\n")
+    monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e-9)
+    summary = extract(read_dataset(data), path, config, device="cpu")
+    assert summary.computed == {"image": 0, "text": 1}  # in bfloat16, like what is there
+    monkeypatch.setattr("extract.inference.native_bfloat16", lambda device: False)
+    monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e9)
+    extract(read_dataset(data), tmp_path / "none.h5", config, device="cpu")
+    with FeatureStore(tmp_path / "none.h5") as store:
+        assert store.recipes["text"]["dtype"] == "float32"
+
+
+def test_half_precision_on_the_disk_is_half_the_size_and_within_its_rounding(drawn, tmp_path, extract_config, store):
+    path = tmp_path / "s.h5"
+    extract(read_dataset(drawn), path, dataclasses.replace(extract_config, store_dtype="float16"), device="cpu")
+    with FeatureStore(path) as half:
+        assert half.image_features.dtype == half.text_features.dtype == np.float16
+        np.testing.assert_allclose(half.text_features, store.text_features, rtol=1e-3, atol=1e-4)
+        assert half.verify() == []
+        lines, problems = verify_sample(half, 12, data=drawn, device="cpu")
+        assert problems == []
+        assert "stored as float16" in lines[0]
+        assert "of the 10 nearest neighbours are the same" in lines[1]
+        assert half.fingerprints["image"] != store.fingerprints["image"]
+
+
+def test_what_does_not_fit_the_disk_is_not_begun(drawn, tmp_path, extract_config, monkeypatch, counting):
+    usage = shutil.disk_usage(tmp_path)._replace(free=200_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(FileError, match=r"s\.h5 needs about .* free; make room"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert counting == {"image": 0, "text": 0}
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_a_batch_size_that_fits_is_found_before_the_first_shard_and_kept(drawn, tmp_path, extract_config, monkeypatch):
+    import torch
+
+    tried = []
+
+    def peak(trial):
+        size = trial.args[0]
+        tried.append(size)
+        if size > 8:
+            raise torch.OutOfMemoryError
+        return 10 * size
+
+    monkeypatch.setattr(pipeline, "peak_memory", peak)
+    told, config = [], dataclasses.replace(extract_config, batch_size=None)
+    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 1)
+    monkeypatch.setattr(pipeline, "total_memory", lambda: 100)
+    extract(read_dataset(drawn), tmp_path / "s.h5", config, device="cpu", say=told.append)
+    assert tried == [16, 8, 8, 4, 4]  # pictures, then captions
+    assert "batches of 16 would not fit the memory of cpu: trying 8" in told
+    with FeatureStore(tmp_path / "s.h5") as store:
+        assert store.provenance["image"]["batch_size"] == 4
+
+
+def test_a_summary_says_how_fast_it_went_and_what_limited_it(drawn, tmp_path, extract_config):
+    summary = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert set(summary.speed) == {"image", "text"}
+    assert summary.speed["image"].rows == 60
+    assert set(summary.speed["image"].stages) == {"decode", "encode", "write"}
+    assert shares({"decode": 1.0, "encode": 3.0}) == "encode 75 %, decode 25 %"
+    assert re.fullmatch(r"[\d.]+ rows a second \(\w+ \d+ %, \w+ \d+ %, \w+ \d+ %\)", str(summary.speed["image"]))

@@ -15,7 +15,7 @@ from extract.store import FeatureStore, RowSources, StoreError, seal, write_shar
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 RECIPES = {"image": {"weights": "i" * 64, "pooling": "mean"}, "text": {"weights": "t" * 64, "pooling": "mean"}}
-MADE = {"encoder": "x", "device": "cpu", "threads": 1, "batch_size": 1, "torch": "0", "transformers": "0"}
+MADE = {"encoder": "x", "device": "cpu", "streams": 1, "batch_size": 1, "torch": "0", "transformers": "0"}
 
 
 def shard_images(path, ids, features, thumbnails=True, recipe=RECIPES["image"], failures=()):
@@ -154,7 +154,7 @@ def test_what_is_no_store_is_refused_with_the_way_out(tmp_path):
     path = simple(tmp_path)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 99
-    assert "format version 99; this program reads 1" in message(path)
+    assert "format version 99; this program reads 2" in message(path)
 
 
 def test_trap_half_written_caches_are_not_accepted(tmp_path):

@@ -1,0 +1,91 @@
+"""Do time a record and memory stay the same when a dataset grows?
+
+    python benchmarks/bench_growth.py [--out FILE.json]
+
+Drawn datasets of 1, 4 and 16 times as many pictures, five captions each, are extracted with small random encoders, so
+that what grows with the dataset would show. Each size runs in a process of its own, in several rounds; the medians of
+the milliseconds a record and the largest peak memory are reported, as a ratio to the smallest size.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+TIMES = (1, 4, 16)
+
+
+def main() -> None:
+    """Parses the options and prints the result as JSON; or extracts one size and prints its own numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=600, help="of the smallest size")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.data:
+        print(json.dumps(extract(options.data)))
+        return
+    from extract.synthetic import draw_dataset
+
+    rounds: dict = {times: [] for times in TIMES}
+    with tempfile.TemporaryDirectory() as folder:
+        for times in TIMES:
+            tenth = options.pictures * times // 10
+            draw_dataset(Path(folder) / str(times), 8 * tenth, tenth, tenth)
+        for _ in range(options.rounds):
+            for times in TIMES:
+                command = [sys.executable, __file__, f"--data={Path(folder) / str(times)}"]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(done.stderr)
+                rounds[times].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{times} times: {rounds[times][-1]}", file=sys.stderr, flush=True)
+    result: dict = {"machine": {"processor": platform.machine(), "cores": os.cpu_count()}}
+    result["pictures"] = {times: options.pictures * times for times in TIMES}
+    for name in rounds[1][0]:
+        gather = max if name.startswith("peak") else statistics.median
+        found = {times: gather(each[name] for each in rounds[times]) for times in TIMES}
+        result[name] = {times: round(value, 3) for times, value in found.items()}
+        result[f"{name}, of the smallest"] = {times: round(value / found[1], 3) for times, value in found.items()}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def extract(data: Path) -> dict:
+    """One extraction: milliseconds a picture and a caption while encoding, a record in all, and peak memory."""
+    import cli
+    from configs.schema import ExtractConfig
+    from extract.datasets import read_dataset
+    from extract.pipeline import extract as run
+
+    assert cli
+    config = ExtractConfig(
+        image_encoder="torchvision:shufflenet_v2_x0_5@random",
+        text_encoder="hf:distilbert-base-uncased@random",
+        views=1,
+        dtype="float32",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        summary = run(read_dataset(data), Path(folder) / "s.h5", config, device="cpu")
+    status = Path("/proc/self/status").read_text().splitlines()
+    encoding = sum(speed.seconds for speed in summary.speed.values())
+    return {
+        "ms a picture": 1000 * summary.speed["image"].seconds / summary.speed["image"].rows,
+        "ms a different caption": 1000 * summary.speed["text"].seconds / summary.speed["text"].rows,
+        "ms a record beside encoding": 1000 * (summary.seconds - encoding) / (summary.images + summary.captions),
+        "peak MiB": next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Chunks of a store that is larger than the memory: nothing is lost, nothing comes twice, and heads learn the same."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import Config, ModelConfig, TrainingConfig
+from extract.files import read_json
+from extract.store import FeatureStore
+from heads import chunks as module
+from heads.chunks import ChunkError, Chunks, blocks, chunks_for
+from heads.training import fit
+from retrieval.hubness import fit_inverted_softmax
+from retrieval.metrics import quality
+
+MEASURES = {"quality": quality, "correct_hubs": fit_inverted_softmax}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """The drawn store's features do not fit: runs of 4 pictures, about three chunks."""
+    monkeypatch.setattr(module, "NEIGHBOURS", 4)
+    monkeypatch.setattr(module, "OVERHEAD", 0)
+    monkeypatch.setattr(module, "MIN_MEMORY", 0)
+
+
+def test_every_picture_with_all_its_captions_comes_once_an_epoch(store, small_chunks):
+    train = store.roles().train
+    dealt = Chunks(store, train, store.image_index, 3, "cpu")
+    orders = []
+    for epoch in range(2):
+        found = list(dealt.epoch(np.random.default_rng(epoch)))
+        assert len(found) == 3
+        orders.append(np.concatenate([chunk.pictures for chunk in found]))
+        assert sorted(orders[-1]) == train.tolist()
+        for chunk in found:
+            assert (np.diff(chunk.pictures) > 0).all()
+            np.testing.assert_array_equal(chunk.images, store.image_features[chunk.pictures])
+            np.testing.assert_array_equal(chunk.texts, store.text_features[chunk.captions])
+            assert set(store.image_index[chunk.captions]) == set(chunk.pictures)
+            places = chunk.place(chunk.pictures[[3, 0]], chunk.captions[[7]])
+            assert [part.tolist() for part in places] == [[3, 0], [7]]
+    assert not np.array_equal(*orders)
+    again = np.concatenate([chunk.pictures for chunk in dealt.epoch(np.random.default_rng(0))])
+    np.testing.assert_array_equal(again, orders[0])
+
+
+def test_a_single_chunk_is_read_once_and_takes_nothing_from_the_generator(store):
+    dealt = Chunks(store, store.roles().train, store.image_index, 1, "cpu")
+    generator = np.random.default_rng(0)
+    (first,), (second,) = (list(dealt.epoch(generator)) for _ in range(2))
+    assert first is second
+    assert generator.random() == np.random.default_rng(0).random()
+
+
+def test_how_many_chunks_a_memory_makes(store, monkeypatch):
+    train = store.roles().train
+    size = 4 * (len(train) * 2 * 1024 + 5 * len(train) * 32)
+    monkeypatch.setattr(module, "MIN_MEMORY", 0)
+    monkeypatch.setattr(module, "OVERHEAD", 1000)
+    assert chunks_for(store, train, 5 * len(train), size + 1000) == 1
+    assert chunks_for(store, train, 5 * len(train), size + 999) == 3  # two at a time: one in use, one being read
+    assert chunks_for(store, train, 5 * len(train), size // 4 + 1001) == 8
+    monkeypatch.undo()
+    with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1GiB"):
+        chunks_for(store, train, 5 * len(train), 500 * 2**20)
+
+
+def test_blocks_are_all_rows_in_float32(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 3)
+    features = np.arange(16, dtype=np.float16).reshape(8, 2)
+    found = list(blocks(features))
+    assert [len(block) for block in found] == [3, 3, 2]
+    assert torch.equal(torch.cat(found), torch.tensor(features).float())
+    assert torch.equal(torch.cat(list(blocks(features, np.array([7, 0])))), torch.tensor(features[[7, 0]]).float())
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return Config(model=ModelConfig(embedding_dim=16), training=TrainingConfig(num_epochs=12, batch_size=12))
+
+
+def test_heads_fitted_in_chunks_are_as_good_and_the_same_again(store, settings, small_chunks, tmp_path, run_dir):
+    told = []
+    for name in ("a", "b"):
+        fit(store, tmp_path / name, settings, **MEASURES, memory=300_000, say=told.append)
+    assert "the features do not fit 0.0 GiB: they are read in 3 shuffled chunks an epoch" in told
+    made = [read_json(tmp_path / name / "run.json", "run") for name in ("a", "b")]
+    assert made[0]["chunks"] == 3
+    assert (tmp_path / "a/heads.safetensors").read_bytes() == (tmp_path / "b/heads.safetensors").read_bytes()
+    whole = json.loads((run_dir / "run.json").read_text())
+    assert whole["chunks"] == 1
+    assert made[0]["selection"]["rsum"] > 0.8 * whole["selection"]["rsum"]
+
+
+def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
+    store, settings, small_chunks, tmp_path, monkeypatch
+):
+    fit(store, tmp_path / "whole", settings, **MEASURES, memory=300_000)
+    calls = []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return quality(*args)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            store, tmp_path / "killed", settings, quality=interrupted, correct_hubs=fit_inverted_softmax, memory=300_000
+        )
+    fit(store, tmp_path / "killed", settings, **MEASURES, memory=2**40)
+    assert read_json(tmp_path / "killed/run.json", "run")["chunks"] == 3
+    files = [(tmp_path / name / "heads.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert files[0] == files[1]
+
+
+def test_features_are_mapped_not_read(store_file):
+    with FeatureStore(store_file) as store:
+        features = store.image_features
+        assert isinstance(features, np.memmap)
+        assert not features.flags.writeable
+        assert features.shape == (60, 2, 1024)

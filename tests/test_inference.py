@@ -1,0 +1,122 @@
+"""Faster inference: the features stay what they were, and what would change them is left alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from extract.inference import fold_batch_norms, neighbour_overlap, relative_error, use_onednn
+
+
+def with_statistics(model):
+    """Its BatchNorms as after training: statistics and weights of their own."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias):
+                tensor.data.normal_(generator=generator)
+            for tensor in (module.running_var, module.weight):
+                tensor.data.uniform_(0.5, 2, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+class Block(nn.Module):
+    """Modules are registered in another order than they are used in."""
+
+    def __init__(self, tapped=False, shared=False):
+        super().__init__()
+        self.second_norm, self.first_norm = nn.BatchNorm2d(5), nn.BatchNorm2d(4)
+        self.second, self.first = nn.Conv2d(4, 5, 3, bias=False), nn.Conv2d(3, 4, 3)
+        self.alone = nn.BatchNorm2d(3)
+        self.tapped, self.shared = tapped, shared
+
+    def forward(self, pixels):
+        mapped = self.first(self.alone(pixels))
+        hidden = self.first_norm(mapped).relu()
+        if self.shared:
+            hidden = self.first_norm(hidden)
+        out = self.second_norm(self.second(hidden)).mean((2, 3))
+        return out + mapped.mean() if self.tapped else out
+
+
+PIXELS = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_norm_is_folded_into_the_convolution_it_follows_whatever_the_order_of_registration():
+    model = with_statistics(Block())
+    before = model(PIXELS)
+    assert fold_batch_norms(model, lambda: model(PIXELS)) == 2
+    torch.testing.assert_close(model(PIXELS), before, rtol=1e-4, atol=1e-5)
+    assert [type(module) for module in (model.first_norm, model.second_norm, model.alone)] == [
+        nn.Identity, nn.Identity, nn.BatchNorm2d,
+    ]  # fmt: skip
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("oddity", ["tapped", "shared"])
+def test_what_folding_would_change_is_left_as_it_was(oddity):
+    model = with_statistics(Block(**{oddity: True}))
+    state, before = copy.deepcopy(model.state_dict()), model(PIXELS)
+    assert fold_batch_norms(model, lambda: model(PIXELS)) == 0
+    assert torch.equal(model(PIXELS), before)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_without_such_norms_is_no_error():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()).eval()
+    assert fold_batch_norms(model, lambda: model(PIXELS)) == 0
+
+
+def test_folding_keeps_the_features_of_whole_models():
+    from torchvision import models
+
+    for name in ("resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5"):
+        model = with_statistics(models.get_model(name, weights=None))
+        pixels = torch.randn(1, 3, 64, 64)
+        norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        before = model(pixels)
+        folded = fold_batch_norms(model, lambda: model(pixels))  # noqa: B023
+        left = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        assert left == norms - folded
+        assert folded > norms / 3, name
+        assert (model(pixels) - before).abs().max() <= 1e-4 * before.abs().max()
+
+
+def test_linear_layers_through_onednn_give_the_same_products():
+    model = nn.Sequential(nn.Linear(40, 30), nn.GELU(), nn.Linear(30, 20, bias=False)).eval().requires_grad_(False)
+    rows = torch.randn(3, 7, 40)
+    before = model(rows)
+    use_onednn(model)
+    torch.testing.assert_close(model(rows), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(rows.transpose(0, 1)), before.transpose(0, 1), rtol=1e-4, atol=1e-5)
+    half = nn.Linear(4, 3).bfloat16()
+    use_onednn(half)
+    assert "forward" not in vars(half)
+    assert "forward" in vars(model[0])
+
+
+def test_an_error_is_told_in_units_of_the_spread_over_records():
+    reference = np.array([[1000.0, 0.0], [1002.0, 0.0]])  # cosine 1, and yet two records
+    assert relative_error(reference + 0.5, reference) == pytest.approx(0.5 / np.mean([1, 0]))
+    assert relative_error(reference[:1], reference[:1]) == float("inf")
+    assert relative_error(reference[:1] + 1, reference[:1], spread=reference) == pytest.approx(2)
+
+
+def test_trap_a_cosine_says_nothing_of_features_that_all_agree():
+    generator = np.random.default_rng(0)
+    features = 1 + 0.01 * generator.standard_normal((50, 64))
+    wrong = features[generator.permutation(50)]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (features, wrong)]
+    assert (unit[0] * unit[1]).sum(1).min() > 0.999
+    assert relative_error(wrong, features) > 1.2
+    assert neighbour_overlap(wrong, features, 10) < 0.4
+
+
+def test_the_overlap_of_neighbours_counts_the_ones_in_common():
+    line = np.column_stack([np.cos(np.arange(5) / 10), np.sin(np.arange(5) / 10)])
+    assert neighbour_overlap(line, line, 2) == 1
+    moved = line[[0, 4, 2, 3, 1]]  # each record keeps one of its two neighbours
+    assert neighbour_overlap(moved, line, 2) == 0.5
