@@ -46,7 +46,7 @@ def main() -> None:
     result: dict = {"machine": {"processor": platform.machine(), "cores": os.cpu_count()}}
     result["store_GiB"] = round(store.stat().st_size / 2**30, 2)
     for seed in range(options.seeds):
-        for name, memory, limit in (("in memory", "16GiB", None), ("in 2 GiB", "2GiB", LIMIT)):
+        for name, memory, limit in (("in 2 GiB", "2GiB", LIMIT), ("in memory", "16GiB", None)):
             run = options.folder / f"{name.replace(' ', '-')}-{seed}"
             settings = ["--set", f"training.num_epochs={options.epochs}", "--set", f"training.seed={seed}"]
             where = ["fit", "--store", store, "--run", run, "--memory", memory, "--force", "--device", "cpu"]
