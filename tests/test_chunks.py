@@ -61,10 +61,10 @@ def test_how_many_chunks_a_memory_makes(store, monkeypatch):
     monkeypatch.setattr(module, "MIN_MEMORY", 0)
     monkeypatch.setattr(module, "OVERHEAD", 1000)
     assert chunks_for(store, train, 5 * len(train), size + 1000) == 1
-    assert chunks_for(store, train, 5 * len(train), size + 999) == 3  # two at a time: one in use, one being read
-    assert chunks_for(store, train, 5 * len(train), size // 4 + 1001) == 8
+    assert chunks_for(store, train, 5 * len(train), size + 999) == 4  # three at a time
+    assert chunks_for(store, train, 5 * len(train), size // 4 + 1001) == 12
     monkeypatch.undo()
-    with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1GiB"):
+    with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1.5GiB"):
         chunks_for(store, train, 5 * len(train), 500 * 2**20)
 
 
@@ -86,9 +86,9 @@ def test_heads_fitted_in_chunks_are_as_good_and_the_same_again(store, settings, 
     told = []
     for name in ("a", "b"):
         fit(store, tmp_path / name, settings, **MEASURES, memory=300_000, say=told.append)
-    assert "the features do not fit 0.0 GiB: they are read in 3 shuffled chunks an epoch" in told
+    assert "the features do not fit 0.0 GiB: they are read in 4 shuffled chunks an epoch" in told
     made = [read_json(tmp_path / name / "run.json", "run") for name in ("a", "b")]
-    assert made[0]["chunks"] == 3
+    assert made[0]["chunks"] == 4
     assert (tmp_path / "a/heads.safetensors").read_bytes() == (tmp_path / "b/heads.safetensors").read_bytes()
     whole = json.loads((run_dir / "run.json").read_text())
     assert whole["chunks"] == 1
@@ -112,7 +112,7 @@ def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
             store, tmp_path / "killed", settings, quality=interrupted, correct_hubs=fit_inverted_softmax, memory=300_000
         )
     fit(store, tmp_path / "killed", settings, **MEASURES, memory=2**40)
-    assert read_json(tmp_path / "killed/run.json", "run")["chunks"] == 3
+    assert read_json(tmp_path / "killed/run.json", "run")["chunks"] == 4
     files = [(tmp_path / name / "heads.safetensors").read_bytes() for name in ("whole", "killed")]
     assert files[0] == files[1]
 
