@@ -12,8 +12,8 @@ from torch import Tensor
 from configs import OnceoverError
 from extract.store import FeatureStore
 
-OVERHEAD = 2**30  # bytes that libraries, heads and measuring take beside the features
-MIN_MEMORY = 3 * 2**29
+OVERHEAD = 3 * 2**29  # bytes beside the features; a process maps a good GiB of writable memory for its libraries alone
+MIN_MEMORY = 7 * 2**28
 AT_A_TIME = 3  # chunks: one is in use, one waits, one is being read
 NEIGHBOURS = 256  # pictures that lie side by side in the store and are read together
 BLOCK = 4096  # rows read at a time where all are passed over
@@ -97,7 +97,7 @@ def chunks_for(store: FeatureStore, pictures: np.ndarray, captions: int, memory:
         ChunkError: less than ``MIN_MEMORY``.
     """
     if memory < MIN_MEMORY:
-        raise ChunkError(f"a memory of {memory / 2**20:,.0f} MiB is too little to fit heads; give at least 1.5GiB")
+        raise ChunkError(f"a memory of {memory / 2**20:,.0f} MiB is too little to fit heads; give at least 1.75GiB")
     sides = ((store.image_features, len(pictures)), (store.text_features, captions))
     size = sum(4 * rows * math.prod(features.shape[1:]) for features, rows in sides)
     if size <= memory - OVERHEAD:

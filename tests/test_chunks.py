@@ -64,7 +64,7 @@ def test_how_many_chunks_a_memory_makes(store, monkeypatch):
     assert chunks_for(store, train, 5 * len(train), size + 999) == 4  # three at a time
     assert chunks_for(store, train, 5 * len(train), size // 4 + 1001) == 12
     monkeypatch.undo()
-    with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1.5GiB"):
+    with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1.75GiB"):
         chunks_for(store, train, 5 * len(train), 500 * 2**20)
 
 
