@@ -510,7 +510,7 @@ def _index(
     text_encoder: str | None,
 ) -> None:
     from configs.formats import EMBEDDINGS
-    from extract.memory import total_memory
+    from extract.memory import default_memory
     from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
     from retrieval.index import check_origin, update
@@ -538,7 +538,7 @@ def _index(
             source=source,
             run=str(run_dir.resolve()),
             kind=kind,
-            memory=memory or total_memory() // 2,
+            memory=memory or default_memory(),
             min_recall=min_recall,
             force=force,
             say=say,

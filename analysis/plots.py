@@ -20,7 +20,7 @@ from PIL import Image
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
 from extract.files import read_json, whole_file
-from extract.memory import total_memory
+from extract.memory import default_memory
 from extract.pictures import read_picture
 from extract.store import FeatureStore
 from retrieval.embeddings import Embeddings, read_embeddings
@@ -99,7 +99,7 @@ def plot_store(
 
     ``memory``: bytes that it may take, by default half of the machine's; a sample of the rows is drawn if need be.
     """
-    return _draw_all({"features": lambda: draw_features(store, memory or total_memory() // 2)}, Path(out), step)
+    return _draw_all({"features": lambda: draw_features(store, memory or default_memory())}, Path(out), step)
 
 
 def _draw_all(drawings: dict[str, Callable[[], Figure]], out: Path, step: Callable[[str], None]) -> list[Path]:

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--gib", type=float, default=4.0)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--noise", type=float, default=3.0)
+    parser.add_argument("--noise", type=float, default=6.0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

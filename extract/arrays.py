@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from configs import OnceoverError
-from extract.store import BLOCK
+from extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
 _SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
@@ -169,15 +169,11 @@ def _readable(path: Path) -> Iterator[None]:
         raise ArrayError(f"{path} is damaged, or not what its name says ({reason})") from error
 
 
-def _spans(rows: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
-
-
 def _npy(path: Path) -> _File:
     def blocks() -> Iterator[np.ndarray]:
         with _readable(path):
             array = np.lib.format.open_memmap(path, mode="r")
-        yield from (array[rows] for rows in _spans(len(array)))
+        yield from (array[rows] for rows in row_blocks(len(array)))
 
     array = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects, and reads nothing but .npy
     return _File(path, array.shape, array.dtype.name, blocks)
@@ -187,7 +183,7 @@ def _safetensors(path: Path, name: str | None) -> _File:
     def blocks() -> Iterator[np.ndarray]:
         with _readable(path), safe_open(path, framework="np") as file:
             tensor = file.get_slice(name)
-            yield from (tensor[rows] for rows in _spans(shape[0]))
+            yield from (tensor[rows] for rows in row_blocks(shape[0]))
 
     with safe_open(path, framework="np") as file:
         names = sorted(file.keys())

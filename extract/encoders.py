@@ -93,8 +93,13 @@ class ImageEncoder:
         model = model.eval().requires_grad_(False)
         self.recipe = _plain(
             recipe
-            | {"weights": _hash_weights(model), "views": self._views, "short_side": self.short_side}
-            | {"dtype": dtype, "store_dtype": store_dtype}
+            | {
+                "weights": _hash_weights(model),
+                "views": self._views,
+                "short_side": self.short_side,
+                "dtype": dtype,
+                "store_dtype": store_dtype,
+            }
         )
         plain = self.pixels(Image.linear_gradient("L").convert("RGB"))[:1]
         fold_batch_norms(model, lambda: self._pool(model, plain))

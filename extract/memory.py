@@ -9,6 +9,7 @@ from pathlib import Path
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _STATUS = Path("/proc/self/status")
+OVERHEAD = 3 * 2**29  # bytes beside the data; a process maps a good GiB of writable memory for its libraries alone
 _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_ARENA_MAX": -8}
 
 
@@ -21,6 +22,11 @@ def total_memory() -> int:
         if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
             limits.append(limit)
     return min(limits)
+
+
+def default_memory() -> int:
+    """Half of the memory there is, in bytes: what a command takes unless told otherwise."""
+    return total_memory() // 2
 
 
 def peak_memory(work: Callable[[], object]) -> int:

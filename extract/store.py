@@ -186,7 +186,7 @@ class FeatureStore:
         problems += [f"/image/split: {split!r} is no split" for split in sorted(set(self.image_splits) - set(SPLITS))]
         for kind in KINDS:
             features = self._file[kind]["features"]
-            bad = sum(int((~np.isfinite(features[rows])).sum()) for rows in _blocks(len(features)))
+            bad = sum(int((~np.isfinite(features[rows])).sum()) for rows in row_blocks(len(features)))
             if bad:
                 problems.append(f"/{kind}/features holds {bad} numbers that are not finite")
             if digest(self.recipes[kind]) != self.fingerprints[kind]:
@@ -220,7 +220,7 @@ class Column(Sequence):
 
     def __iter__(self) -> Iterator[bytes]:
         with self._rows() as rows:
-            for block in _blocks(len(rows)):
+            for block in row_blocks(len(rows)):
                 yield from (data.tobytes() for data in rows[block])
 
     @contextlib.contextmanager
@@ -260,7 +260,7 @@ def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
 def checksum(dataset: h5py.Dataset) -> str:
     """SHA-256 over a dataset's values, with lengths before values of variable length."""
     state = hashlib.sha256(str(dataset.shape).encode())
-    for rows in _blocks(len(dataset)):
+    for rows in row_blocks(len(dataset)):
         block = dataset[rows]
         if block.dtype != object:
             state.update(np.ascontiguousarray(block))
@@ -319,7 +319,7 @@ class RowSources:
             for name in ("features", *self.columns):
                 source = files[0][self.kind][name]
                 target = group.create_dataset(name, (len(keys), *source.shape[1:]), dtype=source.dtype)
-                for rows in _blocks(len(keys)):
+                for rows in row_blocks(len(keys)):
                     _fill(target, rows, self._gather(files, name, keys[rows]))
         finally:
             for file in files:
@@ -452,7 +452,8 @@ def _in_selection(image_id: str) -> bool:
     return hashlib.sha256(f"select:{image_id}".encode()).digest()[0] < 256 / 10
 
 
-def _blocks(rows: int) -> Iterator[slice]:
+def row_blocks(rows: int) -> Iterator[slice]:
+    """The rows as slices of at most ``BLOCK``."""
     return (slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
 
 

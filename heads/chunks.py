@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from configs import OnceoverError
+from extract.memory import OVERHEAD
 from extract.store import FeatureStore
 
-OVERHEAD = 3 * 2**29  # bytes beside the features; a process maps a good GiB of writable memory for its libraries alone
 MIN_MEMORY = 7 * 2**28
 AT_A_TIME = 3  # chunks: one is in use, one waits, one is being read
 NEIGHBOURS = 256  # pictures that lie side by side in the store and are read together

@@ -19,7 +19,7 @@ from configs import OnceoverError
 from configs.formats import EMBEDDINGS, PROVENANCE
 from configs.schema import Config, TrainingConfig
 from extract.files import digest, only_writer
-from extract.memory import total_memory
+from extract.memory import default_memory
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
 from heads.chunks import Chunks, blocks, chunks_for
@@ -133,7 +133,7 @@ def fit(
             checkpoint.save_resume(folder, {"request": request})
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         with torch.random.fork_rng(devices=[]):
-            place = torch.device(device), memory or total_memory() // 2
+            place = torch.device(device), memory or default_memory()
             heads, state, seconds = _train(store, roles, folder, config, request, quality, *place, say)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")

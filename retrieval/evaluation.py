@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import OnceoverError
-from extract.memory import total_memory
+from extract.memory import OVERHEAD, default_memory
 from extract.store import FeatureStore, Roles, StoreError
 from retrieval import baselines
 from retrieval.baselines import MAPS, Pairs
@@ -39,7 +39,6 @@ _NOTES = {
 }
 
 
-OVERHEAD = 768 * 2**20  # bytes that libraries and metrics take beside the features
 COPIES = 4  # of the train features, float64, that the learned baselines hold at a time
 
 
@@ -76,7 +75,7 @@ def evaluate(
     roles = _roles(store)
     split = split or roles.report_name
     fitted = ("train", roles.selection_name) if len(roles.train) else ()
-    most = _most_pictures(store, memory or total_memory() // 2)
+    most = _most_pictures(store, memory or default_memory())
     pairs, *learn = _pairs(store, roles, most, split, *fitted)
     models: dict[str, dict] = {}
     if embeddings is not None:
