@@ -202,8 +202,8 @@ def _linear(image_map: np.ndarray | None, text_map: np.ndarray | None):
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    features = features.astype(np.float64)
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    features = np.asarray(features, np.float64)
+    norms = np.sqrt(np.einsum("rd,rd->r", features, features))[:, None]  # without an array of squares
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         raise MetricsError("features that are not finite, or zero, have no direction; verify the store")
     return features / norms

@@ -39,7 +39,7 @@ _NOTES = {
 }
 
 
-COPIES = 4  # of the train features, float64, that the learned baselines hold at a time
+COPIES = 4  # of features, float64, that the learned baselines hold at a time
 
 
 class EvaluationError(OnceoverError):
@@ -75,7 +75,7 @@ def evaluate(
     roles = _roles(store)
     split = split or roles.report_name
     fitted = ("train", roles.selection_name) if len(roles.train) else ()
-    most = _most_pictures(store, memory or default_memory())
+    most = _most_pictures(store, roles, memory or default_memory())
     pairs, *learn = _pairs(store, roles, most, split, *fitted)
     models: dict[str, dict] = {}
     if embeddings is not None:
@@ -173,12 +173,15 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
         )
 
 
-def _most_pictures(store: FeatureStore, memory: int) -> int:
-    """How many pictures with their captions the learned baselines can be fitted on in ``memory`` bytes."""
-    each = store.image_features.shape[2] + store.text_features.shape[1] * len(store.image_index) / len(
-        store.image_splits
-    )
-    return max(1000, int((memory - OVERHEAD) / (8 * COPIES * each)))
+def _most_pictures(store: FeatureStore, roles: Roles, memory: int) -> int:
+    """How many pictures with their captions the learned baselines can be fitted on in ``memory`` bytes.
+
+    Beside those, a split that is measured has its captions in the wider of the two spaces.
+    """
+    dims, captions = (store.image_features.shape[2], store.text_features.shape[1]), len(store.image_index)
+    mapped = max(len(roles.selection), len(roles.report)) * max(dims) * captions / len(store.image_splits)
+    each = dims[0] + dims[1] * captions / len(store.image_splits)
+    return max(1000, int(((memory - OVERHEAD) / (8 * COPIES) - mapped) / each))
 
 
 def _pairs(store: FeatureStore, roles: Roles, most: int, *splits: str) -> list[Pairs]:

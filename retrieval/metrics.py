@@ -20,7 +20,7 @@ DRAWS = 1000  # bootstrap resamples
 _BLOCK_ROWS = 256  # more pictures a block would only leave the processor's caches
 _BLOCK_BYTES = 24  # a score, with what is counted beside it
 _CROWDED = 1 / 64  # share of a block in doubt, beyond which the whole block is multiplied again in float64
-_PAIRS = 16384  # scored one by one at a time
+_NUMBERS = 2**22  # of the rows that are taken up at a time where scores are float64
 _RESAMPLES = 100  # drawn at a time
 _INTERVAL = (2.5, 97.5)
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -209,8 +209,7 @@ class _Scores:
     def exact(self, pictures: np.ndarray, captions: np.ndarray, direction: int) -> np.ndarray:
         """Float64 scores of P pairs of a picture and a caption, (P,)."""
         result = np.empty(len(pictures))
-        for start in range(0, len(result), _PAIRS):
-            part = slice(start, start + _PAIRS)
+        for part in self._parts(len(result)):
             left, right = self._images[pictures[part]], self._texts[captions[part]]
             result[part] = np.einsum("pd,pd->p", left, right, dtype=np.float64)
         return result + self._bias[direction][pictures if direction else captions]
@@ -220,10 +219,13 @@ class _Scores:
         if dtype == np.float32:
             return self._images32[rows] @ self._texts32.T
         images, result = self._images[rows].astype(np.float64), np.empty((rows.stop - rows.start, len(self._texts)))
-        for start in range(0, len(self._texts), _PAIRS):
-            part = slice(start, start + _PAIRS)
+        for part in self._parts(len(self._texts)):
             np.matmul(images, self._texts[part].astype(np.float64).T, out=result[:, part])
         return result
+
+    def _parts(self, rows: int) -> Iterator[slice]:
+        step = max(1, _NUMBERS // self._images.shape[1])
+        return (slice(start, start + step) for start in range(0, rows, step))
 
     def biased(self, block: np.ndarray, rows: slice, direction: int) -> np.ndarray:
         """A block's scores in one direction: a row for each query, pictures or (direction 1) captions."""
@@ -235,7 +237,7 @@ class _Scores:
 
 def _tame(rows: np.ndarray) -> tuple[np.ndarray, float]:
     """``rows``, divided by their largest number where float32 could not hold their products; and the divisor."""
-    size = float(np.abs(rows).max())
+    size = float(max(rows.max(), -rows.min()))
     return (rows, 1.0) if size == 0 or 1e-9 < size < 1e9 else (rows.astype(np.float64) / size, size)
 
 
