@@ -192,16 +192,17 @@ def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure
 
 
 def draw_training(folder: Path) -> Figure:
-    """A run's loss, and its recalls on the selection split, epoch by epoch."""
+    """A run's loss epoch by epoch, and its recalls on the selection split whenever they were measured."""
     history = folder / HISTORY
-    selection = read_json(folder / PROVENANCE, "the run's provenance")["selection"]
+    made = read_json(folder / PROVENANCE, "the run's provenance")
+    selection, best = made["selection"], made["best_epoch"]
     try:
         rows = list(csv.DictReader(io.StringIO(history.read_text(encoding="utf-8"))))
         epoch = np.array([int(row["epoch"]) for row in rows])
-        columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name != "epoch"}
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0] if name != "epoch"}
+        measured = np.isfinite(columns["rsum"])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise PlotError(f"{history} is missing or damaged; fit again") from error
-    best = int(epoch[columns["rsum"].argmax()])
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(epoch, columns["loss"], color="black", marker=".")
@@ -211,7 +212,8 @@ def draw_training(folder: Path) -> Figure:
         ("text_to_image", CAPTION, "caption → picture"),
     ):
         for k, style in ((1, "-"), (5, "--"), (10, ":")):
-            right.plot(epoch, columns[f"{direction}_R@{k}"], color=colour, linestyle=style, label=f"{label}, R@{k}")
+            recall = columns[f"{direction}_R@{k}"][measured]
+            right.plot(epoch[measured], recall, color=colour, linestyle=style, marker=".", label=f"{label}, R@{k}")
     right.set(
         xlabel="epoch",
         ylabel="recall in %",

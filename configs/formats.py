@@ -2,7 +2,7 @@
 
 STORE_FORMAT, STORE_VERSION = "onceover feature store", 2
 EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
-RUN_FORMAT, RUN_VERSION = "onceover run", 3
+RUN_FORMAT, RUN_VERSION = "onceover run", 4
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
 
 # in a run folder

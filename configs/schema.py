@@ -62,9 +62,9 @@ class ExtractConfig:
 class ModelConfig:
     """The projection heads."""
 
-    head: str = "linear"  # linear; mlp: a residual block with GELU, dropout and LayerNorm behind the projection
+    head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
-    dropout: float = 0.5  # of the standardised features (linear), of the block (mlp)
+    dropout: float = 0.5  # of the standardised features
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
     rerank: str = "none"  # qbnorm: searches are corrected for hubs with a bank of training queries
@@ -92,12 +92,13 @@ class TrainingConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
+    check_every: int = 3  # epochs from one look at the selection split to the next; the last epoch is always looked at
     patience: int = 10  # epochs without a better rsum on the selection split before the fit stops; 0: never
     shuffle_pairs: bool = False  # a control: train pictures swap their captions, which leaves nothing to learn
     seed: int = 0
 
     def __post_init__(self):
-        for key in ("num_epochs", "captions_per_image"):
+        for key in ("num_epochs", "captions_per_image", "check_every"):
             _check(getattr(self, key) >= 1, f"training.{key} is {getattr(self, key)}; it must be at least 1")
         _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 pictures")
         _check(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be above 0")

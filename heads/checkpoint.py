@@ -149,9 +149,9 @@ def save_heads(folder: Path, heads: DualHeads | Ensemble, fingerprints: dict[str
 
 
 def save_history(folder: Path, rows: list[dict]) -> None:
-    """Writes the history, one row an epoch."""
+    """Writes the history, one row an epoch; what was not measured after an epoch is left blank."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(buffer, fieldnames=list(max(rows, key=len)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / HISTORY, buffer.getvalue())

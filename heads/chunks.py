@@ -1,13 +1,13 @@
 """The features that a fit passes over: in memory at once, or in shuffled chunks of a store that is larger."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs import OnceoverError
 from extract.memory import OVERHEAD
@@ -51,11 +51,24 @@ class Chunks:
 
     Args:
         pictures: rows of the store, ascending. image_index: int64 (M,), each caption's picture.
+        standardize: by ``image`` and ``text``, the layers that features go through as they are read.
         count: into how many (``chunks_for``); a single one is read once and kept.
+
+    Attributes:
+        views: V, of each picture.
     """
 
-    def __init__(self, store: FeatureStore, pictures: np.ndarray, image_index: np.ndarray, count: int, device):
-        self._store, self._image_index, self._count, self._device = store, image_index, count, device
+    def __init__(
+        self,
+        store: FeatureStore,
+        pictures: np.ndarray,
+        image_index: np.ndarray,
+        standardize: Mapping[str, nn.Module],
+        count: int,
+        device: str | torch.device,
+    ):
+        self._store, self._image_index, self._standardize = store, image_index, standardize
+        self._count, self._device, self.views = count, device, store.image_features.shape[1]
         self._runs = np.array_split(pictures, math.ceil(len(pictures) / NEIGHBOURS))
         self._whole = self._read(pictures) if count == 1 else None
 
@@ -83,11 +96,16 @@ class Chunks:
 
     def _read(self, pictures: np.ndarray) -> Chunk:
         captions = np.flatnonzero(np.isin(self._image_index, pictures))
-        images, texts = self._store.image_features, self._store.text_features
-        return Chunk(pictures, captions, self._tensor(images[pictures]), self._tensor(texts[captions]))
+        images = self._standardised("image", self._store.image_features, pictures)
+        return Chunk(pictures, captions, images, self._standardised("text", self._store.text_features, captions))
 
-    def _tensor(self, features: np.ndarray) -> Tensor:
-        return torch.from_numpy(features).to(self._device).float()
+    @torch.no_grad()
+    def _standardised(self, kind: str, features: np.ndarray, rows: np.ndarray) -> Tensor:
+        filled, start = torch.empty(len(rows), *features.shape[1:]), 0
+        for block in blocks(features, rows):
+            filled[start : start + len(block)] = self._standardize[kind](block)
+            start += len(block)
+        return filled.to(self._device)
 
 
 def chunks_for(store: FeatureStore, pictures: np.ndarray, captions: int, memory: int) -> int:

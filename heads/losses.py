@@ -1,8 +1,8 @@
-"""The contrastive loss of image-text retrieval."""
+"""The contrastive loss of image-text retrieval, with its gradient written out."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, image_of_text: Tensor, temperature: Tensor | float) -> Tensor:
@@ -15,16 +15,54 @@ def contrastive_loss(images: Tensor, texts: Tensor, image_of_text: Tensor, tempe
     (Zhang et al. 2020).
 
     Args:
-        images: unit vectors (B, D), each picture once.
-        texts: unit vectors (T, D).
+        images: unit vectors (..., B, D), each picture once. texts: unit vectors (..., T, D). Leading dimensions are
+            those of a stack: losses that have nothing to do with each other.
         image_of_text: int64 (T,), the row in ``images`` of each caption's picture.
-        temperature: scalar divisor of the similarities.
+        temperature: divisor of the similarities, a scalar or (...).
+
+    Returns:
+        (...).
     """
-    logits = texts @ images.T / temperature  # (T, B)
-    text_to_image = F.cross_entropy(logits, image_of_text)
-    own = F.one_hot(image_of_text, len(images)).bool()
-    positive = logits[own]
-    # over captions of other pictures, for each picture; -inf where a batch has none
-    others = logits.masked_fill(own, -torch.inf).logsumexp(0)
-    image_to_text = (torch.logaddexp(positive, others[image_of_text]) - positive).mean()
-    return (image_to_text + text_to_image) / 2
+    temperature = torch.as_tensor(temperature, dtype=images.dtype, device=images.device).expand(images.shape[:-2])
+    return _Contrast.apply(images, texts, image_of_text, temperature)
+
+
+class _Contrast(torch.autograd.Function):
+    """The loss and, in place of the similarities, its derivative by them: a dozen passes over (..., T, B) in all."""
+
+    @staticmethod
+    def forward(ctx, images, texts, image_of_text, temperature):
+        inverse = (1 / temperature)[..., None, None]
+        scores = texts @ (images * inverse).transpose(-1, -2)  # (..., T, B)
+        own = image_of_text[:, None].expand(*scores.shape[:-1], 1)
+        positive = scores.gather(-1, own)
+        highest = scores.amax(-1, keepdim=True)
+        among_pictures = (scores - highest).exp_()
+        total = among_pictures.sum(-1, keepdim=True)
+        text_to_image = highest + total.log() - positive
+        # over captions of other pictures, for each picture; -inf where a batch has none
+        scores.scatter_(-1, own, -torch.inf)
+        highest = scores.amax(-2, keepdim=True)
+        highest.masked_fill_(highest == -torch.inf, 0)
+        among_texts = scores.sub_(highest).exp_()
+        rest = among_texts.sum(-2, keepdim=True)
+        others = (highest + rest.log()).expand_as(scores).gather(-1, own)
+        either = torch.logaddexp(positive, others)
+        image_to_text = either - positive
+        # derivatives by the scores, twice the number of captions left out
+        missed = (others - either).exp()  # 1 - the probability of the picture's caption among captions
+        of_picture = torch.zeros_like(rest[..., 0, :]).index_add_(-1, image_of_text, missed[..., 0])
+        among_texts.mul_((of_picture / rest[..., 0, :].clamp_min(torch.finfo(rest.dtype).tiny))[..., None, :])
+        slopes = among_pictures.mul_(1 / total).add_(among_texts).scatter_add_(-1, own, -1 - missed)
+        ctx.save_for_backward(images, texts, temperature, slopes)
+        return (image_to_text + text_to_image).mean((-2, -1)) / 2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        images, texts, temperature, slopes = ctx.saved_tensors
+        factor = (gradient / (2 * texts.shape[-2] * temperature))[..., None, None]
+        by_texts = (slopes @ images).mul_(factor)
+        by_images = (slopes.transpose(-1, -2) @ texts).mul_(factor)
+        by_temperature = -(texts * by_texts).sum((-2, -1)) / temperature
+        return by_images, by_texts, None, by_temperature

@@ -1,5 +1,6 @@
 """Projection heads: features of two encoders -> one shared space."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -53,12 +54,12 @@ class Standardize(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """A linear projection, then one residual block: GELU, linear, dropout, sum, LayerNorm."""
+    """A linear projection, then one residual block: GELU, linear, sum, LayerNorm."""
 
-    def __init__(self, in_dim: int, out_dim: int, dropout: float):
+    def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
         self.project = nn.Linear(in_dim, out_dim)
-        self.block = nn.Sequential(nn.GELU(), nn.Linear(out_dim, out_dim), nn.Dropout(dropout))
+        self.block = nn.Sequential(nn.GELU(), nn.Linear(out_dim, out_dim))
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -67,12 +68,7 @@ class ResidualMLP(nn.Module):
         return self.norm(projected + self.block(projected))
 
 
-def _head(in_dim: int, config: ModelConfig) -> nn.Sequential:
-    if config.head == "linear":
-        body: nn.Module = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(in_dim, config.embedding_dim))
-    else:
-        body = ResidualMLP(in_dim, config.embedding_dim, config.dropout)
-    return nn.Sequential(Standardize(in_dim), body)
+_HEADS = {"linear": nn.Linear, "mlp": ResidualMLP}
 
 
 class DualHeads(nn.Module):
@@ -83,14 +79,19 @@ class DualHeads(nn.Module):
 
     def __init__(self, image_dim: int, text_dim: int, config: ModelConfig):
         super().__init__()
-        self.image, self.text = _head(image_dim, config), _head(text_dim, config)
+        self.standardize = nn.ModuleDict({"image": Standardize(image_dim), "text": Standardize(text_dim)})
+        self.image, self.text = (_HEADS[config.head](dim, config.embedding_dim) for dim in (image_dim, text_dim))
         self.log_temperature = nn.Parameter(
             torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature
         )
 
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features that are standardised already, (B, image_dim) and (T, text_dim) -> unit vectors, and temperature."""
+        return F.normalize(self.image(images), dim=-1), F.normalize(self.text(texts), dim=-1), self.temperature
+
     def embed_images(self, features: Tensor) -> Tensor:
         """float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
-        return F.normalize(self.image(features), dim=-1)
+        return F.normalize(self.image(self.standardize["image"](features)), dim=-1)
 
     def embed_pictures(self, views: Tensor) -> Tensor:
         """One unit vector a picture, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
@@ -98,19 +99,19 @@ class DualHeads(nn.Module):
 
     def embed_texts(self, features: Tensor) -> Tensor:
         """float32 (..., text_dim) -> unit vectors (..., embedding_dim)."""
-        return F.normalize(self.text(features), dim=-1)
+        return F.normalize(self.text(self.standardize["text"](features)), dim=-1)
 
     @property
     def temperature(self) -> Tensor:
         """The divisor of the similarities, a scalar."""
         return self.log_temperature.exp()
 
+    @staticmethod
     @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keeps a learned temperature within its bounds; to be called after each optimiser step."""
-        if self.log_temperature.requires_grad:
-            bounds = torch.tensor([MIN_TEMPERATURE, MAX_TEMPERATURE], device=self.log_temperature.device).log()
-            self.log_temperature.clamp_(*bounds)
+    def clamp_temperature(log_temperature: Tensor) -> None:
+        """Keeps learned temperatures, given as their logarithms, within bounds; to be called after each step."""
+        if log_temperature.requires_grad:
+            log_temperature.clamp_(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
 
 
 class Ensemble(nn.Module):

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.store import FeatureStore
-from heads import training
+from heads import stacking, training
 from heads.checkpoint import RunError, load_run, save_resume
 from heads.embed import EmbedError, image_embeddings
 from heads.ensemble import ensemble
 from heads.models import DualHeads, Ensemble, Standardize
-from heads.training import Batches, TrainingError, learning_rate, seed_for
+from heads.seeds import seed_for
+from heads.stacking import Batches, learning_rate
+from heads.training import TrainingError
 from retrieval.embeddings import read_embeddings
 from retrieval.hubness import fit_inverted_softmax
 from retrieval.metrics import quality as measure
@@ -80,11 +82,12 @@ def test_trap_an_embedding_without_direction_is_an_error_not_a_division_by_zero(
 
 
 def test_trap_a_learned_temperature_is_clamped_and_a_fixed_one_stays():
-    heads = DualHeads(3, 3, ModelConfig(learn_temperature=True))
-    for value, bound in ((1e-6, 0.01), (50.0, 1.0)):
-        heads.log_temperature.data.fill_(np.log(value))
-        heads.clamp_temperature()
-        assert float(heads.temperature.detach()) == pytest.approx(bound)
+    stacked = torch.tensor([1e-6, 50.0, 0.2]).log().requires_grad_()
+    DualHeads.clamp_temperature(stacked)
+    torch.testing.assert_close(stacked.detach().exp(), torch.tensor([0.01, 1.0, 0.2]))
+    fixed = torch.tensor([1e-6]).log()
+    DualHeads.clamp_temperature(fixed)
+    assert float(fixed.exp()) == pytest.approx(1e-6)
     assert not DualHeads(3, 3, ModelConfig(learn_temperature=False)).log_temperature.requires_grad
 
 
@@ -163,7 +166,9 @@ def test_same_seed_same_result_to_the_bit_and_another_seed_another(store, tmp_pa
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(store, tmp_path, fit_config, changed, epoch):
-    config = changed(fit_config, model={"head": "mlp", "dropout": 0.3}, training={"num_epochs": 5, "patience": 3})
+    config = changed(
+        fit_config, model={"head": "mlp", "dropout": 0.3}, training={"num_epochs": 5, "patience": 3, "check_every": 1}
+    )
     fit(store, tmp_path / "whole", config, quality=measure)
     calls = []
 
@@ -256,23 +261,16 @@ def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_fil
 
 
 def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path, fit_config, changed, monkeypatch):
-    modes = []
-    real = training.contrastive_loss
-    seen = {}
+    left_out = []
+    real = stacking.Stack.step
 
-    def watched(*arguments):
-        modes.append(seen["heads"].training)
-        return real(*arguments)
+    def watched(self, images, texts, *rest):
+        left_out.append(float((images == 0).float().mean() + (texts == 0).float().mean()) / 2)
+        return real(self, images, texts, *rest)
 
-    class Watched(DualHeads):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            seen["heads"] = self
-
-    monkeypatch.setattr(training, "contrastive_loss", watched)
-    monkeypatch.setattr(training, "DualHeads", Watched)
-    fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.5}), quality=measure)
-    assert set(modes) == {True}  # evaluating between epochs does not leave it off
+    monkeypatch.setattr(stacking.Stack, "step", watched)
+    fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.4}), quality=measure)
+    assert 0.35 < min(left_out) < max(left_out) < 0.45  # evaluating between epochs does not leave it off
     heads = load_run(tmp_path / "r").heads
     once, again = (image_embeddings(heads, store.image_features) for _ in range(2))
     np.testing.assert_array_equal(once, again)
@@ -285,12 +283,21 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit(store, tmp_path, fit_c
     def quality(*arrays):
         return measure(*arrays) | {"rsum": next(scores)}
 
-    made = fit(store, tmp_path / "r", changed(fit_config, training={"num_epochs": 6, "patience": 2}), quality=quality)
+    made = fit(
+        store,
+        tmp_path / "r",
+        changed(fit_config, training={"num_epochs": 6, "patience": 2, "check_every": 1}),
+        quality=quality,
+    )
     assert (made["best_epoch"], made["epochs"], made["selection"]["rsum"]) == (2, 4, 5.0)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, fit_config, monkeypatch):
-    monkeypatch.setattr(training, "contrastive_loss", lambda images, *_: images.sum() * float("nan"))
+    monkeypatch.setattr(
+        stacking,
+        "contrastive_loss",
+        lambda images, texts, _, temperature: (images.sum((1, 2)) + texts.sum((1, 2))) * temperature * float("nan"),
+    )
     with pytest.raises(TrainingError, match="not finite in epoch 1; lower training.learning_rate"):
         fit(store, tmp_path / "r", fit_config, quality=measure)
     assert not (tmp_path / "r" / "run.json").exists()

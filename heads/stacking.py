@@ -1,0 +1,300 @@
+"""Pairs of heads that are trained together, stacked so that one product serves them all; one alone is a stack of one.
+
+Pairs that see the same batches (``same_batches``) go through an epoch together. They share the gathering of features
+and the noise of dropout; those of one shape are stacked as well. What becomes of a pair does not depend on its company,
+but for rounding, since every random number comes from its own seed (``heads.seeds``).
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import Config, TrainingConfig
+from heads.chunks import Chunks
+from heads.losses import contrastive_loss
+from heads.models import DualHeads
+from heads.seeds import seed_for
+
+_PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
+_LEVELS = 2**16  # of the noise that dropout goes by
+
+
+class Batches:
+    """The batches of an epoch over some pictures: each picture at most once a batch, each caption once an epoch.
+
+    An epoch runs in rounds. In a round each picture that has captions left brings ``captions_per_image`` of them, in
+    an order drawn anew for the epoch, with one view drawn at random.
+    """
+
+    def __init__(self, pictures: np.ndarray, image_index: np.ndarray, views: int, config: TrainingConfig):
+        self._captions = np.flatnonzero(np.isin(image_index, pictures))
+        self._pictures = image_index[self._captions]
+        self._views, self._size, self._each = views, config.batch_size, config.captions_per_image
+        counts = np.bincount(self._pictures)
+        rounds = [int((counts > done).sum()) for done in range(0, int(counts.max()), self._each)]
+        self.steps = sum(math.ceil(present / self._size) for present in rounds)
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Pictures (B,), their views (B,), captions (T,), and each caption's place among the pictures (T,)."""
+        order = np.lexsort((generator.random(len(self._captions)), self._pictures))
+        pictures, captions = self._pictures[order], self._captions[order]
+        first = np.r_[0, np.flatnonzero(np.diff(pictures)) + 1]
+        place = np.arange(len(pictures)) - np.repeat(first, np.diff(np.r_[first, len(pictures)]))
+        for turn in range(int(place.max()) // self._each + 1):
+            mine = place // self._each == turn
+            present = generator.permutation(np.unique(pictures[mine]))
+            of_present = np.argsort(present)  # pictures in ascending order -> their place in ``present``
+            where = of_present[np.searchsorted(present[of_present], pictures[mine])]
+            by_place = np.argsort(where, kind="stable")
+            where, rows = where[by_place], captions[mine][by_place]
+            for batch in np.array_split(np.arange(len(present)), math.ceil(len(present) / self._size)):
+                span = slice(*np.searchsorted(where, [batch[0], batch[-1] + 1]))
+                views = generator.integers(self._views, size=len(batch))
+                yield present[batch], views, rows[span], where[span] - batch[0]
+
+
+def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine to zero at the last step (Loshchilov and Hutter 2017)."""
+    warm = round(config.warmup * total)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    done = min(1.0, (step - warm) / max(1, total - warm))  # chunks can make an epoch a few steps longer
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Point:
+    """One pair of heads under way, and all that is needed to go on with it.
+
+    Attributes:
+        config: its settings. heads: the pair itself, with what standardises its features.
+        moments: AdamW's two averages for each trained parameter, by name; steps: how often it was stepped.
+        epoch: how many it has been through. history: a row for each: ``loss``, ``learning_rate``, ``temperature``,
+            ``seconds``, its share of the time that those trained together took, and what was measured after it.
+        best_epoch, best_rsum: of the measured epochs, the one with the best rsum.
+    """
+
+    def __init__(self, config: Config, dims: tuple[int, int], standardize: dict[str, dict[str, Tensor]]):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(config.training.seed, "initialisation"))
+            self.heads = DualHeads(*dims, config.model)
+        for kind, state in standardize.items():
+            self.heads.standardize[kind].load_state_dict(state)
+        self.config, self.epoch, self.steps = config, 0, 0
+        self.moments = {
+            name: (torch.zeros_like(parameter), torch.zeros_like(parameter)) for name, parameter in self._trained()
+        }
+        self.history: list[dict] = []
+        self.best_epoch, self.best_rsum, self._best = 0, -1.0, {}
+
+    def state(self) -> dict:
+        """Everything but the settings, in tensors and plain values."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return plain | {"heads": self.heads.state_dict(), "best": self._best, "moments": self.moments}
+
+    def restore(self, state: dict) -> None:
+        """Goes on from ``state``."""
+        self.heads.load_state_dict(state["heads"])
+        self._best, self.moments = state["best"], state["moments"]
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+
+    def keep(self, measured: dict) -> None:
+        """Takes down what was measured after the last epoch, and keeps its heads where they are the best so far."""
+        row = self.history[-1]
+        seconds = row.pop("seconds")
+        row["rsum"] = measured["rsum"]
+        for direction in ("image_to_text", "text_to_image"):
+            row |= {f"{direction}_R@{k}": measured[direction][f"R@{k}"] for k in (1, 5, 10)}
+        row["seconds"] = seconds
+        if measured["rsum"] > self.best_rsum:
+            self.best_epoch, self.best_rsum = self.epoch, measured["rsum"]
+            self._best = {name: tensor.detach().clone() for name, tensor in self.heads.state_dict().items()}
+
+    def best_heads(self) -> DualHeads:
+        """The heads as they were after the best epoch, on the CPU, in eval mode."""
+        self.heads.load_state_dict(self._best)
+        return self.heads.cpu().eval()
+
+    @property
+    def diverged(self) -> int | None:
+        """The first epoch whose loss was not finite, if there is one."""
+        return next((row["epoch"] for row in self.history if not math.isfinite(row["loss"])), None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or ``patience`` is at its end."""
+        training = self.config.training
+        waited = self.epoch - self.best_epoch
+        return self.epoch >= training.num_epochs or (0 < training.patience <= waited)
+
+    @property
+    def until_check(self) -> int:
+        """Epochs until the heads are to be measured."""
+        training = self.config.training
+        return min(training.check_every - self.epoch % training.check_every, training.num_epochs - self.epoch)
+
+    def to(self, device: torch.device) -> "Point":
+        """Moves heads and moments."""
+        self.heads.to(device)
+        self.moments = {name: tuple(part.to(device) for part in pair) for name, pair in self.moments.items()}
+        return self
+
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, value) for name, value in self.heads.named_parameters() if value.requires_grad)
+
+
+def same_batches(config: Config) -> tuple:
+    """What two fits have to agree in to see the same batches, in the same order."""
+    training = config.training
+    return training.seed, training.shuffle_pairs, training.batch_size, training.captions_per_image
+
+
+def _same_shape(point: Point) -> tuple:
+    """What two pairs have to agree in to be stacked: all that makes the heads, but for where the temperature starts."""
+    model = point.config.model
+    return model.head, model.embedding_dim, model.dropout, model.learn_temperature
+
+
+def steps_an_epoch(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig) -> int:
+    """How many steps an epoch takes."""
+    return sum(Batches(group, image_index, chunks.views, config).steps for group in chunks.groups())
+
+
+def advance(
+    points: Sequence[Point],
+    chunks: Chunks,
+    image_index: np.ndarray,
+    epochs: int,
+    step: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Trains points together for some epochs. They have to agree in ``same_batches`` and to have come equally far.
+
+    A loss that is not finite stands in the point's history; the others are none the worse.
+
+    Args:
+        chunks: the train pictures' standardised features.
+        image_index: int64 (M,), each caption's picture; of a control the swapped one.
+        step: is told, after each step, how many points have taken it.
+    """
+    config, begun = points[0].config.training, points[0].epoch
+    steps = steps_an_epoch(chunks, image_index, config)
+    stacks = [Stack(list(same), steps) for _, same in itertools.groupby(sorted(points, key=_same_shape), _same_shape)]
+    for epoch in range(begun, begun + epochs):
+        start = time.monotonic()
+        order, noise = (np.random.default_rng(seed_for(config.seed, name, epoch)) for name in ("order", "dropout"))
+        for number, (images, texts, image_of_text) in enumerate(_batches(chunks, image_index, config, order)):
+            features = _Noisy(images, noise), _Noisy(texts, noise)
+            for stack in stacks:
+                kept = (side.dropped(stack.dropout) for side in features)
+                stack.step(*kept, image_of_text, epoch * steps + number)
+            step(len(points))
+        for stack in stacks:
+            stack.end_epoch((time.monotonic() - start) / len(points))
+    for stack in stacks:
+        stack.settle()
+
+
+def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, generator) -> Iterator:
+    """The batches of an epoch: features of pictures, in a view each, and captions; each caption's picture there."""
+    for chunk in chunks.epoch(generator):
+        of_chunk = Batches(chunk.pictures, image_index, chunks.views, config)
+        for pictures, view, captions, image_of_text in of_chunk.epoch(generator):
+            pictures, captions = chunk.place(pictures, captions)
+            view, image_of_text = (torch.from_numpy(part).to(pictures.device) for part in (view, image_of_text))
+            yield chunk.images[pictures, view], chunk.texts[captions], image_of_text
+
+
+class _Noisy:
+    """Features of a batch with one draw of noise; a rate of dropout cuts it where it will (Srivastava et al. 2014)."""
+
+    def __init__(self, features: Tensor, generator: np.random.Generator):
+        self._features, self._kept = features, {0.0: features}
+        self._noise = np.frombuffer(generator.bytes(2 * features.numel()), np.uint16).reshape(features.shape)
+
+    def dropped(self, rate: float) -> Tensor:
+        """Each number left out with probability ``rate``, the rest scaled so that expectations stay."""
+        if rate not in self._kept:
+            kept = torch.from_numpy(self._noise >= round(rate * _LEVELS)).to(self._features.device)
+            self._kept[rate] = (self._features * (1 / (1 - rate))).mul_(kept)
+        return self._kept[rate]
+
+
+class Stack:
+    """Points of one shape, parameter by parameter as one tensor (P, ...), while they are trained.
+
+    AdamW (Loshchilov and Hutter 2019) steps the rows of points with the same ``training`` settings as one tensor.
+    Weight decay is for matrices alone; biases, norms and the temperature go without.
+    """
+
+    def __init__(self, points: list[Point], steps: int):
+        self._points = sorted(points, key=lambda point: dataclasses.astuple(point.config.training))
+        self._model, self.dropout = self._points[0].heads, self._points[0].config.model.dropout
+        self._steps, self._losses = steps, []
+        stacked, _ = torch.func.stack_module_state([point.heads for point in self._points])
+        self._parameters = stacked
+        self._trained = {name: tensor for name, tensor in stacked.items() if tensor.requires_grad}
+        self._rows, groups, start = [], [], 0
+        for _, same in itertools.groupby(self._points, key=lambda point: point.config.training):
+            same = list(same)
+            rows = slice(start, start := start + len(same))
+            training = same[0].config.training
+            parameters = {name: tensor.detach()[rows] for name, tensor in self._trained.items()}
+            for decay, matrices in ((training.weight_decay, True), (0.0, False)):
+                chosen = [part for part in parameters.values() if (part.ndim > 2) == matrices]
+                if chosen:
+                    groups.append({"params": chosen, "weight_decay": decay, "training": training})
+            self._rows.append((rows, same, parameters))
+        self._optimizer = torch.optim.AdamW(groups, fused=True)
+        for _, same, parameters in self._rows:
+            for name, parameter in parameters.items():
+                first, second = (torch.stack(parts) for parts in zip(*(one.moments[name] for one in same), strict=True))
+                state = {"step": torch.tensor(float(same[0].steps)), "exp_avg": first, "exp_avg_sq": second}
+                self._optimizer.state[parameter] = state
+
+    def step(self, images: Tensor, texts: Tensor, image_of_text: Tensor, number: int) -> None:
+        """One step on standardised features, (B, D) and (T, E); ``number``: counted over all epochs."""
+
+        def embed(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            return torch.func.functional_call(self._model, parameters, (images, texts))
+
+        embedded_images, embedded_texts, temperature = torch.func.vmap(embed)(self._parameters)
+        losses = contrastive_loss(embedded_images, embedded_texts, image_of_text, temperature)
+        losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
+        for name, tensor in self._trained.items():
+            for rows, _, parameters in self._rows:
+                parameters[name].grad = tensor.grad[rows]
+            tensor.grad = None
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(number, group["training"].num_epochs * self._steps, group["training"])
+        self._optimizer.step()
+        self._model.clamp_temperature(self._parameters["log_temperature"])
+        self._losses.append(losses.detach())
+
+    def end_epoch(self, seconds: float) -> None:
+        """Adds an epoch to each point's history; ``seconds``: that it took for one point."""
+        losses = torch.stack(self._losses).mean(0).tolist()
+        temperatures = self._parameters["log_temperature"].detach().exp().tolist()
+        rates = {group["training"]: group["lr"] for group in self._optimizer.param_groups}
+        for point, loss, temperature in zip(self._points, losses, temperatures, strict=True):
+            point.epoch, point.steps = point.epoch + 1, point.steps + len(self._losses)
+            row = {"epoch": point.epoch, "loss": loss, "learning_rate": rates[point.config.training]}
+            point.history.append(row | {"temperature": temperature, "seconds": seconds})
+        self._losses = []
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Gives the points back what has become of them."""
+        for number, point in enumerate(self._points):
+            for name, parameter in point.heads.named_parameters():
+                parameter.copy_(self._parameters[name][number])
+        for _, same, parameters in self._rows:
+            for name, parameter in parameters.items():
+                state = self._optimizer.state[parameter]
+                for number, point in enumerate(same):
+                    point.moments[name] = state["exp_avg"][number].clone(), state["exp_avg_sq"][number].clone()
