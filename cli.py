@@ -122,6 +122,7 @@ def cli() -> None:
     extract   pictures and captions -> feature store (once)
     import    features computed elsewhere -> feature store
     fit       feature store -> projection heads and embeddings (seconds)
+    sweep     feature store -> the best of a grid of settings, for the time of a few fits
     evaluate, compare, ensemble, index, search, plot   from the stored files
 
     Start with: python cli.py demo
@@ -280,6 +281,84 @@ def _fit(
 
         options = {"quality": quality, "correct_hubs": fit_inverted_softmax, "memory": memory, "force": force}
         return run(store, run_dir, config, **options, device=pick_device(device), say=say)
+
+
+@cli.command()
+@click.option("--store", "store_file", required=True, type=FILE, help="A finished feature store.")
+@click.option("--out", required=True, type=DIRECTORY, help="The folder to write.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="KEY=V1,V2,…",
+    help="An axis of the grid: any setting of model or training. Repeat.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits of each setting.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N settings of the grid, drawn at random.")
+@click.option("--halving", is_flag=True, help="Drop settings early that are clearly behind the best one.")
+@click.option("--test-best", is_flag=True, help="Fit the best setting and evaluate it, once, on the reported split.")
+@memory_option
+@device_option
+@config_options
+def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, device, config_file, overrides):
+    """Fit a grid of settings together and rank them on the selection pictures.
+
+    An interrupted sweep goes on where it stopped when run again; settings that are fitted already are not fitted again.
+    """
+    from heads.sweep import expand
+
+    settings = expand(config_file, overrides, grid, seeds, sample)
+    rows, keys = _sweep(store_file, out, settings, halving, device, memory)
+    from retrieval.evaluation import terminal_table
+    from retrieval.leaderboard import leaderboard_table
+
+    click.echo(terminal_table(leaderboard_table(rows, keys, most=10)))
+    if len(rows) > 10:
+        say(f"{len(rows) - 10} more: {out / 'leaderboard.md'}")
+    ties = sum(row.get("verdict") == "tie" for row in rows)
+    say(f"{ties} settings cannot be told from the best one" if ties else "the best one stands alone")
+    if "model.temperature" in keys and any(setting.configs[0].model.learn_temperature for setting in settings):
+        say("model.temperature was where a learned temperature started; --set model.learn_temperature=false fixes it")
+    run_dir, best = out / "best", out / "best.yaml"
+    following = f"python cli.py fit --store {store_file} --run {run_dir} --config {best}"
+    if test_best:
+        _fit(store_file, run_dir, load_config(best), device, memory)
+        result, _ = _evaluate(run_dir, None)
+        _print_table(result)
+        following = f"python cli.py plot --run {run_dir} --out {out / 'figures' / 'best'}"
+    done(f"wrote results.csv, leaderboard.md, best.yaml and figures to {out}", following)
+
+
+def _sweep(
+    store_file: Path, out: Path, settings: list, halving: bool, device: str | None, memory: int | None
+) -> tuple[list[dict], list[str]]:
+    """The leaderboard's rows and the grid's keys."""
+    from extract.store import FeatureStore
+
+    with FeatureStore(store_file) as store:
+        import yaml
+
+        from analysis.sweeps import plot_sweep
+        from configs.formats import BEST, LEADERBOARD, RESULTS
+        from extract.encoders import pick_device
+        from extract.files import write_text
+        from heads.sweep import sweep as run
+        from heads.sweep import trial_name
+        from retrieval.evaluation import markdown_table
+        from retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
+
+        judge = Judge()
+        results = run(store, out, settings, judge, halving=halving, device=pick_device(device), memory=memory, say=say)
+        named = [(setting.values, [trial_name(config) for config in setting.configs]) for setting in settings]
+        rows, keys = leaderboard(judge, named, results), list(settings[0].values)
+        remarks = notes(store.roles().selection_name, len(store.roles().selection))
+        write_text(out / RESULTS, results_csv(rows))
+        write_text(out / LEADERBOARD, markdown_table(leaderboard_table(rows, keys), remarks))
+        best = next(
+            setting.configs[0] for setting in settings if all(rows[0][key] == setting.values[key] for key in keys)
+        )
+        write_text(out / BEST, yaml.safe_dump(best.to_dict(), sort_keys=False))
+        plot_sweep(out, out / "figures", step=lambda name: say(f"drawing {name}"))
+        return rows, keys
 
 
 @cli.command()
@@ -777,27 +856,38 @@ def _search(
     "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrix, training, ranks, evaluation."
 )
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
+@click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")
 @click.option("--out", required=True, type=DIRECTORY, help="The folder for the figures, each as PNG and SVG.")
 @click.option("--split", help="Whose pictures to draw. [default: the one to be reported on]")
 @memory_option
-def plot(run_dir, store_file, out, split, memory):
+def plot(run_dir, store_file, sweep_dir, out, split, memory):
     """Draw figures from stored files; no model is loaded."""
-    if (run_dir is None) == (store_file is None):
-        raise click.UsageError("name either --run or --store")
-    if store_file and split:
-        raise click.UsageError("--split goes with --run; a store is drawn whole, by split")
-    written = _plot(run_dir, store_file, out, split, memory)
-    following = (
-        f"python cli.py info {run_dir}" if run_dir else f"python cli.py fit --store {store_file} --run runs/first"
-    )
+    if sum(place is not None for place in (run_dir, store_file, sweep_dir)) != 1:
+        raise click.UsageError("name one of --run, --store and --sweep")
+    if split and not run_dir:
+        raise click.UsageError("--split goes with --run")
+    written = _plot(run_dir, store_file, out, split, memory, sweep_dir)
+    if store_file:
+        following = f"python cli.py fit --store {store_file} --run runs/first"
+    else:
+        following = f"python cli.py info {run_dir}" if run_dir else None
     done(f"wrote {', '.join(path.name for path in written)} to {out}", following)
 
 
 def _plot(
-    run_dir: Path | None, store_file: Path | None, out: Path, split: str | None = None, memory: int | None = None
+    run_dir: Path | None,
+    store_file: Path | None,
+    out: Path,
+    split: str | None = None,
+    memory: int | None = None,
+    sweep_dir: Path | None = None,
 ) -> list[Path]:
     from analysis.plots import plot_run, plot_store
 
+    if sweep_dir:
+        from analysis.sweeps import plot_sweep
+
+        return plot_sweep(sweep_dir, out, step=lambda name: say(f"drawing {name}"))
     if run_dir:
         from heads.checkpoint import read_provenance
 

@@ -89,7 +89,7 @@ def plot_run(
         drawings["models"] = lambda: _draw_evaluation(evaluated)
     if "joined" in read_json(folder / PROVENANCE, "the run's provenance"):
         del drawings["training"]  # an ensemble's members have histories, it has none
-    return _draw_all(drawings, Path(out), step)
+    return draw_all(drawings, Path(out), step)
 
 
 def plot_store(
@@ -99,10 +99,11 @@ def plot_store(
 
     ``memory``: bytes that it may take, by default half of the machine's; a sample of the rows is drawn if need be.
     """
-    return _draw_all({"features": lambda: draw_features(store, memory or default_memory())}, Path(out), step)
+    return draw_all({"features": lambda: draw_features(store, memory or default_memory())}, Path(out), step)
 
 
-def _draw_all(drawings: dict[str, Callable[[], Figure]], out: Path, step: Callable[[str], None]) -> list[Path]:
+def draw_all(drawings: dict[str, Callable[[], Figure]], out: Path, step: Callable[[str], None]) -> list[Path]:
+    """Draws figures, by name, in the project's style, each as PNG and SVG; returns the files."""
     written = []
     for name, draw in drawings.items():
         step(name)

@@ -17,6 +17,13 @@ EVALUATION = "evaluation-{}"  # of a split; .md, .csv and .json
 ERRORS = "errors-{}.html"  # of a split
 SHUFFLED = "shuffled"  # the control's run folder
 
+# in a sweep's folder
+SWEEP = "sweep.json"
+TRIALS = "trials"
+RESULTS = "results.csv"
+LEADERBOARD = "leaderboard.md"
+BEST = "best.yaml"
+
 CURRENT = "CURRENT"  # an index's pointer to its manifest
 
 UNIT_NORM_TOLERANCE = 1e-3  # of an embedding's length

@@ -121,7 +121,7 @@ def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: 
         "rerank": {name: rerank or run.rerank for name, run in runs.items()},
         "reference": first,
         "runs": {name: report([ranks], draws=0) for name, (_, ranks) in found.items()},
-        "differences": {name: compare(found[first][1], found[name][1]) for name, _ in others},
+        "differences": {name: compare([found[first][1]], [found[name][1]]) for name, _ in others},
     }
 
 

@@ -5,7 +5,7 @@ model scores chance and the order of rows never matters. R@K, as this field writ
 a correct item is among the first K; ``true_recall@K`` is the share of a query's correct items among them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -329,19 +329,24 @@ def quality(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> d
     return report([rank(images, texts, image_index)], draws=0)
 
 
-def compare(first: tuple[Ranks, Ranks], second: tuple[Ranks, Ranks], draws: int = DRAWS, seed: int = 0) -> dict:
+def compare(
+    first: Sequence[tuple[Ranks, Ranks]], second: Sequence[tuple[Ranks, Ranks]], draws: int = DRAWS, seed: int = 0
+) -> dict:
     """Differences, second minus first, in the numbers of ``report``, each with its paired interval.
+
+    Both are as ``report`` takes them; a model's several pairs (its seeds) count as their mean, query by query.
 
     Raises:
         MetricsError: the two do not rank the same queries in galleries of the same size.
     """
     values = []
-    for one, other in zip(first, second, strict=True):
-        if one.gallery != other.gallery or not np.array_equal(one.group, other.group):
-            raise MetricsError("the two rank different queries or galleries; they cannot be paired")
-        before, after = _mean_values([one]), _mean_values([other])
+    for one, other in zip(zip(*first, strict=True), zip(*second, strict=True), strict=True):
+        for ranks in (*one, *other):
+            if ranks.gallery != one[0].gallery or not np.array_equal(ranks.group, one[0].group):
+                raise MetricsError("the two rank different queries or galleries; they cannot be paired")
+        before, after = _mean_values(one), _mean_values(other)
         values.append({name: after[name] - before[name] for name in after})
-    return _summary(values, [one.group for one in first], draws, seed)
+    return _summary(values, [side.group for side in first[0]], draws, seed)
 
 
 def _mean_values(several: tuple[Ranks, ...] | list[Ranks]) -> dict[str, np.ndarray]:

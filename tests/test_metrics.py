@@ -151,7 +151,7 @@ def test_a_comparison_is_paired_and_calls_a_tie_a_tie():
     texts = images[index] + 1.2 * unit(generator, 600, 16)
     worse = texts + 0.9 * unit(generator, 600, 16)
     good, bad = rank(images, texts, index), rank(images, worse, index)
-    difference = compare(bad, good)
+    difference = compare([bad], [good])
     alone = report([good], draws=0), report([bad], draws=0)
     for direction in ("image_to_text", "text_to_image"):
         for key in ("R@1", "R@10", "mrr", "mean_rank"):
@@ -164,10 +164,13 @@ def test_a_comparison_is_paired_and_calls_a_tie_a_tie():
     per_picture = 100 * gain.reshape(200, 3).mean(1)
     drawn = [per_picture[generator.integers(200, size=200)].mean() for _ in range(4000)]
     np.testing.assert_allclose([low, high], np.percentile(drawn, [2.5, 97.5]), atol=0.6)
-    same = compare(good, good)
+    same = compare([good], [good])
     assert (same["rsum"], same["rsum_ci"]) == (0.0, [0.0, 0.0])
+    seeds = compare([bad, good], [good, good])  # a model's seeds count as their mean
+    assert seeds["rsum"] == pytest.approx(difference["rsum"] / 2)
+    assert seeds["rsum_ci"] == pytest.approx([bound / 2 for bound in difference["rsum_ci"]])
     with pytest.raises(MetricsError, match="cannot be paired"):
-        compare(good, rank(images[:100], texts[:300], index[:300]))
+        compare([good], [rank(images[:100], texts[:300], index[:300])])
 
 
 def test_trap_scores_at_or_below_zero_count():

@@ -1,0 +1,179 @@
+"""What the trials of a sweep are worth: ranks on the selection pictures, who stays in the race, and the final table."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from configs import OnceoverError
+from extract.files import whole_file
+from retrieval.metrics import DIRECTIONS, RECALL_AT, Ranks, compare, rank, report
+
+_FIELDS = ("query", "above", "level", "gallery", "group")
+_SHORT = {"image_to_text": "i2t", "text_to_image": "t2i"}
+
+
+class LeaderboardError(OnceoverError):
+    """A sweep in which nothing came to an end, or whose files are damaged."""
+
+
+class Judge:
+    """Remembers each trial's ranks on the selection pictures, those of its best epoch (``heads.sweep.Judge``)."""
+
+    def __init__(self) -> None:
+        self._ranks: dict[str, tuple[Ranks, Ranks]] = {}
+        self._rsum: dict[str, float] = {}
+
+    def measure(self, trial: str, images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> dict:
+        """Ranks unit vectors (N, D) and (M, D); a report without intervals. The best one of a trial is remembered.
+
+        Raises:
+            MetricsError: embeddings that are not finite.
+        """
+        found = rank(images, texts, image_index)
+        measured = report([found], draws=0)
+        if measured["rsum"] > self._rsum.get(trial, -1.0):
+            self._remember(trial, found, measured["rsum"])
+        return measured
+
+    def save(self, trial: str, path: Path) -> None:
+        """Writes a trial's ranks as arrays in a .npz file, whole or not at all."""
+        sides = zip(_SHORT.values(), self._ranks[trial], strict=True)
+        arrays = {f"{side}_{field}": getattr(ranks, field) for side, ranks in sides for field in _FIELDS}
+        with whole_file(path) as aside:
+            np.savez(aside, **arrays)
+
+    def load(self, trial: str, path: Path) -> None:
+        """Remembers a trial's ranks again.
+
+        Raises:
+            LeaderboardError: the file is missing or damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                sides = [{field: arrays[f"{side}_{field}"] for field in _FIELDS} for side in _SHORT.values()]
+        except (OSError, ValueError, KeyError) as error:
+            raise LeaderboardError(f"{path} is missing or damaged; remove {path.with_suffix('.json')} too, and sweep "
+                                   "again: that trial is fitted anew") from error  # fmt: skip
+        found = tuple(Ranks(**side | {"gallery": int(side["gallery"])}) for side in sides)
+        self._remember(trial, found, report([found], draws=0)["rsum"])
+
+    def contenders(self, trials: Sequence[str], share: float) -> list[str]:
+        """The best share of the trials by rsum, and all whose paired 95 % interval to the best one includes zero."""
+        order = sorted(trials, key=lambda trial: -self._rsum[trial])
+        sure = max(1, math.ceil(share * len(order)))
+        best = [self._ranks[order[0]]] if order else []
+        return order[:sure] + [trial for trial in order[sure:] if _tied(best, [self._ranks[trial]])]
+
+    def of(self, trials: Sequence[str]) -> list[tuple[Ranks, Ranks]]:
+        """The ranks of several trials, as ``report`` and ``compare`` take them."""
+        return [self._ranks[trial] for trial in trials]
+
+    def _remember(self, trial: str, found: tuple[Ranks, Ranks], rsum: float) -> None:
+        self._ranks[trial], self._rsum[trial] = found, rsum
+
+
+def _tied(best: list[tuple[Ranks, Ranks]], other: list[tuple[Ranks, Ranks]]) -> bool:
+    low, high = compare(best, other)["rsum_ci"]
+    return low <= 0 <= high
+
+
+def leaderboard(judge: Judge, settings: Sequence[tuple[dict, list[str]]], results: dict[str, dict]) -> list[dict]:
+    """A row for each setting, best first: those that ran to their end, then those that were dropped or diverged.
+
+    Args:
+        settings: the values that a setting stands for, by key, and its trials' names, a seed each.
+        results: of each trial that was begun, what ``heads.sweep.sweep`` says of it.
+
+    Returns:
+        Rows with the setting's values, ``outcome``, ``seeds`` (those that ran), ``epochs`` (the mean), ``seconds`` (the
+        sum), and, but for diverged ones, both directions' recalls in percent as means over seeds with their spread
+        (``_sd``, of several seeds), ``rsum`` with its 95 % interval over pictures, ``difference`` to the best with its
+        paired interval, and ``verdict``: best, tie or worse. Numbers of dropped ones are from where they were dropped.
+
+    Raises:
+        LeaderboardError: no setting came to its end.
+    """
+    rows = []
+    for values, names in settings:
+        ran = [name for name in names if name in results]
+        outcomes = {results[name]["outcome"] for name in ran}
+        outcome = next(each for each in ("diverged", "dropped", "finished") if each in outcomes)
+        row = {**values, "outcome": outcome, "seeds": len(ran), "rsum": -1.0}
+        row |= {"epochs": float(np.mean([results[name]["epochs"] for name in ran]))}
+        row |= {"seconds": sum(results[name]["seconds"] for name in ran)}
+        if outcome != "diverged":
+            row |= _measured(judge, ran)
+        rows.append((row, ran))
+    rows.sort(key=lambda pair: (-(pair[0]["outcome"] == "finished"), -pair[0]["rsum"]))
+    if rows[0][0]["outcome"] != "finished":
+        raise LeaderboardError("no setting came to its end: all diverged; lower training.learning_rate")
+    best = judge.of(rows[0][1])
+    for number, (row, ran) in enumerate(rows):
+        if row["outcome"] == "diverged":
+            del row["rsum"]
+            continue
+        difference = compare(best, judge.of(ran))
+        row["difference"] = difference["rsum"]
+        row["difference_low"], row["difference_high"] = difference["rsum_ci"]
+        tied = row["difference_low"] <= 0 <= row["difference_high"]
+        row["verdict"] = "best" if number == 0 else "tie" if tied and row["outcome"] == "finished" else "worse"
+    return [row for row, _ in rows]
+
+
+def _measured(judge: Judge, trials: list[str]) -> dict:
+    found = report(judge.of(trials))
+    row: dict = {}
+    for direction in DIRECTIONS:
+        for k in RECALL_AT:
+            name = f"{_SHORT[direction]}_R@{k}"
+            row[name] = found[direction][f"R@{k}"]
+            row[f"{name}_low"], row[f"{name}_high"] = found[direction][f"R@{k}_ci"]
+            if len(trials) > 1:
+                row[f"{name}_sd"] = found[direction][f"R@{k}_sd"]
+    row |= {"rsum": found["rsum"], "rsum_low": found["rsum_ci"][0], "rsum_high": found["rsum_ci"][1]}
+    return row
+
+
+def notes(split: str, pictures: int) -> list[str]:
+    """What a reader of the leaderboard has to know; ``split``: that the numbers are of, with so many pictures."""
+    return [
+        f"measured on {split}, {pictures:,} pictures, which chose the best one: its own numbers here flatter it",
+        "R@K: hit@K in percent, i2t: picture → caption, t2i: caption → picture; means over the seeds",
+        "intervals: 95 %, pictures resampled; to the best: paired. tie: the interval includes zero, so that these "
+        "pictures cannot tell the setting from the best one",
+        "dropped: measured when it was dropped, against the best one at its end",
+    ]
+
+
+def results_csv(rows: list[dict]) -> str:
+    """Every number in full, a row for each setting; what a setting has not is blank."""
+    buffer = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def leaderboard_table(rows: list[dict], keys: Sequence[str], most: int | None = None) -> list[list[str]]:
+    """Header and the first ``most`` rows, as text; ``keys``: the grid's."""
+    recalls = [f"{side}_R@{k}" for side in _SHORT.values() for k in RECALL_AT]
+    table = [["", *keys, *recalls, "rsum", "to the best [95 %]", "seeds", "epochs", "verdict"]]
+    for place, row in enumerate(rows[:most], 1):
+        cells = [str(place), *(str(row[key]) for key in keys)]
+        if row["outcome"] == "diverged":
+            table.append(
+                [*cells, *("–" for _ in recalls), "–", "–", str(row["seeds"]), f"{row['epochs']:g}", "diverged"]
+            )
+            continue
+        cells += [f"{row[name]:.1f}" for name in recalls] + [
+            f"{row['rsum']:.1f} [{row['rsum_low']:.1f}, {row['rsum_high']:.1f}]"
+        ]
+        cells.append(f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]")
+        verdict = row["verdict"] if row["outcome"] == "finished" else "dropped"
+        table.append([*cells, str(row["seeds"]), f"{row['epochs']:g}", verdict])
+    return table

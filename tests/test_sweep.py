@@ -1,0 +1,354 @@
+"""Sweeps: what becomes of a trial does not depend on its company, halving keeps who could win, kills cost little."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from configs.schema import Config, ConfigError, ModelConfig, TrainingConfig, load_config
+from heads import stacking
+from heads import sweep as module
+from heads.checkpoint import load_run
+from heads.embed import embed
+from heads.models import DualHeads
+from heads.stacking import Point, advance
+from heads.sweep import SweepError, expand, sweep, trial_name
+from heads.training import Data, fit
+from retrieval.hubness import fit_inverted_softmax
+from retrieval.leaderboard import Judge, LeaderboardError, leaderboard, leaderboard_table
+from retrieval.metrics import quality, report
+
+SHORT = ["training.num_epochs=4", "training.batch_size=12", "training.check_every=2", "model.embedding_dim=8"]
+
+
+def config(**changes) -> Config:
+    """Settings for the drawn store; ``model_dropout=0.3`` and the like change one."""
+    groups: dict = {
+        "model": {"embedding_dim": 8, "dropout": 0.4, "learn_temperature": False},
+        "training": {"num_epochs": 4, "batch_size": 12, "check_every": 2},
+    }
+    for name, value in changes.items():
+        section, _, key = name.partition("_")
+        groups[section][key] = value
+    return Config(model=ModelConfig(**groups["model"]), training=TrainingConfig(**groups["training"]))
+
+
+@pytest.fixture
+def data(store):
+    return Data(store, store.roles(), torch.device("cpu"), 2**34)
+
+
+def settings(*overrides, grid, seeds=1, sample=None):
+    return expand(None, [*SHORT, *overrides], grid, seeds, sample)
+
+
+COMPANY = [
+    config(),
+    config(model_temperature=0.2),
+    config(model_dropout=0.1),
+    config(model_dropout=0.0),
+    config(model_embedding_dim=24),
+    config(model_head="mlp"),
+    config(model_learn_temperature=True),
+    config(training_learning_rate=0.01, training_weight_decay=0.0),
+    config(training_num_epochs=9, training_warmup=0.5),
+]
+
+
+def test_a_trial_comes_out_as_if_it_were_fitted_alone_dropout_included(data, store, tmp_path):
+    together = [data.point(each) for each in COMPANY]
+    advance(together, *data.dealt(COMPANY[0]), 4)
+    for point in together:
+        alone = data.point(point.config)
+        advance([alone], *data.dealt(point.config), 4)
+        assert alone.history[-1]["loss"] == pytest.approx(point.history[-1]["loss"], rel=1e-5)
+        for name, tensor in alone.heads.state_dict().items():
+            torch.testing.assert_close(point.heads.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    fit(store, tmp_path / "run", COMPANY[0], quality=quality, correct_hubs=fit_inverted_softmax)
+    best = load_run(tmp_path / "run").heads
+    judged = quality(*embed(best, store, store.roles().selection))
+    point = data.point(COMPANY[0])
+    judge = Judge()
+    for _ in range(2):
+        advance([point], *data.dealt(COMPANY[0]), 2)
+        point.keep(judge.measure("t", *embed(point.heads, store, store.roles().selection)))
+    assert point.best_rsum == pytest.approx(judged["rsum"])
+    other = data.point(config(training_seed=1))
+    advance([other], *data.dealt(other.config), 4)
+    assert not torch.allclose(other.heads.image.weight, together[0].heads.image.weight, atol=0.05)
+
+
+def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data, monkeypatch):
+    """Against a loop with nothing stacked, no fused step and autograd's own gradient."""
+    settings = config(model_dropout=0.0, training_num_epochs=3)
+    point, reference = data.point(settings), data.point(settings).heads
+    chunks, image_index = data.dealt(settings)
+    advance([point], chunks, image_index, 3)
+    matrices = [parameter for parameter in reference.parameters() if parameter.requires_grad and parameter.ndim > 1]
+    vectors = [parameter for parameter in reference.parameters() if parameter.requires_grad and parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, fused=False, foreach=False)
+    step, total = 0, 3 * stacking.steps_an_epoch(chunks, image_index, settings.training)
+    for epoch in range(3):
+        order = np.random.default_rng(stacking.seed_for(0, "order", epoch))
+        for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order):
+            left, right, temperature = reference(images, texts)
+            logits = right @ left.T / temperature
+            own = torch.nn.functional.one_hot(owners, len(left)).bool()
+            others = logits.masked_fill(own, -torch.inf).logsumexp(0)[owners]
+            loss = (torch.logaddexp(logits[own], others) - logits[own]).mean()
+            loss = (loss + torch.nn.functional.cross_entropy(logits, owners)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = stacking.learning_rate(step, total, settings.training)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(dict(point.heads.named_parameters())[name], parameter, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_leaves_out_the_share_it_is_told_and_keeps_the_mean():
+    features = torch.ones(400, 500)
+    noisy = stacking._Noisy(features, np.random.default_rng(0))
+    for rate in (0.0, 0.25, 0.5, 0.9):
+        kept = noisy.dropped(rate)
+        assert float((kept == 0).float().mean()) == pytest.approx(rate, abs=0.01)
+        assert float(kept.mean()) == pytest.approx(1, abs=0.03)
+    assert ((noisy.dropped(0.5) != 0) <= (noisy.dropped(0.25) != 0)).all()  # one draw of noise for all rates
+    assert noisy.dropped(0.5) is noisy.dropped(0.5)
+
+
+def test_a_diverged_trial_is_written_down_and_harms_no_other(store, tmp_path, monkeypatch):
+    real = stacking.contrastive_loss
+
+    def poisoned(images, texts, owners, temperature):
+        return real(images, texts, owners, torch.where(temperature > 1, temperature * float("nan"), temperature))
+
+    monkeypatch.setattr(stacking, "contrastive_loss", poisoned)
+    points = settings("model.learn_temperature=false", grid=["model.temperature=0.05,2,0.1"])
+    judge = Judge()
+    results = sweep(store, tmp_path / "s", points, judge)
+    named = [(point.values, [trial_name(point.configs[0])]) for point in points]
+    assert [results[names[0]]["outcome"] for _, names in named] == ["finished", "diverged", "finished"]
+    rows = leaderboard(judge, named, results)
+    assert [row["model.temperature"] for row in rows][-1] == 2
+    assert "rsum" not in rows[-1]
+    assert leaderboard_table(rows, ["model.temperature"])[-1][-1] == "diverged"
+    monkeypatch.undo()
+    clean = Judge()
+    sweep(store, tmp_path / "clean", [points[0], points[2]], clean)
+    for names in (named[0][1], named[2][1]):
+        for one, other in zip(judge.of(names)[0], clean.of(names)[0], strict=True):
+            np.testing.assert_array_equal(one.above, other.above)
+
+
+def test_what_a_grid_may_hold():
+    points = settings(grid=["model.temperature=0.03, 0.07", "model.head=linear,mlp"], seeds=2)
+    assert [point.values for point in points] == [
+        {"model.temperature": 0.03, "model.head": "linear"},
+        {"model.temperature": 0.03, "model.head": "mlp"},
+        {"model.temperature": 0.07, "model.head": "linear"},
+        {"model.temperature": 0.07, "model.head": "mlp"},
+    ]
+    assert [one.training.seed for one in points[1].configs] == [0, 1]
+    assert len({trial_name(one) for point in points for one in point.configs}) == 8
+    some = settings(grid=["model.temperature=0.03,0.05,0.07", "model.embedding_dim=4,8,16"], sample=4)
+    assert len(some) == 4
+    assert some == settings(grid=["model.temperature=0.03,0.05,0.07", "model.embedding_dim=4,8,16"], sample=4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (["model.temprature=0.1"], "unknown key model.temprature; did you mean model.temperature"),
+        (["model.temperature=0.1,cold"], "model.temperature is 'cold'; it must be a number"),
+        (["model.temperature=0.1,99"], "model.temperature is 99.0; use 0.001 to 10"),
+        (["model.temperature"], "is no axis of a grid; write key=v1,v2"),
+        (["model.temperature=0.1,,0.2"], "is no axis of a grid"),
+        (["model.head=mlp", "model.head=linear"], "stands in the grid twice"),
+        (["training.seed=1,2"], "say how many seeds with --seeds"),
+        (["extract.views=1,2"], "changes the features; make a store for each value"),
+        ([], "the grid is empty"),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_anything_is_fitted(grid, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(grid=grid)
+
+
+def killed_after(looks):
+    """A judge that is interrupted at a look."""
+
+    class Interrupted(Judge):
+        seen = 0
+
+        def measure(self, *arguments):
+            Interrupted.seen += 1
+            if Interrupted.seen > looks:
+                raise KeyboardInterrupt
+            return super().measure(*arguments)
+
+    return Interrupted()
+
+
+@pytest.mark.parametrize("halving", [False, True])
+def test_trap_a_killed_sweep_goes_on_with_what_was_finished(store, tmp_path, monkeypatch, halving):
+    monkeypatch.setattr(module, "AT_ONCE", {"cpu": 2})
+    grid = ["model.temperature=0.05,0.1,0.3", "training.learning_rate=0.001,0.1"]
+    points = settings("model.learn_temperature=false", "training.num_epochs=8", grid=grid)
+    whole = Judge()
+    expected = sweep(store, tmp_path / "whole", points, whole, halving=halving)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(store, tmp_path / "killed", points, killed_after(11), halving=halving)
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed/trials").iterdir()}
+    assert any(name.endswith(".json" if not halving else ".pt") for name in kept)
+    trained = []
+    real = module.advance
+    monkeypatch.setattr(module, "advance", lambda points, *rest: trained.extend(map(id, points)) or real(points, *rest))
+    again = Judge()
+    results = sweep(store, tmp_path / "killed", points, again, halving=halving)
+    for name, time in kept.items():
+        if name.endswith(".json"):
+            assert (tmp_path / "killed/trials" / name).stat().st_mtime_ns == time
+    plain = [{name: {k: each[k] for k in ("outcome", "epochs", "best_epoch")} for name, each in found.items()}
+             for found in (expected, results)]  # fmt: skip
+    assert plain[0] == plain[1]
+    for name in results:
+        for one, other in zip(whole.of([name])[0], again.of([name])[0], strict=True):
+            np.testing.assert_array_equal(one.above, other.above)
+    assert not list((tmp_path / "killed/trials").glob("*.pt"))
+    trained.clear()
+    sweep(store, tmp_path / "killed", points, Judge(), halving=halving)
+    assert not trained  # nothing is fitted twice
+
+
+def test_halving_drops_the_hopeless_and_gives_the_rest_their_other_seeds(store, tmp_path):
+    grid = ["training.learning_rate=0.003,1e-9", "model.temperature=0.05,0.1"]
+    points = settings("model.learn_temperature=false", "training.num_epochs=16", "training.check_every=1",
+                      grid=grid, seeds=2)  # fmt: skip
+
+    class Strict(Judge):
+        def contenders(self, trials, share):
+            found = super().contenders(trials, 1.0)  # all, best first
+            return found[: max(1, len(found) // 2)]
+
+    judge, told = Strict(), []
+    results = sweep(store, tmp_path / "s", points, judge, halving=True, say=told.append)
+    assert "after 12% of the epochs 2 of 4 settings go on" in told
+    outcomes = [results[trial_name(point.configs[0])]["outcome"] for point in points]
+    assert outcomes.count("finished") == 1
+    dropped = [results[trial_name(p.configs[0])] for p, o in zip(points, outcomes, strict=True) if o == "dropped"]
+    assert sorted(each["epochs"] for each in dropped) == [2, 2, 8]
+    winner = points[outcomes.index("finished")]
+    assert results[trial_name(winner.configs[1])]["epochs"] == 16
+    assert len(results) == 5  # no other seed of a dropped one
+    rows = leaderboard(judge, [(p.values, [trial_name(c) for c in p.configs]) for p in points], results)
+    assert (rows[0]["verdict"], rows[0]["seeds"], rows[1]["verdict"]) == ("best", 2, "worse")
+
+
+def test_contenders_are_the_best_share_and_all_ties():
+    judge = Judge()
+    generator = np.random.default_rng(0)
+    index = np.repeat(np.arange(300), 2)
+    images = generator.standard_normal((300, 32))
+    for name, noise in (("a", 2.0), ("b", 2.0), ("c", 4.0), ("d", 9.0)):
+        texts = images[index] + noise * generator.standard_normal((600, 32))
+        judge.measure(name, images / np.linalg.norm(images, axis=1, keepdims=True), texts / 99, index)
+    assert sorted(judge.contenders(["a", "b", "c", "d"], 0.25)) == ["a", "b"]  # a tie, though more than a quarter
+    assert judge.contenders(["d", "c", "a"], 0.5) == ["a", "c"]
+    assert judge.contenders([], 0.5) == []
+    # a worse look at the same trial does not replace the best one
+    before = judge.of(["a"])[0][0]
+    judge.measure("a", images, -images[index], index)
+    assert judge.of(["a"])[0][0] is before
+
+
+def test_ranks_survive_the_disk_and_a_damaged_file_is_named(tmp_path):
+    judge = Judge()
+    images = np.eye(4)
+    measured = judge.measure("t", images, images[[0, 0, 1, 2]], np.array([0, 0, 1, 2]))
+    judge.save("t", tmp_path / "t.npz")
+    other = Judge()
+    other.load("t", tmp_path / "t.npz")
+    assert report(other.of(["t"]), draws=0)["rsum"] == measured["rsum"]
+    (tmp_path / "t.npz").write_bytes(b"no")
+    with pytest.raises(LeaderboardError, match=r"t.npz is missing or damaged; remove .*t.json too, and sweep again"):
+        other.load("t", tmp_path / "t.npz")
+
+
+def test_groups_are_split_where_memory_or_the_machine_says_so(store, tmp_path, monkeypatch):
+    sizes = []
+    real = module.advance
+    monkeypatch.setattr(module, "advance", lambda points, *rest: sizes.append(len(points)) or real(points, *rest))
+    points = settings("training.num_epochs=2", grid=["model.temperature=0.02,0.03,0.05,0.1,0.2"])
+    sweep(store, tmp_path / "a", points, Judge())
+    assert sizes == [5]
+    sizes.clear()
+    monkeypatch.setattr(module, "AT_ONCE", {"cpu": 2})
+    sweep(store, tmp_path / "b", points, Judge())
+    assert sizes == [2, 2, 1]
+    sizes.clear()
+    monkeypatch.setattr(module._Sweep, "_at_once", lambda self, config: 1)
+    sweep(store, tmp_path / "c", points, Judge())
+    assert sizes == [1] * 5
+
+
+def test_a_folder_of_something_else_is_left_alone(store, store_file, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    points = settings(grid=["model.temperature=0.05,0.1"])
+    with pytest.raises(SweepError, match="is not empty and no sweep; name a new folder"):
+        sweep(store, tmp_path / "mine", points, Judge())
+    sweep(store, tmp_path / "s", points, Judge())
+    request = json.loads((tmp_path / "s/sweep.json").read_text())
+    request["fingerprints"]["image"] = "other"
+    (tmp_path / "s/sweep.json").write_text(json.dumps(request))
+    with pytest.raises(SweepError, match="holds a sweep of other features"):
+        sweep(store, tmp_path / "s", points, Judge())
+
+
+def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fails, store_file, tmp_path):
+    out = tmp_path / "sweep"
+    axes = ["--grid", "model.temperature=0.05,0.2", "--grid", "model.embedding_dim=8,16", "--seeds", "2"]
+    short = [part for override in SHORT[:3] for part in ("--set", override)]
+    done = run("sweep", "--store", store_file, "--out", out, *axes, *short, "--test-best")
+    assert "model.temperature was where a learned temperature started" in done.stderr
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert len(rows) == 4
+    assert rows[0]["verdict"] == "best"
+    assert all(float(row["rsum_low"]) <= float(row["rsum"]) <= float(row["rsum_high"]) for row in rows)
+    assert float(rows[0]["rsum"]) == max(float(row["rsum"]) for row in rows)
+    assert {row["seeds"] for row in rows} == {"2"}
+    best = load_config(out / "best.yaml")
+    assert best.model.temperature == float(rows[0]["model.temperature"])
+    assert best.model.embedding_dim == int(rows[0]["model.embedding_dim"])
+    assert yaml.safe_load((out / "best.yaml").read_text())["training"]["num_epochs"] == 4
+    assert "which chose the best one: its own numbers here flatter it" in (out / "leaderboard.md").read_text()
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert {"heatmap-temperature-embedding_dim.png", "curves.svg", "parallel.png"} <= names
+    assert json.loads((out / "best/evaluation-test.json").read_text())["split"] == "test"
+    assert "multimodal" in done.stdout
+    run("plot", "--sweep", out, "--out", tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == names
+    (out / "results.csv").write_text("nothing")
+    assert "results.csv is missing or damaged" in fails("plot", "--sweep", out, "--out", tmp_path / "again")
+
+
+def test_a_point_restored_is_the_point(data):
+    point = data.point(config())
+    advance([point], *data.dealt(point.config), 2)
+    state = point.state()
+    other = data.point(config())
+    other.restore(state)
+    for each in (point, other):
+        advance([each], *data.dealt(each.config), 2)
+    assert torch.equal(point.heads.text.weight, other.heads.text.weight)
+    assert point.steps == other.steps == 4 * stacking.steps_an_epoch(*data.dealt(config()), config().training)
+    assert isinstance(point, Point)
+    assert isinstance(point.heads, DualHeads)
+    assert dataclasses.asdict(point.config)["training"]["seed"] == 0
