@@ -256,8 +256,9 @@ def test_contenders_are_the_best_share_and_all_ties():
     generator = np.random.default_rng(0)
     index = np.repeat(np.arange(300), 2)
     images = generator.standard_normal((300, 32))
-    for name, noise in (("a", 2.0), ("b", 2.0), ("c", 4.0), ("d", 9.0)):
-        texts = images[index] + noise * generator.standard_normal((600, 32))
+    noise = generator.standard_normal((600, 32))
+    for name, much, other in (("a", 2.0, 0.0), ("b", 2.0, 0.02), ("c", 4.0, 0.0), ("d", 9.0, 0.0)):
+        texts = images[index] + much * noise + other * generator.standard_normal((600, 32))
         judge.measure(name, images / np.linalg.norm(images, axis=1, keepdims=True), texts / 99, index)
     assert sorted(judge.contenders(["a", "b", "c", "d"], 0.25)) == ["a", "b"]  # a tie, though more than a quarter
     assert judge.contenders(["d", "c", "a"], 0.5) == ["a", "c"]

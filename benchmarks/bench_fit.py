@@ -1,0 +1,172 @@
+"""What does a fit cost, beside its bare matrix products, and beside training that encodes everything in every epoch?
+
+    python benchmarks/bench_fit.py [--out FILE.json]
+
+Made-up features of Flickr8k's size and of ResNet50's and DistilBERT's dimensions (6,000 train pictures, two views, five
+captions each), default heads and settings, in one process. In each round: a fit as far as its heads; the whole ``fit``,
+embeddings of everything and biases included; and the products of its steps alone, on tensors that are ready: two
+projections, the similarities, and the four products of their way back. Then, with random weights, measured steps of the
+"simple CLIP" way: each row a caption with its picture, both encoders passed forward and back; and, more kindly, both
+encoders frozen, in evaluation mode, each picture passed once an epoch. Both are extrapolated to all epochs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TRAIN, HELD_OUT, EACH, VIEWS, DIMS, LATENT = 6000, 1000, 5, 2, (2048, 768), 64
+ROWS, STEPS = 16, 4  # of a measured batch of the simple way, and how many are measured
+
+
+def main() -> None:
+    """Parses the options and prints the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--extract-seconds", type=float, help="of the dataset, as measured; else it is left out")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    import cli  # sets what torch reads when it starts
+    from configs.schema import load_config
+    from extract.store import FeatureStore
+
+    assert cli
+    config = load_config(ROOT / "configs/config.yaml", [f"training.num_epochs={options.epochs}"])
+    result: dict = {"machine": machine(), "epochs": options.epochs}
+    with tempfile.TemporaryDirectory() as folder:
+        make_store(Path(folder))
+        with FeatureStore(Path(folder) / "store.h5") as store:
+            rounds = [one_round(store, Path(folder) / "run", config) for _ in range(options.rounds)]
+    medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    result["seconds"] = {name: round(value, 2) for name, value in medians.items()}
+    result["every round"] = rounds
+    result["fit / products"] = round(statistics.median(one["heads"] / one["products"] for one in rounds), 2)
+    simple = {name: value * options.epochs for name, value in simple_epoch().items()}
+    result["extrapolated seconds"] = {name: round(value) for name, value in simple.items()}
+    whole = medians["whole fit"] + (options.extract_seconds or 0)
+    what = "fit and extraction" if options.extract_seconds else "fit"
+    result |= {f"{name} / {what}": round(value / whole, 1) for name, value in simple.items()}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def make_store(folder: Path) -> None:
+    """Features in which both sides are noisy images of a common vector, imported."""
+    from extract.importing import import_features
+
+    generator = np.random.default_rng(0)
+    latent = generator.standard_normal((TRAIN + HELD_OUT, LATENT), np.float32)
+    for name, dim, each in (("images", DIMS[0], VIEWS), ("texts", DIMS[1], EACH)):
+        mapping = generator.standard_normal((LATENT, dim), np.float32)
+        noise = generator.standard_normal((len(latent), each, dim), np.float32)
+        features = (latent @ mapping)[:, None] / LATENT**0.5 + 3 * noise
+        np.save(folder / f"{name}.npy", features if name == "images" else features.reshape(-1, dim))
+    with open(folder / "captions.csv", "w") as file:
+        file.write("image,caption,split\n")
+        for number in range(len(latent)):
+            split = "train" if number < TRAIN else "dev"
+            file.writelines(f"{number:05d}.jpg,picture {number} said {each},{split}\n" for each in range(EACH))
+    import_features(folder / "images.npy", folder / "texts.npy", folder / "captions.csv", folder / "store.h5")
+
+
+def one_round(store, run: Path, config) -> dict[str, float]:
+    """Seconds of a fit's heads, of the whole fit, and of the bare products of its steps."""
+    from heads.training import fit
+    from retrieval.hubness import fit_inverted_softmax
+    from retrieval.metrics import quality
+
+    start = time.perf_counter()
+    made = fit(store, run, config, quality=quality, correct_hubs=fit_inverted_softmax, force=True)
+    whole = time.perf_counter() - start
+    steps = made["epochs"] * steps_an_epoch(store, config)
+    found = {"heads": made["seconds"], "whole fit": whole, "products": steps * seconds_a_step(config)}
+    print(found, file=sys.stderr, flush=True)
+    return found
+
+
+def steps_an_epoch(store, config) -> int:
+    """The steps of an epoch over the store's train pictures."""
+    from heads.stacking import Batches
+
+    return Batches(store.roles().train, store.image_index, VIEWS, config.training).steps
+
+
+def seconds_a_step(config, stacked: int = 1, dims: tuple[int, int] = DIMS, seconds: float = 3.0) -> float:
+    """Seconds that the products of a full step take, for ``stacked`` pairs of heads, the median over some time."""
+    import torch
+
+    training, dim = config.training, config.model.embedding_dim
+    images = torch.randn(training.batch_size, dims[0])
+    texts = torch.randn(training.batch_size * training.captions_per_image, dims[1])
+    left, right = (torch.randn(stacked, each, dim) for each in dims)
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.perf_counter()
+        one, other = images @ left, texts @ right
+        scores = other @ one.transpose(1, 2)
+        back_other, back_one = scores @ one, scores.transpose(1, 2) @ other
+        images.T @ back_one, texts.T @ back_other
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def simple_epoch() -> dict[str, float]:
+    """Seconds of an epoch over the train pictures and captions, trained end to end, and with frozen encoders."""
+    import torch
+    import torchvision
+    from transformers import DistilBertConfig, DistilBertModel
+
+    image, text = torchvision.models.resnet50(), DistilBertModel(DistilBertConfig())
+    pixels, tokens = torch.randn(ROWS, 3, 224, 224), torch.randint(1000, (ROWS, 16))
+
+    def timed(work) -> float:
+        work()
+        times = []
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times) / ROWS
+
+    def trained() -> None:
+        (image(pixels).sum() + text(tokens).last_hidden_state.sum()).backward()
+
+    end_to_end = timed(trained)
+    image.eval()
+    text.eval()
+    with torch.inference_mode():
+        picture, caption = timed(lambda: image(pixels)), timed(lambda: text(tokens))
+    return {
+        "trained end to end": TRAIN * EACH * end_to_end,
+        "encoders frozen, encoded again in every epoch": TRAIN * picture + TRAIN * EACH * caption,
+    }
+
+
+def machine() -> dict:
+    """What the numbers were measured on."""
+    names = ("torch", "torchvision", "transformers", "numpy")
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What does a grid cost, beside its points fitted one after another, and beside their bare matrix products?
+
+    python benchmarks/bench_sweep.py --store STORE.h5 [--out FILE.json]
+
+8 temperatures × 4 dimensions × 2 seeds, short fits, in one process: the points one after another (features read and
+standardised once, as a loop in Python would), the sweep, the sweep with ``--halving``, and the products of all steps
+alone, stacked as the sweep stacks them. Times are of training and of looking at the selection pictures.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bench_fit import machine, seconds_a_step
+
+GRID = ["model.temperature=0.01,0.02,0.03,0.05,0.07,0.1,0.15,0.2", "model.embedding_dim=128,256,512,1024"]
+SEEDS = 2
+
+
+def main() -> None:
+    """Parses the options and prints the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    import torch
+
+    import cli  # sets what torch reads when it starts
+    from extract.store import FeatureStore
+    from heads import sweep as module
+    from heads.stacking import advance, steps_an_epoch
+    from heads.sweep import expand, sweep, trial_name
+    from heads.training import Data, check
+    from retrieval.leaderboard import Judge, leaderboard
+    from retrieval.metrics import quality
+
+    assert cli
+    short = [f"training.num_epochs={options.epochs}", "training.check_every=1", "model.learn_temperature=false"]
+    settings = expand(None, short, GRID, SEEDS)
+    named = [(point.values, [trial_name(config) for config in point.configs]) for point in settings]
+    configs = [config for point in settings for config in point.configs]
+    seconds: dict[str, float] = {}
+    tables: dict[str, list[dict]] = {}
+    with FeatureStore(options.store) as store, tempfile.TemporaryDirectory() as folder:
+        roles, place = store.roles(), torch.device("cpu")
+        for name, halving in (("sweep", False), ("sweep, halving", True)):
+            judge, start = Judge(), time.perf_counter()
+            results = sweep(store, Path(folder) / name, settings, judge, halving=halving)
+            seconds[name] = time.perf_counter() - start
+            tables[name] = leaderboard(judge, named, results)
+            print(name, seconds[name], file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        data = Data(store, roles, place, 2**34)
+        for config in configs:
+            point, dealt = data.point(config), data.dealt(config)
+            while not point.finished:
+                advance([point], *dealt, point.until_check)
+                check(point, store, roles, quality)
+        seconds["one after another"] = time.perf_counter() - start
+        steps = options.epochs * steps_an_epoch(*data.dealt(configs[0]), configs[0].training)
+        at_once = module.AT_ONCE["cpu"]
+        shapes = {config.model.embedding_dim: config for config in configs}
+        seconds["products"] = sum(
+            len(configs) / len(shapes) / at_once * steps * seconds_a_step(config, at_once, data.dims)
+            for config in shapes.values()
+        )
+    ends = {name: next(row for row in table if row["verdict"] == "best") for name, table in tables.items()}
+    full = {tuple(row[key] for key in settings[0].values): row for row in tables["sweep"]}
+    chosen = full[tuple(ends["sweep, halving"][key] for key in settings[0].values)]
+    result = {"machine": machine(), "points": len(configs), "epochs": options.epochs}
+    result["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    for name, other in (("sweep", "products"), ("one after another", "products"), ("sweep", "one after another"),
+                        ("sweep, halving", "one after another")):  # fmt: skip
+        result[f"{name} / {other}"] = round(seconds[name] / seconds[other], 2)
+    result["best"] = {name: {key: row[key] for key in (*settings[0].values, "rsum")} for name, row in ends.items()}
+    result["halving's best in the full grid"] = {
+        key: chosen[key] for key in ("rsum", "difference", "difference_low", "difference_high", "verdict")
+    }
+    result["dropped"] = sum(row["outcome"] == "dropped" for row in tables["sweep, halving"])
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
