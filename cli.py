@@ -134,6 +134,8 @@ def cli() -> None:
 @click.option("--store", "store_file", required=True, type=FILE, help="The .h5 file to write.")
 @click.option("--image-encoder", metavar="SPEC", help="torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
 @click.option("--text-encoder", metavar="SPEC", help="hf:NAME_OR_FOLDER; add @random for untrained weights.")
+@click.option("--image-layers", metavar="NAMES", help="Layers of the image encoder, side by side: auto, last, NAME,…")
+@click.option("--text-layers", metavar="NAMES", help="The same of the text encoder: auto, last, middle, words, 0, 1, …")
 @click.option(
     "--text-pooling", type=click.Choice(["mean", "cls"]), help="Mean over a caption's tokens, or the first one."
 )
@@ -244,20 +246,22 @@ def import_(store_file, **given):
 @click.option("--store", "store_file", required=True, type=FILE, help="A finished feature store.")
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The folder to write.")
 @click.option("--force", is_flag=True, help="Fit again, in the place of the run that is there.")
+@click.option("--ensemble", type=click.IntRange(min=1), metavar="N", help="N pairs of heads as one: training.members.")
 @memory_option
 @device_option
 @config_options
-def fit(store_file, run_dir, force, memory, device, config_file, overrides):
+def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overrides):
     """Fit projection heads on a feature store's train pictures.
 
     An interrupted fit goes on where it stopped when run again, to the same result. Features that do not fit the memory
     are read in shuffled chunks.
     """
-    config = load_config(config_file, overrides)
+    config = load_config(config_file, [*overrides, *([f"training.members={ensemble}"] if ensemble else [])])
     provenance = _fit(store_file, run_dir, config, device, memory, force)
     selection = provenance["selection"]
+    epochs = [f"{best} of {ran}" for best, ran in zip(provenance["best_epochs"], provenance["epochs"], strict=True)]
     say(
-        f"best epoch {provenance['best_epoch']} of {provenance['epochs']}: rsum {selection['rsum']:.1f} on "
+        f"best epoch {', '.join(epochs)}: rsum {selection['rsum']:.1f} on "
         f"{selection['pictures']:,} pictures ({selection['split']}), {provenance['seconds']:.0f} s"
     )
     done(f"wrote {run_dir}", f"python cli.py evaluate --run {run_dir}")
@@ -441,7 +445,7 @@ def _evaluate(
             evaluation.check_store(embeddings, store)
         if shuffled:
             say("fitting the control")
-            config = load_config(run_dir / CONFIG, ["training.shuffle_pairs=true"])
+            config = load_config(run_dir / CONFIG, ["training.shuffle_pairs=true", "training.members=1"])
             try:
                 _fit(store_file, run_dir / SHUFFLED, config, device, memory)
             except RunError:  # of an earlier store or of other settings

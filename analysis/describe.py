@@ -63,6 +63,7 @@ def _describe_store(store: FeatureStore) -> str:
             f"  {kind:<11} {how['encoder']}, {shape} {features.dtype} ({features.nbytes / 2**20:,.1f} MiB)",
             f"              fingerprint {store.fingerprints[kind][:16]}, "
             f"weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}, "
+            f"layers: {', '.join(map(str, store.recipes[kind].get('layers', ['unknown'])))}, "
             f"arithmetic {store.recipes[kind]['dtype']}",
             f"              imported from {how['source']}"
             if "source" in how
@@ -96,10 +97,10 @@ def _describe_run(folder: Path) -> str:
         f"({made['device']}, {made['threads']} threads, torch {made['versions']['torch']})",
         f"  chosen on   {made['selection']['split']}, {made['selection']['pictures']:,} pictures: "
         f"rsum {made['selection']['rsum']:.1f}"
-        + ("" if "joined" in made else f" at epoch {made['best_epoch']} of {made['epochs']}"),
+        + ("" if len(made["members"]) > 1 else f" at epoch {made['best_epochs'][0]} of {made['epochs'][0]}"),
         f"  report on   {made['report']['split']}, {made['report']['pictures']:,} pictures",
     ]
-    if "joined" in made:
+    if len(made["members"]) > 1:
         lines.insert(1, f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's")
     for file in sorted(folder.glob(EVALUATION.format("*.json"))):
         result = read_json(file, "the evaluation")

@@ -87,7 +87,7 @@ def plot_run(
     evaluated = folder / f"{EVALUATION.format(split)}.json"
     if evaluated.exists():
         drawings["models"] = lambda: _draw_evaluation(evaluated)
-    if "joined" in read_json(folder / PROVENANCE, "the run's provenance"):
+    if len(read_json(folder / PROVENANCE, "the run's provenance")["members"]) > 1:
         del drawings["training"]  # an ensemble's members have histories, it has none
     return draw_all(drawings, Path(out), step)
 
@@ -196,7 +196,7 @@ def draw_training(folder: Path) -> Figure:
     """A run's loss epoch by epoch, and its recalls on the selection split whenever they were measured."""
     history = folder / HISTORY
     made = read_json(folder / PROVENANCE, "the run's provenance")
-    selection, best = made["selection"], made["best_epoch"]
+    selection, (best,) = made["selection"], made["best_epochs"]
     try:
         rows = list(csv.DictReader(io.StringIO(history.read_text(encoding="utf-8"))))
         epoch = np.array([int(row["epoch"]) for row in rows])

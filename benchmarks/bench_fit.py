@@ -92,7 +92,7 @@ def one_round(store, run: Path, config) -> dict[str, float]:
     start = time.perf_counter()
     made = fit(store, run, config, quality=quality, correct_hubs=fit_inverted_softmax, force=True)
     whole = time.perf_counter() - start
-    steps = made["epochs"] * steps_an_epoch(store, config)
+    steps = made["epochs"][0] * steps_an_epoch(store, config)
     found = {"heads": made["seconds"], "whole fit": whole, "products": steps * seconds_a_step(config)}
     print(found, file=sys.stderr, flush=True)
     return found

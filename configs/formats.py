@@ -1,6 +1,6 @@
 """Names and versions of the project's files, shared by who writes them and who reads them (docs/store-format.md)."""
 
-STORE_FORMAT, STORE_VERSION = "onceover feature store", 2
+STORE_FORMAT, STORE_VERSION = "onceover feature store", 3
 EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
 RUN_FORMAT, RUN_VERSION = "onceover run", 4
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1

@@ -36,6 +36,8 @@ class ExtractConfig:
 
     image_encoder: str = "torchvision:resnet50@IMAGENET1K_V1"
     text_encoder: str = "hf:distilbert-base-uncased"
+    image_layers: str = "auto"  # last, and names of modules within the encoder, side by side; auto: those known to pay
+    text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
     text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
     max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
     views: int = 2  # 1: the plain picture; 2: and its mirror image; 3 to 10: and crops
@@ -46,6 +48,12 @@ class ExtractConfig:
     seed: int = 0  # of @random encoders and of a split made for want of a published one
 
     def __post_init__(self):
+        for key in ("image_layers", "text_layers"):
+            names = [name.strip() for name in getattr(self, key).split(",")]
+            _check(
+                all(names), f"extract.{key} is {getattr(self, key)!r}; write auto, or names with commas between them"
+            )
+            _check(len(set(names)) == len(names), f"extract.{key} names a layer twice")
         _check_choice("extract.text_pooling", self.text_pooling, ("mean", "cls"))
         _check_choice("extract.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("extract.store_dtype", self.store_dtype, ("float32", "float16"))
@@ -86,6 +94,7 @@ class ModelConfig:
 class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
+    members: int = 1  # pairs of heads, of seeds counted up from ``seed``, whose scores are averaged: an ensemble
     num_epochs: int = 30  # an epoch passes every caption once
     batch_size: int = 256  # pictures a step
     captions_per_image: int = 5  # at most, drawn of each picture of a batch
@@ -98,7 +107,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for key in ("num_epochs", "captions_per_image", "check_every"):
+        for key in ("members", "num_epochs", "captions_per_image", "check_every"):
             _check(getattr(self, key) >= 1, f"training.{key} is {getattr(self, key)}; it must be at least 1")
         _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 pictures")
         _check(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be above 0")

@@ -5,6 +5,7 @@ feature does not depend on what else is in its batch beyond the last bits of the
 """
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ import tempfile
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -34,6 +36,10 @@ NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
 _DISTILBERT = "distilbert-base-uncased"
 _SPECIAL_TOKENS = {
     name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+}
+_IMAGE_LAYERS = {  # the start of an architecture's name -> layers that pay together
+    "MobileNetV2Model": ["last", "layer.15.conv_3x3", "layer.12.expand_1x1"],
+    "torchvision:resnet": ["last", "layer3"],  # not measured: pretrained weights could not be had
 }
 _CONFIG_NOISE = {
     "_name_or_path",
@@ -76,12 +82,14 @@ class ImageEncoder:
         self,
         spec: str,
         *,
+        layers: str = "last",
         views: int = 1,
         dtype: str = "float32",
         store_dtype: str = "float32",
         seed: int = 0,
         device: str | None = None,
     ):
+        """``layers``: what is laid side by side (``_image_layers``), as ``extract.image_layers`` in the settings."""
         parsed = parse_spec(spec)
         self.device = pick_device(device)
         self._dtype, self._stored = getattr(torch, dtype), getattr(torch, store_dtype)
@@ -91,10 +99,12 @@ class ImageEncoder:
             model, self._preprocess, self._pool, resized, recipe = load(parsed, seed)
         self.short_side = pictures.needed(resized, self._views) if resized else None
         model = model.eval().requires_grad_(False)
+        names = _image_layers(layers, recipe)
         self.recipe = _plain(
             recipe
             | {
                 "weights": _hash_weights(model),
+                "layers": names,
                 "views": self._views,
                 "short_side": self.short_side,
                 "dtype": dtype,
@@ -103,6 +113,9 @@ class ImageEncoder:
         )
         plain = self.pixels(Image.linear_gradient("L").convert("RGB"))[:1]
         fold_batch_norms(model, lambda: self._pool(model, plain))
+        self._layers = _Layers(model, names, spec)
+        with torch.no_grad():
+            self._layers.joined(lambda: self._pool(model, plain))
         self._model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu":
             use_onednn(self._model)
@@ -127,10 +140,10 @@ class ImageEncoder:
             pixels = pixels.pin_memory()
         with self._one_by_one if self.device.type != "cpu" else contextlib.nullcontext():
             pixels = pixels.to(self.device, non_blocking=True)
-            views = [
-                self._pool(self._model, view.to(self._dtype).contiguous(memory_format=torch.channels_last))
-                for view in pixels.unbind(1)
-            ]
+            views = []
+            for view in pixels.unbind(1):
+                batch = view.to(self._dtype).contiguous(memory_format=torch.channels_last)
+                views.append(self._layers.joined(partial(self._pool, self._model, batch)))
             features = torch.stack(views, dim=1)
         return features.float().to("cpu", self._stored).numpy()
 
@@ -147,6 +160,7 @@ class TextEncoder:
         self,
         spec: str,
         *,
+        layers: str = "last",
         pooling: str = "mean",
         max_length: int = 128,
         dtype: str = "float32",
@@ -156,7 +170,10 @@ class TextEncoder:
         captions: list[str] | None = None,
         tokenizer_files: dict[str, bytes] | None = None,
     ):
-        """``captions`` give a ``@random`` encoder its vocabulary, unless ``tokenizer_files`` bring one."""
+        """``captions`` give a ``@random`` encoder its vocabulary, unless ``tokenizer_files`` bring one.
+
+        ``layers``: what is laid side by side (``_text_layers``), as ``extract.text_layers`` in the settings.
+        """
         parsed = parse_spec(spec)
         if parsed.library != "hf":
             raise EncoderError(f"{spec!r} is no text encoder; use hf:NAME_OR_FOLDER")
@@ -170,12 +187,14 @@ class TextEncoder:
         positions = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", max_length)
         self._max_length = min(max_length, self._tokenizer.model_max_length, positions)
         self._pooling = "projection" if self._dual else pooling
+        self._layers = _text_layers(layers, model, self._dual)
         model = model.eval().requires_grad_(False)
         self.recipe = _plain(
             {
                 "architecture": architecture,
                 "weights": _hash_weights(model),
                 "tokenizer": _hash_tokenizer(self.tokenizer_files),
+                "layers": self._layers,
                 "pooling": self._pooling,
                 "max_length": self._max_length,
                 "dtype": dtype,
@@ -220,11 +239,93 @@ class TextEncoder:
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
         if self._dual:
             return _tensor(self._model.get_text_features(**inputs)).float()
-        hidden = self._model(**inputs).last_hidden_state.float()
-        if self._pooling == "cls":
-            return hidden[:, 0]
-        weights = inputs["attention_mask"].unsqueeze(-1).float()
-        return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+        output = self._model(**inputs, output_hidden_states=True)
+        states = {"last": output.last_hidden_state, **dict(enumerate(output.hidden_states))}
+        pooled = []
+        for layer in self._layers:
+            if layer == "words":
+                ids = inputs["input_ids"]
+                tokens = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
+                frame = torch.tensor([token for token in tokens if token is not None], device=ids.device)
+                words = inputs["attention_mask"] * ~torch.isin(ids, frame)
+                pooled.append(_masked_mean(self._model.get_input_embeddings()(ids), words))
+            elif self._pooling == "cls":
+                pooled.append(states[layer][:, 0].float())
+            else:
+                pooled.append(_masked_mean(states[layer], inputs["attention_mask"]))
+        return torch.cat(pooled, dim=1)
+
+
+class _Layers:
+    """What modules within an image encoder put out, averaged over space or tokens, beside its own feature.
+
+    A pass may be under way in several threads.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str], spec: str):
+        self._names, self._spec, self._seen = names, spec, threading.local()
+        modules = dict(model.named_modules())
+        for name in names:
+            if name != "last":
+                if name not in modules:
+                    near = difflib.get_close_matches(name, [each for each in modules if each], n=3, cutoff=0.0)
+                    raise EncoderError(f"{spec} has no module {name!r}; near are {', '.join(near)}")
+                modules[name].register_forward_hook(partial(self._see, name))
+
+    def joined(self, forward: Callable[[], Tensor]) -> Tensor:
+        """One pass, (B, sum of the layers' dimensions)."""
+        self._seen.outputs = {}
+        self._seen.outputs["last"] = forward()
+        missing = [name for name in self._names if name not in self._seen.outputs]
+        if missing:
+            raise EncoderError(f"{self._spec}: the module {missing[0]!r} plays no part in a pass; name another layer")
+        return torch.cat([self._seen.outputs[name] for name in self._names], dim=1)
+
+    def _see(self, name: str, _module, _inputs, output) -> None:
+        output = output if isinstance(output, Tensor) else output[0]
+        self._seen.outputs[name] = output.mean((2, 3)) if output.ndim == 4 else output.flatten(1, -2).mean(1)
+
+
+def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens that ``mask``, (B, L), leaves: (B, L, D) -> float32 (B, D); 0 where it leaves none."""
+    weights = mask.unsqueeze(-1).float()
+    return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def _image_layers(layers: str, recipe: dict) -> list[str]:
+    """The names of the layers: ``last`` is the encoder's own feature, others are modules within it.
+
+    ``auto``: what measurements chose for an architecture (docs/results.md), or a near relative of it; else ``last``.
+    """
+    dual = recipe["pooling"] == "projection"
+    names = [name.strip() for name in layers.split(",")]
+    if names == ["auto"]:
+        found = (known for start, known in _IMAGE_LAYERS.items() if recipe["architecture"].startswith(start))
+        return ["last"] if dual else next(found, ["last"])
+    if dual and names != ["last"]:
+        raise EncoderError("a dual encoder's own projection is its feature; leave extract.image_layers at last")
+    return names
+
+
+def _text_layers(layers: str, model: nn.Module, dual: bool) -> list[str | int]:
+    """The layers: ``last``, hidden states by number (0: what enters the first layer), and ``words``.
+
+    ``words`` is the mean of the word embeddings, before positions and without the first and last special token;
+    ``middle`` the hidden state half-way; ``auto`` is ``last,middle,words``, but for dual encoders.
+    """
+    names = [name.strip() for name in layers.split(",")]
+    if names == ["auto"]:
+        names = ["last"] if dual else ["last", "middle", "words"]
+    if dual and names != ["last"]:
+        raise EncoderError("a dual encoder's own projection is its feature; leave extract.text_layers at last")
+    depth = 0 if dual else model.config.num_hidden_layers
+    chosen = []
+    for name in names:
+        layer = depth // 2 if name == "middle" else int(name) if name.isdecimal() else name
+        if layer not in ("last", "words", *range(depth + 1)):
+            raise EncoderError(f"{name!r} is no layer of the text encoder; use last, middle, words, or 0 to {depth}")
+        chosen.append(layer)
+    return chosen
 
 
 def by_length(token_ids: list[list[int]], size: int) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
@@ -241,6 +342,7 @@ def image_encoder_of(
     """The image encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
     return ImageEncoder(
         spec or provenance["encoder"],
+        layers=settings["image_layers"],
         views=settings["views"],
         dtype=recipe["dtype"],
         store_dtype=recipe["store_dtype"],
@@ -260,6 +362,7 @@ def text_encoder_of(
     """The text encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
     return TextEncoder(
         spec or provenance["encoder"],
+        layers=settings["text_layers"],
         pooling=settings["text_pooling"],
         max_length=settings["max_length"],
         dtype=recipe["dtype"],

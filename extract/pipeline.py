@@ -178,6 +178,8 @@ def _request(config: ExtractConfig) -> dict:
         "image": identity(parse_spec(config.image_encoder), config.seed),
         "text": identity(parse_spec(config.text_encoder), config.seed),
         "settings": [
+            config.image_layers,
+            config.text_layers,
             config.views,
             config.text_pooling,
             config.max_length,
@@ -228,12 +230,19 @@ class _Job:
         }
         pictures = text = None
         if self.dataset.ids:
-            make = partial(ImageEncoder, self.config.image_encoder, views=self.config.views, **common)
+            make = partial(
+                ImageEncoder,
+                self.config.image_encoder,
+                layers=self.config.image_layers,
+                views=self.config.views,
+                **common,
+            )
             pictures = self._in_best_dtype("image", make, self._sample_features)
         if self.dataset.captions:
             make = partial(
                 TextEncoder,
                 self.config.text_encoder,
+                layers=self.config.text_layers,
                 pooling=self.config.text_pooling,
                 max_length=self.config.max_length,
                 captions=self.dataset.captions,

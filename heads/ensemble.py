@@ -53,6 +53,7 @@ def ensemble(
             "space": space,
             "store": str(store.path.resolve()),
             "members": [settings for run in runs for settings in run.provenance["members"]],
+            **{key: [one for run in runs for one in run.provenance[key]] for key in ("epochs", "best_epochs")},
             "joined": [str(run.folder.resolve()) for run in runs],
             "selection": first.provenance["selection"] | {"rsum": measured["rsum"]},
             "seconds": sum(run.provenance["seconds"] for run in runs),

@@ -93,9 +93,10 @@ class Point:
         self.best_epoch, self.best_rsum, self._best = 0, -1.0, {}
 
     def state(self) -> dict:
-        """Everything but the settings, in tensors and plain values."""
+        """Everything but the settings, in tensors and plain values; of a finished one no more than is needed."""
         plain = {name: getattr(self, name) for name in _PLAIN}
-        return plain | {"heads": self.heads.state_dict(), "best": self._best, "moments": self.moments}
+        moments = {} if self.finished else self.moments
+        return plain | {"heads": self.heads.state_dict(), "best": self._best, "moments": moments}
 
     def restore(self, state: dict) -> None:
         """Goes on from ``state``."""

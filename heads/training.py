@@ -1,5 +1,6 @@
 """Fitting one pair of heads on cached features: the run folder, choosing the epoch, and an exact resume."""
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from extract.store import FeatureStore, Roles
 from heads import checkpoint
 from heads.chunks import Chunks, blocks, chunks_for
 from heads.embed import CorrectHubs, embed, write_embeddings
-from heads.models import Standardize
+from heads.models import Ensemble, Standardize
 from heads.seeds import seed_for
 from heads.stacking import Point, advance, steps_an_epoch
 
@@ -45,7 +46,8 @@ def fit(
 ) -> dict:
     """Fits heads on the store's train pictures and writes the run folder; goes on with an interrupted fit.
 
-    The heads kept are those of the epoch with the best rsum on the selection pictures.
+    The heads kept are those of the epoch with the best rsum on the selection pictures; with ``training.members`` those
+    of each seed, side by side as one space.
 
     Args:
         quality: measures the heads on the selection pictures: ``retrieval.metrics.quality``.
@@ -80,27 +82,30 @@ def fit(
             checkpoint.save_resume(folder, {"request": request})
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         place = torch.device(device), memory or default_memory()
-        point, chunks, seconds = _train(store, roles, folder, config, request, quality, *place, say)
-        heads = point.best_heads()
+        points, chunks, seconds = _train(store, roles, folder, config, request, quality, *place, say)
+        heads = (
+            points[0].best_heads() if len(points) == 1 else Ensemble([point.best_heads() for point in points]).eval()
+        )
+        rsum = points[0].best_rsum if len(points) == 1 else quality(*embed(heads, store, roles.selection))["rsum"]
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
         write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
         provenance = {
             "request": request,
             "space": space,
-            "members": [settings["model"]],
+            "members": [settings["model"]] * len(points),
             "store": str(store.path.resolve()),
             "fingerprints": store.fingerprints,
             "recipes": store.recipes,
             "encoders": {kind: store.provenance[kind] for kind in ("image", "text")},
             "extract": store.provenance["settings"],
             "dims": {"image": store.image_features.shape[2], "text": store.text_features.shape[1]},
-            "selection": {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": point.best_rsum},
+            "selection": {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": rsum},
             "report": {"split": roles.report_name, "pictures": len(roles.report)},
             "train_pictures": len(roles.train),
             "chunks": chunks,
-            "epochs": point.epoch,
-            "best_epoch": point.best_epoch,
+            "epochs": [point.epoch for point in points],
+            "best_epochs": [point.best_epoch for point in points],
             "seconds": seconds,
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -161,37 +166,51 @@ def check(point: Point, store: FeatureStore, roles: Roles, quality: Quality) -> 
 def _train(store, roles: Roles, folder: Path, config: Config, request: str, quality: Quality, device, memory: int, say):
     state, training = checkpoint.load_resume(folder, request), config.training
     data = Data(store, roles, device, memory, state.get("chunks"))
-    point = data.point(config)
+    seeds = range(training.seed, training.seed + training.members)
+    several = [dataclasses.replace(config, training=dataclasses.replace(training, seed=seed)) for seed in seeds]
+    points = [data.point(each) for each in several]
     if training.shuffle_pairs:
         say("the control: every train picture is fitted to the captions of another one")
     if data.count > 1:
         say(f"the features do not fit {memory / 2**30:.1f} GiB: they are read in {data.count} shuffled chunks an epoch")
-    if "point" in state:
-        point.restore(state["point"])
-        say(f"going on after epoch {point.epoch}")
+    if "points" in state:
+        for point, before in zip(points, state["points"], strict=True):
+            point.restore(before)
+        said = [f"epoch {point.epoch}" for point in points if point.epoch]
+        say(f"going on after {', '.join(said)}")
+    trained = sum(p.numel() for point in points for p in point.heads.parameters() if p.requires_grad)
     say(
-        f"fitting {sum(p.numel() for p in point.heads.parameters() if p.requires_grad):,} parameters on {device}: "
+        f"fitting {trained:,} parameters on {device}: "
         f"{len(roles.train):,} pictures, {len(data.captions):,} captions, chosen on {len(roles.selection):,} "
         f"({roles.selection_name}), to be reported on {len(roles.report):,} ({roles.report_name})"
     )
-    dealt = data.dealt(config)
-    steps = steps_an_epoch(*dealt, training)
+    steps = steps_an_epoch(*data.dealt(config), training)
     start = time.monotonic()
-    total = training.num_epochs * steps
-    with tqdm(total=total, initial=point.epoch * steps, unit=" steps", desc="fit", disable=None) as bar:
-        while not point.finished:
-            advance([point], *dealt, point.until_check, bar.update)
-            if point.diverged:
-                raise TrainingError(
-                    f"the loss is not finite in epoch {point.diverged}; lower training.learning_rate or raise "
-                    "model.temperature"
-                )
-            measured = check(point, store, roles, quality)
-            checkpoint.save_resume(folder, {"request": request, "chunks": data.count, "point": point.state()})
-            checkpoint.save_history(folder, point.history)
-            loss = point.history[-1]["loss"]
-            bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{point.best_rsum:.1f}")
-    return point, data.count, round(time.monotonic() - start, 2)
+    size = {"total": len(points) * training.num_epochs * steps, "initial": sum(p.epoch for p in points) * steps}
+    with tqdm(**size, unit=" steps", desc="fit", disable=None) as bar:
+        for point in points:
+            dealt = data.dealt(point.config)
+            while not point.finished:
+                advance([point], *dealt, point.until_check, bar.update)
+                if point.diverged:
+                    raise TrainingError(
+                        f"the loss is not finite in epoch {point.diverged}; lower training.learning_rate or raise "
+                        "model.temperature"
+                    )
+                measured = check(point, store, roles, quality)
+                state = {"request": request, "chunks": data.count, "points": [each.state() for each in points]}
+                checkpoint.save_resume(folder, state)
+                checkpoint.save_history(folder, _history(points))
+                loss = point.history[-1]["loss"]
+                bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{point.best_rsum:.1f}")
+    return points, data.count, round(time.monotonic() - start, 2)
+
+
+def _history(points: list[Point]) -> list[dict]:
+    """The rows of all histories, which say whose they are where there are several."""
+    if len(points) == 1:
+        return points[0].history
+    return [{"member": number, **row} for number, point in enumerate(points, 1) for row in point.history]
 
 
 def _swapped(image_index: np.ndarray, pictures: np.ndarray, seed: int) -> np.ndarray:

@@ -82,6 +82,7 @@ def extract_config(tiny_bert) -> ExtractConfig:
     return ExtractConfig(
         image_encoder="torchvision:shufflenet_v2_x0_5@random",
         text_encoder=f"hf:{tiny_bert}",
+        text_layers="last",
         views=2,
         batch_size=8,
         dtype="float32",

@@ -315,3 +315,75 @@ def test_trap_a_siglip_caption_does_not_depend_on_its_batch(tmp_path, drawn):
     alone, _ = encoder.encode(captions[:1])
     np.testing.assert_allclose(together[:1], alone, atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_layers_lie_side_by_side_each_averaged_over_space():
+    encoder = ImageEncoder(SHUFFLENET, layers="stage3, last", views=2, device="cpu")
+    plain = ImageEncoder(SHUFFLENET, views=2, device="cpu")
+    pixels = torch.randn(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    found, alone = encoder.encode(pixels), plain.encode(pixels)
+    assert found.shape == (3, 2, 96 + 1024)
+    np.testing.assert_allclose(found[..., 96:], alone, atol=1e-5)
+    seen = []
+    plain._model.stage3.register_forward_hook(lambda _module, _inputs, output: seen.append(output.mean((2, 3))))
+    with torch.inference_mode():
+        plain._model(pixels[:, 1])
+    np.testing.assert_allclose(found[:, 1, :96], seen[0], atol=1e-5)
+    assert encoder.recipe["layers"] == ["stage3", "last"]
+    assert digest(encoder.recipe) != digest(plain.recipe)
+
+
+def test_layers_are_kept_apart_between_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    encoder = ImageEncoder(SHUFFLENET, layers="last,stage2", device="cpu")
+    batches = torch.randn(12, 1, 1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = [encoder.encode(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(pool.map(encoder.encode, batches), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_text_layers_are_hidden_states_and_the_mean_of_the_words(tiny_bert):
+    from transformers import AutoModel, AutoTokenizer
+
+    captions = ["A red circle .", "On the left there is a blue star .", ""]
+    encoder = TextEncoder(f"hf:{tiny_bert}", layers="auto", device="cpu")
+    assert encoder.recipe["layers"] == ["last", 1, "words"]
+    found, _ = encoder.encode(captions)
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_bert), AutoModel.from_pretrained(tiny_bert).eval()
+    for row, caption in zip(found, captions, strict=True):
+        inputs = tokenizer([caption], return_tensors="pt")
+        with torch.inference_mode():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+            words = model.embeddings.word_embeddings(inputs["input_ids"][0, 1:-1])
+        mean = words.mean(0) if len(words) else torch.zeros(32)
+        expected = torch.cat([states[2][0].mean(0), states[1][0].mean(0), mean])
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "layers", "message"),
+    [
+        (ImageEncoder, "last,stage9", "has no module 'stage9'; near are stage"),
+        (TextEncoder, "last,3", "'3' is no layer of the text encoder; use last, middle, words, or 0 to 2"),
+        (TextEncoder, "first", "'first' is no layer of the text encoder"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_named(encoder, layers, message, tiny_bert):
+    spec = SHUFFLENET if encoder is ImageEncoder else f"hf:{tiny_bert}"
+    with pytest.raises(EncoderError, match=message):
+        encoder(spec, layers=layers, device="cpu")
+
+
+def test_a_dual_encoder_has_its_own_projection_alone(tiny_clip):
+    for encoder in (ImageEncoder, TextEncoder):
+        assert encoder(f"hf:{tiny_clip}", layers="auto", device="cpu").recipe["layers"] == ["last"]
+        with pytest.raises(EncoderError, match="leave extract.(image|text)_layers at last"):
+            encoder(f"hf:{tiny_clip}", layers="last,0", device="cpu")
+
+
+def test_auto_takes_the_layers_that_were_measured(shared):
+    encoder = ImageEncoder(f"hf:{shared}/encoders/mobilenet_v2_1.0_224", layers="auto", device="cpu")
+    assert encoder.recipe["layers"] == ["last", "layer.15.conv_3x3", "layer.12.expand_1x1"]
+    assert encoder.encode(torch.zeros(1, 1, 3, 224, 224)).shape == (1, 1, 1280 + 960 + 576)

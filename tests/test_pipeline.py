@@ -197,7 +197,9 @@ def test_odd_pictures_are_encoded(data, tmp_path, extract_config):
 def test_trap_other_features_under_the_same_name_are_refused(drawn, store_file, tmp_path, extract_config, counting):
     path = Path(shutil.copy(store_file, tmp_path / "s.h5"))
     dataset = read_dataset(drawn)
-    for change, kind in (({"views": 1}, "image"), ({"text_pooling": "cls"}, "text"), ({"seed": 1}, "image")):
+    changes = ({"views": 1}, "image"), ({"text_pooling": "cls"}, "text"), ({"seed": 1}, "image")
+    changes += ({"image_layers": "last,stage2"}, "image"), ({"text_layers": "last,words"}, "text")
+    for change, kind in changes:
         other = dataclasses.replace(extract_config, **change)
         with pytest.raises(
             StoreError, match=rf"holds other {kind} features \(they differ in: .+\); name another --store"

@@ -206,7 +206,7 @@ def test_an_interrupted_fit_of_other_settings_is_not_gone_on_with(store, tmp_pat
     (tmp_path / "r" / "resume.pt").write_bytes(b"nonsense")
     with pytest.raises(RunError, match="cannot be read; fit again with --force"):
         fit(store, tmp_path / "r", fit_config, quality=measure)
-    assert fit(store, tmp_path / "r", other, quality=measure, force=True)["epochs"] >= 1
+    assert fit(store, tmp_path / "r", other, quality=measure, force=True)["epochs"][0] >= 1
 
 
 def test_trap_a_resume_state_is_never_unpickled(store, tmp_path, fit_config):
@@ -289,7 +289,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit(store, tmp_path, fit_c
         changed(fit_config, training={"num_epochs": 6, "patience": 2, "check_every": 1}),
         quality=quality,
     )
-    assert (made["best_epoch"], made["epochs"], made["selection"]["rsum"]) == (2, 4, 5.0)
+    assert (made["best_epochs"], made["epochs"], made["selection"]["rsum"]) == ([2], [4], 5.0)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, fit_config, monkeypatch):
@@ -392,6 +392,40 @@ def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
     runs[1].provenance["fingerprints"]["image"] = "other"
     with pytest.raises(RunError, match="was not fitted on the features of"):
         ensemble(store, runs, tmp_path / "c", **how)
+
+
+def test_members_are_the_fits_of_their_seeds_side_by_side_and_resume(store, tmp_path, fit_config, changed):
+    config = changed(fit_config, training={"members": 3, "num_epochs": 4, "check_every": 2})
+    calls = []
+
+    def interrupted(*arrays):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return measure(*arrays)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, tmp_path / "many", config, quality=interrupted)
+    told = []
+    made = fit(store, tmp_path / "many", config, quality=measure, say=told.append)
+    assert "going on after epoch 4, epoch 2" in told  # the last check that was finished
+    assert (made["epochs"], len(made["members"])) == ([4, 4, 4], 3)
+    heads = load_run(tmp_path / "many").heads
+    assert isinstance(heads, Ensemble)
+    for number in range(3):
+        alone = changed(config, training={"members": 1, "seed": number})
+        fit(store, tmp_path / f"{number}", alone, quality=measure)
+        expected = load_run(tmp_path / f"{number}").heads.state_dict()
+        for name, tensor in heads.members[number].state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+    rows = (tmp_path / "many/history.csv").read_text().splitlines()
+    assert rows[0].startswith("member,epoch,loss")
+    assert [row.split(",")[0] for row in rows[1:]] == ["1"] * 4 + ["2"] * 4 + ["3"] * 4
+    embeddings = read_embeddings(tmp_path / "many/embeddings.h5")
+    assert embeddings.images.shape == (60, 48)
+    pictures, captions, index = embeddings.split("dev")
+    judged = measure(embeddings.images[pictures], embeddings.texts[captions], index)
+    assert made["selection"]["rsum"] == pytest.approx(judged["rsum"])
 
 
 def test_the_correction_that_the_config_asks_for_is_the_runs_own_way_to_search(store, tmp_path, fit_config, changed):
