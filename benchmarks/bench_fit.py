@@ -26,7 +26,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-TRAIN, HELD_OUT, EACH, VIEWS, DIMS, LATENT = 6000, 1000, 5, 2, (2048, 768), 64
+TRAIN, HELD_OUT, EACH, VIEWS, LATENT = 6000, 1000, 5, 2, 64
+DIMS = 2048 + 1024, 3 * 768  # of the layers that the default settings take
 ROWS, STEPS = 16, 4  # of a measured batch of the simple way, and how many are measured
 
 

@@ -81,7 +81,7 @@ class ModelConfig:
         _check_choice("model.head", self.head, ("linear", "mlp"))
         _check_choice("model.rerank", self.rerank, ("none", "qbnorm"))
         _check(self.embedding_dim >= 2, f"model.embedding_dim is {self.embedding_dim}; it must be at least 2")
-        _check(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must lie in [0, 1)")
+        _check(0 <= self.dropout <= 0.99, f"model.dropout is {self.dropout}; it must lie between 0 and 0.99")
         _check(0.001 <= self.temperature <= 10, f"model.temperature is {self.temperature}; use 0.001 to 10")
         if self.learn_temperature:
             _check(

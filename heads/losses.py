@@ -64,5 +64,6 @@ class _Contrast(torch.autograd.Function):
         factor = (gradient / (2 * texts.shape[-2] * temperature))[..., None, None]
         by_texts = (slopes @ images).mul_(factor)
         by_images = (slopes.transpose(-1, -2) @ texts).mul_(factor)
-        by_temperature = -(texts * by_texts).sum((-2, -1)) / temperature
+        along = texts.flatten(-2)[..., None, :] @ by_texts.flatten(-2)[..., None]
+        by_temperature = -along[..., 0, 0] / temperature
         return by_images, by_texts, None, by_temperature

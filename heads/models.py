@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from configs.schema import ModelConfig
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0  # bounds of a learned temperature (CLIP's own clamp, logit scale <= 100)
+
+_NO_LENGTH = 1e-12  # what is shorter has no direction
 
 
 class Standardize(nn.Module):
@@ -53,13 +55,25 @@ class Standardize(nn.Module):
         return features.clamp_min(0).sqrt() if self.root else features
 
 
+class Projection(nn.Linear):
+    """A linear layer whose weight is (in_dim, out_dim), as the products of a stack give its gradient."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__(in_dim, out_dim)
+        self.weight = nn.Parameter(self.weight.detach().T.contiguous())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., in_dim) -> (..., out_dim)."""
+        return features @ self.weight + self.bias
+
+
 class ResidualMLP(nn.Module):
     """A linear projection, then one residual block: GELU, linear, sum, LayerNorm."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.project = nn.Linear(in_dim, out_dim)
-        self.block = nn.Sequential(nn.GELU(), nn.Linear(out_dim, out_dim))
+        self.project = Projection(in_dim, out_dim)
+        self.block = nn.Sequential(nn.GELU(), Projection(out_dim, out_dim))
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -68,14 +82,34 @@ class ResidualMLP(nn.Module):
         return self.norm(projected + self.block(projected))
 
 
-_HEADS = {"linear": nn.Linear, "mlp": ResidualMLP}
+_HEADS = {"linear": Projection, "mlp": ResidualMLP}
+
+
+class _Unit(torch.autograd.Function):
+    """Division by the length, with its derivative in fewer passes than autograd's."""
+
+    @staticmethod
+    def forward(ctx, vectors):
+        length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min_(_NO_LENGTH)
+        units = vectors / length
+        ctx.save_for_backward(units, length)
+        return units
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        units, length = ctx.saved_tensors
+        along = torch.linalg.vecdot(gradient, units).unsqueeze(-1)
+        return torch.addcmul(gradient, units, along, value=-1).div_(length)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) of length 1; one without direction stays 0. Nothing else normalises embeddings."""
+    return _Unit.apply(vectors)
 
 
 class DualHeads(nn.Module):
-    """A head for pictures, a head for captions, and the temperature of their contrast.
-
-    Embeddings come out with unit length; nothing else in the project normalises them.
-    """
+    """A head for pictures, a head for captions, and the temperature of their contrast."""
 
     def __init__(self, image_dim: int, text_dim: int, config: ModelConfig):
         super().__init__()
@@ -86,20 +120,20 @@ class DualHeads(nn.Module):
         )
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features that are standardised already, (B, image_dim) and (T, text_dim) -> unit vectors, and temperature."""
-        return F.normalize(self.image(images), dim=-1), F.normalize(self.text(texts), dim=-1), self.temperature
+        """Standardised features (B, image_dim) and (T, text_dim) -> vectors of any length, and the temperature."""
+        return self.image(images), self.text(texts), self.temperature
 
     def embed_images(self, features: Tensor) -> Tensor:
         """float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
-        return F.normalize(self.image(self.standardize["image"](features)), dim=-1)
+        return unit(self.image(self.standardize["image"](features)))
 
     def embed_pictures(self, views: Tensor) -> Tensor:
         """One unit vector a picture, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
-        return F.normalize(self.embed_images(views).mean(1), dim=-1)
+        return unit(self.embed_images(views).mean(1))
 
     def embed_texts(self, features: Tensor) -> Tensor:
         """float32 (..., text_dim) -> unit vectors (..., embedding_dim)."""
-        return F.normalize(self.text(self.standardize["text"](features)), dim=-1)
+        return unit(self.text(self.standardize["text"](features)))
 
     @property
     def temperature(self) -> Tensor:
@@ -139,4 +173,4 @@ class Ensemble(nn.Module):
 
 def mix(first: Tensor, second: Tensor, weight: float) -> Tensor:
     """The normalised weighted sum of two sets of unit vectors, (..., D); ``weight`` is the first one's share."""
-    return F.normalize(weight * first + (1 - weight) * second, dim=-1)
+    return unit(weight * first + (1 - weight) * second)

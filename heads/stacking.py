@@ -18,11 +18,11 @@ from torch import Tensor
 from configs.schema import Config, TrainingConfig
 from heads.chunks import Chunks
 from heads.losses import contrastive_loss
-from heads.models import DualHeads
+from heads.models import DualHeads, unit
 from heads.seeds import seed_for
 
 _PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
-_LEVELS = 2**16  # of the noise that dropout goes by
+_LEVELS = 2**8  # of the noise that dropout goes by: rates are rounded to so many
 
 
 class Batches:
@@ -216,13 +216,14 @@ class _Noisy:
 
     def __init__(self, features: Tensor, generator: np.random.Generator):
         self._features, self._kept = features, {0.0: features}
-        self._noise = np.frombuffer(generator.bytes(2 * features.numel()), np.uint16).reshape(features.shape)
+        self._noise = np.frombuffer(generator.bytes(features.numel()), np.uint8).reshape(features.shape)
 
     def dropped(self, rate: float) -> Tensor:
         """Each number left out with probability ``rate``, the rest scaled so that expectations stay."""
         if rate not in self._kept:
-            kept = torch.from_numpy(self._noise >= round(rate * _LEVELS)).to(self._features.device)
-            self._kept[rate] = (self._features * (1 / (1 - rate))).mul_(kept)
+            out = round(rate * _LEVELS)
+            kept = torch.from_numpy(self._noise >= out).to(self._features.device)
+            self._kept[rate] = (self._features * (_LEVELS / (_LEVELS - out))).mul_(kept)
         return self._kept[rate]
 
 
@@ -264,8 +265,8 @@ class Stack:
         def embed(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             return torch.func.functional_call(self._model, parameters, (images, texts))
 
-        embedded_images, embedded_texts, temperature = torch.func.vmap(embed)(self._parameters)
-        losses = contrastive_loss(embedded_images, embedded_texts, image_of_text, temperature)
+        image_vectors, text_vectors, temperature = torch.func.vmap(embed)(self._parameters)
+        losses = contrastive_loss(unit(image_vectors), unit(text_vectors), image_of_text, temperature)
         losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
         for name, tensor in self._trained.items():
             for rows, _, parameters in self._rows:

@@ -97,6 +97,7 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data, monkeypatch):
         order = np.random.default_rng(stacking.seed_for(0, "order", epoch))
         for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order):
             left, right, temperature = reference(images, texts)
+            left, right = (torch.nn.functional.normalize(side, dim=-1) for side in (left, right))
             logits = right @ left.T / temperature
             own = torch.nn.functional.one_hot(owners, len(left)).bool()
             others = logits.masked_fill(own, -torch.inf).logsumexp(0)[owners]
@@ -319,7 +320,7 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     short = [part for override in SHORT[:3] for part in ("--set", override)]
     done = run("sweep", "--store", store_file, "--out", out, *axes, *short, "--test-best")
     assert "model.temperature was where a learned temperature started" in done.stderr
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 4
     assert rows[0]["verdict"] == "best"
     assert all(float(row["rsum_low"]) <= float(row["rsum"]) <= float(row["rsum_high"]) for row in rows)

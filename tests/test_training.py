@@ -16,7 +16,7 @@ from heads import stacking, training
 from heads.checkpoint import RunError, load_run, save_resume
 from heads.embed import EmbedError, image_embeddings
 from heads.ensemble import ensemble
-from heads.models import DualHeads, Ensemble, Standardize
+from heads.models import DualHeads, Ensemble, Standardize, unit
 from heads.seeds import seed_for
 from heads.stacking import Batches, learning_rate
 from heads.training import TrainingError
@@ -70,6 +70,13 @@ def test_embeddings_are_unit_vectors_and_a_picture_is_the_mean_of_its_views(head
     mean = apart.mean(0)
     torch.testing.assert_close(heads.embed_pictures(views), mean / mean.norm(dim=-1, keepdim=True))
     assert heads.embed_texts(torch.randn(2, 5)).shape == (2, 4)
+
+
+def test_unit_vectors_and_their_gradient():
+    vectors = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    torch.testing.assert_close(unit(vectors), torch.nn.functional.normalize(vectors, dim=-1))
+    assert torch.autograd.gradcheck(unit, vectors)
+    assert unit(torch.zeros(1, 4)).tolist() == [[0.0] * 4]
 
 
 def test_trap_an_embedding_without_direction_is_an_error_not_a_division_by_zero():
