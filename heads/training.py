@@ -24,6 +24,7 @@ from heads.models import Ensemble, Standardize
 from heads.seeds import seed_for
 from heads.stacking import Point, advance, steps_an_epoch
 
+SAVE_EVERY = 10.0  # seconds, at least, from one save of an unfinished fit to the next: what a kill can cost
 #: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
 Quality = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
 
@@ -185,7 +186,7 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
         f"({roles.selection_name}), to be reported on {len(roles.report):,} ({roles.report_name})"
     )
     steps = steps_an_epoch(*data.dealt(config), training)
-    start = time.monotonic()
+    start = saved = time.monotonic()
     size = {"total": len(points) * training.num_epochs * steps, "initial": sum(p.epoch for p in points) * steps}
     with tqdm(**size, unit=" steps", desc="fit", disable=None) as bar:
         for point in points:
@@ -198,9 +199,11 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
                         "model.temperature"
                     )
                 measured = check(point, store, roles, quality)
-                state = {"request": request, "chunks": data.count, "points": [each.state() for each in points]}
-                checkpoint.save_resume(folder, state)
-                checkpoint.save_history(folder, _history(points))
+                if point.finished or time.monotonic() - saved >= SAVE_EVERY:
+                    state = {"request": request, "chunks": data.count, "points": [each.state() for each in points]}
+                    checkpoint.save_resume(folder, state)
+                    checkpoint.save_history(folder, _history(points))
+                    saved = time.monotonic()
                 loss = point.history[-1]["loss"]
                 bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{point.best_rsum:.1f}")
     return points, data.count, round(time.monotonic() - start, 2)

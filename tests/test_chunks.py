@@ -10,6 +10,7 @@ from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.files import read_json
 from extract.store import FeatureStore
 from heads import chunks as module
+from heads import training
 from heads.chunks import ChunkError, Chunks, blocks, chunks_for
 from heads.training import fit
 from retrieval.hubness import fit_inverted_softmax
@@ -17,6 +18,11 @@ from retrieval.metrics import quality
 
 PLAIN = {"image": torch.nn.Identity(), "text": torch.nn.Identity()}
 MEASURES = {"quality": quality, "correct_hubs": fit_inverted_softmax}
+
+
+@pytest.fixture(autouse=True)
+def saved_at_every_look(monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
 
 
 @pytest.fixture

@@ -27,6 +27,11 @@ from retrieval.metrics import quality as measure
 fit = functools.partial(training.fit, correct_hubs=fit_inverted_softmax)
 
 
+@pytest.fixture(autouse=True)
+def saved_at_every_look(monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+
+
 def outputs(folder):
     """What a fit makes, times aside: heads, embeddings, history."""
     history = [line.rpartition(",")[0] for line in (folder / "history.csv").read_text().splitlines()]
