@@ -280,10 +280,12 @@ def _fit(
     with FeatureStore(store_file) as store:
         from extract.encoders import pick_device
         from heads.training import fit as run
+        from retrieval.baselines import align
         from retrieval.hubness import fit_inverted_softmax
         from retrieval.metrics import quality
 
-        options = {"quality": quality, "correct_hubs": fit_inverted_softmax, "memory": memory, "force": force}
+        options = {"quality": quality, "correct_hubs": fit_inverted_softmax, "align": align}
+        options |= {"memory": memory, "force": force}
         return run(store, run_dir, config, **options, device=pick_device(device), say=say)
 
 
@@ -445,7 +447,9 @@ def _evaluate(
             evaluation.check_store(embeddings, store)
         if shuffled:
             say("fitting the control")
-            config = load_config(run_dir / CONFIG, ["training.shuffle_pairs=true", "training.members=1"])
+            config = load_config(
+                run_dir / CONFIG, ["training.shuffle_pairs=true", "training.members=1", "training.cca=false"]
+            )
             try:
                 _fit(store_file, run_dir / SHUFFLED, config, device, memory)
             except RunError:  # of an earlier store or of other settings

@@ -95,7 +95,8 @@ class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
     members: int = 1  # pairs of heads, of seeds counted up from ``seed``, whose scores are averaged: an ensemble
-    num_epochs: int = 30  # an epoch passes every caption once
+    cca: bool = False  # one member more: a regularised CCA, in closed form
+    num_epochs: int = 20  # an epoch passes every caption once
     batch_size: int = 256  # pictures a step
     captions_per_image: int = 5  # at most, drawn of each picture of a batch
     learning_rate: float = 3e-3

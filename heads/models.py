@@ -115,6 +115,7 @@ class DualHeads(nn.Module):
         super().__init__()
         self.standardize = nn.ModuleDict({"image": Standardize(image_dim), "text": Standardize(text_dim)})
         self.image, self.text = (_HEADS[config.head](dim, config.embedding_dim) for dim in (image_dim, text_dim))
+        self.embedding_dim = config.embedding_dim
         self.log_temperature = nn.Parameter(
             torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature
         )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from extract.store import FeatureStore, Roles
 from heads import checkpoint
 from heads.chunks import Chunks, blocks, chunks_for
 from heads.embed import CorrectHubs, embed, write_embeddings
-from heads.models import Ensemble, Standardize
+from heads.models import DualHeads, Ensemble, Standardize
 from heads.seeds import seed_for
 from heads.stacking import Point, advance, steps_an_epoch
 
 SAVE_EVERY = 10.0  # seconds, at least, from one save of an unfinished fit to the next: what a kill can cost
 #: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
 Quality = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
+#: train and selection features with their caption maps, a step -> settings, and what has an image_map and a text_map
+Align = Callable[[tuple, tuple, Callable[[], object]], tuple[dict, Any]]
 
 
 class TrainingError(OnceoverError):
@@ -40,6 +43,7 @@ def fit(
     *,
     quality: Quality,
     correct_hubs: CorrectHubs,
+    align: Align | None = None,
     device: str | torch.device = "cpu",
     memory: int | None = None,
     force: bool = False,
@@ -53,6 +57,7 @@ def fit(
     Args:
         quality: measures the heads on the selection pictures: ``retrieval.metrics.quality``.
         correct_hubs: gives the embeddings their biases: ``retrieval.hubness.fit_inverted_softmax``.
+        align: fits linear maps in closed form, for ``training.cca``: ``retrieval.baselines.align``.
         memory: bytes that the fit may take; where the features do not fit, they are read in shuffled chunks. By
             default half of the machine's. An interrupted fit goes on with the chunks it was begun with.
 
@@ -83,18 +88,17 @@ def fit(
             checkpoint.save_resume(folder, {"request": request})
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         place = torch.device(device), memory or default_memory()
-        points, chunks, seconds = _train(store, roles, folder, config, request, quality, *place, say)
-        heads = (
-            points[0].best_heads() if len(points) == 1 else Ensemble([point.best_heads() for point in points]).eval()
-        )
-        rsum = points[0].best_rsum if len(points) == 1 else quality(*embed(heads, store, roles.selection))["rsum"]
+        measures = quality, align
+        points, members, chunks, seconds = _train(store, roles, folder, config, request, *measures, *place, say)
+        heads = members[0] if len(members) == 1 else Ensemble(members).eval()
+        rsum = points[0].best_rsum if len(members) == 1 else quality(*embed(heads, store, roles.selection))["rsum"]
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
         write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
         provenance = {
             "request": request,
             "space": space,
-            "members": [settings["model"]] * len(points),
+            "members": [settings["model"] | {"embedding_dim": member.embedding_dim} for member in members],
             "store": str(store.path.resolve()),
             "fingerprints": store.fingerprints,
             "recipes": store.recipes,
@@ -164,7 +168,18 @@ def check(point: Point, store: FeatureStore, roles: Roles, quality: Quality) -> 
     return measured
 
 
-def _train(store, roles: Roles, folder: Path, config: Config, request: str, quality: Quality, device, memory: int, say):
+def _train(
+    store,
+    roles: Roles,
+    folder: Path,
+    config: Config,
+    request: str,
+    quality: Quality,
+    align: Align | None,
+    device,
+    memory: int,
+    say,
+):
     state, training = checkpoint.load_resume(folder, request), config.training
     data = Data(store, roles, device, memory, state.get("chunks"))
     seeds = range(training.seed, training.seed + training.members)
@@ -206,7 +221,40 @@ def _train(store, roles: Roles, folder: Path, config: Config, request: str, qual
                     saved = time.monotonic()
                 loss = point.history[-1]["loss"]
                 bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{point.best_rsum:.1f}")
-    return points, data.count, round(time.monotonic() - start, 2)
+    members = [point.best_heads() for point in points]
+    if training.cca:
+        members.append(_closed_form(data, store, roles, config, align, say))
+    return points, members, data.count, round(time.monotonic() - start, 2)
+
+
+def _closed_form(data: "Data", store, roles: Roles, config: Config, align: Align | None, say) -> DualHeads:
+    """Heads whose maps are a regularised CCA of the standardised features, averaged over a picture's views."""
+    if data.count > 1:
+        raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
+    say("aligning in closed form (CCA)")
+    with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
+        settings, maps = align(
+            *(_standardised(data, store, part) for part in (roles.train, roles.selection)), bar.update
+        )
+    say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
+    wide = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, head="linear", embedding_dim=maps.image_map.shape[1])
+    )
+    heads = data.point(wide).heads.cpu().eval()
+    with torch.no_grad():
+        for projection, mapping in ((heads.image, maps.image_map), (heads.text, maps.text_map)):
+            projection.weight.copy_(torch.from_numpy(mapping))
+            projection.bias.zero_()
+    return heads
+
+
+@torch.no_grad()
+def _standardised(data: "Data", store: FeatureStore, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features as heads take them, images (N, D) and texts (M, E), and the caption map counted among the pictures."""
+    captions = np.flatnonzero(np.isin(store.image_index, pictures))
+    images = [data.standardize["image"](block).mean(1).numpy() for block in blocks(store.image_features, pictures)]
+    texts = [data.standardize["text"](block).numpy() for block in blocks(store.text_features, captions)]
+    return np.concatenate(images), np.concatenate(texts), np.searchsorted(pictures, store.image_index[captions])
 
 
 def _history(points: list[Point]) -> list[dict]:

@@ -91,7 +91,7 @@ def cca(train: Pairs) -> Iterator[Candidate]:
             for power in POWERS:
                 weights = correlations[:dimensions] ** power
                 maps = image_map[:, :dimensions] * weights, text_map[:, :dimensions] * weights
-                yield {"strength": strength, "dimensions": dimensions, "power": power}, _linear(*maps)
+                yield {"strength": strength, "dimensions": dimensions, "power": power}, Linear(*maps)
 
 
 def ridge(train: Pairs) -> Iterator[Candidate]:
@@ -103,7 +103,7 @@ def ridge(train: Pairs) -> Iterator[Candidate]:
         for strength in STRENGTHS:
             mapping = basis @ (shared / (np.maximum(values, 0) + strength * values.mean())[:, None])
             maps = (None, mapping) if onto == "image" else (mapping, None)
-            yield {"onto": onto, "strength": strength}, _linear(*maps)
+            yield {"onto": onto, "strength": strength}, Linear(*maps)
 
 
 def _moments(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -193,12 +193,26 @@ def random_orthogonal(rows: int, columns: int, seed: int | list[int]) -> np.ndar
     return basis if rows >= columns else basis.T
 
 
-def _linear(image_map: np.ndarray | None, text_map: np.ndarray | None):
-    def embed(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        sides = ((pairs.images, image_map), (pairs.texts, text_map))
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear map of each side into one space, float64 (D, K) and (E, K); None: the side is that space."""
+
+    image_map: np.ndarray | None
+    text_map: np.ndarray | None
+
+    def __call__(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of pairs."""
+        sides = ((pairs.images, self.image_map), (pairs.texts, self.text_map))
         return tuple(_unit(rows if mapping is None else rows @ mapping) for rows, mapping in sides)
 
-    return embed
+
+def align(train: tuple, selection: tuple, step: Callable[[], object] = lambda: None) -> tuple[dict, Linear]:
+    """The regularised CCA that ranks the selection pairs best, with its settings; for heads that are an ensemble.
+
+    Args:
+        train, selection: images (N, D), texts (M, E) and image_index (M,), standardised already.
+    """
+    return choose(cca(Pairs(*train)), Pairs(*selection), step)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
