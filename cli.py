@@ -321,13 +321,15 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     if len(rows) > 10:
         say(f"{len(rows) - 10} more: {out / 'leaderboard.md'}")
     ties = sum(row.get("verdict") == "tie" for row in rows)
-    say(f"{ties} settings cannot be told from the best one" if ties else "the best one stands alone")
+    say(f"{ties} more cannot be told from the best one" if ties else "the best one stands alone")
     if "model.temperature" in keys and any(setting.configs[0].model.learn_temperature for setting in settings):
         say("model.temperature was where a learned temperature started; --set model.learn_temperature=false fixes it")
     run_dir, best = out / "best", out / "best.yaml"
     following = f"python cli.py fit --store {store_file} --run {run_dir} --config {best}"
     if test_best:
-        _fit(store_file, run_dir, load_config(best), device, memory)
+        chosen, there = load_config(best), run_dir / "config.yaml"
+        other = there.exists() and load_config(there) != chosen
+        _fit(store_file, run_dir, chosen, device, memory, force=other)
         result, _ = _evaluate(run_dir, None)
         _print_table(result)
         following = f"python cli.py plot --run {run_dir} --out {out / 'figures' / 'best'}"

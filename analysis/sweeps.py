@@ -161,7 +161,7 @@ def _read(path: Path) -> tuple[list[dict], list[str]]:
         keys = columns[: columns.index("outcome")]
         if not rows:
             raise ValueError("no rows")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlotError(f"{path} is missing or damaged; run the sweep again, which fits nothing anew") from error
     return rows, keys
 

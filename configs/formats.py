@@ -3,6 +3,7 @@
 STORE_FORMAT, STORE_VERSION = "onceover feature store", 3
 EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
 RUN_FORMAT, RUN_VERSION = "onceover run", 4
+SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 1
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
 
 # in a run folder

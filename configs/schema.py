@@ -72,7 +72,7 @@ class ModelConfig:
 
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
-    dropout: float = 0.5  # of the standardised features
+    dropout: float = 0.5  # of the standardised features, in steps of 1/256
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
     rerank: str = "none"  # qbnorm: searches are corrected for hubs with a bank of training queries
@@ -103,7 +103,7 @@ class TrainingConfig:
     weight_decay: float = 0.1
     warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
     check_every: int = 3  # epochs from one look at the selection split to the next; the last epoch is always looked at
-    patience: int = 10  # epochs without a better rsum on the selection split before the fit stops; 0: never
+    patience: int = 10  # epochs without a better rsum, as far as was looked, before the fit stops; 0: never
     shuffle_pairs: bool = False  # a control: train pictures swap their captions, which leaves nothing to learn
     seed: int = 0
 

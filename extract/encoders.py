@@ -283,7 +283,13 @@ class _Layers:
 
     def _see(self, name: str, _module, _inputs, output) -> None:
         output = output if isinstance(output, Tensor) else output[0]
-        self._seen.outputs[name] = output.mean((2, 3)) if output.ndim == 4 else output.flatten(1, -2).mean(1)
+        if output.ndim == 4:
+            last = output.shape[1] == output.shape[2] != output.shape[3]  # some put their channels last
+            self._seen.outputs[name] = output.mean((1, 2) if last else (2, 3))
+        elif output.ndim == 3:
+            self._seen.outputs[name] = output.mean(1)
+        else:
+            raise EncoderError(f"{self._spec}: the module {name!r} puts out no map and no tokens; name another layer")
 
 
 def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -295,7 +301,7 @@ def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 def _image_layers(layers: str, recipe: dict) -> list[str]:
     """The names of the layers: ``last`` is the encoder's own feature, others are modules within it.
 
-    ``auto``: what measurements chose for an architecture (docs/results.md), or a near relative of it; else ``last``.
+    ``auto``: the layers that are known to pay for an architecture (``_IMAGE_LAYERS``); else ``last``.
     """
     dual = recipe["pooling"] == "projection"
     names = [name.strip() for name in layers.split(",")]
@@ -318,13 +324,14 @@ def _text_layers(layers: str, model: nn.Module, dual: bool) -> list[str | int]:
         names = ["last"] if dual else ["last", "middle", "words"]
     if dual and names != ["last"]:
         raise EncoderError("a dual encoder's own projection is its feature; leave extract.text_layers at last")
-    depth = 0 if dual else model.config.num_hidden_layers
-    chosen = []
+    depth = 0 if names == ["last"] else model.config.num_hidden_layers
+    chosen: list[str | int] = []
     for name in names:
         layer = depth // 2 if name == "middle" else int(name) if name.isdecimal() else name
         if layer not in ("last", "words", *range(depth + 1)):
             raise EncoderError(f"{name!r} is no layer of the text encoder; use last, middle, words, or 0 to {depth}")
-        chosen.append(layer)
+        if layer not in chosen:
+            chosen.append(layer)
     return chosen
 
 

@@ -22,7 +22,7 @@ from heads.models import DualHeads, unit
 from heads.seeds import seed_for
 
 _PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
-_LEVELS = 2**8  # of the noise that dropout goes by: rates are rounded to so many
+_LEVELS = 2**8  # of the noise that dropout goes by
 
 
 class Batches:
@@ -99,11 +99,12 @@ class Point:
         return plain | {"heads": self.heads.state_dict(), "best": self._best, "moments": moments}
 
     def restore(self, state: dict) -> None:
-        """Goes on from ``state``."""
+        """Goes on from ``state``, on the device where the heads are."""
         self.heads.load_state_dict(state["heads"])
         self._best, self.moments = state["best"], state["moments"]
         for name in _PLAIN:
             setattr(self, name, state[name])
+        self.to(self.heads.log_temperature.device)
 
     def keep(self, measured: dict) -> None:
         """Takes down what was measured after the last epoch, and keeps its heads where they are the best so far."""
@@ -256,7 +257,8 @@ class Stack:
         for _, same, parameters in self._rows:
             for name, parameter in parameters.items():
                 first, second = (torch.stack(parts) for parts in zip(*(one.moments[name] for one in same), strict=True))
-                state = {"step": torch.tensor(float(same[0].steps)), "exp_avg": first, "exp_avg_sq": second}
+                step = torch.tensor(float(same[0].steps), device=parameter.device)
+                state = {"step": step, "exp_avg": first, "exp_avg_sq": second}
                 self._optimizer.state[parameter] = state
 
     def step(self, images: Tensor, texts: Tensor, image_of_text: Tensor, number: int) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,15 +18,22 @@ import torch
 from tqdm import tqdm
 
 from configs import OnceoverError
-from configs.formats import SWEEP, TRIALS
+from configs.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
 from configs.schema import Config, ConfigError, load_config
 from extract.files import digest, only_writer, read_json, whole_file, write_json
 from extract.memory import default_memory
 from extract.store import FeatureStore, Roles
-from heads.embed import embed
+from heads.chunks import MIN_MEMORY
+from heads.models import DualHeads
 from heads.stacking import Point, advance, same_batches
-from heads.training import Data
+from heads.training import Data, check
 
+_NO_AXES = {
+    "training.seed": "say how many seeds with --seeds",
+    "training.members": "a sweep ranks single pairs of heads",
+    "training.cca": "a sweep ranks single pairs of heads",
+    "model.rerank": "it changes nothing in the heads; evaluate compares the ways with --rerank",
+}
 RUNGS = (1 / 8, 1 / 2)  # of all epochs, after which halving drops trials
 KEPT = 1 / 4  # of the settings, at a rung; and whatever cannot be told from the best
 AT_ONCE = {"cpu": 8}  # trials; more in a stack bring nothing there, and a kill costs those that are under way
@@ -80,11 +88,11 @@ def expand(
             raise ConfigError(f"{axis!r} is no axis of a grid; write key=v1,v2, for example model.temperature=0.05,0.1")
         if key in axes:
             raise ConfigError(f"{key} stands in the grid twice; give it all its values at once")
-        if key == "training.seed":
-            raise ConfigError("training.seed is no axis of a grid; say how many seeds with --seeds")
+        if key in _NO_AXES:
+            raise ConfigError(f"{key} is no axis of a grid; {_NO_AXES[key]}")
         if key.startswith("extract."):
             raise ConfigError(f"{key} changes the features; make a store for each value, and sweep each")
-        axes[key] = list(dict.fromkeys(values))
+        axes[key] = values
     if not axes:
         raise ConfigError("the grid is empty; name at least one axis: --grid model.temperature=0.03,0.05,0.07")
     points = list(itertools.product(*axes.values()))
@@ -98,8 +106,12 @@ def expand(
         plain = base.to_dict()
         values = {key: plain[key.partition(".")[0]][key.partition(".")[2]] for key in axes}
         first = base.training.seed
+        if base.training.members > 1 or base.training.cca:
+            raise ConfigError("a sweep ranks single pairs of heads; leave training.members at 1 and training.cca false")
         several = (dataclasses.replace(base.training, seed=seed) for seed in range(first, first + seeds))
-        settings.append(Setting(values, [dataclasses.replace(base, training=training) for training in several]))
+        setting = Setting(values, [dataclasses.replace(base, training=training) for training in several])
+        if setting not in settings:  # 0.1 and 0.10 are one
+            settings.append(setting)
     return settings
 
 
@@ -123,63 +135,94 @@ def sweep(
     """Trains every trial, or with ``halving`` those that stay promising; goes on where an interrupted sweep stopped.
 
     With ``halving`` the first seed of each setting runs until a rung (``RUNGS``); the best share goes on, with all that
-    a paired comparison over the selection pictures cannot tell from the best. What is left at the end gets its other
-    seeds.
+    cannot be told from the best. What is left at the end gets its other seeds. Each rung's decision is written down.
 
     Args:
-        memory: bytes that features and heads may take; by default half of the machine's.
+        memory: bytes that features and heads may take, half each; by default half of the machine's.
 
     Returns:
         By name, of each trial that was begun: ``epochs``, ``best_epoch``, ``seconds``, ``history``, and ``outcome``:
         ``finished``, ``dropped`` or ``diverged``. The judge knows all but the diverged ones.
 
     Raises:
-        SweepError: the folder holds another sweep, or something else.
+        SweepError: the folder holds another sweep, or something else; or settings that halving cannot compare.
     """
+    schedules = {(one.training.num_epochs, one.training.check_every) for each in settings for one in each.configs}
+    if halving and len(schedules) > 1:
+        raise SweepError("--halving compares settings half-way; all need the same num_epochs and check_every")
+    grid = digest([[trial_name(config) for config in setting.configs] for setting in settings]) if halving else ""
     with only_writer(Path(folder), "the sweep"):
-        work = _Sweep(store, Path(folder), judge, torch.device(device), memory or default_memory(), say)
-        total = sum(config.training.num_epochs for setting in settings for config in setting.configs)
+        work = _Sweep(store, Path(folder), judge, torch.device(device), memory or default_memory(), grid, say)
+        first = [setting.configs[0] for setting in settings]
+        total = sum(config.training.num_epochs for config in first) * (1 if halving else len(settings[0].configs))
         with tqdm(total=total, unit=" epochs", desc="sweep", disable=None) as work.bar:
             if not halving:
                 work.run([config for setting in settings for config in setting.configs])
                 return work.results
-            alive = [setting.configs for setting in settings]
             for share in (*RUNGS, 1.0):
-                work.run([configs[0] for configs in alive], share)
-                names = [trial_name(configs[0]) for configs in alive]
-                sound = [name for name in names if work.results.get(name, {}).get("outcome") != "diverged"]
-                chosen = set(judge.contenders(sound, KEPT))
-                for configs, name in zip(alive, names, strict=True):
-                    if share < 1 and name not in chosen:
-                        work.end(configs[0], "dropped")
-                alive = [configs for configs, name in zip(alive, names, strict=True) if name in chosen]
-                say(f"after {share:.0%} of the epochs {len(alive)} of {len(names)} settings go on")
-            work.run([config for configs in alive for config in configs[1:]])
+                first = work.rung(first, share)
+            chosen = {trial_name(config) for config in first}
+            others = [one for each in settings if trial_name(each.configs[0]) in chosen for one in each.configs[1:]]
+            work.bar.total += sum(config.training.num_epochs for config in others)
+            work.run(others)
         return work.results
 
 
 class _Sweep:
     """A sweep under way: what has become of which trial, in memory and in the folder."""
 
-    def __init__(self, store: FeatureStore, folder: Path, judge: Judge, device: torch.device, memory: int, say):
-        self._store, self._folder, self._judge, self._device = store, folder / TRIALS, judge, device
+    def __init__(
+        self, store: FeatureStore, folder: Path, judge: Judge, device: torch.device, memory: int, grid: str, say
+    ):
+        self._store, self._folder, self._judge, self._device, self._say = store, folder / TRIALS, judge, device, say
         self._roles: Roles = store.roles()
         self.results: dict[str, dict] = {}
         self._best = 0.0
         self.bar = tqdm(disable=True)
-        request = folder / SWEEP
-        if folder.exists() and any(folder.iterdir()) and not request.exists():
+        self._path, made = folder / SWEEP, {"format": SWEEP_FORMAT, "format_version": SWEEP_VERSION}
+        made |= {"fingerprints": store.fingerprints, "halving": grid}
+        if self._path.exists():
+            self._request = read_json(self._path, "the sweep")
+            if any(self._request.get(key) != made[key] for key in ("format", "format_version", "fingerprints")):
+                raise SweepError(f"{folder} holds a sweep of other features or of another version; name a new folder")
+            if self._request["halving"] != grid:
+                raise SweepError(
+                    f"{folder} holds a sweep of another grid with --halving, or without; settings that were dropped "
+                    "cannot be taken up again: name a new folder"
+                )
+        elif folder.exists() and any(folder.iterdir()):
             raise SweepError(f"{folder} is not empty and no sweep; name a new folder")
-        if request.exists() and read_json(request, "the sweep").get("fingerprints") != store.fingerprints:
-            raise SweepError(f"{folder} holds a sweep of other features; name a new folder")
-        write_json(request, {"fingerprints": store.fingerprints, "store": str(store.path.resolve())})
-        self._data = Data(store, self._roles, device, memory)
-        features = sum(array.nbytes for array in (store.image_features, store.text_features))
-        self._memory = max(0, memory - (features if self._data.count == 1 else memory // 2))
+        else:
+            self._request = made | {"store": str(store.path.resolve()), "rungs": []}
+            write_json(self._path, self._request)
+        for_features = max(MIN_MEMORY, memory // 2)
+        self._data, self._memory = Data(store, self._roles, device, for_features), memory - for_features
+        if device.type == "cuda":
+            self._memory = min(self._memory, torch.cuda.mem_get_info(device)[0] // 2)
         say(
             f"sweeping on {device}: {len(self._roles.train):,} train pictures, chosen on "
             f"{len(self._roles.selection):,} ({self._roles.selection_name})"
         )
+
+    def rung(self, configs: list[Config], share: float) -> list[Config]:
+        """Brings trials to a share of their epochs, and drops what is behind; what was decided before stands."""
+        decided, names = self._request["rungs"], [trial_name(config) for config in configs]
+        number = (*RUNGS, 1.0).index(share)
+        if number == len(decided):
+            self.run(configs, share)
+            sound = [name for name in names if self.results.get(name, {}).get("outcome") != "diverged"]
+            decided.append(self._judge.contenders(sound, KEPT))
+            write_json(self._path, self._request)
+            epoch = _until(configs[0], share)
+            self._say(f"after {epoch} epochs {len(decided[-1])} of {len(names)} settings are still in the race")
+        chosen = set(decided[number])
+        for config, name in zip(configs, names, strict=True):
+            if share < 1 and name not in chosen and not self._known(config):
+                self._end(config, "dropped")
+        if share == 1:
+            for config in configs:
+                self._known(config)
+        return [config for config, name in zip(configs, names, strict=True) if name in chosen]
 
     def run(self, configs: Iterable[Config], share: float = 1.0) -> None:
         """Brings trials to a share of their epochs; those that are done already stay as they are."""
@@ -187,12 +230,12 @@ class _Sweep:
         for _, alike in itertools.groupby(waiting, _company):
             alike = list(alike)
             while alike:
-                most = self._at_once(alike[0])
+                most = self._at_once(alike)
                 points, alike = [self._point(config) for config in alike[:most]], alike[most:]
                 for _, abreast in itertools.groupby(sorted(points, key=_epoch), _epoch):
                     self._run_together(list(abreast), share)
 
-    def end(self, config: Config, outcome: str, point: Point | None = None) -> None:
+    def _end(self, config: Config, outcome: str, point: Point | None = None) -> None:
         """Writes down what has become of a trial."""
         name = trial_name(config)
         if name in self.results:
@@ -220,26 +263,24 @@ class _Sweep:
 
     def _run_together(self, points: list[Point], share: float) -> None:
         """Trains points that have come equally far, looking at them when ``fit`` would, and parks what is left."""
-        training = points[0].config.training
-        end = min(
-            training.num_epochs, math.ceil(share * training.num_epochs / training.check_every) * training.check_every
-        )
-        dealt = self._data.dealt(points[0].config)
+        dealt, end = self._data.dealt(points[0].config), _until(points[0].config, share)
         while points and points[0].epoch < end:
             epochs = points[0].until_check
             advance(points, *dealt, epochs)
             self.bar.update(epochs * len(points))
             for point in points:
-                if point.diverged:
-                    self.end(point.config, "diverged", point)
-                    continue
-                point.heads.eval()
-                found = embed(point.heads, self._store, self._roles.selection)
-                point.keep(self._judge.measure(trial_name(point.config), *found))
+                measure = partial(self._judge.measure, trial_name(point.config))
+                try:
+                    sound = not point.diverged and bool(check(point, self._store, self._roles, measure))
+                except OnceoverError as error:  # embeddings without direction, or not finite
+                    self._say(f"a setting is given up: {error}")
+                    sound = False
+                if not sound:
+                    self._end(point.config, "diverged", point)
+                elif point.finished:
+                    self._end(point.config, "finished", point)
                 self._best = max(self._best, point.best_rsum)
-                if point.finished:
-                    self.end(point.config, "finished", point)
-            points = [point for point in points if not (point.diverged or point.finished)]
+            points = [point for point in points if trial_name(point.config) not in self.results]
             self.bar.set_postfix(trials=len(self.results), best=f"{self._best:.1f}")
         for point in points:
             self._park(point)
@@ -255,18 +296,45 @@ class _Sweep:
         point, name = self._data.point(config), trial_name(config)
         parked = self._folder / f"{name}{_PARKED}"
         if parked.exists():
-            point.restore(torch.load(parked, map_location=self._device, weights_only=True))
+            try:
+                point.restore(torch.load(parked, map_location=self._device, weights_only=True))
+            except Exception as error:  # torch raises many kinds on a damaged archive
+                raise SweepError(
+                    f"{parked} cannot be read; remove all files {parked.with_suffix('.*')} and sweep again: that trial "
+                    "is then fitted anew"
+                ) from error
             self._judge.load(name, self._folder / f"{name}.npz")
         return point
 
-    def _at_once(self, config: Config) -> int:
-        """How many trials of such a shape are trained together."""
-        training, point = config.training, self._data.point(config)
-        numbers = sum(parameter.numel() for parameter in point.heads.parameters())
-        texts = training.batch_size * training.captions_per_image
-        batch = (training.batch_size + texts) * config.model.embedding_dim + training.batch_size * texts
-        each = 4 * (6 * numbers + 4 * batch)  # parameters, gradients, two moments, two copies; and a batch's way back
-        return max(1, min(AT_ONCE.get(self._device.type, AT_ONCE_ELSEWHERE), self._memory // each))
+    def _at_once(self, configs: Sequence[Config]) -> int:
+        """How many of the trials, in their order, are trained together: as many as pay and fit the memory."""
+        most, taken = AT_ONCE.get(self._device.type, AT_ONCE_ELSEWHERE), 0
+        for number, config in enumerate(configs[:most]):
+            taken += bytes_of_trial(config, self._data.dims)
+            if taken > self._memory:
+                return max(1, number)
+        return min(most, len(configs))
+
+
+def bytes_of_trial(config: Config, dims: tuple[int, int]) -> int:
+    """About what a trial takes while it is trained, beside the features; ``dims``: of the features.
+
+    Of its parameters there are nine copies: stacked, gradients, two moments, and the point's own with two moments and
+    the best; of a batch there are what dropout leaves of the features, and vectors and similarities on their way back.
+    """
+    training, dim = config.training, config.model.embedding_dim
+    with torch.device("meta"):
+        numbers = sum(parameter.numel() for parameter in DualHeads(*dims, config.model).parameters())
+    images, texts = training.batch_size, training.batch_size * training.captions_per_image
+    batch = images * dims[0] + texts * dims[1] + 4 * ((images + texts) * dim + images * texts)
+    return 4 * (9 * numbers + batch)
+
+
+def _until(config: Config, share: float) -> int:
+    """The epoch at a share of all, at which the heads are looked at anyway."""
+    training = config.training
+    looks = math.ceil(share * training.num_epochs / training.check_every)
+    return min(training.num_epochs, looks * training.check_every)
 
 
 def _company(config: Config) -> tuple:

@@ -3,8 +3,10 @@
 import csv
 import io
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from extract.files import whole_file
 from retrieval.metrics import DIRECTIONS, RECALL_AT, Ranks, compare, rank, report
 
 _FIELDS = ("query", "above", "level", "gallery", "group")
+_SURE = ("diverged", "dropped", "finished")  # outcomes, the one that says most of a setting first
 _SHORT = {"image_to_text": "i2t", "text_to_image": "t2i"}
 
 
@@ -53,20 +56,23 @@ class Judge:
             LeaderboardError: the file is missing or damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 sides = [{field: arrays[f"{side}_{field}"] for field in _FIELDS} for side in _SHORT.values()]
-        except (OSError, ValueError, KeyError) as error:
-            raise LeaderboardError(f"{path} is missing or damaged; remove {path.with_suffix('.json')} too, and sweep "
-                                   "again: that trial is fitted anew") from error  # fmt: skip
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise LeaderboardError(
+                f"{path} is missing or damaged; remove all files {path.with_suffix('.*')} and sweep again: that trial "
+                "is then fitted anew"
+            ) from error
         found = tuple(Ranks(**side | {"gallery": int(side["gallery"])}) for side in sides)
         self._remember(trial, found, report([found], draws=0)["rsum"])
 
     def contenders(self, trials: Sequence[str], share: float) -> list[str]:
-        """The best share of the trials by rsum, and all whose paired 95 % interval to the best one includes zero."""
+        """The best share of the trials by rsum, and all others that cannot be told from the best one (``_behind``)."""
         order = sorted(trials, key=lambda trial: -self._rsum[trial])
         sure = max(1, math.ceil(share * len(order)))
         best = [self._ranks[order[0]]] if order else []
-        return order[:sure] + [trial for trial in order[sure:] if _tied(best, [self._ranks[trial]])]
+        rest = (trial for trial in order[sure:] if _behind(best, [self._ranks[trial]], len(order))["high"] >= 0)
+        return order[:sure] + list(rest)
 
     def of(self, trials: Sequence[str]) -> list[tuple[Ranks, Ranks]]:
         """The ranks of several trials, as ``report`` and ``compare`` take them."""
@@ -76,13 +82,19 @@ class Judge:
         self._ranks[trial], self._rsum[trial] = found, rsum
 
 
-def _tied(best: list[tuple[Ranks, Ranks]], other: list[tuple[Ranks, Ranks]]) -> bool:
-    low, high = compare(best, other)["rsum_ci"]
-    return low <= 0 <= high
+def _behind(best: list[tuple[Ranks, Ranks]], other: list[tuple[Ranks, Ranks]], among: int) -> dict[str, float]:
+    """The difference in rsum to the best of so many, and its interval: low, high.
+
+    The intervals of all hold together with 95 %: the best of many is the best by luck, too, and comparing each with it
+    at 95 % would lose one in four that are as good (Bonferroni's bound, with the paired bootstrap's standard error).
+    """
+    found = compare(best, other)
+    margin = NormalDist().inv_cdf(1 - 0.025 / max(1, among - 1)) * found["rsum_se"]
+    return {"difference": found["rsum"], "low": found["rsum"] - margin, "high": found["rsum"] + margin}
 
 
 def leaderboard(judge: Judge, settings: Sequence[tuple[dict, list[str]]], results: dict[str, dict]) -> list[dict]:
-    """A row for each setting, best first: those that ran to their end, then those that were dropped or diverged.
+    """A row for each setting, best first: those that ran to their end with most seeds, then with fewer, then the rest.
 
     Args:
         settings: the values that a setting stands for, by key, and its trials' names, a seed each.
@@ -91,8 +103,9 @@ def leaderboard(judge: Judge, settings: Sequence[tuple[dict, list[str]]], result
     Returns:
         Rows with the setting's values, ``outcome``, ``seeds`` (those that ran), ``epochs`` (the mean), ``seconds`` (the
         sum), and, but for diverged ones, both directions' recalls in percent as means over seeds with their spread
-        (``_sd``, of several seeds), ``rsum`` with its 95 % interval over pictures, ``difference`` to the best with its
-        paired interval, and ``verdict``: best, tie or worse. Numbers of dropped ones are from where they were dropped.
+        (``_sd``, of several seeds), ``rsum`` with its 95 % interval over pictures, ``difference`` to the best over the
+        seeds that both have, with an interval that holds for all rows together, and ``verdict``: best, tie, worse or
+        dropped. Numbers of dropped ones are from where they were dropped.
 
     Raises:
         LeaderboardError: no setting came to its end.
@@ -101,26 +114,24 @@ def leaderboard(judge: Judge, settings: Sequence[tuple[dict, list[str]]], result
     for values, names in settings:
         ran = [name for name in names if name in results]
         outcomes = {results[name]["outcome"] for name in ran}
-        outcome = next(each for each in ("diverged", "dropped", "finished") if each in outcomes)
+        outcome = next(each for each in _SURE if each in outcomes)
         row = {**values, "outcome": outcome, "seeds": len(ran), "rsum": -1.0}
         row |= {"epochs": float(np.mean([results[name]["epochs"] for name in ran]))}
         row |= {"seconds": sum(results[name]["seconds"] for name in ran)}
         if outcome != "diverged":
             row |= _measured(judge, ran)
         rows.append((row, ran))
-    rows.sort(key=lambda pair: (-(pair[0]["outcome"] == "finished"), -pair[0]["rsum"]))
+    rows.sort(key=lambda pair: (-_SURE.index(pair[0]["outcome"]), -pair[0]["seeds"], -pair[0]["rsum"]))
     if rows[0][0]["outcome"] != "finished":
         raise LeaderboardError("no setting came to its end: all diverged; lower training.learning_rate")
-    best = judge.of(rows[0][1])
     for number, (row, ran) in enumerate(rows):
         if row["outcome"] == "diverged":
             del row["rsum"]
             continue
-        difference = compare(best, judge.of(ran))
-        row["difference"] = difference["rsum"]
-        row["difference_low"], row["difference_high"] = difference["rsum_ci"]
-        tied = row["difference_low"] <= 0 <= row["difference_high"]
-        row["verdict"] = "best" if number == 0 else "tie" if tied and row["outcome"] == "finished" else "worse"
+        behind = _behind(judge.of(rows[0][1][: len(ran)]), judge.of(ran), len(rows))
+        row["difference"], row["difference_low"], row["difference_high"] = behind.values()
+        tied = "tie" if row["difference_high"] >= 0 else "worse"
+        row["verdict"] = "best" if number == 0 else tied if row["outcome"] == "finished" else "dropped"
     return [row for row, _ in rows]
 
 
@@ -143,8 +154,8 @@ def notes(split: str, pictures: int) -> list[str]:
     return [
         f"measured on {split}, {pictures:,} pictures, which chose the best one: its own numbers here flatter it",
         "R@K: hit@K in percent, i2t: picture → caption, t2i: caption → picture; means over the seeds",
-        "intervals: 95 %, pictures resampled; to the best: paired. tie: the interval includes zero, so that these "
-        "pictures cannot tell the setting from the best one",
+        "intervals: 95 %, pictures resampled; to the best: paired, over the seeds that both have, holding for all rows "
+        "together. tie: these pictures cannot tell the setting from the best one. Chance between seeds is left out",
         "dropped: measured when it was dropped, against the best one at its end",
     ]
 
@@ -162,7 +173,7 @@ def results_csv(rows: list[dict]) -> str:
 def leaderboard_table(rows: list[dict], keys: Sequence[str], most: int | None = None) -> list[list[str]]:
     """Header and the first ``most`` rows, as text; ``keys``: the grid's."""
     recalls = [f"{side}_R@{k}" for side in _SHORT.values() for k in RECALL_AT]
-    table = [["", *keys, *recalls, "rsum", "to the best [95 %]", "seeds", "epochs", "verdict"]]
+    table = [["", *keys, *recalls, "rsum", "to the best [95 % together]", "seeds", "epochs", "verdict"]]
     for place, row in enumerate(rows[:most], 1):
         cells = [str(place), *(str(row[key]) for key in keys)]
         if row["outcome"] == "diverged":
@@ -174,6 +185,5 @@ def leaderboard_table(rows: list[dict], keys: Sequence[str], most: int | None = 
             f"{row['rsum']:.1f} [{row['rsum_low']:.1f}, {row['rsum_high']:.1f}]"
         ]
         cells.append(f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]")
-        verdict = row["verdict"] if row["outcome"] == "finished" else "dropped"
-        table.append([*cells, str(row["seeds"]), f"{row['epochs']:g}", verdict])
+        table.append([*cells, str(row["seeds"]), f"{row['epochs']:g}", row["verdict"]])
     return table

@@ -371,7 +371,7 @@ def _summary(values: list[dict[str, np.ndarray]], groups: list[np.ndarray], draw
                 side[f"{name}_ci"] = _interval(drawn[name])
         drawn_rsum = drawn_rsum + sum(drawn.get(f"R@{k}", 0.0) for k in RECALL_AT)
     result["rsum"] = sum(result[direction][f"R@{k}"] for direction in DIRECTIONS for k in RECALL_AT)
-    return result | ({"rsum_ci": _interval(drawn_rsum)} if draws else {})
+    return result | ({"rsum_ci": _interval(drawn_rsum), "rsum_se": float(np.std(drawn_rsum))} if draws else {})
 
 
 def _interval(estimates: np.ndarray) -> list[float]:
