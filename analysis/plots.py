@@ -88,7 +88,7 @@ def plot_run(
     if evaluated.exists():
         drawings["models"] = lambda: _draw_evaluation(evaluated)
     if len(read_json(folder / PROVENANCE, "the run's provenance")["members"]) > 1:
-        del drawings["training"]  # an ensemble's members have histories, it has none
+        del drawings["training"]  # of an ensemble each member has its own
     return draw_all(drawings, Path(out), step)
 
 

@@ -53,7 +53,8 @@ def main() -> None:
     medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     result["seconds"] = {name: round(value, 2) for name, value in medians.items()}
     result["every round"] = rounds
-    result["fit / products"] = round(statistics.median(one["heads"] / one["products"] for one in rounds), 2)
+    for name in ("heads", "whole fit"):
+        result[f"{name} / products"] = round(statistics.median(one[name] / one["products"] for one in rounds), 2)
     simple = {name: value * options.epochs for name, value in simple_epoch().items()}
     result["extrapolated seconds"] = {name: round(value) for name, value in simple.items()}
     whole = medians["whole fit"] + (options.extract_seconds or 0)
@@ -93,8 +94,9 @@ def one_round(store, run: Path, config) -> dict[str, float]:
     start = time.perf_counter()
     made = fit(store, run, config, quality=quality, correct_hubs=fit_inverted_softmax, force=True)
     whole = time.perf_counter() - start
-    steps = made["epochs"][0] * steps_an_epoch(store, config)
-    found = {"heads": made["seconds"], "whole fit": whole, "products": steps * seconds_a_step(config)}
+    steps = steps_an_epoch(store, config)
+    products = made["epochs"][0] * steps * seconds_a_step(config, len(store.roles().train) / steps)
+    found = {"heads": made["seconds"], "whole fit": whole, "products": products}
     print(found, file=sys.stderr, flush=True)
     return found
 
@@ -106,13 +108,15 @@ def steps_an_epoch(store, config) -> int:
     return Batches(store.roles().train, store.image_index, VIEWS, config.training).steps
 
 
-def seconds_a_step(config, stacked: int = 1, dims: tuple[int, int] = DIMS, seconds: float = 3.0) -> float:
-    """Seconds that the products of a full step take, for ``stacked`` pairs of heads, the median over some time."""
+def seconds_a_step(
+    config, pictures: float, stacked: int = 1, dims: tuple[int, int] = DIMS, seconds: float = 3.0
+) -> float:
+    """Seconds that the products of a step over so many pictures take, for ``stacked`` pairs of heads, the median."""
     import torch
 
-    training, dim = config.training, config.model.embedding_dim
-    images = torch.randn(training.batch_size, dims[0])
-    texts = torch.randn(training.batch_size * training.captions_per_image, dims[1])
+    dim, pictures = config.model.embedding_dim, round(pictures)
+    images = torch.randn(pictures, dims[0])
+    texts = torch.randn(pictures * config.training.captions_per_image, dims[1])
     left, right = (torch.randn(stacked, each, dim) for each in dims)
     times = []
     end = time.perf_counter() + seconds

@@ -63,11 +63,17 @@ def main() -> None:
                 advance([point], *dealt, point.until_check)
                 check(point, store, roles, quality)
         seconds["one after another"] = time.perf_counter() - start
-        steps = options.epochs * steps_an_epoch(*data.dealt(configs[0]), configs[0].training)
+        steps = steps_an_epoch(*data.dealt(configs[0]), configs[0].training)
+        pictures = len(roles.train) / steps
         at_once = module.AT_ONCE["cpu"]
         shapes = {config.model.embedding_dim: config for config in configs}
         seconds["products"] = sum(
-            len(configs) / len(shapes) / at_once * steps * seconds_a_step(config, at_once, data.dims)
+            len(configs)
+            / len(shapes)
+            / at_once
+            * options.epochs
+            * steps
+            * seconds_a_step(config, pictures, at_once, data.dims)
             for config in shapes.values()
         )
     ends = {name: next(row for row in table if row["verdict"] == "best") for name, table in tables.items()}
