@@ -314,24 +314,22 @@ class RowSources:
             group["features"] = np.zeros((0, 0, 0) if self.kind == "image" else (0, 0), np.float32)
             group["truncated"] = np.zeros(0, bool)
             return
-        files = [h5py.File(path, "r", locking=False) for path in self._files]
-        try:
-            for name in ("features", *self.columns):
-                source = files[0][self.kind][name]
-                target = group.create_dataset(name, (len(keys), *source.shape[1:]), dtype=source.dtype)
-                for rows in row_blocks(len(keys)):
-                    _fill(target, rows, self._gather(files, name, keys[rows]))
-        finally:
-            for file in files:
-                file.close()
+        for name in ("features", *self.columns):
+            with h5py.File(self._files[0], "r", locking=False) as file:
+                like = file[self.kind][name]
+                target = group.create_dataset(name, (len(keys), *like.shape[1:]), dtype=like.dtype)
+            for rows in row_blocks(len(keys)):
+                _fill(target, rows, self._gather(name, keys[rows]))
 
-    def _gather(self, files: list[h5py.File], name: str, keys: list[str]) -> np.ndarray:
+    def _gather(self, name: str, keys: list[str]) -> np.ndarray:
+        """The values of the rows with ``keys``, one file open at a time: there can be more than a process may open."""
         places = np.array([self._where[key] for key in keys])
         block = None
         for number in np.unique(places[:, 0]):
             chosen = np.flatnonzero(places[:, 0] == number)
             rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
-            values = files[number][self.kind][name][rows][inverse]
+            with h5py.File(self._files[number], "r", locking=False) as file:
+                values = file[self.kind][name][rows][inverse]
             if block is None:
                 block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
             block[chosen] = values

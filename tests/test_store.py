@@ -1,5 +1,6 @@
 """The HDF5 store: round trips, what it refuses, what verify finds."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -194,6 +195,21 @@ def test_trap_rows_are_found_by_content_and_fingerprint_not_by_name(tmp_path):
     with_thumbnails = RowSources("image", digest(RECIPES["image"]), ("thumbnail",))
     with_thumbnails.add(tmp_path / "b.h5")
     assert len(with_thumbnails) == 0
+
+
+def test_a_store_may_come_from_more_shards_than_a_process_may_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    n, limits = 100, resource.getrlimit(resource.RLIMIT_NOFILE)
+    features = np.arange(n * 2, dtype=np.float32).reshape(n, 1, 2)
+    ids, captions = [f"{row}.jpg" for row in range(n)], [f"caption {row}" for row in range(n)]
+    with open(os.devnull) as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + n // 2, limits[1]))
+    try:
+        path = write(tmp_path, ids, ["train"] * n, captions, range(n), features, features[:, 0], shards=n)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with FeatureStore(path) as store:
+        np.testing.assert_array_equal(store.image_features, features)
 
 
 def roles_of(tmp_path, splits):
