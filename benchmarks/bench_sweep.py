@@ -36,7 +36,7 @@ def main() -> None:
     from heads import sweep as module
     from heads.stacking import advance, steps_an_epoch
     from heads.sweep import expand, sweep, trial_name
-    from heads.training import Data, check
+    from heads.training import Data
     from retrieval.leaderboard import Judge, leaderboard
     from retrieval.metrics import quality
 
@@ -61,7 +61,7 @@ def main() -> None:
             point, dealt = data.point(config), data.dealt(config)
             while not point.finished:
                 advance([point], *dealt, point.until_check)
-                check(point, store, roles, quality)
+                data.check(point, quality)
         seconds["one after another"] = time.perf_counter() - start
         steps = steps_an_epoch(*data.dealt(configs[0]), configs[0].training)
         pictures = len(roles.train) / steps

@@ -50,15 +50,23 @@ def _embedded(
     device = next(heads.parameters()).device
     start = 0
     for part in blocks(features, rows):
-        vectors = embed_rows(part.to(device)).cpu().numpy()
-        bad = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < UNIT_NORM_TOLERANCE))
-        if len(bad):
-            raise EmbedError(
-                f"{len(bad)} {what} embeddings are not unit vectors (the first: row {start + bad[0]}); "
-                "the heads have diverged or collapsed: lower training.learning_rate"
-            )
-        start += len(vectors)
-        yield vectors
+        yield check_units(what, embed_rows(part.to(device)).cpu().numpy(), start)
+        start += len(part)
+
+
+def check_units(what: str, vectors: np.ndarray, start: int = 0) -> np.ndarray:
+    """The vectors (N, D) themselves, if all have length 1; ``what`` they are and the first one's row, for the error.
+
+    Raises:
+        EmbedError: a vector that is not finite or has no direction.
+    """
+    bad = np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < UNIT_NORM_TOLERANCE))
+    if len(bad):
+        raise EmbedError(
+            f"{len(bad)} {what} embeddings are not unit vectors (the first: row {start + bad[0]}); "
+            "the heads have diverged or collapsed: lower training.learning_rate"
+        )
+    return vectors
 
 
 def embed(heads: DualHeads | Ensemble, store: FeatureStore, pictures: np.ndarray):

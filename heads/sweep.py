@@ -26,7 +26,7 @@ from extract.store import FeatureStore, Roles
 from heads.chunks import MIN_MEMORY
 from heads.models import DualHeads
 from heads.stacking import Point, advance, same_batches
-from heads.training import Data, check
+from heads.training import Data
 
 _NO_AXES = {
     "training.seed": "say how many seeds with --seeds",
@@ -271,7 +271,7 @@ class _Sweep:
             for point in points:
                 measure = partial(self._judge.measure, trial_name(point.config))
                 try:
-                    sound = not point.diverged and bool(check(point, self._store, self._roles, measure))
+                    sound = not point.diverged and bool(self._data.check(point, measure))
                 except OnceoverError as error:  # embeddings without direction, or not finite
                     self._say(f"a setting is given up: {error}")
                     sound = False

@@ -4,12 +4,14 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from configs import OnceoverError
@@ -20,8 +22,8 @@ from extract.memory import default_memory
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
 from heads.chunks import Chunks, blocks, chunks_for
-from heads.embed import CorrectHubs, embed, write_embeddings
-from heads.models import DualHeads, Ensemble, Standardize
+from heads.embed import CorrectHubs, check_units, embed, write_embeddings
+from heads.models import DualHeads, Ensemble, Standardize, unit
 from heads.seeds import seed_for
 from heads.stacking import Point, advance, steps_an_epoch
 
@@ -159,13 +161,41 @@ class Data:
             self._dealt = chunks, image_index, swapped
         return self._dealt[:2]
 
+    def check(self, point: Point, quality: Quality) -> dict:
+        """Measures a point on the selection pictures, and keeps its heads where they are its best.
 
-def check(point: Point, store: FeatureStore, roles: Roles, quality: Quality) -> dict:
-    """Measures a point on the selection pictures, and keeps its heads where they are its best."""
-    point.heads.eval()
-    measured = quality(*embed(point.heads, store, roles.selection))
-    point.keep(measured)
-    return measured
+        Raises:
+            EmbedError: an embedding that is not finite or has no direction.
+        """
+        point.heads.eval()
+        if self.count > 1:
+            measured = quality(*embed(point.heads, self._store, self._roles.selection))
+        else:
+            images, texts, image_index = self._selection
+            with torch.inference_mode():
+                image_vectors, text_vectors, _ = point.heads(images, texts)
+                vectors = unit(unit(image_vectors).mean(1)), unit(text_vectors)
+            sides = zip(("picture", "caption"), vectors, strict=True)
+            measured = quality(*(check_units(what, side.cpu().numpy()) for what, side in sides), image_index)
+        point.keep(measured)
+        return measured
+
+    @cached_property
+    def _selection(self) -> tuple[Tensor, Tensor, np.ndarray]:
+        """The selection pictures' features, as heads take them, and their captions' pictures."""
+        images, texts, image_index = self.standardised(self._roles.selection)
+        return images.to(self._device), texts.to(self._device), image_index
+
+    @torch.no_grad()
+    def standardised(self, pictures: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Features of pictures (N, V, D) and their captions (M, E), and the caption map counted among them."""
+        captions = np.flatnonzero(np.isin(self._store.image_index, pictures))
+        sides = ("image", self._store.image_features, pictures), ("text", self._store.text_features, captions)
+        images, texts = (
+            torch.cat([self.standardize[kind](block) for block in blocks(features, rows)])
+            for kind, features, rows in sides
+        )
+        return images, texts, np.searchsorted(pictures, self._store.image_index[captions])
 
 
 def _train(
@@ -213,7 +243,7 @@ def _train(
                         f"the loss is not finite in epoch {point.diverged}; lower training.learning_rate or raise "
                         "model.temperature"
                     )
-                measured = check(point, store, roles, quality)
+                measured = data.check(point, quality)
                 if point.finished or time.monotonic() - saved >= SAVE_EVERY:
                     state = {"request": request, "chunks": data.count, "points": [each.state() for each in points]}
                     checkpoint.save_resume(folder, state)
@@ -223,19 +253,19 @@ def _train(
                 bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{point.best_rsum:.1f}")
     members = [point.best_heads() for point in points]
     if training.cca:
-        members.append(_closed_form(data, store, roles, config, align, say))
+        members.append(_closed_form(data, roles, config, align, say))
     return points, members, data.count, round(time.monotonic() - start, 2)
 
 
-def _closed_form(data: "Data", store, roles: Roles, config: Config, align: Align | None, say) -> DualHeads:
+def _closed_form(data: "Data", roles: Roles, config: Config, align: Align | None, say) -> DualHeads:
     """Heads whose maps are a regularised CCA of the standardised features, averaged over a picture's views."""
     if data.count > 1:
         raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
     say("aligning in closed form (CCA)")
     with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
-        settings, maps = align(
-            *(_standardised(data, store, part) for part in (roles.train, roles.selection)), bar.update
-        )
+        parts = (data.standardised(part) for part in (roles.train, roles.selection))
+        sides = ((images.mean(1).numpy(), texts.numpy(), index) for images, texts, index in parts)
+        settings, maps = align(*sides, bar.update)
     say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
     wide = dataclasses.replace(
         config, model=dataclasses.replace(config.model, head="linear", embedding_dim=maps.image_map.shape[1])
@@ -246,15 +276,6 @@ def _closed_form(data: "Data", store, roles: Roles, config: Config, align: Align
             projection.weight.copy_(torch.from_numpy(mapping))
             projection.bias.zero_()
     return heads
-
-
-@torch.no_grad()
-def _standardised(data: "Data", store: FeatureStore, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features as heads take them, images (N, D) and texts (M, E), and the caption map counted among the pictures."""
-    captions = np.flatnonzero(np.isin(store.image_index, pictures))
-    images = [data.standardize["image"](block).mean(1).numpy() for block in blocks(store.image_features, pictures)]
-    texts = [data.standardize["text"](block).numpy() for block in blocks(store.text_features, captions)]
-    return np.concatenate(images), np.concatenate(texts), np.searchsorted(pictures, store.image_index[captions])
 
 
 def _history(points: list[Point]) -> list[dict]:
