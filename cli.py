@@ -434,7 +434,7 @@ def _evaluate(
     from configs.formats import CONFIG, EMBEDDINGS, EVALUATION, SHUFFLED
     from extract.files import write_json, write_text
     from extract.store import FeatureStore
-    from heads.checkpoint import RunError, read_provenance
+    from heads.provenance import RunError, read_provenance
     from retrieval import evaluation
     from retrieval.embeddings import read_embeddings
 
@@ -492,7 +492,7 @@ def compare(runs, split, rerank, json_to):
     """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
     from configs.formats import EMBEDDINGS
     from extract.files import write_json
-    from heads.checkpoint import read_provenance
+    from heads.provenance import read_provenance
     from retrieval import evaluation
     from retrieval.embeddings import read_embeddings
 
@@ -899,7 +899,7 @@ def _plot(
 
         return plot_sweep(sweep_dir, out, step=lambda name: say(f"drawing {name}"))
     if run_dir:
-        from heads.checkpoint import read_provenance
+        from heads.provenance import read_provenance
 
         read_provenance(run_dir)
         return plot_run(run_dir, out, split, step=lambda name: say(f"drawing {name}"))

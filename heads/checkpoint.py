@@ -13,7 +13,6 @@ import safetensors
 import safetensors.torch
 import torch
 
-from configs import OnceoverError
 from configs.formats import (
     CONFIG,
     EMBEDDINGS,
@@ -32,10 +31,7 @@ from configs.schema import Config, ModelConfig, load_config
 from extract.files import digest, read_json, remove_folder, whole_file, write_json, write_text
 from extract.store import changed_settings
 from heads.models import DualHeads, Ensemble
-
-
-class RunError(OnceoverError):
-    """A run folder that is missing, unfinished, damaged, or of other settings or features."""
+from heads.provenance import RunError, read_provenance
 
 
 @dataclass(frozen=True)
@@ -74,23 +70,6 @@ class Run:
             f"the {kind} encoder is not the one that {self.folder} was fitted with (they differ in: {changed}); "
             "restore that encoder, or extract and fit again"
         )
-
-
-def read_provenance(folder: str | Path) -> dict:
-    """What ``run.json`` says, without loading the heads.
-
-    Raises:
-        RunError: no finished run there.
-    """
-    folder = Path(folder)
-    if not (folder / PROVENANCE).is_file():
-        if (folder / RESUME).is_file():
-            raise RunError(f"the fit in {folder} was interrupted; run the same fit command again to go on with it")
-        raise RunError(f"{folder} is no run folder; make one: python cli.py fit --store FILE.h5 --run {folder}")
-    provenance = read_json(folder / PROVENANCE, "the run's provenance")
-    if (provenance.get("format"), provenance.get("format_version")) != (RUN_FORMAT, RUN_VERSION):
-        raise RunError(f"{folder / PROVENANCE} is not of this program's format {RUN_VERSION}; fit again")
-    return provenance
 
 
 def load_run(folder: str | Path) -> Run:

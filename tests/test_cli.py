@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -513,3 +515,17 @@ def test_an_interrupted_command_says_how_to_go_on(drawn, tmp_path, monkeypatch):
     found = CliRunner().invoke(cli, ["extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5")])
     assert found.exit_code == 130
     assert found.stderr.endswith("interrupted; run the same command again: what was finished is kept\n")
+
+
+def test_evaluating_and_drawing_a_run_does_without_torch_and_its_memory(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from cli import cli\n"
+        "cli(['evaluate', '--run', 'run', '--errors', '2'], standalone_mode=False)\n"
+        "cli(['plot', '--run', 'run', '--out', 'figures'], standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert list((tmp_path / "figures").glob("*.png"))
