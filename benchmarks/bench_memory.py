@@ -109,19 +109,21 @@ def measured(command: list, limit: int | None) -> dict:
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=refuse_more
     ) as process:
-        peak = 0
+        peaks = dict.fromkeys(("RssAnon", "VmData"), 0)
         while process.poll() is None:
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
             except OSError:
                 break
-            peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
+            found = dict(line.split(":", 1) for line in status.splitlines())
+            peaks = {name: max(peak, int(found.get(name, "0").split()[0])) for name, peak in peaks.items()}
             time.sleep(0.02)
         said = process.stderr.read().decode()
     print(said, file=sys.stderr, flush=True)
     if process.returncode:
         sys.exit(f"{command} failed")
-    return {"seconds": round(time.perf_counter() - start, 1), "peak_RssAnon_GiB": round(peak / 2**20, 2)}
+    sizes = {f"peak_{name}_GiB": round(peak / 2**20, 2) for name, peak in peaks.items()}
+    return {"seconds": round(time.perf_counter() - start, 1)} | sizes
 
 
 def fitted(run: Path) -> dict:
