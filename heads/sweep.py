@@ -206,6 +206,8 @@ class _Sweep:
 
     def rung(self, configs: list[Config], share: float) -> list[Config]:
         """Brings trials to a share of their epochs, and drops what is behind; what was decided before stands."""
+        if not configs:  # all have diverged
+            return []
         decided, names = self._request["rungs"], [trial_name(config) for config in configs]
         number = (*RUNGS, 1.0).index(share)
         if number == len(decided):

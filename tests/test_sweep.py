@@ -138,6 +138,11 @@ def test_a_diverged_trial_is_written_down_and_harms_no_other(store, tmp_path, mo
     assert [row["model.temperature"] for row in rows][-1] == 2
     assert "rsum" not in rows[-1]
     assert leaderboard_table(rows, ["model.temperature"])[-1][-1] == "diverged"
+    hot = settings("model.learn_temperature=false", grid=["model.temperature=2,3"])
+    results, lost = sweep(store, tmp_path / "hot", hot, Judge(), halving=True), [trial_name(p.configs[0]) for p in hot]
+    assert [results[name]["outcome"] for name in lost] == ["diverged", "diverged"]
+    with pytest.raises(LeaderboardError, match="no setting came to its end: all diverged"):
+        leaderboard(Judge(), [({}, [name]) for name in lost], results)
     monkeypatch.undo()
     clean = Judge()
     sweep(store, tmp_path / "clean", [points[0], points[2]], clean)
