@@ -2,9 +2,10 @@
 
     python benchmarks/bench_sweep.py --store STORE.h5 [--out FILE.json]
 
-8 temperatures × 4 dimensions × 2 seeds, short fits, in one process: the points one after another (features read and
-standardised once, as a loop in Python would), the sweep, the sweep with ``--halving``, and the products of all steps
-alone, stacked as the sweep stacks them. Times are of training and of looking at the selection pictures.
+8 temperatures × 4 dimensions × 2 seeds, short fits, in one process: the products of all steps alone, stacked as the
+sweep stacks them; the sweep; the sweep with ``--halving``; and the points one after another (features read and
+standardised once, as a loop in Python would). Times are of reading, training and looking at the selection pictures:
+once, at the end of a fit, and with ``--halving`` after each epoch.
 """
 
 import argparse
@@ -41,18 +42,25 @@ def main() -> None:
     from retrieval.metrics import quality
 
     assert cli
-    short = [f"training.num_epochs={options.epochs}", "training.check_every=1", "model.learn_temperature=false"]
-    settings = expand(None, short, GRID, SEEDS)
-    named = [(point.values, [trial_name(config) for config in point.configs]) for point in settings]
+    short = [f"training.num_epochs={options.epochs}", "model.learn_temperature=false"]
+    settings = expand(None, [*short, f"training.check_every={options.epochs}"], GRID, SEEDS)
+    looking = expand(None, [*short, "training.check_every=1"], GRID, SEEDS)
     configs = [config for point in settings for config in point.configs]
     seconds: dict[str, float] = {}
     tables: dict[str, list[dict]] = {}
     with FeatureStore(options.store) as store, tempfile.TemporaryDirectory() as folder:
         roles, place = store.roles(), torch.device("cpu")
-        for name, halving in (("sweep", False), ("sweep, halving", True)):
+        data = Data(store, roles, place, 2**34)
+        steps = steps_an_epoch(*data.dealt(configs[0]), configs[0].training)
+        at_once, pictures = module.AT_ONCE["cpu"], len(roles.train) / steps
+        shapes = {config.model.embedding_dim: config for config in configs}
+        each = {dim: seconds_a_step(config, pictures, at_once, data.dims) for dim, config in shapes.items()}
+        seconds["products"] = options.epochs * steps * sum(each.values()) * len(configs) / len(shapes) / at_once
+        for name, points in (("sweep", settings), ("sweep, halving", looking)):
             judge, start = Judge(), time.perf_counter()
-            results = sweep(store, Path(folder) / name, settings, judge, halving=halving)
+            results = sweep(store, Path(folder) / name, points, judge, halving=points is looking)
             seconds[name] = time.perf_counter() - start
+            named = [(point.values, [trial_name(config) for config in point.configs]) for point in points]
             tables[name] = leaderboard(judge, named, results)
             print(name, seconds[name], file=sys.stderr, flush=True)
         start = time.perf_counter()
@@ -63,19 +71,6 @@ def main() -> None:
                 advance([point], *dealt, point.until_check)
                 data.check(point, quality)
         seconds["one after another"] = time.perf_counter() - start
-        steps = steps_an_epoch(*data.dealt(configs[0]), configs[0].training)
-        pictures = len(roles.train) / steps
-        at_once = module.AT_ONCE["cpu"]
-        shapes = {config.model.embedding_dim: config for config in configs}
-        seconds["products"] = sum(
-            len(configs)
-            / len(shapes)
-            / at_once
-            * options.epochs
-            * steps
-            * seconds_a_step(config, pictures, at_once, data.dims)
-            for config in shapes.values()
-        )
     ends = {name: next(row for row in table if row["verdict"] == "best") for name, table in tables.items()}
     full = {tuple(row[key] for key in settings[0].values): row for row in tables["sweep"]}
     chosen = full[tuple(ends["sweep, halving"][key] for key in settings[0].values)]
