@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
+from scipy.linalg import eigh
 from scipy.sparse import csr_array
 
 from retrieval.index import exact_search
@@ -85,13 +86,29 @@ def cca(train: Pairs) -> Iterator[Candidate]:
         image_scale, text_scale = (
             1 / np.sqrt(np.maximum(values, 0) + strength * values.mean()) for values in (image_values, text_values)
         )
-        left, correlations, right = np.linalg.svd(image_scale[:, None] * cross * text_scale, full_matrices=False)
-        image_map, text_map = image_basis @ (image_scale[:, None] * left), text_basis @ (text_scale[:, None] * right.T)
+        left, correlations, right = _leading(image_scale[:, None] * cross * text_scale, max(DIMENSIONS))
+        image_map, text_map = image_basis @ (image_scale[:, None] * left), text_basis @ (text_scale[:, None] * right)
         for dimensions in sorted({min(wanted, len(correlations)) for wanted in DIMENSIONS}):
             for power in POWERS:
                 weights = correlations[:dimensions] ** power
                 maps = image_map[:, :dimensions] * weights, text_map[:, :dimensions] * weights
                 yield {"strength": strength, "dimensions": dimensions, "power": power}, Linear(*maps)
+
+
+def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Leading singular vectors (rows, K), values (K,), and vectors (columns, K), by eigenvectors of the smaller product.
+
+    That costs a fraction of a full decomposition; values below 1e-6 of the largest, which it would blur, are left out.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        right, values, left = _leading(matrix.T, most)
+        return left, values, right
+    size = matrix.shape[1]
+    squares, right = eigh(matrix.T @ matrix, subset_by_index=(max(0, size - most), size - 1))
+    values = np.sqrt(np.maximum(squares[::-1], 0))
+    kept = values > 1e-6 * values[0]
+    right = right[:, ::-1][:, kept]
+    return matrix @ right / values[kept], values[kept], right
 
 
 def ridge(train: Pairs) -> Iterator[Candidate]:

@@ -68,6 +68,18 @@ def test_cca_finds_the_canonical_correlations_that_scikit_learn_finds(data, monk
     np.testing.assert_allclose(ours, [np.corrcoef(left[:, k], right[:, k])[0, 1] for k in range(4)], atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
+def test_leading_singular_vectors_are_those_of_the_full_decomposition(shape):
+    matrix = np.random.default_rng(0).standard_normal(shape)
+    matrix[:, 3] = matrix[:, 4]  # one value is zero
+    left, values, right = baselines._leading(matrix, 7)
+    np.testing.assert_allclose(values, np.linalg.svd(matrix, compute_uv=False)[:7])
+    for vectors in (left, right):
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(7), atol=1e-9)
+    np.testing.assert_allclose(left.T @ matrix @ right, np.diag(values), atol=1e-9)
+    assert len(baselines._leading(matrix, 99)[1]) == 11 + (shape[0] < shape[1])
+
+
 def test_ridge_predicts_what_scikit_learn_predicts(data, monkeypatch):
     train = data[0]
     monkeypatch.setattr(baselines, "STRENGTHS", (0.1,))

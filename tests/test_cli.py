@@ -141,7 +141,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
 
 
 def test_usage_errors_are_clicks_own(run):
-    assert "name either --run or --store" in run("plot", "--out", "x", code=2).stderr
+    assert "name one of --run, --store and --sweep" in run("plot", "--out", "x", code=2).stderr
     assert "Invalid value for '--top-k'" in run("search", "--run", "x", "--query", "x", "--top-k", 0, code=2).stderr
 
 

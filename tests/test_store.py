@@ -155,7 +155,7 @@ def test_what_is_no_store_is_refused_with_the_way_out(tmp_path):
     path = simple(tmp_path)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 99
-    assert "format version 99; this program reads 2" in message(path)
+    assert "format version 99; this program reads 3" in message(path)
 
 
 def test_trap_half_written_caches_are_not_accepted(tmp_path):
