@@ -96,7 +96,7 @@ def cca(train: Pairs) -> Iterator[Candidate]:
 
 
 def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Leading singular vectors (rows, K), values (K,), and vectors (columns, K), by eigenvectors of the smaller product.
+    """Leading left vectors (rows, K), values (K,) and right vectors (columns, K), by the smaller product's eigenvectors.
 
     That costs a fraction of a full decomposition; values below 1e-6 of the largest, which it would blur, are left out.
     """
