@@ -96,9 +96,10 @@ def cca(train: Pairs) -> Iterator[Candidate]:
 
 
 def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Leading left vectors (rows, K), values (K,) and right vectors (columns, K), by the smaller product's eigenvectors.
+    """The leading singular vectors, (rows, K) and (columns, K), with their values (K,) between them.
 
-    That costs a fraction of a full decomposition; values below 1e-6 of the largest, which it would blur, are left out.
+    By the smaller product's eigenvectors, for a fraction of a full decomposition's cost. What lies below 1e-6 of the
+    largest value, and would be blurred, is left out.
     """
     if matrix.shape[0] < matrix.shape[1]:
         right, values, left = _leading(matrix.T, most)
