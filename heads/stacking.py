@@ -22,6 +22,7 @@ from heads.models import DualHeads, unit
 from heads.seeds import seed_for
 
 _PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
+CPU_WIDTH = 4096  # dimensions, of all points of a stack
 _LEVELS = 2**8  # of the noise that dropout goes by
 
 
@@ -186,7 +187,8 @@ def advance(
     """
     config, begun = points[0].config.training, points[0].epoch
     steps = steps_an_epoch(chunks, image_index, config)
-    stacks = [Stack(list(same), steps) for _, same in itertools.groupby(sorted(points, key=_same_shape), _same_shape)]
+    shapes = itertools.groupby(sorted(points, key=_same_shape), _same_shape)
+    stacks = [Stack(part, steps) for _, same in shapes for part in _parts(list(same))]
     for epoch in range(begun, begun + epochs):
         start = time.monotonic()
         order, noise = (np.random.default_rng(seed_for(config.seed, name, epoch)) for name in ("order", "dropout"))
@@ -200,6 +202,14 @@ def advance(
             stack.end_epoch((time.monotonic() - start) / len(points))
     for stack in stacks:
         stack.settle()
+
+
+def _parts(points: list[Point]) -> list[list[Point]]:
+    """Points of one shape, in stacks that pay: a wider one leaves a processor's caches between two operations."""
+    most = len(points)
+    if points[0].heads.log_temperature.device.type == "cpu":
+        most = max(1, CPU_WIDTH // points[0].config.model.embedding_dim)
+    return [points[start : start + most] for start in range(0, len(points), most)]
 
 
 def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, generator) -> Iterator:

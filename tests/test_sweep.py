@@ -80,6 +80,18 @@ def test_a_trial_comes_out_as_if_it_were_fitted_alone_dropout_included(data, sto
     assert not torch.allclose(other.heads.image.weight, together[0].heads.image.weight, atol=0.05)
 
 
+def test_a_stack_is_split_where_it_would_leave_the_processors_caches(data, monkeypatch):
+    sizes = []
+    real = stacking.Stack.__init__
+    monkeypatch.setattr(stacking.Stack, "__init__", lambda self, points, steps: sizes.append(len(points))
+                        or real(self, points, steps))  # fmt: skip
+    monkeypatch.setattr(stacking, "CPU_WIDTH", 20)
+    points = [data.point(config(model_temperature=value)) for value in (0.03, 0.05, 0.07)]
+    points.append(data.point(config(model_embedding_dim=24)))
+    advance(points, *data.dealt(config()), 1)
+    assert sizes == [2, 1, 1]
+
+
 def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
     """Against a loop with nothing stacked, no fused step and autograd's own gradient."""
     settings = config(model_dropout=0.0, model_learn_temperature=True, training_num_epochs=3)
