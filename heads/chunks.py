@@ -96,16 +96,9 @@ class Chunks:
 
     def _read(self, pictures: np.ndarray) -> Chunk:
         captions = np.flatnonzero(np.isin(self._image_index, pictures))
-        images = self._standardised("image", self._store.image_features, pictures)
-        return Chunk(pictures, captions, images, self._standardised("text", self._store.text_features, captions))
-
-    @torch.no_grad()
-    def _standardised(self, kind: str, features: np.ndarray, rows: np.ndarray) -> Tensor:
-        filled, start = torch.empty(len(rows), *features.shape[1:]), 0
-        for block in blocks(features, rows):
-            filled[start : start + len(block)] = self._standardize[kind](block)
-            start += len(block)
-        return filled.to(self._device)
+        images = standardised(self._standardize["image"], self._store.image_features, pictures)
+        texts = standardised(self._standardize["text"], self._store.text_features, captions)
+        return Chunk(pictures, captions, images.to(self._device), texts.to(self._device))
 
 
 def chunks_for(store: FeatureStore, pictures: np.ndarray, captions: int, memory: int) -> int:
@@ -128,3 +121,13 @@ def blocks(features: np.ndarray, rows: np.ndarray | None = None) -> Iterator[Ten
     for start in range(0, len(features) if rows is None else len(rows), BLOCK):
         block = slice(start, start + BLOCK)
         yield torch.tensor(np.asarray(features[block if rows is None else rows[block]])).float()
+
+
+@torch.no_grad()
+def standardised(layer: nn.Module, features: np.ndarray, rows: np.ndarray) -> Tensor:
+    """Some rows of features, in their order, through a layer that keeps their shape: float32, on the processor."""
+    filled, start = torch.empty(len(rows), *features.shape[1:]), 0
+    for block in blocks(features, rows):
+        filled[start : start + len(block)] = layer(block)
+        start += len(block)
+    return filled

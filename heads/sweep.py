@@ -22,7 +22,7 @@ from configs.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
 from configs.schema import Config, ConfigError, load_config
 from extract.files import digest, only_writer, read_json, whole_file, write_json
 from extract.memory import default_memory
-from extract.store import FeatureStore, Roles
+from extract.store import FeatureStore
 from heads.chunks import MIN_MEMORY
 from heads.models import DualHeads
 from heads.stacking import Point, advance, same_batches
@@ -174,8 +174,8 @@ class _Sweep:
     def __init__(
         self, store: FeatureStore, folder: Path, judge: Judge, device: torch.device, memory: int, grid: str, say
     ):
-        self._store, self._folder, self._judge, self._device, self._say = store, folder / TRIALS, judge, device, say
-        self._roles: Roles = store.roles()
+        self._folder, self._judge, self._device, self._say = folder / TRIALS, judge, device, say
+        roles = store.roles()
         self.results: dict[str, dict] = {}
         self._best = 0.0
         self.bar = tqdm(disable=True)
@@ -196,12 +196,12 @@ class _Sweep:
             self._request = made | {"store": str(store.path.resolve()), "rungs": []}
             write_json(self._path, self._request)
         for_features = max(MIN_MEMORY, memory // 2)
-        self._data, self._memory = Data(store, self._roles, device, for_features), memory - for_features
+        self._data, self._memory = Data(store, roles, device, for_features), memory - for_features
         if device.type == "cuda":
             self._memory = min(self._memory, torch.cuda.mem_get_info(device)[0] // 2)
         say(
-            f"sweeping on {device}: {len(self._roles.train):,} train pictures, chosen on "
-            f"{len(self._roles.selection):,} ({self._roles.selection_name})"
+            f"sweeping on {device}: {len(roles.train):,} train pictures, chosen on "
+            f"{len(roles.selection):,} ({roles.selection_name})"
         )
 
     def rung(self, configs: list[Config], share: float) -> list[Config]:

@@ -21,7 +21,7 @@ from extract.files import digest, only_writer
 from extract.memory import default_memory
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
-from heads.chunks import Chunks, blocks, chunks_for
+from heads.chunks import Chunks, blocks, chunks_for, standardised
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.models import DualHeads, Ensemble, Standardize, unit
 from heads.seeds import seed_for
@@ -186,15 +186,11 @@ class Data:
         images, texts, image_index = self.standardised(self._roles.selection)
         return images.to(self._device), texts.to(self._device), image_index
 
-    @torch.no_grad()
     def standardised(self, pictures: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         """Features of pictures (N, V, D) and their captions (M, E), and the caption map counted among them."""
         captions = np.flatnonzero(np.isin(self._store.image_index, pictures))
-        sides = ("image", self._store.image_features, pictures), ("text", self._store.text_features, captions)
-        images, texts = (
-            torch.cat([self.standardize[kind](block) for block in blocks(features, rows)])
-            for kind, features, rows in sides
-        )
+        images = standardised(self.standardize["image"], self._store.image_features, pictures)
+        texts = standardised(self.standardize["text"], self._store.text_features, captions)
         return images, texts, np.searchsorted(pictures, self._store.image_index[captions])
 
 
