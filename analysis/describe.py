@@ -87,13 +87,14 @@ def _describe_store(store: FeatureStore) -> str:
 def _describe_run(folder: Path) -> str:
     made = read_json(folder / PROVENANCE, "the run's provenance")
     settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    again = ", those that chose among them," if settings["training"]["refit"] else ""
     lines = [
         f"run {folder}",
         f"  store       {made['store']}",
         f"  encoders    {made['encoders']['image']['encoder']}, {made['encoders']['text']['encoder']}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
-        f"  fitted on   {made['train_pictures']:,} pictures in {made['seconds']:.0f} s "
+        f"  fitted on   {made['train_pictures']:,} pictures{again} in {made['seconds']:.0f} s "
         f"({made['device']}, {made['threads']} threads, torch {made['versions']['torch']})",
         f"  chosen on   {made['selection']['split']}, {made['selection']['pictures']:,} pictures: "
         f"rsum {made['selection']['rsum']:.1f}"

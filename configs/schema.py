@@ -104,6 +104,7 @@ class TrainingConfig:
     warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
     check_every: int = 3  # epochs from one look at the selection split to the next; the last epoch is always looked at
     patience: int = 10  # epochs without a better rsum, as far as was looked, before the fit stops; 0: never
+    refit: bool = True  # the selection pictures choose, then the heads are fitted anew with them among the train ones
     shuffle_pairs: bool = False  # a control: train pictures swap their captions, which leaves nothing to learn
     seed: int = 0
 

@@ -11,7 +11,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -49,6 +49,10 @@ class Roles:
     report: np.ndarray
     selection_name: str
     report_name: str
+
+    def together(self) -> "Roles":
+        """The same with the selection pictures among the train ones, for what is fitted once all is chosen."""
+        return replace(self, train=np.union1d(self.train, self.selection))
 
 
 class FeatureStore:

@@ -15,8 +15,8 @@ from extract.store import SELECTION, FeatureStore, Roles, memory_mapped, write_c
 from heads.chunks import blocks
 from heads.models import DualHeads, Ensemble
 
-#: images (N, D), texts (M, D), image_index (M,), train and selection rows -> biases (``retrieval.hubness``)
-CorrectHubs = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
+#: images (N, D), texts (M, D), image_index (M,), train and selection rows, betas or None -> biases, and their betas
+CorrectHubs = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, float] | None], Any]
 
 
 class EmbedError(OnceoverError):
@@ -87,13 +87,15 @@ def write_embeddings(
     space: str,
     rerank: str,
     correct_hubs: CorrectHubs,
-) -> None:
-    """Writes the embeddings of the whole store with their biases, whole or not at all, block by block.
+    betas: dict[str, float] | None = None,
+) -> dict[str, float]:
+    """Writes the embeddings of the whole store with their biases, whole or not at all, block by block; gives the betas.
 
-    The pictures that chose the heads stand under the split ``select`` where they were taken from train.
+    The pictures that chose the heads stand under the split ``select`` where they were taken from train and have not
+    gone back there. ``betas``: of the biases, where they were chosen before.
     """
     splits = np.array(store.image_splits, dtype=object)
-    if roles.selection_name == SELECTION:
+    if roles.selection_name == SELECTION and not np.isin(roles.selection, roles.train).any():
         splits[roles.selection] = SELECTION
     with whole_file(path) as aside, h5py.File(aside, "w") as file:
         file.attrs["format"], file.attrs["format_version"] = EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION
@@ -106,7 +108,8 @@ def write_embeddings(
         _write_vectors(text, "caption", heads, store.text_features)
         file.flush()
         vectors = memory_mapped(image["embedding"]), memory_mapped(text["embedding"])
-        hubs = correct_hubs(*vectors, store.image_index, roles.train, roles.selection)
+        bank = np.flatnonzero(splits == "train")
+        hubs = correct_hubs(*vectors, store.image_index, bank, roles.selection, betas)
         for group, bias, beta in ((image, hubs.image, hubs.image_beta), (text, hubs.text, hubs.text_beta)):
             group["bias"] = bias
             group["bias"].attrs["beta"] = beta
@@ -117,6 +120,7 @@ def write_embeddings(
         write_column(image, "sha256", store.sha256)
         write_column(text, "caption", store.captions)
         store.copy_thumbnails(image)
+    return {"image": hubs.image_beta, "text": hubs.text_beta}
 
 
 def _write_vectors(group: h5py.Group, what: str, heads: DualHeads | Ensemble, features: np.ndarray) -> None:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from configs.formats import EMBEDDINGS, PROVENANCE
 from extract.files import digest, only_writer
-from extract.store import FeatureStore
+from extract.store import KINDS, FeatureStore
 from heads import checkpoint
 from heads.checkpoint import Run, RunError
 from heads.embed import CorrectHubs, embed, write_embeddings
@@ -17,6 +19,9 @@ def ensemble(
     store: FeatureStore, runs: Sequence[Run], folder: str | Path, *, quality: Quality, correct_hubs: CorrectHubs
 ) -> dict:
     """Joins runs that were fitted on ``store`` and writes the run folder; members may differ in all their settings.
+
+    Where members were refitted with the selection pictures, these can tell nothing of the whole: it gets the mean of
+    its members' rsum, and of their corrections' betas.
 
     Args:
         quality, correct_hubs: as ``heads.training.fit`` takes them.
@@ -46,8 +51,14 @@ def ensemble(
         checkpoint.save_resume(folder, {"request": request})
         checkpoint.save_settings(folder, first.config, first.tokenizer_files)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, first.config.model.rerank, correct_hubs)
-        measured = quality(*embed(heads, store, roles.selection))
+        if any(run.config.training.refit for run in runs):  # the selection pictures cannot choose any more
+            roles = roles.together()
+            rsum = float(np.mean([run.provenance["selection"]["rsum"] for run in runs]))
+            betas = {side: float(np.mean([run.provenance["betas"][side] for run in runs])) for side in KINDS}
+        else:
+            rsum, betas = quality(*embed(heads, store, roles.selection))["rsum"], None
+        rerank = first.config.model.rerank
+        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, rerank, correct_hubs, betas)
         made = first.provenance | {
             "request": request,
             "space": space,
@@ -55,7 +66,8 @@ def ensemble(
             "members": [settings for run in runs for settings in run.provenance["members"]],
             **{key: [one for run in runs for one in run.provenance[key]] for key in ("epochs", "best_epochs")},
             "joined": [str(run.folder.resolve()) for run in runs],
-            "selection": first.provenance["selection"] | {"rsum": measured["rsum"]},
+            "betas": betas,
+            "selection": first.provenance["selection"] | {"rsum": rsum},
             "seconds": sum(run.provenance["seconds"] for run in runs),
         }
         checkpoint.save_provenance(folder, made)

@@ -30,8 +30,10 @@ from heads.stacking import Point, advance, steps_an_epoch
 SAVE_EVERY = 10.0  # seconds, at least, from one save of an unfinished fit to the next: what a kill can cost
 #: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
 Quality = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
-#: train and selection features with their caption maps, a step -> settings, and what has an image_map and a text_map
-Align = Callable[[tuple, tuple, Callable[[], object]], tuple[dict, Any]]
+#: train and selection features with their caption maps, whether to fit again on both, a step -> settings, and what has
+#: an image_map and a text_map
+Align = Callable[[tuple, tuple, bool, Callable[[], object]], tuple[dict, Any]]
+BANK = 10_000  # train pictures, at most, that are embedded for no more than the choice of a correction for hubs
 
 
 class TrainingError(OnceoverError):
@@ -54,14 +56,16 @@ def fit(
     """Fits heads on the store's train pictures and writes the run folder; goes on with an interrupted fit.
 
     The heads kept are those of the epoch with the best rsum on the selection pictures; with ``training.members`` those
-    of each seed, side by side as one space.
+    of each seed, side by side as one space. With ``training.refit`` this only chooses: the number of epochs, a CCA's
+    settings, the sharpness of the correction for hubs. The heads kept are then fitted anew, with what was chosen, on
+    train and selection pictures together.
 
     Args:
         quality: measures the heads on the selection pictures: ``retrieval.metrics.quality``.
         correct_hubs: gives the embeddings their biases: ``retrieval.hubness.fit_inverted_softmax``.
         align: fits linear maps in closed form, for ``training.cca``: ``retrieval.baselines.align``.
         memory: bytes that the fit may take; where the features do not fit, they are read in shuffled chunks. By
-            default half of the machine's. An interrupted fit goes on with the chunks it was begun with.
+            default half of the machine's. An interrupted fit goes on with what it was begun with.
 
     Returns:
         The run's provenance, as in ``run.json``.
@@ -69,7 +73,7 @@ def fit(
     Raises:
         RunError: the folder holds another run. TrainingError: the loss is not finite. StoreError: too few splits.
     """
-    folder = Path(folder)
+    folder, training = Path(folder), config.training
     roles = store.roles()
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
@@ -86,17 +90,30 @@ def fit(
             raise checkpoint.RunError(
                 f"{folder} holds a run of other settings or features; name another --run, or --force"
             )
-        if checkpoint.load_resume(folder, request) is None:
-            checkpoint.save_resume(folder, {"request": request})
+        state = checkpoint.load_resume(folder, request)
+        if state is None:
+            state = {"request": request, "memory": memory or default_memory()}
+            checkpoint.save_resume(folder, state)
         checkpoint.save_settings(folder, config, store.tokenizer_files)
-        place = torch.device(device), memory or default_memory()
-        measures = quality, align
-        points, members, chunks, seconds = _train(store, roles, folder, config, request, *measures, *place, say)
+        job = _Fit(store, folder, config, state, quality, align, torch.device(device), say)
+        start = time.monotonic()
+        data, points = job.choose(roles)
+        members = [point.best_heads() for point in points]
+        if training.cca:
+            members.append(job.closed_form(data, roles))
         heads = members[0] if len(members) == 1 else Ensemble(members).eval()
         rsum = points[0].best_rsum if len(members) == 1 else quality(*embed(heads, store, roles.selection))["rsum"]
+        betas, kept = None, roles
+        if training.refit:
+            betas = _betas(heads, store, roles, correct_hubs)
+            kept = roles.together()
+            refitted = job.refit(kept, [point.best_epoch for point in points])
+            heads = refitted[0] if len(members) == 1 else Ensemble(refitted + members[len(points) :]).eval()
+        seconds = round(time.monotonic() - start, 2)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
-        write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
+        rerank = config.model.rerank
+        betas = write_embeddings(store, heads, folder / EMBEDDINGS, kept, space, rerank, correct_hubs, betas)
         provenance = {
             "request": request,
             "space": space,
@@ -109,8 +126,9 @@ def fit(
             "dims": {"image": store.image_features.shape[2], "text": store.text_features.shape[1]},
             "selection": {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": rsum},
             "report": {"split": roles.report_name, "pictures": len(roles.report)},
-            "train_pictures": len(roles.train),
-            "chunks": chunks,
+            "betas": betas,
+            "train_pictures": len(kept.train),
+            "chunks": data.count,
             "epochs": [point.epoch for point in points],
             "best_epochs": [point.best_epoch for point in points],
             "seconds": seconds,
@@ -126,17 +144,17 @@ class Data:
     """What fits on a store pass over: its train pictures' standardised features, in memory or in chunks.
 
     Args:
-        memory: bytes that the features may take, ``count``: chunks, where they were counted before.
+        memory: bytes that the features may take.
 
     Attributes:
         standardize: the layers, by ``image`` and ``text``, fitted on the train pictures. dims: of the features.
         count: into how many chunks the features are dealt.
     """
 
-    def __init__(self, store: FeatureStore, roles: Roles, device: torch.device, memory: int, count: int | None = None):
+    def __init__(self, store: FeatureStore, roles: Roles, device: torch.device, memory: int):
         self._store, self._roles, self._device = store, roles, device
         self.captions = np.flatnonzero(np.isin(store.image_index, roles.train))
-        self.count = count or chunks_for(store, roles.train, len(self.captions), memory)
+        self.count = chunks_for(store, roles.train, len(self.captions), memory)
         self.dims = store.image_features.shape[2], store.text_features.shape[1]
         self.standardize = {kind: Standardize(dim) for kind, dim in zip(("image", "text"), self.dims, strict=True)}
         self.standardize["image"].fit(lambda: blocks(store.image_features, roles.train))
@@ -194,84 +212,109 @@ class Data:
         return images, texts, np.searchsorted(pictures, self._store.image_index[captions])
 
 
-def _train(
-    store,
-    roles: Roles,
-    folder: Path,
-    config: Config,
-    request: str,
-    quality: Quality,
-    align: Align | None,
-    device,
-    memory: int,
-    say,
-):
-    state, training = checkpoint.load_resume(folder, request), config.training
-    data = Data(store, roles, device, memory, state.get("chunks"))
-    seeds = range(training.seed, training.seed + training.members)
-    several = [dataclasses.replace(config, training=dataclasses.replace(training, seed=seed)) for seed in seeds]
-    points = [data.point(each) for each in several]
-    if training.shuffle_pairs:
-        say("the control: every train picture is fitted to the captions of another one")
-    if data.count > 1:
-        say(f"the features do not fit {memory / 2**30:.1f} GiB: they are read in {data.count} shuffled chunks an epoch")
-    if "points" in state:
-        for point, before in zip(points, state["points"], strict=True):
-            point.restore(before)
-        said = [f"epoch {point.epoch}" for point in points if point.epoch]
-        say(f"going on after {', '.join(said)}")
-    trained = sum(p.numel() for point in points for p in point.heads.parameters() if p.requires_grad)
-    say(
-        f"fitting {trained:,} parameters on {device}: "
-        f"{len(roles.train):,} pictures, {len(data.captions):,} captions, chosen on {len(roles.selection):,} "
-        f"({roles.selection_name}), to be reported on {len(roles.report):,} ({roles.report_name})"
-    )
-    steps = steps_an_epoch(*data.dealt(config), training)
-    start = saved = time.monotonic()
-    size = {"total": len(points) * training.num_epochs * steps, "initial": sum(p.epoch for p in points) * steps}
-    with tqdm(**size, unit=" steps", desc="fit", disable=None) as bar:
-        for point in points:
-            dealt = data.dealt(point.config)
-            while not point.finished:
-                advance([point], *dealt, point.until_check, bar.update)
-                if point.diverged:
-                    raise TrainingError(
-                        f"the loss is not finite in epoch {point.diverged}; lower training.learning_rate or raise "
-                        "model.temperature"
-                    )
-                measured = data.check(point, quality)
-                if point.finished or time.monotonic() - saved >= SAVE_EVERY:
-                    state = {"request": request, "chunks": data.count, "points": [each.state() for each in points]}
-                    checkpoint.save_resume(folder, state)
-                    checkpoint.save_history(folder, _history(points))
-                    saved = time.monotonic()
-                loss = point.history[-1]["loss"]
-                bar.set_postfix(loss=f"{loss:.3f}", rsum=f"{measured['rsum']:.1f}", best=f"{point.best_rsum:.1f}")
-    members = [point.best_heads() for point in points]
-    if training.cca:
-        members.append(_closed_form(data, roles, config, align, say))
-    return points, members, data.count, round(time.monotonic() - start, 2)
+class _Fit:
+    """A fit under way: passes over the data, whose points are saved while they go on."""
+
+    def __init__(self, store: FeatureStore, folder: Path, config: Config, state: dict, quality, align, device, say):
+        self._store, self._folder, self._config, self._state = store, folder, config, state
+        self._quality, self._align, self._device, self._say = quality, align, device, say
+        self._saved = time.monotonic()
+
+    def choose(self, roles: Roles) -> tuple["Data", list[Point]]:
+        """The members' points, each with the epoch that is best on the selection pictures."""
+        training = self._config.training
+        if training.shuffle_pairs:
+            self._say("the control: every train picture is fitted to the captions of another one")
+        data, points = self._begin("points", roles)
+        trained = sum(p.numel() for point in points for p in point.heads.parameters() if p.requires_grad)
+        self._say(
+            f"fitting {trained:,} parameters on {self._device}: {len(roles.train):,} pictures, "
+            f"{len(data.captions):,} captions, chosen on {len(roles.selection):,} ({roles.selection_name}), to be "
+            f"reported on {len(roles.report):,} ({roles.report_name})"
+        )
+        self._advance("points", data, points, [training.num_epochs] * len(points), look=True)
+        return data, points
+
+    def refit(self, roles: Roles, epochs: list[int]) -> list[DualHeads]:
+        """The members' heads after so many epochs over all of ``roles.train``; nothing is looked at."""
+        self._say(f"fitting again, on {len(roles.train):,} pictures, those of the selection among them")
+        data, points = self._begin("again", roles)
+        self._advance("again", data, points, epochs, look=False)
+        return [point.heads.cpu().eval() for point in points]
+
+    def closed_form(self, data: "Data", roles: Roles) -> DualHeads:
+        """Heads whose maps are a regularised CCA of the standardised features, averaged over a picture's views."""
+        if data.count > 1:
+            raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
+        self._say("aligning in closed form (CCA)")
+        with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
+            parts = (data.standardised(part) for part in (roles.train, roles.selection))
+            sides = ((images.mean(1).numpy(), texts.numpy(), index) for images, texts, index in parts)
+            settings, maps = self._align(*sides, self._config.training.refit, bar.update)
+        self._say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
+        model = dataclasses.replace(self._config.model, head="linear", embedding_dim=maps.image_map.shape[1])
+        heads = data.point(dataclasses.replace(self._config, model=model)).heads.cpu().eval()
+        with torch.no_grad():
+            for projection, mapping in ((heads.image, maps.image_map), (heads.text, maps.text_map)):
+                projection.weight.copy_(torch.from_numpy(mapping))
+                projection.bias.zero_()
+        return heads
+
+    def _begin(self, name: str, roles: Roles) -> tuple["Data", list[Point]]:
+        """The data and the points of a pass, which go on from where they were saved."""
+        memory = self._state["memory"]
+        data = Data(self._store, roles, self._device, memory)
+        if data.count > 1:
+            size = f"{memory / 2**30:.1f} GiB"
+            self._say(f"the features do not fit {size}: they are read in {data.count} shuffled chunks an epoch")
+        training = self._config.training
+        seeds = range(training.seed, training.seed + training.members)
+        several = [dataclasses.replace(training, seed=seed) for seed in seeds]
+        points = [data.point(dataclasses.replace(self._config, training=each)) for each in several]
+        if name in self._state:
+            for point, saved in zip(points, self._state[name], strict=True):
+                point.restore(saved)
+            self._say(f"going on after {', '.join(f'epoch {point.epoch}' for point in points if point.epoch)}")
+        return data, points
+
+    def _advance(self, name: str, data: "Data", points: list[Point], epochs: list[int], look: bool) -> None:
+        """Trains the points, one after the other; ``look``: measured as they go, which can end them early."""
+        steps = steps_an_epoch(*data.dealt(self._config), self._config.training)
+        size = {"total": sum(epochs) * steps, "initial": sum(point.epoch for point in points) * steps}
+        with tqdm(**size, unit=" steps", desc="fit", disable=None) as bar:
+            for point, last in zip(points, epochs, strict=True):
+                dealt = data.dealt(point.config)
+                while point.epoch < last and not (look and point.finished):
+                    advance([point], *dealt, min(point.until_check, last - point.epoch), bar.update)
+                    if point.diverged:
+                        raise TrainingError(
+                            f"the loss is not finite in epoch {point.diverged}; lower training.learning_rate or raise "
+                            "model.temperature"
+                        )
+                    shown = {"loss": f"{point.history[-1]['loss']:.3f}"}
+                    if look:
+                        measured = data.check(point, self._quality)
+                        shown |= {"rsum": f"{measured['rsum']:.1f}", "best": f"{point.best_rsum:.1f}"}
+                    bar.set_postfix(shown)
+                    ended = point.epoch >= last or (look and point.finished)
+                    if ended or time.monotonic() - self._saved >= SAVE_EVERY:
+                        self._save(name, points)
+
+    def _save(self, name: str, points: list[Point]) -> None:
+        self._state |= {name: [point.state() for point in points]}
+        checkpoint.save_resume(self._folder, self._state)
+        if name == "points":
+            checkpoint.save_history(self._folder, _history(points))
+        self._saved = time.monotonic()
 
 
-def _closed_form(data: "Data", roles: Roles, config: Config, align: Align | None, say) -> DualHeads:
-    """Heads whose maps are a regularised CCA of the standardised features, averaged over a picture's views."""
-    if data.count > 1:
-        raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
-    say("aligning in closed form (CCA)")
-    with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
-        parts = (data.standardised(part) for part in (roles.train, roles.selection))
-        sides = ((images.mean(1).numpy(), texts.numpy(), index) for images, texts, index in parts)
-        settings, maps = align(*sides, bar.update)
-    say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
-    wide = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, head="linear", embedding_dim=maps.image_map.shape[1])
-    )
-    heads = data.point(wide).heads.cpu().eval()
-    with torch.no_grad():
-        for projection, mapping in ((heads.image, maps.image_map), (heads.text, maps.text_map)):
-            projection.weight.copy_(torch.from_numpy(mapping))
-            projection.bias.zero_()
-    return heads
+def _betas(heads: DualHeads | Ensemble, store: FeatureStore, roles: Roles, correct_hubs: CorrectHubs) -> dict:
+    """The correction for hubs that heads, chosen on the selection pictures, choose there."""
+    bank = np.sort(np.random.default_rng(0).permutation(roles.train)[:BANK])
+    pictures = np.union1d(bank, roles.selection)
+    rows = (np.searchsorted(pictures, part) for part in (bank, roles.selection))
+    hubs = correct_hubs(*embed(heads, store, pictures), *rows, None)
+    return {"image": hubs.image_beta, "text": hubs.text_beta}
 
 
 def _history(points: list[Point]) -> list[dict]:

@@ -64,16 +64,33 @@ def bias_by_bank(embeddings: Embeddings, kind: str, vectors: np.ndarray) -> np.n
 
 
 def fit_inverted_softmax(
-    images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, train: np.ndarray, selection: np.ndarray
+    images: np.ndarray,
+    texts: np.ndarray,
+    image_index: np.ndarray,
+    train: np.ndarray,
+    selection: np.ndarray,
+    betas: dict[str, float] | None = None,
 ) -> InvertedSoftmax:
     """Biases of every picture and caption from a bank of train queries, each direction's beta chosen on selection.
 
     Args:
         images: unit vectors, float32 (N, D). texts: float32 (M, D). image_index: int64 (M,).
         train, selection: rows of pictures; their captions belong to them.
+        betas: by ``image`` and ``text``, where they were chosen before.
     """
     captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
     banks = {"image": texts[captions], "text": images[bank_rows(train)]}
+    best = betas or _best_betas(images, texts, image_index, banks, selection)
+    return InvertedSoftmax(
+        inverted_softmax_bias(images, banks["image"], best["image"]),
+        inverted_softmax_bias(texts, banks["text"], best["text"]),
+        best["image"],
+        best["text"],
+    )
+
+
+def _best_betas(images, texts, image_index, banks: dict[str, np.ndarray], selection: np.ndarray) -> dict[str, float]:
+    """The beta that ranks the selection pairs best, by the kind of gallery."""
     chosen = np.flatnonzero(np.isin(image_index, selection))
     split = images[selection], texts[chosen], np.searchsorted(selection, image_index[chosen])
     best = {}
@@ -84,12 +101,7 @@ def fit_inverted_softmax(
             side = report([rank(*split, **bias)], draws=0)[direction]
             sums[beta] = sum(side[f"R@{k}"] for k in RECALL_AT)
         best[kind] = max(sums, key=sums.get)
-    return InvertedSoftmax(
-        inverted_softmax_bias(images, banks["image"], best["image"]),
-        inverted_softmax_bias(texts, banks["text"], best["text"]),
-        best["image"],
-        best["text"],
-    )
+    return best
 
 
 def csls_bias(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:

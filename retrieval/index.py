@@ -533,6 +533,8 @@ def _built(vectors: np.ndarray, kind: str) -> faiss.Index:
     index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
         index.hnsw.efConstruction = _BUILD_EFFORT
+        index.storage.add(vectors)  # makes room once; grown block by block, its array would stand there twice at times
+        index.storage.reset()
     if kind.startswith("ivf"):
         cells = faiss.extract_index_ivf(index)
         cells.cp.niter, cells.cp.min_points_per_centroid = 10, 1

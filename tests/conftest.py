@@ -91,7 +91,9 @@ def extract_config(tiny_bert) -> ExtractConfig:
 
 @pytest.fixture(scope="session")
 def fit_config(extract_config) -> Config:
-    return Config(extract_config, ModelConfig(embedding_dim=16), TrainingConfig(num_epochs=12, batch_size=16))
+    return Config(
+        extract_config, ModelConfig(embedding_dim=16), TrainingConfig(num_epochs=12, batch_size=16, refit=False)
+    )
 
 
 @pytest.fixture(scope="session")

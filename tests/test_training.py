@@ -440,6 +440,66 @@ def test_members_are_the_fits_of_their_seeds_side_by_side_and_resume(store, tmp_
     assert made["selection"]["rsum"] == pytest.approx(judged["rsum"])
 
 
+def test_what_chose_is_fitted_on_as_well_once_all_is_chosen(store, tmp_path, fit_config, changed):
+    scores = iter([1.0, 5.0, 2.0])
+
+    def quality(*arrays):
+        return measure(*arrays) | {"rsum": next(scores)}
+
+    config = changed(fit_config, training={"num_epochs": 3, "check_every": 1})
+    chosen = fit(store, tmp_path / "chosen", config, quality=quality)
+    scores = iter([1.0, 5.0, 2.0])
+    again = fit(store, tmp_path / "again", changed(config, training={"refit": True}), quality=quality)
+    assert (chosen["train_pictures"], again["train_pictures"]) == (36, 48)
+    for key in ("best_epochs", "selection", "betas"):
+        assert again[key] == chosen[key]  # chosen by heads that had not seen the selection pictures
+    assert outputs(tmp_path / "again")[2] == outputs(tmp_path / "chosen")[2]
+    roles = store.roles().together()
+    assert sorted(roles.train) == sorted(np.flatnonzero(np.array(store.image_splits) != "test"))
+    data = training.Data(store, roles, torch.device("cpu"), 2**40)
+    point = data.point(config)
+    stacking.advance([point], *data.dealt(config), 2)  # the best epoch, on the schedule of three
+    expected = point.heads.state_dict()
+    for name, tensor in load_run(tmp_path / "again").heads.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
+    store, tmp_path, fit_config, changed, monkeypatch, steps
+):
+    config = changed(fit_config, training={"num_epochs": 4, "members": 2, "check_every": 2, "refit": True})
+    fit(store, tmp_path / "whole", config, quality=measure)
+    calls, work = [], training.advance
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) > 2 * 2 + steps - 1:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    monkeypatch.setattr(training, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, tmp_path / "resumed", config, quality=measure)
+    monkeypatch.setattr(training, "advance", work)
+    told = []
+    fit(store, tmp_path / "resumed", config, quality=measure, say=told.append)
+    assert "going on after epoch 4, epoch 4" in told
+    assert outputs(tmp_path / "whole") == outputs(tmp_path / "resumed")
+
+
+def test_refitted_runs_join_without_a_look_at_what_they_were_fitted_on(store, tmp_path, fit_config, changed):
+    for seed in (0, 1):
+        config = changed(fit_config, training={"seed": seed, "num_epochs": 2, "refit": True})
+        fit(store, tmp_path / f"{seed}", config, quality=measure)
+    runs = [load_run(tmp_path / name) for name in "01"]
+    how = {"quality": None, "correct_hubs": fit_inverted_softmax}  # quality is not asked
+    made = ensemble(store, runs, tmp_path / "both", **how)
+    assert made["selection"]["rsum"] == np.mean([run.provenance["selection"]["rsum"] for run in runs])
+    assert made["betas"]["text"] == np.mean([run.provenance["betas"]["text"] for run in runs])
+    assert read_embeddings(tmp_path / "both/embeddings.h5").betas == made["betas"]
+
+
 def test_the_correction_that_the_config_asks_for_is_the_runs_own_way_to_search(store, tmp_path, fit_config, changed):
     config = changed(fit_config, model={"rerank": "qbnorm"}, training={"num_epochs": 1})
     fit(store, tmp_path / "r", config, quality=measure)
