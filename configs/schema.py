@@ -40,7 +40,7 @@ class ExtractConfig:
     text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
     text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
     max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
-    views: int = 2  # 1: the plain picture; 2: and its mirror image; 3 to 10: and crops
+    views: int = 2  # 1: the plain picture; 2: and its mirror image; 3, 4: and uncropped; 5 to 12: and corners
     dtype: str = "float32"  # of the encoders' arithmetic; auto: bfloat16 where it is native and a sample shows no harm
     store_dtype: str = "float32"  # of the features on the disk
     batch_size: int | None = None  # pictures a forward pass; null: chosen for the device
@@ -57,7 +57,7 @@ class ExtractConfig:
         _check_choice("extract.text_pooling", self.text_pooling, ("mean", "cls"))
         _check_choice("extract.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("extract.store_dtype", self.store_dtype, ("float32", "float16"))
-        _check(1 <= self.views <= 10, f"extract.views is {self.views}; it must lie between 1 and 10")
+        _check(1 <= self.views <= 12, f"extract.views is {self.views}; it must lie between 1 and 12")
         _check(self.seed >= 0, f"extract.seed is {self.seed}; it cannot be negative")
         _check(self.max_length >= 3, f"extract.max_length is {self.max_length}; a caption needs at least 3 tokens")
         _check(

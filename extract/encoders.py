@@ -93,10 +93,10 @@ class ImageEncoder:
         parsed = parse_spec(spec)
         self.device = pick_device(device)
         self._dtype, self._stored = getattr(torch, dtype), getattr(torch, store_dtype)
-        self._views = pictures.VIEWS[:views]
         load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
         with _quiet_transformers():
-            model, self._preprocess, self._pool, resized, recipe = load(parsed, seed)
+            model, self._preprocess, self._pool, (resized, self._shown), recipe = load(parsed, seed)
+        self._resized, self._views = resized, _views(views, resized > self._shown > 0, spec)
         self.short_side = pictures.needed(resized, self._views) if resized else None
         model = model.eval().requires_grad_(False)
         names = _image_layers(layers, recipe)
@@ -123,12 +123,14 @@ class ImageEncoder:
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The views of an RGB picture, preprocessed: float32 (V, 3, H, W)."""
-        cropped = {
-            corner: self._preprocess(pictures.crop(picture, corner)) for corner in {view[0] for view in self._views}
-        }
-        return torch.stack(
-            [cropped[corner].flip(-1) if mirrored else cropped[corner] for corner, mirrored in self._views]
-        )
+        seen = {part: self._preprocess(self._part(picture, part)) for part in {view[0] for view in self._views}}
+        return torch.stack([seen[part].flip(-1) if mirrored else seen[part] for part, mirrored in self._views])
+
+    def _part(self, picture: Image.Image, part: str | tuple | None) -> Image.Image:
+        """What of a picture goes into the preprocessing for a view to show ``part`` (``pictures.VIEWS``)."""
+        if part == pictures.WHOLE:
+            return pictures.inset(picture, self._resized, self._shown)
+        return pictures.crop(picture, part)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> np.ndarray:
@@ -298,6 +300,14 @@ def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
+def _views(count: int, cropped: bool, spec: str) -> list[tuple]:
+    """The first views, those of the whole picture left out where the preprocessing crops nothing."""
+    views = [view for view in pictures.VIEWS if cropped or view[0] != pictures.WHOLE]
+    if count > len(views):
+        raise EncoderError(f"extract.views is {count}, but there are {len(views)} views for {spec}")
+    return views[:count]
+
+
 def _image_layers(layers: str, recipe: dict) -> list[str]:
     """The names of the layers: ``last`` is the encoder's own feature, others are modules within it.
 
@@ -419,7 +429,8 @@ def _torchvision_image_model(spec: Spec, seed: int):
         "preprocessing": str(transforms),
         "pooling": "before the classifier",
     }
-    return model, transforms, lambda module, batch: module(batch), transforms.resize_size[0], recipe
+    sizes = transforms.resize_size[0], transforms.crop_size[0]
+    return model, transforms, lambda module, batch: module(batch), sizes, recipe
 
 
 def _drop_classifier(model: nn.Module) -> None:
@@ -479,11 +490,12 @@ def _hf_image_model(spec: Spec, seed: int):
     pooling, pool = _image_pooling(model)
     size = dict(processor.size or {}) if getattr(processor, "do_resize", True) else {}
     resized = max((size.get(side) or 0 for side in ("shortest_edge", "height", "width")), default=0)
+    cropped = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
     return (
         model,
         preprocess,
         pool,
-        resized,
+        (resized, cropped.get("height") or 0),
         {"architecture": architecture, "preprocessing": settings, "pooling": pooling},
     )
 

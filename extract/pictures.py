@@ -16,10 +16,14 @@ THUMBNAIL_SIZE = 160  # pixels, the longer side
 CROP_SHARE = 7 / 8  # of each side, what a corner view shows
 
 _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # left or right, top or bottom
-#: (corner or None for the whole picture, mirrored) for each view: the ten of Krizhevsky et al. 2012, plain ones first
+WHOLE = "whole"  # a view that shows what an encoder's own centre crop cuts off
+#: (what it shows, mirrored) for each view; None: the picture as the encoder's preprocessing takes it. They and the
+#: corners are the ten of Krizhevsky et al. 2012.
 VIEWS = (
     (None, False),
     (None, True),
+    (WHOLE, False),
+    (WHOLE, True),
     *((corner, False) for corner in _CORNERS),
     *((corner, True) for corner in _CORNERS),
 )
@@ -31,7 +35,8 @@ class PictureError(OnceoverError):
 
 def needed(short_side: int, views: tuple) -> int:
     """Pixels that the shorter side of a picture has to have where its views are resized to ``short_side``."""
-    return short_side if all(corner is None for corner, _ in views) else math.ceil(short_side / CROP_SHARE)
+    corners = any(part not in (None, WHOLE) for part, _ in views)
+    return math.ceil(short_side / CROP_SHARE) if corners else short_side
 
 
 def decode(data: bytes, short_side: int | None = None) -> Image.Image:
@@ -107,6 +112,18 @@ def crop(image: Image.Image, corner: tuple[float, float] | None) -> Image.Image:
     width, height = (max(1, round(side * CROP_SHARE)) for side in image.size)
     left, top = round(corner[0] * (image.width - width)), round(corner[1] * (image.height - height))
     return image.crop((left, top, left + width, top + height))
+
+
+def inset(image: Image.Image, resized: int, shown: int) -> Image.Image:
+    """All of ``image``, squashed to a square, as what remains of a larger one when its centre is cut out.
+
+    A preprocessing that makes the shorter side ``resized`` pixels and cuts ``shown`` of them from the centre then shows
+    the whole picture, and leaves its pixels alone.
+    """
+    square = image.resize((shown, shown), Image.Resampling.BICUBIC)
+    canvas = square.resize((resized, resized), Image.Resampling.BICUBIC)
+    canvas.paste(square, (round((resized - shown) / 2),) * 2)
+    return canvas
 
 
 def thumbnail(image: Image.Image) -> bytes:

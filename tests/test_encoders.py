@@ -20,7 +20,7 @@ def noise(seed=0, size=(60, 50)):
 
 @pytest.fixture(scope="module")
 def image_encoder():
-    return ImageEncoder(SHUFFLENET, views=3, device="cpu")
+    return ImageEncoder(SHUFFLENET, views=5, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,25 @@ def test_what_is_no_specification_is_named_with_the_forms(text):
 def test_views_are_mirrored_and_cropped_before_the_weights_own_preprocessing(image_encoder):
     picture = noise()
     pixels = image_encoder.pixels(picture)
-    assert pixels.shape == (3, 3, 224, 224)
-    torch.testing.assert_close(pixels[1], pixels[0].flip(-1))
+    assert pixels.shape == (5, 3, 224, 224)
+    for plain, mirrored in ((0, 1), (2, 3)):
+        torch.testing.assert_close(pixels[mirrored], pixels[plain].flip(-1))
     from torchvision.models import ShuffleNet_V2_X0_5_Weights
+    from torchvision.transforms.functional import normalize, to_tensor
 
-    torch.testing.assert_close(pixels[0], ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.transforms()(picture))
-    assert not torch.equal(pixels[2], pixels[0])
+    transforms = ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.transforms()
+    torch.testing.assert_close(pixels[0], transforms(picture))
+    square = picture.resize((224, 224), Image.Resampling.BICUBIC)
+    whole = normalize(to_tensor(square), transforms.mean, transforms.std)  # nothing is cut off
+    torch.testing.assert_close(pixels[2], whole)
+    assert not torch.equal(pixels[4], pixels[0])
+
+
+def test_a_preprocessing_that_crops_nothing_has_no_view_of_the_whole_picture(tiny_clip):
+    encoder = ImageEncoder(f"hf:{tiny_clip}", views=3, device="cpu")
+    assert encoder.recipe["views"] == [[None, False], [None, True], [[0.0, 0.0], False]]
+    with pytest.raises(EncoderError, match="extract.views is 11, but there are 10 views for hf:"):
+        ImageEncoder(f"hf:{tiny_clip}", views=11, device="cpu")
 
 
 def test_features_are_what_stands_before_the_classifier(image_encoder):
@@ -73,7 +86,7 @@ def test_features_are_what_stands_before_the_classifier(image_encoder):
     with torch.inference_mode():
         model(pixels)
     found = image_encoder.encode(pixels[None])
-    assert (found.shape, found.dtype) == ((1, 3, 1024), np.float32)
+    assert (found.shape, found.dtype) == ((1, 5, 1024), np.float32)
     np.testing.assert_allclose(found[0], seen[0].numpy(), rtol=1e-4, atol=1e-5)
 
 

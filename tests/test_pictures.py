@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from extract import pictures
-from extract.pictures import VIEWS, PictureError, crop, decode, needed, read_picture, thumbnail
+from extract.pictures import VIEWS, PictureError, crop, decode, inset, needed, read_picture, thumbnail
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -132,11 +132,11 @@ def test_a_path_is_named_in_the_error(tmp_path):
 
 
 def test_views_are_the_whole_picture_its_corners_and_their_mirror_images():
-    assert pictures.VIEWS[:2] == ((None, False), (None, True))
-    assert len(set(pictures.VIEWS)) == 10
+    assert pictures.VIEWS[:4] == ((None, False), (None, True), ("whole", False), ("whole", True))
+    assert len(set(pictures.VIEWS)) == 12
     image = photo(size=(80, 40))
     assert crop(image, None) is image
-    boxes = {corner: crop(image, corner) for corner, _ in pictures.VIEWS[2:6]}
+    boxes = {corner: crop(image, corner) for corner, _ in pictures.VIEWS[4:8]}
     assert {box.size for box in boxes.values()} == {(70, 35)}
     assert boxes[1.0, 1.0].getpixel((69, 34)) == image.getpixel((79, 39))
     assert boxes[0.0, 0.0].getpixel((0, 0)) == image.getpixel((0, 0))
@@ -170,5 +170,13 @@ def test_a_fraction_shows_the_same_picture_and_only_jpegs_have_one():
 
 
 def test_views_that_are_cropped_need_more_pixels():
-    assert needed(224, VIEWS[:2]) == 224
-    assert needed(224, VIEWS[:3]) == 256
+    assert needed(224, VIEWS[:4]) == 224
+    assert needed(224, VIEWS[:5]) == 256
+
+
+def test_an_inset_picture_is_whole_again_once_its_canvas_is_cropped():
+    image = Image.effect_noise((300, 200), 80).convert("RGB")
+    canvas = inset(image, 256, 224)
+    assert canvas.size == (256, 256)
+    middle = np.asarray(canvas.crop((16, 16, 240, 240)))
+    np.testing.assert_array_equal(middle, np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)))

@@ -51,7 +51,7 @@ def test_settings_survive_a_round_trip_through_yaml(tmp_path):
         ("model:\n  temperature: 0\n", "model.temperature is 0.0"),
         ("model:\n  temperature: nan\n", "model.temperature is nan"),
         ("model:\n  temperature: 2\n  learn_temperature: true\n", "starts within [0.01, 1]"),
-        ("extract:\n  views: 11\n", "extract.views is 11"),
+        ("extract:\n  views: 13\n", "extract.views is 13"),
         ("extract: 3\n", "extract must hold key: value lines"),
         ("- a\n", "the file must hold key: value lines"),
         ("a: [\n", "is not valid YAML"),
