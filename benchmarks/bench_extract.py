@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", default="500x375", help="of the larger pictures, made of the dataset's")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="run the peers' loops too")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--contestant", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -51,7 +52,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         larger = enlarged(options, Path(folder))
-        sets = {"as they are": (options.data, tuple(CONTESTANTS)), options.size: (larger, ("extract", "limit", "loop"))}
+        own = ("extract", "limit", "loop")
+        sets = {
+            "as they are": (options.data, tuple(CONTESTANTS) if options.peers else own),
+            options.size: (larger, own),
+        }
         result = {"machine": machine(), "pictures": options.pictures, "dtype": options.dtype}
         result |= {name: race(options, *where) for name, where in sets.items()}
     text = json.dumps(result, indent=2)
@@ -67,7 +72,7 @@ def race(options, data: Path, names: tuple[str, ...]) -> dict:
         for name in names:
             start = time.perf_counter()
             values = vars(options) | {"contestant": name, "data": data}
-            flags = [f"--{key}={value}" for key, value in values.items() if key != "out"]
+            flags = [f"--{key}={value}" for key, value in values.items() if key not in ("out", "peers")]
             done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
@@ -120,10 +125,11 @@ def limit(options) -> dict:
 
     assert cli
     dataset = read_dataset(options.data).first(options.pictures)
-    images = ImageEncoder(IMAGE, views=1, device="cpu")
+    images = ImageEncoder(IMAGE, layers="auto", views=1, device="cpu")
     captions = list(dict.fromkeys(dataset.captions))
     texts = {
-        dtype: TextEncoder(TEXT, dtype=dtype, captions=captions, device="cpu") for dtype in ("float32", "bfloat16")
+        dtype: TextEncoder(TEXT, layers="auto", dtype=dtype, captions=captions, device="cpu")
+        for dtype in ("float32", "bfloat16")
     }
     sample = [texts[dtype].encode(captions[:256])[0] for dtype in ("bfloat16", "float32")]
     chosen = "bfloat16" if options.dtype == "auto" and relative_error(*sample) <= AUTO_ERROR else "float32"
