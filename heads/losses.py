@@ -4,21 +4,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_NO_LENGTH = 1e-12  # what is shorter has no direction
+
 
 def contrastive_loss(images: Tensor, texts: Tensor, image_of_text: Tensor, temperature: Tensor | float) -> Tensor:
-    """Symmetric cross-entropy over in-batch similarities; captions of one picture are never each other's negatives.
+    """Symmetric cross-entropy over in-batch cosines; captions of one picture are never each other's negatives.
 
-    With s = images @ texts.T / temperature, caption t and its picture i give
+    With s = cosine(images, texts) / temperature, caption t and its picture i give
     ``-log(exp s_it / (exp s_it + sum of exp s_iu over captions u of other pictures))`` (picture to text) and
     ``-log(exp s_it / sum of exp s_jt over pictures j)`` (text to picture); the result is the mean over captions of
     the two's mean. With one caption a picture it is the loss of CLIP (Radford et al. 2021), as in ConVIRT
     (Zhang et al. 2020).
 
     Args:
-        images: unit vectors (..., B, D), each picture once. texts: unit vectors (..., T, D). Leading dimensions are
-            those of a stack: losses that have nothing to do with each other.
+        images: vectors (..., B, D) of any length, each picture once. texts: vectors (..., T, D) of any length. Leading
+            dimensions are those of a stack: losses that have nothing to do with each other.
         image_of_text: int64 (T,), the row in ``images`` of each caption's picture.
-        temperature: divisor of the similarities, a scalar or (...).
+        temperature: divisor of the cosines, a scalar or (...).
 
     Returns:
         (...).
@@ -28,12 +30,19 @@ def contrastive_loss(images: Tensor, texts: Tensor, image_of_text: Tensor, tempe
 
 
 class _Contrast(torch.autograd.Function):
-    """The loss and, in place of the similarities, its derivative by them: a dozen passes over (..., T, B) in all."""
+    """The loss and, in place of the similarities, its derivative by them: a dozen passes over (..., T, B) in all.
+
+    Captions, the largest array, are never normalised: what their lengths do is done to similarities and gradients.
+    """
 
     @staticmethod
     def forward(ctx, images, texts, image_of_text, temperature):
         inverse = (1 / temperature)[..., None, None]
-        scores = texts @ (images * inverse).transpose(-1, -2)  # (..., T, B)
+        of_image, of_text = (
+            torch.linalg.vector_norm(side, dim=-1, keepdim=True).clamp_min_(_NO_LENGTH) for side in (images, texts)
+        )
+        directions = images / of_image
+        scores = (texts @ (directions * inverse).transpose(-1, -2)).div_(of_text)  # (..., T, B)
         own = image_of_text[:, None].expand(*scores.shape[:-1], 1)
         positive = scores.gather(-1, own)
         highest = scores.amax(-1, keepdim=True)
@@ -53,17 +62,19 @@ class _Contrast(torch.autograd.Function):
         missed = (others - either).exp()  # 1 - the probability of the picture's caption among captions
         of_picture = torch.zeros_like(rest[..., 0, :]).index_add_(-1, image_of_text, missed[..., 0])
         among_texts.mul_((of_picture / rest[..., 0, :].clamp_min(torch.finfo(rest.dtype).tiny))[..., None, :])
-        slopes = among_pictures.mul_(1 / total).add_(among_texts).scatter_add_(-1, own, -1 - missed)
-        ctx.save_for_backward(images, texts, temperature, slopes)
+        slopes = among_pictures.mul_(1 / total).add_(among_texts).scatter_add_(-1, own, -1 - missed).div_(of_text)
+        ctx.save_for_backward(directions, of_image, texts, of_text, temperature, slopes)
         return (image_to_text + text_to_image).mean((-2, -1)) / 2
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        images, texts, temperature, slopes = ctx.saved_tensors
+        directions, of_image, texts, of_text, temperature, slopes = ctx.saved_tensors
         factor = (gradient / (2 * texts.shape[-2] * temperature))[..., None, None]
-        by_texts = (slopes @ images).mul_(factor)
         by_images = (slopes.transpose(-1, -2) @ texts).mul_(factor)
-        along = texts.flatten(-2)[..., None, :] @ by_texts.flatten(-2)[..., None]
-        by_temperature = -along[..., 0, 0] / temperature
-        return by_images, by_texts, None, by_temperature
+        along_images = torch.linalg.vecdot(by_images, directions).unsqueeze(-1)
+        by_images = torch.addcmul(by_images, directions, along_images, value=-1).div_(of_image)
+        by_texts = slopes @ (directions * factor)
+        along = torch.linalg.vecdot(by_texts, texts).unsqueeze(-1)
+        by_texts.addcmul_(texts, along / of_text.square(), value=-1)
+        return by_images, by_texts, None, -along.sum((-2, -1)) / temperature

@@ -4,14 +4,12 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from configs.schema import ModelConfig
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0  # bounds of a learned temperature (CLIP's own clamp, logit scale <= 100)
-
-_NO_LENGTH = 1e-12  # what is shorter has no direction
 
 
 class Standardize(nn.Module):
@@ -85,27 +83,9 @@ class ResidualMLP(nn.Module):
 _HEADS = {"linear": Projection, "mlp": ResidualMLP}
 
 
-class _Unit(torch.autograd.Function):
-    """Division by the length, with its derivative in fewer passes than autograd's."""
-
-    @staticmethod
-    def forward(ctx, vectors):
-        length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min_(_NO_LENGTH)
-        units = vectors / length
-        ctx.save_for_backward(units, length)
-        return units
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        units, length = ctx.saved_tensors
-        along = torch.linalg.vecdot(gradient, units).unsqueeze(-1)
-        return torch.addcmul(gradient, units, along, value=-1).div_(length)
-
-
 def unit(vectors: Tensor) -> Tensor:
     """Vectors (..., D) of length 1; one without direction stays 0. Nothing else normalises embeddings."""
-    return _Unit.apply(vectors)
+    return F.normalize(vectors, dim=-1)
 
 
 class DualHeads(nn.Module):

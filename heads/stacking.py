@@ -18,7 +18,7 @@ from torch import Tensor
 from configs.schema import Config, TrainingConfig
 from heads.chunks import Chunks
 from heads.losses import contrastive_loss
-from heads.models import DualHeads, unit
+from heads.models import DualHeads
 from heads.seeds import seed_for
 
 _PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
@@ -278,7 +278,7 @@ class Stack:
             return torch.func.functional_call(self._model, parameters, (images, texts))
 
         image_vectors, text_vectors, temperature = torch.func.vmap(embed)(self._parameters)
-        losses = contrastive_loss(unit(image_vectors), unit(text_vectors), image_of_text, temperature)
+        losses = contrastive_loss(image_vectors, text_vectors, image_of_text, temperature)
         losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
         for name, tensor in self._trained.items():
             for rows, _, parameters in self._rows:

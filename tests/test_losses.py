@@ -76,8 +76,19 @@ def test_a_batch_of_one_picture_has_no_negatives_and_finite_gradients(owners):
     assert torch.isfinite(texts.grad).all()
 
 
+def test_the_lengths_of_vectors_play_no_part():
+    images, texts, owners = unit(3, 8), unit(4, 8, seed=1), torch.tensor([0, 0, 1, 2])
+    scaled = images * torch.tensor([[0.1], [1.0], [30.0]]), texts * torch.tensor([[2.0], [0.5], [9.0], [1.0]])
+    torch.testing.assert_close(
+        contrastive_loss(*scaled, owners, 0.1), contrastive_loss(images, texts, owners, 0.1), rtol=1e-9, atol=0
+    )
+    none = torch.zeros(1, 8, dtype=torch.float64).requires_grad_()
+    contrastive_loss(none, texts, torch.zeros(4, dtype=int), 0.1).backward()
+    assert torch.isfinite(none.grad).all()
+
+
 def test_gradients_are_right():
-    images, texts = unit(3, 4).requires_grad_(), unit(5, 4, seed=1).requires_grad_()
+    images, texts = (3 * unit(3, 4)).requires_grad_(), (0.2 * unit(5, 4, seed=1)).requires_grad_()
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     owners = torch.tensor([0, 1, 1, 2, 0])
     assert torch.autograd.gradcheck(lambda i, t, s: contrastive_loss(i, t, owners, s), (images, texts, temperature))
