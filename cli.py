@@ -449,9 +449,8 @@ def _evaluate(
             evaluation.check_store(embeddings, store)
         if shuffled:
             say("fitting the control")
-            config = load_config(
-                run_dir / CONFIG, ["training.shuffle_pairs=true", "training.members=1", "training.cca=false"]
-            )
+            single = {"shuffle_pairs": "true", "members": 1, "cca": "false", "refit": "false"}
+            config = load_config(run_dir / CONFIG, [f"training.{key}={value}" for key, value in single.items()])
             try:
                 _fit(store_file, run_dir / SHUFFLED, config, device, memory)
             except RunError:  # of an earlier store or of other settings

@@ -40,7 +40,7 @@ class ExtractConfig:
     text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
     text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
     max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
-    views: int = 2  # 1: the plain picture; 2: and its mirror image; 3, 4: and uncropped; 5 to 12: and corners
+    views: int = 4  # 1: the plain picture; 2: and its mirror image; 3, 4: both uncropped; 5 to 12: corners
     dtype: str = "float32"  # of the encoders' arithmetic; auto: bfloat16 where it is native and a sample shows no harm
     store_dtype: str = "float32"  # of the features on the disk
     batch_size: int | None = None  # pictures a forward pass; null: chosen for the device
