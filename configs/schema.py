@@ -120,12 +120,48 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """The optional third stage: how thawed layers of the encoders and the heads are trained on together."""
+
+    num_epochs: int = 8  # an epoch passes every caption once
+    batch_size: int = 256  # pictures a step
+    captions_per_image: int = 5  # at most, drawn of each picture of a batch
+    micro_batch: int = 256  # pictures that memory has to hold activations of; below batch_size: gradient caching
+    learning_rate: float = 1e-4  # of the encoders' top layers
+    layer_decay: float = 0.8  # factor on the learning rate from one layer to the one below
+    heads_factor: float = 3.0  # on the learning rate, for the heads
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of all steps; the cosine decay to zero fills the rest
+    patience: int = 3  # epochs without a better rsum before training stops; 0: never
+    word_dropout: float = 0.1  # of a caption's tokens, left out anew in each step
+    augment: bool = True  # without cached activations: random crops and mirror images in place of the stored views
+    checkpoint: bool = False  # gradient checkpointing: a third more time, and no activations within layers kept
+    dtype: str = "auto"  # of the thawed layers' products; auto: bfloat16 where it is native, else float32
+    seed: int = 0
+
+    def __post_init__(self):
+        for key in ("num_epochs", "captions_per_image", "micro_batch"):
+            _check(getattr(self, key) >= 1, f"finetune.{key} is {getattr(self, key)}; it must be at least 1")
+        _check(self.batch_size >= 2, f"finetune.batch_size is {self.batch_size}; a contrast needs at least 2 pictures")
+        for key in ("learning_rate", "heads_factor"):
+            _check(getattr(self, key) > 0, f"finetune.{key} is {getattr(self, key)}; it must be above 0")
+        _check(0 < self.layer_decay <= 1, f"finetune.layer_decay is {self.layer_decay}; it must lie above 0, up to 1")
+        _check(self.weight_decay >= 0, f"finetune.weight_decay is {self.weight_decay}; it cannot be negative")
+        for key in ("warmup", "word_dropout"):
+            _check(0 <= getattr(self, key) <= 1, f"finetune.{key} is {getattr(self, key)}; it is a share, 0 to 1")
+        _check(self.patience >= 0, f"finetune.patience is {self.patience}; use 0 to switch early stopping off")
+        _check_choice("finetune.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        _check(self.seed >= 0, f"finetune.seed is {self.seed}; it cannot be negative")
+
+
+@dataclass(frozen=True)
 class Config:
-    """All settings; the three groups are the three sections of the YAML file."""
+    """All settings; the groups are the sections of the YAML file."""
 
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def to_dict(self) -> dict:
         """The settings as nested plain values, ready for YAML or JSON."""

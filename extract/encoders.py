@@ -1,7 +1,9 @@
 """Frozen encoders: what turns pictures and captions into features. The only importer of torchvision and transformers.
 
-An encoder is always in eval mode with gradients off: BatchNorm uses its stored statistics and dropout is inert, so a
-feature does not depend on what else is in its batch beyond the last bits of the arithmetic.
+An encoder is always in eval mode: BatchNorm uses its stored statistics and dropout is inert, so a feature does not
+depend on what else is in its batch beyond the last bits of the arithmetic. Gradients are off, and modules are fused to
+be faster; one made with ``plain`` keeps its modules as they were saved, so that ``heads.finetune`` can train them and
+``save`` can write them.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -76,6 +79,7 @@ class ImageEncoder:
         recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
         short_side: pixels that a picture's shorter side must have for nothing to be lost (``pictures.decode``), or
             None where the preprocessing does not say.
+        model: the network.
     """
 
     def __init__(
@@ -88,10 +92,11 @@ class ImageEncoder:
         store_dtype: str = "float32",
         seed: int = 0,
         device: str | None = None,
+        plain: bool = False,
     ):
         """``layers``: what is laid side by side (``_image_layers``), as ``extract.image_layers`` in the settings."""
         parsed = parse_spec(spec)
-        self.device = pick_device(device)
+        self._spec, self.device = parsed, pick_device(device)
         self._dtype, self._stored = getattr(torch, dtype), getattr(torch, store_dtype)
         load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
         with _quiet_transformers():
@@ -111,14 +116,15 @@ class ImageEncoder:
                 "store_dtype": store_dtype,
             }
         )
-        plain = self.pixels(Image.linear_gradient("L").convert("RGB"))[:1]
-        fold_batch_norms(model, lambda: self._pool(model, plain))
+        sample = self.pixels(Image.linear_gradient("L").convert("RGB"))[:1]
+        if not plain:
+            fold_batch_norms(model, lambda: self._pool(model, sample))
         self._layers = _Layers(model, names, spec)
         with torch.no_grad():
-            self._layers.joined(lambda: self._pool(model, plain))
-        self._model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
-        if self.device.type == "cpu":
-            use_onednn(self._model)
+            self._layers.joined(lambda: self._pool(model, sample))
+        self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
+        if self.device.type == "cpu" and not plain:
+            use_onednn(self.model)
         self._one_by_one = threading.Lock()  # a GPU is given one batch after the other
 
     def pixels(self, picture: Image.Image) -> Tensor:
@@ -145,9 +151,25 @@ class ImageEncoder:
             views = []
             for view in pixels.unbind(1):
                 batch = view.to(self._dtype).contiguous(memory_format=torch.channels_last)
-                views.append(self._layers.joined(partial(self._pool, self._model, batch)))
+                views.append(self._layers.joined(partial(self._pool, self.model, batch)))
             features = torch.stack(views, dim=1)
         return features.float().to("cpu", self._stored).numpy()
+
+    def outputs(self, pixels: Tensor) -> list[Tensor | None]:
+        """A pass over pictures (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.
+
+        None in the place of a layer that had no part in the pass.
+        """
+        return self._layers.outputs(partial(self._pool, self.model, pixels))
+
+    def save(self, folder: Path) -> str:
+        """Writes the weights as safetensors, with the preprocessing that belongs to them; returns their spec."""
+        if self._spec.library == "torchvision":
+            return _save_torchvision(self._spec, self.model, folder / "weights.safetensors")
+        _image_processor(self._spec).save_pretrained(folder)
+        with _quiet_transformers():
+            self.model.save_pretrained(folder)
+        return f"hf:{folder}"
 
 
 class TextEncoder:
@@ -156,6 +178,7 @@ class TextEncoder:
     Attributes:
         recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
         tokenizer_files: the tokenizer's files by name, enough to encode a query later without the dataset.
+        model: the network.
     """
 
     def __init__(
@@ -171,6 +194,7 @@ class TextEncoder:
         device: str | None = None,
         captions: list[str] | None = None,
         tokenizer_files: dict[str, bytes] | None = None,
+        plain: bool = False,
     ):
         """``captions`` give a ``@random`` encoder its vocabulary, unless ``tokenizer_files`` bring one.
 
@@ -204,9 +228,9 @@ class TextEncoder:
             }
         )
         self._stored = getattr(torch, store_dtype)
-        self._model = model.to(self.device, getattr(torch, dtype))
-        if self.device.type == "cpu":
-            use_onednn(self._model)
+        self.model = model.to(self.device, getattr(torch, dtype))
+        if self.device.type == "cpu" and not plain:
+            use_onednn(self.model)
 
     def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         """Features of M captions, (M, D) as stored, in their order, and which were cut, bool (M,)."""
@@ -228,20 +252,25 @@ class TextEncoder:
 
     def encode_tokens(self, token_ids: list[list[int]]) -> np.ndarray:
         """Features of a batch of B captions, padded to the longest: (B, D) as stored. From several threads at will."""
-        return self._forward([torch.tensor(ids, dtype=torch.long) for ids in token_ids]).to("cpu", self._stored).numpy()
+        with torch.inference_mode():
+            layers = self.outputs(self.padded([torch.tensor(ids, dtype=torch.long) for ids in token_ids]))
+            return torch.cat(layers, dim=1).to("cpu", self._stored).numpy()
 
-    @torch.inference_mode()
-    def _forward(self, token_ids: list[Tensor]) -> Tensor:
+    def padded(self, token_ids: list[Tensor]) -> dict[str, Tensor]:
+        """A batch on the device as the model takes it: ``input_ids`` (B, L) and, but for SigLIP, ``attention_mask``."""
         ids = nn.utils.rnn.pad_sequence(token_ids, batch_first=True, padding_value=self._tokenizer.pad_token_id or 0)
         if self._full_length:
             ids = F.pad(ids, (0, self._max_length - ids.shape[1]), value=self._tokenizer.pad_token_id or 0)
-            return _tensor(self._model.get_text_features(input_ids=ids.to(self.device))).float()
+            return {"input_ids": ids.to(self.device)}
         lengths = torch.tensor([len(row) for row in token_ids])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def outputs(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """A pass over a padded batch: float32 (B, D) of each of the recipe's layers; gradients flow."""
         if self._dual:
-            return _tensor(self._model.get_text_features(**inputs)).float()
-        output = self._model(**inputs, output_hidden_states=True)
+            return [_tensor(self.model.get_text_features(**inputs)).float()]
+        output = self.model(**inputs, output_hidden_states=True)
         states = {"last": output.last_hidden_state, **dict(enumerate(output.hidden_states))}
         pooled = []
         for layer in self._layers:
@@ -250,12 +279,21 @@ class TextEncoder:
                 tokens = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
                 frame = torch.tensor([token for token in tokens if token is not None], device=ids.device)
                 words = inputs["attention_mask"] * ~torch.isin(ids, frame)
-                pooled.append(_masked_mean(self._model.get_input_embeddings()(ids), words))
+                pooled.append(_masked_mean(self.model.get_input_embeddings()(ids), words))
             elif self._pooling == "cls":
                 pooled.append(states[layer][:, 0].float())
             else:
                 pooled.append(_masked_mean(states[layer], inputs["attention_mask"]))
-        return torch.cat(pooled, dim=1)
+        return pooled
+
+    def save(self, folder: Path) -> str:
+        """Writes the weights as safetensors, and the tokenizer; returns their spec."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self.tokenizer_files.items():
+            (folder / name).write_bytes(data)
+        with _quiet_transformers():
+            self.model.save_pretrained(folder)
+        return f"hf:{folder}"
 
 
 class _Layers:
@@ -274,14 +312,19 @@ class _Layers:
                     raise EncoderError(f"{spec} has no module {name!r}; near are {', '.join(near)}")
                 modules[name].register_forward_hook(partial(self._see, name))
 
-    def joined(self, forward: Callable[[], Tensor]) -> Tensor:
-        """One pass, (B, sum of the layers' dimensions)."""
+    def outputs(self, forward: Callable[[], Tensor]) -> list[Tensor | None]:
+        """One pass: (B, D) of each layer, None in the place of one that played no part in it."""
         self._seen.outputs = {}
         self._seen.outputs["last"] = forward()
-        missing = [name for name in self._names if name not in self._seen.outputs]
+        return [self._seen.outputs.get(name) for name in self._names]
+
+    def joined(self, forward: Callable[[], Tensor]) -> Tensor:
+        """One pass, (B, sum of the layers' dimensions)."""
+        outputs = self.outputs(forward)
+        missing = [name for name, output in zip(self._names, outputs, strict=True) if output is None]
         if missing:
             raise EncoderError(f"{self._spec}: the module {missing[0]!r} plays no part in a pass; name another layer")
-        return torch.cat([self._seen.outputs[name] for name in self._names], dim=1)
+        return torch.cat(outputs, dim=1)
 
     def _see(self, name: str, _module, _inputs, output) -> None:
         output = output if isinstance(output, Tensor) else output[0]
@@ -354,7 +397,12 @@ def by_length(token_ids: list[list[int]], size: int) -> Iterator[tuple[np.ndarra
 
 
 def image_encoder_of(
-    provenance: dict, recipe: dict, settings: dict, device: str | None = None, spec: str | None = None
+    provenance: dict,
+    recipe: dict,
+    settings: dict,
+    device: str | None = None,
+    spec: str | None = None,
+    plain: bool = False,
 ) -> ImageEncoder:
     """The image encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
     return ImageEncoder(
@@ -365,6 +413,7 @@ def image_encoder_of(
         store_dtype=recipe["store_dtype"],
         seed=provenance["seed"],
         device=device,
+        plain=plain,
     )
 
 
@@ -375,6 +424,7 @@ def text_encoder_of(
     tokenizer_files: dict,
     device: str | None = None,
     spec: str | None = None,
+    plain: bool = False,
 ) -> TextEncoder:
     """The text encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
     return TextEncoder(
@@ -387,6 +437,7 @@ def text_encoder_of(
         seed=provenance["seed"],
         device=device,
         tokenizer_files=tokenizer_files,
+        plain=plain,
     )
 
 
@@ -407,8 +458,8 @@ def _torchvision_image_model(spec: Spec, seed: int):
             f"{spec.text}: torchvision has no classifier {spec.name!r} (resnet50 and vit_b_16 are two)"
         ) from error
     names = list(weights_enum.__members__)
-    entry = weights_enum[spec.weights] if spec.weights in names else next(iter(weights_enum))
     file = Path(spec.weights)
+    entry = weights_enum[_base_weights(spec, names)]
     if spec.weights not in names and not spec.random and not file.is_file():
         raise EncoderError(
             f"{spec.text}: {spec.weights!r} is neither a file nor one of {spec.name}'s weights: "
@@ -431,6 +482,30 @@ def _torchvision_image_model(spec: Spec, seed: int):
     }
     sizes = transforms.resize_size[0], transforms.crop_size[0]
     return model, transforms, lambda module, batch: module(batch), sizes, recipe
+
+
+def _base_weights(spec: Spec, names: list[str]) -> str:
+    """The name of the weights whose preprocessing belongs to ``spec``: a file that ``save`` wrote says it itself."""
+    file = Path(spec.weights)
+    if spec.weights not in names and file.suffix == ".safetensors" and file.is_file():
+        with contextlib.suppress(safetensors.SafetensorError), safetensors.safe_open(file, "pt") as opened:
+            stated = (opened.metadata() or {}).get("base")
+            return stated if stated in names else names[0]
+    return spec.weights if spec.weights in names else names[0]
+
+
+def _save_torchvision(spec: Spec, model: nn.Module, file: Path) -> str:
+    """Writes a complete state dict, which a classifier that was never used makes whole."""
+    from torchvision import models
+
+    with _seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = models.get_model(spec.name, weights=None)
+    whole.load_state_dict(model.state_dict(), strict=False)
+    base = _base_weights(spec, list(models.get_model_weights(spec.name).__members__))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_model(whole, file, {"base": base})
+    return f"torchvision:{spec.name}@{file}"
 
 
 def _drop_classifier(model: nn.Module) -> None:
@@ -475,11 +550,15 @@ def _load_weights(model: nn.Module, file: Path, spec: Spec) -> None:
         raise EncoderError(f"{spec.text}: {file} holds no weights of {spec.name} ({_first_line(error)})") from error
 
 
-def _hf_image_model(spec: Spec, seed: int):
+def _image_processor(spec: Spec):
     from transformers import AutoImageProcessor
 
+    return _from_pretrained(AutoImageProcessor, spec)
+
+
+def _hf_image_model(spec: Spec, seed: int):
     model, architecture = _hf_model(spec, seed)
-    processor = _from_pretrained(AutoImageProcessor, spec)
+    processor = _image_processor(spec)
     if not hasattr(model, "get_image_features") and model.main_input_name != "pixel_values":
         raise EncoderError(f"{spec.text} is no image encoder ({type(model).__name__} takes {model.main_input_name})")
 

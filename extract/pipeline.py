@@ -83,6 +83,7 @@ def extract(
     device: str | None = None,
     force: bool = False,
     retry_failures: bool = False,
+    reuse: FeatureStore | None = None,
     tokenizer_files: dict[str, bytes] | None = None,
     check_encoder: Callable[[str, dict], None] = lambda kind, recipe: None,
     say: Say = lambda _: None,
@@ -93,6 +94,7 @@ def extract(
     store have no rows.
 
     Args:
+        reuse: another store, whose rows are taken where the features' fingerprints agree.
         tokenizer_files: the vocabulary of a ``@random`` text encoder, where the captions shall not make it.
         check_encoder: given each encoder's kind and recipe before anything is encoded; raises to refuse it.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
@@ -134,6 +136,7 @@ def extract(
                 device,
                 force,
                 retry_failures,
+                reuse,
                 tokenizer_files,
                 check_encoder,
                 say,
@@ -212,6 +215,7 @@ class _Job:
     device: str | None
     force: bool
     retry_failures: bool
+    reuse: FeatureStore | None
     tokenizer_files: dict[str, bytes] | None
     check_encoder: Callable[[str, dict], None]
     say: Say
@@ -297,6 +301,11 @@ class _Job:
             tokenizer_files=text.tokenizer_files if text else {},
         )
 
+    @property
+    def _before(self) -> FeatureStore | None:
+        """The store whose features are gone on with, if there is one."""
+        return (None if self.force else self.old) or self.reuse
+
     def _settings(self, device: str) -> dict:
         """Device, arithmetic and batch size, kept by a resumed run: features differ in the last bits between them.
 
@@ -324,7 +333,7 @@ class _Job:
         """The encoder in the arithmetic that was asked for, or has been used, or that a sample shows to be enough."""
         from extract.inference import native_bfloat16, relative_error
 
-        known = {} if self.old is None or self.force else self.old.recipes[kind]
+        known = self._before.recipes[kind] if self._before else {}
         dtype = self.config.dtype if self.config.dtype != "auto" else None
         dtype = dtype or self.settings["dtypes"].get(kind) or known.get("dtype")
         encoder = make(dtype=dtype or "float32")
@@ -391,7 +400,7 @@ class _Job:
 
     def _check_room(self, pictures, text) -> None:
         """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, the whole store."""
-        needed, old = 0, None if self.force else self.old
+        needed, old = 0, self._before
         for kind, trial in self._trials(pictures, text).items():
             row = trial(1)[0].nbytes + ROW_BYTES[kind]
             rows = len(self.dataset.ids if kind == "image" else self.dataset.captions)
@@ -426,7 +435,8 @@ class _Job:
 
     def _sources(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
         sources = RowSources(kind, digest(recipe), columns)
-        for file in (*([self.path] if self.old else []), *sorted(self.parts.glob(f"{kind}-*.h5"))):
+        stores = [store.path for store in (self.old, self.reuse) if store]
+        for file in (*stores, *sorted(self.parts.glob(f"{kind}-*.h5"))):
             sources.add(file)
         return sources
 
@@ -624,8 +634,8 @@ class _Job:
         }
         kinds = {}
         for kind, spec in (("image", self.config.image_encoder), ("text", self.config.text_encoder)):
-            kept = self.old is not None and not self.computed.get(kind) and not self.force
-            kinds[kind] = (self.old.provenance[kind] if kept else made) | {
+            kept = self._before is not None and not self.computed.get(kind)
+            kinds[kind] = (self._before.provenance[kind] if kept else made) | {
                 "encoder": parse_spec(spec).located(),
                 "seed": self.config.seed,
             }

@@ -92,15 +92,15 @@ def test_features_are_what_stands_before_the_classifier(image_encoder):
 
 def test_trap_frozen_encoders_are_in_eval_mode_and_do_not_depend_on_the_batch(image_encoder, text_encoder):
     for encoder in (image_encoder, text_encoder):
-        assert not any(module.training for module in encoder._model.modules())
-        assert not any(parameter.requires_grad for parameter in encoder._model.parameters())
-    weights = {name: tensor.clone() for name, tensor in image_encoder._model.state_dict().items()}
+        assert not any(module.training for module in encoder.model.modules())
+        assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+    weights = {name: tensor.clone() for name, tensor in image_encoder.model.state_dict().items()}
     pixels = torch.stack([image_encoder.pixels(noise(seed)) for seed in range(4)])
     together = image_encoder.encode(pixels)
     alone = np.concatenate([image_encoder.encode(pixels[row : row + 1]) for row in range(4)])
     spread = together.std(0).mean()
     assert np.abs(together - alone).max() < 1e-3 * spread
-    for name, tensor in image_encoder._model.state_dict().items():
+    for name, tensor in image_encoder.model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name  # BatchNorm statistics do not drift
     captions = ["A red circle .", "A star to the left of a very very big green square , which is further down ."]
     long, _ = text_encoder.encode(captions)
@@ -296,7 +296,7 @@ def test_a_device_that_is_not_there():
 
 def test_hugging_face_models_load_in_float32_although_stored_in_half(shared):
     encoder = TextEncoder(f"hf:{shared}/encoders/minilm_l6_384", device="cpu")
-    assert {parameter.dtype for parameter in encoder._model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.float32}
     features, _ = encoder.encode(["A dog runs .", "A puppy is running .", "The stock market fell ."])
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     assert unit[0] @ unit[1] > 0.6 > 0.2 > unit[0] @ unit[2]
@@ -338,9 +338,9 @@ def test_layers_lie_side_by_side_each_averaged_over_space():
     assert found.shape == (3, 2, 96 + 1024)
     np.testing.assert_allclose(found[..., 96:], alone, atol=1e-5)
     seen = []
-    plain._model.stage3.register_forward_hook(lambda _module, _inputs, output: seen.append(output.mean((2, 3))))
+    plain.model.stage3.register_forward_hook(lambda _module, _inputs, output: seen.append(output.mean((2, 3))))
     with torch.inference_mode():
-        plain._model(pixels[:, 1])
+        plain.model(pixels[:, 1])
     np.testing.assert_allclose(found[:, 1, :96], seen[0], atol=1e-5)
     assert encoder.recipe["layers"] == ["stage3", "last"]
     assert digest(encoder.recipe) != digest(plain.recipe)
