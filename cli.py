@@ -370,6 +370,105 @@ def _sweep(
 
 
 @cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The fitted run to start from.")
+@click.option("--data", required=True, type=FILE, help="The dataset's folder, or its CSV file.")
+@click.option("--store", "store_file", required=True, type=FILE, help="The feature store that the run was fitted on.")
+@click.option("--out", required=True, type=DIRECTORY, help="The folder to write.")
+@click.option(
+    "--unfreeze",
+    default="last",
+    show_default=True,
+    metavar="LAYERS",
+    help="image.NAME,text.NAME,…: a module, lastN (blocks) or all; and what lies above. Or last, all: presets.",
+)
+@click.option("--re-extract", is_flag=True, help="Encode with the new encoders what changed, and complete the run.")
+@click.option("--no-cache", is_flag=True, help="Pass pictures whole in every epoch, with random crops.")
+@click.option(
+    "--activations", type=DIRECTORY, help="Where activations are cached. [default: activations, beside --out]"
+)
+@click.option("--force", is_flag=True, help="Train again, in the place of what is there.")
+@encoder_options[0]
+@encoder_options[1]
+@device_option
+@config_options
+def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
+    """Train layers of the encoders on, together with a run's heads.
+
+    What lies below the lowest thawed layer is run once and cached on the disk, so that a step costs little more than the
+    thawed part's own. An interrupted training goes on where it stopped when run again, to the same result; the result
+    is never worse on the selection pictures than the run it started from. Started by torchrun, processes share batches.
+    """
+    if strange := [override for override in overrides if not override.startswith("finetune.")]:
+        raise ConfigError(f"{strange[0]!r} is no setting of fine-tuning; heads keep those of {run_dir}: finetune.…")
+    made = _finetune(run_dir, data, store_file, out, overrides, **options)
+    if made is None:  # another process goes on
+        return
+    say(
+        f"best epoch {made['best_epoch']} of {made['epochs']}: rsum {made['rsum']:.1f} on the selection pictures, "
+        f"{made['start']:.1f} before; {made['seconds']:.0f} s"
+    )
+    if re_extract:
+        _re_extract(store_file, data, out, options["device"])
+        done(f"wrote {out}", f"python cli.py evaluate --run {out}")
+    else:
+        done(f"wrote encoders and heads to {out}; no features of theirs yet", f"{_same_command()} --re-extract")
+
+
+def _same_command() -> str:
+    import shlex
+
+    return shlex.join(["python", "cli.py", *sys.argv[1:]])
+
+
+def _finetune(
+    run_dir: Path,
+    data: Path,
+    store_file: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    unfreeze: str,
+    no_cache: bool,
+    activations: Path | None,
+    force: bool,
+    image_encoder: str | None,
+    text_encoder: str | None,
+    device: str | None,
+    config_file: Path,
+) -> dict | None:
+    from extract.encoders import pick_device
+    from extract.store import FeatureStore
+    from heads.checkpoint import load_run
+    from heads.finetune import finetune as train
+    from retrieval.metrics import quality
+
+    run = load_run(run_dir)
+    settings = load_config(config_file, overrides).finetune
+    encoders = {"image": image_encoder, "text": text_encoder}
+    options = {"unfreeze": unfreeze, "cached": not no_cache, "activations": activations, "encoders": encoders}
+    with FeatureStore(store_file) as store:
+        options |= {"device": pick_device(device), "force": force, "say": say}
+        return train(store, run, data, out, settings, quality=quality, **options)
+
+
+def _re_extract(store_file: Path, data: Path, out: Path, device: str | None) -> None:
+    from functools import partial
+
+    from extract.pipeline import extract as run
+    from extract.store import FeatureStore
+    from heads.finetune import check_encoder, dataset_of, finish
+    from retrieval.hubness import fit_inverted_softmax
+    from retrieval.metrics import quality
+
+    config = load_config(out / "config.yaml").extract
+    with FeatureStore(store_file) as old:
+        options = {"tokenizer_files": old.tokenizer_files, "check_encoder": partial(check_encoder, out)}
+        summary = run(dataset_of(old, data), out / "store.h5", config, device=device, reuse=old, **options, say=say)
+    _say_summary(summary)
+    with FeatureStore(out / "store.h5") as store:
+        finish(store, out, quality=quality, correct_hubs=fit_inverted_softmax)
+
+
+@cli.command()
 @click.option("--run", "run_dir", type=DIRECTORY, help="A run folder, as fit writes it.")
 @click.option(
     "--store", "store_file", type=FILE, help="A feature store: alone, for its baselines; or the run's, moved."

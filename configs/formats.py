@@ -5,6 +5,7 @@ EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
 RUN_FORMAT, RUN_VERSION = "onceover run", 4
 SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 1
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
+ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION = "onceover activations", 1
 
 # in a run folder
 CONFIG = "config.yaml"
@@ -14,6 +15,8 @@ EMBEDDINGS = "embeddings.h5"
 PROVENANCE = "run.json"
 TOKENIZER = "tokenizer"
 RESUME = "resume.pt"
+FINETUNED = "finetune.json"  # encoders are trained; features of theirs and the rest of the run are still to come
+ENCODERS = "encoders"
 EVALUATION = "evaluation-{}"  # of a split; .md, .csv and .json
 ERRORS = "errors-{}.html"  # of a split
 SHUFFLED = "shuffled"  # the control's run folder

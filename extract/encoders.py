@@ -2,8 +2,8 @@
 
 An encoder is always in eval mode: BatchNorm uses its stored statistics and dropout is inert, so a feature does not
 depend on what else is in its batch beyond the last bits of the arithmetic. Gradients are off, and modules are fused to
-be faster; one made with ``plain`` keeps its modules as they were saved, so that ``heads.finetune`` can train them and
-``save`` can write them.
+be faster; one made with ``plain`` keeps its modules as they were saved, in float32, so that ``heads.finetune`` can
+train them and ``save`` can write them.
 """
 
 import contextlib
@@ -79,6 +79,7 @@ class ImageEncoder:
         recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
         short_side: pixels that a picture's shorter side must have for nothing to be lost (``pictures.decode``), or
             None where the preprocessing does not say.
+        preprocess: an RGB picture -> float32 (3, H, W).
         model: the network.
     """
 
@@ -97,10 +98,11 @@ class ImageEncoder:
         """``layers``: what is laid side by side (``_image_layers``), as ``extract.image_layers`` in the settings."""
         parsed = parse_spec(spec)
         self._spec, self.device = parsed, pick_device(device)
-        self._dtype, self._stored = getattr(torch, dtype), getattr(torch, store_dtype)
+        self._dtype = torch.float32 if plain else getattr(torch, dtype)
+        self._stored = getattr(torch, store_dtype)
         load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
         with _quiet_transformers():
-            model, self._preprocess, self._pool, (resized, self._shown), recipe = load(parsed, seed)
+            model, self.preprocess, self._pool, (resized, self._shown), recipe = load(parsed, seed)
         self._resized, self._views = resized, _views(views, resized > self._shown > 0, spec)
         self.short_side = pictures.needed(resized, self._views) if resized else None
         model = model.eval().requires_grad_(False)
@@ -129,7 +131,7 @@ class ImageEncoder:
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The views of an RGB picture, preprocessed: float32 (V, 3, H, W)."""
-        seen = {part: self._preprocess(self._part(picture, part)) for part in {view[0] for view in self._views}}
+        seen = {part: self.preprocess(self._part(picture, part)) for part in {view[0] for view in self._views}}
         return torch.stack([seen[part].flip(-1) if mirrored else seen[part] for part, mirrored in self._views])
 
     def _part(self, picture: Image.Image, part: str | tuple | None) -> Image.Image:
@@ -228,7 +230,7 @@ class TextEncoder:
             }
         )
         self._stored = getattr(torch, store_dtype)
-        self.model = model.to(self.device, getattr(torch, dtype))
+        self.model = model.to(self.device, torch.float32 if plain else getattr(torch, dtype))
         if self.device.type == "cpu" and not plain:
             use_onednn(self.model)
 

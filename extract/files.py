@@ -37,6 +37,21 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a folder beside ``path`` to fill; on leaving, flushes its files and lets it take the place of ``path``."""
+    aside = path.with_name(f".{path.name}.aside")
+    remove_folder(aside)
+    aside.mkdir(parents=True)
+    yield aside
+    for file in aside.iterdir():
+        with open(file, "rb+") as opened:
+            os.fsync(opened.fileno())
+    remove_folder(path)
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
 def _aside(path: Path, process: str) -> Path:
     return path.with_name(f".{path.stem}.{process}.aside{path.suffix}")
 

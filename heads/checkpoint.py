@@ -16,8 +16,10 @@ import torch
 from configs.formats import (
     CONFIG,
     EMBEDDINGS,
+    ENCODERS,
     ERRORS,
     EVALUATION,
+    FINETUNED,
     HEADS,
     HISTORY,
     PROVENANCE,
@@ -81,6 +83,15 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     provenance = read_provenance(folder)
     config = load_config(folder / CONFIG)
+    return Run(folder, config, load_heads(folder, provenance), provenance)
+
+
+def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
+    """The heads in a folder, in eval mode, of the ``dims`` and ``members`` that a provenance names.
+
+    Raises:
+        RunError: not there, damaged or of another shape.
+    """
     dims = provenance["dims"]["image"], provenance["dims"]["text"]
     members = [DualHeads(*dims, ModelConfig(**settings)) for settings in provenance["members"]]
     heads = members[0] if len(members) == 1 else Ensemble(members)
@@ -88,7 +99,7 @@ def load_run(folder: str | Path) -> Run:
         heads.load_state_dict(safetensors.torch.load_file(folder / HEADS))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise RunError(f"{folder / HEADS} is missing, damaged or of other settings than {CONFIG}; fit again") from error
-    return Run(folder, config, heads.eval(), provenance)
+    return heads.eval()
 
 
 def holds_run(folder: Path) -> bool:
@@ -100,12 +111,13 @@ def holds_run(folder: Path) -> bool:
 
 def clear_run(folder: Path) -> None:
     """Removes what a run consists of, and nothing else."""
-    for name in (PROVENANCE, CONFIG, HEADS, HISTORY, EMBEDDINGS):
+    for name in (PROVENANCE, FINETUNED, CONFIG, HEADS, HISTORY, EMBEDDINGS):
         (folder / name).unlink(missing_ok=True)
     for file in (*folder.glob(EVALUATION.format("*")), *folder.glob(ERRORS.format("*"))):
         file.unlink()
     remove_folder(folder / SHUFFLED)
     remove_folder(folder / TOKENIZER)
+    remove_folder(folder / ENCODERS)
     (folder / RESUME).unlink(missing_ok=True)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from configs import OnceoverError
-from configs.formats import PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
+from configs.formats import FINETUNED, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
 from extract.files import read_json
 
 
@@ -19,6 +19,11 @@ def read_provenance(folder: str | Path) -> dict:
     """
     folder = Path(folder)
     if not (folder / PROVENANCE).is_file():
+        if (folder / FINETUNED).is_file():
+            raise RunError(
+                f"the encoders in {folder} are fine-tuned, and no features of theirs are there yet; run the same "
+                "finetune command again with --re-extract"
+            )
         if (folder / RESUME).is_file():
             raise RunError(f"the fit in {folder} was interrupted; run the same fit command again to go on with it")
         raise RunError(f"{folder} is no run folder; make one: python cli.py fit --store FILE.h5 --run {folder}")

@@ -6,9 +6,9 @@ go on bit for bit, and two fits of one seed on one machine are the same.
 
 import numpy as np
 
-_PURPOSES = ("initialisation", "order", "dropout", "shuffle")
+_PURPOSES = ("initialisation", "order", "dropout", "shuffle", "crops", "words")
 
 
 def seed_for(seed: int, purpose: str, epoch: int = 0) -> int:
-    """A 63-bit seed for initialisation, data order or dropout of an epoch, or the control's shuffle."""
+    """A 63-bit seed for initialisation, an epoch's order, dropout, crops or left-out words, or the control's shuffle."""
     return int(np.random.SeedSequence([seed, _PURPOSES.index(purpose), epoch]).generate_state(1, np.uint64)[0] >> 1)

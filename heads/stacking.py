@@ -69,6 +69,17 @@ def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def with_recalls(row: dict, measured: dict) -> dict:
+    """A row of a history with what was measured after its epoch, before its seconds."""
+    recalls = {
+        f"{direction}_R@{k}": measured[direction][f"R@{k}"]
+        for direction in ("image_to_text", "text_to_image")
+        for k in (1, 5, 10)
+    }
+    rest = {name: value for name, value in row.items() if name != "seconds"}
+    return rest | {"rsum": measured["rsum"]} | recalls | {"seconds": row["seconds"]}
+
+
 class Point:
     """One pair of heads under way, and all that is needed to go on with it.
 
@@ -109,12 +120,7 @@ class Point:
 
     def keep(self, measured: dict) -> None:
         """Takes down what was measured after the last epoch, and keeps its heads where they are the best so far."""
-        row = self.history[-1]
-        seconds = row.pop("seconds")
-        row["rsum"] = measured["rsum"]
-        for direction in ("image_to_text", "text_to_image"):
-            row |= {f"{direction}_R@{k}": measured[direction][f"R@{k}"] for k in (1, 5, 10)}
-        row["seconds"] = seconds
+        self.history[-1] = with_recalls(self.history[-1], measured)
         if measured["rsum"] > self.best_rsum:
             self.best_epoch, self.best_rsum = self.epoch, measured["rsum"]
             self._best = {name: tensor.detach().clone() for name, tensor in self.heads.state_dict().items()}
@@ -227,15 +233,25 @@ class _Noisy:
 
     def __init__(self, features: Tensor, generator: np.random.Generator):
         self._features, self._kept = features, {0.0: features}
-        self._noise = np.frombuffer(generator.bytes(features.numel()), np.uint8).reshape(features.shape)
+        self._noise = draw_noise(generator, features.shape)
 
     def dropped(self, rate: float) -> Tensor:
         """Each number left out with probability ``rate``, the rest scaled so that expectations stay."""
         if rate not in self._kept:
-            out = round(rate * _LEVELS)
-            kept = torch.from_numpy(self._noise >= out).to(self._features.device)
-            self._kept[rate] = (self._features * (_LEVELS / (_LEVELS - out))).mul_(kept)
+            self._kept[rate] = dropped(self._features, self._noise, rate)
         return self._kept[rate]
+
+
+def draw_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise for ``dropped``, uint8."""
+    return np.frombuffer(generator.bytes(math.prod(shape)), np.uint8).reshape(shape)
+
+
+def dropped(features: Tensor, noise: np.ndarray, rate: float) -> Tensor:
+    """Each number left out with probability ``rate``, as its noise wants it; the rest scaled: expectations stay."""
+    out = round(rate * _LEVELS)
+    kept = torch.from_numpy(noise >= out).to(features.device)
+    return (features * (_LEVELS / (_LEVELS - out))).mul_(kept)
 
 
 class Stack:

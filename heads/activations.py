@@ -1,0 +1,95 @@
+"""What enters an encoder's lowest thawed layer, cached on the disk: one file for pictures and one for captions.
+
+HDF5, in one piece and mapped, so that a batch is gathered straight from the file (docs/store-format.md). No torch.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from configs import OnceoverError
+from configs.formats import ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
+from extract.files import check_disk, only_writer, whole_file
+from extract.store import memory_mapped
+
+DTYPE = np.float16
+
+
+class ActivationError(OnceoverError):
+    """Activations that cannot be cached."""
+
+
+class Maps:
+    """A map, or a row of tokens, of each view of P pictures: float16 (P, V, …)."""
+
+    def __init__(self, path: Path):
+        with h5py.File(path, "r", locking=False) as file:
+            self._values = np.asarray(memory_mapped(file["activations"]))
+
+    def gather(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """One view (B,) of each picture (B,): (B, …)."""
+        return self._values[rows, views]
+
+
+class Tokens:
+    """The tokens of M captions, without padding: float16 (sum of lengths, D), with each caption's first one."""
+
+    def __init__(self, path: Path):
+        with h5py.File(path, "r", locking=False) as file:
+            self._values, self._offsets = np.asarray(memory_mapped(file["activations"])), file["offsets"][:]
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Captions (B,), each filled up with its last token to the longest one's length: (B, L, D)."""
+        first, end = self._offsets[rows], self._offsets[rows + 1]
+        places = first[:, None] + np.arange((end - first).max())
+        return self._values[np.minimum(places, end[:, None] - 1)]
+
+
+def write_activations(
+    path: Path,
+    fingerprint: str,
+    shape: tuple[int, ...],
+    batches: Callable[[], Iterable[np.ndarray]],
+    what: str,
+    say: Callable[[str], None],
+    offsets: np.ndarray | None = None,
+) -> None:
+    """Writes the file, whole or not at all, unless one with this fingerprint is there.
+
+    Args:
+        shape: of all activations. batches: gives them, float (b, …), in order; called where they are needed.
+        offsets: int64 (M + 1,), where each caption's tokens begin and the last one's end.
+
+    Raises:
+        FileError: no room. ActivationError: a number that float16 does not hold.
+    """
+    with only_writer(path, "the activations"):
+        if path.exists():
+            with h5py.File(path, "r", locking=False) as file:
+                if file.attrs.get("fingerprint") == fingerprint:
+                    say(f"{what}: cached activations are taken from {path}")
+                    return
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPE).itemsize
+        say(f"{what}: caching what enters the lowest thawed layer, {size / 2**30:,.2f} GiB: {path}")
+        check_disk(path, size)
+        with whole_file(path) as aside, h5py.File(aside, "w") as file:
+            file.attrs["format"], file.attrs["format_version"] = ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
+            file.attrs["fingerprint"] = fingerprint
+            values, start = file.create_dataset("activations", shape, dtype=DTYPE), 0
+            if offsets is not None:
+                file["offsets"] = offsets
+            with tqdm(total=shape[0], desc=what, unit=" rows", disable=None) as bar:
+                for batch in batches():
+                    with np.errstate(over="ignore"):
+                        batch = batch.astype(DTYPE)
+                    if not np.isfinite(batch).all():
+                        raise ActivationError(
+                            f"{what}: activations that are not finite float16 numbers cannot be cached; "
+                            "thaw another layer, or add --no-cache"
+                        )
+                    values[start : start + len(batch)] = batch
+                    start += len(batch)
+                    bar.update(len(batch))

@@ -1,0 +1,599 @@
+"""Fine-tuning: thawed layers of the encoders and the heads, trained on together from a fitted run.
+
+Linear probing, then fine-tuning (Kumar et al. 2022): the heads start from a fit on the frozen features, so that the
+encoders are not pulled about by random ones. What lies below the lowest thawed layer is run once and its activations
+are cached (``heads.sides``); a step then costs the thawed part's forward and backward. Rates fall from layer to layer
+below (as in ELECTRA, Clark et al. 2020, and BEiT, Bao et al. 2022); BatchNorm keeps its statistics, and the encoders'
+own dropout is off. Where a batch does not fit the memory, its gradient is taken in two passes (GradCache, Gao et al.
+2021).
+"""
+
+import contextlib
+import itertools
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from configs import OnceoverError
+from configs.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, PROVENANCE
+from configs.schema import FinetuneConfig, load_config
+from extract.datasets import Dataset
+from extract.encoders import image_encoder_of, text_encoder_of
+from extract.files import digest, only_writer, read_json, whole_folder, write_json
+from extract.inference import native_bfloat16
+from extract.store import KINDS, FeatureStore
+from heads import checkpoint
+from heads.checkpoint import Run, RunError
+from heads.embed import CorrectHubs, check_units, embed, write_embeddings
+from heads.losses import contrastive_loss
+from heads.models import Ensemble, unit
+from heads.seeds import seed_for
+from heads.sides import CAPTIONS, Captions, Part, Pictures, Side
+from heads.stacking import Batches, draw_noise, dropped, learning_rate, with_recalls
+from heads.thaw import parse_unfreeze
+from heads.training import Quality
+from heads.workers import Workers
+
+SAVE_EVERY = 60.0  # seconds, at least, from one save to the next within an epoch: what a kill can cost
+CLIP_NORM = 1.0  # of the whole gradient
+RELOADED, HALF = 1e-3, 0.05  # of the largest number, by which a loaded encoder may differ in float32, and in half
+
+
+class FinetuneError(OnceoverError):
+    """A fine-tuning that cannot start or cannot go on."""
+
+
+def finetune(
+    store: FeatureStore,
+    run: Run,
+    data: str | Path,
+    folder: str | Path,
+    settings: FinetuneConfig,
+    *,
+    quality: Quality,
+    unfreeze: str = "last",
+    cached: bool = True,
+    activations: str | Path | None = None,
+    encoders: dict[str, str | None] | None = None,
+    device: str | torch.device = "cpu",
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict:
+    """Trains a run's heads and encoders on and writes them to ``folder``; goes on with an interrupted training.
+
+    Kept is the epoch with the best rsum on the selection pictures, the run as it was among them. ``folder`` is no run
+    yet: the new encoders' features are to be extracted (``dataset_of``), and ``finish`` makes it one.
+
+    Args:
+        store: the features that ``run`` was fitted on. data: the dataset's folder, which has the pictures.
+        quality: measures the selection pictures: ``retrieval.metrics.quality``.
+        unfreeze: which layers thaw (``heads.thaw.parse_unfreeze``).
+        cached: whether what lies below the lowest thawed layers is run once and kept in ``activations``, by default a
+            folder of that name beside ``folder``. Without, pictures are read and passed whole in every epoch.
+        encoders: by kind, where an encoder is now, if it has moved.
+
+    Returns:
+        What ``finetune.json`` says: ``encoders`` (specs by kind), ``weights``, ``best_epoch``, ``rsum``, ``start``…
+
+    Raises:
+        RunError: the run is an ensemble, or of other features or encoders; or the folder holds something else.
+        FinetuneError: the loss is not finite. ThawError: no such layers, or activations that cannot be cached.
+    """
+    folder, workers = Path(folder), Workers(torch.device(device))
+    first = workers.rank == 0
+    say = say if first else lambda _: None
+    if isinstance(run.heads, Ensemble):
+        raise RunError(
+            f"{run.folder} is an ensemble; fine-tuning starts from one pair of heads: "
+            "fit with training.members=1 and training.cca=false"
+        )
+    if run.provenance["fingerprints"] != store.fingerprints:
+        raise RunError(
+            f"{run.folder} was not fitted on the features of {store.path}; name the store that it was fitted on, "
+            "or fit again"
+        )
+    chosen = parse_unfreeze(unfreeze)
+    request = digest(
+        {"settings": asdict(settings), "space": run.provenance["space"], "unfreeze": chosen, "cached": cached}
+    )
+    with only_writer(folder, "the run") if first else contextlib.nullcontext():
+        if first:
+            _prepare(folder, request, force)
+        workers.wait()
+        if (folder / PROVENANCE).exists() or (folder / FINETUNED).exists():
+            made = read_json(folder / FINETUNED, "what fine-tuning made")
+            say(f"{folder} is fine-tuned with these settings already; --force trains again")
+            return made
+        specs = {kind: (encoders or {}).get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
+        sides = _sides(store, run, Path(data), settings, chosen, cached, specs, workers.device)
+        if cached:
+            place = Path(activations) if activations else folder.parent / "activations"
+            if first:
+                _cache(sides, place, say)
+            workers.wait()
+            if not first:
+                _cache(sides, place, say)
+        training = _Training(store, run, sides, settings, workers, quality)
+        if "epoch" in (state := checkpoint.load_resume(folder, request)):
+            training.restore(state)
+            say(f"going on in epoch {training.epoch + 1}, after {training.step} of its {training.batches.steps} steps")
+        counts = [sum(each.numel() for each in side.thawed().values()) for side in sides.values()]
+        say(
+            f"fine-tuning on {workers.device}: {counts[0]:,} parameters of the image encoder and {counts[1]:,} of the "
+            f"text encoder, with the heads; {training.batches.steps} steps an epoch"
+        )
+        training.run(lambda state: checkpoint.save_resume(folder, {"request": request} | state))
+        workers.wait()
+        if not first:
+            return {}
+        return _save(folder, run, sides, training, settings, specs, request, unfreeze, say)
+
+
+def _prepare(folder: Path, request: str, force: bool) -> None:
+    """Sees that the folder is empty, or of this very request, and marks it as an unfinished run.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not checkpoint.holds_run(folder):
+        raise RunError(f"{folder} is not empty and no run; name a new folder")
+    if force:
+        checkpoint.clear_run(folder)
+    if (folder / PROVENANCE).exists():
+        if checkpoint.read_provenance(folder)["request"] != request:
+            raise RunError(f"{folder} holds another run; name another --out, or --force")
+    elif checkpoint.load_resume(folder, request) is None:
+        checkpoint.save_resume(folder, {"request": request})
+
+
+def _sides(
+    store: FeatureStore,
+    run: Run,
+    data: Path,
+    settings: FinetuneConfig,
+    chosen: dict[str, list[str]],
+    cached: bool,
+    specs: dict[str, str],
+    device: torch.device,
+) -> dict[str, Side]:
+    """Both sides; the encoder of one that thaws is loaded, and has to be the run's."""
+    made, roles = run.provenance, store.roles()
+    pictures = np.sort(np.concatenate([roles.train, roles.selection]))
+    if settings.dtype == "bfloat16" and not native_bfloat16(device):
+        raise FinetuneError(f"{device} does not multiply in bfloat16 itself; set finetune.dtype to float32")
+    common = settings.dtype != "float32" and native_bfloat16(device)
+    size = max(1, min(CAPTIONS, settings.micro_batch * settings.captions_per_image))
+    sides: dict[str, Side] = {
+        "image": Side(store.image_features, settings.micro_batch, device),
+        "text": Side(store.text_features, size, device),
+    }
+    for kind, names in chosen.items():
+        given = made["encoders"][kind], made["recipes"][kind], made["extract"]
+        if kind == "image":
+            encoder = image_encoder_of(*given, str(device), specs[kind], plain=True)
+            run.check_encoder(kind, encoder.recipe)
+            root = data if data.is_dir() else data.parent
+            options = settings.micro_batch, common, names, settings.augment
+            side = Pictures(store, root, pictures, encoder, *options)
+        else:
+            encoder = text_encoder_of(*given, run.tokenizer_files, str(device), specs[kind], plain=True)
+            run.check_encoder(kind, encoder.recipe)
+            captions = np.flatnonzero(np.isin(store.image_index, pictures))
+            side = Captions(store, captions, encoder, size, common, names, settings.word_dropout)
+        if settings.checkpoint:
+            side.stages.checkpoint(side.lowest)
+        sides[kind] = side
+    return sides
+
+
+def _cache(sides: dict[str, Side], place: Path, say: Callable[[str], None]) -> None:
+    for side in sides.values():
+        if side.encoder is not None:
+            side.cache(place, say)
+
+
+class _Step(NamedTuple):
+    """A process's share of a batch, loaded, and what it has to know of the whole.
+
+    ``parts`` and ``noise`` (uint8, of the share's features) by kind; ``bounds`` by kind: which rows of the batch each
+    process has. ``image_of_text``: (T,), of the whole batch.
+    """
+
+    parts: dict[str, list[Part]]
+    noise: dict[str, np.ndarray]
+    bounds: dict[str, np.ndarray]
+    image_of_text: Tensor
+
+
+class _Training:
+    """A fine-tuning under way.
+
+    Attributes:
+        epoch: how many are done; step: how many steps of the next. history: a row for each epoch.
+        start: the rsum before the first step; best_epoch, best_rsum: 0 and that one, until an epoch is better.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        run: Run,
+        sides: dict[str, Side],
+        settings: FinetuneConfig,
+        workers: Workers,
+        quality: Quality,
+    ):
+        self.heads, self._dropout = run.heads.to(workers.device), run.config.model.dropout
+        self._sides, self._settings = sides, settings
+        self._workers, self._quality, self._store, self._roles = workers, quality, store, store.roles()
+        views = store.image_features.shape[1]
+        self.batches = Batches(self._roles.train, store.image_index, views, settings)
+        self.epoch, self.step, self._losses, self._seconds = 0, 0, [], 0.0
+        self.history: list[dict] = []
+        self.start, self.best_epoch, self.best_rsum, self._best = None, 0, -1.0, {}
+        self._trained = {f"heads.{name}": each for name, each in self.heads.named_parameters() if each.requires_grad}
+        groups: dict[tuple[float, bool], list[Tensor]] = {}
+        for each in self._trained.values():
+            groups.setdefault((settings.heads_factor, each.ndim > 1), []).append(each)
+        for kind, side in sides.items():
+            for name, each in side.thawed().items():
+                self._trained[f"{kind}.{name}"] = each
+                scale = settings.layer_decay ** side.depths[name]
+                groups.setdefault((scale, each.ndim > 1), []).append(each)
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "scale": scale, "weight_decay": settings.weight_decay if matrices else 0.0}
+                for (scale, matrices), parameters in groups.items()
+            ],
+            lr=settings.learning_rate,
+            fused=True,
+        )
+
+    def state(self) -> dict:
+        """All that is needed to go on to the same result, in tensors and plain values."""
+        plain = ("epoch", "step", "history", "start", "best_epoch", "best_rsum")
+        return {name: getattr(self, name) for name in plain} | {
+            "losses": self._losses,
+            "seconds": self._seconds,
+            "parameters": {name: each.detach() for name, each in self._trained.items()},
+            "best": self._best,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict) -> None:
+        """Goes on from ``state``."""
+        for name in ("epoch", "step", "history", "start", "best_epoch", "best_rsum"):
+            setattr(self, name, state[name])
+        self._losses, self._seconds, self._best = state["losses"], state["seconds"], state["best"]
+        self._take(state["parameters"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    @torch.no_grad()
+    def _take(self, parameters: dict[str, Tensor]) -> None:
+        for name, value in parameters.items():
+            self._trained[name].copy_(value)
+
+    def take_best(self) -> None:
+        """Sets heads and encoders to what they were after the best epoch; before the first one, they are as loaded."""
+        self._take(self._best)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or ``patience`` is at its end."""
+        waited = self.epoch - self.best_epoch
+        return self.epoch >= self._settings.num_epochs or (0 < self._settings.patience <= waited)
+
+    def run(self, save: Callable[[dict], None]) -> None:
+        """Trains to the end; ``save`` is given the state now and then.
+
+        Raises:
+            FinetuneError: a loss that is not finite.
+        """
+        settings, first = self._settings, self._workers.rank == 0
+        total = settings.num_epochs * self.batches.steps
+        if self.start is None:
+            self._check()
+        size = {"total": total, "initial": self.epoch * self.batches.steps + self.step}
+        with tqdm(**size, unit=" steps", desc="finetune", disable=None if first else True) as bar:
+            while not self.finished:
+                begun = saved = time.monotonic()
+                for step in self._steps():
+                    number = self.epoch * self.batches.steps + self.step
+                    loss = self._train(step, learning_rate(number, total, settings))
+                    self._losses.append(loss)
+                    self.step += 1
+                    bar.set_postfix(loss=f"{loss:.3f}", start=f"{self.start:.1f}", best=f"{self.best_rsum:.1f}")
+                    bar.update()
+                    if first and self.step < self.batches.steps and time.monotonic() - saved >= SAVE_EVERY:
+                        saved = time.monotonic()
+                        save(self.state() | {"seconds": self._seconds + saved - begun})
+                self._end_epoch(self._seconds + time.monotonic() - begun)
+                if first:
+                    save(self.state())
+
+    def _end_epoch(self, seconds: float) -> None:
+        rate = max(group["lr"] for group in self._optimizer.param_groups)
+        row = {"epoch": self.epoch + 1, "loss": sum(self._losses) / len(self._losses), "learning_rate": rate}
+        row |= {"temperature": float(self.heads.temperature.detach()), "seconds": seconds}
+        self.history.append(row)
+        self.epoch, self.step, self._losses, self._seconds = self.epoch + 1, 0, [], 0.0
+        self._check()
+
+    def _check(self) -> None:
+        """Measures the selection pictures; the state after the best epoch is kept."""
+        measured = self._measure() if self._workers.rank == 0 else {"rsum": 0.0}
+        rsum = self._workers.agree(measured["rsum"])
+        if self.start is None:
+            self.start = self.best_rsum = rsum
+            return
+        if self._workers.rank == 0:
+            self.history[-1] = with_recalls(self.history[-1], measured)
+        if rsum > self.best_rsum:
+            self.best_epoch, self.best_rsum = self.epoch, rsum
+            self._best = {name: each.detach().clone() for name, each in self._trained.items()}
+
+    @torch.inference_mode()
+    def _measure(self) -> dict:
+        pictures = self._roles.selection
+        captions = np.flatnonzero(np.isin(self._store.image_index, pictures))
+        views = range(self._store.image_features.shape[1])
+        whole = [self._all_features("image", pictures, np.full(len(pictures), view)) for view in views]
+        images = self.heads.embed_pictures(torch.stack(whole, 1)).cpu().numpy()
+        texts = self.heads.embed_texts(self._all_features("text", captions)).cpu().numpy()
+        index = np.searchsorted(pictures, self._store.image_index[captions])
+        return self._quality(check_units("picture", images), check_units("caption", texts), index)
+
+    def _all_features(self, kind: str, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
+        side, block = self._sides[kind], 4 * CAPTIONS
+        features = []
+        for start in range(0, len(rows), block):
+            mine = slice(start, start + block)
+            parts = side.parts(rows[mine], None if views is None else views[mine])
+            features.append(_in_place([side.forward(part) for part in parts], parts))
+        return torch.cat(features)
+
+    def _steps(self) -> Iterator[_Step]:
+        """What is left of the epoch's batches, each loaded while the one before it is in use."""
+        generator = np.random.default_rng(seed_for(self._settings.seed, "order", self.epoch))
+        numbered = itertools.islice(enumerate(self.batches.epoch(generator)), self.step, None)
+        with ThreadPoolExecutor(1) as reader:
+            coming = None
+            for number, batch in numbered:
+                ready, coming = coming, reader.submit(self._load, number, *batch)
+                if ready:
+                    yield ready.result()
+            if coming:
+                yield coming.result()
+
+    def _load(self, number: int, pictures, views, captions, image_of_text) -> _Step:
+        """This process's share of a batch: its pictures, all their captions, and the noise that is theirs."""
+        shares = self._workers.shares(len(pictures))
+        bounds = {"image": shares, "text": np.searchsorted(image_of_text, shares)}
+        mine = {kind: slice(*each[self._workers.rank :][:2]) for kind, each in bounds.items()}
+        seeds = {
+            purpose: seed_for(self._settings.seed, purpose, self.epoch) for purpose in ("dropout", "crops", "words")
+        }
+        generators = {purpose: np.random.default_rng([seed, number]) for purpose, seed in seeds.items()}
+        dims = self._store.image_features.shape[2], self._store.text_features.shape[1]
+        noise = {
+            kind: draw_noise(generators["dropout"], (len(rows), dim))[mine[kind]]
+            for kind, rows, dim in zip(KINDS, (pictures, captions), dims, strict=True)
+        }
+        crops = generators["crops"].random((len(pictures), 5))[mine["image"]]
+        longest = getattr(self._sides["text"], "longest", 0)
+        words = generators["words"].random((len(captions), longest), np.float32)[mine["text"]]
+        parts = {
+            "image": self._sides["image"].parts(pictures[mine["image"]], views[mine["image"]], crops),
+            "text": self._sides["text"].parts(captions[mine["text"]], None, words),
+        }
+        return _Step(parts, noise, bounds, torch.from_numpy(image_of_text).to(self._workers.device))
+
+    def _train(self, step: _Step, rate: float) -> float:
+        """One step; returns its loss.
+
+        The gradient by the embeddings comes first; it then goes back through the passes that gave them, or, where the
+        batch is larger than ``micro_batch``, through a second pass of one part after the other.
+        """
+        whole = max(np.diff(step.bounds["image"])) <= self._settings.micro_batch
+        with torch.set_grad_enabled(whole):
+            own = {kind: [self._embed(kind, part, step) for part in step.parts[kind]] for kind in KINDS}
+            joined = {kind: _in_place(own[kind], step.parts[kind]) for kind in KINDS}
+        leaves = {
+            kind: self._workers.gather(joined[kind].detach(), step.bounds[kind]).requires_grad_() for kind in KINDS
+        }
+        self._optimizer.zero_grad()
+        loss = contrastive_loss(leaves["image"], leaves["text"], step.image_of_text, self.heads.temperature)
+        if not math.isfinite(value := loss.item()):
+            raise FinetuneError(
+                f"the loss is not finite in epoch {self.epoch + 1}, step {self.step + 1}; lower "
+                "finetune.learning_rate or finetune.heads_factor, or raise finetune.warmup, and --force"
+            )
+        loss.backward()
+        rank = self._workers.rank
+        gradients = {kind: leaves[kind].grad[slice(*step.bounds[kind][rank:][:2])] for kind in KINDS}
+        if whole:
+            torch.autograd.backward([joined[kind] for kind in KINDS], [gradients[kind] for kind in KINDS])
+        else:
+            for kind in KINDS:
+                for part in step.parts[kind]:
+                    places = torch.from_numpy(part.places).to(gradients[kind].device)
+                    self._embed(kind, part, step).backward(gradients[kind][places])
+        shared = [each for name, each in self._trained.items() if name != "heads.log_temperature"]
+        self._workers.sum_gradients(shared)
+        torch.nn.utils.clip_grad_norm_(self._trained.values(), CLIP_NORM)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self._optimizer.step()
+        self.heads.clamp_temperature(self.heads.log_temperature)
+        return value
+
+    def _embed(self, kind: str, part: Part, step: _Step) -> Tensor:
+        """Unit vectors (b, embedding_dim) of a part; a second pass drops what the first one dropped."""
+        features = self._sides[kind].forward(part)
+        standard = self.heads.standardize[kind](features)
+        kept = dropped(standard, step.noise[kind][part.places], self._dropout)
+        return unit((self.heads.image if kind == "image" else self.heads.text)(kept))
+
+
+def _in_place(rows: list[Tensor], parts: list[Part]) -> Tensor:
+    """Rows of parts, joined in the order of the batch."""
+    back = np.argsort(np.concatenate([part.places for part in parts]))
+    return torch.cat(rows)[torch.from_numpy(back).to(rows[0].device)]
+
+
+def _save(
+    folder: Path,
+    run: Run,
+    sides: dict[str, Side],
+    training: _Training,
+    settings: FinetuneConfig,
+    specs: dict[str, str],
+    request: str,
+    unfreeze: str,
+    say: Callable[[str], None],
+) -> dict:
+    """Writes encoders and heads of the best epoch, history and settings, and last ``finetune.json``."""
+    training.take_best()
+    specs = dict(specs)
+    weights = {kind: run.provenance["recipes"][kind]["weights"] for kind in KINDS}
+    for kind, side in sides.items():
+        if side.encoder is not None and training.best_epoch:
+            specs[kind], weights[kind] = _save_encoder(folder / ENCODERS / kind, kind, side, run)
+    if training.history:
+        checkpoint.save_history(folder, training.history)
+    extract = replace(run.config.extract, **run.provenance["extract"])
+    extract = replace(extract, image_encoder=specs["image"], text_encoder=specs["text"])
+    checkpoint.save_settings(folder, replace(run.config, extract=extract, finetune=settings), run.tokenizer_files)
+    checkpoint.save_heads(folder, training.heads.cpu(), run.provenance["fingerprints"])
+    made = {
+        "request": request,
+        "encoders": specs,
+        "weights": weights,
+        "unfreeze": unfreeze,
+        "best_epoch": training.best_epoch,
+        "epochs": training.epoch,
+        "start": training.start,
+        "rsum": training.best_rsum,
+        "seconds": round(sum(row["seconds"] for row in training.history), 2),
+        "base": run.provenance | {"run": str(run.folder.resolve())},
+        "device": str(sides["image"].device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
+    }
+    write_json(folder / FINETUNED, made)
+    checkpoint.save_resume(folder, {"request": request})
+    return made
+
+
+def _save_encoder(folder: Path, kind: str, side: Side, run: Run) -> tuple[str, str]:
+    """Writes a fine-tuned encoder, whole or not at all, and loads it again to see that it is the one that was trained.
+
+    Returns:
+        Its spec, and the hash of its weights.
+
+    Raises:
+        FinetuneError: it is another one.
+    """
+    with whole_folder(folder) as aside:
+        spec = side.encoder.save(aside).replace(str(aside), str(folder.resolve()))
+    made, device = run.provenance, str(side.device)
+    given = made["encoders"][kind], made["recipes"][kind], made["extract"]
+    if kind == "image":
+        loaded = image_encoder_of(*given, device, spec)
+    else:
+        loaded = text_encoder_of(*given, run.tokenizer_files, device, spec)
+    expected, found = side.sample_features(side.encoder), side.sample_features(loaded)
+    tolerance = RELOADED if made["recipes"][kind]["dtype"] == "float32" else HALF
+    if np.abs(found - expected).max() > tolerance * np.abs(expected).max():
+        raise FinetuneError(
+            f"the {kind} encoder, loaded again from {spec}, gives other features than the one that was trained; "
+            "its architecture cannot be saved: thaw the other side alone"
+        )
+    return spec, loaded.recipe["weights"]
+
+
+def check_encoder(folder: Path, kind: str, recipe: dict) -> None:
+    """Refuses features of an encoder that is not the one that ``finetune`` left in ``folder``.
+
+    Raises:
+        RunError: its weights are others.
+    """
+    if recipe["weights"] != read_json(folder / FINETUNED, "what fine-tuning made")["weights"][kind]:
+        raise RunError(
+            f"the {kind} features are not those of the encoder that {folder} was fine-tuned with; "
+            "run the same finetune command again with --re-extract"
+        )
+
+
+def finish(
+    store: FeatureStore,
+    folder: str | Path,
+    *,
+    quality: Quality,
+    correct_hubs: CorrectHubs,
+) -> dict:
+    """Makes what ``finetune`` left in ``folder`` a run like any other, on a store of the new encoders' features.
+
+    Args:
+        quality, correct_hubs: as ``heads.training.fit`` takes them.
+
+    Returns:
+        The run's provenance.
+
+    Raises:
+        RunError: the store's features are of other encoders.
+    """
+    folder = Path(folder)
+    with only_writer(folder, "the run"):
+        made = read_json(folder / FINETUNED, "what fine-tuning made")
+        for kind in KINDS:
+            check_encoder(folder, kind, store.recipes[kind])
+        base, roles = made["base"], store.roles()
+        heads, config = checkpoint.load_heads(folder, base), load_config(folder / CONFIG)
+        space = checkpoint.save_heads(folder, heads, store.fingerprints)
+        write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
+        tuned = ("unfreeze", "encoders", "weights", "start", "device", "threads")
+        changed = {
+            "request": made["request"],
+            "space": space,
+            "store": str(store.path.resolve()),
+            "fingerprints": store.fingerprints,
+            "recipes": store.recipes,
+            "encoders": {kind: store.provenance[kind] for kind in KINDS},
+            "extract": store.provenance["settings"],
+            "selection": base["selection"] | {"rsum": quality(*embed(heads, store, roles.selection))["rsum"]},
+            "epochs": [made["epochs"]],
+            "best_epochs": [made["best_epoch"]],
+            "seconds": made["seconds"],
+            "versions": made["versions"],
+            "finetune": {name: made[name] for name in tuned} | {"from": base["run"], "space": base["space"]},
+        }
+        checkpoint.save_provenance(folder, base | changed)
+    return checkpoint.read_provenance(folder)
+
+
+def dataset_of(store: FeatureStore, data: str | Path) -> Dataset:
+    """The very pictures and captions of a store, in its order, to be encoded again; ``data``: the dataset's folder."""
+    data = Path(data)
+    return Dataset(
+        root=data if data.is_dir() else data.parent,
+        layout=store.provenance["layout"],
+        ids=store.image_ids,
+        paths=store.image_paths,
+        splits=store.image_splits,
+        captions=store.captions,
+        image_index=store.image_index,
+        failures=store.failures,
+        notes=store.provenance["notes"],
+    )
