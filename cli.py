@@ -394,8 +394,8 @@ def _sweep(
 def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
     """Train layers of the encoders on, together with a run's heads.
 
-    What lies below the lowest thawed layer is run once and cached on the disk, so that a step costs little more than the
-    thawed part's own. An interrupted training goes on where it stopped when run again, to the same result; the result
+    What lies below the lowest thawed layer is run once and cached on the disk, so that a step costs little more than
+    the thawed part's own. An interrupted training goes on where it stopped when run again, to the same result, which
     is never worse on the selection pictures than the run it started from. Started by torchrun, processes share batches.
     """
     if strange := [override for override in overrides if not override.startswith("finetune.")]:

@@ -405,7 +405,7 @@ class _Training:
         The gradient by the embeddings comes first; it then goes back through the passes that gave them, or, where the
         batch is larger than ``micro_batch``, through a second pass of one part after the other.
         """
-        whole = max(np.diff(step.bounds["image"])) <= self._settings.micro_batch
+        whole = int(np.diff(step.bounds["image"]).max()) <= self._settings.micro_batch
         with torch.set_grad_enabled(whole):
             own = {kind: [self._embed(kind, part, step) for part in step.parts[kind]] for kind in KINDS}
             joined = {kind: _in_place(own[kind], step.parts[kind]) for kind in KINDS}

@@ -10,5 +10,5 @@ _PURPOSES = ("initialisation", "order", "dropout", "shuffle", "crops", "words")
 
 
 def seed_for(seed: int, purpose: str, epoch: int = 0) -> int:
-    """A 63-bit seed for initialisation, an epoch's order, dropout, crops or left-out words, or the control's shuffle."""
+    """A 63-bit seed for initialisation, the order, dropout, crops or words of an epoch, or the control's shuffle."""
     return int(np.random.SeedSequence([seed, _PURPOSES.index(purpose), epoch]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,265 @@
+"""Fine-tuning: thawing, cached activations, training, resume, and the new run that comes of it."""
+
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
+from extract.store import FeatureStore
+from heads import finetune as finetune_module
+from heads.checkpoint import RunError, load_run
+from heads.finetune import FinetuneError, finetune
+from heads.sides import SideError
+from heads.thaw import ThawError
+from retrieval.metrics import quality
+
+SETTINGS = FinetuneConfig(num_epochs=3, batch_size=12, micro_batch=12, learning_rate=1e-3, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def tiny_mobilenet(tmp_path_factory):
+    """A narrow MobileNetV2 for pictures of 48 pixels, in a local folder."""
+    from transformers import MobileNetV2Config, MobileNetV2ImageProcessor, MobileNetV2Model
+
+    folder = tmp_path_factory.mktemp("tiny") / "mobilenet"
+    torch.manual_seed(0)
+    model = MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.1, image_size=48))
+    with torch.no_grad():  # statistics of blots, so that signals come through
+        blots = torch.nn.functional.interpolate(torch.rand(64, 3, 4, 4), size=48) * 2 - 1
+        for _ in range(3):
+            model.train()(blots)
+    model.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
+    MobileNetV2ImageProcessor(**size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned_config(extract_config, tiny_mobilenet):
+    encoders = dataclasses.replace(extract_config, image_encoder=f"hf:{tiny_mobilenet}", text_layers="auto")
+    return Config(encoders, ModelConfig(embedding_dim=16), TrainingConfig(num_epochs=6, batch_size=16))
+
+
+@pytest.fixture(scope="module")
+def base_file(tmp_path_factory, drawn, tuned_config):
+    from extract.datasets import read_dataset
+    from extract.pipeline import extract
+
+    path = tmp_path_factory.mktemp("store") / "base.h5"
+    extract(read_dataset(drawn), path, tuned_config.extract, device="cpu")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base_run(tmp_path_factory, base_file, tuned_config):
+    from heads.training import fit
+    from retrieval.hubness import fit_inverted_softmax
+
+    folder = tmp_path_factory.mktemp("runs") / "base"
+    with FeatureStore(base_file) as store:
+        fit(store, folder, tuned_config, quality=quality, correct_hubs=fit_inverted_softmax)
+    return folder
+
+
+@pytest.fixture
+def tune(base_file, base_run, drawn, tmp_path):
+    """Fine-tunes into ``tmp_path``; the heads are loaded anew each time, since training moves them."""
+
+    def call(name="tuned", settings=SETTINGS, measure=quality, **options):
+        with FeatureStore(base_file) as store:
+            run = load_run(base_run)
+            return finetune(store, run, drawn, tmp_path / name, settings, quality=measure, **options)
+
+    return call
+
+
+def rising():
+    """A measure by which each epoch is better than the one before."""
+    numbers = itertools.count(1)
+    return lambda *vectors: quality(*vectors) | {"rsum": float(next(numbers))}
+
+
+def weights_of(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def test_it_trains_what_thaws_and_nothing_else(tune, tmp_path, base_run, tiny_mobilenet, tiny_bert):
+    made = tune(unfreeze="image.layer.14,text.last1")
+    assert made["best_epoch"] > 0
+    assert made["rsum"] > made["start"] == pytest.approx(load_run(base_run).provenance["selection"]["rsum"], abs=2)
+    for base, kind, thawed in (
+        (tiny_mobilenet, "image", ("layer.14.", "layer.15.", "conv_1x1.")),
+        (tiny_bert, "text", ("encoder.layer.1.",)),
+    ):
+        before, after = weights_of(base), weights_of(tmp_path / "tuned/encoders" / kind)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        expected = {name for name in before if name.startswith(thawed)}
+        assert {name for name in expected - changed if "running" not in name and "num_batches" not in name} == set()
+        assert changed <= expected
+
+
+def test_trap_batch_norms_keep_their_statistics(tune, tmp_path, tiny_mobilenet):
+    tune(unfreeze="image.all", cached=False)
+    before, after = weights_of(tiny_mobilenet), weights_of(tmp_path / "tuned/encoders/image")
+    statistics = [name for name in before if "running" in name]
+    assert statistics
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not torch.equal(
+        before["conv_stem.first_conv.convolution.weight"], after["conv_stem.first_conv.convolution.weight"]
+    )
+
+
+def test_the_command_line_goes_from_a_run_to_a_better_run(run, fails, base_run, base_file, drawn, tmp_path):
+    out = tmp_path / "tuned"
+    call = ["finetune", "--run", base_run, "--data", drawn, "--store", base_file, "--out", out, "--device", "cpu"]
+    call += ["--unfreeze", "image.last2", *settings_options()]
+    result = run(*call)
+    assert "captions: caching" not in result.stderr
+    assert f"wrote encoders and heads to {out}" in result.stderr
+    assert "--re-extract" in result.stderr.splitlines()[-1]
+    assert "no features of theirs are there yet" in fails("evaluate", "--run", out)
+    result = run(*call, "--re-extract")
+    assert "fine-tuned with these settings already" in result.stderr
+    made = json.loads((out / "run.json").read_text())
+    with FeatureStore(base_file) as old, FeatureStore(out / "store.h5") as new:
+        assert old.fingerprints["image"] != new.fingerprints["image"] == made["fingerprints"]["image"]
+        assert old.fingerprints["text"] == new.fingerprints["text"]
+        assert np.array_equal(old.text_features, new.text_features)
+        assert (old.image_ids, old.captions) == (new.image_ids, new.captions)
+        assert new.provenance["text"] == old.provenance["text"]
+    assert re.search(r"rows encoded: 60 image, 0 text .* reused: 0 image, \d+ text", result.stderr)
+    assert made["selection"]["rsum"] == pytest.approx(json.loads((out / "finetune.json").read_text())["rsum"], abs=2)
+    run("evaluate", "--run", out)
+    assert "1" in run("search", "--run", out, "--query", "a red circle", "--device", "cpu").stdout
+    run("index", "--run", out, "--device", "cpu")
+    run("plot", "--run", out, "--out", tmp_path / "figures")
+    assert "rsum" in run("compare", base_run, out).stdout
+    assert "already" in run(*call, "--re-extract").stderr
+
+
+def settings_options():
+    return [
+        part
+        for name, value in dataclasses.asdict(SETTINGS).items()
+        for part in ("--set", f"finetune.{name}={json.dumps(value)}")
+    ]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch):
+    whole = tune("whole", unfreeze="image.last1,text.last1")
+    monkeypatch.setattr("heads.finetune.SAVE_EVERY", 0.0)
+    train, calls = finetune_module._Training._train, []
+
+    def dies(self, *arguments):
+        calls.append(None)
+        if len(calls) == 5:  # within the second epoch
+            raise Killed
+        return train(self, *arguments)
+
+    monkeypatch.setattr(finetune_module._Training, "_train", dies)
+    with pytest.raises(Killed):
+        tune("cut", unfreeze="image.last1,text.last1")
+    said = []
+    again = tune("cut", unfreeze="image.last1,text.last1", say=said.append)
+    assert any("going on in epoch" in line for line in said)
+    assert any("cached activations are taken from" in line for line in said)
+    for name in ("heads.safetensors", "encoders/image/model.safetensors", "encoders/text/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert again["weights"] == whole["weights"]
+
+
+def test_trap_stale_features_are_refused(base_run, store_file, drawn, tmp_path):
+    with FeatureStore(store_file) as store, pytest.raises(RunError, match="was not fitted on the features of"):
+        finetune(store, load_run(base_run), drawn, tmp_path / "tuned", SETTINGS, quality=quality)
+    assert not (tmp_path / "tuned/finetune.json").exists()
+
+
+def test_trap_another_encoder_is_refused(tune, tiny_mobilenet, tmp_path):
+    other = shutil.copytree(tiny_mobilenet, tmp_path / "other")
+    weights = weights_of(other)
+    weights["conv_1x1.convolution.weight"] += 1
+    safetensors.torch.save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=r"the image encoder is not the one .*\(they differ in: weights\)"):
+        tune(encoders={"image": f"hf:{other}"})
+
+
+def test_trap_an_exploding_loss_says_what_to_lower(tune, tmp_path):
+    wild = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup=0.0)
+    with pytest.raises(FinetuneError, match="not finite in epoch 1, step .*lower finetune.learning_rate"):
+        tune(settings=wild)
+    assert not (tmp_path / "tuned/finetune.json").exists()
+
+
+def test_trap_a_changed_picture_is_noticed(base_file, base_run, drawn, tmp_path):
+    data = shutil.copytree(drawn, tmp_path / "data")
+    with FeatureStore(base_file) as store:
+        path = data / store.image_paths[int(store.roles().train[0])]
+        path.write_bytes(path.read_bytes() + b"x")
+        with pytest.raises(SideError, match="is not the picture that the store was made of"):
+            finetune(store, load_run(base_run), data, tmp_path / "tuned", SETTINGS, quality=quality)
+
+
+def test_an_ensemble_is_refused(base_file, base_run, drawn, tmp_path):
+    from heads.models import Ensemble
+
+    loaded = load_run(base_run)
+    joined = dataclasses.replace(loaded, heads=Ensemble([loaded.heads, loaded.heads]))
+    with FeatureStore(base_file) as store, pytest.raises(RunError, match="is an ensemble"):
+        finetune(store, joined, drawn, tmp_path / "tuned", SETTINGS, quality=quality)
+
+
+def test_other_settings_do_not_go_on_with_a_training(tune, tmp_path):
+    tune(unfreeze="text.last1")
+    with pytest.raises(RunError, match="other settings"):
+        tune(unfreeze="text.last2")
+    assert tune(unfreeze="text.last2", force=True)["unfreeze"] == "text.last2"
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "message"),
+    [
+        ("layer4", "'layer4' names no layer"),
+        ("audio.last1", "'audio.last1' names no layer"),
+        ("image.layer.99", "no layer 'layer.99' that could thaw; near are image.layer.9"),
+        ("image.last17", "has 16 blocks; write image.last1 to image.last16"),
+        ("image.all", "nothing is left to cache; add --no-cache"),
+    ],
+)
+def test_a_wrong_choice_of_layers_is_named(tune, unfreeze, message):
+    with pytest.raises(ThawError, match=message):
+        tune(unfreeze=unfreeze)
+
+
+def test_gradient_caching_gives_the_gradient_of_the_whole_batch(tune, tmp_path):
+    settings = dataclasses.replace(SETTINGS, num_epochs=1, learning_rate=1e-3)
+    tune("whole", settings, rising(), unfreeze="last")
+    tune("parts", dataclasses.replace(settings, micro_batch=5), rising(), unfreeze="last")
+    for name in ("heads.safetensors", "encoders/image/model.safetensors", "encoders/text/model.safetensors"):
+        one, other = (safetensors.torch.load_file(tmp_path / folder / name) for folder in ("whole", "parts"))
+        for key in one:
+            assert torch.allclose(one[key].float(), other[key].float(), atol=1e-4), key
+
+
+def test_cached_activations_train_as_whole_passes_do(tune, tmp_path, tiny_mobilenet, tiny_bert):
+    settings = dataclasses.replace(SETTINGS, num_epochs=1, augment=False)
+    tune("cached", settings, rising(), unfreeze="last")
+    tune("plain", dataclasses.replace(settings, checkpoint=True), rising(), unfreeze="last", cached=False)
+    for kind, base in (("image", tiny_mobilenet), ("text", tiny_bert)):
+        start = weights_of(base)
+        one, other = (moved(start, weights_of(tmp_path / name / "encoders" / kind)) for name in ("cached", "plain"))
+        assert torch.cosine_similarity(one, other, dim=0) > 0.99
+
+
+def moved(before, after):
+    return torch.cat([(after[name] - before[name]).flatten().float() for name in before])
