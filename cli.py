@@ -461,7 +461,7 @@ def _re_extract(store_file: Path, data: Path, out: Path, device: str | None) -> 
 
     config = load_config(out / "config.yaml").extract
     with FeatureStore(store_file) as old:
-        options = {"tokenizer_files": old.tokenizer_files, "check_encoder": partial(check_encoder, out)}
+        options = {"tokenizer_files": old.tokenizer_files, "check_encoder": partial(check_encoder, out), "force": True}
         summary = run(dataset_of(old, data), out / "store.h5", config, device=device, reuse=old, **options, say=say)
     _say_summary(summary)
     with FeatureStore(out / "store.h5") as store:

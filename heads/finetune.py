@@ -116,15 +116,15 @@ def finetune(
             say(f"{folder} is fine-tuned with these settings already; --force trains again")
             return made
         specs = {kind: (encoders or {}).get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
-        sides = _sides(store, run, Path(data), settings, chosen, cached, specs, workers.device)
+        sides = sides_of(store, run, Path(data), settings, chosen, specs, workers.device)
         if cached:
             place = Path(activations) if activations else folder.parent / "activations"
             if first:
-                _cache(sides, place, say)
+                cache(sides, place, say)
             workers.wait()
             if not first:
-                _cache(sides, place, say)
-        training = _Training(store, run, sides, settings, workers, quality)
+                cache(sides, place, say)
+        training = Training(store, run, sides, settings, workers, quality)
         if "epoch" in (state := checkpoint.load_resume(folder, request)):
             training.restore(state)
             say(f"going on in epoch {training.epoch + 1}, after {training.step} of its {training.batches.steps} steps")
@@ -157,13 +157,12 @@ def _prepare(folder: Path, request: str, force: bool) -> None:
         checkpoint.save_resume(folder, {"request": request})
 
 
-def _sides(
+def sides_of(
     store: FeatureStore,
     run: Run,
     data: Path,
     settings: FinetuneConfig,
     chosen: dict[str, list[str]],
-    cached: bool,
     specs: dict[str, str],
     device: torch.device,
 ) -> dict[str, Side]:
@@ -197,7 +196,7 @@ def _sides(
     return sides
 
 
-def _cache(sides: dict[str, Side], place: Path, say: Callable[[str], None]) -> None:
+def cache(sides: dict[str, Side], place: Path, say: Callable[[str], None]) -> None:
     for side in sides.values():
         if side.encoder is not None:
             side.cache(place, say)
@@ -216,7 +215,7 @@ class _Step(NamedTuple):
     image_of_text: Tensor
 
 
-class _Training:
+class Training:
     """A fine-tuning under way.
 
     Attributes:
@@ -407,36 +406,42 @@ class _Training:
         """
         whole = int(np.diff(step.bounds["image"]).max()) <= self._settings.micro_batch
         with torch.set_grad_enabled(whole):
-            own = {kind: [self._embed(kind, part, step) for part in step.parts[kind]] for kind in KINDS}
-            joined = {kind: _in_place(own[kind], step.parts[kind]) for kind in KINDS}
+            joined = {kind: self._embeddings(kind, step) for kind in KINDS}
         leaves = {
             kind: self._workers.gather(joined[kind].detach(), step.bounds[kind]).requires_grad_() for kind in KINDS
         }
         self._optimizer.zero_grad()
         loss = contrastive_loss(leaves["image"], leaves["text"], step.image_of_text, self.heads.temperature)
-        if not math.isfinite(value := loss.item()):
-            raise FinetuneError(
-                f"the loss is not finite in epoch {self.epoch + 1}, step {self.step + 1}; lower "
-                "finetune.learning_rate or finetune.heads_factor, or raise finetune.warmup, and --force"
-            )
+        value = loss.item()
         loss.backward()
         rank = self._workers.rank
         gradients = {kind: leaves[kind].grad[slice(*step.bounds[kind][rank:][:2])] for kind in KINDS}
-        if whole:
-            torch.autograd.backward([joined[kind] for kind in KINDS], [gradients[kind] for kind in KINDS])
-        else:
-            for kind in KINDS:
+        for kind in KINDS:
+            if whole and step.parts[kind]:
+                joined[kind].backward(gradients[kind])
+            else:
                 for part in step.parts[kind]:
                     places = torch.from_numpy(part.places).to(gradients[kind].device)
                     self._embed(kind, part, step).backward(gradients[kind][places])
         shared = [each for name, each in self._trained.items() if name != "heads.log_temperature"]
         self._workers.sum_gradients(shared)
-        torch.nn.utils.clip_grad_norm_(self._trained.values(), CLIP_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), CLIP_NORM)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise FinetuneError(
+                f"the loss or its gradient is not finite in epoch {self.epoch + 1}, step {self.step + 1}; lower "
+                "finetune.learning_rate or finetune.heads_factor, or raise finetune.warmup, and --force"
+            )
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self._optimizer.step()
         self.heads.clamp_temperature(self.heads.log_temperature)
         return value
+
+    def _embeddings(self, kind: str, step: _Step) -> Tensor:
+        """Unit vectors (b, embedding_dim) of this process's share, which may be empty."""
+        if not step.parts[kind]:
+            return torch.empty(0, self.heads.embedding_dim, device=self._workers.device)
+        return _in_place([self._embed(kind, part, step) for part in step.parts[kind]], step.parts[kind])
 
     def _embed(self, kind: str, part: Part, step: _Step) -> Tensor:
         """Unit vectors (b, embedding_dim) of a part; a second pass drops what the first one dropped."""
@@ -456,7 +461,7 @@ def _save(
     folder: Path,
     run: Run,
     sides: dict[str, Side],
-    training: _Training,
+    training: Training,
     settings: FinetuneConfig,
     specs: dict[str, str],
     request: str,

@@ -43,26 +43,36 @@ def parse_unfreeze(text: str) -> dict[str, list[str]]:
 
 
 class Stages:
-    """The stages of a model, as one pass goes through them.
+    """The stages of a model, as one pass goes through them, but for those whose parameters its outputs do not need.
+
+    Args:
+        outputs: makes the pass.
 
     Attributes:
         names: in the order of the pass. blocks: those of them that lists are made of, which ``lastN`` counts.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[], object]):
+    def __init__(self, model: nn.Module, outputs: Callable[[], list[Tensor]]):
         self._model, seen = model, []
         candidates = list(_apart(model, ""))
         hooks = [
             model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.append(name))
             for name in candidates
         ]
-        with torch.no_grad():
-            forward()
+        named = dict(model.requires_grad_(True).named_parameters())
+        total = sum(output.float().sum() for output in outputs())
         for hook in hooks:
             hook.remove()
-        self.names = list(dict.fromkeys(seen))
+        gradients = torch.autograd.grad(total, [*named.values()], allow_unused=True)
+        model.requires_grad_(False)
+        self._used = {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+        idle = {name for name in seen if self._parameters(name) and not self._parameters(name) & self._used}
+        self.names = [name for name in dict.fromkeys(seen) if name not in idle]
         numbered = (name for name in self.names if name.rpartition(".")[2].isdecimal())
         self.blocks = [name for name in numbered if [*model.get_submodule(name).children()]]
+
+    def _parameters(self, stage: str) -> set[str]:
+        return {f"{stage}.{name}" for name, _ in self._model.get_submodule(stage).named_parameters()}
 
     def lowest(self, chosen: list[str], kind: str) -> int:
         """Where in ``names`` the lowest of the chosen layers stands; ``kind`` is for the error.
@@ -99,12 +109,14 @@ class Stages:
             The names of the thawed parameters with their depth: 0 in the topmost stage that has any.
         """
         self._model.requires_grad_(False)
-        thawed = [name for name in self.names[lowest:] if [*self._model.get_submodule(name).parameters()]]
+        thawed = [name for name in self.names[lowest:] if self._parameters(name)]
         depth = {name: len(thawed) - 1 - place for place, name in enumerate(thawed)}
         depths: dict[str, int] = {}
         for name, parameter in self._model.named_parameters():
             stage = next((prefix for prefix in _prefixes(name) if prefix in depth), None)
-            if stage or lowest == 0:  # of a whole model what belongs to no stage thaws too, as deep as the lowest one
+            if name in self._used and (
+                stage or lowest == 0
+            ):  # of a whole model what belongs to no stage thaws too, as deep as the lowest one
                 depths[name] = depth[stage] if stage else len(thawed) - 1
                 parameter.requires_grad_(True)
         return depths

@@ -3,8 +3,13 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +25,7 @@ from heads.sides import SideError
 from heads.thaw import ThawError
 from retrieval.metrics import quality
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = FinetuneConfig(num_epochs=3, batch_size=12, micro_batch=12, learning_rate=1e-3, dtype="float32")
 
 
@@ -159,7 +165,7 @@ class Killed(Exception):
 def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch):
     whole = tune("whole", unfreeze="image.last1,text.last1")
     monkeypatch.setattr("heads.finetune.SAVE_EVERY", 0.0)
-    train, calls = finetune_module._Training._train, []
+    train, calls = finetune_module.Training._train, []
 
     def dies(self, *arguments):
         calls.append(None)
@@ -167,7 +173,7 @@ def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, mon
             raise Killed
         return train(self, *arguments)
 
-    monkeypatch.setattr(finetune_module._Training, "_train", dies)
+    monkeypatch.setattr(finetune_module.Training, "_train", dies)
     with pytest.raises(Killed):
         tune("cut", unfreeze="image.last1,text.last1")
     said = []
@@ -251,15 +257,86 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_batch(tune, tmp_path):
             assert torch.allclose(one[key].float(), other[key].float(), atol=1e-4), key
 
 
-def test_cached_activations_train_as_whole_passes_do(tune, tmp_path, tiny_mobilenet, tiny_bert):
-    settings = dataclasses.replace(SETTINGS, num_epochs=1, augment=False)
-    tune("cached", settings, rising(), unfreeze="last")
-    tune("plain", dataclasses.replace(settings, checkpoint=True), rising(), unfreeze="last", cached=False)
-    for kind, base in (("image", tiny_mobilenet), ("text", tiny_bert)):
-        start = weights_of(base)
-        one, other = (moved(start, weights_of(tmp_path / name / "encoders" / kind)) for name in ("cached", "plain"))
-        assert torch.cosine_similarity(one, other, dim=0) > 0.99
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "checkpointed"])
+def test_the_gradient_from_cached_activations_is_that_of_whole_passes(base_file, base_run, drawn, tmp_path, checkpoint):
+    settings = dataclasses.replace(SETTINGS, checkpoint=checkpoint)
+    chosen = {"image": ["layer.14"], "text": ["last1"]}
+    found = []
+    for cached in (True, False):
+        with FeatureStore(base_file) as store:
+            run, rows = load_run(base_run), store.roles().train[:6]
+            specs = {kind: run.provenance["encoders"][kind]["encoder"] for kind in ("image", "text")}
+            sides = finetune_module.sides_of(store, run, drawn, settings, chosen, specs, torch.device("cpu"))
+            if cached:
+                finetune_module.cache(sides, tmp_path, print)
+            captions = np.flatnonzero(np.isin(store.image_index, rows))
+            parts = sides["image"].parts(rows, rows % 2) + sides["text"].parts(captions)
+            features = [sides["image"].forward(parts[0]), sides["text"].forward(parts[1])]
+            stored = store.image_features[rows, rows % 2], store.text_features[captions[parts[1].places]]
+            for live, frozen in zip(features, stored, strict=True):
+                assert np.allclose(live.detach(), frozen, atol=2e-2 * np.abs(frozen).max())
+            sum(each.square().sum() for each in features).backward()
+            found.append({kind: side.thawed() for kind, side in sides.items()})
+    for kind, thawed in found[0].items():
+        gradients = [torch.cat([each.grad.flatten() for each in one[kind].values()]) for one in found]
+        assert len(thawed) > 10
+        assert torch.cosine_similarity(*gradients, dim=0) > 0.9999
 
 
 def moved(before, after):
     return torch.cat([(after[name] - before[name]).flatten().float() for name in before])
+
+
+def test_where_nothing_was_better_the_encoders_stay(tune, tmp_path, tiny_mobilenet):
+    numbers = itertools.count(1)
+    made = tune(measure=lambda *vectors: quality(*vectors) | {"rsum": -float(next(numbers))})
+    assert (made["best_epoch"], made["epochs"]) == (0, 3)
+    assert made["encoders"]["image"] == f"hf:{tiny_mobilenet}"
+    assert not (tmp_path / "tuned/encoders").exists()
+
+
+def train_in(processes, folder, base_file, base_run, drawn):
+    """Fine-tunes in several processes, as torchrun starts them."""
+    script = f"""
+import itertools, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+torch.set_num_threads(1)
+from configs.schema import FinetuneConfig
+from extract.store import FeatureStore
+from heads.checkpoint import load_run
+from heads.finetune import finetune
+from retrieval.metrics import quality
+numbers = itertools.count(1)
+settings = FinetuneConfig(num_epochs=2, batch_size=12, micro_batch=4, dtype="float32")
+with FeatureStore({str(base_file)!r}) as store:
+    finetune(store, load_run({str(base_run)!r}), {str(drawn)!r}, {str(folder)!r}, settings,
+        unfreeze="image.last2,text.last1",
+        quality=lambda *vectors: quality(*vectors) | {{"rsum": float(next(numbers))}})
+"""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    started = []
+    for rank in range(processes):
+        environment = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        started.append(subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE))
+    for process in started:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors.decode()
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def test_two_processes_train_as_one_does(tune, base_file, base_run, drawn, tmp_path, tiny_mobilenet, tiny_bert):
+    settings = FinetuneConfig(num_epochs=2, batch_size=12, micro_batch=12, dtype="float32")
+    tune("one", settings, rising(), unfreeze="image.last2,text.last1")
+    train_in(2, tmp_path / "two", base_file, base_run, drawn)
+    for kind, base in (("image", tiny_mobilenet), ("text", tiny_bert)):
+        start = weights_of(base)
+        one, two = (moved(start, weights_of(tmp_path / name / "encoders" / kind)) for name in ("one", "two"))
+        assert torch.cosine_similarity(one, two, dim=0) > 0.999
+    one, two = (safetensors.torch.load_file(tmp_path / name / "heads.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-3) for name in one)
