@@ -197,6 +197,7 @@ def sides_of(
 
 
 def cache(sides: dict[str, Side], place: Path, say: Callable[[str], None]) -> None:
+    """Caches the activations of the sides that thaw, below their cuts, in a folder."""
     for side in sides.values():
         if side.encoder is not None:
             side.cache(place, say)
@@ -219,6 +220,7 @@ class Training:
     """A fine-tuning under way.
 
     Attributes:
+        heads, sides: what is trained. batches: of an epoch.
         epoch: how many are done; step: how many steps of the next. history: a row for each epoch.
         start: the rsum before the first step; best_epoch, best_rsum: 0 and that one, until an epoch is better.
     """
@@ -233,7 +235,7 @@ class Training:
         quality: Quality,
     ):
         self.heads, self._dropout = run.heads.to(workers.device), run.config.model.dropout
-        self._sides, self._settings = sides, settings
+        self.sides, self._settings = sides, settings
         self._workers, self._quality, self._store, self._roles = workers, quality, store, store.roles()
         views = store.image_features.shape[1]
         self.batches = Batches(self._roles.train, store.image_index, views, settings)
@@ -309,7 +311,7 @@ class Training:
                 begun = saved = time.monotonic()
                 for step in self._steps():
                     number = self.epoch * self.batches.steps + self.step
-                    loss = self._train(step, learning_rate(number, total, settings))
+                    loss = self.train(step, learning_rate(number, total, settings))
                     self._losses.append(loss)
                     self.step += 1
                     bar.set_postfix(loss=f"{loss:.3f}", start=f"{self.start:.1f}", best=f"{self.best_rsum:.1f}")
@@ -354,7 +356,7 @@ class Training:
         return self._quality(check_units("picture", images), check_units("caption", texts), index)
 
     def _all_features(self, kind: str, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
-        side, block = self._sides[kind], 4 * CAPTIONS
+        side, block = self.sides[kind], 4 * CAPTIONS
         features = []
         for start in range(0, len(rows), block):
             mine = slice(start, start + block)
@@ -369,13 +371,13 @@ class Training:
         with ThreadPoolExecutor(1) as reader:
             coming = None
             for number, batch in numbered:
-                ready, coming = coming, reader.submit(self._load, number, *batch)
+                ready, coming = coming, reader.submit(self.load, number, *batch)
                 if ready:
                     yield ready.result()
             if coming:
                 yield coming.result()
 
-    def _load(self, number: int, pictures, views, captions, image_of_text) -> _Step:
+    def load(self, number: int, pictures, views, captions, image_of_text) -> _Step:
         """This process's share of a batch: its pictures, all their captions, and the noise that is theirs."""
         shares = self._workers.shares(len(pictures))
         bounds = {"image": shares, "text": np.searchsorted(image_of_text, shares)}
@@ -390,15 +392,15 @@ class Training:
             for kind, rows, dim in zip(KINDS, (pictures, captions), dims, strict=True)
         }
         crops = generators["crops"].random((len(pictures), 5))[mine["image"]]
-        longest = getattr(self._sides["text"], "longest", 0)
+        longest = getattr(self.sides["text"], "longest", 0)
         words = generators["words"].random((len(captions), longest), np.float32)[mine["text"]]
         parts = {
-            "image": self._sides["image"].parts(pictures[mine["image"]], views[mine["image"]], crops),
-            "text": self._sides["text"].parts(captions[mine["text"]], None, words),
+            "image": self.sides["image"].parts(pictures[mine["image"]], views[mine["image"]], crops),
+            "text": self.sides["text"].parts(captions[mine["text"]], None, words),
         }
         return _Step(parts, noise, bounds, torch.from_numpy(image_of_text).to(self._workers.device))
 
-    def _train(self, step: _Step, rate: float) -> float:
+    def train(self, step: _Step, rate: float) -> float:
         """One step; returns its loss.
 
         The gradient by the embeddings comes first; it then goes back through the passes that gave them, or, where the
@@ -445,7 +447,7 @@ class Training:
 
     def _embed(self, kind: str, part: Part, step: _Step) -> Tensor:
         """Unit vectors (b, embedding_dim) of a part; a second pass drops what the first one dropped."""
-        features = self._sides[kind].forward(part)
+        features = self.sides[kind].forward(part)
         standard = self.heads.standardize[kind](features)
         kept = dropped(standard, step.noise[kind][part.places], self._dropout)
         return unit((self.heads.image if kind == "image" else self.heads.text)(kept))

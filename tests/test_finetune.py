@@ -165,7 +165,7 @@ class Killed(Exception):
 def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch):
     whole = tune("whole", unfreeze="image.last1,text.last1")
     monkeypatch.setattr("heads.finetune.SAVE_EVERY", 0.0)
-    train, calls = finetune_module.Training._train, []
+    train, calls = finetune_module.Training.train, []
 
     def dies(self, *arguments):
         calls.append(None)
@@ -173,7 +173,7 @@ def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, mon
             raise Killed
         return train(self, *arguments)
 
-    monkeypatch.setattr(finetune_module.Training, "_train", dies)
+    monkeypatch.setattr(finetune_module.Training, "train", dies)
     with pytest.raises(Killed):
         tune("cut", unfreeze="image.last1,text.last1")
     said = []

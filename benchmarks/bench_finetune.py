@@ -1,0 +1,193 @@
+"""What does fine-tuning cost: a cached step beside its bare arithmetic, and memory with and without gradient caching?
+
+    python benchmarks/bench_finetune.py [--out FILE.json]
+
+MobileNetV2 (1.0, 224 pixels) and a BERT of MiniLM's size, with random weights, on noise with captions of random words;
+what thaws is the default: three blocks and the last convolution, and two blocks. In each round the same batch is
+trained on (loading, heads, loss, backward, clipping and AdamW included), and its bare arithmetic is run: the thawed
+modules alone, forward and backward, on tensors that are ready. Memory is the peak of a process of its own that takes
+two steps, less what it had before them, at an effective batch of 512 pictures and 2,560 captions.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+CHOSEN = {"image": ["last3"], "text": ["last2"]}
+EACH, WORDS = 5, 2000
+LENGTHS = 11.8, 3.9  # of Flickr8k's captions, in words: mean and deviation
+PARTS = 64  # pictures that memory holds at a time with gradient caching
+
+
+def main() -> None:
+    """Parses the options and prints the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=256, help="of the steps that are timed")
+    parser.add_argument("--large-batch", type=int, default=512, help="of the steps whose memory is measured")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory-of", nargs=2, metavar=("FOLDER", "MICRO_BATCH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(memory(Path(options.memory_of[0]), options.large_batch, int(options.memory_of[1])))
+        return
+    from bench_fit import machine
+
+    result: dict = {"machine": machine(), "batch": options.batch_size, "large batch": options.large_batch}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), max(options.batch_size, options.large_batch))
+        rounds = times(Path(folder), options.batch_size, options.rounds)
+        result["seconds a step"] = {key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}
+        result["step / bare"] = round(statistics.median(one["step"] / one["bare"] for one in rounds), 3)
+        result["every round"] = rounds
+        result["MiB of a step"] = {
+            name: child(Path(folder), options.large_batch, size)
+            for name, size in (("gradient caching", PARTS), ("without", options.large_batch))
+        }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def prepare(folder: Path, pictures: int) -> None:
+    """Encoders, data, store, run and cached activations in ``folder``, with so many pictures to train on."""
+    import torch
+    from PIL import Image
+    from transformers import BertConfig, BertModel, MobileNetV2Config, MobileNetV2ImageProcessor, MobileNetV2Model
+
+    from configs.schema import Config, ExtractConfig, TrainingConfig
+    from extract.datasets import read_dataset
+    from extract.encoders import _dataset_tokenizer
+    from extract.pipeline import extract
+    from extract.store import FeatureStore
+    from heads.training import fit
+    from retrieval.hubness import fit_inverted_softmax
+    from retrieval.metrics import quality
+
+    generator = np.random.default_rng(0)
+    words = np.array(["".join(generator.choice(list("abcdefghijklmnop"), 7)) for _ in range(WORDS)])
+    (folder / "data").mkdir()
+    with open(folder / "data/captions.csv", "w") as file:
+        file.write("image,caption,split\n")
+        for number in range(pictures + 64):
+            blots = generator.integers(256, size=(16, 16, 3), dtype=np.uint8)
+            Image.fromarray(blots).resize((256, 256)).save(folder / f"data/{number}.jpg")
+            split = "train" if number < pictures else "dev" if number % 2 else "test"
+            for length in generator.normal(*LENGTHS, EACH).round().clip(3, 35).astype(int):
+                file.write(f"{number}.jpg,{' '.join(generator.choice(words, length))},{split}\n")
+    dataset = read_dataset(folder / "data")
+    torch.manual_seed(0)
+    MobileNetV2Model(MobileNetV2Config()).save_pretrained(folder / "image")
+    MobileNetV2ImageProcessor().save_pretrained(folder / "image")
+    tokenizer = _dataset_tokenizer(dataset.captions)
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder / "text")
+    encoders = ExtractConfig(image_encoder=f"hf:{folder / 'image'}", text_encoder=f"hf:{folder / 'text'}")
+    extract(dataset, folder / "store.h5", encoders, device="cpu")
+    config = Config(encoders, training=TrainingConfig(num_epochs=1))
+    with FeatureStore(folder / "store.h5") as store:
+        fit(store, folder / "run", config, quality=quality, correct_hubs=fit_inverted_softmax)
+        training(store, folder, pictures, pictures)
+
+
+def training(store, folder: Path, batch_size: int, micro_batch: int):
+    """A fine-tuning at its first step."""
+    import torch
+
+    from configs.schema import FinetuneConfig
+    from heads.checkpoint import load_run
+    from heads.finetune import Training, cache, sides_of
+    from heads.workers import Workers
+    from retrieval.metrics import quality
+
+    settings = FinetuneConfig(batch_size=batch_size, micro_batch=micro_batch)
+    run, device = load_run(folder / "run"), torch.device("cpu")
+    specs = {kind: f"hf:{folder / kind}" for kind in CHOSEN}
+    sides = sides_of(store, run, folder / "data", settings, CHOSEN, specs, device)
+    cache(sides, folder / "activations", lambda _: None)
+    return Training(store, run, sides, settings, Workers(device), quality)
+
+
+def times(folder: Path, batch_size: int, rounds: int) -> list[dict[str, float]]:
+    """Seconds of a step and of its bare arithmetic, in each round."""
+    from extract.store import FeatureStore
+
+    found = []
+    with FeatureStore(folder / "store.h5") as store:
+        work = training(store, folder, batch_size, batch_size)
+        image, text = (work.sides[kind].encoder.model for kind in ("image", "text"))
+        batch = next(work.batches.epoch(np.random.default_rng(0)))
+        ready = tensors(work.load(0, *batch))
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            work.train(work.load(0, *batch), 1e-6)
+            middle = time.perf_counter()
+            bare(image, text, *ready)
+            found.append({"step": middle - start, "bare": time.perf_counter() - middle})
+    return found[1:]  # the first one warms up
+
+
+def tensors(step) -> tuple[list, list]:
+    """What the thawed modules take: maps (b, C, H, W), and tokens (b, L, D) with their masks."""
+    import torch
+
+    maps = [part.inputs.float().permute(0, 3, 1, 2) for part in step.parts["image"]]
+    texts = []
+    for part in step.parts["text"]:
+        lengths = torch.tensor([len(ids) for ids in part.inputs[0]])
+        tokens = part.inputs[1].float()
+        texts.append((tokens, torch.arange(tokens.shape[1]) < lengths[:, None]))
+    return maps, texts
+
+
+def bare(image, text, maps: list, texts: list) -> None:
+    """Forward and backward of the thawed modules."""
+    for states in maps:
+        for layer in image.layer[-3:]:
+            states = layer(states)
+        image.conv_1x1(states).mean((2, 3)).sum().backward()
+    for states, mask in texts:
+        for layer in text.encoder.layer[-2:]:
+            states = layer(states, mask[:, None, None])
+        (states * mask[..., None]).sum(1).sum().backward()
+    for model in (image, text):
+        model.zero_grad()
+
+
+def child(folder: Path, batch_size: int, micro_batch: int) -> float:
+    """MiB that steps take at most, measured in a process of its own."""
+    call = [sys.executable, __file__, "--memory-of", str(folder), str(micro_batch), "--large-batch", str(batch_size)]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env=os.environ | {"MALLOC_ARENA_MAX": "1"})
+    return float(done.stdout.splitlines()[-1])
+
+
+def memory(folder: Path, batch_size: int, micro_batch: int) -> float:
+    """MiB by which two steps raise this process's peak."""
+    from extract.store import FeatureStore
+
+    with FeatureStore(folder / "store.h5") as store:
+        work = training(store, folder, batch_size, micro_batch)
+        batch = next(work.batches.epoch(np.random.default_rng(0)))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(2):
+            work.train(work.load(0, *batch), 1e-6)
+        return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+
+
+if __name__ == "__main__":
+    main()
