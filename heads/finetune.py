@@ -69,7 +69,7 @@ def finetune(
     device: str | torch.device = "cpu",
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> dict:
+) -> dict | None:
     """Trains a run's heads and encoders on and writes them to ``folder``; goes on with an interrupted training.
 
     Kept is the epoch with the best rsum on the selection pictures, the run as it was among them. ``folder`` is no run
@@ -85,6 +85,7 @@ def finetune(
 
     Returns:
         What ``finetune.json`` says: ``encoders`` (specs by kind), ``weights``, ``best_epoch``, ``rsum``, ``start``…
+        Of several processes only the first one gets it.
 
     Raises:
         RunError: the run is an ensemble, or of other features or encoders; or the folder holds something else.
@@ -114,7 +115,7 @@ def finetune(
         if (folder / PROVENANCE).exists() or (folder / FINETUNED).exists():
             made = read_json(folder / FINETUNED, "what fine-tuning made")
             say(f"{folder} is fine-tuned with these settings already; --force trains again")
-            return made
+            return made if first else None
         specs = {kind: (encoders or {}).get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
         sides = sides_of(store, run, Path(data), settings, chosen, specs, workers.device)
         if cached:
@@ -136,7 +137,7 @@ def finetune(
         training.run(lambda state: checkpoint.save_resume(folder, {"request": request} | state))
         workers.wait()
         if not first:
-            return {}
+            return None
         return _save(folder, run, sides, training, settings, specs, request, unfreeze, say)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
 from extract.store import FeatureStore
@@ -22,7 +23,7 @@ from heads import finetune as finetune_module
 from heads.checkpoint import RunError, load_run
 from heads.finetune import FinetuneError, finetune
 from heads.sides import SideError
-from heads.thaw import ThawError
+from heads.thaw import Stages, ThawError
 from retrieval.metrics import quality
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -281,6 +282,49 @@ def test_the_gradient_from_cached_activations_is_that_of_whole_passes(base_file,
         gradients = [torch.cat([each.grad.flatten() for each in one[kind].values()]) for one in found]
         assert len(thawed) > 10
         assert torch.cosine_similarity(*gradients, dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("case", ["resnet", "clip image", "clip text", "bert"])
+def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
+    from extract.encoders import ImageEncoder, TextEncoder
+
+    if case in ("resnet", "clip image"):
+        spec = "torchvision:resnet18@random" if case == "resnet" else f"hf:{tiny_clip}"
+        encoder = ImageEncoder(spec, layers="auto", device="cpu", plain=True)
+        inputs = encoder.pixels(Image.linear_gradient("L").convert("RGB"))
+    else:
+        encoder = TextEncoder(
+            f"hf:{tiny_clip if 'clip' in case else tiny_bert}", layers="auto", device="cpu", plain=True
+        )
+        ids, _ = encoder.tokenize(["a red circle", "a circle above a blue square"])
+        inputs = encoder.padded([torch.tensor(row) for row in ids])
+    stages = Stages(encoder.model, lambda: encoder.outputs(inputs))
+    lowest = stages.lowest(["last1"], "image")
+    depths = stages.thaw(lowest)
+    whole = encoder.outputs(inputs)
+    whole[0].square().sum().backward()
+    assert set(depths) == {name for name, each in encoder.model.named_parameters() if each.grad is not None}
+    cut = stages.cut(lowest)
+    with torch.no_grad():
+        with cut.stopping():
+            activations = cut.below(lambda: encoder.outputs(inputs))
+        with cut.entered(activations):
+            upper = encoder.outputs(inputs)
+    for one, other in zip(whole, upper, strict=True):
+        if one.requires_grad:
+            assert torch.allclose(one, other, atol=1e-5)
+    assert torch.allclose(encoder.outputs(inputs)[0], whole[0], atol=1e-6)  # the model is as it was
+
+
+def test_a_torchvision_encoder_is_saved_whole(store_file, run_dir, drawn, tmp_path):
+    with FeatureStore(store_file) as store:
+        made = finetune(
+            store, load_run(run_dir), drawn, tmp_path / "tuned", SETTINGS, quality=rising(), unfreeze="image.conv5"
+        )
+    assert made["encoders"]["image"].startswith("torchvision:shufflenet_v2_x0_5@/")
+    assert made["encoders"]["image"].endswith("tuned/encoders/image/weights.safetensors")
+    assert made["weights"]["image"] != made["base"]["recipes"]["image"]["weights"]
+    assert made["weights"]["text"] == made["base"]["recipes"]["text"]["weights"]
 
 
 def moved(before, after):
