@@ -37,7 +37,7 @@ from heads import checkpoint
 from heads.checkpoint import Run, RunError
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.losses import contrastive_loss
-from heads.models import Ensemble, unit
+from heads.models import Ensemble
 from heads.seeds import seed_for
 from heads.sides import CAPTIONS, Captions, Part, Pictures, Side
 from heads.stacking import Batches, draw_noise, dropped, learning_rate, with_recalls
@@ -103,6 +103,11 @@ def finetune(
         raise RunError(
             f"{run.folder} was not fitted on the features of {store.path}; name the store that it was fitted on, "
             "or fit again"
+        )
+    if run.config.training.refit:
+        raise RunError(
+            f"{run.folder} was fitted on the selection pictures as well, which are to choose here; fit one that was "
+            "not: --set training.refit=false"
         )
     chosen = parse_unfreeze(unfreeze)
     request = digest(
@@ -441,17 +446,18 @@ class Training:
         return value
 
     def _embeddings(self, kind: str, step: _Step) -> Tensor:
-        """Unit vectors (b, embedding_dim) of this process's share, which may be empty."""
+        """Vectors (b, embedding_dim) of this process's share, which may be empty."""
         if not step.parts[kind]:
             return torch.empty(0, self.heads.embedding_dim, device=self._workers.device)
         return _in_place([self._embed(kind, part, step) for part in step.parts[kind]], step.parts[kind])
 
     def _embed(self, kind: str, part: Part, step: _Step) -> Tensor:
-        """Unit vectors (b, embedding_dim) of a part; a second pass drops what the first one dropped."""
+        """Vectors (b, embedding_dim) of a part; a second pass drops what the first one dropped."""
         features = self.sides[kind].forward(part)
         standard = self.heads.standardize[kind](features)
         kept = dropped(standard, step.noise[kind][part.places], self._dropout)
-        return unit((self.heads.image if kind == "image" else self.heads.text)(kept))
+
+        return (self.heads.image if kind == "image" else self.heads.text)(kept)
 
 
 def _in_place(rows: list[Tensor], parts: list[Part]) -> Tensor:
@@ -570,7 +576,7 @@ def finish(
         base, roles = made["base"], store.roles()
         heads, config = checkpoint.load_heads(folder, base), load_config(folder / CONFIG)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
+        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
         tuned = ("unfreeze", "encoders", "weights", "start", "device", "threads")
         changed = {
             "request": made["request"],
@@ -580,6 +586,7 @@ def finish(
             "recipes": store.recipes,
             "encoders": {kind: store.provenance[kind] for kind in KINDS},
             "extract": store.provenance["settings"],
+            "betas": betas,
             "selection": base["selection"] | {"rsum": quality(*embed(heads, store, roles.selection))["rsum"]},
             "epochs": [made["epochs"]],
             "best_epochs": [made["best_epoch"]],
