@@ -456,7 +456,6 @@ class Training:
         features = self.sides[kind].forward(part)
         standard = self.heads.standardize[kind](features)
         kept = dropped(standard, step.noise[kind][part.places], self._dropout)
-
         return (self.heads.image if kind == "image" else self.heads.text)(kept)
 
 
