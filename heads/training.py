@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +29,9 @@ from heads.stacking import Point, advance, steps_an_epoch
 SAVE_EVERY = 10.0  # seconds, at least, from one save of an unfinished fit to the next: what a kill can cost
 #: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
 Quality = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
-#: train and selection features with their caption maps, whether to fit again on both, a step -> settings, and what has
-#: an image_map and a text_map
-Align = Callable[[tuple, tuple, bool, Callable[[], object]], tuple[dict, Any]]
+#: train and selection features with their caption maps, whether to fit again on both, a step -> settings, and one or
+#: two that have an image_map and a text_map
+Align = Callable[[tuple, tuple, bool, Callable[[], object]], tuple[dict, list]]
 BANK = 10_000  # train pictures, at most, that are embedded for no more than the choice of a correction for hubs
 
 
@@ -98,17 +97,17 @@ def fit(
         job = _Fit(store, folder, config, state, quality, align, torch.device(device), say)
         start = time.monotonic()
         data, points = job.choose(roles)
-        members = [point.best_heads() for point in points]
-        if training.cca:
-            members.append(job.closed_form(data, roles))
+        closed = job.closed_form(data, roles) if training.cca else []
+        members = [*(point.best_heads() for point in points), *closed[:1]]
         heads = members[0] if len(members) == 1 else Ensemble(members).eval()
         rsum = points[0].best_rsum if len(members) == 1 else quality(*embed(heads, store, roles.selection))["rsum"]
-        betas, kept = None, roles
+        betas, kept, chunks = None, roles, data.count
+        del data  # makes room
         if training.refit:
             betas = _betas(heads, store, roles, correct_hubs)
             kept = roles.together()
-            refitted = job.refit(kept, [point.best_epoch for point in points])
-            heads = refitted[0] if len(members) == 1 else Ensemble(refitted + members[len(points) :]).eval()
+            members = [*job.refit(kept, [point.best_epoch for point in points]), *closed[1:]]
+            heads = members[0] if len(members) == 1 else Ensemble(members).eval()
         seconds = round(time.monotonic() - start, 2)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
@@ -128,7 +127,7 @@ def fit(
             "report": {"split": roles.report_name, "pictures": len(roles.report)},
             "betas": betas,
             "train_pictures": len(kept.train),
-            "chunks": data.count,
+            "chunks": chunks,
             "epochs": [point.epoch for point in points],
             "best_epochs": [point.best_epoch for point in points],
             "seconds": seconds,
@@ -242,8 +241,11 @@ class _Fit:
         self._advance("again", data, points, epochs, look=False)
         return [point.heads.cpu().eval() for point in points]
 
-    def closed_form(self, data: "Data", roles: Roles) -> DualHeads:
-        """Heads whose maps are a regularised CCA of the standardised features, averaged over a picture's views."""
+    def closed_form(self, data: "Data", roles: Roles) -> list[DualHeads]:
+        """Heads whose maps are a regularised CCA of the standardised features, averaged over a picture's views.
+
+        With ``training.refit`` two of them: as it was chosen, and fitted on the selection pictures as well.
+        """
         if data.count > 1:
             raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
         self._say("aligning in closed form (CCA)")
@@ -252,10 +254,13 @@ class _Fit:
             sides = ((images.mean(1).numpy(), texts.numpy(), index) for images, texts, index in parts)
             settings, maps = self._align(*sides, self._config.training.refit, bar.update)
         self._say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
-        model = dataclasses.replace(self._config.model, head="linear", embedding_dim=maps.image_map.shape[1])
+        return [self._linear(data, each.image_map, each.text_map) for each in maps]
+
+    def _linear(self, data: "Data", image_map: np.ndarray, text_map: np.ndarray) -> DualHeads:
+        model = dataclasses.replace(self._config.model, head="linear", embedding_dim=image_map.shape[1])
         heads = data.point(dataclasses.replace(self._config, model=model)).heads.cpu().eval()
         with torch.no_grad():
-            for projection, mapping in ((heads.image, maps.image_map), (heads.text, maps.text_map)):
+            for projection, mapping in ((heads.image, image_map), (heads.text, text_map)):
                 projection.weight.copy_(torch.from_numpy(mapping))
                 projection.bias.zero_()
         return heads

@@ -226,20 +226,20 @@ class Linear:
 
 def align(
     train: tuple, selection: tuple, refit: bool, step: Callable[[], object] = lambda: None
-) -> tuple[dict, Linear]:
+) -> tuple[dict, list[Linear]]:
     """The regularised CCA that ranks the selection pairs best, with its settings; for heads that are an ensemble.
 
     Args:
         train, selection: images (N, D), texts (M, E) and image_index (M,), standardised already.
-        refit: whether the map is fitted again, with these settings, on both.
+        refit: whether there is to be a second one, fitted with the same settings on both.
     """
     settings, chosen = choose(cca(Pairs(*train)), Pairs(*selection), step)
     if not refit:
-        return settings, chosen
+        return settings, [chosen]
     (images, texts, index), (more_images, more_texts, more_index) = train, selection
     both = np.concatenate([images, more_images]), np.concatenate([texts, more_texts])
     again = cca(Pairs(*both, np.concatenate([index, more_index + len(images)])))
-    return settings, next(maps for candidate, maps in again if candidate.items() <= settings.items())
+    return settings, [chosen, next(maps for candidate, maps in again if candidate.items() <= settings.items())]
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from heads.models import DualHeads, Ensemble, Standardize, unit
 from heads.seeds import seed_for
 from heads.stacking import Batches, learning_rate
 from heads.training import TrainingError
+from retrieval.baselines import Pairs, align, cca
 from retrieval.embeddings import read_embeddings
 from retrieval.hubness import fit_inverted_softmax
 from retrieval.metrics import quality as measure
@@ -462,6 +463,24 @@ def test_what_chose_is_fitted_on_as_well_once_all_is_chosen(store, tmp_path, fit
     expected = point.heads.state_dict()
     for name, tensor in load_run(tmp_path / "again").heads.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(store, tmp_path, fit_config, changed):
+    made = {}
+    for refit in (False, True):
+        config = changed(fit_config, training={"num_epochs": 2, "cca": True, "refit": refit})
+        made[refit] = fit(store, tmp_path / f"{refit}", config, quality=measure, align=align)
+    for key in ("selection", "betas", "members"):
+        assert made[True][key] == made[False][key]
+    one, two = (load_run(tmp_path / f"{refit}").heads.members[1] for refit in (False, True))
+    assert not torch.equal(one.image.weight, two.image.weight)
+    with FeatureStore(store.path) as opened:
+        roles = opened.roles().together()
+        data = training.Data(opened, opened.roles(), torch.device("cpu"), 2**40)
+        images, texts, index = data.standardised(roles.train)
+    both = Pairs(images.mean(1).numpy(), texts.numpy(), index)
+    found = (two.image.weight @ two.text.weight.T).detach().numpy()  # whatever the canonical directions' signs
+    assert any(np.allclose(found, each.image_map @ each.text_map.T, atol=1e-4) for _, each in cca(both))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
