@@ -119,6 +119,7 @@ def finetune(
         workers.wait()
         if (folder / PROVENANCE).exists() or (folder / FINETUNED).exists():
             made = read_json(folder / FINETUNED, "what fine-tuning made")
+            workers.leave()
             say(f"{folder} is fine-tuned with these settings already; --force trains again")
             return made if first else None
         specs = {kind: (encoders or {}).get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
@@ -140,7 +141,7 @@ def finetune(
             f"text encoder, with the heads; {training.batches.steps} steps an epoch"
         )
         training.run(lambda state: checkpoint.save_resume(folder, {"request": request} | state))
-        workers.wait()
+        workers.leave()
         if not first:
             return None
         return _save(folder, run, sides, training, settings, specs, request, unfreeze, say)

@@ -67,6 +67,12 @@ class Workers:
         dist.broadcast(told, 0)
         return float(told)
 
+    def leave(self) -> None:
+        """Waits for all processes to have come here, and goes on without the others."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def wait(self) -> None:
         """Returns when all processes have come here."""
         if self.size > 1:

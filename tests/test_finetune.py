@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
-from extract.store import FeatureStore
+from extract.store import FeatureStore, StoreError
 from heads import finetune as finetune_module
 from heads.checkpoint import RunError, load_run
-from heads.finetune import FinetuneError, finetune
+from heads.finetune import FinetuneError, finetune, finish
 from heads.sides import SideError
 from heads.thaw import Stages, ThawError
 from retrieval.metrics import quality
@@ -199,6 +199,20 @@ def test_trap_another_encoder_is_refused(tune, tiny_mobilenet, tmp_path):
     safetensors.torch.save_file(weights, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(RunError, match=r"the image encoder is not the one .*\(they differ in: weights\)"):
         tune(encoders={"image": f"hf:{other}"})
+
+
+def test_trap_a_fine_tuned_encoder_never_hits_its_bases_cache(tune, base_file, drawn, tuned_config, tmp_path):
+    from extract.datasets import read_dataset
+    from extract.pipeline import extract
+    from retrieval.hubness import fit_inverted_softmax
+
+    made = tune(measure=rising(), unfreeze="image.last1")
+    with FeatureStore(base_file) as store, pytest.raises(RunError, match="the image features are not those of the"):
+        finish(store, tmp_path / "tuned", quality=quality, correct_hubs=fit_inverted_softmax)
+    config = dataclasses.replace(tuned_config.extract, image_encoder=made["encoders"]["image"])
+    copied = shutil.copy(base_file, tmp_path / "copy.h5")
+    with pytest.raises(StoreError, match=r"holds other image features \(they differ in: .*weights"):
+        extract(read_dataset(drawn), copied, config, device="cpu")
 
 
 def test_trap_an_exploding_loss_says_what_to_lower(tune, tmp_path):
