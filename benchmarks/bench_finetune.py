@@ -5,14 +5,13 @@
 MobileNetV2 (1.0, 224 pixels) and a BERT of MiniLM's size, with random weights, on noise with captions of random words;
 what thaws is the default: three blocks and the last convolution, and two blocks. In each round the same batch is
 trained on (loading, heads, loss, backward, clipping and AdamW included), and its bare arithmetic is run: the thawed
-modules alone, forward and backward, on tensors that are ready. Memory is the peak of a process of its own that takes
-two steps, less what it had before them, at an effective batch of 512 pictures and 2,560 captions.
+modules alone, forward and backward, on tensors that are ready. Memory is what a process of its own takes at most for two
+steps, AdamW's averages included, at an effective batch of 512 pictures and 2,560 captions.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -177,16 +176,19 @@ def child(folder: Path, batch_size: int, micro_batch: int) -> float:
 
 
 def memory(folder: Path, batch_size: int, micro_batch: int) -> float:
-    """MiB by which two steps raise this process's peak."""
+    """MiB by which this process grows at most while it takes two steps."""
+    from extract.memory import peak_memory
     from extract.store import FeatureStore
 
     with FeatureStore(folder / "store.h5") as store:
         work = training(store, folder, batch_size, micro_batch)
         batch = next(work.batches.epoch(np.random.default_rng(0)))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in range(2):
-            work.train(work.load(0, *batch), 1e-6)
-        return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+
+        def steps() -> None:
+            for _ in range(2):
+                work.train(work.load(0, *batch), 1e-6)
+
+        return round(peak_memory(steps) / 2**20, 1)
 
 
 if __name__ == "__main__":
