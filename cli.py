@@ -407,8 +407,10 @@ def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
         f"best epoch {made['best_epoch']} of {made['epochs']}: rsum {made['rsum']:.1f} on the selection pictures, "
         f"{made['start']:.1f} before; {made['seconds']:.0f} s"
     )
-    if re_extract:
+    complete = (out / "run.json").exists()
+    if re_extract and not complete:
         _re_extract(store_file, data, out, options["device"])
+    if re_extract or complete:
         done(f"wrote {out}", f"python cli.py evaluate --run {out}")
     else:
         done(f"wrote encoders and heads to {out}; no features of theirs yet", f"{_same_command()} --re-extract")
@@ -417,7 +419,7 @@ def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
 def _same_command() -> str:
     import shlex
 
-    return shlex.join(["python", "cli.py", *sys.argv[1:]])
+    return shlex.join(["python", "cli.py", *(part for part in sys.argv[1:] if part != "--force")])
 
 
 def _finetune(
