@@ -9,7 +9,7 @@ demo: $(VENV)/.users
 	$(BIN)/python cli.py demo --out demo
 
 test: $(VENV)/.developers lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.developers
 	$(BIN)/ruff check .

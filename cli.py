@@ -376,10 +376,10 @@ def _sweep(
 @click.option("--out", required=True, type=DIRECTORY, help="The folder to write.")
 @click.option(
     "--unfreeze",
-    default="last",
+    default="image",
     show_default=True,
     metavar="LAYERS",
-    help="image.NAME,text.NAME,…: a module, lastN (blocks) or all; and what lies above. Or last, all: presets.",
+    help="image.NAME,text.NAME,…: a module, lastN (blocks) or all; and what lies above. Or a preset: image, last, all.",
 )
 @click.option("--re-extract", is_flag=True, help="Encode with the new encoders what changed, and complete the run.")
 @click.option("--no-cache", is_flag=True, help="Pass pictures whole in every epoch, with random crops.")

@@ -127,12 +127,12 @@ class FinetuneConfig:
     batch_size: int = 256  # pictures a step
     captions_per_image: int = 5  # at most, drawn of each picture of a batch
     micro_batch: int = 256  # pictures that memory has to hold activations of; below batch_size: gradient caching
-    learning_rate: float = 1e-4  # of the encoders' top layers
+    learning_rate: float = 3e-4  # of the encoders' top layers
     layer_decay: float = 0.8  # factor on the learning rate from one layer to the one below
     heads_factor: float = 3.0  # on the learning rate, for the heads
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps; the cosine decay to zero fills the rest
-    patience: int = 3  # epochs without a better rsum before training stops; 0: never
+    patience: int = 5  # epochs without a better rsum before training stops; 0: never
     word_dropout: float = 0.1  # of a caption's tokens, left out anew in each step
     augment: bool = True  # without cached activations: random crops and mirror images in place of the stored views
     checkpoint: bool = False  # gradient checkpointing: a third more time, and no activations within layers kept

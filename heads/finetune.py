@@ -62,7 +62,7 @@ def finetune(
     settings: FinetuneConfig,
     *,
     quality: Quality,
-    unfreeze: str = "last",
+    unfreeze: str = "image",
     cached: bool = True,
     activations: str | Path | None = None,
     encoders: dict[str, str | None] | None = None,

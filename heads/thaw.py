@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configs import OnceoverError
 
-PRESETS = {"last": "image.last3,text.last2", "all": "image.all,text.all"}
+PRESETS = {"image": "image.last4", "last": "image.last4,text.last2", "all": "image.all,text.all"}
 
 
 class ThawError(OnceoverError):

@@ -24,7 +24,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     store, folder = tmp_path / "s.h5", tmp_path / "runs/a"
     made = run("extract", "--data", drawn, "--store", store, *encoders(extract_config))
     assert made.stdout == ""
-    assert "encoding 60 pictures with torchvision:shufflenet_v2_x0_5@random, 2 views on cpu" in made.stderr
+    assert "encoding 60 pictures with torchvision:shufflenet_v2_x0_5@random, 4 views on cpu" in made.stderr
     assert f"wrote {store}" in made.stderr
     assert f"next: python cli.py fit --store {store}" in made.stderr
     again = run("extract", "--data", drawn, "--store", store, *encoders(extract_config))

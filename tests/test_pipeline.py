@@ -416,6 +416,7 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
     store, folder = tmp_path / "s.h5", tmp_path / "run"
     run(
         "extract", "--data", shared / "flickr8k", "--store", store, "--limit", 250, "--views", 1,
+        "--image-layers", "last",
         "--image-encoder", f"hf:{shared}/encoders/mobilenet_v2_1.0_224",
         "--text-encoder", f"hf:{shared}/encoders/minilm_l6_384",
     )  # fmt: skip
