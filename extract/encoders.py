@@ -103,7 +103,7 @@ class ImageEncoder:
         load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
         with _quiet_transformers():
             model, self.preprocess, self._pool, (resized, self._shown), recipe = load(parsed, seed)
-        self._resized, self._views = resized, _views(views, resized > self._shown > 0, spec)
+        self._resized, self._views = resized, _views(views, resized >= self._shown > 0)
         self.short_side = pictures.needed(resized, self._views) if resized else None
         model = model.eval().requires_grad_(False)
         names = _image_layers(layers, recipe)
@@ -345,12 +345,9 @@ def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return (states.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-def _views(count: int, cropped: bool, spec: str) -> list[tuple]:
-    """The first views, those of the whole picture left out where the preprocessing crops nothing."""
-    views = [view for view in pictures.VIEWS if cropped or view[0] != pictures.WHOLE]
-    if count > len(views):
-        raise EncoderError(f"extract.views is {count}, but there are {len(views)} views for {spec}")
-    return views[:count]
+def _views(count: int, cropped: bool) -> list[tuple]:
+    """The first views, without those of the whole picture where the preprocessing crops nothing."""
+    return [view for view in pictures.VIEWS[:count] if cropped or view[0] != pictures.WHOLE]
 
 
 def _image_layers(layers: str, recipe: dict) -> list[str]:

@@ -160,8 +160,11 @@ def save_resume(folder: Path, state: dict) -> None:
         torch.save(state, aside)
 
 
-def load_resume(folder: Path, request: str) -> dict | None:
+def load_resume(folder: Path, request: str, begun: str | None = None) -> dict | None:
     """The state of an interrupted fit, or None where there is none.
+
+    Args:
+        begun: what a state holds that is worth keeping; one of another request that lacks it counts as none.
 
     Raises:
         RunError: it is of another request, or cannot be read.
@@ -174,7 +177,7 @@ def load_resume(folder: Path, request: str) -> dict | None:
     except Exception as error:  # torch raises many kinds on a damaged archive
         raise RunError(f"{path} cannot be read; fit again with --force") from error
     if state.get("request") != request:
-        raise RunError(
-            f"{folder} holds an interrupted fit of other settings or features; name another --run, or --force"
-        )
+        if begun and begun not in state:
+            return None
+        raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another, or --force")
     return state

@@ -1,5 +1,6 @@
 """Several fitted runs as one: their heads side by side, saved as a run like any other."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,9 +50,11 @@ def ensemble(
         if folder.exists() and any(folder.iterdir()) and not begun:
             raise RunError(f"{folder} is not empty; name a new folder")
         checkpoint.save_resume(folder, {"request": request})
-        checkpoint.save_settings(folder, first.config, first.tokenizer_files)
+        refit = any(run.config.training.refit for run in runs)
+        training = dataclasses.replace(first.config.training, refit=refit)
+        checkpoint.save_settings(folder, dataclasses.replace(first.config, training=training), first.tokenizer_files)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        if any(run.config.training.refit for run in runs):  # the selection pictures cannot choose any more
+        if refit:  # the selection pictures cannot choose any more
             roles = roles.together()
             rsum = float(np.mean([run.provenance["selection"]["rsum"] for run in runs]))
             betas = {side: float(np.mean([run.provenance["betas"][side] for run in runs])) for side in KINDS}
@@ -67,6 +70,7 @@ def ensemble(
             **{key: [one for run in runs for one in run.provenance[key]] for key in ("epochs", "best_epochs")},
             "joined": [str(run.folder.resolve()) for run in runs],
             "betas": betas,
+            "train_pictures": len(roles.train),
             "selection": first.provenance["selection"] | {"rsum": rsum},
             "seconds": sum(run.provenance["seconds"] for run in runs),
         }

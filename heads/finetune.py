@@ -104,6 +104,8 @@ def finetune(
             f"{run.folder} was not fitted on the features of {store.path}; name the store that it was fitted on, "
             "or fit again"
         )
+    if folder.resolve() == run.folder.resolve():
+        raise RunError(f"--out is {folder}, the run to start from; name a new folder")
     if run.config.training.refit:
         raise RunError(
             f"{run.folder} was fitted on the selection pictures as well, which are to choose here; fit one that was "
@@ -160,7 +162,7 @@ def _prepare(folder: Path, request: str, force: bool) -> None:
     if (folder / PROVENANCE).exists():
         if checkpoint.read_provenance(folder)["request"] != request:
             raise RunError(f"{folder} holds another run; name another --out, or --force")
-    elif checkpoint.load_resume(folder, request) is None:
+    elif checkpoint.load_resume(folder, request, None if (folder / FINETUNED).exists() else "epoch") is None:
         checkpoint.save_resume(folder, {"request": request})
 
 
@@ -293,7 +295,7 @@ class Training:
             self._trained[name].copy_(value)
 
     def take_best(self) -> None:
-        """Sets heads and encoders to what they were after the best epoch; before the first one, they are as loaded."""
+        """Sets heads and encoders to what they were after the best epoch; where none was better, the heads alone."""
         self._take(self._best)
 
     @property
@@ -344,6 +346,7 @@ class Training:
         rsum = self._workers.agree(measured["rsum"])
         if self.start is None:
             self.start = self.best_rsum = rsum
+            self._best = {name: self._trained[name].detach().clone() for name in self._trained if name[:6] == "heads."}
             return
         if self._workers.rank == 0:
             self.history[-1] = with_recalls(self.history[-1], measured)

@@ -86,12 +86,13 @@ class Stages:
         if name == "all":
             return 0
         if last := re.fullmatch(r"last(\d+)", name):
-            if not 1 <= int(last[1]) <= len(self.blocks):
+            if not self.blocks or not int(last[1]):
+                near = ", ".join(f"{kind}.{stage}" for stage in self.names[-4:])
                 raise ThawError(
-                    f"{kind}.{name}: the {kind} encoder has {len(self.blocks)} blocks; write {kind}.last1 "
-                    f"to {kind}.last{len(self.blocks)}, or {kind}.all"
+                    f"{kind}.{name}: the {kind} encoder has {len(self.blocks)} blocks that are numbered; name a layer: "
+                    f"its last ones are {near}"
                 )
-            return self.names.index(self.blocks[-int(last[1])])
+            return self.names.index(self.blocks[-min(int(last[1]), len(self.blocks))])
         for place, stage in enumerate(self.names):
             if stage == name or stage.startswith(f"{name}."):
                 return place

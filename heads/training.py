@@ -273,6 +273,8 @@ class _Fit:
             size = f"{memory / 2**30:.1f} GiB"
             self._say(f"the features do not fit {size}: they are read in {data.count} shuffled chunks an epoch")
         training = self._config.training
+        if name == "again":  # their epochs are known
+            training = dataclasses.replace(training, patience=0)
         seeds = range(training.seed, training.seed + training.members)
         several = [dataclasses.replace(training, seed=seed) for seed in seeds]
         points = [data.point(dataclasses.replace(self._config, training=each)) for each in several]

@@ -69,10 +69,16 @@ def test_views_are_mirrored_and_cropped_before_the_weights_own_preprocessing(ima
 
 
 def test_a_preprocessing_that_crops_nothing_has_no_view_of_the_whole_picture(tiny_clip):
-    encoder = ImageEncoder(f"hf:{tiny_clip}", views=3, device="cpu")
-    assert encoder.recipe["views"] == [[None, False], [None, True], [[0.0, 0.0], False]]
-    with pytest.raises(EncoderError, match="extract.views is 11, but there are 10 views for hf:"):
-        ImageEncoder(f"hf:{tiny_clip}", views=11, device="cpu")
+    encoder = ImageEncoder(
+        f"hf:{tiny_clip}", views=3, device="cpu"
+    )  # resized to 32 and cropped to 32: sides are cut off
+    assert encoder.recipe["views"] == [[None, False], [None, True], ["whole", False]]
+    wide = noise(size=(40, 90))
+    whole = encoder.pixels(wide.resize((32, 32), Image.Resampling.BICUBIC))[0]
+    torch.testing.assert_close(encoder.pixels(wide)[2], whole)
+    assert not torch.equal(encoder.pixels(wide)[0], whole)
+    assert encoders._views(4, cropped=False) == [(None, False), (None, True)]
+    assert len(encoders._views(12, cropped=False)) == 10
 
 
 def test_features_are_what_stands_before_the_classifier(image_encoder):

@@ -144,7 +144,7 @@ def test_the_command_line_goes_from_a_run_to_a_better_run(run, fails, base_run, 
     assert re.search(r"rows encoded: 60 image, 0 text .* reused: 0 image, \d+ text", result.stderr)
     assert made["selection"]["rsum"] == pytest.approx(json.loads((out / "finetune.json").read_text())["rsum"], abs=2)
     run("evaluate", "--run", out)
-    assert "1" in run("search", "--run", out, "--query", "a red circle", "--device", "cpu").stdout
+    assert "images/" in run("search", "--run", out, "--query", "a red circle", "--device", "cpu").stdout
     run("index", "--run", out, "--device", "cpu")
     run("plot", "--run", out, "--out", tmp_path / "figures")
     assert "rsum" in run("compare", base_run, out).stdout
@@ -240,6 +240,9 @@ def test_an_ensemble_and_a_run_that_saw_the_selection_pictures_are_refused(base_
     refitted = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, training=training))
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="fitted on the selection pictures as well"):
         finetune(store, refitted, drawn, tmp_path / "tuned", SETTINGS, quality=quality)
+    with FeatureStore(base_file) as store, pytest.raises(RunError, match="the run to start from; name a new folder"):
+        finetune(store, loaded, drawn, base_run, SETTINGS, quality=quality, force=True)
+    assert load_run(base_run).provenance == loaded.provenance
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="is an ensemble"):
         finetune(store, joined, drawn, tmp_path / "tuned", SETTINGS, quality=quality)
 
@@ -257,7 +260,7 @@ def test_other_settings_do_not_go_on_with_a_training(tune, tmp_path):
         ("layer4", "'layer4' names no layer"),
         ("audio.last1", "'audio.last1' names no layer"),
         ("image.layer.99", "no layer 'layer.99' that could thaw; near are image.layer.9"),
-        ("image.last17", "has 16 blocks; write image.last1 to image.last16"),
+        ("image.last0", "has 16 blocks that are numbered; name a layer"),
         ("image.all", "nothing is left to cache; add --no-cache"),
     ],
 )
@@ -349,12 +352,14 @@ def moved(before, after):
     return torch.cat([(after[name] - before[name]).flatten().float() for name in before])
 
 
-def test_where_nothing_was_better_the_encoders_stay(tune, tmp_path, tiny_mobilenet):
+def test_where_nothing_was_better_heads_and_encoders_stay(tune, base_run, tmp_path, tiny_mobilenet):
     numbers = itertools.count(1)
     made = tune(measure=lambda *vectors: quality(*vectors) | {"rsum": -float(next(numbers))})
     assert (made["best_epoch"], made["epochs"]) == (0, 3)
     assert made["encoders"]["image"] == f"hf:{tiny_mobilenet}"
     assert not (tmp_path / "tuned/encoders").exists()
+    one, two = (safetensors.torch.load_file(folder / "heads.safetensors") for folder in (base_run, tmp_path / "tuned"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def train_in(processes, folder, base_file, base_run, drawn):

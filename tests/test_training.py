@@ -487,7 +487,9 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
 def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
     store, tmp_path, fit_config, changed, monkeypatch, steps
 ):
-    config = changed(fit_config, training={"num_epochs": 4, "members": 2, "check_every": 2, "refit": True})
+    config = changed(
+        fit_config, training={"num_epochs": 4, "members": 2, "check_every": 2, "patience": 1, "refit": True}
+    )
     fit(store, tmp_path / "whole", config, quality=measure)
     calls, work = [], training.advance
 
