@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +127,8 @@ def finetune(
             return made if first else None
         specs = {kind: (encoders or {}).get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
         sides = sides_of(store, run, Path(data), settings, chosen, specs, workers.device)
+        if first:
+            _try_saving(folder, sides, run)
         if cached:
             place = Path(activations) if activations else folder.parent / "activations"
             if first:
@@ -513,6 +516,18 @@ def _save(
     return made
 
 
+def _try_saving(folder: Path, sides: dict[str, Side], run: Run) -> None:
+    """Sees that the encoders can be saved, before anything is trained.
+
+    Raises:
+        FinetuneError: one cannot.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for kind, side in sides.items():
+            if side.encoder is not None:
+                _save_encoder(Path(place) / kind, kind, side, run)
+
+
 def _save_encoder(folder: Path, kind: str, side: Side, run: Run) -> tuple[str, str]:
     """Writes a fine-tuned encoder, whole or not at all, and loads it again to see that it is the one that was trained.
 
@@ -522,8 +537,12 @@ def _save_encoder(folder: Path, kind: str, side: Side, run: Run) -> tuple[str, s
     Raises:
         FinetuneError: it is another one.
     """
-    with whole_folder(folder) as aside:
-        spec = side.encoder.save(aside).replace(str(aside), str(folder.resolve()))
+    cannot = f"the {kind} encoder cannot be saved, so that nothing could be kept: thaw the other side alone"
+    try:
+        with whole_folder(folder) as aside:
+            spec = side.encoder.save(aside).replace(str(aside), str(folder.resolve()))
+    except RuntimeError as error:  # weights that do not fit the architecture as it is built
+        raise FinetuneError(f"{cannot} ({str(error).splitlines()[0]})") from error
     made, device = run.provenance, str(side.device)
     given = made["encoders"][kind], made["recipes"][kind], made["extract"]
     if kind == "image":
@@ -533,10 +552,7 @@ def _save_encoder(folder: Path, kind: str, side: Side, run: Run) -> tuple[str, s
     expected, found = side.sample_features(side.encoder), side.sample_features(loaded)
     tolerance = RELOADED if made["recipes"][kind]["dtype"] == "float32" else HALF
     if np.abs(found - expected).max() > tolerance * np.abs(expected).max():
-        raise FinetuneError(
-            f"the {kind} encoder, loaded again from {spec}, gives other features than the one that was trained; "
-            "its architecture cannot be saved: thaw the other side alone"
-        )
+        raise FinetuneError(f"{cannot} (loaded again it gives other features)")
     return spec, loaded.recipe["weights"]
 
 

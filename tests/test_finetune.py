@@ -352,6 +352,16 @@ def moved(before, after):
     return torch.cat([(after[name] - before[name]).flatten().float() for name in before])
 
 
+def test_an_encoder_that_cannot_be_saved_is_found_before_anything_is_trained(tune, monkeypatch, tmp_path):
+    def damaged(_encoder, _folder):
+        raise RuntimeError("size mismatch for pos_embedding")
+
+    monkeypatch.setattr("extract.encoders.ImageEncoder.save", damaged)
+    with pytest.raises(FinetuneError, match=r"the image encoder cannot be saved.* \(size mismatch for pos_embedding\)"):
+        tune(measure=None)  # which the first look would call
+    assert [path.name for path in (tmp_path / "tuned").iterdir() if not path.name.startswith(".")] == ["resume.pt"]
+
+
 def test_where_nothing_was_better_heads_and_encoders_stay(tune, base_run, tmp_path, tiny_mobilenet):
     numbers = itertools.count(1)
     made = tune(measure=lambda *vectors: quality(*vectors) | {"rsum": -float(next(numbers))})
