@@ -74,6 +74,8 @@ def evaluate(
             check_store(run, store)
     roles = _roles(store)
     split = split or roles.report_name
+    if split == "train" and embeddings is not None and roles.selection_name not in embeddings.splits:
+        roles = roles.together()  # the run was fitted on the selection pictures as well
     fitted = ("train", roles.selection_name) if len(roles.train) else ()
     most = _most_pictures(store, roles, memory or default_memory())
     pairs, *learn = _pairs(store, roles, most, split, *fitted)
@@ -284,7 +286,10 @@ def _warnings(split: str, selected_on: dict[str, str]) -> list[str]:
     if split == "train":
         return ["warning: the heads were trained on these pictures: these numbers say nothing about new ones"]
     flattered = [name for name, chosen in selected_on.items() if chosen == split]
-    return [f"warning: {', '.join(flattered)} were chosen on {split}: these numbers flatter them"] if flattered else []
+    if not flattered:
+        return []
+    chosen = f"{', '.join(flattered)} were chosen on {split}, and heads by default fitted on it in the end"
+    return [f"warning: {chosen}: these numbers flatter them"]
 
 
 def table_rows(result: dict) -> list[list[str]]:
