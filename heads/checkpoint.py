@@ -109,6 +109,18 @@ def holds_run(folder: Path) -> bool:
     return (folder / PROVENANCE).is_file() and read_json(folder / PROVENANCE, "run.json").get("format") == RUN_FORMAT
 
 
+def claim_folder(folder: Path, force: bool) -> None:
+    """Sees that nothing but a run is in a folder; ``force`` removes what that consists of.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not holds_run(folder):
+        raise RunError(f"{folder} is not empty and no run; name a new folder")
+    if force:
+        clear_run(folder)
+
+
 def clear_run(folder: Path) -> None:
     """Removes what a run consists of, and nothing else."""
     for name in (PROVENANCE, FINETUNED, CONFIG, HEADS, HISTORY, EMBEDDINGS):

@@ -120,7 +120,7 @@ def write_embeddings(
         write_column(image, "sha256", store.sha256)
         write_column(text, "caption", store.captions)
         store.copy_thumbnails(image)
-    return {"image": hubs.image_beta, "text": hubs.text_beta}
+    return hubs.betas
 
 
 def _write_vectors(group: h5py.Group, what: str, heads: DualHeads | Ensemble, features: np.ndarray) -> None:

@@ -158,10 +158,7 @@ def _prepare(folder: Path, request: str, force: bool) -> None:
     Raises:
         RunError: it holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not checkpoint.holds_run(folder):
-        raise RunError(f"{folder} is not empty and no run; name a new folder")
-    if force:
-        checkpoint.clear_run(folder)
+    checkpoint.claim_folder(folder, force)
     if (folder / PROVENANCE).exists():
         if checkpoint.read_provenance(folder)["request"] != request:
             raise RunError(f"{folder} holds another run; name another --out, or --force")
@@ -463,7 +460,7 @@ class Training:
         features = self.sides[kind].forward(part)
         standard = self.heads.standardize[kind](features)
         kept = dropped(standard, step.noise[kind][part.places], self._dropout)
-        return (self.heads.image if kind == "image" else self.heads.text)(kept)
+        return getattr(self.heads, kind)(kept)
 
 
 def _in_place(rows: list[Tensor], parts: list[Part]) -> Tensor:

@@ -77,11 +77,8 @@ def fit(
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
     with only_writer(folder, "the run"):
-        if folder.exists() and any(folder.iterdir()) and not checkpoint.holds_run(folder):
-            raise checkpoint.RunError(f"{folder} is not empty and no run; name a new folder")
-        if force:
-            checkpoint.clear_run(folder)
-        elif (folder / PROVENANCE).exists():
+        checkpoint.claim_folder(folder, force)
+        if (folder / PROVENANCE).exists():
             before = checkpoint.read_provenance(folder)
             if before["request"] == request:
                 say(f"{folder} is fitted with these settings on this store already; --force fits again")
@@ -320,8 +317,7 @@ def _betas(heads: DualHeads | Ensemble, store: FeatureStore, roles: Roles, corre
     bank = np.sort(np.random.default_rng(0).permutation(roles.train)[:BANK])
     pictures = np.union1d(bank, roles.selection)
     rows = (np.searchsorted(pictures, part) for part in (bank, roles.selection))
-    hubs = correct_hubs(*embed(heads, store, pictures), *rows, None)
-    return {"image": hubs.image_beta, "text": hubs.text_beta}
+    return correct_hubs(*embed(heads, store, pictures), *rows, None).betas
 
 
 def _history(points: list[Point]) -> list[dict]:

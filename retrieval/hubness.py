@@ -28,6 +28,11 @@ class InvertedSoftmax:
     image_beta: float
     text_beta: float
 
+    @property
+    def betas(self) -> dict[str, float]:
+        """The inverse temperatures by ``image`` and ``text``, as ``fit_inverted_softmax`` takes them again."""
+        return {"image": self.image_beta, "text": self.text_beta}
+
 
 def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) -> np.ndarray:
     """``-log(mean over the bank of exp(beta * score)) / beta`` for each item, float32 (N,).
