@@ -53,14 +53,17 @@ def _describe_store(store: FeatureStore) -> str:
         f"  captions    {len(store.captions):,}, {per_picture} a picture; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
     ]
-    for kind, features in (("image", image), ("text", text)):
+    for kind, features, rows in (("image", image, "pictures"), ("text", text, "different captions")):
         if not store.recipes[kind]:
             lines.append(f"  {kind:<11} none")
             continue
         how = made[kind]
         shape = " x ".join(f"{side:,}" for side in features.shape)
+        size, views = features.nbytes / 2**20, features.shape[1] if kind == "image" else 1
+        each = f"; {views} views of {size / views:,.1f} MiB" if views > 1 else ""
+        pace = f"{how['rows_per_second']:,} {rows} a second, " if "rows_per_second" in how else ""
         lines += [
-            f"  {kind:<11} {how['encoder']}, {shape} {features.dtype} ({features.nbytes / 2**20:,.1f} MiB)",
+            f"  {kind:<11} {how['encoder']}, {shape} {features.dtype} ({size:,.1f} MiB{each})",
             f"              fingerprint {store.fingerprints[kind][:16]}, "
             f"weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}, "
             f"layers: {', '.join(map(str, store.recipes[kind].get('layers', ['unknown'])))}, "
@@ -68,7 +71,7 @@ def _describe_store(store: FeatureStore) -> str:
             f"              imported from {how['source']}"
             if "source" in how
             else f"              on {how['device']}, {how['streams']} batches of {how['batch_size']} at a time, "
-            f"torch {how['torch']}, transformers {how['transformers']}",
+            f"{pace}torch {how['torch']}, transformers {how['transformers']}",
         ]
     thumbnails = store.thumbnails()
     size = f"{sum(map(len, thumbnails)) / 2**20:,.1f} MiB" if thumbnails is not None else "none"

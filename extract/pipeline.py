@@ -635,7 +635,9 @@ class _Job:
         kinds = {}
         for kind, spec in (("image", self.config.image_encoder), ("text", self.config.text_encoder)):
             kept = self._before is not None and not self.computed.get(kind)
-            kinds[kind] = (self._before.provenance[kind] if kept else made) | {
+            speed = self.speed.get(kind)
+            pace = {"rows_per_second": round(speed.rows / speed.seconds, 1)} if speed else {}
+            kinds[kind] = (self._before.provenance[kind] if kept else made | pace) | {
                 "encoder": parse_spec(spec).located(),
                 "seed": self.config.seed,
             }
