@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pickle
+import queue
 import socket
 import tempfile
 import threading
@@ -35,6 +36,7 @@ from extract.files import digest
 from extract.inference import fold_batch_norms, use_onednn
 from extract.specs import EncoderError, Spec, parse_spec
 
+ON_A_GPU = 2  # batches at a time: one is copied while the other is computed
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
 _DISTILBERT = "distilbert-base-uncased"
 _SPECIAL_TOKENS = {
@@ -58,6 +60,8 @@ _CONFIG_NOISE = {
 def pick_device(name: str | None = None) -> torch.device:
     """The device called ``name``, or the best one at hand: CUDA, Apple's, the processor.
 
+    On CUDA convolutions in float32 are then computed in float32; torch would round what they take to 10 bits (TF32).
+
     Raises:
         EncoderError: no such device here.
     """
@@ -69,7 +73,30 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EncoderError(f"the device {name!r} cannot be used ({reason}); try --device cpu") from error
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+class _Turns:
+    """Lets ``ON_A_GPU`` batches onto a GPU at a time, each in a stream of its own; onto a processor as many as come."""
+
+    def __init__(self, device: torch.device):
+        self._bounded, self._free = device.type != "cpu", queue.SimpleQueue()
+        for stream in [torch.cuda.Stream(device) for _ in range(ON_A_GPU)] if device.type == "cuda" else [None]:
+            self._free.put(stream)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        if not self._bounded:
+            yield
+            return
+        stream = self._free.get()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._free.put(stream)
 
 
 class ImageEncoder:
@@ -120,14 +147,14 @@ class ImageEncoder:
         )
         sample = self.pixels(Image.linear_gradient("L").convert("RGB"))[:1]
         if not plain:
-            fold_batch_norms(model, lambda: self._pool(model, sample))
+            fold_batch_norms(model, lambda: self._pool(model, sample), names)
         self._layers = _Layers(model, names, spec)
         with torch.no_grad():
             self._layers.joined(lambda: self._pool(model, sample))
         self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu" and not plain:
             use_onednn(self.model)
-        self._one_by_one = threading.Lock()  # a GPU is given one batch after the other
+        self._turns = _Turns(self.device)
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The views of an RGB picture, preprocessed: float32 (V, 3, H, W)."""
@@ -148,14 +175,13 @@ class ImageEncoder:
         """
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
-        with self._one_by_one if self.device.type != "cpu" else contextlib.nullcontext():
+        with self._turns.turn():
             pixels = pixels.to(self.device, non_blocking=True)
             views = []
             for view in pixels.unbind(1):
                 batch = view.to(self._dtype).contiguous(memory_format=torch.channels_last)
                 views.append(self._layers.joined(partial(self._pool, self.model, batch)))
-            features = torch.stack(views, dim=1)
-        return features.float().to("cpu", self._stored).numpy()
+            return torch.stack(views, dim=1).float().to("cpu", self._stored).numpy()
 
     def outputs(self, pixels: Tensor) -> list[Tensor | None]:
         """A pass over pictures (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.
@@ -233,6 +259,7 @@ class TextEncoder:
         self.model = model.to(self.device, torch.float32 if plain else getattr(torch, dtype))
         if self.device.type == "cpu" and not plain:
             use_onednn(self.model)
+        self._turns = _Turns(self.device)
 
     def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         """Features of M captions, (M, D) as stored, in their order, and which were cut, bool (M,)."""
@@ -254,7 +281,7 @@ class TextEncoder:
 
     def encode_tokens(self, token_ids: list[list[int]]) -> np.ndarray:
         """Features of a batch of B captions, padded to the longest: (B, D) as stored. From several threads at will."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._turns.turn():
             layers = self.outputs(self.padded([torch.tensor(ids, dtype=torch.long) for ids in token_ids]))
             return torch.cat(layers, dim=1).to("cpu", self._stored).numpy()
 

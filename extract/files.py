@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     if path.is_dir():
         raise FileError(f"{path} is a folder; a file is to be written there: name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path, str(os.getpid()))
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.aside{path.suffix}")
     try:
         yield aside
         with open(aside, "rb+") as file:
@@ -50,10 +51,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
     remove_folder(path)
     os.replace(aside, path)
     sync_folder(path.parent)
-
-
-def _aside(path: Path, process: str) -> Path:
-    return path.with_name(f".{path.stem}.{process}.aside{path.suffix}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -136,7 +133,9 @@ def only_writer(path: str | Path, what: str) -> Iterator[None]:
     except Timeout as error:
         raise FileError(f"another process is writing {what} {path}; wait for it or stop it") from error
     try:
-        for leftover in (*path.parent.glob(_aside(path, "*").name), *path.glob(".*.aside*")):
+        own = re.compile(rf"\.{re.escape(path.stem)}\.\d+\.aside{re.escape(path.suffix)}")  # as in whole_file
+        beside = (file for file in path.parent.iterdir() if own.fullmatch(file.name))
+        for leftover in (*beside, *path.glob(".*.aside*")):
             leftover.unlink()  # of a process that was killed while it wrote
         yield
     finally:

@@ -1,6 +1,6 @@
 """Makes a frozen model faster on the machine it runs on. Its features stay the same but for rounding. torch, numpy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 
 import numpy as np
@@ -49,12 +49,12 @@ def neighbour_overlap(features: np.ndarray, reference: np.ndarray, k: int) -> fl
     return float(np.mean([len(np.intersect1d(*pair)) / k for pair in pairs]))
 
 
-def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor], asked: Sequence[str] = ()) -> int:
     """Multiplies each BatchNorm of a model in eval mode into the convolution whose output it takes.
 
     Which belong together is seen by following one pass, ``forward``, so that it works module by module on models that
     cannot be traced. Where a convolution's output goes elsewhere too, the features would change: then nothing is
-    folded.
+    folded. Convolutions whose own output is ``asked`` for, by name, stay as they are.
 
     Returns:
         How many were folded.
@@ -70,7 +70,8 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor]) -> int:
         if id(inputs[0]) in outputs:
             pairs.append((outputs[id(inputs[0])][0], norm))
 
-    hooks = [module.register_forward_hook(after) for module in modules if isinstance(module, nn.Conv2d)]
+    convolutions = [module for module, name in modules.items() if isinstance(module, nn.Conv2d) and name not in asked]
+    hooks = [module.register_forward_hook(after) for module in convolutions]
     hooks += [module.register_forward_pre_hook(before) for module in modules if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         expected = forward()

@@ -42,6 +42,8 @@ def needed(short_side: int, views: tuple) -> int:
 def decode(data: bytes, short_side: int | None = None) -> Image.Image:
     """The picture in ``data``, upright (EXIF), as 8-bit RGB; transparency is laid on white, 16 bits are scaled to 8.
 
+    So are numbers of up to 65,535 and, where they are floats, of up to 1.
+
     Of an animation the first frame is taken. Colours are not converted between ICC profiles. A JPEG is decoded at a
     half, a quarter or an eighth of its size where its shorter side then still has ``REDUCED`` times ``short_side``
     pixels, which is faster and leaves the final resizing enough to average over.
@@ -88,6 +90,8 @@ def read_picture(path: str | Path, short_side: int | None = None) -> Image.Image
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode in ("I", "F") and image.getextrema()[1] > 255):
         image = image.convert("F").point(lambda value: value * (255 / 65535) + 0)
+    elif image.mode == "F" and image.getextrema()[1] <= 1:
+        image = image.point(lambda value: value * 255 + 0)
     if image.mode in ("I", "F"):
         image = image.convert("L")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -40,9 +40,9 @@ from extract.store import (
     StoreError,
     caption_ids,
     changed_settings,
+    describe_shard,
     parts_folder,
     seal,
-    shard_fingerprint,
     write_shard,
 )
 from extract.streams import Speed, in_order, shares
@@ -122,8 +122,7 @@ def extract(
                 and not retry_failures
                 and (old.provenance["listing"], old.provenance["request"]) == (listing, request)
             ):
-                if all(shard_fingerprint(shard)[1] in old.fingerprints.values() for shard in parts.glob("*.h5")):
-                    remove_folder(parts)  # else another extraction is under way there
+                _discard(parts, old, say)
                 return summary_of(old, up_to_date=True)
             job = _Job(
                 dataset,
@@ -147,7 +146,7 @@ def extract(
                 old.close()
         with FeatureStore(path) as store:
             summary = summary_of(store, up_to_date=False)
-        remove_folder(parts)
+            _discard(parts, store, say)
     summary.computed, summary.reused, summary.speed = job.computed, job.reused, job.speed
     summary.seconds = time.monotonic() - start
     return summary
@@ -164,6 +163,22 @@ def summary_of(store: FeatureStore, up_to_date: bool) -> Summary:
         truncated=int(store.truncated.sum()),
         duplicates=store.duplicates_across_splits(),
     )
+
+
+def _discard(parts: Path, store: FeatureStore, say: Say) -> None:
+    """Removes the shards whose rows went into the store; those of another, larger extraction stay, and are told of."""
+    known = {kind: set(keys) for kind, keys in (("image", store.sha256), ("text", store.captions))}
+    kept = 0
+    for shard in sorted(parts.glob("*.h5")):
+        kind, fingerprint, keys = describe_shard(shard)
+        if fingerprint == store.fingerprints[kind] and (not keys or not known[kind].isdisjoint(keys)):
+            shard.unlink()
+        else:
+            kept += len(keys)
+    if kept:
+        say(f"{kept:,} rows of another unfinished extraction stay in {parts}, for when that is gone on with")
+    else:
+        remove_folder(parts)
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -224,9 +239,24 @@ class _Job:
     speed: dict[str, Speed] = field(default_factory=dict)
 
     def run(self) -> None:
-        from extract.encoders import ImageEncoder, TextEncoder, pick_device
+        import torch
+
+        from extract.encoders import pick_device
 
         self.settings = self._settings(str(pick_device(self.device)))
+        try:
+            self._run()
+        except torch.OutOfMemoryError as error:
+            half = max(1, (self.settings["batch_size"] or BATCH_SIZE["cpu"]) // 2)
+            anew = " --force, which encodes all anew" if any(self.parts.glob("*.h5")) else ""
+            raise StoreError(
+                f"the memory of {self.settings['device']} is full; make room there and run the command again, or give "
+                f"it --batch-size {half}{anew}"
+            ) from error
+
+    def _run(self) -> None:
+        from extract.encoders import ImageEncoder, TextEncoder
+
         common = {
             "store_dtype": self.config.store_dtype,
             "seed": self.config.seed,
@@ -315,13 +345,17 @@ class _Job:
         wanted = {"device": device, "batch_size": self.config.batch_size, "dtypes": {}}
         if not any(self.parts.glob("*.h5")):
             return wanted
-        begun = read_json(self.parts / "settings.json", "the unfinished extraction's settings")
-        if begun["device"] != device:
-            if not self.force:
-                raise StoreError(
-                    f"{self.parts} was begun on {begun['device']}; go on with --device {begun['device']}, "
-                    "or discard it with --force"
-                )
+        settings = self.parts / "settings.json"
+        if not settings.exists():  # a kill came while all was being removed
+            remove_folder(self.parts)
+            return wanted
+        begun = read_json(settings, "the unfinished extraction's settings")
+        if begun["device"] != device and not self.force:
+            raise StoreError(
+                f"{self.parts} was begun on {begun['device']}; go on with --device {begun['device']}, "
+                "or discard it with --force"
+            )
+        if begun["device"] != device or (self.force and wanted["batch_size"] not in (None, begun["batch_size"])):
             remove_folder(self.parts)
             return wanted
         self.say(f"going on with the unfinished extraction in {self.parts}")
@@ -366,11 +400,14 @@ class _Job:
         """The usual batch size of the device, halved until batches fit its memory; found by trying."""
         import torch
 
+        from extract.encoders import ON_A_GPU
+
         size = BATCH_SIZE.get(self.settings["device"].partition(":")[0], BATCH_SIZE["cpu"])
-        room = total_memory() / 2 / self._streams()
+        room, abreast = total_memory() / 2 / self._streams(), ON_A_GPU if "cuda" in self.settings["device"] else 1
         while size > 1:
+            tried = (partial(trial, size * abreast) for trial in self._trials(pictures, text).values())
             try:
-                if max(peak_memory(partial(trial, size)) for trial in self._trials(pictures, text).values()) <= room:
+                if max(map(peak_memory, tried)) <= room:
                     break
             except torch.OutOfMemoryError:
                 pass
@@ -424,7 +461,7 @@ class _Job:
                 "name another --store, or replace them with --force"
             )
         for shard in sorted(self.parts.glob(f"{kind}-*.h5")):
-            if shard_fingerprint(shard) == (kind, digest(recipe)):
+            if describe_shard(shard)[1] == digest(recipe):
                 continue
             if not self.force:
                 raise StoreError(
@@ -433,18 +470,28 @@ class _Job:
                 )
             shard.unlink()
 
-    def _sources(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
+    def _stored(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
+        """The rows of earlier stores that can be taken over."""
         sources = RowSources(kind, digest(recipe), columns)
-        stores = [store.path for store in (self.old, self.reuse) if store]
-        for file in (*stores, *sorted(self.parts.glob(f"{kind}-*.h5"))):
-            sources.add(file)
+        for store in (self.old, self.reuse):
+            if store:
+                sources.add(store.path)
+        return sources
+
+    def _sources(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
+        """The same, and those of this extraction's shards."""
+        sources = self._stored(kind, recipe, columns)
+        for shard in sorted(self.parts.glob(f"{kind}-*.h5")):
+            sources.add(shard)
         return sources
 
     def _shards(self, kind: str, recipe: dict, listing: str, columns: tuple[str, ...], choose: Callable[[], list[int]]):
-        """(file, items) of each shard. The plan of an unfinished run over the same listing is taken up again."""
+        """(file, items) of each shard. An unfinished run's plan, made from the same things, is taken up again."""
         file = self.parts / f"{kind}.plan.json"
         plan = read_json(file, "the plan") if file.exists() else {}
-        wanted = {"listing": listing, "fingerprint": digest(recipe), "columns": list(columns)}
+        beside = [store.fingerprints for store in (self.old, self.reuse) if store]
+        wanted = {"listing": listing, "fingerprint": digest(recipe), "columns": list(columns), "beside": beside}
+        wanted["retry_failures"] = self.retry_failures
         if not wanted.items() <= plan.items():
             plan = wanted | {"rows": SHARD_ROWS[kind], "todo": choose()}
             write_json(file, plan)
@@ -459,15 +506,19 @@ class _Job:
         sources = self._sources("image", encoder.recipe, columns)
         shards = self._shards("image", encoder.recipe, self.listing, columns, lambda: self._new_images(sources))
         self._announce(
-            "image", shards, f"{self.config.image_encoder}, {self.config.views} views", len(self.dataset.ids)
+            "image", shards, f"{self.config.image_encoder}, {len(encoder.recipe['views'])} views", len(self.dataset.ids)
         )
+        known = self._stored("image", encoder.recipe, ())
+        bare = len(known) - len(self._stored("image", encoder.recipe, columns))
+        if bare:
+            self.say(f"{bare:,} pictures have features already, and only get their thumbnails")
         size = self.settings["batch_size"]
         self._compute(
             "image",
             shards,
             encoder.recipe,
             batches=lambda items: [items[start : start + size] for start in range(0, len(items), size)],
-            encode=partial(self._encode_pictures, encoder),
+            encode=partial(self._encode_pictures, encoder, known),
             columns=self._image_columns,
         )
         sources = self._sources("image", encoder.recipe, columns)
@@ -528,8 +579,6 @@ class _Job:
         ``batches``: a shard's items -> its batches. ``encode``: a batch -> ``_Encoded``, called in several threads.
         ``columns``: the columns of a shard's records, one argument each -> name -> values.
         """
-        import torch
-
         total, done = (sum(len(items) for file, items in shards if all_of or file.exists()) for all_of in (True, False))
         tasks = ((file, batch) for file, items in shards if not file.exists() for batch in batches(items))
         spent: Counter[str] = Counter()
@@ -549,12 +598,6 @@ class _Job:
                     records.sort(key=itemgetter(0))
                     write_shard(file, kind, columns(*zip(*records, strict=True)), recipe, failures)
                     spent["write"] += time.perf_counter() - start
-            except torch.OutOfMemoryError as error:
-                size = self.settings["batch_size"]
-                raise StoreError(
-                    f"batches of {size} do not fit the memory of {self.settings['device']}; "
-                    f"run again with --batch-size {max(1, size // 2)}"
-                ) from error
             finally:
                 results.close()
         if total > done:
@@ -585,8 +628,8 @@ class _Job:
             keys.append(key)
         return keys
 
-    def _encode_pictures(self, encoder, rows: list[int]) -> "_Encoded":
-        """One batch: what can be decoded is encoded, the rest goes into the ledger."""
+    def _encode_pictures(self, encoder, known: RowSources, rows: list[int]) -> "_Encoded":
+        """One batch: what can be decoded is encoded, unless it is ``known``; the rest goes into the ledger."""
         import torch
 
         start = time.perf_counter()
@@ -594,17 +637,21 @@ class _Job:
         for row in rows:
             try:
                 data = (self.dataset.root / self.dataset.paths[row]).read_bytes()
-                picture = decode(data, encoder.short_side)
-                pixels.append(encoder.pixels(picture))
+                picture, key = decode(data, encoder.short_side), hashlib.sha256(data).hexdigest()
+                if key not in known:
+                    pixels.append(encoder.pixels(picture))
             except (PictureError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 failures.append(self._failure(row, reason or str(error)))
                 continue
             small = thumbnail(picture) if self.config.thumbnails else b""
-            read.append((row, hashlib.sha256(data).hexdigest(), small))
+            read.append((row, key, small))
         decoded = time.perf_counter()
         records = []
-        for record, features in zip(read, encoder.encode(torch.stack(pixels)) if read else (), strict=True):
+        new = iter(encoder.encode(torch.stack(pixels)) if pixels else ())
+        for record in read:
+            key = record[1]
+            features = known.gather("features", [key])[0] if key in known else next(new)
             if np.isfinite(features).all():
                 records.append((*record, features))
             else:

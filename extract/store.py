@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -121,7 +122,7 @@ class FeatureStore:
 
     def thumbnails(self) -> "Column | None":
         """A small JPEG of each picture, or None where the store was made without."""
-        return Column(self.path, "image/thumbnail") if "image/thumbnail" in self._file else None
+        return Column(self._file["image/thumbnail"]) if "image/thumbnail" in self._file else None
 
     def copy_thumbnails(self, group: h5py.Group) -> None:
         """Writes the thumbnails, if there are any, into another file's ``group``."""
@@ -209,36 +210,35 @@ class FeatureStore:
 
 
 class Column(Sequence):
-    """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for."""
+    """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for.
 
-    def __init__(self, path: Path, name: str):
-        self._path, self._name = Path(path), name
+    It stays readable when the file that the dataset was opened in is closed, or another one takes its place.
+    """
+
+    def __init__(self, dataset: h5py.Dataset):
+        self._rows = h5py.File(dataset.file.id.reopen())[dataset.name]
 
     def __len__(self) -> int:
-        with self._rows() as rows:
-            return len(rows)
+        return len(self._rows)
 
     def __getitem__(self, row: int) -> bytes:
-        with self._rows() as rows:
-            return rows[row].tobytes()
+        return self._rows[row].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
-        with self._rows() as rows:
-            for block in row_blocks(len(rows)):
-                yield from (data.tobytes() for data in rows[block])
-
-    @contextlib.contextmanager
-    def _rows(self) -> Iterator[h5py.Dataset]:
-        with h5py.File(self._path, "r", locking=False) as file:
-            yield file[self._name]
+        for block in row_blocks(len(self._rows)):
+            yield from (data.tobytes() for data in self._rows[block])
 
 
 def memory_mapped(dataset: h5py.Dataset) -> np.ndarray:
-    """The values of a dataset that lies in its file in one piece, mapped and read-only: no memory is taken up by it."""
+    """The values of a dataset that lies in its file in one piece, mapped and read-only: no memory is taken up by it.
+
+    The file is the one that is open, whatever lies at its path by now.
+    """
     offset = dataset.id.get_offset()
     if offset is None:  # nothing in it, or written by others in chunks
         return dataset[:]
-    return np.memmap(dataset.file.filename, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)
+    with os.fdopen(os.dup(dataset.file.id.get_vfd_handle()), "rb") as file:
+        return np.memmap(file, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)
 
 
 def changed_settings(recipe: dict, before: dict) -> str:
@@ -323,9 +323,9 @@ class RowSources:
                 like = file[self.kind][name]
                 target = group.create_dataset(name, (len(keys), *like.shape[1:]), dtype=like.dtype)
             for rows in row_blocks(len(keys)):
-                _fill(target, rows, self._gather(name, keys[rows]))
+                _fill(target, rows, self.gather(name, keys[rows]))
 
-    def _gather(self, name: str, keys: list[str]) -> np.ndarray:
+    def gather(self, name: str, keys: list[str]) -> np.ndarray:
         """The values of the rows with ``keys``, one file open at a time: there can be more than a process may open."""
         places = np.array([self._where[key] for key in keys])
         block = None
@@ -395,11 +395,12 @@ def seal(
         file.attrs["attributes_sha256"] = _attributes_checksum(file)
 
 
-def shard_fingerprint(path: Path) -> tuple[str, str]:
-    """A shard's kind, and the fingerprint of its features."""
+def describe_shard(path: Path) -> tuple[str, str, list[str]]:
+    """A shard's kind, the fingerprint of its features, and the keys of its rows."""
     with h5py.File(path, "r", locking=False) as file:
         kind = next(kind for kind in KINDS if kind in file)
-        return kind, file[kind]["features"].attrs["fingerprint"]
+        group = file[kind]
+        return kind, group["features"].attrs["fingerprint"], _strings(group[KEYS[kind]])
 
 
 @contextlib.contextmanager

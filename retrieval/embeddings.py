@@ -241,7 +241,7 @@ def _read(file: h5py.File) -> Embeddings:
         rerank=file.attrs["rerank"],
         space=file.attrs["space"],
         captions=text["caption"].asstr()[:].tolist(),
-        thumbnails=Column(Path(file.filename), "image/thumbnail") if "thumbnail" in image else None,
+        thumbnails=Column(image["thumbnail"]) if "thumbnail" in image else None,
         fingerprints={kind: file.attrs[f"{kind}_fingerprint"] for kind in ("image", "text", "dataset")},
         selection_split=file.attrs["selection_split"],
         report_split=file.attrs["report_split"],

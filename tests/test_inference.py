@@ -65,6 +65,12 @@ def test_what_folding_would_change_is_left_as_it_was(oddity):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_convolution_whose_own_output_is_asked_for_is_left_alone():
+    model = with_statistics(Block())
+    assert fold_batch_norms(model, lambda: model(PIXELS), ["first"]) == 1
+    assert isinstance(model.first_norm, nn.BatchNorm2d)
+
+
 def test_a_model_without_such_norms_is_no_error():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()).eval()
     assert fold_batch_norms(model, lambda: model(PIXELS)) == 0

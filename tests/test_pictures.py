@@ -180,3 +180,9 @@ def test_an_inset_picture_is_whole_again_once_its_canvas_is_cropped():
     assert canvas.size == (256, 256)
     middle = np.asarray(canvas.crop((16, 16, 240, 240)))
     np.testing.assert_array_equal(middle, np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)))
+
+
+def test_floats_up_to_1_are_scaled_to_8_bits():
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    levels = np.asarray(decode(encode(Image.fromarray(ramp), "TIFF")))[..., 0].ravel()
+    np.testing.assert_allclose(levels, np.arange(256), atol=1)

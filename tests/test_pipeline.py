@@ -273,6 +273,95 @@ def test_a_resumed_extraction_keeps_batch_size_and_threads(drawn, tmp_path, extr
         assert store.provenance["image"]["batch_size"] == 8
 
 
+def test_pictures_that_join_are_planned_anew_once_the_store_they_joined_is_gone(
+    data, tmp_path, extract_config, monkeypatch, counting
+):
+    path, text = tmp_path / "s.h5", (data / "captions.csv").read_text()
+    (data / "captions.csv").write_text("".join(line for line in text.splitlines(keepends=True) if "/005" not in line))
+    extract(read_dataset(data), path, extract_config, device="cpu")
+    (data / "captions.csv").write_text(text)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            extract(read_dataset(data), path, extract_config, device="cpu")
+    path.unlink()
+    counting["image"] = 0
+    assert extract(read_dataset(data), path, extract_config, device="cpu").images == 60
+    assert counting["image"] == 50  # those that joined are in a shard
+
+
+def test_finished_shards_of_a_larger_extraction_outlive_a_smaller_one(
+    drawn, tmp_path, extract_config, monkeypatch, counting
+):
+    path, told = tmp_path / "s.h5", []
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            extract(read_dataset(drawn), path, extract_config, device="cpu")
+    for _ in range(2):  # made, and up to date
+        extract(read_dataset(drawn).first(10), path, extract_config, device="cpu", say=told.append)
+        assert "rows of another unfinished extraction stay in" in told[-1]
+    counting["image"] = 0
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
+    assert counting["image"] <= 60 - 32
+    assert not parts_folder(path).exists()
+
+
+def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract_config, monkeypatch):
+    path = tmp_path / "s.h5"
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            extract(read_dataset(drawn), path, extract_config, device="cpu")
+    (parts_folder(path) / "settings.json").unlink()
+    assert extract(read_dataset(drawn), path, extract_config, device="cpu").images == 60
+
+
+def test_thumbnails_that_are_wanted_later_need_no_encoding(drawn, tmp_path, extract_config, counting):
+    path, told = tmp_path / "s.h5", []
+    extract(read_dataset(drawn), path, dataclasses.replace(extract_config, thumbnails=False), device="cpu")
+    with FeatureStore(path) as store:
+        features, done = np.array(store.image_features), dict(counting)
+    extract(read_dataset(drawn), path, extract_config, device="cpu", say=told.append)
+    assert counting == done
+    assert any("60 pictures have features already" in line for line in told)
+    with FeatureStore(path) as store:
+        np.testing.assert_array_equal(store.image_features, features)
+        assert len(store.thumbnails()) == 60
+
+
+def test_a_full_memory_is_one_line_whose_advice_can_be_followed(drawn, tmp_path, extract_config, monkeypatch):
+    import torch
+
+    path, dataset = tmp_path / "s.h5", read_dataset(drawn)
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("extract.encoders.TextEncoder.encode_tokens", full)
+        patch.setattr(pipeline._Job, "_check_room", lambda *_: None)
+        with pytest.raises(
+            StoreError, match="memory of cpu is full; .* --batch-size 4 --force, which encodes all anew"
+        ):
+            extract(dataset, path, extract_config, device="cpu")
+    smaller = dataclasses.replace(extract_config, batch_size=4)
+    extract(dataset, path, smaller, device="cpu", force=True)
+    with FeatureStore(path) as store:
+        assert store.provenance["image"]["batch_size"] == 4
+
+
+def test_a_store_with_a_longer_name_keeps_the_file_that_is_being_written(tmp_path):
+    ours, theirs = tmp_path / ".a[1].77.aside.h5", tmp_path / ".a[1].b.77.aside.h5"
+    ours.touch()
+    theirs.touch()
+    with only_writer(tmp_path / "a[1].h5", "the store"):
+        assert theirs.exists()
+        assert not ours.exists()
+
+
 def test_two_writers_on_one_store_the_second_is_refused(drawn, tmp_path, extract_config):
     with (
         only_writer(tmp_path / "s.h5", "the store"),

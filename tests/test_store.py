@@ -1,6 +1,7 @@
 """The HDF5 store: round trips, what it refuses, what verify finds."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from extract import Failure
 from extract.files import digest
-from extract.store import FeatureStore, RowSources, StoreError, seal, write_shard
+from extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_column, write_shard
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 RECIPES = {"image": {"weights": "i" * 64, "pooling": "mean"}, "text": {"weights": "t" * 64, "pooling": "mean"}}
@@ -281,3 +282,25 @@ def test_changed_provenance_is_found(tmp_path):
         file.attrs["provenance"] = file.attrs["provenance"].replace("now", "then")
     with FeatureStore(path) as store:
         assert store.verify() == ["the attributes do not match their checksum"]
+
+
+def test_an_open_store_stays_itself_when_another_takes_its_place(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    path, other = simple(tmp_path / "a", 6), simple(tmp_path / "b", 9)
+    with FeatureStore(path) as store:
+        before = np.array(store.image_features), np.array(store.text_features)
+        os.replace(other, path)
+        for old, now in zip(before, (store.image_features, store.text_features), strict=True):
+            np.testing.assert_array_equal(old, now)
+    with FeatureStore(path) as store:
+        assert len(store.image_features) == 9
+
+
+def test_thumbnails_are_read_although_their_store_is_closed_or_replaced(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write_column(file, "thumbnail", [b"one", b"three"])
+    with h5py.File(tmp_path / "a.h5", "r") as file:
+        column = Column(file["thumbnail"])
+    os.replace(shutil.copy(__file__, tmp_path / "other"), tmp_path / "a.h5")
+    assert (len(column), column[1], list(column)) == (2, b"three", [b"one", b"three"])
