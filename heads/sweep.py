@@ -1,7 +1,8 @@
 """Many fits for the price of a few: the points of a grid are trained together, and hopeless ones are dropped early.
 
 A *trial* is one setting with one seed. Trials that see the same batches go through their epochs together
-(``heads.stacking``), as many at a time as pay and fit the memory; what comes of each is what ``fit`` would make of it.
+(``heads.stacking``), as many at a time as pay and fit the memory; what comes of each is what ``fit`` would make of it,
+given half of the memory where features have to be read in chunks.
 What a trial's heads are worth is told by a judge that is passed in, from their embeddings of the selection pictures.
 """
 
@@ -34,7 +35,7 @@ _NO_AXES = {
     "training.cca": "a sweep ranks single pairs of heads",
     "model.rerank": "it changes nothing in the heads; evaluate compares the ways with --rerank",
 }
-RUNGS = (1 / 8, 1 / 2)  # of all epochs, after which halving drops trials
+RUNGS = (1 / 8, 1 / 4, 1 / 2)  # of all epochs, after which halving drops trials
 KEPT = 1 / 4  # of the settings, at a rung; and whatever cannot be told from the best
 AT_ONCE = {"cpu": 8}  # trials; more in a stack bring nothing there, and a kill costs those that are under way
 AT_ONCE_ELSEWHERE = 64
@@ -63,6 +64,9 @@ class Judge(Protocol):
 
     def load(self, trial: str, path: Path) -> None:
         """Remembers it again."""
+
+    def best(self, trials: Sequence[str], most: int) -> list[str]:
+        """So many of the trials, the best first."""
 
     def contenders(self, trials: Sequence[str], share: float) -> list[str]:
         """The best share of the trials, and all others that cannot be told from the best one."""
@@ -135,10 +139,12 @@ def sweep(
     """Trains every trial, or with ``halving`` those that stay promising; goes on where an interrupted sweep stopped.
 
     With ``halving`` the first seed of each setting runs until a rung (``RUNGS``); the best share goes on, with all that
-    cannot be told from the best. What is left at the end gets its other seeds. Each rung's decision is written down.
+    cannot be told from the best. Of those that reach the end the best share, two at least, gets its other seeds; the
+    others stand as what one seed showed. Each rung's decision is written down.
 
     Args:
-        memory: bytes that features and heads may take, half each; by default half of the machine's.
+        memory: bytes that features and heads may take, half each; by default half of the machine's. An interrupted
+            sweep goes on with what it was begun with.
 
     Returns:
         By name, of each trial that was begun: ``epochs``, ``best_epoch``, ``seconds``, ``history``, and ``outcome``:
@@ -147,9 +153,9 @@ def sweep(
     Raises:
         SweepError: the folder holds another sweep, or something else; or settings that halving cannot compare.
     """
-    schedules = {(one.training.num_epochs, one.training.check_every) for each in settings for one in each.configs}
-    if halving and len(schedules) > 1:
-        raise SweepError("--halving compares settings half-way; all need the same num_epochs and check_every")
+    trainings = [config.training for setting in settings for config in setting.configs]
+    if halving and len({(one.num_epochs, one.check_every, one.warmup) for one in trainings}) > 1:
+        raise SweepError("--halving compares settings half-way; all need the same num_epochs, check_every and warmup")
     grid = digest([[trial_name(config) for config in setting.configs] for setting in settings]) if halving else ""
     with only_writer(Path(folder), "the sweep"):
         work = _Sweep(store, Path(folder), judge, torch.device(device), memory or default_memory(), grid, say)
@@ -159,9 +165,10 @@ def sweep(
             if not halving:
                 work.run([config for setting in settings for config in setting.configs])
                 return work.results
-            for share in (*RUNGS, 1.0):
-                first = work.rung(first, share)
-            chosen = {trial_name(config) for config in first}
+            for number, end in enumerate(_rungs(first[0])):
+                first = work.rung(first, number, end)
+            sound = [name for config in first if work.results[name := trial_name(config)]["outcome"] == "finished"]
+            chosen = set(judge.best(sound, max(2, math.ceil(KEPT * len(sound)))))
             others = [one for each in settings if trial_name(each.configs[0]) in chosen for one in each.configs[1:]]
             work.bar.total += sum(config.training.num_epochs for config in others)
             work.run(others)
@@ -193,8 +200,9 @@ class _Sweep:
         elif folder.exists() and any(folder.iterdir()):
             raise SweepError(f"{folder} is not empty and no sweep; name a new folder")
         else:
-            self._request = made | {"store": str(store.path.resolve()), "rungs": []}
+            self._request = made | {"store": str(store.path.resolve()), "memory": memory, "rungs": []}
             write_json(self._path, self._request)
+        memory = self._request["memory"]
         for_features = max(MIN_MEMORY, memory // 2)
         self._data, self._memory = Data(store, roles, device, for_features), memory - for_features
         if device.type == "cuda":
@@ -204,30 +212,31 @@ class _Sweep:
             f"{len(roles.selection):,} ({roles.selection_name})"
         )
 
-    def rung(self, configs: list[Config], share: float) -> list[Config]:
-        """Brings trials to a share of their epochs, and drops what is behind; what was decided before stands."""
+    def rung(self, configs: list[Config], number: int, end: int) -> list[Config]:
+        """Brings trials to an epoch, and drops what is behind; what was decided before stands."""
         if not configs:  # all have diverged
             return []
         decided, names = self._request["rungs"], [trial_name(config) for config in configs]
-        number = (*RUNGS, 1.0).index(share)
         if number == len(decided):
-            self.run(configs, share)
+            self.run(configs, end)
             sound = [name for name in names if self.results.get(name, {}).get("outcome") != "diverged"]
             decided.append(self._judge.contenders(sound, KEPT))
             write_json(self._path, self._request)
-            epoch = _until(configs[0], share)
-            self._say(f"after {epoch} epochs {len(decided[-1])} of {len(names)} settings are still in the race")
+            self._say(f"after {end} epochs {len(decided[-1])} of {len(names)} settings are still in the race")
         chosen = set(decided[number])
-        for config, name in zip(configs, names, strict=True):
-            if share < 1 and name not in chosen and not self._known(config):
+        if end < configs[0].training.num_epochs:
+            behind = [one for one, name in zip(configs, names, strict=True) if name not in chosen]
+            behind = [config for config in behind if not self._known(config)]
+            self.run([config for config in behind if not self._file(config).exists()], end)  # removed by someone
+            for config in behind:
                 self._end(config, "dropped")
-        if share == 1:
+        else:
             for config in configs:
                 self._known(config)
         return [config for config, name in zip(configs, names, strict=True) if name in chosen]
 
-    def run(self, configs: Iterable[Config], share: float = 1.0) -> None:
-        """Brings trials to a share of their epochs; those that are done already stay as they are."""
+    def run(self, configs: Iterable[Config], end: int | None = None) -> None:
+        """Brings trials to an epoch, or to their end; those that are done already stay as they are."""
         waiting = sorted((config for config in configs if not self._known(config)), key=_order)
         for _, alike in itertools.groupby(waiting, _company):
             alike = list(alike)
@@ -235,23 +244,23 @@ class _Sweep:
                 most = self._at_once(alike)
                 points, alike = [self._point(config) for config in alike[:most]], alike[most:]
                 for _, abreast in itertools.groupby(sorted(points, key=_epoch), _epoch):
-                    self._run_together(list(abreast), share)
+                    self._run_together(list(abreast), end)
 
     def _end(self, config: Config, outcome: str, point: Point | None = None) -> None:
         """Writes down what has become of a trial."""
         name = trial_name(config)
         if name in self.results:
             return
-        point = point or self._point(config)
-        result = {"outcome": outcome, "epochs": point.epoch, "best_epoch": point.best_epoch}
-        result["seconds"] = sum(row["seconds"] for row in point.history)
-        result["history"] = [row for row in point.history if math.isfinite(row["loss"])]
+        last = point.state() if point else self._parked(config)
+        result = {"outcome": outcome, "epochs": last["epoch"], "best_epoch": last["best_epoch"]}
+        result["seconds"] = sum(row["seconds"] for row in last["history"])
+        result["history"] = [row for row in last["history"] if math.isfinite(row["loss"])]
         if outcome != "diverged":
             self._judge.save(name, self._folder / f"{name}.npz")
         write_json(self._folder / f"{name}.json", result)
-        (self._folder / f"{name}{_PARKED}").unlink(missing_ok=True)
+        self._file(config).unlink(missing_ok=True)
         self.results[name] = result
-        self.bar.update(config.training.num_epochs - point.epoch)
+        self.bar.update(config.training.num_epochs - last["epoch"])
 
     def _known(self, config: Config) -> bool:
         """Whether a trial is done, in this sweep or before it was interrupted."""
@@ -263,9 +272,9 @@ class _Sweep:
             self.bar.update(config.training.num_epochs)
         return name in self.results
 
-    def _run_together(self, points: list[Point], share: float) -> None:
+    def _run_together(self, points: list[Point], end: int | None) -> None:
         """Trains points that have come equally far, looking at them when ``fit`` would, and parks what is left."""
-        dealt, end = self._data.dealt(points[0].config), _until(points[0].config, share)
+        dealt, end = self._data.dealt(points[0].config), end or points[0].config.training.num_epochs
         while points and points[0].epoch < end:
             epochs = points[0].until_check
             advance(points, *dealt, epochs)
@@ -290,23 +299,32 @@ class _Sweep:
     def _park(self, point: Point) -> None:
         name = trial_name(point.config)
         self._judge.save(name, self._folder / f"{name}.npz")
-        with whole_file(self._folder / f"{name}{_PARKED}") as aside:
+        with whole_file(self._file(point.config)) as aside:
             torch.save(point.state(), aside)
 
     def _point(self, config: Config) -> Point:
         """A trial at its start, or where it was parked."""
-        point, name = self._data.point(config), trial_name(config)
-        parked = self._folder / f"{name}{_PARKED}"
-        if parked.exists():
-            try:
-                point.restore(torch.load(parked, map_location=self._device, weights_only=True))
-            except Exception as error:  # torch raises many kinds on a damaged archive
-                raise SweepError(
-                    f"{parked} cannot be read; remove all files {parked.with_suffix('.*')} and sweep again: that trial "
-                    "is then fitted anew"
-                ) from error
-            self._judge.load(name, self._folder / f"{name}.npz")
+        point, state = self._data.point(config), self._parked(config)
+        if state:
+            point.restore(state)
         return point
+
+    def _parked(self, config: Config) -> dict | None:
+        """The state of a trial that waits, whose worth is remembered again; tensors are read when they are used."""
+        name, parked = trial_name(config), self._file(config)
+        if not parked.exists():
+            return None
+        self._judge.load(name, self._folder / f"{name}.npz")
+        try:
+            return torch.load(parked, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds on a damaged archive
+            raise SweepError(
+                f"{parked} cannot be read; remove all files {parked.with_suffix('.*')} and sweep again: that trial "
+                "is then fitted anew"
+            ) from error
+
+    def _file(self, config: Config) -> Path:
+        return self._folder / f"{trial_name(config)}{_PARKED}"
 
     def _at_once(self, configs: Sequence[Config]) -> int:
         """How many of the trials, in their order, are trained together: as many as pay and fit the memory."""
@@ -332,11 +350,10 @@ def bytes_of_trial(config: Config, dims: tuple[int, int]) -> int:
     return 4 * (9 * numbers + batch)
 
 
-def _until(config: Config, share: float) -> int:
-    """The epoch at a share of all, at which the heads are looked at anyway."""
-    training = config.training
-    looks = math.ceil(share * training.num_epochs / training.check_every)
-    return min(training.num_epochs, looks * training.check_every)
+def _rungs(config: Config) -> list[int]:
+    """The epochs at which halving decides, at which heads are looked at anyway; the last one is the end."""
+    whole, every = config.training.num_epochs, config.training.check_every
+    return sorted({min(whole, math.ceil(share * whole / every) * every) for share in (*RUNGS, 1)})
 
 
 def _company(config: Config) -> tuple:

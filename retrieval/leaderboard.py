@@ -66,9 +66,13 @@ class Judge:
         found = tuple(Ranks(**side | {"gallery": int(side["gallery"])}) for side in sides)
         self._remember(trial, found, report([found], draws=0)["rsum"])
 
+    def best(self, trials: Sequence[str], most: int) -> list[str]:
+        """So many of the trials, those with the highest rsum, the best first."""
+        return sorted(trials, key=lambda trial: -self._rsum[trial])[:most]
+
     def contenders(self, trials: Sequence[str], share: float) -> list[str]:
         """The best share of the trials by rsum, and all others that cannot be told from the best one (``_behind``)."""
-        order = sorted(trials, key=lambda trial: -self._rsum[trial])
+        order = self.best(trials, len(trials))
         sure = max(1, math.ceil(share * len(order)))
         best = [self._ranks[order[0]]] if order else []
         rest = (trial for trial in order[sure:] if _behind(best, [self._ranks[trial]], len(order))["high"] >= 0)

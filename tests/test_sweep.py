@@ -262,12 +262,29 @@ def test_halving_drops_the_hopeless_and_gives_the_rest_their_other_seeds(store, 
     outcomes = [results[trial_name(point.configs[0])]["outcome"] for point in points]
     assert outcomes.count("finished") == 1
     dropped = [results[trial_name(p.configs[0])] for p, o in zip(points, outcomes, strict=True) if o == "dropped"]
-    assert sorted(each["epochs"] for each in dropped) == [2, 2, 8]
+    assert sorted(each["epochs"] for each in dropped) == [2, 2, 4]
     winner = points[outcomes.index("finished")]
     assert results[trial_name(winner.configs[1])]["epochs"] == 16
     assert len(results) == 5  # no other seed of a dropped one
     rows = leaderboard(judge, [(p.values, [trial_name(c) for c in p.configs]) for p in points], results)
     assert (rows[0]["verdict"], rows[0]["seeds"], rows[1]["verdict"]) == ("best", 2, "dropped")
+
+
+def test_of_many_ties_at_the_end_only_the_best_get_their_other_seeds(store, tmp_path):
+    points = settings("model.learn_temperature=false", "training.num_epochs=4", "training.check_every=4",
+                      grid=["model.temperature=0.05,0.051,0.052,0.053"], seeds=2)  # fmt: skip
+    judge = Judge()
+    results = sweep(store, tmp_path / "s", points, judge, halving=True)
+    assert len(results) == 4 + 2
+    rows = leaderboard(judge, [(p.values, [trial_name(c) for c in p.configs]) for p in points], results)
+    assert [row["seeds"] for row in rows] == [2, 2, 1, 1]
+    assert {row["verdict"] for row in rows[1:]} == {"tie"}
+
+
+def test_rungs_are_epochs_that_are_looked_at_each_once():
+    found = [module._rungs(load_config(None, [f"training.num_epochs={epochs}", f"training.check_every={every}"]))
+             for epochs, every in ((8, 1), (20, 3), (8, 3), (4, 4), (2, 5))]  # fmt: skip
+    assert found == [[1, 2, 4, 8], [3, 6, 12, 20], [3, 6, 8], [4], [2]]
 
 
 def test_contenders_are_the_best_share_and_all_ties():
@@ -330,9 +347,9 @@ def test_halving_never_mixes_with_another_grid_or_way(store, tmp_path):
     for other, halving in ((points, False), (points[:2], True)):
         with pytest.raises(SweepError, match="settings that were dropped cannot be taken up again: name a new folder"):
             sweep(store, tmp_path / "s", other, Judge(), halving=halving)
-    uneven = settings(grid=["training.num_epochs=2,8"])
-    with pytest.raises(SweepError, match="all need the same num_epochs and check_every"):
-        sweep(store, tmp_path / "t", uneven, Judge(), halving=True)
+    for uneven in (settings(grid=["training.num_epochs=2,8"]), settings(grid=["training.warmup=0.05,0.5"])):
+        with pytest.raises(SweepError, match="all need the same num_epochs, check_every and warmup"):
+            sweep(store, tmp_path / "t", uneven, Judge(), halving=True)
     sweep(store, tmp_path / "u", points[:2], Judge())
     results = sweep(store, tmp_path / "u", points, Judge())  # without halving a grid may grow
     assert len(results) == 3
