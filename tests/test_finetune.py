@@ -24,6 +24,7 @@ from heads.checkpoint import RunError, load_run
 from heads.finetune import FinetuneError, finetune, finish
 from heads.sides import SideError
 from heads.thaw import Stages, ThawError
+from heads.workers import Workers
 from retrieval.metrics import quality
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -405,6 +406,22 @@ def free_port():
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return opened.getsockname()[1]
+
+
+def test_trap_summed_gradients_meet_the_weights_that_they_are_of(monkeypatch):
+    """A fused step walks through the memory, where a convolution's channels may lie last."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _flat: None)  # the other process adds nothing
+    workers = Workers(torch.device("cpu"))
+    found = {}
+    for workers.size in (1, 2):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+        layer(torch.randn(2, 4, 5, 5)).square().sum().backward()
+        workers.sum_gradients(layer.parameters())
+        optimizer.step()
+        found[workers.size] = layer.weight.detach()
+    assert torch.equal(found[1], found[2])
 
 
 def test_two_processes_train_as_one_does(tune, base_file, base_run, drawn, tmp_path, tiny_mobilenet, tiny_bert):
