@@ -113,7 +113,7 @@ def fit(
         provenance = {
             "request": request,
             "space": space,
-            "members": [settings["model"] | {"embedding_dim": member.embedding_dim} for member in members],
+            "members": [dataclasses.asdict(member.config) for member in members],
             "store": str(store.path.resolve()),
             "fingerprints": store.fingerprints,
             "recipes": store.recipes,

@@ -483,6 +483,14 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
     assert any(np.allclose(found, each.image_map @ each.text_map.T, atol=1e-4) for _, each in cca(both))
 
 
+def test_trap_a_closed_form_member_beside_mlps_is_loaded_again(store, tmp_path, fit_config, changed):
+    config = changed(fit_config, model={"head": "mlp"}, training={"num_epochs": 1, "cca": True})
+    made = fit(store, tmp_path / "r", config, quality=measure, align=align)
+    assert [member["head"] for member in made["members"]] == ["mlp", "linear"]
+    found = image_embeddings(load_run(tmp_path / "r").heads, store.image_features)
+    np.testing.assert_array_equal(found, read_embeddings(tmp_path / "r/embeddings.h5").images)
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
     store, tmp_path, fit_config, changed, monkeypatch, steps
