@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 from configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
+from extract.files import only_writer
 from extract.store import FeatureStore, StoreError
 from heads import finetune as finetune_module
+from heads.activations import Maps, write_activations
 from heads.checkpoint import RunError, load_run
 from heads.finetune import FinetuneError, finetune, finish
 from heads.sides import SideError
@@ -406,6 +408,16 @@ def free_port():
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return opened.getsockname()[1]
+
+
+def test_trap_processes_that_find_the_activations_cached_do_not_wait_for_each_other(tmp_path):
+    path, told = tmp_path / "image.h5", []
+    given = path, "fingerprint", (4, 1, 2), lambda: [np.ones((4, 1, 2))], "pictures", told.append
+    write_activations(*given)
+    with only_writer(path, "the activations"):  # another process that looks too
+        write_activations(*given)
+    assert told[1:] == [f"pictures: cached activations are taken from {path}"]
+    np.testing.assert_array_equal(Maps(path).gather(np.array([3]), np.array([0])), [[1, 1]])
 
 
 def test_trap_summed_gradients_meet_the_weights_that_they_are_of(monkeypatch):
