@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +339,28 @@ def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
         if one.requires_grad:
             assert torch.allclose(one, other, atol=1e-5)
     assert torch.allclose(encoder.outputs(inputs)[0], whole[0], atol=1e-6)  # the model is as it was
+
+
+def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
+    """As on a card, where the way back has a thread of its own."""
+    from extract.encoders import ImageEncoder
+
+    encoder = ImageEncoder("torchvision:resnet18@random", layers="layer4.1.conv1,last", device="cpu", plain=True)
+    inputs = encoder.pixels(Image.linear_gradient("L").convert("RGB"))
+    stages = Stages(encoder.model, lambda: encoder.outputs(inputs))
+    lowest = stages.lowest(["last1"], "image")
+    stages.thaw(lowest)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            stages.checkpoint(lowest)
+        loss = sum(output.square().sum() for output in encoder.outputs(inputs))
+        with ThreadPoolExecutor(1) as other:
+            other.submit(loss.backward).result()
+        gradients.append([each.grad for each in encoder.model.parameters() if each.grad is not None])
+        encoder.model.zero_grad()
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.equal(plain, again)
 
 
 def test_a_torchvision_encoder_is_saved_whole(store_file, run_dir, drawn, tmp_path):
