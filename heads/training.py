@@ -64,7 +64,7 @@ def fit(
         correct_hubs: gives the embeddings their biases: ``retrieval.hubness.fit_inverted_softmax``.
         align: fits linear maps in closed form, for ``training.cca``: ``retrieval.baselines.align``.
         memory: bytes that the fit may take; where the features do not fit, they are read in shuffled chunks. By
-            default half of the machine's. An interrupted fit goes on with what it was begun with.
+            default half of the machine's. A fit that was interrupted in training goes on with what it was begun with.
 
     Returns:
         The run's provenance, as in ``run.json``.
@@ -87,9 +87,9 @@ def fit(
                 f"{folder} holds a run of other settings or features; name another --run, or --force"
             )
         state = checkpoint.load_resume(folder, request)
-        if state is None:
+        if state is None or "points" not in state:
             state = {"request": request, "memory": memory or default_memory()}
-            checkpoint.save_resume(folder, state)
+            checkpoint.begin(folder, state)
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         job = _Fit(store, folder, config, state, quality, align, torch.device(device), say)
         start = time.monotonic()
@@ -222,6 +222,8 @@ class _Fit:
         if training.shuffle_pairs:
             self._say("the control: every train picture is fitted to the captions of another one")
         data, points = self._begin("points", roles)
+        if training.cca and data.count > 1:
+            raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
         trained = sum(p.numel() for point in points for p in point.heads.parameters() if p.requires_grad)
         self._say(
             f"fitting {trained:,} parameters on {self._device}: {len(roles.train):,} pictures, "
@@ -243,8 +245,6 @@ class _Fit:
 
         With ``training.refit`` two of them: as it was chosen, and fitted on the selection pictures as well.
         """
-        if data.count > 1:
-            raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
         self._say("aligning in closed form (CCA)")
         with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
             parts = (data.standardised(part) for part in (roles.train, roles.selection))

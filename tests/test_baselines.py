@@ -8,7 +8,18 @@ from sklearn.linear_model import Ridge
 
 from heads.models import Standardize
 from retrieval import baselines
-from retrieval.baselines import MAPS, Pairs, align, cca, choose, neighbours, random_orthogonal, ridge, standardised, unlearned
+from retrieval.baselines import (
+    MAPS,
+    Pairs,
+    align,
+    cca,
+    choose,
+    neighbours,
+    random_orthogonal,
+    ridge,
+    standardised,
+    unlearned,
+)
 from retrieval.metrics import MetricsError, quality, report
 
 

@@ -1,6 +1,7 @@
 """Chunks of a store that is larger than the memory: nothing is lost, nothing comes twice, and heads learn the same."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from extract.store import FeatureStore
 from heads import chunks as module
 from heads import training
 from heads.chunks import ChunkError, Chunks, blocks, chunks_for
-from heads.training import fit
+from heads.training import TrainingError, fit
+from retrieval.baselines import align
 from retrieval.hubness import fit_inverted_softmax
 from retrieval.metrics import quality
 
@@ -122,6 +124,15 @@ def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
     assert read_json(tmp_path / "killed/run.json", "run")["chunks"] == 4
     files = [(tmp_path / name / "heads.safetensors").read_bytes() for name in ("whole", "killed")]
     assert files[0] == files[1]
+
+
+def test_trap_more_memory_is_taken_where_the_first_was_too_little(store, settings, small_chunks, tmp_path):
+    folder = tmp_path / "r"
+    with_cca = replace(settings, training=replace(settings.training, num_epochs=1, cca=True))
+    given = {"quality": None, "correct_hubs": None}  # neither is asked: nothing is trained
+    with pytest.raises(TrainingError, match="training.cca needs the features in memory; give more --memory"):
+        fit(store, folder, with_cca, **given, align=None, memory=300_000)
+    assert fit(store, folder, with_cca, **MEASURES, align=align, memory=2**40)["chunks"] == 1
 
 
 def test_features_are_mapped_not_read(store_file):

@@ -23,7 +23,7 @@ from extract.files import only_writer
 from extract.store import FeatureStore, StoreError
 from heads import finetune as finetune_module
 from heads.activations import Maps, write_activations
-from heads.checkpoint import RunError, load_run
+from heads.checkpoint import RunError, load_run, save_resume
 from heads.finetune import FinetuneError, finetune, finish
 from heads.sides import SideError
 from heads.thaw import Stages, ThawError
@@ -383,9 +383,11 @@ def test_an_encoder_that_cannot_be_saved_is_found_before_anything_is_trained(tun
         raise RuntimeError("size mismatch for pos_embedding")
 
     monkeypatch.setattr("extract.encoders.ImageEncoder.save", damaged)
+    save_resume(tmp_path / "tuned", {})
+    (tmp_path / "tuned/.trial/text").mkdir(parents=True)  # of a training that was killed
     with pytest.raises(FinetuneError, match=r"the image encoder cannot be saved.* \(size mismatch for pos_embedding\)"):
         tune(measure=None)  # which the first look would call
-    assert [path.name for path in (tmp_path / "tuned").iterdir() if not path.name.startswith(".")] == ["resume.pt"]
+    assert [path.name for path in (tmp_path / "tuned").iterdir()] == ["resume.pt"]
 
 
 def test_where_nothing_was_better_heads_and_encoders_stay(tune, base_run, tmp_path, tiny_mobilenet):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.store import FeatureStore
-from heads import stacking, training
+from heads import checkpoint, stacking, training
 from heads.checkpoint import RunError, load_run, save_resume
 from heads.embed import EmbedError, image_embeddings
 from heads.ensemble import ensemble
@@ -360,6 +360,37 @@ def test_trap_force_never_removes_what_is_not_a_runs_own(store, run_dir, tmp_pat
     assert (folder / "notes.txt").read_text() == "keep"
     assert not (folder / "evaluation-test.md").exists()
     assert not (folder / "shuffled").exists()
+    assert outputs(folder) == outputs(run_dir)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_trap_a_folder_that_a_kill_left_half_cleared_is_a_run_still(
+    store, run_dir, tmp_path, fit_config, monkeypatch, force
+):
+    def killed(_folder):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    (folder / "index").mkdir()
+    (folder / "tokenizer/old.txt").write_text("old")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoint, "remove_folder", killed)
+        fit(store, folder, fit_config, quality=measure, force=True)
+    assert (folder / "tokenizer/old.txt").exists()
+    fit(store, folder, fit_config, quality=measure, force=force)
+    assert outputs(folder) == outputs(run_dir)
+    assert (folder / "index").exists()
+    assert not (folder / "tokenizer/old.txt").exists()
+
+
+def test_trap_a_folder_that_a_kill_left_cleared_is_a_run_still(store, run_dir, tmp_path, fit_config):
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    (folder / "store.h5").write_text("of fine-tuning")
+    checkpoint.claim_folder(folder, force=True)
+    assert {path.name for path in folder.iterdir()} == {"resume.pt", "store.h5"}
+    fit(store, folder, fit_config, quality=measure, force=True)
     assert outputs(folder) == outputs(run_dir)
 
 
