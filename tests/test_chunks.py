@@ -12,7 +12,7 @@ from extract.files import read_json
 from extract.store import FeatureStore
 from heads import chunks as module
 from heads import training
-from heads.chunks import ChunkError, Chunks, blocks, chunks_for
+from heads.chunks import ChunkError, Chunks, blocks, chunks_for, memory_on
 from heads.training import TrainingError, fit
 from retrieval.baselines import align
 from retrieval.hubness import fit_inverted_softmax
@@ -65,16 +65,32 @@ def test_a_single_chunk_is_read_once_and_takes_nothing_from_the_generator(store)
 
 
 def test_how_many_chunks_a_memory_makes(store, monkeypatch):
-    train = store.roles().train
-    size = 4 * (len(train) * 2 * 1024 + 5 * len(train) * 32)
+    train, selection = store.roles().train, store.roles().selection
+    of_picture = 4 * (2 * 1024 + 5 * 32)
+    size, beside = len(train) * of_picture, len(selection) * of_picture
     monkeypatch.setattr(module, "MIN_MEMORY", 0)
     monkeypatch.setattr(module, "OVERHEAD", 1000)
-    assert chunks_for(store, train, 5 * len(train), size + 1000) == 1
-    assert chunks_for(store, train, 5 * len(train), size + 999) == 4  # three at a time
-    assert chunks_for(store, train, 5 * len(train), size // 4 + 1001) == 12
+    assert chunks_for(store, train, selection, size + beside + 1000) == 1
+    assert chunks_for(store, train, selection, size + beside + 999) == 3  # three at a time, and the selection streams
+    assert chunks_for(store, train, selection, size // 4 + 1001) == 12
+    together = store.roles().together()
+    assert chunks_for(store, together.train, together.selection, size + beside + 1000) == 1  # nothing counts twice
+    assert chunks_for(store, train[:1], train, of_picture * 30) == 2
     monkeypatch.undo()
     with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1.75GiB"):
-        chunks_for(store, train, 5 * len(train), 500 * 2**20)
+        chunks_for(store, train, selection, 500 * 2**20)
+
+
+def test_a_card_bounds_what_features_take(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * 2**30, 80 * 2**30))
+    card, processor = torch.device("cuda"), torch.device("cpu")
+    assert [memory_on(card, gib * 2**30) // 2**30 for gib in (2, 64)] == [2, 3]
+    assert memory_on(processor, 2**40) == 2**40
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 80 * 2**30))
+    with pytest.raises(
+        ChunkError, match="cuda has 1,024 MiB free, too little to fit heads; free at least 1.75GiB there"
+    ):
+        memory_on(card, 2**40)
 
 
 def test_blocks_are_all_rows_in_float32(monkeypatch):

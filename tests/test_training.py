@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.store import FeatureStore
-from heads import checkpoint, stacking, training
+from heads import checkpoint, chunks, stacking, training
 from heads.checkpoint import RunError, load_run, save_resume
 from heads.embed import EmbedError, image_embeddings
 from heads.ensemble import ensemble
@@ -496,7 +496,9 @@ def test_what_chose_is_fitted_on_as_well_once_all_is_chosen(store, tmp_path, fit
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(store, tmp_path, fit_config, changed):
+def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
+    store, tmp_path, fit_config, changed, monkeypatch
+):
     made = {}
     for refit in (False, True):
         config = changed(fit_config, training={"num_epochs": 2, "cca": True, "refit": refit})
@@ -508,8 +510,10 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
     with FeatureStore(store.path) as opened:
         roles = opened.roles().together()
         data = training.Data(opened, opened.roles(), torch.device("cpu"), 2**40)
-        images, texts, index = data.standardised(roles.train)
-    both = Pairs(images.mean(1).numpy(), texts.numpy(), index)
+        monkeypatch.setattr(chunks, "BLOCK", 7)
+        images, texts, index = data.averaged(roles.train)
+        assert torch.equal(images, data.standardised(roles.train)[0].mean(1))
+    both = Pairs(images.numpy(), texts.numpy(), index)
     found = (two.image.weight @ two.text.weight.T).detach().numpy()  # whatever the canonical directions' signs
     assert any(np.allclose(found, each.image_map @ each.text_map.T, atol=1e-4) for _, each in cca(both))
 
