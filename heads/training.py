@@ -237,7 +237,10 @@ class _Fit:
             self._say("the control: every train picture is fitted to the captions of another one")
         data, points = self._begin("points", roles)
         if training.cca and data.count > 1:
-            raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
+            raise TrainingError(
+                "training.cca needs the features in memory; give more --memory, or --device cpu where it is a card "
+                "that has no room for them, or set it to false"
+            )
         trained = sum(p.numel() for point in points for p in point.heads.parameters() if p.requires_grad)
         self._say(
             f"fitting {trained:,} parameters on {self._device}: {len(roles.train):,} pictures, "
