@@ -117,6 +117,11 @@ class TrainingConfig:
         _check(0 <= self.warmup <= 1, f"training.warmup is {self.warmup}; it is a share, 0 to 1")
         _check(self.seed >= 0, f"training.seed is {self.seed}; it cannot be negative")
         _check(self.patience >= 0, f"training.patience is {self.patience}; use 0 to switch early stopping off")
+        _check(
+            not (self.shuffle_pairs and self.cca),
+            "training.shuffle_pairs is a control, and with training.cca a member would see the true pairs; "
+            "set one of them to false",
+        )
 
 
 @dataclass(frozen=True)

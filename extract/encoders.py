@@ -356,12 +356,13 @@ class _Layers:
         return torch.cat(outputs, dim=1)
 
     def _see(self, name: str, _module, _inputs, output) -> None:
+        seen = getattr(self._seen, "outputs", {})  # none where autograd's own thread passes a checkpointed block again
         output = output if isinstance(output, Tensor) else output[0]
         if output.ndim == 4:
             last = output.shape[1] == output.shape[2] != output.shape[3]  # some put their channels last
-            self._seen.outputs[name] = output.mean((1, 2) if last else (2, 3))
+            seen[name] = output.mean((1, 2) if last else (2, 3))
         elif output.ndim == 3:
-            self._seen.outputs[name] = output.mean(1)
+            seen[name] = output.mean(1)
         else:
             raise EncoderError(f"{self._spec}: the module {name!r} puts out no map and no tokens; name another layer")
 

@@ -66,30 +66,40 @@ def write_activations(
     Raises:
         FileError: no room. ActivationError: a number that float16 does not hold.
     """
+    if _is_cached(path, fingerprint):  # others may read it at once
+        say(f"{what}: cached activations are taken from {path}")
+        return
     with only_writer(path, "the activations"):
-        if path.exists():
-            with h5py.File(path, "r", locking=False) as file:
-                if file.attrs.get("fingerprint") == fingerprint:
-                    say(f"{what}: cached activations are taken from {path}")
-                    return
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPE).itemsize
-        say(f"{what}: caching what enters the lowest thawed layer, {size / 2**30:,.2f} GiB: {path}")
-        check_disk(path, size)
-        with whole_file(path) as aside, h5py.File(aside, "w") as file:
-            file.attrs["format"], file.attrs["format_version"] = ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
-            file.attrs["fingerprint"] = fingerprint
-            values, start = file.create_dataset("activations", shape, dtype=DTYPE), 0
-            if offsets is not None:
-                file["offsets"] = offsets
-            with tqdm(total=shape[0], desc=what, unit=" rows", disable=None) as bar:
-                for batch in batches():
-                    with np.errstate(over="ignore"):
-                        batch = batch.astype(DTYPE)
-                    if not np.isfinite(batch).all():
-                        raise ActivationError(
-                            f"{what}: activations that are not finite float16 numbers cannot be cached; "
-                            "thaw another layer, or add --no-cache"
-                        )
-                    values[start : start + len(batch)] = batch
-                    start += len(batch)
-                    bar.update(len(batch))
+        if not _is_cached(path, fingerprint):
+            _write(path, fingerprint, shape, batches, what, say, offsets)
+
+
+def _is_cached(path: Path, fingerprint: str) -> bool:
+    if not path.exists():
+        return False
+    with h5py.File(path, "r", locking=False) as file:
+        return file.attrs.get("fingerprint") == fingerprint
+
+
+def _write(path, fingerprint, shape, batches, what, say, offsets) -> None:
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPE).itemsize
+    say(f"{what}: caching what enters the lowest thawed layer, {size / 2**30:,.2f} GiB: {path}")
+    check_disk(path, size)
+    with whole_file(path) as aside, h5py.File(aside, "w") as file:
+        file.attrs["format"], file.attrs["format_version"] = ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
+        file.attrs["fingerprint"] = fingerprint
+        values, start = file.create_dataset("activations", shape, dtype=DTYPE), 0
+        if offsets is not None:
+            file["offsets"] = offsets
+        with tqdm(total=shape[0], desc=what, unit=" rows", disable=None) as bar:
+            for batch in batches():
+                with np.errstate(over="ignore"):
+                    batch = batch.astype(DTYPE)
+                if not np.isfinite(batch).all():
+                    raise ActivationError(
+                        f"{what}: activations that are not finite float16 numbers cannot be cached; "
+                        "thaw another layer, or add --no-cache"
+                    )
+                values[start : start + len(batch)] = batch
+                start += len(batch)
+                bar.update(len(batch))

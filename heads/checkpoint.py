@@ -35,6 +35,8 @@ from extract.store import changed_settings
 from heads.models import DualHeads, Ensemble
 from heads.provenance import RunError, read_provenance
 
+TRIAL = ".trial"  # a folder in which fine-tuning tries whether the encoders can be saved
+
 
 @dataclass(frozen=True)
 class Run:
@@ -118,19 +120,18 @@ def claim_folder(folder: Path, force: bool) -> None:
     if folder.exists() and any(folder.iterdir()) and not holds_run(folder):
         raise RunError(f"{folder} is not empty and no run; name a new folder")
     if force:
-        clear_run(folder)
+        begin(folder, {})
 
 
-def clear_run(folder: Path) -> None:
-    """Removes what a run consists of, and nothing else."""
+def begin(folder: Path, state: dict) -> None:
+    """Makes a folder an unfinished run that is no more than ``state``; what a run consists of is removed, no more."""
+    save_resume(folder, state)  # first: what is left after a kill is a run too
     for name in (PROVENANCE, FINETUNED, CONFIG, HEADS, HISTORY, EMBEDDINGS):
         (folder / name).unlink(missing_ok=True)
     for file in (*folder.glob(EVALUATION.format("*")), *folder.glob(ERRORS.format("*"))):
         file.unlink()
-    remove_folder(folder / SHUFFLED)
-    remove_folder(folder / TOKENIZER)
-    remove_folder(folder / ENCODERS)
-    (folder / RESUME).unlink(missing_ok=True)
+    for name in (SHUFFLED, TOKENIZER, ENCODERS, TRIAL):
+        remove_folder(folder / name)
 
 
 def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes]) -> None:
@@ -172,11 +173,8 @@ def save_resume(folder: Path, state: dict) -> None:
         torch.save(state, aside)
 
 
-def load_resume(folder: Path, request: str, begun: str | None = None) -> dict | None:
-    """The state of an interrupted fit, or None where there is none.
-
-    Args:
-        begun: what a state holds that is worth keeping; one of another request that lacks it counts as none.
+def load_resume(folder: Path, request: str) -> dict | None:
+    """The state of an interrupted fit, or None where there is none, or one of another request with nothing to keep.
 
     Raises:
         RunError: it is of another request, or cannot be read.
@@ -188,8 +186,8 @@ def load_resume(folder: Path, request: str, begun: str | None = None) -> dict | 
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on a damaged archive
         raise RunError(f"{path} cannot be read; fit again with --force") from error
-    if state.get("request") != request:
-        if begun and begun not in state:
-            return None
-        raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another, or --force")
-    return state
+    if state.get("request") == request:
+        return state
+    if state.keys() <= {"request", "memory"} and not (folder / FINETUNED).exists():
+        return None
+    raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another, or --force")

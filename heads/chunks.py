@@ -101,19 +101,43 @@ class Chunks:
         return Chunk(pictures, captions, images.to(self._device), texts.to(self._device))
 
 
-def chunks_for(store: FeatureStore, pictures: np.ndarray, captions: int, memory: int) -> int:
-    """Into how many chunks pictures and so many captions have to be dealt for ``memory`` bytes to suffice.
+def memory_on(device: torch.device, memory: int) -> int:
+    """Bytes that features may take: ``memory``, or what a card that they are moved to has free, if that is less.
+
+    Raises:
+        ChunkError: the card has less than ``MIN_MEMORY``.
+    """
+    if device.type != "cuda":
+        return memory
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < MIN_MEMORY:
+        raise ChunkError(
+            f"{device} has {free / 2**20:,.0f} MiB free, too little to fit heads; "
+            "free at least 1.75GiB there, or take --device cpu"
+        )
+    return min(memory, free)
+
+
+def chunks_for(store: FeatureStore, train: np.ndarray, selection: np.ndarray, memory: int) -> int:
+    """Into how many chunks the train pictures and their captions have to be dealt for ``memory`` bytes to suffice.
+
+    A single chunk stays, with the features of the selection pictures beside it.
 
     Raises:
         ChunkError: less than ``MIN_MEMORY``.
     """
     if memory < MIN_MEMORY:
         raise ChunkError(f"a memory of {memory / 2**20:,.0f} MiB is too little to fit heads; give at least 1.75GiB")
-    sides = ((store.image_features, len(pictures)), (store.text_features, captions))
-    size = sum(4 * rows * math.prod(features.shape[1:]) for features, rows in sides)
-    if size <= memory - OVERHEAD:
+    if _size(store, np.union1d(train, selection)) <= memory - OVERHEAD:
         return 1
-    return math.ceil(AT_A_TIME * size / (memory - OVERHEAD))
+    return max(2, math.ceil(AT_A_TIME * _size(store, train) / (memory - OVERHEAD)))
+
+
+def _size(store: FeatureStore, pictures: np.ndarray) -> int:
+    """Bytes of the float32 features of pictures and their captions."""
+    captions = np.count_nonzero(np.isin(store.image_index, pictures))
+    sides = ((store.image_features, len(pictures)), (store.text_features, captions))
+    return sum(4 * rows * math.prod(features.shape[1:]) for features, rows in sides)
 
 
 def blocks(features: np.ndarray, rows: np.ndarray | None = None) -> Iterator[Tensor]:

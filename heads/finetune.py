@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import math
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from configs.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, PROVENANCE
 from configs.schema import FinetuneConfig, load_config
 from extract.datasets import Dataset
 from extract.encoders import image_encoder_of, text_encoder_of
-from extract.files import digest, only_writer, read_json, whole_folder, write_json
+from extract.files import digest, only_writer, read_json, remove_folder, whole_folder, write_json
 from extract.inference import native_bfloat16
 from extract.store import KINDS, FeatureStore
 from heads import checkpoint
@@ -162,8 +161,8 @@ def _prepare(folder: Path, request: str, force: bool) -> None:
     if (folder / PROVENANCE).exists():
         if checkpoint.read_provenance(folder)["request"] != request:
             raise RunError(f"{folder} holds another run; name another --out, or --force")
-    elif checkpoint.load_resume(folder, request, None if (folder / FINETUNED).exists() else "epoch") is None:
-        checkpoint.save_resume(folder, {"request": request})
+    elif checkpoint.load_resume(folder, request) is None:
+        checkpoint.begin(folder, {"request": request})
 
 
 def sides_of(
@@ -519,10 +518,13 @@ def _try_saving(folder: Path, sides: dict[str, Side], run: Run) -> None:
     Raises:
         FinetuneError: one cannot.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    place = folder / checkpoint.TRIAL
+    try:
         for kind, side in sides.items():
             if side.encoder is not None:
-                _save_encoder(Path(place) / kind, kind, side, run)
+                _save_encoder(place / kind, kind, side, run)
+    finally:
+        remove_folder(place)
 
 
 def _save_encoder(folder: Path, kind: str, side: Side, run: Run) -> tuple[str, str]:

@@ -60,7 +60,9 @@ class _Contrast(torch.autograd.Function):
         image_to_text = either - positive
         # derivatives by the scores, twice the number of captions left out
         missed = (others - either).exp()  # 1 - the probability of the picture's caption among captions
-        of_picture = torch.zeros_like(rest[..., 0, :]).index_add_(-1, image_of_text, missed[..., 0])
+        # a product, since a card's index_add_ adds up in no fixed order
+        belongs = missed.new_zeros(scores.shape[-2:]).scatter_(-1, image_of_text[:, None], 1)
+        of_picture = missed[..., 0] @ belongs
         among_texts.mul_((of_picture / rest[..., 0, :].clamp_min(torch.finfo(rest.dtype).tiny))[..., None, :])
         slopes = among_pictures.mul_(1 / total).add_(among_texts).scatter_add_(-1, own, -1 - missed).div_(of_text)
         ctx.save_for_backward(directions, of_image, texts, of_text, temperature, slopes)

@@ -89,13 +89,17 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 class DualHeads(nn.Module):
-    """A head for pictures, a head for captions, and the temperature of their contrast."""
+    """A head for pictures, a head for captions, and the temperature of their contrast.
+
+    Attributes:
+        config: what they were made with.
+    """
 
     def __init__(self, image_dim: int, text_dim: int, config: ModelConfig):
         super().__init__()
         self.standardize = nn.ModuleDict({"image": Standardize(image_dim), "text": Standardize(text_dim)})
         self.image, self.text = (_HEADS[config.head](dim, config.embedding_dim) for dim in (image_dim, text_dim))
-        self.embedding_dim = config.embedding_dim
+        self.config, self.embedding_dim = config, config.embedding_dim
         self.log_temperature = nn.Parameter(
             torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature
         )

@@ -1,7 +1,8 @@
 """The one place where the seeds of a fit come from.
 
 Every random choice is decided by (seed, purpose, epoch) alone, so that an interrupted fit needs no generator's state to
-go on bit for bit, and two fits of one seed on one machine are the same.
+go on bit for bit, and two fits of one seed on one machine are the same. Two fine-tunings on a card may differ in the
+last bits: the ways back through convolutions and attention add up in no fixed order there.
 """
 
 import numpy as np

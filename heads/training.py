@@ -20,7 +20,7 @@ from extract.files import digest, only_writer
 from extract.memory import default_memory
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
-from heads.chunks import Chunks, blocks, chunks_for, standardised
+from heads.chunks import Chunks, blocks, chunks_for, memory_on, standardised
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.models import DualHeads, Ensemble, Standardize, unit
 from heads.seeds import seed_for
@@ -64,7 +64,8 @@ def fit(
         correct_hubs: gives the embeddings their biases: ``retrieval.hubness.fit_inverted_softmax``.
         align: fits linear maps in closed form, for ``training.cca``: ``retrieval.baselines.align``.
         memory: bytes that the fit may take; where the features do not fit, they are read in shuffled chunks. By
-            default half of the machine's. An interrupted fit goes on with what it was begun with.
+            default half of the machine's; no more than a card has free. A fit that was interrupted in training goes
+            on with what it was begun with.
 
     Returns:
         The run's provenance, as in ``run.json``.
@@ -87,9 +88,9 @@ def fit(
                 f"{folder} holds a run of other settings or features; name another --run, or --force"
             )
         state = checkpoint.load_resume(folder, request)
-        if state is None:
-            state = {"request": request, "memory": memory or default_memory()}
-            checkpoint.save_resume(folder, state)
+        if state is None or "points" not in state:
+            state = {"request": request, "memory": memory_on(torch.device(device), memory or default_memory())}
+            checkpoint.begin(folder, state)
         checkpoint.save_settings(folder, config, store.tokenizer_files)
         job = _Fit(store, folder, config, state, quality, align, torch.device(device), say)
         start = time.monotonic()
@@ -113,7 +114,7 @@ def fit(
         provenance = {
             "request": request,
             "space": space,
-            "members": [settings["model"] | {"embedding_dim": member.embedding_dim} for member in members],
+            "members": [dataclasses.asdict(member.config) for member in members],
             "store": str(store.path.resolve()),
             "fingerprints": store.fingerprints,
             "recipes": store.recipes,
@@ -150,12 +151,12 @@ class Data:
     def __init__(self, store: FeatureStore, roles: Roles, device: torch.device, memory: int):
         self._store, self._roles, self._device = store, roles, device
         self.captions = np.flatnonzero(np.isin(store.image_index, roles.train))
-        self.count = chunks_for(store, roles.train, len(self.captions), memory)
+        self.count = chunks_for(store, roles.train, roles.selection, memory)
         self.dims = store.image_features.shape[2], store.text_features.shape[1]
         self.standardize = {kind: Standardize(dim) for kind, dim in zip(("image", "text"), self.dims, strict=True)}
         self.standardize["image"].fit(lambda: blocks(store.image_features, roles.train))
         self.standardize["text"].fit(lambda: blocks(store.text_features, self.captions))
-        self._dealt: tuple = (None, None, None)
+        self.release()
 
     def point(self, config: Config) -> Point:
         """A pair of heads at its start."""
@@ -166,7 +167,7 @@ class Data:
         """The chunks that a fit passes over, and each caption's picture; those of the last call are kept."""
         swapped = config.training.seed if config.training.shuffle_pairs else None
         if self._dealt[0] is None or self._dealt[2] != swapped:
-            self._dealt = (None, None, None)  # first makes room
+            self.release()
             image_index = self._store.image_index
             if swapped is not None:
                 image_index = _swapped(image_index, self._roles.train, seed_for(swapped, "shuffle"))
@@ -174,6 +175,10 @@ class Data:
             chunks = Chunks(self._store, captioned, image_index, self.standardize, self.count, self._device)
             self._dealt = chunks, image_index, swapped
         return self._dealt[:2]
+
+    def release(self) -> None:
+        """Makes room: the chunks of the last call of ``dealt`` are no longer kept."""
+        self._dealt: tuple = (None, None, None)
 
     def check(self, point: Point, quality: Quality) -> dict:
         """Measures a point on the selection pictures, and keeps its heads where they are its best.
@@ -202,10 +207,19 @@ class Data:
 
     def standardised(self, pictures: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         """Features of pictures (N, V, D) and their captions (M, E), and the caption map counted among them."""
-        captions = np.flatnonzero(np.isin(self._store.image_index, pictures))
         images = standardised(self.standardize["image"], self._store.image_features, pictures)
+        return images, *self._captions_of(pictures)
+
+    def averaged(self, pictures: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        """As ``standardised``, with the mean of a picture's views in their place: (N, D)."""
+        layer = self.standardize["image"]
+        images = torch.cat([layer(block).mean(1) for block in blocks(self._store.image_features, pictures)])
+        return images, *self._captions_of(pictures)
+
+    def _captions_of(self, pictures: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        captions = np.flatnonzero(np.isin(self._store.image_index, pictures))
         texts = standardised(self.standardize["text"], self._store.text_features, captions)
-        return images, texts, np.searchsorted(pictures, self._store.image_index[captions])
+        return texts, np.searchsorted(pictures, self._store.image_index[captions])
 
 
 class _Fit:
@@ -222,6 +236,11 @@ class _Fit:
         if training.shuffle_pairs:
             self._say("the control: every train picture is fitted to the captions of another one")
         data, points = self._begin("points", roles)
+        if training.cca and data.count > 1:
+            raise TrainingError(
+                "training.cca needs the features in memory; give more --memory, or --device cpu where it is a card "
+                "that has no room for them, or set it to false"
+            )
         trained = sum(p.numel() for point in points for p in point.heads.parameters() if p.requires_grad)
         self._say(
             f"fitting {trained:,} parameters on {self._device}: {len(roles.train):,} pictures, "
@@ -243,12 +262,11 @@ class _Fit:
 
         With ``training.refit`` two of them: as it was chosen, and fitted on the selection pictures as well.
         """
-        if data.count > 1:
-            raise TrainingError("training.cca needs the features in memory; give more --memory, or set it to false")
         self._say("aligning in closed form (CCA)")
+        data.release()
         with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
-            parts = (data.standardised(part) for part in (roles.train, roles.selection))
-            sides = ((images.mean(1).numpy(), texts.numpy(), index) for images, texts, index in parts)
+            parts = (data.averaged(part) for part in (roles.train, roles.selection))
+            sides = ((images.numpy(), texts.numpy(), index) for images, texts, index in parts)
             settings, maps = self._align(*sides, self._config.training.refit, bar.update)
         self._say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
         return [self._linear(data, each.image_map, each.text_map) for each in maps]

@@ -57,7 +57,7 @@ class Workers:
         flat = torch.cat([(torch.zeros_like(each) if each.grad is None else each.grad).reshape(-1) for each in trained])
         dist.all_reduce(flat)
         for parameter, part in zip(trained, flat.split([each.numel() for each in trained]), strict=True):
-            parameter.grad = part.view_as(parameter)
+            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))  # as the parameter lies
 
     def agree(self, value: float) -> float:
         """The first process's value."""

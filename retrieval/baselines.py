@@ -231,15 +231,18 @@ def align(
 
     Args:
         train, selection: images (N, D), texts (M, E) and image_index (M,), standardised already.
-        refit: whether there is to be a second one, fitted with the same settings on both.
+        refit: whether there is to be a second one, fitted with the same settings on both; as near to them as there is,
+            since more pictures can have more dimensions.
     """
     settings, chosen = choose(cca(Pairs(*train)), Pairs(*selection), step)
     if not refit:
         return settings, [chosen]
     (images, texts, index), (more_images, more_texts, more_index) = train, selection
     both = np.concatenate([images, more_images]), np.concatenate([texts, more_texts])
-    again = cca(Pairs(*both, np.concatenate([index, more_index + len(images)])))
-    return settings, [chosen, next(maps for candidate, maps in again if candidate.items() <= settings.items())]
+    candidates = cca(Pairs(*both, np.concatenate([index, more_index + len(images)])))
+    same = (each for each in candidates if all(each[0][key] == settings[key] for key in ("strength", "power")))
+    _, again = min(same, key=lambda each: abs(each[0]["dimensions"] - settings["dimensions"]))
+    return settings, [chosen, again]
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -8,7 +8,18 @@ from sklearn.linear_model import Ridge
 
 from heads.models import Standardize
 from retrieval import baselines
-from retrieval.baselines import MAPS, Pairs, cca, choose, neighbours, random_orthogonal, ridge, standardised, unlearned
+from retrieval.baselines import (
+    MAPS,
+    Pairs,
+    align,
+    cca,
+    choose,
+    neighbours,
+    random_orthogonal,
+    ridge,
+    standardised,
+    unlearned,
+)
 from retrieval.metrics import MetricsError, quality, report
 
 
@@ -164,3 +175,15 @@ def test_trap_zero_or_non_finite_features_raise_in_baselines():
         bad = np.full((3, 4), value)
         with pytest.raises(MetricsError, match="have no direction"):
             unlearned(bad, np.ones((3, 4)), np.arange(3), images_are_space=True)
+
+
+def test_trap_a_refit_whose_rank_has_grown_takes_the_nearest_dimensions():
+    train, selection = (planted(seed, pictures, captions=1) for seed, pictures in ((0, 6), (1, 5)))
+    sides = [(pairs.images, pairs.texts, pairs.image_index) for pairs in (train, selection)]
+    settings, (chosen, again) = align(*sides, refit=True)
+    assert (chosen.image_map.shape, again.image_map.shape) == ((12, 6), (12, 9))
+    assert settings["dimensions"] == 6
+    both = Pairs(*(np.concatenate(parts) for parts in zip(*(side[:2] for side in sides), strict=True)), np.arange(11))
+    wanted = {"strength": settings["strength"], "power": settings["power"]}
+    (expected,) = (maps for candidate, maps in cca(both) if wanted.items() <= candidate.items())
+    np.testing.assert_array_equal(again.image_map, expected.image_map)

@@ -1,6 +1,7 @@
 """Chunks of a store that is larger than the memory: nothing is lost, nothing comes twice, and heads learn the same."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from extract.files import read_json
 from extract.store import FeatureStore
 from heads import chunks as module
 from heads import training
-from heads.chunks import ChunkError, Chunks, blocks, chunks_for
-from heads.training import fit
+from heads.chunks import ChunkError, Chunks, blocks, chunks_for, memory_on
+from heads.training import TrainingError, fit
+from retrieval.baselines import align
 from retrieval.hubness import fit_inverted_softmax
 from retrieval.metrics import quality
 
@@ -63,16 +65,32 @@ def test_a_single_chunk_is_read_once_and_takes_nothing_from_the_generator(store)
 
 
 def test_how_many_chunks_a_memory_makes(store, monkeypatch):
-    train = store.roles().train
-    size = 4 * (len(train) * 2 * 1024 + 5 * len(train) * 32)
+    train, selection = store.roles().train, store.roles().selection
+    of_picture = 4 * (2 * 1024 + 5 * 32)
+    size, beside = len(train) * of_picture, len(selection) * of_picture
     monkeypatch.setattr(module, "MIN_MEMORY", 0)
     monkeypatch.setattr(module, "OVERHEAD", 1000)
-    assert chunks_for(store, train, 5 * len(train), size + 1000) == 1
-    assert chunks_for(store, train, 5 * len(train), size + 999) == 4  # three at a time
-    assert chunks_for(store, train, 5 * len(train), size // 4 + 1001) == 12
+    assert chunks_for(store, train, selection, size + beside + 1000) == 1
+    assert chunks_for(store, train, selection, size + beside + 999) == 3  # three at a time, and the selection streams
+    assert chunks_for(store, train, selection, size // 4 + 1001) == 12
+    together = store.roles().together()
+    assert chunks_for(store, together.train, together.selection, size + beside + 1000) == 1  # nothing counts twice
+    assert chunks_for(store, train[:1], train, of_picture * 30) == 2
     monkeypatch.undo()
     with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1.75GiB"):
-        chunks_for(store, train, 5 * len(train), 500 * 2**20)
+        chunks_for(store, train, selection, 500 * 2**20)
+
+
+def test_a_card_bounds_what_features_take(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * 2**30, 80 * 2**30))
+    card, processor = torch.device("cuda"), torch.device("cpu")
+    assert [memory_on(card, gib * 2**30) // 2**30 for gib in (2, 64)] == [2, 3]
+    assert memory_on(processor, 2**40) == 2**40
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 80 * 2**30))
+    with pytest.raises(
+        ChunkError, match="cuda has 1,024 MiB free, too little to fit heads; free at least 1.75GiB there"
+    ):
+        memory_on(card, 2**40)
 
 
 def test_blocks_are_all_rows_in_float32(monkeypatch):
@@ -122,6 +140,15 @@ def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
     assert read_json(tmp_path / "killed/run.json", "run")["chunks"] == 4
     files = [(tmp_path / name / "heads.safetensors").read_bytes() for name in ("whole", "killed")]
     assert files[0] == files[1]
+
+
+def test_trap_more_memory_is_taken_where_the_first_was_too_little(store, settings, small_chunks, tmp_path):
+    folder = tmp_path / "r"
+    with_cca = replace(settings, training=replace(settings.training, num_epochs=1, cca=True))
+    given = {"quality": None, "correct_hubs": None}  # neither is asked: nothing is trained
+    with pytest.raises(TrainingError, match="training.cca needs the features in memory; give more --memory"):
+        fit(store, folder, with_cca, **given, align=None, memory=300_000)
+    assert fit(store, folder, with_cca, **MEASURES, align=align, memory=2**40)["chunks"] == 1
 
 
 def test_features_are_mapped_not_read(store_file):

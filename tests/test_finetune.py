@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ import torch
 from PIL import Image
 
 from configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
+from extract.files import only_writer
 from extract.store import FeatureStore, StoreError
 from heads import finetune as finetune_module
-from heads.checkpoint import RunError, load_run
+from heads.activations import Maps, write_activations
+from heads.checkpoint import RunError, load_run, save_resume
 from heads.finetune import FinetuneError, finetune, finish
 from heads.sides import SideError
 from heads.thaw import Stages, ThawError
+from heads.workers import Workers
 from retrieval.metrics import quality
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -337,6 +341,28 @@ def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
     assert torch.allclose(encoder.outputs(inputs)[0], whole[0], atol=1e-6)  # the model is as it was
 
 
+def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
+    """As on a card, where the way back has a thread of its own."""
+    from extract.encoders import ImageEncoder
+
+    encoder = ImageEncoder("torchvision:resnet18@random", layers="layer4.1.conv1,last", device="cpu", plain=True)
+    inputs = encoder.pixels(Image.linear_gradient("L").convert("RGB"))
+    stages = Stages(encoder.model, lambda: encoder.outputs(inputs))
+    lowest = stages.lowest(["last1"], "image")
+    stages.thaw(lowest)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            stages.checkpoint(lowest)
+        loss = sum(output.square().sum() for output in encoder.outputs(inputs))
+        with ThreadPoolExecutor(1) as other:
+            other.submit(loss.backward).result()
+        gradients.append([each.grad for each in encoder.model.parameters() if each.grad is not None])
+        encoder.model.zero_grad()
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.equal(plain, again)
+
+
 def test_a_torchvision_encoder_is_saved_whole(store_file, run_dir, drawn, tmp_path):
     with FeatureStore(store_file) as store:
         made = finetune(
@@ -357,9 +383,11 @@ def test_an_encoder_that_cannot_be_saved_is_found_before_anything_is_trained(tun
         raise RuntimeError("size mismatch for pos_embedding")
 
     monkeypatch.setattr("extract.encoders.ImageEncoder.save", damaged)
+    save_resume(tmp_path / "tuned", {})
+    (tmp_path / "tuned/.trial/text").mkdir(parents=True)  # of a training that was killed
     with pytest.raises(FinetuneError, match=r"the image encoder cannot be saved.* \(size mismatch for pos_embedding\)"):
         tune(measure=None)  # which the first look would call
-    assert [path.name for path in (tmp_path / "tuned").iterdir() if not path.name.startswith(".")] == ["resume.pt"]
+    assert [path.name for path in (tmp_path / "tuned").iterdir()] == ["resume.pt"]
 
 
 def test_where_nothing_was_better_heads_and_encoders_stay(tune, base_run, tmp_path, tiny_mobilenet):
@@ -405,6 +433,32 @@ def free_port():
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return opened.getsockname()[1]
+
+
+def test_trap_processes_that_find_the_activations_cached_do_not_wait_for_each_other(tmp_path):
+    path, told = tmp_path / "image.h5", []
+    given = path, "fingerprint", (4, 1, 2), lambda: [np.ones((4, 1, 2))], "pictures", told.append
+    write_activations(*given)
+    with only_writer(path, "the activations"):  # another process that looks too
+        write_activations(*given)
+    assert told[1:] == [f"pictures: cached activations are taken from {path}"]
+    np.testing.assert_array_equal(Maps(path).gather(np.array([3]), np.array([0])), [[1, 1]])
+
+
+def test_trap_summed_gradients_meet_the_weights_that_they_are_of(monkeypatch):
+    """A fused step walks through the memory, where a convolution's channels may lie last."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _flat: None)  # the other process adds nothing
+    workers = Workers(torch.device("cpu"))
+    found = {}
+    for workers.size in (1, 2):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+        layer(torch.randn(2, 4, 5, 5)).square().sum().backward()
+        workers.sum_gradients(layer.parameters())
+        optimizer.step()
+        found[workers.size] = layer.weight.detach()
+    assert torch.equal(found[1], found[2])
 
 
 def test_two_processes_train_as_one_does(tune, base_file, base_run, drawn, tmp_path, tiny_mobilenet, tiny_bert):

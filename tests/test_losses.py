@@ -98,3 +98,16 @@ def test_float32_at_a_small_temperature_stays_finite():
     images = torch.from_numpy(np.eye(64, dtype=np.float32))
     loss = contrastive_loss(images, -images, torch.arange(64), 0.001)
     assert torch.isfinite(loss)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no card")
+def test_trap_a_card_gives_the_same_bits_again():
+    images, texts = (torch.randn(8, rows, 64, device="cuda") for rows in (256, 1280))
+    owners = torch.arange(256, device="cuda").repeat_interleave(5)
+    gradients = []
+    for _ in range(20):
+        leaves = images.clone().requires_grad_(), texts.clone().requires_grad_()
+        contrastive_loss(*leaves, owners, 0.07).sum().backward()
+        gradients.append(leaves)
+    for again in gradients[1:]:
+        assert all(torch.equal(one.grad, other.grad) for one, other in zip(gradients[0], again, strict=True))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.store import FeatureStore
-from heads import stacking, training
+from heads import checkpoint, chunks, stacking, training
 from heads.checkpoint import RunError, load_run, save_resume
 from heads.embed import EmbedError, image_embeddings
 from heads.ensemble import ensemble
@@ -363,6 +363,37 @@ def test_trap_force_never_removes_what_is_not_a_runs_own(store, run_dir, tmp_pat
     assert outputs(folder) == outputs(run_dir)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_trap_a_folder_that_a_kill_left_half_cleared_is_a_run_still(
+    store, run_dir, tmp_path, fit_config, monkeypatch, force
+):
+    def killed(_folder):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    (folder / "index").mkdir()
+    (folder / "tokenizer/old.txt").write_text("old")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoint, "remove_folder", killed)
+        fit(store, folder, fit_config, quality=measure, force=True)
+    assert (folder / "tokenizer/old.txt").exists()
+    fit(store, folder, fit_config, quality=measure, force=force)
+    assert outputs(folder) == outputs(run_dir)
+    assert (folder / "index").exists()
+    assert not (folder / "tokenizer/old.txt").exists()
+
+
+def test_trap_a_folder_that_a_kill_left_cleared_is_a_run_still(store, run_dir, tmp_path, fit_config):
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    (folder / "store.h5").write_text("of fine-tuning")
+    checkpoint.claim_folder(folder, force=True)
+    assert {path.name for path in folder.iterdir()} == {"resume.pt", "store.h5"}
+    fit(store, folder, fit_config, quality=measure, force=True)
+    assert outputs(folder) == outputs(run_dir)
+
+
 def test_trap_the_shuffled_control_swaps_every_train_picture_s_captions_and_no_others(store):
     roles = store.roles()
     swapped = training._swapped(store.image_index, roles.train, 0)
@@ -465,7 +496,9 @@ def test_what_chose_is_fitted_on_as_well_once_all_is_chosen(store, tmp_path, fit
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(store, tmp_path, fit_config, changed):
+def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
+    store, tmp_path, fit_config, changed, monkeypatch
+):
     made = {}
     for refit in (False, True):
         config = changed(fit_config, training={"num_epochs": 2, "cca": True, "refit": refit})
@@ -477,10 +510,20 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
     with FeatureStore(store.path) as opened:
         roles = opened.roles().together()
         data = training.Data(opened, opened.roles(), torch.device("cpu"), 2**40)
-        images, texts, index = data.standardised(roles.train)
-    both = Pairs(images.mean(1).numpy(), texts.numpy(), index)
+        monkeypatch.setattr(chunks, "BLOCK", 7)
+        images, texts, index = data.averaged(roles.train)
+        assert torch.equal(images, data.standardised(roles.train)[0].mean(1))
+    both = Pairs(images.numpy(), texts.numpy(), index)
     found = (two.image.weight @ two.text.weight.T).detach().numpy()  # whatever the canonical directions' signs
     assert any(np.allclose(found, each.image_map @ each.text_map.T, atol=1e-4) for _, each in cca(both))
+
+
+def test_trap_a_closed_form_member_beside_mlps_is_loaded_again(store, tmp_path, fit_config, changed):
+    config = changed(fit_config, model={"head": "mlp"}, training={"num_epochs": 1, "cca": True})
+    made = fit(store, tmp_path / "r", config, quality=measure, align=align)
+    assert [member["head"] for member in made["members"]] == ["mlp", "linear"]
+    found = image_embeddings(load_run(tmp_path / "r").heads, store.image_features)
+    np.testing.assert_array_equal(found, read_embeddings(tmp_path / "r/embeddings.h5").images)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
