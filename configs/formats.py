@@ -3,7 +3,7 @@
 STORE_FORMAT, STORE_VERSION = "onceover feature store", 3
 EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
 RUN_FORMAT, RUN_VERSION = "onceover run", 5
-SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 1
+SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 2
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
 ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION = "onceover activations", 1
 

@@ -24,7 +24,7 @@ from configs.schema import Config, ConfigError, load_config
 from extract.files import digest, only_writer, read_json, whole_file, write_json
 from extract.memory import default_memory
 from extract.store import FeatureStore
-from heads.chunks import MIN_MEMORY
+from heads.chunks import MIN_MEMORY, memory_on
 from heads.models import DualHeads
 from heads.stacking import Point, advance, same_batches
 from heads.training import Data
@@ -200,13 +200,12 @@ class _Sweep:
         elif folder.exists() and any(folder.iterdir()):
             raise SweepError(f"{folder} is not empty and no sweep; name a new folder")
         else:
+            memory = memory_on(device, memory)
             self._request = made | {"store": str(store.path.resolve()), "memory": memory, "rungs": []}
             write_json(self._path, self._request)
         memory = self._request["memory"]
         for_features = max(MIN_MEMORY, memory // 2)
         self._data, self._memory = Data(store, roles, device, for_features), memory - for_features
-        if device.type == "cuda":
-            self._memory = min(self._memory, torch.cuda.mem_get_info(device)[0] // 2)
         say(
             f"sweeping on {device}: {len(roles.train):,} train pictures, chosen on "
             f"{len(roles.selection):,} ({roles.selection_name})"
