@@ -94,7 +94,7 @@ def expand(
         if key.startswith("extract."):
             raise ConfigError(f"{key} changes the features; make a store for each value, and sweep each")
         if key.startswith("finetune."):
-            raise ConfigError(f"{key} changes nothing in the heads that a sweep fits; use settings of model or training")
+            raise ConfigError(f"{key} changes nothing in heads that a sweep fits; use settings of model or training")
         axes[key] = values
     if not axes:
         raise ConfigError("the grid is empty; name at least one axis: --grid model.temperature=0.03,0.05,0.07")

@@ -159,8 +159,7 @@ def notes(rows: list[dict]) -> list[str]:
     return [
         f"measured on {split}, {pictures:,} pictures, {captions:,} captions, which chose the best one: its own numbers "
         "here flatter it",
-        f"R@K: hit@K in percent, i2t: picture → caption, of {captions:,}, t2i: caption → picture, of {pictures:,}; means "
-        "over the seeds",
+        "R@K: hit@K in percent, i2t: picture → caption, t2i: caption → picture; means over the seeds",
         "intervals: 95 %, pictures resampled; to the best: paired, over the seeds that both have, holding for all rows "
         "together. tie: these pictures cannot tell the setting from the best one. Chance between seeds is left out",
         "dropped: measured when it was dropped, against the best one at its end",

@@ -192,7 +192,7 @@ def test_what_a_grid_may_hold():
         (["training.members=1,3"], "a sweep ranks single pairs of heads"),
         (["model.rerank=none,qbnorm"], "it changes nothing in the heads"),
         (["training.refit=true,false"], "the selection pictures rank the settings"),
-        (["finetune.num_epochs=1,2"], "finetune.num_epochs changes nothing in the heads that a sweep fits"),
+        (["finetune.num_epochs=1,2"], "finetune.num_epochs changes nothing in heads that a sweep fits"),
         (["num_epochs=1,2"], "names no section; write section.key=value"),
         (["other.views=1,2"], "unknown key other"),
         (["extract.views=1,2"], "changes the features; make a store for each value"),
