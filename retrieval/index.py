@@ -236,8 +236,17 @@ class _Segment:
         """What a hit shows of a row."""
         first, last = self.rows["caption_offset"][row : row + 2]
         shown = {name: self.rows[name].asstr()[row] for name in ("id", "path")}
-        thumbnail = self.rows["thumbnail"][row].tobytes() or None if "thumbnail" in self.rows else None
-        return shown | {"captions": self.rows["caption"].asstr()[first:last].tolist(), "thumbnail": thumbnail}
+        captions = self.rows["caption"].asstr()[first:last].tolist()
+        return shown | {"captions": captions, "thumbnail": self.thumbnail(row) or None}
+
+    def thumbnail(self, row: int) -> bytes:
+        """A row's JPEG, empty where it has none."""
+        return self.rows["thumbnail"][row].tobytes() if "thumbnail" in self.rows else b""
+
+    def captions(self) -> list[list[str]]:
+        """The captions of each row that is alive."""
+        said, offsets = self.rows["caption"].asstr()[:].tolist(), self.rows["caption_offset"][:].tolist()
+        return [said[offsets[row] : offsets[row + 1]] for row in np.flatnonzero(self.alive)]
 
     def living(self, name: str) -> list[str]:
         """A column of strings, of the rows that are alive."""
@@ -400,7 +409,7 @@ def remove(
 
 def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] = lambda _: None) -> Update:
     """Writes one segment in the place of all, without the rows that were removed."""
-    from retrieval.embeddings import Gallery
+    from retrieval.embeddings import Gallery, Lazy
 
     folder = Path(folder)
     with _writing(folder):
@@ -408,20 +417,20 @@ def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] =
         buried = sum(segment.size for segment in index.segments) - len(index)
         if len(index.segments) == 1 and not buried:
             return Update(0, 0, len(index), index.manifest, up_to_date=True)
-        items, keys, contents, vectors = [], [], [], []
-        for segment in index.segments:
-            alive = np.flatnonzero(segment.alive).tolist()
-            items += [segment.item(row) for row in tqdm(alive, desc="rows", unit=" rows", disable=None)]
-            keys += segment.living("key")
-            contents += segment.living("content")
-            vectors += segment.vectors()
-        columns = {name: [item[name] for item in items] for name in ("id", "path", "captions", "thumbnail")}
-        small = [data or b"" for data in columns["thumbnail"]] if any(columns["thumbnail"]) else None
+        columns: dict[str, list] = {
+            name: [value for segment in index.segments for value in segment.living(name)]
+            for name in ("id", "path", "key", "content")
+        }
+        captions = [said for segment in index.segments for said in segment.captions()]
+        alive = [(segment, row) for segment in index.segments for row in np.flatnonzero(segment.alive).tolist()]
+        pictured = any("thumbnail" in segment.rows for segment in index.segments)
+        small = Lazy(lambda place: place[0].thumbnail(place[1]), alive) if pictured else None
+        vectors = np.concatenate([block for segment in index.segments for block in segment.vectors()])
         gallery = Gallery(
-            index.kind, np.concatenate(vectors), index.biased, columns["id"], columns["path"], columns["captions"],
-            contents, small, index.space,
+            index.kind, vectors, index.biased, columns["id"], columns["path"], captions, columns["content"], small,
+            index.space,
         )  # fmt: skip
-        entry = _write_segment(folder, gallery, keys, index.manifest["type"])
+        entry = _write_segment(folder, gallery, columns["key"], index.manifest["type"])
         manifest = _publish(folder, index.manifest, [entry], probes, say)
     return Update(0, buried, len(gallery), manifest)
 

@@ -56,7 +56,8 @@ def gallery(rows=200, seed=0, first=0, space="s", **changes):
 
 def joined(one, two):
     columns = {
-        name: getattr(one, name) + getattr(two, name) for name in ("ids", "paths", "captions", "contents", "thumbnails")
+        name: [*getattr(one, name), *getattr(two, name)]
+        for name in ("ids", "paths", "captions", "contents", "thumbnails")
     }
     return Gallery(one.kind, np.concatenate([one.vectors, two.vectors]), one.biased, space=one.space, **columns)
 
@@ -501,6 +502,47 @@ def test_a_refused_first_build_leaves_no_segment_behind(tmp_path, probes, monkey
     with pytest.raises(IndexingError, match="under 0.99"):
         update(tmp_path / "i", gallery(3000), probes, kind="ivf", min_recall=0.99, **ROOMY)
     assert list((tmp_path / "i").glob("*")) == []
+
+
+class Counted(list):
+    """Thumbnails that know how many of them were read."""
+
+    read = 0
+
+    def __getitem__(self, row):
+        self.read += 1
+        return super().__getitem__(row)
+
+
+def test_thumbnails_are_read_when_they_are_asked_for():
+    small = Counted(gallery(200).thumbnails)
+    items = gallery(200, thumbnails=small)
+    part = items.take(np.array([5, 2, 9]))
+    assert small.read == 0
+    assert part.item(1)["thumbnail"] == b"jpeg p2"
+    assert small.read == 1
+    assert list(part.thumbnails) == [b"jpeg p5", b"jpeg p2", b"jpeg p9"]
+    assert items.take(np.arange(3)).take(np.array([1])).thumbnails[0] == b"jpeg p1"
+
+
+def test_compacting_streams_thumbnails(tmp_path, probes, monkeypatch):
+    folder, items = tmp_path / "i", gallery(60)
+    update(folder, items, probes, **ROOMY)
+    remove(folder, ["p0"], probes)
+    read, real = [], module._Segment.thumbnail
+    monkeypatch.setattr(module._Segment, "thumbnail", lambda self, row: read.append(row) or real(self, row))
+    before, write = [], module.write_column
+
+    def column(file, name, values):
+        before.append((name, len(read)))
+        write(file, name, values)
+
+    monkeypatch.setattr(module, "write_column", column)
+    compact(folder, probes)
+    assert ("thumbnail", 0) in before  # nothing was read until it was written
+    monkeypatch.undo()
+    index = Index(folder)
+    assert [index.item(row) for row in range(59)] == [items.item(row) for row in range(1, 60)]
 
 
 def test_segments_with_and_without_thumbnails_are_compacted_together(tmp_path, probes):
