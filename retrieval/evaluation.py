@@ -12,7 +12,7 @@ from extract.memory import OVERHEAD, default_memory
 from extract.store import FeatureStore, Roles, StoreError, row_blocks
 from retrieval import baselines
 from retrieval.baselines import MAPS, Pairs
-from retrieval.embeddings import Embeddings, EmbeddingsError
+from retrieval.embeddings import Embeddings, EmbeddingsError, model_name
 from retrieval.hubness import RERANKS, csls_bias, hub_skewness
 from retrieval.metrics import DIRECTIONS, RECALL_AT, chance, compare, rank, report
 
@@ -230,12 +230,11 @@ def _biases(embeddings: Embeddings, split: str, rerank: str) -> dict[str, np.nda
 
 
 def _rows_of_run(embeddings: Embeddings, split: str, rerank: Iterable[str]):
-    names = {"none": "multimodal", "csls": "multimodal_csls_transductive"}
     for method in rerank:
         if method not in RERANKS:
             raise EvaluationError(f"unknown correction {method!r}; use {', '.join(RERANKS)}")
         row = *_vectors(embeddings, split), _biases(embeddings, split, method)
-        yield names.get(method, f"multimodal_{method}"), row
+        yield model_name(method), row
 
 
 def _evaluated(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, biases: dict, seed: int) -> dict:

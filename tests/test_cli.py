@@ -280,6 +280,25 @@ def test_evaluate_with_everything_and_compare(run, fails, run_dir, store_file, t
     assert "name at least two runs" in fails("compare", run_dir)
 
 
+def test_info_shows_a_run_as_it_searches_and_counts_pictures_without_captions(run, run_dir, store, tmp_path):
+    from analysis.describe import _describe_store
+
+    folder = shutil.copytree(run_dir, tmp_path / "r")
+    settings = (folder / "config.yaml").read_text()
+    run("evaluate", "--run", folder, "--rerank", "qbnorm")
+    for rerank, name in (("none", "multimodal"), ("qbnorm", "multimodal_qbnorm")):
+        (folder / "config.yaml").write_text(settings.replace("rerank: none", f"rerank: {rerank}"))
+        result = json.loads((folder / "evaluation-test.json").read_text())
+        for side in result["models"].values():
+            side["text_to_image"]["R@1"] = 11.1
+        result["models"][name]["text_to_image"]["R@1"] = 77.7
+        (folder / "evaluation-test.json").write_text(json.dumps(result))
+        assert f"{name}, text to image: R@1/5/10 77.7 /" in run("info", folder).stdout
+    assert "300, 5 to 5 a picture" in _describe_store(store)
+    store.image_index[store.image_index == 4] = 3
+    assert "300, 0 to 10 a picture" in _describe_store(store)
+
+
 def test_runs_are_joined_evaluated_drawn_and_searched(run, run_dir, tmp_path):
     joined, run_dir = tmp_path / "both", shutil.copytree(run_dir, tmp_path / "one")
     made = run("ensemble", run_dir, run_dir, "--out", joined)
