@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def _system_error(error: OSError) -> str:
 def say(message: str) -> None:
     """Progress and advice go to stderr; stdout is for results."""
     click.echo(message, err=True)
+
+
+def command(*parts) -> str:
+    """A call of this program to be copied into a shell, with what needs quotes in quotes."""
+    return shlex.join(["python", "cli.py", *map(str, parts)])
+
+
+def given(options: dict) -> list[str]:
+    """What the options among these that were given are called on the command line."""
+    names = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
+    return [names[name] for name, value in options.items() if value is not None and value is not False]
 
 
 def done(written: str, following: str | None = None) -> None:
@@ -175,7 +187,7 @@ def extract(data, store_file, limit, force, retry_failures, device, config_file,
     _say_summary(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
-        f"python cli.py fit --store {store_file} --run runs/first",
+        command("fit", "--store", store_file, "--run", "runs/first"),
     )
 
 
@@ -193,7 +205,7 @@ def _say_summary(summary) -> None:
         example = next(f for f in summary.failures if (f.stage, f.reason.partition(":")[0]) == (stage, reason))
         say(
             f"left out: {count:,} at stage {stage}: {reason} (the first: {example.id}); "
-            f"list: python cli.py info {summary.path}"
+            f"list: {command('info', summary.path)}"
         )
     for group in summary.duplicates[:3]:
         say(f"warning: the same picture lies in several splits: {', '.join(group)}")
@@ -238,7 +250,7 @@ def import_(store_file, **given):
     _say_summary(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
-        f"python cli.py fit --store {store_file} --run runs/first",
+        command("fit", "--store", store_file, "--run", "runs/first"),
     )
 
 
@@ -264,7 +276,7 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
         f"best epoch {', '.join(epochs)}: rsum {selection['rsum']:.1f} on "
         f"{selection['pictures']:,} pictures ({selection['split']}), {provenance['seconds']:.0f} s"
     )
-    done(f"wrote {run_dir}", f"python cli.py evaluate --run {run_dir}")
+    done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
 
 
 def _fit(
@@ -315,9 +327,11 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     settings = expand(config_file, overrides, grid, seeds, sample)
     rows, keys = _sweep(store_file, out, settings, halving, device, memory)
     from retrieval.evaluation import terminal_table
-    from retrieval.leaderboard import leaderboard_table
+    from retrieval.leaderboard import leaderboard_table, notes
 
     click.echo(terminal_table(leaderboard_table(rows, keys, most=10)))
+    for note in notes(rows):
+        say(note)
     if len(rows) > 10:
         say(f"{len(rows) - 10} more: {out / 'leaderboard.md'}")
     ties = sum(row.get("verdict") == "tie" for row in rows)
@@ -325,14 +339,14 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     if "model.temperature" in keys and any(setting.configs[0].model.learn_temperature for setting in settings):
         say("model.temperature was where a learned temperature started; --set model.learn_temperature=false fixes it")
     run_dir, best = out / "best", out / "best.yaml"
-    following = f"python cli.py fit --store {store_file} --run {run_dir} --config {best}"
+    following = command("fit", "--store", store_file, "--run", run_dir, "--config", best)
     if test_best:
         chosen, there = load_config(best), run_dir / "config.yaml"
         other = there.exists() and load_config(there) != chosen
         _fit(store_file, run_dir, chosen, device, memory, force=other)
-        result, _ = _evaluate(run_dir, None)
+        result, _ = _evaluate(run_dir, None, store_file, memory=memory, device=device)
         _print_table(result)
-        following = f"python cli.py plot --run {run_dir} --out {out / 'figures' / 'best'}"
+        following = command("plot", "--run", run_dir, "--out", out / "figures" / "best")
     done(f"wrote results.csv, leaderboard.md, best.yaml and figures to {out}", following)
 
 
@@ -357,10 +371,9 @@ def _sweep(
         judge = Judge()
         results = run(store, out, settings, judge, halving=halving, device=pick_device(device), memory=memory, say=say)
         named = [(setting.values, [trial_name(config) for config in setting.configs]) for setting in settings]
-        rows, keys = leaderboard(judge, named, results), list(settings[0].values)
-        remarks = notes(store.roles().selection_name, len(store.roles().selection))
+        rows, keys = leaderboard(judge, named, results, store.roles().selection_name), list(settings[0].values)
         write_text(out / RESULTS, results_csv(rows))
-        write_text(out / LEADERBOARD, markdown_table(leaderboard_table(rows, keys), remarks))
+        write_text(out / LEADERBOARD, markdown_table(leaderboard_table(rows, keys), notes(rows)))
         best = next(
             setting.configs[0] for setting in settings if all(rows[0][key] == setting.values[key] for key in keys)
         )
@@ -411,15 +424,13 @@ def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
     if re_extract and not complete:
         _re_extract(store_file, data, out, options["device"])
     if re_extract or complete:
-        done(f"wrote {out}", f"python cli.py evaluate --run {out}")
+        done(f"wrote {out}", command("evaluate", "--run", out))
     else:
         done(f"wrote encoders and heads to {out}; no features of theirs yet", f"{_same_command()} --re-extract")
 
 
 def _same_command() -> str:
-    import shlex
-
-    return shlex.join(["python", "cli.py", *(part for part in sys.argv[1:] if part != "--force")])
+    return command(*(part for part in sys.argv[1:] if part != "--force"))
 
 
 def _finetune(
@@ -508,9 +519,9 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
         written.append(_errors(run_dir, result["split"], errors, rerank))
     done(
         f"wrote {', '.join(map(str, written))}",
-        f'python cli.py search --run {run_dir} --query "a dog playing in the park"'
+        command("search", "--run", run_dir, "--query", "a dog playing in the park")
         if run_dir
-        else f"python cli.py fit --store {store_file} --run runs/first",
+        else command("fit", "--store", store_file, "--run", "runs/first"),
     )
 
 
@@ -541,9 +552,7 @@ def _evaluate(
 
     embeddings = control = None
     if run_dir:
-        store_file = store_file or Path(read_provenance(run_dir)["store"])
-        if not store_file.exists():
-            raise ConfigError(f"{run_dir} was fitted on {store_file}, which is not there; name it: --store FILE.h5")
+        store_file = store_file or _store_of(run_dir, read_provenance(run_dir))
         embeddings = read_embeddings(run_dir / EMBEDDINGS)
     with FeatureStore(store_file) as store:
         if embeddings:
@@ -569,6 +578,14 @@ def _evaluate(
         write_text(path, text)
     write_json(written[-1], result)
     return result, written
+
+
+def _store_of(run_dir: Path, provenance: dict) -> Path:
+    """The store that a run was fitted on."""
+    store_file = Path(provenance["store"])
+    if not store_file.exists():
+        raise ConfigError(f"{run_dir} was fitted on {store_file}, which is not there; name it: --store FILE.h5")
+    return store_file
 
 
 def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> Path:
@@ -624,11 +641,11 @@ def ensemble(runs, run_dir, store_file):
     from retrieval.metrics import quality
 
     opened = [load_run(folder) for folder in runs]
-    with FeatureStore(store_file or opened[0].provenance["store"]) as store:
+    with FeatureStore(store_file or _store_of(runs[0], opened[0].provenance)) as store:
         made = join(store, opened, run_dir, quality=quality, correct_hubs=fit_inverted_softmax)
     selection = made["selection"]
     say(f"{len(made['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
-    done(f"wrote {run_dir}", f"python cli.py evaluate --run {run_dir}")
+    done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
 
 
 @cli.command()
@@ -668,6 +685,8 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         raise click.UsageError("--images, --captions and --split exclude each other; name one of them at most")
     if (remove or compact) and (images or captions or split or (remove and compact)):
         raise click.UsageError("--remove and --compact stand alone: they change the index that is there")
+    if (remove or compact) and (idle := given(options)):
+        raise click.UsageError(f"{idle[0]} has no effect on --remove and --compact; leave it out, or index again")
     if run_dir is None and not (index_dir and (remove or compact)):
         raise click.UsageError("name the --run; only --remove and --compact of an --index go without")
     index_dir = index_dir or run_dir / "index"
@@ -677,8 +696,10 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         _index(run_dir, index_dir, images, captions, split, **options)
     done(
         f"wrote {index_dir}",
-        f"python cli.py search --index {index_dir} "
-        + ("--query PICTURE --mode image2text" if captions else '--query "a dog playing in the park"'),
+        command(
+            *("search", "--index", index_dir, "--query"),
+            *(("PICTURE", "--mode", "image2text") if captions else ("a dog playing in the park",)),
+        ),
     )
 
 
@@ -781,7 +802,7 @@ def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...
     if not there:
         raise IndexingError(f"there is no index at {index_dir}")
     opened = {kind: Index(folder) for kind, folder in there.items()}
-    run_dir = run_dir or Path(next(iter(opened.values())).manifest["run"])
+    run_dir = run_dir or _run_of(index_dir, next(iter(opened.values())))
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
     if any(index.space != embeddings.space for index in opened.values()):
         raise IndexingError(f"{index_dir} was made by other heads than {run_dir}'s; name its own --run, or index again")
@@ -820,8 +841,7 @@ def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...
     "--format",
     "style",
     type=click.Choice(["text", "json", "jsonl", "csv"]),
-    default="text",
-    show_default=True,
+    show_default="text",
     help="How the hits are printed: jsonl is one query a line, csv one hit a line.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
@@ -839,15 +859,17 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
         raise click.UsageError("--out draws the hits of one --query")
     if weight is not None and other is None:
         raise click.UsageError("--weight is the share of --query beside what --with mixes in")
+    if as_json and style not in (None, "json"):
+        raise click.UsageError(f"--json and --format {style} contradict each other; name one of them")
     weight = 0.5 if weight is None else weight
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
     asked = [query] if queries is None else _read_queries(queries)
     found = _search(run_dir, asked, mode, top_k, index_dir=index_dir, other=other, weight=weight, out=out, **options)
-    _print_hits(list(zip(asked, found, strict=True)), mode, "json" if as_json else style, queries is not None)
+    _print_hits(list(zip(asked, found, strict=True)), mode, "json" if as_json else style or "text", queries is not None)
     done(
         f"wrote {out}" if out else f"{sum(map(len, found))} hits",
-        f"python cli.py plot --run {run_dir} --out figures" if run_dir else None,
+        command("plot", "--run", run_dir, "--out", "figures") if run_dir else None,
     )
 
 
@@ -909,6 +931,14 @@ def _open_index(index_dir: Path, kind: str):
     return Index(index_dir / name)
 
 
+def _run_of(index_dir: Path, index) -> Path:
+    """The run that an index was made with."""
+    run_dir = Path(index.manifest["run"])
+    if not run_dir.exists():
+        raise ConfigError(f"{index_dir} was made with the run {run_dir}, which is not there; name it: --run DIR")
+    return run_dir
+
+
 def _search(
     run_dir: Path | None,
     queries: list[str],
@@ -943,9 +973,7 @@ def _search(
                 read_picture(text)  # what is no picture is refused before an encoder is loaded
     kind = "image" if mode == "text2image" else "text"
     index = _open_index(index_dir, kind) if index_dir else None
-    run_dir = run_dir or Path(index.manifest["run"])
-    if index is not None and not run_dir.exists():
-        raise ConfigError(f"{index_dir} was made with the run {run_dir}, which is not there; name it: --run DIR")
+    run_dir = run_dir or _run_of(index_dir, index)
     run = load_run(run_dir)
     gallery = read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank) if index is None else index
     embedder = QueryEmbedder(run, device=device, image_encoder=image_encoder, text_encoder=text_encoder, say=say)
@@ -976,11 +1004,13 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
         raise click.UsageError("name one of --run, --store and --sweep")
     if split and not run_dir:
         raise click.UsageError("--split goes with --run")
+    if memory and not store_file:
+        raise click.UsageError("--memory goes with --store: a run's embeddings and a sweep's table take little")
     written = _plot(run_dir, store_file, out, split, memory, sweep_dir)
     if store_file:
-        following = f"python cli.py fit --store {store_file} --run runs/first"
+        following = command("fit", "--store", store_file, "--run", "runs/first")
     else:
-        following = f"python cli.py info {run_dir}" if run_dir else None
+        following = command("info", run_dir) if run_dir else None
     done(f"wrote {', '.join(path.name for path in written)} to {out}", following)
 
 
@@ -1063,7 +1093,7 @@ def download(name, folder):
     from extract.download import download_archives
 
     download_archives(name, folder, say)
-    done(f"wrote {folder}", f"python cli.py extract --data {folder} --store {folder}.h5")
+    done(f"wrote {folder}", command("extract", "--data", folder, "--store", f"{folder}.h5"))
 
 
 @cli.command()

@@ -3,12 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from configs import OnceoverError
 from configs.formats import CONFIG, CURRENT, EVALUATION, PROVENANCE
 from extract.files import digest, read_json
 from extract.store import FeatureStore, parts_folder
+from retrieval.embeddings import model_name
 
 
 class DescribeError(OnceoverError):
@@ -43,8 +45,10 @@ def _describe_store(store: FeatureStore) -> str:
     made = store.provenance
     image, text = store.image_features, store.text_features
     splits = Counter(store.image_splits)
-    counts = Counter(store.image_index.tolist())
-    per_picture = f"{min(counts.values())} to {max(counts.values())}" if counts and store.image_ids else "0"
+    per_picture = "0"
+    if store.image_ids:
+        counts = np.bincount(store.image_index, minlength=len(store.image_ids))
+        per_picture = f"{counts.min()} to {counts.max()}"
     lines = [
         f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
         f"  made        {made['created']} from {made['data']} ({made['layout']} layout)",
@@ -108,11 +112,12 @@ def _describe_run(folder: Path) -> str:
         lines.insert(1, f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's")
     for file in sorted(folder.glob(EVALUATION.format("*.json"))):
         result = read_json(file, "the evaluation")
+        own = model_name(settings["model"]["rerank"])
         for direction in ("image_to_text", "text_to_image"):
-            side = result["models"]["multimodal"][direction]
+            side = result["models"][own][direction]
             recalls = " / ".join(f"{side[f'R@{k}']:.1f}" for k in (1, 5, 10))
             lines.append(
-                f"  {result['split']:<11} {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
+                f"  {result['split']:<11} {own}, {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
                 f"median rank {side['median_rank']:g} "
                 f"({result['n_images']:,} pictures, {result['n_captions']:,} captions)"
             )

@@ -22,8 +22,8 @@ from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
 from extract.files import read_json, whole_file
 from extract.memory import default_memory
 from extract.pictures import read_picture
-from extract.store import FeatureStore
-from retrieval.embeddings import Embeddings, read_embeddings
+from extract.store import KINDS, FeatureStore
+from retrieval.embeddings import Embeddings, model_name, read_embeddings
 from retrieval.metrics import Ranks, chance, rank
 
 if TYPE_CHECKING:
@@ -229,9 +229,13 @@ def draw_training(folder: Path) -> Figure:
 
 
 def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
-    """Share of queries whose truth stands within the first K, for every K, in both directions and for chance."""
+    """Share of queries whose truth stands within the first K, for every K, in both directions and for chance.
+
+    A run that searches with a correction for hubs is drawn with it.
+    """
     pictures, captions, image_index = embeddings.split(split)
-    found = rank(embeddings.images[pictures], embeddings.texts[captions], image_index)
+    biases = embeddings.biases(split=split)
+    found = rank(embeddings.images[pictures], embeddings.texts[captions], image_index, **biases)
     random = chance(len(pictures), image_index)
     figure = Figure(figsize=(9.2, 4.0), layout="constrained")
     names = ("Picture → caption", "Caption → picture")
@@ -239,7 +243,7 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
         figure.subplots(1, 2, sharey=True), found, random, names, (PICTURE, CAPTION), strict=True
     ):
         cutoffs = np.unique(np.geomspace(1, model.gallery, 60).astype(int))
-        axes.plot(cutoffs, _hit_curve(model, cutoffs), color=colour, label="multimodal")
+        axes.plot(cutoffs, _hit_curve(model, cutoffs), color=colour, label=model_name(embeddings.rerank))
         axes.plot(cutoffs, _hit_curve(guess, cutoffs), color=NEUTRAL, linestyle="--", label="chance")
         median = float(np.median(model.expected_rank()))
         axes.axvline(median, color=colour, linewidth=0.8, linestyle=":", label=f"median rank {median:g}")
@@ -312,23 +316,29 @@ def _hit_curve(ranks: Ranks, cutoffs: np.ndarray) -> np.ndarray:
 def draw_features(store: FeatureStore, memory: int) -> Figure:
     """PCA of the picture and caption features, coloured by split, and the share of variance that components hold.
 
-    ``memory``: bytes; of features that would take more than an eighth of it a sample of rows is drawn.
+    A kind that the store has not is left out.
+
+    Args:
+        memory: bytes; of features that would take more than an eighth of it a sample of rows is drawn.
+
+    Raises:
+        PlotError: no kind has two rows.
     """
     from sklearn.decomposition import PCA
 
-    splits = np.array(store.image_splits)
-    kinds = (
-        ("picture features", store.image_features[:, 0], splits),
-        ("caption features", store.text_features, splits[store.image_index]),
-    )
-    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
-    scatter_left, scatter_right, curve = figure.subplots(1, 3)
-    for axes, (name, mapped, split_of_row), colour in zip(
-        (scatter_left, scatter_right), kinds, (PICTURE, CAPTION), strict=True
-    ):
+    splits = np.array([*store.image_splits, ""])  # the last one: of a caption without a picture
+    split_of_row = {"image": splits[:-1], "text": splits[store.image_index]}
+    kinds = [kind for kind in KINDS if store.recipes[kind] and len(split_of_row[kind]) > 1]
+    if not kinds:
+        raise PlotError(f"{store.path} has no two pictures or captions with features; there is nothing to draw")
+    figure = Figure(figsize=(12.5 * (len(kinds) + 1) / 3, 4.2), layout="constrained")
+    *scatters, curve = figure.subplots(1, len(kinds) + 1)
+    for axes, kind in zip(scatters, kinds, strict=True):
+        name, colour = {"image": ("picture features", PICTURE), "text": ("caption features", CAPTION)}[kind]
+        mapped = store.image_features[:, 0] if kind == "image" else store.text_features
         most = max(1000, memory // (8 * 4 * mapped.shape[1]))
         rows = np.sort(np.random.default_rng(0).permutation(len(mapped))[:most])
-        features, of_split = mapped[rows].astype(np.float32), split_of_row[rows]
+        features, of_split = mapped[rows].astype(np.float32), split_of_row[kind][rows]
         shown = f"{len(mapped):,} rows" if len(rows) == len(mapped) else f"{len(rows):,} of {len(mapped):,} rows"
         components = min(256, *features.shape)
         model = PCA(components, svd_solver="randomized", random_state=0).fit(features)

@@ -82,6 +82,7 @@ def draw_heat_map(rows: list[dict], first: str, second: str) -> Figure:
         "; *: dropped early, as it stood then" if any(row["outcome"] == "dropped" for row in best.values()) else ""
     )
     figure.supxlabel(note, fontsize=9)
+    figure.suptitle(_measured_on(rows), fontsize=11)
     return figure
 
 
@@ -109,6 +110,7 @@ def draw_curves(rows: list[dict], keys: list[str]) -> Figure:
     title = "Through the best setting" + ("; bands: the seeds' standard deviation" if several else "")
     if any(row["outcome"] == "dropped" for row in rows):
         title += "; hollow: dropped early"
+    title += f"\n{_measured_on(rows)}"
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -147,9 +149,16 @@ def draw_parallel(rows: list[dict], keys: list[str]) -> Figure:
     axes.set(xlim=(-0.4, len(keys) + 0.3), yticks=[], xticks=range(len(keys) + 1))
     axes.set_xticklabels([*keys, "rsum"])
     axes.spines[:].set_visible(False)
-    axes.set_title("Every setting; the best in vermilion" + ("; dotted: dropped early" if any(
-        row["outcome"] == "dropped" for row in rows) else ""))  # fmt: skip
+    title = "Every setting; the best in vermilion"
+    if any(row["outcome"] == "dropped" for row in rows):
+        title += "; dotted: dropped early"
+    axes.set_title(f"{title}\n{_measured_on(rows)}")
     return figure
+
+
+def _measured_on(rows: list[dict]) -> str:
+    """What the numbers are of: the split, and the sizes of both galleries."""
+    return f"{rows[0]['split']}: galleries of {rows[0]['pictures']:,.0f} pictures, {rows[0]['captions']:,.0f} captions"
 
 
 def _read(path: Path) -> tuple[list[dict], list[str]]:
@@ -161,6 +170,7 @@ def _read(path: Path) -> tuple[list[dict], list[str]]:
         keys = columns[: columns.index("outcome")]
         if not rows:
             raise ValueError("no rows")
+        _measured_on(rows)  # refuses a table that does not say
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlotError(f"{path} is missing or damaged; run the sweep again, which fits nothing anew") from error
     return rows, keys

@@ -67,7 +67,7 @@ def main() -> None:
             results = sweep(store, Path(folder) / name, points, judge, halving=points is looking)
             seconds[name] = time.perf_counter() - start
             named = [(point.values, [trial_name(config) for config in point.configs]) for point in points]
-            tables[name] = leaderboard(judge, named, results)
+            tables[name] = leaderboard(judge, named, results, roles.selection_name)
             print(name, seconds[name], file=sys.stderr, flush=True)
         bare.append(products())
         start, looks = time.perf_counter(), 0.0

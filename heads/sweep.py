@@ -33,6 +33,7 @@ _NO_AXES = {
     "training.seed": "say how many seeds with --seeds",
     "training.members": "a sweep ranks single pairs of heads",
     "training.cca": "a sweep ranks single pairs of heads",
+    "training.refit": "the selection pictures rank the settings, so no trial is fitted with them; set it for fit",
     "model.rerank": "it changes nothing in the heads; evaluate compares the ways with --rerank",
 }
 RUNGS = (1 / 8, 1 / 4, 1 / 2)  # of all epochs, after which halving drops trials
@@ -96,6 +97,8 @@ def expand(
             raise ConfigError(f"{key} is no axis of a grid; {_NO_AXES[key]}")
         if key.startswith("extract."):
             raise ConfigError(f"{key} changes the features; make a store for each value, and sweep each")
+        if key.startswith("finetune."):
+            raise ConfigError(f"{key} changes nothing in heads that a sweep fits; use settings of model or training")
         axes[key] = values
     if not axes:
         raise ConfigError("the grid is empty; name at least one axis: --grid model.temperature=0.03,0.05,0.07")

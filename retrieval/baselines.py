@@ -145,12 +145,12 @@ def neighbours(train: Pairs, kind: str) -> Iterator[Candidate]:
     """
     images, texts = _unit(train.images), _unit(train.texts)
     if kind == "text_knn":
-        memory, values = texts, images[train.image_index]
+        memory, values, carried = texts, images, train.image_index
     else:
         asked, picture = np.unique(train.image_index, return_inverse=True)
         sums = np.zeros((len(asked), texts.shape[1]))
         np.add.at(sums, picture, texts)
-        memory, values = images[asked], sums / np.bincount(picture)[:, None]
+        memory, values, carried = images[asked], sums / np.bincount(picture)[:, None], np.arange(len(asked))
 
     @lru_cache(maxsize=1)
     def nearest(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,7 +161,8 @@ def neighbours(train: Pairs, kind: str) -> Iterator[Candidate]:
         kept, scores, rows = nearest(pairs)
         weights = np.exp((scores[:, :count] - scores[:, :1]) / sharpness)
         starts = np.arange(0, weights.size + 1, weights.shape[1])
-        moved = csr_array((weights.ravel(), rows[:, :count].ravel(), starts), (len(rows), len(values))) @ values
+        places = carried[rows[:, :count]].ravel()  # a picture stands there once for each of its captions
+        moved = csr_array((weights.ravel(), places, starts), (len(rows), len(values))) @ values
         return (kept, _unit(moved)) if kind == "text_knn" else (_unit(moved), kept)
 
     for count in sorted({min(count, len(memory)) for count in NEIGHBOURS}):

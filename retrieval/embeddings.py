@@ -3,9 +3,10 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -138,13 +139,29 @@ class Gallery:
         }
 
     def take(self, rows: np.ndarray) -> "Gallery":
-        """Some of the items."""
-        columns = {
-            name: [values[row] for row in rows]
-            for name in ("ids", "paths", "captions", "contents", "thumbnails")
-            if (values := getattr(self, name)) is not None
-        }
-        return replace(self, vectors=self.vectors[rows], **columns)
+        """Some of the items; their thumbnails stay where they are until one is asked for."""
+        lists = ("ids", "paths", "captions", "contents")
+        columns = {name: [getattr(self, name)[row] for row in rows] for name in lists}
+        small = None if self.thumbnails is None else Lazy(self.thumbnails.__getitem__, np.asarray(rows).tolist())
+        return replace(self, vectors=self.vectors[rows], thumbnails=small, **columns)
+
+
+class Lazy(Sequence):
+    """What ``read`` gives for each of some keys, read when it is asked for."""
+
+    def __init__(self, read: Callable[[Any], bytes], keys: list):
+        self._read, self._keys = read, keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._read(self._keys[number])
+
+
+def model_name(rerank: str) -> str:
+    """What a run is called among the models of an evaluation when it is corrected for hubs in this way, or not."""
+    return {"none": "multimodal", "csls": "multimodal_csls_transductive"}.get(rerank, f"multimodal_{rerank}")
 
 
 def facing_bias(queries: np.ndarray) -> np.ndarray:

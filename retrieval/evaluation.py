@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from configs import OnceoverError
 from extract.memory import OVERHEAD, default_memory
-from extract.store import FeatureStore, Roles, StoreError
+from extract.store import FeatureStore, Roles, StoreError, row_blocks
 from retrieval import baselines
 from retrieval.baselines import MAPS, Pairs
-from retrieval.embeddings import Embeddings, EmbeddingsError
+from retrieval.embeddings import Embeddings, EmbeddingsError, model_name
 from retrieval.hubness import RERANKS, csls_bias, hub_skewness
 from retrieval.metrics import DIRECTIONS, RECALL_AT, chance, compare, rank, report
 
@@ -76,9 +76,12 @@ def evaluate(
     split = split or roles.report_name
     if split == "train" and embeddings is not None and roles.selection_name not in embeddings.splits:
         roles = roles.together()  # the run was fitted on the selection pictures as well
-    fitted = ("train", roles.selection_name) if len(roles.train) else ()
-    most = _most_pictures(store, roles, memory or default_memory())
-    pairs, *learn = _pairs(store, roles, most, split, *fitted)
+    measured, learn = _pictures(store, roles, split), []
+    pairs = _pairs(store, measured)
+    if len(roles.train):
+        train, selection = (_pictures(store, roles, name) for name in ("train", roles.selection_name))
+        most = _most_pictures(store, max(len(measured), len(selection)), memory or default_memory())
+        learn = [_pairs(store, _sample(train, most)), _pairs(store, selection)]
     models: dict[str, dict] = {}
     if embeddings is not None:
         wanted = dict.fromkeys(["none", embeddings.rerank, *rerank])
@@ -175,32 +178,43 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
         )
 
 
-def _most_pictures(store: FeatureStore, roles: Roles, memory: int) -> int:
+def _most_pictures(store: FeatureStore, measured: int, memory: int) -> int:
     """How many pictures with their captions the learned baselines can be fitted on in ``memory`` bytes.
 
-    Beside those, a split that is measured has its captions in the wider of the two spaces.
+    Beside those, a split that is measured, of so many pictures, has its captions in the wider of the two spaces.
     """
     dims, captions = (store.image_features.shape[2], store.text_features.shape[1]), len(store.image_index)
-    mapped = max(len(roles.selection), len(roles.report)) * max(dims) * captions / len(store.image_splits)
+    mapped = measured * max(dims) * captions / len(store.image_splits)
     each = dims[0] + dims[1] * captions / len(store.image_splits)
     return max(1000, int(((memory - OVERHEAD) / (8 * COPIES) - mapped) / each))
 
 
-def _pairs(store: FeatureStore, roles: Roles, most: int, *splits: str) -> list[Pairs]:
-    """Each split's plain features: the mean over a picture's views, and its captions'; of train a sample if need be."""
+def _pictures(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:
+    """Rows of a split's pictures.
+
+    Raises:
+        EmbeddingsError: there are none with captions.
+    """
     named = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
-    pairs = []
-    for split in splits:
-        pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
-        if split == "train" and split != splits[0] and len(pictures) > most:
-            pictures = np.sort(np.random.default_rng(0).permutation(pictures)[:most])
-        captions = np.flatnonzero(np.isin(store.image_index, pictures))
-        if not len(pictures) or not len(captions):
-            raise EmbeddingsError(f"there are no pictures with captions in the split {split!r}; use {', '.join(named)}")
-        index = np.searchsorted(pictures, store.image_index[captions])
-        images = store.image_features[pictures].mean(1, dtype=np.float32)
-        pairs.append(Pairs(images, store.text_features[captions].astype(np.float32), index))
-    return pairs
+    pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
+    if not np.isin(store.image_index, pictures).any():
+        raise EmbeddingsError(f"there are no pictures with captions in the split {split!r}; use {', '.join(named)}")
+    return pictures
+
+
+def _sample(rows: np.ndarray, most: int) -> np.ndarray:
+    """The rows, in order, or if need be a seeded sample of them."""
+    return rows if len(rows) <= most else np.sort(np.random.default_rng(0).permutation(rows)[:most])
+
+
+def _pairs(store: FeatureStore, pictures: np.ndarray) -> Pairs:
+    """The plain features of pictures, each the mean over its views, and of their captions."""
+    captions = np.flatnonzero(np.isin(store.image_index, pictures))
+    images = np.empty((len(pictures), store.image_features.shape[2]), np.float32)
+    for rows in row_blocks(len(pictures)):
+        images[rows] = store.image_features[pictures[rows]].mean(1, dtype=np.float32)
+    index = np.searchsorted(pictures, store.image_index[captions])
+    return Pairs(images, store.text_features[captions].astype(np.float32), index)
 
 
 def _vectors(embeddings: Embeddings, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -216,12 +230,11 @@ def _biases(embeddings: Embeddings, split: str, rerank: str) -> dict[str, np.nda
 
 
 def _rows_of_run(embeddings: Embeddings, split: str, rerank: Iterable[str]):
-    names = {"none": "multimodal", "csls": "multimodal_csls_transductive"}
     for method in rerank:
         if method not in RERANKS:
             raise EvaluationError(f"unknown correction {method!r}; use {', '.join(RERANKS)}")
         row = *_vectors(embeddings, split), _biases(embeddings, split, method)
-        yield names.get(method, f"multimodal_{method}"), row
+        yield model_name(method), row
 
 
 def _evaluated(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, biases: dict, seed: int) -> dict:

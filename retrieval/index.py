@@ -236,8 +236,17 @@ class _Segment:
         """What a hit shows of a row."""
         first, last = self.rows["caption_offset"][row : row + 2]
         shown = {name: self.rows[name].asstr()[row] for name in ("id", "path")}
-        thumbnail = self.rows["thumbnail"][row].tobytes() or None if "thumbnail" in self.rows else None
-        return shown | {"captions": self.rows["caption"].asstr()[first:last].tolist(), "thumbnail": thumbnail}
+        captions = self.rows["caption"].asstr()[first:last].tolist()
+        return shown | {"captions": captions, "thumbnail": self.thumbnail(row) or None}
+
+    def thumbnail(self, row: int) -> bytes:
+        """A row's JPEG, empty where it has none."""
+        return self.rows["thumbnail"][row].tobytes() if "thumbnail" in self.rows else b""
+
+    def captions(self) -> list[list[str]]:
+        """The captions of each row that is alive."""
+        said, offsets = self.rows["caption"].asstr()[:].tolist(), self.rows["caption_offset"][:].tolist()
+        return [said[offsets[row] : offsets[row + 1]] for row in np.flatnonzero(self.alive)]
 
     def living(self, name: str) -> list[str]:
         """A column of strings, of the rows that are alive."""
@@ -267,16 +276,25 @@ def read_manifest(folder: str | Path) -> dict:
     """The current manifest of an index.
 
     Raises:
-        IndexingError: no index there, of another version, or a manifest that does not match its SHA-256.
+        IndexingError: no index there, of another version, or a pointer or manifest that is damaged.
     """
     folder = Path(folder)
     if not (folder / CURRENT).is_file():
         raise IndexingError(f"there is no index at {folder}; python cli.py index makes one")
-    current = read_json(folder / CURRENT, "the index's pointer")
+    current = _read_json(folder / CURRENT, "the index's pointer")
     if (current.get("format"), current.get("format_version")) != (INDEX_FORMAT, INDEX_VERSION):
         raise IndexingError(f"{folder} is no index of the format {INDEX_VERSION}; {_AGAIN}")
+    if not all(isinstance(current.get(key), str) for key in ("manifest", "sha256")):
+        raise IndexingError(f"{folder / CURRENT} names no manifest: it is damaged; {_AGAIN}")
     _check_file(folder / current["manifest"], current["sha256"])
-    return read_json(folder / current["manifest"], "the index's manifest")
+    return _read_json(folder / current["manifest"], "the index's manifest")
+
+
+def _read_json(path: Path, what: str) -> dict:
+    try:
+        return read_json(path, what)
+    except FileError as error:
+        raise IndexingError(f"{error}; {_AGAIN}") from error
 
 
 def check_origin(folder: str | Path, source: str, run: str, space: str, force: bool = False) -> dict | None:
@@ -291,7 +309,7 @@ def check_origin(folder: str | Path, source: str, run: str, space: str, force: b
         return None
     try:
         before = read_manifest(folder)
-    except (IndexingError, FileError):
+    except IndexingError:
         if force:
             return None
         raise
@@ -391,7 +409,7 @@ def remove(
 
 def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] = lambda _: None) -> Update:
     """Writes one segment in the place of all, without the rows that were removed."""
-    from retrieval.embeddings import Gallery
+    from retrieval.embeddings import Gallery, Lazy
 
     folder = Path(folder)
     with _writing(folder):
@@ -399,33 +417,40 @@ def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] =
         buried = sum(segment.size for segment in index.segments) - len(index)
         if len(index.segments) == 1 and not buried:
             return Update(0, 0, len(index), index.manifest, up_to_date=True)
-        items, keys, contents, vectors = [], [], [], []
-        for segment in index.segments:
-            alive = np.flatnonzero(segment.alive).tolist()
-            items += [segment.item(row) for row in tqdm(alive, desc="rows", unit=" rows", disable=None)]
-            keys += segment.living("key")
-            contents += segment.living("content")
-            vectors += segment.vectors()
-        columns = {name: [item[name] for item in items] for name in ("id", "path", "captions", "thumbnail")}
-        small = [data or b"" for data in columns["thumbnail"]] if any(columns["thumbnail"]) else None
+        columns: dict[str, list] = {
+            name: [value for segment in index.segments for value in segment.living(name)]
+            for name in ("id", "path", "key", "content")
+        }
+        captions = [said for segment in index.segments for said in segment.captions()]
+        alive = [(segment, row) for segment in index.segments for row in np.flatnonzero(segment.alive).tolist()]
+        pictured = any("thumbnail" in segment.rows for segment in index.segments)
+        small = Lazy(lambda place: place[0].thumbnail(place[1]), alive) if pictured else None
+        vectors = np.concatenate([block for segment in index.segments for block in segment.vectors()])
         gallery = Gallery(
-            index.kind, np.concatenate(vectors), index.biased, columns["id"], columns["path"], columns["captions"],
-            contents, small, index.space,
+            index.kind, vectors, index.biased, columns["id"], columns["path"], captions, columns["content"], small,
+            index.space,
         )  # fmt: skip
-        entry = _write_segment(folder, gallery, keys, index.manifest["type"])
+        entry = _write_segment(folder, gallery, columns["key"], index.manifest["type"])
         manifest = _publish(folder, index.manifest, [entry], probes, say)
     return Update(0, buried, len(gallery), manifest)
 
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Holds the writer's lock; what a failure leaves behind is cleared away."""
+    """Holds the writer's lock; of a failure nothing stays, and all that was there before."""
     with only_writer(folder, "the index"):
+        there, version = set(folder.glob("*")), _version(folder)
         try:
             yield
         except BaseException:
-            _sweep(folder)
+            if _version(folder) == version:  # else the new one is there already, and its files are in use
+                for file in set(folder.glob("*")) - there:
+                    file.unlink()
             raise
+
+
+def _version(folder: Path) -> bytes | None:
+    return (folder / CURRENT).read_bytes() if (folder / CURRENT).exists() else None
 
 
 def _request(gallery: "Gallery", before: dict | None, kind: str | None, memory: int, min_recall: float | None) -> dict:
@@ -548,7 +573,10 @@ def _built(vectors: np.ndarray, kind: str) -> faiss.Index:
 
 
 def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray, say) -> dict:
-    """Measures the new version and points ``CURRENT`` at it; only what it and the last one use stays."""
+    """Measures the new version and points ``CURRENT`` at it; only what it and the last one use stays.
+
+    A last one that is damaged does not stay.
+    """
     segments = [_Segment(folder, entry, about["dim"]) for entry in entries]
     manifest = about | {"metric": "inner product", "normalised": True, "segments": entries}
     manifest["rows"] = sum(int(segment.alive.sum()) for segment in segments)
@@ -557,26 +585,29 @@ def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray,
         f"recall@10 {manifest['recall@10']:.3f} against exact search, {manifest['queries_per_second']:,.0f} queries a "
         f"second one by one ({len(probes):,} queries of the other modality)"
     )
-    name = f"manifest-{digest(manifest)[:12]}.json"
+    kept = {name := f"manifest-{digest(manifest)[:12]}.json"}
     write_json(folder / name, manifest)
-    last = read_json(folder / CURRENT, "the index's pointer").get("manifest") if (folder / CURRENT).exists() else None
+    with contextlib.suppress(IndexingError):
+        read_manifest(folder)
+        kept.add(read_json(folder / CURRENT, "the index's pointer")["manifest"])
     write_json(
         folder / CURRENT,
         {"format": INDEX_FORMAT, "format_version": INDEX_VERSION, "manifest": name, "sha256": _sha256(folder / name)},
     )
     for file in folder.glob("manifest-*.json"):
-        if file.name not in (name, last):
+        if file.name not in kept:
             file.unlink()
     _sweep(folder)
     return manifest
 
 
 def _sweep(folder: Path) -> None:
-    """Removes the segments' files that no manifest names."""
-    used = set()
-    for manifest in folder.glob("manifest-*.json"):
-        with contextlib.suppress(FileError, KeyError):  # a damaged one names nothing
-            used |= {file for entry in read_json(manifest, "a manifest")["segments"] for file in entry["files"]}
+    """Removes the segments' files that no manifest names; none where a manifest cannot be read."""
+    try:
+        manifests = [read_json(manifest, "a manifest") for manifest in folder.glob("manifest-*.json")]
+    except FileError:
+        return
+    used = {file for manifest in manifests for entry in manifest["segments"] for file in entry["files"]}
     for file in folder.glob("[0-9]*.*"):
         if file.name not in used:
             file.unlink()
@@ -615,8 +646,11 @@ def _merged(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def _recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the ten places that hold something as near as what exact search has there at last; copies are equal."""
-    return float((found >= truth[:, -1:] - _EQUAL).mean())
+    """Share of the places that hold something as near as what exact search has there at last; copies are equal.
+
+    Places are ten, or as many as there are rows.
+    """
+    return float((found[:, : truth.shape[1]] >= truth[:, -1:] - _EQUAL).mean())
 
 
 def _padded(part: np.ndarray, k: int, fill: float) -> np.ndarray:

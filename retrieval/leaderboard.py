@@ -97,16 +97,20 @@ def _behind(best: list[tuple[Ranks, Ranks]], other: list[tuple[Ranks, Ranks]], a
     return {"difference": found["rsum"], "low": found["rsum"] - margin, "high": found["rsum"] + margin}
 
 
-def leaderboard(judge: Judge, settings: Sequence[tuple[dict, list[str]]], results: dict[str, dict]) -> list[dict]:
+def leaderboard(
+    judge: Judge, settings: Sequence[tuple[dict, list[str]]], results: dict[str, dict], split: str
+) -> list[dict]:
     """A row for each setting, best first: those that ran to their end with most seeds, then with fewer, then the rest.
 
     Args:
         settings: the values that a setting stands for, by key, and its trials' names, a seed each.
         results: of each trial that was begun, what ``heads.sweep.sweep`` says of it.
+        split: that the judge measured on.
 
     Returns:
         Rows with the setting's values, ``outcome``, ``seeds`` (those that ran), ``epochs`` (the mean), ``seconds`` (the
-        sum), and, but for diverged ones, both directions' recalls in percent as means over seeds with their spread
+        sum), ``split``, and, but for diverged ones, the galleries' sizes (``pictures``, ``captions``), both directions'
+        recalls in percent as means over seeds with their spread
         (``_sd``, of several seeds), ``rsum`` with its 95 % interval over pictures, ``difference`` to the best over the
         seeds that both have, with an interval that holds for all rows together, and ``verdict``: best, tie, worse or
         dropped. Numbers of dropped ones are from where they were dropped.
@@ -119,7 +123,7 @@ def leaderboard(judge: Judge, settings: Sequence[tuple[dict, list[str]]], result
         ran = [name for name in names if name in results]
         outcomes = {results[name]["outcome"] for name in ran}
         outcome = next(each for each in _SURE if each in outcomes)
-        row = {**values, "outcome": outcome, "seeds": len(ran), "rsum": -1.0}
+        row = {**values, "outcome": outcome, "split": split, "seeds": len(ran), "rsum": -1.0}
         row |= {"epochs": float(np.mean([results[name]["epochs"] for name in ran]))}
         row |= {"seconds": sum(results[name]["seconds"] for name in ran)}
         if outcome != "diverged":
@@ -141,7 +145,7 @@ def leaderboard(judge: Judge, settings: Sequence[tuple[dict, list[str]]], result
 
 def _measured(judge: Judge, trials: list[str]) -> dict:
     found = report(judge.of(trials))
-    row: dict = {}
+    row: dict = {"pictures": found["text_to_image"]["gallery"], "captions": found["image_to_text"]["gallery"]}
     for direction in DIRECTIONS:
         for k in RECALL_AT:
             name = f"{_SHORT[direction]}_R@{k}"
@@ -153,10 +157,12 @@ def _measured(judge: Judge, trials: list[str]) -> dict:
     return row
 
 
-def notes(split: str, pictures: int) -> list[str]:
-    """What a reader of the leaderboard has to know; ``split``: that the numbers are of, with so many pictures."""
+def notes(rows: list[dict]) -> list[str]:
+    """What a reader of the leaderboard has to know."""
+    split, pictures, captions = (rows[0][key] for key in ("split", "pictures", "captions"))
     return [
-        f"measured on {split}, {pictures:,} pictures, which chose the best one: its own numbers here flatter it",
+        f"measured on {split}, {pictures:,} pictures, {captions:,} captions, which chose the best one: its own numbers "
+        "here flatter it",
         "R@K: hit@K in percent, i2t: picture → caption, t2i: caption → picture; means over the seeds",
         "intervals: 95 %, pictures resampled; to the best: paired, over the seeds that both have, holding for all rows "
         "together. tie: these pictures cannot tell the setting from the best one. Chance between seeds is left out",

@@ -132,6 +132,21 @@ def test_neighbours_are_bridged_as_an_explicit_loop_does_it(data, kind, monkeypa
             np.testing.assert_allclose(moved[row], unit(weights @ carried), atol=1e-5)
 
 
+def test_the_bridge_holds_each_picture_once_however_many_captions_it_has():
+    import tracemalloc
+
+    generator = np.random.default_rng(0)
+    train = Pairs(
+        generator.standard_normal((100, 500)), generator.standard_normal((5000, 4)), np.repeat(np.arange(100), 50)
+    )
+    tracemalloc.start()
+    _, embed = next(neighbours(train, "text_knn"))
+    embed(Pairs(train.images[:5], train.texts[:5], np.arange(5)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < train.images.nbytes * 5  # a copy for each caption would be 50
+
+
 @pytest.mark.parametrize("fit", [cca, ridge, lambda train: neighbours(train, "text_knn")], ids=["cca", "ridge", "knn"])
 def test_what_was_planted_is_found_and_settings_are_chosen_on_the_selection_pairs(data, fit):
     train, selection, test = data

@@ -142,6 +142,12 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
 
 def test_usage_errors_are_clicks_own(run):
     assert "name one of --run, --store and --sweep" in run("plot", "--out", "x", code=2).stderr
+    for place in ("--run", "--sweep"):
+        message = run("plot", place, "x", "--out", "x", "--memory", "2GiB", code=2).stderr
+        assert "--memory goes with --store" in message
+    contradiction = run("search", "--run", "x", "--query", "x", "--json", "--format", "csv", code=2)
+    assert "--json and --format csv contradict each other; name one of them" in contradiction.stderr
+    assert contradiction.stdout == ""
     assert "Invalid value for '--top-k'" in run("search", "--run", "x", "--query", "x", "--top-k", 0, code=2).stderr
 
 
@@ -274,6 +280,25 @@ def test_evaluate_with_everything_and_compare(run, fails, run_dir, store_file, t
     assert "name at least two runs" in fails("compare", run_dir)
 
 
+def test_info_shows_a_run_as_it_searches_and_counts_pictures_without_captions(run, run_dir, store, tmp_path):
+    from analysis.describe import _describe_store
+
+    folder = shutil.copytree(run_dir, tmp_path / "r")
+    settings = (folder / "config.yaml").read_text()
+    run("evaluate", "--run", folder, "--rerank", "qbnorm")
+    for rerank, name in (("none", "multimodal"), ("qbnorm", "multimodal_qbnorm")):
+        (folder / "config.yaml").write_text(settings.replace("rerank: none", f"rerank: {rerank}"))
+        result = json.loads((folder / "evaluation-test.json").read_text())
+        for side in result["models"].values():
+            side["text_to_image"]["R@1"] = 11.1
+        result["models"][name]["text_to_image"]["R@1"] = 77.7
+        (folder / "evaluation-test.json").write_text(json.dumps(result))
+        assert f"{name}, text to image: R@1/5/10 77.7 /" in run("info", folder).stdout
+    assert "300, 5 to 5 a picture" in _describe_store(store)
+    store.image_index[store.image_index == 4] = 3
+    assert "300, 0 to 10 a picture" in _describe_store(store)
+
+
 def test_runs_are_joined_evaluated_drawn_and_searched(run, run_dir, tmp_path):
     joined, run_dir = tmp_path / "both", shutil.copytree(run_dir, tmp_path / "one")
     made = run("ensemble", run_dir, run_dir, "--out", joined)
@@ -384,6 +409,47 @@ def test_a_runs_own_index_answers_as_the_run_does(run, run_dir, tmp_path):
     assert json.loads(run("search", "--index", tmp_path / "of moved", "--run", run_dir, *query).stdout)["hits"]
     split = run("index", "--run", run_dir, "--index", tmp_path / "test", "--split", "test")
     assert "12 pictures: 12 added" in split.stderr
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        ("--type", "flat"), ("--memory", "1GiB"), ("--min-recall", 0), ("--rerank", "none"), ("--force",),
+        ("--image-encoder", "x"), ("--text-encoder", "x"), ("--device", "cpu"),
+    ],
+    ids=lambda idle: idle[0],
+)  # fmt: skip
+@pytest.mark.parametrize("change", [("--remove", "p1"), ("--compact",)], ids=lambda change: change[0])
+def test_options_that_have_no_effect_on_a_change_of_an_index_are_refused(run, tmp_path, change, idle):
+    message = run("index", "--index", tmp_path, *change, *idle, code=2).stderr
+    assert f"{idle[0]} has no effect on --remove and --compact; leave it out, or index again" in message
+
+
+def test_what_has_moved_is_to_be_named_with_its_option(run, run_dir, store_file, tmp_path):
+    moved, index = shutil.copytree(run_dir, tmp_path / "moved"), tmp_path / "index"
+    run("index", "--run", moved, "--index", index)
+    shutil.rmtree(moved)
+    for change in (("--remove", "000.jpg"), ("--compact",)):
+        gone = run("index", "--index", index, *change, code=2).stderr
+        assert gone == f"error: {index} was made with the run {moved}, which is not there; name it: --run DIR\n"
+    orphan = shutil.copytree(run_dir, tmp_path / "orphan")
+    made = json.loads((orphan / "run.json").read_text())
+    (orphan / "run.json").write_text(json.dumps(made | {"store": str(tmp_path / "gone.h5")}))
+    gone = run("ensemble", orphan, run_dir, "--out", tmp_path / "e", code=2).stderr
+    expected = f"error: {orphan} was fitted on {tmp_path / 'gone.h5'}, which is not there; name it: --store FILE.h5\n"
+    assert gone == expected
+    run("ensemble", orphan, run_dir, "--out", tmp_path / "e", "--store", store_file)
+
+
+def test_the_next_command_works_where_a_path_has_blanks(run, run_dir, tmp_path):
+    import shlex
+
+    folder = shutil.copytree(run_dir, tmp_path / "my run")
+    following = run("evaluate", "--run", folder).stderr.splitlines()[-1]
+    assert following == f"next: python cli.py search --run '{folder}' --query 'a dog playing in the park'"
+    called = shlex.split(following.removeprefix("next: "))[2:]
+    following = run(*called, "--device", "cpu").stderr.splitlines()[-1]
+    assert shlex.split(following.removeprefix("next: "))[2:] == ["plot", "--run", str(folder), "--out", "figures"]
 
 
 def test_many_queries_in_every_format(run, fails, run_dir, drawn, tmp_path):

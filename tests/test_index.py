@@ -56,7 +56,8 @@ def gallery(rows=200, seed=0, first=0, space="s", **changes):
 
 def joined(one, two):
     columns = {
-        name: getattr(one, name) + getattr(two, name) for name in ("ids", "paths", "captions", "contents", "thumbnails")
+        name: [*getattr(one, name), *getattr(two, name)]
+        for name in ("ids", "paths", "captions", "contents", "thumbnails")
     }
     return Gallery(one.kind, np.concatenate([one.vectors, two.vectors]), one.biased, space=one.space, **columns)
 
@@ -368,6 +369,81 @@ def test_thumbnails_may_be_missing_and_captions_need_no_picture(tmp_path, probes
         assert "thumbnail" not in file
 
 
+@pytest.mark.parametrize("change", [remove, compact, update], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("damaged", ["manifest", CURRENT])
+def test_trap_a_refused_change_of_a_damaged_index_deletes_nothing(tmp_path, probes, change, damaged):
+    folder = tmp_path / "i"
+    update(folder, gallery(50), probes, **ROOMY)
+    remove(folder, ["p3"], probes)
+    name = json.loads((folder / CURRENT).read_text())["manifest"] if damaged == "manifest" else CURRENT
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(b"x" + whole)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    given = {remove: (["p1"], probes), compact: (probes,), update: (gallery(51), probes)}[change]
+    with pytest.raises(IndexingError, match="build it again: index with --force"):
+        change(folder, *given, **ROOMY if change is update else {})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    (folder / name).write_bytes(whole)  # the error passed
+    assert len(Index(folder)) == 49
+
+
+def test_what_fails_once_the_new_version_is_there_leaves_it_whole(tmp_path, probes, monkeypatch):
+    folder = tmp_path / "i"
+    update(folder, gallery(50), probes, **ROOMY)
+
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_sweep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        update(folder, gallery(51), probes, **ROOMY)
+    assert len(Index(folder)) == 51
+
+
+def test_files_stay_while_a_manifest_cannot_be_read_and_go_once_it_can(tmp_path, probes, monkeypatch):
+    folder = tmp_path / "i"
+    update(folder, gallery(50), probes, **ROOMY)
+    (folder / "000009.h5").write_bytes(b"of a killed process")
+
+    def unreadable(path, what):
+        if what == "a manifest":
+            raise FileError(f"{path}: Input/output error")
+        return json.loads(path.read_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_json", unreadable)
+        update(folder, gallery(51), probes, **ROOMY)
+    assert (folder / "000009.h5").exists()
+    assert len(Index(folder)) == 51
+    update(folder, gallery(52), probes, **ROOMY)
+    assert not (folder / "000009.h5").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"manifest": 3}', "no manifest"], ids=["cut", "list", "format", "key"])
+def test_a_damaged_pointer_is_refused_and_replaced_with_force(tmp_path, probes, text):
+    folder = tmp_path / "i"
+    update(folder, gallery(50), probes, **ROOMY)
+    if text == "no manifest":
+        text = json.dumps({**json.loads((folder / CURRENT).read_text()), "manifest": None})
+    (folder / CURRENT).write_text(text)
+    for change in (lambda: Index(folder), lambda: update(folder, gallery(50), probes, **ROOMY)):
+        with pytest.raises(IndexingError, match="build it again: index with --force"):
+            change()
+    made = update(folder, gallery(50), probes, force=True, **ROOMY).manifest
+    assert len(Index(folder)) == 50
+    assert len(list(folder.glob("manifest-*.json"))) == 1
+    assert {file.name for file in folder.glob("[0-9]*.*")} == set(made["segments"][0]["files"])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_so_much_may_be_removed_that_fewer_than_ten_rows_stay(tmp_path, probes, kind):
+    folder = tmp_path / "i"
+    update(folder, gallery(300), probes, kind=kind, min_recall=0.5, **ROOMY)
+    made = remove(folder, [f"p{number}" for number in range(4, 300)], probes)
+    assert (made.rows, made.manifest["recall@10"]) == (4, 1.0)
+    assert found_ids(Index(folder), probes, 10) == exact_ids(gallery(300).take(np.arange(4)), probes, 10)
+
+
 @pytest.mark.parametrize("name", ["000001.faiss", "000001.h5", "manifest"])
 def test_a_damaged_index_is_built_again_with_force(tmp_path, probes, name):
     folder = tmp_path / "i"
@@ -426,6 +502,47 @@ def test_a_refused_first_build_leaves_no_segment_behind(tmp_path, probes, monkey
     with pytest.raises(IndexingError, match="under 0.99"):
         update(tmp_path / "i", gallery(3000), probes, kind="ivf", min_recall=0.99, **ROOMY)
     assert list((tmp_path / "i").glob("*")) == []
+
+
+class Counted(list):
+    """Thumbnails that know how many of them were read."""
+
+    read = 0
+
+    def __getitem__(self, row):
+        self.read += 1
+        return super().__getitem__(row)
+
+
+def test_thumbnails_are_read_when_they_are_asked_for():
+    small = Counted(gallery(200).thumbnails)
+    items = gallery(200, thumbnails=small)
+    part = items.take(np.array([5, 2, 9]))
+    assert small.read == 0
+    assert part.item(1)["thumbnail"] == b"jpeg p2"
+    assert small.read == 1
+    assert list(part.thumbnails) == [b"jpeg p5", b"jpeg p2", b"jpeg p9"]
+    assert items.take(np.arange(3)).take(np.array([1])).thumbnails[0] == b"jpeg p1"
+
+
+def test_compacting_streams_thumbnails(tmp_path, probes, monkeypatch):
+    folder, items = tmp_path / "i", gallery(60)
+    update(folder, items, probes, **ROOMY)
+    remove(folder, ["p0"], probes)
+    read, real = [], module._Segment.thumbnail
+    monkeypatch.setattr(module._Segment, "thumbnail", lambda self, row: read.append(row) or real(self, row))
+    before, write = [], module.write_column
+
+    def column(file, name, values):
+        before.append((name, len(read)))
+        write(file, name, values)
+
+    monkeypatch.setattr(module, "write_column", column)
+    compact(folder, probes)
+    assert ("thumbnail", 0) in before  # nothing was read until it was written
+    monkeypatch.undo()
+    index = Index(folder)
+    assert [index.item(row) for row in range(59)] == [items.item(row) for row in range(1, 60)]
 
 
 def test_segments_with_and_without_thumbnails_are_compacted_together(tmp_path, probes):

@@ -579,6 +579,23 @@ def test_recipes_are_the_same_read_back_so_that_a_difference_is_named_rightly(dr
         extract(read_dataset(drawn).first(30), tmp_path / "s.h5", dataclasses.replace(three, seed=5), device="cpu")
 
 
+def test_verify_sample_compares_a_single_record_by_its_norm(drawn, tmp_path, extract_config):
+    from extract.datasets import read_captions
+
+    (tmp_path / "s.txt").write_text("A red circle .\n")
+    extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
+    with FeatureStore(tmp_path / "t.h5") as store:
+        (line,), problems = verify_sample(store, 3, device="cpu")
+    assert "of their norm" in line
+    assert problems == []
+    with h5py.File(tmp_path / "t.h5", "r+") as file:
+        file["text/features"][...] = -file["text/features"][:]
+    with FeatureStore(tmp_path / "t.h5") as store:
+        _, problems = verify_sample(store, 3, device="cpu")
+    assert len(problems) == 1
+    assert "differ from a new encoding by 2" in problems[0]
+
+
 def test_verify_sample_says_where_pictures_or_encoders_are_missing(store, tmp_path):
     with pytest.raises(StoreError, match="the image encoder is not the one .* say where it is with --image-encoder"):
         verify_sample(store, 2, device="cpu", image_encoder="torchvision:shufflenet_v2_x1_0@random")
@@ -596,6 +613,12 @@ def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tm
         assert store.verify() == []
         assert store.image_features.shape[:2] == (60, 2)
         assert (len(store.text_features), store.recipes["text"], store.tokenizer_files) == (0, {}, {})
+        lines, problems = verify_sample(store, 2, device="cpu")
+        assert (len(lines), problems) == (1, [])
+        assert lines[0].startswith("picture features")
+        store.recipes["image"] = {}
+        with pytest.raises(StoreError, match="holds no features that could be encoded again"):
+            verify_sample(store, 2, device="cpu")
     again = extract(read_pictures(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
     assert again.up_to_date
     (tmp_path / "s.txt").write_text("A red circle .\nA blue star .\nA red circle .\n")
@@ -607,6 +630,9 @@ def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tm
         assert store.verify() == []
         assert store.image_index.tolist() == [-1, -1, -1]
         np.testing.assert_array_equal(store.text_features[0], store.text_features[2])
+        lines, problems = verify_sample(store, 2, device="cpu")
+        assert (len(lines), problems) == (1, [])
+        assert lines[0].startswith("caption features")
     (tmp_path / "s.txt").write_text("A red circle .\nA green ring .\n")
     made = extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
     assert (made.computed, made.reused) == ({"text": 1}, {"text": 1})

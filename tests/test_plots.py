@@ -16,6 +16,7 @@ from PIL import Image
 from analysis import plots
 from analysis.plots import (
     PlotError,
+    draw_features,
     draw_hits,
     draw_map,
     draw_models,
@@ -27,6 +28,7 @@ from analysis.plots import (
 )
 from retrieval.embeddings import read_embeddings
 from retrieval.evaluation import evaluate
+from retrieval.metrics import rank
 from retrieval.search import Query, Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +107,22 @@ def test_rank_curves_end_at_100_and_name_the_gallery(embeddings):
         assert (np.diff(model.get_ydata()) >= 0).all()
 
 
+def test_a_run_that_searches_with_a_correction_is_drawn_with_it_and_says_so(embeddings):
+    generator = np.random.default_rng(0)
+    corrected = dataclasses.replace(
+        embeddings,
+        rerank="qbnorm",
+        image_bias=generator.normal(size=len(embeddings.ids)).astype(np.float32),
+        text_bias=generator.normal(size=len(embeddings.captions)).astype(np.float32),
+    )
+    pictures, captions, index = embeddings.split("test")
+    found = rank(embeddings.images[pictures], embeddings.texts[captions], index, **corrected.biases(split="test"))
+    for axes, ranks in zip(draw_ranks(corrected, "test").axes, found, strict=True):
+        assert axes.lines[0].get_label() == "multimodal_qbnorm"
+        assert axes.lines[0].get_ydata()[0] == pytest.approx(100 * ranks.hit_at(1).mean())
+    assert draw_ranks(embeddings, "test").axes[0].lines[0].get_label() == "multimodal"
+
+
 def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
     figure = draw_training(run_dir)
     rows = len((run_dir / "history.csv").read_text().splitlines()) - 1
@@ -120,6 +138,22 @@ def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
 
 def test_a_store_is_drawn_by_split(store, tmp_path):
     assert [path.name for path in plot_store(store, tmp_path)] == ["features.png", "features.svg"]
+
+
+@pytest.mark.parametrize(("kind", "title"), [("image", "PCA of picture features"), ("text", "PCA of caption features")])
+def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind, title):
+    other = "text" if kind == "image" else "image"
+    monkeypatch.setitem(store.recipes, other, {})
+    if kind == "image":
+        store.captions, store.image_index = [], np.empty(0, int)
+    else:
+        store.image_splits, store.image_index = [], np.full(len(store.captions), -1)
+    figure = draw_features(store, 2**30)
+    assert len(figure.axes) == 2
+    assert title in figure.axes[0].get_title()
+    monkeypatch.setitem(store.recipes, kind, {})
+    with pytest.raises(PlotError, match="no two pictures or captions with features"):
+        draw_features(store, 2**30)
 
 
 def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):

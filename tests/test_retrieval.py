@@ -13,10 +13,12 @@ from test_store import write
 
 from analysis.report import error_page
 from configs.schema import ExtractConfig
+from extract import store as module
 from extract.datasets import read_dataset
 from extract.pipeline import extract
 from extract.store import FeatureStore
 from heads.training import fit
+from retrieval import evaluation
 from retrieval.embeddings import EmbeddingsError, read_embeddings
 from retrieval.evaluation import (
     EvaluationError,
@@ -122,6 +124,33 @@ def test_a_store_alone_gives_the_baselines(store):
     assert evaluate(None, store, "dev")["n_images"] == 12
     with pytest.raises(EmbeddingsError, match="no pictures with captions in the split 'val'; use train, dev, test"):
         evaluate(None, store, "val")
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(planted, monkeypatch, split):
+    asked = []
+    monkeypatch.setattr(
+        evaluation, "_most_pictures", lambda store, measured, memory: asked.append((measured, memory)) or 150
+    )
+    result = evaluate(None, planted, split, memory=7)
+    size = {"train": 300, "dev": 100, "test": 200}[split]
+    assert asked == [(size, 7)]
+    assert result["baselines_fitted_on"] == {"pictures": 150, "of": 300}
+    assert (result["n_images"], result["n_captions"]) == (size, 2 * size)  # what is measured is whole
+    assert any("150 of 300 train pictures, as many as --memory allows" in note for note in notes(result))
+
+
+def test_a_larger_split_to_be_measured_leaves_less_room_to_fit(planted):
+    few, many = (evaluation._most_pictures(planted, measured, 2**31) for measured in (10**4, 10**5))
+    assert few > many > 1000
+
+
+def test_views_are_averaged_block_by_block_to_the_same_features(store, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 7)
+    rows = np.flatnonzero(np.array(store.image_splits) == "train")
+    pairs = evaluation._pairs(store, rows)
+    np.testing.assert_array_equal(pairs.images, store.image_features[rows].mean(1, dtype=np.float32))
+    np.testing.assert_array_equal(rows[pairs.image_index], store.image_index[np.isin(store.image_index, rows)])
 
 
 def test_corrections_for_hubs_get_rows_of_their_own_and_csls_says_that_it_is_transductive(embeddings, store):

@@ -146,7 +146,7 @@ def test_a_diverged_trial_is_written_down_and_harms_no_other(store, tmp_path, mo
     results = sweep(store, tmp_path / "s", points, judge)
     named = [(point.values, [trial_name(point.configs[0])]) for point in points]
     assert [results[names[0]]["outcome"] for _, names in named] == ["finished", "diverged", "finished"]
-    rows = leaderboard(judge, named, results)
+    rows = leaderboard(judge, named, results, "dev")
     assert [row["model.temperature"] for row in rows][-1] == 2
     assert "rsum" not in rows[-1]
     assert leaderboard_table(rows, ["model.temperature"])[-1][-1] == "diverged"
@@ -154,7 +154,7 @@ def test_a_diverged_trial_is_written_down_and_harms_no_other(store, tmp_path, mo
     results, lost = sweep(store, tmp_path / "hot", hot, Judge(), halving=True), [trial_name(p.configs[0]) for p in hot]
     assert [results[name]["outcome"] for name in lost] == ["diverged", "diverged"]
     with pytest.raises(LeaderboardError, match="no setting came to its end: all diverged"):
-        leaderboard(Judge(), [({}, [name]) for name in lost], results)
+        leaderboard(Judge(), [({}, [name]) for name in lost], results, "dev")
     monkeypatch.undo()
     clean = Judge()
     sweep(store, tmp_path / "clean", [points[0], points[2]], clean)
@@ -191,6 +191,10 @@ def test_what_a_grid_may_hold():
         (["training.seed=1,2"], "say how many seeds with --seeds"),
         (["training.members=1,3"], "a sweep ranks single pairs of heads"),
         (["model.rerank=none,qbnorm"], "it changes nothing in the heads"),
+        (["training.refit=true,false"], "the selection pictures rank the settings"),
+        (["finetune.num_epochs=1,2"], "finetune.num_epochs changes nothing in heads that a sweep fits"),
+        (["num_epochs=1,2"], "names no section; write section.key=value"),
+        (["other.views=1,2"], "unknown key other"),
         (["extract.views=1,2"], "changes the features; make a store for each value"),
         ([], "the grid is empty"),
     ],
@@ -266,7 +270,7 @@ def test_halving_drops_the_hopeless_and_gives_the_rest_their_other_seeds(store, 
     winner = points[outcomes.index("finished")]
     assert results[trial_name(winner.configs[1])]["epochs"] == 16
     assert len(results) == 5  # no other seed of a dropped one
-    rows = leaderboard(judge, [(p.values, [trial_name(c) for c in p.configs]) for p in points], results)
+    rows = leaderboard(judge, [(p.values, [trial_name(c) for c in p.configs]) for p in points], results, "dev")
     assert (rows[0]["verdict"], rows[0]["seeds"], rows[1]["verdict"]) == ("best", 2, "dropped")
 
 
@@ -363,7 +367,7 @@ def test_a_setting_with_fewer_seeds_does_not_win(data):
         judge.measure(name, images, images[index] + noise * generator.standard_normal((80, 8)), index)
     one = {"outcome": "finished", "epochs": 1, "seconds": 1.0}
     rows = leaderboard(
-        judge, [({"k": 1}, ["a0", "a1"]), ({"k": 2}, ["b0", "b1"])], dict.fromkeys(("a0", "a1", "b0"), one)
+        judge, [({"k": 1}, ["a0", "a1"]), ({"k": 2}, ["b0", "b1"])], dict.fromkeys(("a0", "a1", "b0"), one), "dev"
     )
     assert [(row["k"], row["seeds"]) for row in rows] == [(1, 2), (2, 1)]
     assert rows[0]["rsum"] < rows[1]["rsum"]
@@ -404,6 +408,7 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     axes = ["--grid", "model.temperature=0.05,0.2", "--grid", "model.embedding_dim=8,16", "--seeds", "2"]
     short = [part for override in SHORT[:3] for part in ("--set", override)]
     done = run("sweep", "--store", store_file, "--out", out, *axes, *short, "--test-best")
+    assert "measured on dev, 12 pictures, 60 captions, which chose the best one" in done.stderr
     assert "model.temperature was where a learned temperature started" in done.stderr
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 4
@@ -411,6 +416,10 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     assert all(float(row["rsum_low"]) <= float(row["rsum"]) <= float(row["rsum_high"]) for row in rows)
     assert float(rows[0]["rsum"]) == max(float(row["rsum"]) for row in rows)
     assert {row["seeds"] for row in rows} == {"2"}
+    assert {(row["split"], row["pictures"], row["captions"]) for row in rows} == {("dev", "12", "60")}
+    for figure in ("heatmap-temperature-embedding_dim", "curves", "parallel"):
+        drawn = (out / "figures" / f"{figure}.svg").read_text()
+        assert "dev: galleries of 12 pictures, 60 captions" in drawn
     best = load_config(out / "best.yaml")
     assert best.model.temperature == float(rows[0]["model.temperature"])
     assert best.model.embedding_dim == int(rows[0]["model.embedding_dim"])
@@ -436,3 +445,20 @@ def test_a_point_restored_is_the_point(data):
         advance([each], *data.dealt(each.config), 2)
     assert torch.equal(point.heads.text.weight, other.heads.text.weight)
     assert point.steps == other.steps == 4 * stacking.steps_an_epoch(*data.dealt(config()), config().training)
+
+
+def test_what_evaluates_the_best_one_keeps_to_the_options_of_the_sweep(run, store_file, tmp_path, monkeypatch):
+    import cli
+
+    given, evaluate = {}, cli._evaluate
+
+    def spied(*arguments, **options):
+        given.update(options, store=arguments[2])
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(cli, "_evaluate", spied)
+    short = [part for override in SHORT for part in ("--set", override)]
+    limits = ["--memory", "3GiB", "--device", "cpu"]
+    run("sweep", "--store", store_file, "--out", tmp_path / "s", "--grid", "model.dropout=0.1,0.2", *short, *limits,
+        "--test-best")  # fmt: skip
+    assert given == {"store": store_file, "memory": 3 * 2**30, "device": "cpu"}
