@@ -9,7 +9,7 @@ demo: $(VENV)/.users
 	$(BIN)/python cli.py demo --out demo
 
 test: $(VENV)/.developers lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # threads of two processes would wait for each other
 
 lint: $(VENV)/.developers
 	$(BIN)/ruff check .

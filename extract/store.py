@@ -210,23 +210,40 @@ class FeatureStore:
 
 
 class Column(Sequence):
-    """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for.
+    """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for; no file is kept open.
 
-    It stays readable when the file that the dataset was opened in is closed, or another one takes its place.
+    Raises:
+        StoreError: of every access, once another file has taken the place of the one that the dataset was opened in.
     """
 
     def __init__(self, dataset: h5py.Dataset):
-        self._rows = h5py.File(dataset.file.id.reopen())[dataset.name]
+        self._path, self._name = Path(dataset.file.filename), dataset.name
+        self._file = _which(os.fstat(dataset.file.id.get_vfd_handle()))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        with self._rows() as rows:
+            return len(rows)
 
     def __getitem__(self, row: int) -> bytes:
-        return self._rows[row].tobytes()
+        with self._rows() as rows:
+            return rows[row].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
-        for block in row_blocks(len(self._rows)):
-            yield from (data.tobytes() for data in self._rows[block])
+        with self._rows() as rows:
+            for block in row_blocks(len(rows)):
+                yield from (data.tobytes() for data in rows[block])
+
+    @contextlib.contextmanager
+    def _rows(self) -> Iterator[h5py.Dataset]:
+        with h5py.File(self._path, "r", locking=False) as file:
+            if _which(os.fstat(file.id.get_vfd_handle())) != self._file:
+                raise StoreError(f"{self._path} was replaced while it was in use; run the command again")
+            yield file[self._name]
+
+
+def _which(status: os.stat_result) -> tuple:
+    """What tells one file from another at the same path."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def memory_mapped(dataset: h5py.Dataset) -> np.ndarray:

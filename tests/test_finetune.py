@@ -273,14 +273,17 @@ def test_a_wrong_choice_of_layers_is_named(tune, unfreeze, message):
         tune(unfreeze=unfreeze)
 
 
-def test_gradient_caching_gives_the_gradient_of_the_whole_batch(tune, tmp_path):
+def test_gradient_caching_gives_the_gradient_of_the_whole_batch(tune, tiny_mobilenet, tiny_bert, tmp_path):
     settings = dataclasses.replace(SETTINGS, num_epochs=1, learning_rate=1e-3)
     tune("whole", settings, rising(), unfreeze="last")
     tune("parts", dataclasses.replace(settings, micro_batch=5), rising(), unfreeze="last")
-    for name in ("heads.safetensors", "encoders/image/model.safetensors", "encoders/text/model.safetensors"):
-        one, other = (safetensors.torch.load_file(tmp_path / folder / name) for folder in ("whole", "parts"))
-        for key in one:
-            assert torch.allclose(one[key].float(), other[key].float(), atol=1e-4), key
+    for kind, base in (("image", tiny_mobilenet), ("text", tiny_bert)):  # AdamW blows up the rounding of tiny gradients
+        whole, parts = (
+            moved(weights_of(base), weights_of(tmp_path / n / "encoders" / kind)) for n in ("whole", "parts")
+        )
+        assert torch.cosine_similarity(whole, parts, dim=0) > 0.9999
+    one, other = (safetensors.torch.load_file(tmp_path / n / "heads.safetensors") for n in ("whole", "parts"))
+    assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-4) for name in one)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "checkpointed"])

@@ -297,10 +297,12 @@ def test_an_open_store_stays_itself_when_another_takes_its_place(tmp_path):
         assert len(store.image_features) == 9
 
 
-def test_thumbnails_are_read_although_their_store_is_closed_or_replaced(tmp_path):
+def test_thumbnails_are_read_when_their_store_is_closed_and_never_from_another_one(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         write_column(file, "thumbnail", [b"one", b"three"])
     with h5py.File(tmp_path / "a.h5", "r") as file:
         column = Column(file["thumbnail"])
-    os.replace(shutil.copy(__file__, tmp_path / "other"), tmp_path / "a.h5")
     assert (len(column), column[1], list(column)) == (2, b"three", [b"one", b"three"])
+    os.replace(shutil.copy(tmp_path / "a.h5", tmp_path / "other"), tmp_path / "a.h5")
+    with pytest.raises(StoreError, match="was replaced while it was in use; run the command again"):
+        column[1]

@@ -280,7 +280,7 @@ def test_of_many_ties_at_the_end_only_the_best_get_their_other_seeds(store, tmp_
     judge = Judge()
     results = sweep(store, tmp_path / "s", points, judge, halving=True)
     assert len(results) == 4 + 2
-    rows = leaderboard(judge, [(p.values, [trial_name(c) for c in p.configs]) for p in points], results)
+    rows = leaderboard(judge, [(p.values, [trial_name(c) for c in p.configs]) for p in points], results, "dev")
     assert [row["seeds"] for row in rows] == [2, 2, 1, 1]
     assert {row["verdict"] for row in rows[1:]} == {"tie"}
 
