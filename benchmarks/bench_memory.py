@@ -5,8 +5,7 @@
 Makes features of so many GiB in DIR, with something to learn in them (both sides are noisy linear images of a common
 latent vector), imports them, and fits the default heads twice, each time in a process of its own: with the features in
 memory, and with ``--memory 2GiB`` while the system refuses more than 2 GiB of anonymous memory (RLIMIT_DATA) and the
-resident part of it (RssAnon) is sampled. Then evaluates, indexes and draws, with RssAnon sampled as well; there what
-libraries map without using it is not held against them.
+resident part of it (RssAnon) is sampled. Then evaluates, indexes and draws, within the same 2 GiB.
 """
 
 import argparse
@@ -51,7 +50,9 @@ def main() -> None:
             run = options.folder / f"{name.replace(' ', '-')}-{seed}"
             settings = ["--set", f"training.num_epochs={options.epochs}", "--set", f"training.seed={seed}"]
             where = ["fit", "--store", store, "--run", run, "--memory", memory, "--force", "--device", "cpu"]
-            result[f"fit {name}, seed {seed}"] = measured([*where, *settings], limit) | fitted(run)
+            found = measured([*where, *settings], limit) | fitted(run)
+            result[f"fit {name}, seed {seed}"] = found
+            print(name, seed, found, file=sys.stderr, flush=True)
     run = options.folder / "in-2-GiB-0"
     for command in (
         ["evaluate", "--run", run, "--memory", "2GiB"],
@@ -59,7 +60,7 @@ def main() -> None:
         ["plot", "--store", store, "--out", options.folder / "figures", "--memory", "2GiB"],
         ["plot", "--run", run, "--out", options.folder / "figures"],
     ):
-        result[" ".join(map(str, command[:2]))] = measured(command, None)
+        result[" ".join(map(str, command[:2]))] = measured(command, LIMIT)
     text = json.dumps(result, indent=2)
     print(text)
     if options.out:
