@@ -312,7 +312,11 @@ def _fit(
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits of each setting.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N settings of the grid, drawn at random.")
-@click.option("--halving", is_flag=True, help="Drop settings early that are clearly behind the best one, and fit all seeds of the best few alone.")
+@click.option(
+    "--halving",
+    is_flag=True,
+    help="Drop settings early that are clearly behind the best one, and fit all seeds of the best few alone.",
+)
 @click.option("--test-best", is_flag=True, help="Fit the best setting and evaluate it, once, on the reported split.")
 @memory_option
 @device_option
