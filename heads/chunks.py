@@ -13,10 +13,10 @@ from configs import OnceoverError
 from extract.memory import OVERHEAD
 from extract.store import FeatureStore
 
-MIN_MEMORY = 7 * 2**28
+MIN_MEMORY = 2**31
 AT_A_TIME = 3  # chunks: one is in use, one waits, one is being read
 NEIGHBOURS = 256  # pictures that lie side by side in the store and are read together
-BLOCK = 4096  # rows read at a time where all are passed over
+BLOCK = 2**22  # numbers read at a time where all are passed over: 16 MiB
 
 
 class ChunkError(OnceoverError):
@@ -113,7 +113,7 @@ def memory_on(device: torch.device, memory: int) -> int:
     if free < MIN_MEMORY:
         raise ChunkError(
             f"{device} has {free / 2**20:,.0f} MiB free, too little to fit heads; "
-            "free at least 1.75GiB there, or take --device cpu"
+            "free at least 2GiB there, or take --device cpu"
         )
     return min(memory, free)
 
@@ -127,7 +127,7 @@ def chunks_for(store: FeatureStore, train: np.ndarray, selection: np.ndarray, me
         ChunkError: less than ``MIN_MEMORY``.
     """
     if memory < MIN_MEMORY:
-        raise ChunkError(f"a memory of {memory / 2**20:,.0f} MiB is too little to fit heads; give at least 1.75GiB")
+        raise ChunkError(f"a memory of {memory / 2**20:,.0f} MiB is too little to fit heads; give at least 2GiB")
     if _size(store, np.union1d(train, selection)) <= memory - OVERHEAD:
         return 1
     return max(2, math.ceil(AT_A_TIME * _size(store, train) / (memory - OVERHEAD)))
@@ -142,8 +142,9 @@ def _size(store: FeatureStore, pictures: np.ndarray) -> int:
 
 def blocks(features: np.ndarray, rows: np.ndarray | None = None) -> Iterator[Tensor]:
     """All features, or some rows of them, in their order, float32, a block at a time."""
-    for start in range(0, len(features) if rows is None else len(rows), BLOCK):
-        block = slice(start, start + BLOCK)
+    most = max(1, BLOCK // math.prod(features.shape[1:]))
+    for start in range(0, len(features) if rows is None else len(rows), most):
+        block = slice(start, start + most)
         yield torch.tensor(np.asarray(features[block if rows is None else rows[block]])).float()
 
 

@@ -46,7 +46,7 @@ class Standardize(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return (self._rooted(features) - self.mean) * self.scale
+        return (self._rooted(features) - self.mean).mul_(self.scale)
 
     def _rooted(self, features: Tensor) -> Tensor:
         features = features.to(self.mean.dtype)

@@ -77,7 +77,7 @@ def test_how_many_chunks_a_memory_makes(store, monkeypatch):
     assert chunks_for(store, together.train, together.selection, size + beside + 1000) == 1  # nothing counts twice
     assert chunks_for(store, train[:1], train, of_picture * 30) == 2
     monkeypatch.undo()
-    with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 1.75GiB"):
+    with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 2GiB"):
         chunks_for(store, train, selection, 500 * 2**20)
 
 
@@ -88,7 +88,7 @@ def test_a_card_bounds_what_features_take(monkeypatch):
     assert memory_on(processor, 2**40) == 2**40
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 80 * 2**30))
     with pytest.raises(
-        ChunkError, match="cuda has 1,024 MiB free, too little to fit heads; free at least 1.75GiB there"
+        ChunkError, match="cuda has 1,024 MiB free, too little to fit heads; free at least 2GiB there"
     ):
         memory_on(card, 2**40)
 
