@@ -16,7 +16,7 @@ from extract.store import FeatureStore
 MIN_MEMORY = 2**31
 AT_A_TIME = 3  # chunks: one is in use, one waits, one is being read
 NEIGHBOURS = 256  # pictures that lie side by side in the store and are read together
-BLOCK = 2**22  # numbers read at a time where all are passed over: 16 MiB
+BLOCK = 2**20  # numbers read at a time where all are passed over: 4 MiB
 
 
 class ChunkError(OnceoverError):

@@ -94,7 +94,7 @@ def test_a_card_bounds_what_features_take(monkeypatch):
 
 
 def test_blocks_are_all_rows_in_float32(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 3)
+    monkeypatch.setattr(module, "BLOCK", 3 * 2)
     features = np.arange(16, dtype=np.float16).reshape(8, 2)
     found = list(blocks(features))
     assert [len(block) for block in found] == [3, 3, 2]
