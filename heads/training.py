@@ -17,7 +17,7 @@ from configs import OnceoverError
 from configs.formats import EMBEDDINGS, PROVENANCE
 from configs.schema import Config
 from extract.files import digest, only_writer
-from extract.memory import default_memory
+from extract.memory import default_memory, keep_freed_memory
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
 from heads.chunks import Chunks, blocks, chunks_for, memory_on, standardised
@@ -152,6 +152,7 @@ class Data:
         self._store, self._roles, self._device = store, roles, device
         self.captions = np.flatnonzero(np.isin(store.image_index, roles.train))
         self.count = chunks_for(store, roles.train, roles.selection, memory)
+        keep_freed_memory(self.count == 1)
         self.dims = store.image_features.shape[2], store.text_features.shape[1]
         self.standardize = {kind: Standardize(dim) for kind, dim in zip(("image", "text"), self.dims, strict=True)}
         self.standardize["image"].fit(lambda: blocks(store.image_features, roles.train))
