@@ -15,7 +15,8 @@ from extract.store import SELECTION, FeatureStore, Roles, memory_mapped, write_c
 from heads.chunks import blocks
 from heads.models import DualHeads, Ensemble
 
-#: images (N, D), texts (M, D), image_index (M,), train and selection rows, betas or None -> biases, and their betas
+#: images (N, D), texts (M, D), image_index (M,), train and selection rows, betas or None -> what gives the bias of
+#: either kind, and its betas
 CorrectHubs = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, float] | None], Any]
 
 
@@ -110,9 +111,9 @@ def write_embeddings(
         vectors = memory_mapped(image["embedding"]), memory_mapped(text["embedding"])
         bank = np.flatnonzero(splits == "train")
         hubs = correct_hubs(*vectors, store.image_index, bank, roles.selection, betas)
-        for group, bias, beta in ((image, hubs.image, hubs.image_beta), (text, hubs.text, hubs.text_beta)):
-            group["bias"] = bias
-            group["bias"].attrs["beta"] = beta
+        for kind, group in (("image", image), ("text", text)):
+            group["bias"] = hubs.bias(kind)
+            group["bias"].attrs["beta"] = hubs.betas[kind]
         text["image_index"] = store.image_index
         write_column(image, "id", store.image_ids)
         write_column(image, "path", store.image_paths)

@@ -21,17 +21,19 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class InvertedSoftmax:
-    """Biases of pictures, float32 (N,), and of captions, (M,), with the inverse temperatures they were made with."""
+    """The correction of two galleries, each with its bank of training queries; all by ``image`` and ``text``.
 
-    image: np.ndarray
-    text: np.ndarray
-    image_beta: float
-    text_beta: float
+    Attributes:
+        betas: the inverse temperatures, as ``fit_inverted_softmax`` takes them again.
+    """
 
-    @property
-    def betas(self) -> dict[str, float]:
-        """The inverse temperatures by ``image`` and ``text``, as ``fit_inverted_softmax`` takes them again."""
-        return {"image": self.image_beta, "text": self.text_beta}
+    galleries: dict[str, np.ndarray]
+    banks: dict[str, np.ndarray]
+    betas: dict[str, float]
+
+    def bias(self, kind: str) -> np.ndarray:
+        """The biases of the pictures, float32 (N,), or of the captions, (M,)."""
+        return inverted_softmax_bias(self.galleries[kind], self.banks[kind], self.betas[kind])
 
 
 def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) -> np.ndarray:
@@ -76,7 +78,7 @@ def fit_inverted_softmax(
     selection: np.ndarray,
     betas: dict[str, float] | None = None,
 ) -> InvertedSoftmax:
-    """Biases of every picture and caption from a bank of train queries, each direction's beta chosen on selection.
+    """A bank of train queries for every picture and caption, and each direction's beta chosen on selection.
 
     Args:
         images: unit vectors, float32 (N, D). texts: float32 (M, D). image_index: int64 (M,).
@@ -86,12 +88,7 @@ def fit_inverted_softmax(
     captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
     banks = {"image": texts[captions], "text": images[bank_rows(train)]}
     best = betas or _best_betas(images, texts, image_index, banks, selection)
-    return InvertedSoftmax(
-        inverted_softmax_bias(images, banks["image"], best["image"]),
-        inverted_softmax_bias(texts, banks["text"], best["text"]),
-        best["image"],
-        best["text"],
-    )
+    return InvertedSoftmax({"image": images, "text": texts}, banks, best)
 
 
 def _best_betas(images, texts, image_index, banks: dict[str, np.ndarray], selection: np.ndarray) -> dict[str, float]:

@@ -87,9 +87,7 @@ def test_a_card_bounds_what_features_take(monkeypatch):
     assert [memory_on(card, gib * 2**30) // 2**30 for gib in (2, 64)] == [2, 3]
     assert memory_on(processor, 2**40) == 2**40
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 80 * 2**30))
-    with pytest.raises(
-        ChunkError, match="cuda has 1,024 MiB free, too little to fit heads; free at least 2GiB there"
-    ):
+    with pytest.raises(ChunkError, match="cuda has 1,024 MiB free, too little to fit heads; free at least 2GiB there"):
         memory_on(card, 2**40)
 
 
