@@ -203,7 +203,7 @@ class _Segment:
         wanted = k if self._vectors is None else _CANDIDATES * max(k, self.effort)
         scores, rows = self._index.search(queries, min(wanted, self.size), params=self._parameters())
         if self._vectors is not None:
-            scores, rows = self._rescored(queries, rows)
+            scores, rows = self._rescored(queries, rows, k)
         scores, rows = (_padded(part, k, fill) for part, fill in ((scores, -np.inf), (rows, -1)))
         short = np.flatnonzero((rows >= 0).sum(1) < min(k, self.alive.sum()))
         if len(short):  # an approximate search met too few rows that are still alive
@@ -260,16 +260,19 @@ class _Segment:
         cells = faiss.SearchParametersIVF(nprobe=self.effort, sel=self._selector)
         return cells if self.type == "ivf" else faiss.SearchParametersPreTransform(index_params=cells)
 
-    def _rescored(self, queries: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates in the order of their exact scores.
+    def _rescored(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` candidates with the best exact scores, query by query, so that memory holds those of one.
 
         Not by a matrix product: BLAS's threads go on spinning after it, and faiss's wait for them at the next query.
         """
-        scores = np.full(rows.shape, -np.inf, np.float32)
-        for query, candidates, score in zip(queries, rows, scores, strict=True):
-            score[candidates >= 0] = np.einsum("cd,d->c", self._vectors[candidates[candidates >= 0]], query)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        found = np.full((len(queries), k), -1, rows.dtype)
+        for query, candidates, best, nearest in zip(queries, rows, scores, found, strict=True):
+            candidates = candidates[candidates >= 0]
+            exact = np.einsum("cd,d->c", self._vectors[candidates], query)
+            order = np.argsort(-exact, kind="stable")[:k]
+            best[: len(order)], nearest[: len(order)] = exact[order], candidates[order]
+        return scores, found
 
 
 def read_manifest(folder: str | Path) -> dict:
