@@ -509,7 +509,7 @@ class _Job:
             "image", shards, f"{self.config.image_encoder}, {len(encoder.recipe['views'])} views", len(self.dataset.ids)
         )
         known = self._stored("image", encoder.recipe, ())
-        bare = len(known) - len(self._stored("image", encoder.recipe, columns))
+        bare = sum(key not in sources for key in known)
         if bare:
             self.say(f"{bare:,} pictures have features already, and only get their thumbnails")
         size = self.settings["batch_size"]

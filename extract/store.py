@@ -311,6 +311,9 @@ class RowSources:
     def __len__(self) -> int:
         return len(self._where)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
     def add(self, path: Path) -> None:
         """Adds the rows of a shard or store, unless they are of other features."""
         with h5py.File(path, "r", locking=False) as file:
