@@ -36,8 +36,10 @@ class Standardize(nn.Module):
         for block in features():
             rows = self._rooted(block).reshape(-1, block.shape[-1]).double()
             total = count + len(rows)
-            difference = rows.mean(0) - mean
-            squares = squares + rows.var(0, correction=0) * len(rows) + difference**2 * (count * len(rows) / total)
+            own = rows.mean(0)
+            difference = own - mean
+            spread = (rows - own).square_().sum(0)  # var(0) takes four times as long
+            squares = squares + spread + difference**2 * (count * len(rows) / total)
             mean = mean + difference * (len(rows) / total)
             count, largest = total, torch.maximum(largest, rows.abs().amax(0))
         deviation = (squares / count).sqrt()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from configs.schema import Config, TrainingConfig
 from heads.chunks import Chunks
@@ -225,7 +226,8 @@ def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, ge
         for pictures, view, captions, image_of_text in of_chunk.epoch(generator):
             pictures, captions = chunk.place(pictures, captions)
             view, image_of_text = (torch.from_numpy(part).to(pictures.device) for part in (view, image_of_text))
-            yield chunk.images[pictures, view], chunk.texts[captions], image_of_text
+            images = chunk.images.flatten(0, 1).index_select(0, pictures * chunks.views + view)
+            yield images, chunk.texts.index_select(0, captions), image_of_text
 
 
 class _Noisy:
@@ -243,15 +245,16 @@ class _Noisy:
 
 
 def draw_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise for ``dropped``, uint8."""
-    return np.frombuffer(generator.bytes(math.prod(shape)), np.uint8).reshape(shape)
+    """Noise for ``dropped``, uint8: the generator's bits as they come, four times as fast as ``Generator.bytes``."""
+    size = math.prod(shape)
+    return generator.bit_generator.random_raw(-(-size // 8)).view(np.uint8)[:size].reshape(shape)
 
 
 def dropped(features: Tensor, noise: np.ndarray, rate: float) -> Tensor:
     """Each number left out with probability ``rate``, as its noise wants it; the rest scaled: expectations stay."""
     out = round(rate * _LEVELS)
-    kept = torch.from_numpy(noise >= out).to(features.device)
-    return (features * (_LEVELS / (_LEVELS - out))).mul_(kept)
+    kept = torch.from_numpy((noise >= out).view(np.int8))  # which torch turns into floats faster than bool
+    return kept.to(features.device).to(features.dtype).mul_(_LEVELS / (_LEVELS - out)).mul_(features)
 
 
 class Stack:
@@ -265,27 +268,12 @@ class Stack:
         self._points = sorted(points, key=lambda point: dataclasses.astuple(point.config.training))
         self._model, self.dropout = self._points[0].heads, self._points[0].config.model.dropout
         self._steps, self._losses = steps, []
-        stacked, _ = torch.func.stack_module_state([point.heads for point in self._points])
-        self._parameters = stacked
-        self._trained = {name: tensor for name, tensor in stacked.items() if tensor.requires_grad}
-        self._rows, groups, start = [], [], 0
+        self._parameters, _ = torch.func.stack_module_state([point.heads for point in self._points])
+        self._trained = {name: tensor for name, tensor in self._parameters.items() if tensor.requires_grad}
+        self._alike = []
         for _, same in itertools.groupby(self._points, key=lambda point: point.config.training):
-            same = list(same)
-            rows = slice(start, start := start + len(same))
-            training = same[0].config.training
-            parameters = {name: tensor.detach()[rows] for name, tensor in self._trained.items()}
-            for decay, matrices in ((training.weight_decay, True), (0.0, False)):
-                chosen = [part for part in parameters.values() if (part.ndim > 2) == matrices]
-                if chosen:
-                    groups.append({"params": chosen, "weight_decay": decay, "training": training})
-            self._rows.append((rows, same, parameters))
-        self._optimizer = torch.optim.AdamW(groups, fused=True)
-        for _, same, parameters in self._rows:
-            for name, parameter in parameters.items():
-                first, second = (torch.stack(parts) for parts in zip(*(one.moments[name] for one in same), strict=True))
-                step = torch.tensor(float(same[0].steps), device=parameter.device)
-                state = {"step": step, "exp_avg": first, "exp_avg_sq": second}
-                self._optimizer.state[parameter] = state
+            start = self._alike[-1].rows.stop if self._alike else 0
+            self._alike.append(_Alike(list(same), start, self._trained))
 
     def step(self, images: Tensor, texts: Tensor, image_of_text: Tensor, number: int) -> None:
         """One step on standardised features, (B, D) and (T, E); ``number``: counted over all epochs."""
@@ -296,25 +284,23 @@ class Stack:
         image_vectors, text_vectors, temperature = torch.func.vmap(embed)(self._parameters)
         losses = contrastive_loss(image_vectors, text_vectors, image_of_text, temperature)
         losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
-        for name, tensor in self._trained.items():
-            for rows, _, parameters in self._rows:
-                parameters[name].grad = tensor.grad[rows]
+        gradients = {name: tensor.grad for name, tensor in self._trained.items()}
+        for alike in self._alike:
+            alike.step(gradients, learning_rate(number, alike.training.num_epochs * self._steps, alike.training))
+        for tensor in self._trained.values():
             tensor.grad = None
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(number, group["training"].num_epochs * self._steps, group["training"])
-        self._optimizer.step()
         self._model.clamp_temperature(self._parameters["log_temperature"])
         self._losses.append(losses.detach())
 
     def end_epoch(self, seconds: float) -> None:
         """Adds an epoch to each point's history; ``seconds``: that it took for one point."""
-        losses = torch.stack(self._losses).mean(0).tolist()
-        temperatures = self._parameters["log_temperature"].detach().exp().tolist()
-        rates = {group["training"]: group["lr"] for group in self._optimizer.param_groups}
-        for point, loss, temperature in zip(self._points, losses, temperatures, strict=True):
-            point.epoch, point.steps = point.epoch + 1, point.steps + len(self._losses)
-            row = {"epoch": point.epoch, "loss": loss, "learning_rate": rates[point.config.training]}
-            point.history.append(row | {"temperature": temperature, "seconds": seconds})
+        losses = iter(torch.stack(self._losses).mean(0).tolist())
+        temperatures = iter(self._parameters["log_temperature"].detach().exp().tolist())
+        for alike in self._alike:
+            for point in alike.points:
+                point.epoch, point.steps = point.epoch + 1, point.steps + len(self._losses)
+                row = {"epoch": point.epoch, "loss": next(losses), "learning_rate": alike.rate}
+                point.history.append(row | {"temperature": next(temperatures), "seconds": seconds})
         self._losses = []
 
     @torch.no_grad()
@@ -323,8 +309,47 @@ class Stack:
         for number, point in enumerate(self._points):
             for name, parameter in point.heads.named_parameters():
                 parameter.copy_(self._parameters[name][number])
-        for _, same, parameters in self._rows:
-            for name, parameter in parameters.items():
-                state = self._optimizer.state[parameter]
-                for number, point in enumerate(same):
-                    point.moments[name] = state["exp_avg"][number].clone(), state["exp_avg_sq"][number].clone()
+        for alike in self._alike:
+            for name, (first, second) in alike.moments.items():
+                for number, point in enumerate(alike.points):
+                    point.moments[name] = first[number].clone(), second[number].clone()
+
+
+class _Alike:
+    """Points of a stack with the same ``training`` settings, neighbours there, and their AdamW.
+
+    Its functional form, since ``torch.optim.AdamW`` loads torch's compiler, three seconds, to make an optimizer.
+
+    Attributes:
+        rows: of the stack. rate: of the last step. moments: by name, the two averages, (P, ...) each.
+    """
+
+    def __init__(self, points: list[Point], start: int, trained: dict[str, Tensor]):
+        self.points, self.training, self.rows = points, points[0].config.training, slice(start, start + len(points))
+        self.rate, self._parameters = 0.0, {name: tensor.detach()[self.rows] for name, tensor in trained.items()}
+        self.moments = {
+            name: tuple(torch.stack(parts) for parts in zip(*(point.moments[name] for point in points), strict=True))
+            for name in trained
+        }
+        self._taken = {
+            name: torch.tensor(float(points[0].steps), device=tensor.device) for name, tensor in trained.items()
+        }
+
+    @torch.no_grad()
+    def step(self, gradients: dict[str, Tensor], rate: float) -> None:
+        """One step by the stack's gradients, at a learning rate."""
+        self.rate = rate
+        fixed = {"fused": True, "amsgrad": False, "maximize": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+        for matrices, decay in ((True, self.training.weight_decay), (False, 0.0)):
+            names = [name for name, tensor in self._parameters.items() if (tensor.ndim > 2) == matrices]
+            adamw(
+                [self._parameters[name] for name in names],
+                [gradients[name][self.rows] for name in names],
+                [self.moments[name][0] for name in names],
+                [self.moments[name][1] for name in names],
+                [],
+                [self._taken[name] for name in names],
+                lr=rate,
+                weight_decay=decay,
+                **fixed,
+            )
