@@ -72,7 +72,8 @@ class ModelConfig:
 
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
-    dropout: float = 0.5  # of the standardised features, in steps of 1/256
+    dropout: float = 0.3  # of the standardised features, in steps of 1/256
+    variation: float = 1.0  # of what tells two views, or two captions, of another picture apart, added to each
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
     rerank: str = "none"  # qbnorm: searches are corrected for hubs with a bank of training queries
@@ -82,6 +83,7 @@ class ModelConfig:
         _check_choice("model.rerank", self.rerank, ("none", "qbnorm"))
         _check(self.embedding_dim >= 2, f"model.embedding_dim is {self.embedding_dim}; it must be at least 2")
         _check(0 <= self.dropout <= 0.99, f"model.dropout is {self.dropout}; it must lie between 0 and 0.99")
+        _check(0 <= self.variation <= 10, f"model.variation is {self.variation}; it must lie between 0 and 10")
         _check(0.001 <= self.temperature <= 10, f"model.temperature is {self.temperature}; use 0.001 to 10")
         if self.learn_temperature:
             _check(
@@ -96,7 +98,7 @@ class TrainingConfig:
 
     members: int = 1  # pairs of heads, of seeds counted up from ``seed``, whose scores are averaged: an ensemble
     cca: bool = False  # one member more: a regularised CCA, in closed form
-    num_epochs: int = 20  # an epoch passes every caption once
+    num_epochs: int = 30  # an epoch passes every caption once
     batch_size: int = 256  # pictures a step
     captions_per_image: int = 5  # at most, drawn of each picture of a batch
     learning_rate: float = 3e-3

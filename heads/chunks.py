@@ -34,13 +34,9 @@ class Chunk(NamedTuple):
     images: Tensor
     texts: Tensor
 
-    def place(self, pictures: np.ndarray, captions: np.ndarray) -> tuple[Tensor, Tensor]:
+    def place(self, pictures: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where rows of the store stand in this chunk."""
-        device = self.images.device
-        return (
-            torch.from_numpy(np.searchsorted(self.pictures, pictures)).to(device),
-            torch.from_numpy(np.searchsorted(self.captions, captions)).to(device),
-        )
+        return np.searchsorted(self.pictures, pictures), np.searchsorted(self.captions, captions)
 
 
 class Chunks:

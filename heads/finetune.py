@@ -38,9 +38,10 @@ from heads.checkpoint import Run, RunError
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.losses import contrastive_loss
 from heads.models import Ensemble
+from heads.noise import Noise, draw_noise, dropped, moved
 from heads.seeds import seed_for
 from heads.sides import CAPTIONS, Captions, Part, Pictures, Side
-from heads.stacking import Batches, draw_noise, dropped, learning_rate, with_recalls
+from heads.stacking import Batches, learning_rate, with_recalls
 from heads.thaw import parse_unfreeze
 from heads.training import Quality
 from heads.workers import Workers
@@ -214,12 +215,13 @@ def cache(sides: dict[str, Side], place: Path, say: Callable[[str], None]) -> No
 class _Step(NamedTuple):
     """A process's share of a batch, loaded, and what it has to know of the whole.
 
-    ``parts`` and ``noise`` (uint8, of the share's features) by kind; ``bounds`` by kind: which rows of the batch each
-    process has. ``image_of_text``: (T,), of the whole batch.
+    By kind: ``parts``; their ``noise``, and the stored features of the rows that it names, ``ends``, where heads want
+    variation; ``bounds``: which rows of the batch each process has. ``image_of_text``: (T,), of the whole batch.
     """
 
     parts: dict[str, list[Part]]
-    noise: dict[str, np.ndarray]
+    noise: dict[str, Noise]
+    ends: dict[str, tuple[Tensor, Tensor]]
     bounds: dict[str, np.ndarray]
     image_of_text: Tensor
 
@@ -242,7 +244,7 @@ class Training:
         workers: Workers,
         quality: Quality,
     ):
-        self.heads, self._dropout = run.heads.to(workers.device), run.config.model.dropout
+        self.heads, self._model = run.heads.to(workers.device), run.config.model
         self.sides, self._settings = sides, settings
         self._workers, self._quality, self._store, self._roles = workers, quality, store, store.roles()
         views = store.image_features.shape[1]
@@ -391,15 +393,15 @@ class Training:
         shares = self._workers.shares(len(pictures))
         bounds = {"image": shares, "text": np.searchsorted(image_of_text, shares)}
         mine = {kind: slice(*each[self._workers.rank :][:2]) for kind, each in bounds.items()}
-        seeds = {
-            purpose: seed_for(self._settings.seed, purpose, self.epoch) for purpose in ("dropout", "crops", "words")
-        }
+        seeds = {purpose: seed_for(self._settings.seed, purpose, self.epoch) for purpose in ("noise", "crops", "words")}
         generators = {purpose: np.random.default_rng([seed, number]) for purpose, seed in seeds.items()}
-        dims = self._store.image_features.shape[2], self._store.text_features.shape[1]
-        noise = {
-            kind: draw_noise(generators["dropout"], (len(rows), dim))[mine[kind]]
-            for kind, rows, dim in zip(KINDS, (pictures, captions), dims, strict=True)
-        }
+        _, views_each, dim = self._store.image_features.shape
+        dims = dim, self._store.text_features.shape[1]
+        drawn = draw_noise(generators["noise"], pictures, views, captions, image_of_text, views_each, dims)
+        noise = {kind: each.part(mine[kind]) for kind, each in zip(KINDS, drawn, strict=True)}
+        ends = {}
+        if self._model.variation:
+            ends = {kind: tuple(self._frozen(kind, rows) for rows in (n.first, n.second)) for kind, n in noise.items()}
         crops = generators["crops"].random((len(pictures), 5))[mine["image"]]
         longest = getattr(self.sides["text"], "longest", 0)
         words = generators["words"].random((len(captions), longest), np.float32)[mine["text"]]
@@ -407,7 +409,16 @@ class Training:
             "image": self.sides["image"].parts(pictures[mine["image"]], views[mine["image"]], crops),
             "text": self.sides["text"].parts(captions[mine["text"]], None, words),
         }
-        return _Step(parts, noise, bounds, torch.from_numpy(image_of_text).to(self._workers.device))
+        return _Step(parts, noise, ends, bounds, torch.from_numpy(image_of_text).to(self._workers.device))
+
+    def _frozen(self, kind: str, rows: np.ndarray) -> Tensor:
+        """The store's features of rows that noise names, float32 (n, D)."""
+        if kind == "text":
+            chosen = self._store.text_features[rows]
+        else:
+            count = self._store.image_features.shape[1]
+            chosen = self._store.image_features[rows // count, rows % count]
+        return torch.from_numpy(np.asarray(chosen, np.float32))
 
     def train(self, step: _Step, rate: float) -> float:
         """One step; returns its loss.
@@ -458,8 +469,12 @@ class Training:
         """Vectors (b, embedding_dim) of a part; a second pass drops what the first one dropped."""
         features = self.sides[kind].forward(part)
         standard = self.heads.standardize[kind](features)
-        kept = dropped(standard, step.noise[kind][part.places], self._dropout)
-        return getattr(self.heads, kind)(kept)
+        noise = step.noise[kind].part(part.places)
+        if self._model.variation:
+            places = torch.from_numpy(part.places)
+            ends = (self.heads.standardize[kind](end[places].to(self._workers.device)) for end in step.ends[kind])
+            standard = moved(standard, *ends, noise, self._model.variation)
+        return getattr(self.heads, kind)(dropped(standard, noise, self._model.dropout))
 
 
 def _in_place(rows: list[Tensor], parts: list[Part]) -> Tensor:

@@ -7,9 +7,9 @@ last bits: the ways back through convolutions and attention add up in no fixed o
 
 import numpy as np
 
-_PURPOSES = ("initialisation", "order", "dropout", "shuffle", "crops", "words")
+_PURPOSES = ("initialisation", "order", "noise", "shuffle", "crops", "words")
 
 
 def seed_for(seed: int, purpose: str, epoch: int = 0) -> int:
-    """A 63-bit seed for initialisation, the order, dropout, crops or words of an epoch, or the control's shuffle."""
+    """A 63-bit seed for initialisation, the order, noise, crops or words of an epoch, or the control's shuffle."""
     return int(np.random.SeedSequence([seed, _PURPOSES.index(purpose), epoch]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,7 +1,7 @@
 """Pairs of heads that are trained together, stacked so that one product serves them all; one alone is a stack of one.
 
 Pairs that see the same batches (``same_batches``) go through an epoch together. They share the gathering of features
-and the noise of dropout; those of one shape are stacked as well. What becomes of a pair does not depend on its company,
+and their noise; those of one shape are stacked as well. What becomes of a pair does not depend on its company,
 but for rounding, since every random number comes from its own seed (``heads.seeds``).
 """
 
@@ -20,11 +20,11 @@ from configs.schema import Config, TrainingConfig
 from heads.chunks import Chunks
 from heads.losses import contrastive_loss
 from heads.models import DualHeads
+from heads.noise import Noise, draw_noise, dropped, moved
 from heads.seeds import seed_for
 
 _PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
 CPU_WIDTH = 4096  # dimensions, of all points of a stack
-_LEVELS = 2**8  # of the noise that dropout goes by
 
 
 class Batches:
@@ -168,7 +168,7 @@ def same_batches(config: Config) -> tuple:
 def _same_shape(point: Point) -> tuple:
     """What two pairs have to agree in to be stacked: all that makes the heads, but for where the temperature starts."""
     model = point.config.model
-    return model.head, model.embedding_dim, model.dropout, model.learn_temperature
+    return model.head, model.embedding_dim, model.dropout, model.variation, model.learn_temperature
 
 
 def steps_an_epoch(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig) -> int:
@@ -198,12 +198,11 @@ def advance(
     stacks = [Stack(part, steps) for _, same in shapes for part in _parts(list(same))]
     for epoch in range(begun, begun + epochs):
         start = time.monotonic()
-        order, noise = (np.random.default_rng(seed_for(config.seed, name, epoch)) for name in ("order", "dropout"))
-        for number, (images, texts, image_of_text) in enumerate(_batches(chunks, image_index, config, order)):
-            features = _Noisy(images, noise), _Noisy(texts, noise)
+        generators = (np.random.default_rng(seed_for(config.seed, name, epoch)) for name in ("order", "noise"))
+        for number, (images, texts, image_of_text) in enumerate(_batches(chunks, image_index, config, *generators)):
             for stack in stacks:
-                kept = (side.dropped(stack.dropout) for side in features)
-                stack.step(*kept, image_of_text, epoch * steps + number)
+                noisy = (side.with_noise(*stack.noise) for side in (images, texts))
+                stack.step(*noisy, image_of_text, epoch * steps + number)
             step(len(points))
         for stack in stacks:
             stack.end_epoch((time.monotonic() - start) / len(points))
@@ -219,42 +218,43 @@ def _parts(points: list[Point]) -> list[list[Point]]:
     return [points[start : start + most] for start in range(0, len(points), most)]
 
 
-def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, generator) -> Iterator:
-    """The batches of an epoch: features of pictures, in a view each, and captions; each caption's picture there."""
-    for chunk in chunks.epoch(generator):
+def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, order, noise) -> Iterator:
+    """The batches of an epoch: pictures, captions, and each caption's picture there; generators for order and noise."""
+    for chunk in chunks.epoch(order):
         of_chunk = Batches(chunk.pictures, image_index, chunks.views, config)
-        for pictures, view, captions, image_of_text in of_chunk.epoch(generator):
+        views_of_all = chunk.images.flatten(0, 1)
+        dims = views_of_all.shape[1], chunk.texts.shape[1]
+        for pictures, view, captions, image_of_text in of_chunk.epoch(order):
             pictures, captions = chunk.place(pictures, captions)
-            view, image_of_text = (torch.from_numpy(part).to(pictures.device) for part in (view, image_of_text))
-            images = chunk.images.flatten(0, 1).index_select(0, pictures * chunks.views + view)
-            yield images, chunk.texts.index_select(0, captions), image_of_text
+            noises = draw_noise(noise, pictures, view, captions, image_of_text, chunks.views, dims)
+            images = _Noisy(views_of_all, pictures * chunks.views + view, noises[0])
+            texts = _Noisy(chunk.texts, captions, noises[1])
+            yield images, texts, torch.from_numpy(image_of_text).to(chunk.images.device)
 
 
 class _Noisy:
-    """Features of a batch with one draw of noise; a rate of dropout cuts it where it will (Srivastava et al. 2014)."""
+    """One side of a batch with one draw of noise; settings take of it what they want.
 
-    def __init__(self, features: Tensor, generator: np.random.Generator):
-        self._features, self._kept = features, {0.0: features}
-        self._noise = draw_noise(generator, features.shape)
+    Args:
+        table: standardised features (R, D). rows: int64 (n,), those of the batch.
+    """
 
-    def dropped(self, rate: float) -> Tensor:
-        """Each number left out with probability ``rate``, the rest scaled so that expectations stay."""
-        if rate not in self._kept:
-            self._kept[rate] = dropped(self._features, self._noise, rate)
-        return self._kept[rate]
+    def __init__(self, table: Tensor, rows: np.ndarray, noise: Noise):
+        self._table, self._noise = table, noise
+        self._moved, self._made = {0.0: self._gathered(rows)}, {}
 
+    def with_noise(self, variation: float, rate: float) -> Tensor:
+        """The features (n, D), moved and with a share of their numbers left out."""
+        if variation not in self._moved:
+            ends = self._gathered(self._noise.first), self._gathered(self._noise.second)
+            self._moved[variation] = moved(self._moved[0.0], *ends, self._noise, variation)
+        if (variation, rate) not in self._made:
+            features = self._moved[variation]
+            self._made[variation, rate] = dropped(features, self._noise, rate) if rate else features
+        return self._made[variation, rate]
 
-def draw_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise for ``dropped``, uint8: the generator's bits as they come, four times as fast as ``Generator.bytes``."""
-    size = math.prod(shape)
-    return generator.bit_generator.random_raw(-(-size // 8)).view(np.uint8)[:size].reshape(shape)
-
-
-def dropped(features: Tensor, noise: np.ndarray, rate: float) -> Tensor:
-    """Each number left out with probability ``rate``, as its noise wants it; the rest scaled: expectations stay."""
-    out = round(rate * _LEVELS)
-    kept = torch.from_numpy((noise >= out).view(np.int8))  # which torch turns into floats faster than bool
-    return kept.to(features.device).to(features.dtype).mul_(_LEVELS / (_LEVELS - out)).mul_(features)
+    def _gathered(self, rows: np.ndarray) -> Tensor:
+        return self._table.index_select(0, torch.from_numpy(rows).to(self._table.device))
 
 
 class Stack:
@@ -266,7 +266,8 @@ class Stack:
 
     def __init__(self, points: list[Point], steps: int):
         self._points = sorted(points, key=lambda point: dataclasses.astuple(point.config.training))
-        self._model, self.dropout = self._points[0].heads, self._points[0].config.model.dropout
+        self._model, model = self._points[0].heads, self._points[0].config.model
+        self.noise = model.variation, model.dropout
         self._steps, self._losses = steps, []
         self._parameters, _ = torch.func.stack_module_state([point.heads for point in self._points])
         self._trained = {name: tensor for name, tensor in self._parameters.items() if tensor.requires_grad}

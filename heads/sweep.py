@@ -342,7 +342,7 @@ def bytes_of_trial(config: Config, dims: tuple[int, int]) -> int:
     """About what a trial takes while it is trained, beside the features; ``dims``: of the features.
 
     Of its parameters there are nine copies: stacked, gradients, two moments, and the point's own with two moments and
-    the best; of a batch there are what dropout leaves of the features, and vectors and similarities on their way back.
+    the best; of a batch there are features with noise, and vectors and similarities on their way back.
     """
     training, dim = config.training, config.model.embedding_dim
     with torch.device("meta"):

@@ -13,6 +13,7 @@ from heads import stacking
 from heads import sweep as module
 from heads.checkpoint import load_run
 from heads.embed import embed
+from heads.noise import another, another_view, draw_noise
 from heads.stacking import advance
 from heads.sweep import SweepError, bytes_of_trial, expand, sweep, trial_name
 from heads.training import Data, fit
@@ -49,6 +50,7 @@ COMPANY = [
     config(model_temperature=0.2),
     config(model_dropout=0.1),
     config(model_dropout=0.0),
+    config(model_variation=0.5),
     config(model_embedding_dim=24),
     config(model_head="mlp"),
     config(model_learn_temperature=True),
@@ -94,7 +96,7 @@ def test_a_stack_is_split_where_it_would_leave_the_processors_caches(data, monke
 
 def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
     """Against a loop with nothing stacked, no fused step and autograd's own gradient."""
-    settings = config(model_dropout=0.0, model_learn_temperature=True, training_num_epochs=3)
+    settings = config(model_dropout=0.0, model_variation=0.0, model_learn_temperature=True, training_num_epochs=3)
     point, reference = data.point(settings), data.point(settings).heads
     chunks, image_index = data.dealt(settings)
     advance([point], chunks, image_index, 3)
@@ -104,9 +106,9 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
     optimizer = torch.optim.AdamW(groups, fused=False, foreach=False)
     step, total = 0, 3 * stacking.steps_an_epoch(chunks, image_index, settings.training)
     for epoch in range(3):
-        order = np.random.default_rng(stacking.seed_for(0, "order", epoch))
-        for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order):
-            left, right, temperature = reference(images, texts)
+        order, noise = (np.random.default_rng(stacking.seed_for(0, name, epoch)) for name in ("order", "noise"))
+        for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order, noise):
+            left, right, temperature = reference(*(side.with_noise(0.0, 0.0) for side in (images, texts)))
             left, right = (torch.nn.functional.normalize(side, dim=-1) for side in (left, right))
             logits = right @ left.T / temperature
             own = torch.nn.functional.one_hot(owners, len(left)).bool()
@@ -124,14 +126,45 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
 
 
 def test_dropout_leaves_out_the_share_it_is_told_and_keeps_the_mean():
-    features = torch.ones(400, 500)
-    noisy = stacking._Noisy(features, np.random.default_rng(0))
+    rows = np.arange(400)
+    noise, _ = draw_noise(np.random.default_rng(0), rows, rows * 0, rows, rows, 1, (500, 1))
+    noisy = stacking._Noisy(torch.ones(400, 500), rows, noise)
     for rate in (0.0, 0.25, 0.5, 0.9):
-        kept = noisy.dropped(rate)
+        kept = noisy.with_noise(0.0, rate)
         assert float((kept == 0).float().mean()) == pytest.approx(rate, abs=0.01)
         assert float(kept.mean()) == pytest.approx(1, abs=0.03)
-    assert ((noisy.dropped(0.5) != 0) <= (noisy.dropped(0.25) != 0)).all()  # one draw of noise for all rates
-    assert noisy.dropped(0.5) is noisy.dropped(0.5)
+    assert ((noisy.with_noise(0.0, 0.5) != 0) <= (noisy.with_noise(0.0, 0.25) != 0)).all()  # one draw for all rates
+    assert noisy.with_noise(0.0, 0.5) is noisy.with_noise(0.0, 0.5)
+
+
+def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart():
+    generator = np.random.default_rng(0)
+    pictures = np.array([0, 0, 0, 1, 2, 2, 3, 3, 3, 3])
+    others = another(pictures, generator)
+    assert (pictures[others] == pictures).all()
+    assert ((others == np.arange(10)) == (pictures == 1)).all()  # alone
+    table = torch.from_numpy(generator.standard_normal((10, 4), np.float32))
+    four, ten = np.arange(4), np.arange(10)
+    _, noise = draw_noise(generator, four, four * 0, ten, pictures, 1, (1, 4))
+    noisy = stacking._Noisy(table, ten, noise)
+    shift = noisy.with_noise(1.5, 0.0) - table
+    assert torch.equal(noisy.with_noise(0.0, 0.0), table)
+    torch.testing.assert_close(noisy.with_noise(0.5, 0.0) - table, shift / 3)
+    assert sorted(noise.first) == list(range(10))  # each is used once
+    assert (pictures[noise.first] == pictures[noise.second]).all()
+    for row, first, second in zip(shift, noise.first, noise.second, strict=True):
+        difference = table[first] - table[second]
+        share = float(row @ difference / (difference @ difference)) if first != second else 0.0
+        assert 0 <= share < 1.5
+        torch.testing.assert_close(share * difference, row)
+
+
+def test_another_view_is_another_one_and_each_comes_up():
+    views = np.repeat(np.arange(4), 200)
+    others = another_view(views, 4, np.random.default_rng(0))
+    assert (others != views).all()
+    assert set(zip(views, others, strict=True)) == {(a, b) for a in range(4) for b in range(4) if a != b}
+    assert (another_view(np.zeros(9, int), 1, np.random.default_rng(0)) == 0).all()
 
 
 def test_a_diverged_trial_is_written_down_and_harms_no_other(store, tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def test_seeds_differ_by_purpose_and_epoch_and_never_otherwise():
     seeds = {
         seed_for(seed, purpose, epoch)
         for seed in (0, 1)
-        for purpose in ("initialisation", "order", "dropout")
+        for purpose in ("initialisation", "order", "noise")
         for epoch in (0, 1)
     }
     assert len(seeds) == 12
