@@ -36,7 +36,7 @@ ROWS, STEPS = 16, 4  # of a measured batch of the simple way, and how many are m
 def main() -> None:
     """Parses the options and prints the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--extract-seconds", type=float, help="of the dataset, as measured; else it is left out")
     parser.add_argument("--out", type=Path)

@@ -55,7 +55,8 @@ def tiny_mobilenet(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned_config(extract_config, tiny_mobilenet):
     encoders = dataclasses.replace(extract_config, image_encoder=f"hf:{tiny_mobilenet}", text_layers="auto")
-    return Config(encoders, ModelConfig(embedding_dim=16), TrainingConfig(num_epochs=6, batch_size=16, refit=False))
+    model = ModelConfig(embedding_dim=16, dropout=0.3, variation=0.5)
+    return Config(encoders, model, TrainingConfig(num_epochs=6, batch_size=16, refit=False))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_it_trains_what_thaws_and_nothing_else(tune, tmp_path, base_run, tiny_mo
 
 
 def test_trap_batch_norms_keep_their_statistics(tune, tmp_path, tiny_mobilenet):
-    tune(unfreeze="image.all", cached=False)
+    tune(unfreeze="image.all", cached=False, measure=rising())
     before, after = weights_of(tiny_mobilenet), weights_of(tmp_path / "tuned/encoders/image")
     statistics = [name for name in before if "running" in name]
     assert statistics

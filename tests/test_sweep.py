@@ -291,7 +291,7 @@ def test_trap_a_killed_sweep_goes_on_with_what_was_finished(store, tmp_path, mon
 def test_halving_drops_the_hopeless_and_gives_the_rest_their_other_seeds(store, tmp_path):
     grid = ["training.learning_rate=0.003,1e-9", "model.temperature=0.05,0.1"]
     points = settings("model.learn_temperature=false", "training.num_epochs=16", "training.check_every=1",
-                      grid=grid, seeds=2)  # fmt: skip
+                      "training.patience=0", grid=grid, seeds=2)  # fmt: skip
 
     judge, told = Strict(), []
     results = sweep(store, tmp_path / "s", points, judge, halving=True, say=told.append)
