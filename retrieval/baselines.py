@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from retrieval.index import exact_search
 from retrieval.metrics import MetricsError, Ranks, quality, rank
 
-MAPS = 20  # random maps averaged: a single one strays from chance by luck
+MAPS = 10  # random maps averaged: a single one strays from chance by luck
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
 DIMENSIONS = (64, 128, 256, 512)
 POWERS = (0, 1, 2, 4)  # of the canonical correlations
@@ -197,8 +197,10 @@ def unlearned(
     space, others = _unit(space), _unit(others)
     pairs = []
     for number in range(MAPS):
-        mapped = _unit(others @ random_orthogonal(others.shape[1], space.shape[1], [seed, images_are_space, number]))
-        images, texts = (space, mapped) if images_are_space else (mapped, space)
+        mapping = random_orthogonal(others.shape[1], space.shape[1], [seed, images_are_space, number])
+        # a map into more dimensions keeps lengths, so that the same scores are had in the fewer ones
+        sides = (space @ mapping.T, others) if len(mapping) < len(mapping.T) else (space, _unit(others @ mapping))
+        images, texts = sides if images_are_space else reversed(sides)
         pairs.append(rank(images, texts, image_index))
         step()
     return pairs

@@ -91,14 +91,18 @@ class Ranks:
 
     def expected_reciprocal_rank(self) -> np.ndarray:
         """Expected 1/rank, float64 (Q,), of the first correct item."""
-        cases, which = np.unique(np.stack([self.greater, self.tied, self.correct]), axis=1, return_inverse=True)
-        result = np.empty(cases.shape[1])
+        result = 1 / (self.greater + 1)
+        contested = np.flatnonzero(self.tied)
+        counts = np.stack([self.greater, self.tied, self.correct])[:, contested]
+        cases, which = np.unique(counts, axis=1, return_inverse=True)
+        values = np.empty(cases.shape[1])
         for number, (greater, tied, correct) in enumerate(cases.T):
             places = np.arange(tied + 1)
             # P(first correct item at a place) = P(none before) * P(here | none before)
             none_before = np.cumprod(np.r_[1.0, (tied - places[:-1]) / (tied + correct - places[:-1])])
-            result[number] = np.sum(none_before * correct / (tied + correct - places) / (greater + 1 + places))
-        return result[which]
+            values[number] = np.sum(none_before * correct / (tied + correct - places) / (greater + 1 + places))
+        result[contested] = values[which]
+        return result
 
 
 def rank(
