@@ -38,7 +38,7 @@ from heads.checkpoint import Run, RunError
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.losses import contrastive_loss
 from heads.models import Ensemble
-from heads.noise import Noise, draw_noise, dropped, moved
+from heads.noise import Noise, draw_noise, noisy
 from heads.seeds import seed_for
 from heads.sides import CAPTIONS, Captions, Part, Pictures, Side
 from heads.stacking import Batches, learning_rate, with_recalls
@@ -468,13 +468,14 @@ class Training:
     def _embed(self, kind: str, part: Part, step: _Step) -> Tensor:
         """Vectors (b, embedding_dim) of a part; a second pass drops what the first one dropped."""
         features = self.sides[kind].forward(part)
-        standard = self.heads.standardize[kind](features)
+        places = torch.from_numpy(part.places)
+        ends = (end[places].to(self._workers.device) for end in step.ends.get(kind, ()))
+        table = self.heads.standardize[kind](torch.cat([features, *ends]))
+        rows, *others = np.split(np.arange(len(table)), len(table) // len(features))
         noise = step.noise[kind].part(part.places)
-        if self._model.variation:
-            places = torch.from_numpy(part.places)
-            ends = (self.heads.standardize[kind](end[places].to(self._workers.device)) for end in step.ends[kind])
-            standard = moved(standard, *ends, noise, self._model.variation)
-        return getattr(self.heads, kind)(dropped(standard, noise, self._model.dropout))
+        if others:
+            noise = replace(noise, first=others[0], second=others[1])
+        return getattr(self.heads, kind)(noisy(table, rows, noise, self._model.variation, self._model.dropout))
 
 
 def _in_place(rows: list[Tensor], parts: list[Part]) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LEVELS = 2**8  # of the bits that dropout goes by
@@ -72,22 +73,30 @@ def another_view(views: np.ndarray, count: int, generator: np.random.Generator) 
     return (views + 1 + generator.integers(max(count - 1, 1), size=len(views))) % count
 
 
-def moved(features: Tensor, first: Tensor, second: Tensor, noise: Noise, variation: float) -> Tensor:
-    """Features that differ from what they were as two views, or two captions, of some other picture differ.
+def noisy(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, rate: float) -> Tensor:
+    """Rows of features that are moved as two views, or two captions, of some other picture differ, and dropped out.
 
     What tells records of one picture apart is no part of what is in it, and much the same for all pictures. (Feature
-    transfer: Yin et al. 2019; Delta-encoder: Schwartz et al. 2018.)
+    transfer: Yin et al. 2019; Delta-encoder: Schwartz et al. 2018.) Then each number is left out with probability
+    ``rate`` and the rest scaled, so that expectations stay (Srivastava et al. 2014).
 
     Args:
-        features, first, second: standardised, (n, D); the latter two are the rows that ``noise`` names.
-        variation: how much of a share is added.
+        table: standardised features, float32 (R, D). rows: int64 (n,), which of them; ``noise`` names others there.
+        variation: how much of a share of their difference is added.
+
+    Returns:
+        float32 (n, D).
     """
-    share = torch.from_numpy(noise.share).to(features.device)
-    return torch.addcmul(features, first - second, share, value=variation)
-
-
-def dropped(features: Tensor, noise: Noise, rate: float) -> Tensor:
-    """Each number left out with probability ``rate``, the rest scaled: expectations stay (Srivastava et al. 2014)."""
     out = round(rate * _LEVELS)
+    scale = _LEVELS / (_LEVELS - out)
+    places, weights = [rows], [np.full((len(rows), 1), scale, np.float32)]
+    if variation:
+        places, share = [rows, noise.first, noise.second], np.float32(scale * variation) * noise.share
+        weights += [share, -share]
+    # one pass over a row and the two that move it
+    sums = [torch.from_numpy(each).to(table.device) for each in (np.stack(places, 1), np.concatenate(weights, 1))]
+    features = F.embedding_bag(sums[0], table, mode="sum", per_sample_weights=sums[1])
+    if not out:
+        return features
     kept = torch.from_numpy((noise.bits >= out).view(np.int8))  # which torch turns into floats faster than bool
-    return kept.to(features.device).to(features.dtype).mul_(_LEVELS / (_LEVELS - out)).mul_(features)
+    return features.mul_(kept.to(table.device).to(features.dtype))

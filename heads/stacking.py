@@ -20,7 +20,7 @@ from configs.schema import Config, TrainingConfig
 from heads.chunks import Chunks
 from heads.losses import contrastive_loss
 from heads.models import DualHeads
-from heads.noise import Noise, draw_noise, dropped, moved
+from heads.noise import Noise, draw_noise, noisy
 from heads.seeds import seed_for
 
 _PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
@@ -240,21 +240,13 @@ class _Noisy:
     """
 
     def __init__(self, table: Tensor, rows: np.ndarray, noise: Noise):
-        self._table, self._noise = table, noise
-        self._moved, self._made = {0.0: self._gathered(rows)}, {}
+        self._table, self._rows, self._noise, self._made = table, rows, noise, {}
 
     def with_noise(self, variation: float, rate: float) -> Tensor:
         """The features (n, D), moved and with a share of their numbers left out."""
-        if variation not in self._moved:
-            ends = self._gathered(self._noise.first), self._gathered(self._noise.second)
-            self._moved[variation] = moved(self._moved[0.0], *ends, self._noise, variation)
         if (variation, rate) not in self._made:
-            features = self._moved[variation]
-            self._made[variation, rate] = dropped(features, self._noise, rate) if rate else features
+            self._made[variation, rate] = noisy(self._table, self._rows, self._noise, variation, rate)
         return self._made[variation, rate]
-
-    def _gathered(self, rows: np.ndarray) -> Tensor:
-        return self._table.index_select(0, torch.from_numpy(rows).to(self._table.device))
 
 
 class Stack:

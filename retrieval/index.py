@@ -420,6 +420,7 @@ def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] =
         buried = sum(segment.size for segment in index.segments) - len(index)
         if len(index.segments) == 1 and not buried:
             return Update(0, 0, len(index), index.manifest, up_to_date=True)
+        say(f"{folder}: writing {len(index):,} rows anew ({index.manifest['type']})")
         columns: dict[str, list] = {
             name: [value for segment in index.segments for value in segment.living(name)]
             for name in ("id", "path", "key", "content")

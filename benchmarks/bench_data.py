@@ -1,0 +1,123 @@
+"""What limits recall: how much do more pictures, or more captions of a picture, bring?
+
+    python benchmarks/bench_data.py --store STORE.h5 [--out FILE.json] [--figures DIR]
+
+The default heads, fitted on a part of the train pictures with all their captions, and on all train pictures with some
+of theirs; each drawn anew for each seed. The best epoch's rsum on the selection pictures, which are always the same.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bench_fit import ROOT, machine
+
+PARTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the train pictures
+CAPTIONS = (1, 2, 3, 5)  # of each picture, at most
+
+
+def main() -> None:
+    """Parses the options, prints the result as JSON and draws it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--figures", type=Path)
+    options = parser.parse_args()
+    import cli  # sets what torch reads when it starts
+    from extract.store import FeatureStore
+
+    assert cli
+    result: dict = {"machine": machine(), "pictures": {}, "captions": {}}
+    with FeatureStore(options.store) as store:
+        for what, size, rsum in measured(store, options.seeds):
+            result[what].setdefault(size, []).append(round(rsum, 1))
+            print(what, size, round(rsum, 1), file=sys.stderr, flush=True)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+    if options.figures:
+        from analysis.plots import draw_all
+
+        draw_all({"data": lambda: draw(result)}, options.figures, lambda _: None)
+
+
+def measured(store, seeds: int) -> Iterator[tuple[str, int, float]]:
+    """(``pictures`` or ``captions``, how many, rsum on the selection pictures) for each fit."""
+    from configs.schema import load_config
+
+    roles = store.roles()
+    everything = np.arange(len(store.image_index))
+    for seed in range(seeds):
+        config = load_config(ROOT / "configs/config.yaml", [f"training.seed={seed}"])
+        generator = np.random.default_rng(seed)
+        order, place = generator.permutation(roles.train), _place(store.image_index, generator)
+        for part in PARTS:
+            pictures = np.sort(order[: round(part * len(order))])
+            yield "pictures", len(pictures), (rsum := fitted(store, pictures, everything, config))
+        yield "captions", max(CAPTIONS), rsum  # the whole part's, which is the last one
+        for most in sorted(CAPTIONS)[:-1]:
+            yield "captions", most, fitted(store, roles.train, np.flatnonzero(place < most), config)
+
+
+def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
+    """The rsum that heads reach which see some train pictures, and of their captions some, both rows of the store."""
+    import torch
+
+    from heads.stacking import advance
+    from heads.training import Data
+    from retrieval.metrics import quality
+
+    data = Data(store, dataclasses.replace(store.roles(), train=pictures), torch.device("cpu"), 2**34)
+    point, (chunks, image_index) = data.point(config), data.dealt(config)
+    seen = np.full_like(image_index, -1)  # no picture's, so that no batch has it
+    seen[captions] = image_index[captions]
+    while not point.finished:
+        advance([point], chunks, seen, point.until_check)
+        data.check(point, quality)
+    return point.best_rsum
+
+
+def _place(image_index: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Each caption's place among those of its picture, in an order drawn at random."""
+    order = np.lexsort((generator.random(len(image_index)), image_index))
+    counts = np.bincount(image_index)
+    place = np.empty_like(image_index)
+    place[order] = np.arange(len(image_index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place
+
+
+def draw(result: dict):
+    """Means and the range over seeds, against the pictures and against the captions of each."""
+    from matplotlib.figure import Figure
+
+    from analysis.plots import PICTURE
+
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    labels = {"pictures": "train pictures, with all their captions", "captions": "captions of a picture, at most"}
+    for axes, (what, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
+        sizes, rsums = list(result[what]), list(result[what].values())
+        means = [statistics.mean(each) for each in rsums]
+        axes.fill_between(sizes, [min(each) for each in rsums], [max(each) for each in rsums], color=PICTURE, alpha=0.2)
+        axes.plot(sizes, means, color=PICTURE, marker="o")
+        for size, mean in zip(sizes, means, strict=True):
+            axes.annotate(f"{mean:.0f}", (size, mean), textcoords="offset points", xytext=(0, 9), ha="center")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.set(xlabel=label)
+    figure.axes[0].set_ylabel("rsum on the selection pictures")
+    figure.suptitle("Means over seeds; bands: from the lowest to the highest", fontsize=11)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
