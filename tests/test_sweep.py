@@ -150,6 +150,9 @@ def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart()
     shift = noisy.with_noise(1.5, 0.0) - table
     assert torch.equal(noisy.with_noise(0.0, 0.0), table)
     torch.testing.assert_close(noisy.with_noise(0.5, 0.0) - table, shift / 3)
+    both = noisy.with_noise(1.5, 0.5)  # dropped out after it was moved, by the same draw as without
+    assert torch.equal(both == 0, noisy.with_noise(0.0, 0.5) == 0)
+    torch.testing.assert_close(both[both != 0], 2 * (table + shift)[both != 0])
     assert sorted(noise.first) == list(range(10))  # each is used once
     assert (pictures[noise.first] == pictures[noise.second]).all()
     for row, first, second in zip(shift, noise.first, noise.second, strict=True):
