@@ -111,9 +111,9 @@ def leaderboard(
         Rows with the setting's values, ``outcome``, ``seeds`` (those that ran), ``epochs`` (the mean), ``seconds`` (the
         sum), ``split``, and, but for diverged ones, the galleries' sizes (``pictures``, ``captions``), both directions'
         recalls in percent as means over seeds with their spread
-        (``_sd``, of several seeds), ``rsum`` with its 95 % interval over pictures, ``difference`` to the best over the
-        seeds that both have, with an interval that holds for all rows together, and ``verdict``: best, tie, worse or
-        dropped. Numbers of dropped ones are from where they were dropped.
+        (``_sd``, of several seeds), ``rsum`` with its spread and its 95 % interval over pictures, ``difference`` to the
+        best over the seeds that both have, with an interval that holds for all rows together, and ``verdict``: best,
+        tie, worse or dropped. Numbers of dropped ones are from where they were dropped.
 
     Raises:
         LeaderboardError: no setting came to its end.
@@ -154,7 +154,7 @@ def _measured(judge: Judge, trials: list[str]) -> dict:
             if len(trials) > 1:
                 row[f"{name}_sd"] = found[direction][f"R@{k}_sd"]
     row |= {"rsum": found["rsum"], "rsum_low": found["rsum_ci"][0], "rsum_high": found["rsum_ci"][1]}
-    return row
+    return row | ({"rsum_sd": found["rsum_sd"]} if len(trials) > 1 else {})
 
 
 def notes(rows: list[dict]) -> list[str]:

@@ -311,9 +311,9 @@ def report(pairs: list[tuple[Ranks, Ranks]], draws: int = DRAWS, seed: int = 0) 
     """Both directions' R@1, R@5, R@10 and true recalls in percent, median and mean rank, MRR; rsum, the sum of all R@K.
 
     Each pair is of the same queries (a baseline's several random maps): their numbers are averaged, and with more than
-    one, ``R@K_sd`` is the spread between them. ``…_ci`` are 95 % intervals: pictures are resampled with their queries,
-    the same ones in both directions, while the gallery stays (percentile bootstrap, Efron 1979). ``draws=0`` leaves
-    them out.
+    one, ``R@K_sd`` and ``rsum_sd`` are the spread between them. ``…_ci`` are 95 % intervals: pictures are resampled
+    with their queries, the same ones in both directions, while the gallery stays (percentile bootstrap, Efron 1979).
+    ``draws=0`` leaves them out.
     """
     directions = list(zip(*pairs, strict=True))
     values = [_mean_values(several) for several in directions]
@@ -325,6 +325,9 @@ def report(pairs: list[tuple[Ranks, Ranks]], draws: int = DRAWS, seed: int = 0) 
         if len(several) > 1:
             for k in RECALL_AT:
                 side[f"R@{k}_sd"] = float(np.std([100 * one.hit_at(k).mean() for one in several], ddof=1))
+    if len(pairs) > 1:
+        rsums = [sum(100 * side.hit_at(k).mean() for side in pair for k in RECALL_AT) for pair in pairs]
+        result["rsum_sd"] = float(np.std(rsums, ddof=1))
     return result
 
 

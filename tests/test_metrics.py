@@ -283,6 +283,8 @@ def test_several_rankings_are_averaged_with_their_spread():
     def ranks(greater):
         return Ranks(np.arange(10), np.full(10, greater), np.ones(10, int), 50, np.arange(10))
 
-    summary = report([(ranks(0), ranks(0)), (ranks(20), ranks(20))], draws=0)["image_to_text"]
+    found = report([(ranks(0), ranks(0)), (ranks(20), ranks(20))], draws=0)
+    summary = found["image_to_text"]
     assert (summary["R@1"], summary["median_rank"]) == (50.0, 11.0)
     assert summary["R@1_sd"] == pytest.approx(np.std([0, 100], ddof=1))
+    assert found["rsum_sd"] == pytest.approx(np.std([0, 600], ddof=1))

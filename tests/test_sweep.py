@@ -452,6 +452,7 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     assert all(float(row["rsum_low"]) <= float(row["rsum"]) <= float(row["rsum_high"]) for row in rows)
     assert float(rows[0]["rsum"]) == max(float(row["rsum"]) for row in rows)
     assert {row["seeds"] for row in rows} == {"2"}
+    assert all(float(row["rsum_sd"]) > 0 for row in rows)
     assert {(row["split"], row["pictures"], row["captions"]) for row in rows} == {("dev", "12", "60")}
     for figure in ("heatmap-temperature-embedding_dim", "curves", "parallel"):
         drawn = (out / "figures" / f"{figure}.svg").read_text()
