@@ -108,6 +108,7 @@ class TrainingConfig:
     patience: int = 10  # epochs without a better rsum, as far as was looked, before the fit stops; 0: never
     refit: bool = True  # the selection pictures choose, then the heads are fitted anew with them among the train ones
     shuffle_pairs: bool = False  # a control: train pictures swap their captions, which leaves nothing to learn
+    dtype: str = "float32"  # of what the heads' products multiply; auto: bfloat16, or a card's TF32, where it is native
     seed: int = 0
 
     def __post_init__(self):
@@ -119,6 +120,7 @@ class TrainingConfig:
         _check(0 <= self.warmup <= 1, f"training.warmup is {self.warmup}; it is a share, 0 to 1")
         _check(self.seed >= 0, f"training.seed is {self.seed}; it cannot be negative")
         _check(self.patience >= 0, f"training.patience is {self.patience}; use 0 to switch early stopping off")
+        _check_choice("training.dtype", self.dtype, ("float32", "auto"))
         _check(
             not (self.shuffle_pairs and self.cca),
             "training.shuffle_pairs is a control, and with training.cca a member would see the true pairs; "

@@ -5,6 +5,7 @@ and their noise; those of one shape are stacked as well. What becomes of a pair 
 but for rounding, since every random number comes from its own seed (``heads.seeds``).
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -160,9 +161,9 @@ class Point:
 
 
 def same_batches(config: Config) -> tuple:
-    """What two fits have to agree in to see the same batches, in the same order."""
+    """What two fits have to agree in to see the same batches, in the same order and arithmetic."""
     training = config.training
-    return training.seed, training.shuffle_pairs, training.batch_size, training.captions_per_image
+    return training.seed, training.shuffle_pairs, training.batch_size, training.captions_per_image, training.dtype
 
 
 def _same_shape(point: Point) -> tuple:
@@ -200,14 +201,26 @@ def advance(
         start = time.monotonic()
         generators = (np.random.default_rng(seed_for(config.seed, name, epoch)) for name in ("order", "noise"))
         for number, (images, texts, image_of_text) in enumerate(_batches(chunks, image_index, config, *generators)):
-            for stack in stacks:
-                noisy = (side.with_noise(*stack.noise) for side in (images, texts))
-                stack.step(*noisy, image_of_text, epoch * steps + number)
+            with _products_of(config.dtype):
+                for stack in stacks:
+                    noisy = (side.with_noise(*stack.noise) for side in (images, texts))
+                    stack.step(*noisy, image_of_text, epoch * steps + number)
             step(len(points))
         for stack in stacks:
             stack.end_epoch((time.monotonic() - start) / len(points))
     for stack in stacks:
         stack.settle()
+
+
+@contextlib.contextmanager
+def _products_of(dtype: str) -> Iterator[None]:
+    """``auto``: float32 numbers are multiplied as bfloat16 or TF32 where that is native, and summed up as float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == "auto" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _parts(points: list[Point]) -> list[list[Point]]:

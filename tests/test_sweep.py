@@ -125,6 +125,23 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
         torch.testing.assert_close(dict(point.heads.named_parameters())[name], parameter, rtol=1e-3, atol=1e-4)
 
 
+def test_products_are_of_float32_unless_asked_for_and_only_while_a_step_is_taken(data, monkeypatch):
+    seen, real = [], stacking.Stack.step
+
+    def step(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        real(*arguments)
+
+    monkeypatch.setattr(stacking.Stack, "step", step)
+    for dtype, precision in (("float32", "highest"), ("auto", "medium")):
+        point = data.point(config(training_dtype=dtype))
+        advance([point], *data.dealt(point.config), 1)
+        assert set(seen) == {precision}
+        assert torch.get_float32_matmul_precision() == "highest"
+        seen.clear()
+    assert stacking.same_batches(config()) != stacking.same_batches(config(training_dtype="auto"))
+
+
 def test_dropout_leaves_out_the_share_it_is_told_and_keeps_the_mean():
     rows = np.arange(400)
     noise, _ = draw_noise(np.random.default_rng(0), rows, rows * 0, rows, rows, 1, (500, 1))
