@@ -1,8 +1,8 @@
 """Pairs of heads that are trained together, stacked so that one product serves them all; one alone is a stack of one.
 
-Pairs that see the same batches (``same_batches``) go through an epoch together. They share the gathering of features
-and their noise; those of one shape are stacked as well. What becomes of a pair does not depend on its company,
-but for rounding, since every random number comes from its own seed (``heads.seeds``).
+Pairs that see the same batches (``same_steps``) go through an epoch together. They share the draw of noise, and noisy
+features where they want the same; those of one shape are stacked as well. What becomes of a pair does not depend on
+its company, but for rounding, since every random number comes from its own seed (``heads.seeds``).
 """
 
 import contextlib
@@ -160,8 +160,8 @@ class Point:
         return ((name, value) for name, value in self.heads.named_parameters() if value.requires_grad)
 
 
-def same_batches(config: Config) -> tuple:
-    """What two fits have to agree in to see the same batches, in the same order and arithmetic."""
+def same_steps(config: Config) -> tuple:
+    """What two fits have to agree in to be trained together: the same batches in the same order and arithmetic."""
     training = config.training
     return training.seed, training.shuffle_pairs, training.batch_size, training.captions_per_image, training.dtype
 
@@ -184,7 +184,7 @@ def advance(
     epochs: int,
     step: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Trains points together for some epochs. They have to agree in ``same_batches`` and to have come equally far.
+    """Trains points together for some epochs. They have to agree in ``same_steps`` and to have come equally far.
 
     A loss that is not finite stands in the point's history; the others are none the worse.
 
@@ -203,8 +203,8 @@ def advance(
         for number, (images, texts, image_of_text) in enumerate(_batches(chunks, image_index, config, *generators)):
             with _products_of(config.dtype):
                 for stack in stacks:
-                    noisy = (side.with_noise(*stack.noise) for side in (images, texts))
-                    stack.step(*noisy, image_of_text, epoch * steps + number)
+                    sides = (side.with_noise(*stack.noise) for side in (images, texts))
+                    stack.step(*sides, image_of_text, epoch * steps + number)
             step(len(points))
         for stack in stacks:
             stack.end_epoch((time.monotonic() - start) / len(points))
@@ -215,12 +215,17 @@ def advance(
 @contextlib.contextmanager
 def _products_of(dtype: str) -> Iterator[None]:
     """``auto``: float32 numbers are multiplied as bfloat16 or TF32 where that is native, and summed up as float32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if dtype == "auto" else "highest")
+    places, wanted = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul), ("ieee", "ieee")
+    before = [place.fp32_precision for place in places]
+    if dtype == "auto":
+        wanted = "bf16", "tf32"
     try:
+        for place, precision in zip(places, wanted, strict=True):
+            place.fp32_precision = precision
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def _parts(points: list[Point]) -> list[list[Point]]:

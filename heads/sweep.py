@@ -26,7 +26,7 @@ from extract.memory import default_memory
 from extract.store import FeatureStore
 from heads.chunks import MIN_MEMORY, memory_on
 from heads.models import DualHeads
-from heads.stacking import Point, advance, same_batches
+from heads.stacking import Point, advance, same_steps
 from heads.training import Data
 
 _NO_AXES = {
@@ -361,7 +361,7 @@ def _rungs(config: Config) -> list[int]:
 def _company(config: Config) -> tuple:
     """What trials have to agree in to be trained together."""
     training = config.training
-    return *same_batches(config), training.num_epochs, training.check_every
+    return *same_steps(config), training.num_epochs, training.check_every
 
 
 def _order(config: Config) -> tuple:

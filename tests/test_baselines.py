@@ -20,7 +20,7 @@ from retrieval.baselines import (
     standardised,
     unlearned,
 )
-from retrieval.metrics import MetricsError, quality, report
+from retrieval.metrics import MetricsError, quality, rank, report
 
 
 def planted(seed, pictures, noise=0.4, captions=2):
@@ -183,6 +183,22 @@ def test_unlearned_baselines_sit_at_chance_though_each_modality_is_well_structur
         assert found[images_are_space]["image_to_text"]["R@1"] == pytest.approx(100 / 60, abs=1.5)
         assert found[images_are_space]["text_to_image"]["R@1_sd"] > 0
     assert found[True] != found[False]
+
+
+@pytest.mark.parametrize(("space_dim", "other_dim"), [(9, 5), (5, 9), (6, 6)])
+def test_unlearned_ranks_are_those_of_the_features_carried_into_the_space(space_dim, other_dim):
+    generator = np.random.default_rng(0)
+    index = np.repeat(np.arange(30), 2)
+    for images_are_space in (True, False):
+        rows = (30, 60) if images_are_space else (60, 30)
+        space, others = (generator.standard_normal((n, d)) for n, d in zip(rows, (space_dim, other_dim), strict=True))
+        found = unlearned(space, others, index, images_are_space=images_are_space)
+        for number, pair in enumerate(found):
+            carried = others @ random_orthogonal(other_dim, space_dim, [0, images_are_space, number])
+            both = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (space, carried)]
+            sides = both if images_are_space else both[::-1]
+            for one, expected in zip(pair, rank(*sides, index), strict=True):
+                np.testing.assert_array_equal(one.above, expected.above)
 
 
 def test_trap_zero_or_non_finite_features_raise_in_baselines():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from heads import finetune as finetune_module
 from heads.activations import Maps, write_activations
 from heads.checkpoint import RunError, load_run, save_resume
 from heads.finetune import FinetuneError, finetune, finish
+from heads.models import DualHeads
+from heads.noise import Noise
 from heads.sides import SideError
 from heads.thaw import Stages, ThawError
 from heads.workers import Workers
@@ -376,6 +379,30 @@ def test_a_torchvision_encoder_is_saved_whole(store_file, run_dir, drawn, tmp_pa
     assert made["encoders"]["image"].endswith("tuned/encoders/image/weights.safetensors")
     assert made["weights"]["image"] != made["base"]["recipes"]["image"]["weights"]
     assert made["weights"]["text"] == made["base"]["recipes"]["text"]["weights"]
+
+
+@pytest.mark.parametrize("variation", [0.0, 0.7])
+def test_what_encoders_give_is_moved_by_stored_features_and_dropped_out(variation):
+    generator = np.random.default_rng(0)
+    model = ModelConfig(embedding_dim=4, dropout=0.5, variation=variation)
+    heads, places = DualHeads(6, 5, model), np.array([2, 0])  # of a batch of three
+    heads.standardize["text"].fit(lambda: [torch.randn(50, 5, generator=torch.Generator().manual_seed(0))])
+    features, first, second = (torch.from_numpy(generator.standard_normal((n, 5), np.float32)) for n in (2, 3, 3))
+    bits, share = generator.integers(256, size=(3, 5), dtype=np.uint8), generator.random((3, 1), np.float32)
+    noise = Noise(bits, np.arange(3), np.arange(3), share)
+    ends = {"text": (first, second)} if variation else {}
+    step = finetune_module._Step(None, {"text": noise}, ends, None, None)
+    side = SimpleNamespace(forward=lambda part: features.requires_grad_())
+    training = SimpleNamespace(
+        heads=heads, sides={"text": side}, _model=model, _workers=SimpleNamespace(device=torch.device("cpu"))
+    )
+    found = finetune_module.Training._embed(training, "text", SimpleNamespace(places=places), step)
+    standard, one, other = (heads.standardize["text"](rows) for rows in (features, first[places], second[places]))
+    kept = torch.from_numpy(bits[places] >= 128)
+    expected = heads.text((standard + variation * torch.from_numpy(share[places]) * (one - other)) * kept * 2)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(vectors.square().sum(), features)[0] for vectors in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 def moved(before, after):

@@ -126,32 +126,34 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
 
 
 def test_products_are_of_float32_unless_asked_for_and_only_while_a_step_is_taken(data, monkeypatch):
+    places = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
     seen, real = [], stacking.Stack.step
 
     def step(*arguments):
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append(tuple(place.fp32_precision for place in places))
         real(*arguments)
 
     monkeypatch.setattr(stacking.Stack, "step", step)
-    for dtype, precision in (("float32", "highest"), ("auto", "medium")):
+    before = [place.fp32_precision for place in places]
+    for dtype, precision in (("float32", ("ieee", "ieee")), ("auto", ("bf16", "tf32"))):
         point = data.point(config(training_dtype=dtype))
         advance([point], *data.dealt(point.config), 1)
         assert set(seen) == {precision}
-        assert torch.get_float32_matmul_precision() == "highest"
+        assert [place.fp32_precision for place in places] == before
         seen.clear()
-    assert stacking.same_batches(config()) != stacking.same_batches(config(training_dtype="auto"))
+    assert stacking.same_steps(config()) != stacking.same_steps(config(training_dtype="auto"))
 
 
 def test_dropout_leaves_out_the_share_it_is_told_and_keeps_the_mean():
     rows = np.arange(400)
     noise, _ = draw_noise(np.random.default_rng(0), rows, rows * 0, rows, rows, 1, (500, 1))
-    noisy = stacking._Noisy(torch.ones(400, 500), rows, noise)
+    side = stacking._Noisy(torch.ones(400, 500), rows, noise)
     for rate in (0.0, 0.25, 0.5, 0.9):
-        kept = noisy.with_noise(0.0, rate)
+        kept = side.with_noise(0.0, rate)
         assert float((kept == 0).float().mean()) == pytest.approx(rate, abs=0.01)
         assert float(kept.mean()) == pytest.approx(1, abs=0.03)
-    assert ((noisy.with_noise(0.0, 0.5) != 0) <= (noisy.with_noise(0.0, 0.25) != 0)).all()  # one draw for all rates
-    assert noisy.with_noise(0.0, 0.5) is noisy.with_noise(0.0, 0.5)
+    assert ((side.with_noise(0.0, 0.5) != 0) <= (side.with_noise(0.0, 0.25) != 0)).all()  # one draw for all rates
+    assert side.with_noise(0.0, 0.5) is side.with_noise(0.0, 0.5)
 
 
 def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart():
@@ -163,12 +165,12 @@ def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart()
     table = torch.from_numpy(generator.standard_normal((10, 4), np.float32))
     four, ten = np.arange(4), np.arange(10)
     _, noise = draw_noise(generator, four, four * 0, ten, pictures, 1, (1, 4))
-    noisy = stacking._Noisy(table, ten, noise)
-    shift = noisy.with_noise(1.5, 0.0) - table
-    assert torch.equal(noisy.with_noise(0.0, 0.0), table)
-    torch.testing.assert_close(noisy.with_noise(0.5, 0.0) - table, shift / 3)
-    both = noisy.with_noise(1.5, 0.5)  # dropped out after it was moved, by the same draw as without
-    assert torch.equal(both == 0, noisy.with_noise(0.0, 0.5) == 0)
+    side = stacking._Noisy(table, ten, noise)
+    shift = side.with_noise(1.5, 0.0) - table
+    assert torch.equal(side.with_noise(0.0, 0.0), table)
+    torch.testing.assert_close(side.with_noise(0.5, 0.0) - table, shift / 3)
+    both = side.with_noise(1.5, 0.5)  # dropped out after it was moved, by the same draw as without
+    assert torch.equal(both == 0, side.with_noise(0.0, 0.5) == 0)
     torch.testing.assert_close(both[both != 0], 2 * (table + shift)[both != 0])
     assert sorted(noise.first) == list(range(10))  # each is used once
     assert (pictures[noise.first] == pictures[noise.second]).all()
