@@ -215,10 +215,9 @@ def advance(
 @contextlib.contextmanager
 def _products_of(dtype: str) -> Iterator[None]:
     """``auto``: float32 numbers are multiplied as bfloat16 or TF32 where that is native, and summed up as float32."""
-    places, wanted = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul), ("ieee", "ieee")
+    places = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    wanted = ("bf16", "tf32") if dtype == "auto" else ("ieee", "ieee")
     before = [place.fp32_precision for place in places]
-    if dtype == "auto":
-        wanted = "bf16", "tf32"
     try:
         for place, precision in zip(places, wanted, strict=True):
             place.fp32_precision = precision

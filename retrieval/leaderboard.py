@@ -154,7 +154,9 @@ def _measured(judge: Judge, trials: list[str]) -> dict:
             if len(trials) > 1:
                 row[f"{name}_sd"] = found[direction][f"R@{k}_sd"]
     row |= {"rsum": found["rsum"], "rsum_low": found["rsum_ci"][0], "rsum_high": found["rsum_ci"][1]}
-    return row | ({"rsum_sd": found["rsum_sd"]} if len(trials) > 1 else {})
+    if len(trials) > 1:
+        row["rsum_sd"] = found["rsum_sd"]
+    return row
 
 
 def notes(rows: list[dict]) -> list[str]:
