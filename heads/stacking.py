@@ -1,8 +1,8 @@
 """Pairs of heads that are trained together, stacked so that one product serves them all; one alone is a stack of one.
 
-Pairs that see the same batches (``same_steps``) go through an epoch together. They share the draw of noise, and noisy
-features where they want the same; those of one shape are stacked as well. What becomes of a pair does not depend on
-its company, but for rounding, since every random number comes from its own seed (``heads.seeds``).
+Pairs that see the same batches (``same_steps``) go through an epoch together. Those of one seed share the draw of
+noise, and noisy features where they want the same; those of one shape are stacked as well. What becomes of a pair does
+not depend on its company, but for rounding, since every random number comes from its own seeds (``heads.seeds``).
 """
 
 import contextlib
@@ -85,17 +85,24 @@ def with_recalls(row: dict, measured: dict) -> dict:
 class Point:
     """One pair of heads under way, and all that is needed to go on with it.
 
+    Args:
+        member: its number in an ensemble; members share their batches, and have starts and noise of their own.
+
     Attributes:
         config: its settings. heads: the pair itself, with what standardises its features.
+        seed: of its start and its noise.
         moments: AdamW's two averages for each trained parameter, by name; steps: how often it was stepped.
         epoch: how many it has been through. history: a row for each: ``loss``, ``learning_rate``, ``temperature``,
             ``seconds``, its share of the time that those trained together took, and what was measured after it.
         best_epoch, best_rsum: of the measured epochs, the one with the best rsum.
     """
 
-    def __init__(self, config: Config, dims: tuple[int, int], standardize: dict[str, dict[str, Tensor]]):
+    def __init__(
+        self, config: Config, dims: tuple[int, int], standardize: dict[str, dict[str, Tensor]], member: int = 0
+    ):
+        self.seed = config.training.seed + member
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(config.training.seed, "initialisation"))
+            torch.manual_seed(seed_for(self.seed, "initialisation"))
             self.heads = DualHeads(*dims, config.model)
         for kind, state in standardize.items():
             self.heads.standardize[kind].load_state_dict(state)
@@ -197,10 +204,12 @@ def advance(
     steps = steps_an_epoch(chunks, image_index, config)
     shapes = itertools.groupby(sorted(points, key=_same_shape), _same_shape)
     stacks = [Stack(part, steps) for _, same in shapes for part in _parts(list(same))]
+    seeds = sorted({point.seed for point in points})
     for epoch in range(begun, begun + epochs):
         start = time.monotonic()
-        generators = (np.random.default_rng(seed_for(config.seed, name, epoch)) for name in ("order", "noise"))
-        for number, (images, texts, image_of_text) in enumerate(_batches(chunks, image_index, config, *generators)):
+        order = np.random.default_rng(seed_for(config.seed, "order", epoch))
+        noise = {seed: np.random.default_rng(seed_for(seed, "noise", epoch)) for seed in seeds}
+        for number, (images, texts, image_of_text) in enumerate(_batches(chunks, image_index, config, order, noise)):
             with _products_of(config.dtype):
                 for stack in stacks:
                     sides = (side.with_noise(*stack.noise) for side in (images, texts))
@@ -235,35 +244,49 @@ def _parts(points: list[Point]) -> list[list[Point]]:
     return [points[start : start + most] for start in range(0, len(points), most)]
 
 
-def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, order, noise) -> Iterator:
-    """The batches of an epoch: pictures, captions, and each caption's picture there; generators for order and noise."""
+def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, order, noise: dict) -> Iterator:
+    """The batches of an epoch: pictures, captions, and each caption's picture there.
+
+    Args:
+        order: a generator. noise: by seed, one for each.
+    """
     for chunk in chunks.epoch(order):
         of_chunk = Batches(chunk.pictures, image_index, chunks.views, config)
         views_of_all = chunk.images.flatten(0, 1)
         dims = views_of_all.shape[1], chunk.texts.shape[1]
         for pictures, view, captions, image_of_text in of_chunk.epoch(order):
             pictures, captions = chunk.place(pictures, captions)
-            noises = draw_noise(noise, pictures, view, captions, image_of_text, chunks.views, dims)
-            images = _Noisy(views_of_all, pictures * chunks.views + view, noises[0])
-            texts = _Noisy(chunk.texts, captions, noises[1])
+            drawn = {
+                seed: draw_noise(generator, pictures, view, captions, image_of_text, chunks.views, dims)
+                for seed, generator in noise.items()
+            }
+            images = _Noisy(
+                views_of_all, pictures * chunks.views + view, {seed: one for seed, (one, _) in drawn.items()}
+            )
+            texts = _Noisy(chunk.texts, captions, {seed: one for seed, (_, one) in drawn.items()})
             yield images, texts, torch.from_numpy(image_of_text).to(chunk.images.device)
 
 
 class _Noisy:
-    """One side of a batch with one draw of noise; settings take of it what they want.
+    """One side of a batch with a draw of noise for each seed; settings take of it what they want.
 
     Args:
         table: standardised features (R, D). rows: int64 (n,), those of the batch.
     """
 
-    def __init__(self, table: Tensor, rows: np.ndarray, noise: Noise):
+    def __init__(self, table: Tensor, rows: np.ndarray, noise: dict[int, Noise]):
         self._table, self._rows, self._noise, self._made = table, rows, noise, {}
 
-    def with_noise(self, variation: float, rate: float) -> Tensor:
-        """The features (n, D), moved and with a share of their numbers left out."""
-        if (variation, rate) not in self._made:
-            self._made[variation, rate] = noisy(self._table, self._rows, self._noise, variation, rate)
-        return self._made[variation, rate]
+    def with_noise(self, seeds: Sequence[int], variation: float, rate: float) -> Tensor:
+        """The features, moved and with a share of their numbers left out: (n, D), or (P, n, D) where seeds differ."""
+        parts = [self._drawn(seed, variation, rate) for seed in seeds]
+        return parts[0] if len({*seeds}) == 1 else torch.stack(parts)
+
+    def _drawn(self, *wanted: float) -> Tensor:
+        if wanted not in self._made:
+            seed, variation, rate = wanted
+            self._made[wanted] = noisy(self._table, self._rows, self._noise[seed], variation, rate)
+        return self._made[wanted]
 
 
 class Stack:
@@ -271,12 +294,15 @@ class Stack:
 
     AdamW (Loshchilov and Hutter 2019) steps the rows of points with the same ``training`` settings as one tensor.
     Weight decay is for matrices alone; biases, norms and the temperature go without.
+
+    Attributes:
+        noise: the seeds of the points' draws, and the variation and the rate of dropout that all want.
     """
 
     def __init__(self, points: list[Point], steps: int):
         self._points = sorted(points, key=lambda point: dataclasses.astuple(point.config.training))
         self._model, model = self._points[0].heads, self._points[0].config.model
-        self.noise = model.variation, model.dropout
+        self.noise = [point.seed for point in self._points], model.variation, model.dropout
         self._steps, self._losses = steps, []
         self._parameters, _ = torch.func.stack_module_state([point.heads for point in self._points])
         self._trained = {name: tensor for name, tensor in self._parameters.items() if tensor.requires_grad}
@@ -286,12 +312,17 @@ class Stack:
             self._alike.append(_Alike(list(same), start, self._trained))
 
     def step(self, images: Tensor, texts: Tensor, image_of_text: Tensor, number: int) -> None:
-        """One step on standardised features, (B, D) and (T, E); ``number``: counted over all epochs."""
+        """One step on standardised features, (B, D) and (T, E) for all or (P, B, D) and (P, T, E).
 
-        def embed(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            return torch.func.functional_call(self._model, parameters, (images, texts))
+        ``number``: of the step, counted over all epochs.
+        """
 
-        image_vectors, text_vectors, temperature = torch.func.vmap(embed)(self._parameters)
+        def embed(parameters: dict[str, Tensor], *features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return torch.func.functional_call(self._model, parameters, features)
+
+        of_each = 0 if images.ndim == 3 else None
+        stacked = torch.func.vmap(embed, in_dims=(0, of_each, of_each))
+        image_vectors, text_vectors, temperature = stacked(self._parameters, images, texts)
         losses = contrastive_loss(image_vectors, text_vectors, image_of_text, temperature)
         losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
         gradients = {name: tensor.grad for name, tensor in self._trained.items()}

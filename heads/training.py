@@ -159,10 +159,10 @@ class Data:
         self.standardize["text"].fit(lambda: blocks(store.text_features, self.captions))
         self.release()
 
-    def point(self, config: Config) -> Point:
-        """A pair of heads at its start."""
+    def point(self, config: Config, member: int = 0) -> Point:
+        """A pair of heads at its start, one of an ensemble or the only one."""
         states = {kind: layer.state_dict() for kind, layer in self.standardize.items()}
-        return Point(config, self.dims, states).to(self._device)
+        return Point(config, self.dims, states, member).to(self._device)
 
     def dealt(self, config: Config) -> tuple[Chunks, np.ndarray]:
         """The chunks that a fit passes over, and each caption's picture; those of the last call are kept."""
@@ -291,9 +291,8 @@ class _Fit:
         training = self._config.training
         if name == "again":  # their epochs are known
             training = dataclasses.replace(training, patience=0)
-        seeds = range(training.seed, training.seed + training.members)
-        several = [dataclasses.replace(training, seed=seed) for seed in seeds]
-        points = [data.point(dataclasses.replace(self._config, training=each)) for each in several]
+        config = dataclasses.replace(self._config, training=training)
+        points = [data.point(config, member) for member in range(training.members)]
         if name in self._state:
             for point, saved in zip(points, self._state[name], strict=True):
                 point.restore(saved)
@@ -301,27 +300,32 @@ class _Fit:
         return data, points
 
     def _advance(self, name: str, data: "Data", points: list[Point], epochs: list[int], look: bool) -> None:
-        """Trains the points, one after the other; ``look``: measured as they go, which can end them early."""
-        steps = steps_an_epoch(*data.dealt(self._config), self._config.training)
+        """Trains the points together; ``look``: measured as they go, which can end them early."""
+        dealt = data.dealt(self._config)
+        steps = steps_an_epoch(*dealt, self._config.training)
         size = {"total": sum(epochs) * steps, "initial": sum(point.epoch for point in points) * steps}
+
+        def left(point: Point, last: int) -> int:
+            return 0 if look and point.finished else last - point.epoch
+
+        under_way = [pair for pair in zip(points, epochs, strict=True) if left(*pair)]
         with tqdm(**size, unit=" steps", desc="fit", disable=None) as bar:
-            for point, last in zip(points, epochs, strict=True):
-                dealt = data.dealt(point.config)
-                while point.epoch < last and not (look and point.finished):
-                    advance([point], *dealt, min(point.until_check, last - point.epoch), bar.update)
-                    if point.diverged:
-                        raise TrainingError(
-                            f"the loss is not finite in epoch {point.diverged}; lower training.learning_rate or raise "
-                            "model.temperature"
-                        )
-                    shown = {"loss": f"{point.history[-1]['loss']:.3f}"}
-                    if look:
-                        measured = data.check(point, self._quality)
-                        shown |= {"rsum": f"{measured['rsum']:.1f}", "best": f"{point.best_rsum:.1f}"}
-                    bar.set_postfix(shown)
-                    ended = point.epoch >= last or (look and point.finished)
-                    if ended or time.monotonic() - self._saved >= SAVE_EVERY:
-                        self._save(name, points)
+            while under_way:
+                going = [point for point, _ in under_way]
+                advance(going, *dealt, min(going[0].until_check, *(left(*pair) for pair in under_way)), bar.update)
+                if ended := [point.diverged for point in going if point.diverged]:
+                    raise TrainingError(
+                        f"the loss is not finite in epoch {ended[0]}; lower training.learning_rate or raise "
+                        "model.temperature"
+                    )
+                shown = {"loss": f"{np.mean([point.history[-1]['loss'] for point in going]):.3f}"}
+                if look:
+                    measured = [data.check(point, self._quality)["rsum"] for point in going]
+                    shown |= {"rsum": f"{np.mean(measured):.1f}", "best": f"{max(p.best_rsum for p in points):.1f}"}
+                bar.set_postfix(shown)
+                under_way = [pair for pair in under_way if left(*pair)]
+                if len(under_way) < len(going) or time.monotonic() - self._saved >= SAVE_EVERY:
+                    self._save(name, points)
 
     def _save(self, name: str, points: list[Point]) -> None:
         self._state |= {name: [point.state() for point in points]}

@@ -1,6 +1,7 @@
 """Sweeps: what becomes of a trial does not depend on its company, halving keeps who could win, kills cost little."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from heads import stacking
 from heads import sweep as module
 from heads.checkpoint import load_run
 from heads.embed import embed
-from heads.noise import another, another_view, draw_noise
+from heads.noise import another, another_view, draw_noise, noisy
 from heads.stacking import advance
 from heads.sweep import SweepError, bytes_of_trial, expand, sweep, trial_name
 from heads.training import Data, fit
@@ -82,6 +83,24 @@ def test_a_trial_comes_out_as_if_it_were_fitted_alone_dropout_included(data, sto
     assert not torch.allclose(other.heads.image.weight, together[0].heads.image.weight, atol=0.05)
 
 
+def test_members_share_their_batches_and_nothing_else(data):
+    """Trained together each comes out as alone, from a start and with noise of its own."""
+    settings = config(training_members=3)
+    together = [data.point(settings, member) for member in range(3)]
+    advance(together, *data.dealt(settings), 3)
+    for member, point in enumerate(together):
+        alone = data.point(settings, member)
+        advance([alone], *data.dealt(settings), 3)
+        assert alone.history[-1]["loss"] == pytest.approx(point.history[-1]["loss"], rel=1e-5)
+        for name, tensor in alone.heads.state_dict().items():
+            torch.testing.assert_close(point.heads.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    same_start = data.point(settings, 1)
+    same_start.heads.load_state_dict(data.point(settings).heads.state_dict())
+    advance([same_start], *data.dealt(settings), 3)
+    for one in (together[1], same_start):  # for either reason, by more than rounding
+        assert not torch.allclose(one.heads.image.weight, together[0].heads.image.weight, atol=0.01)
+
+
 def test_a_stack_is_split_where_it_would_leave_the_processors_caches(data, monkeypatch):
     sizes = []
     real = stacking.Stack.__init__
@@ -107,8 +126,8 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
     step, total = 0, 3 * stacking.steps_an_epoch(chunks, image_index, settings.training)
     for epoch in range(3):
         order, noise = (np.random.default_rng(stacking.seed_for(0, name, epoch)) for name in ("order", "noise"))
-        for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order, noise):
-            left, right, temperature = reference(*(side.with_noise(0.0, 0.0) for side in (images, texts)))
+        for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order, {0: noise}):
+            left, right, temperature = reference(*(side.with_noise([0], 0.0, 0.0) for side in (images, texts)))
             left, right = (torch.nn.functional.normalize(side, dim=-1) for side in (left, right))
             logits = right @ left.T / temperature
             own = torch.nn.functional.one_hot(owners, len(left)).bool()
@@ -147,13 +166,13 @@ def test_products_are_of_float32_unless_asked_for_and_only_while_a_step_is_taken
 def test_dropout_leaves_out_the_share_it_is_told_and_keeps_the_mean():
     rows = np.arange(400)
     noise, _ = draw_noise(np.random.default_rng(0), rows, rows * 0, rows, rows, 1, (500, 1))
-    side = stacking._Noisy(torch.ones(400, 500), rows, noise)
+    side = functools.partial(stacking._Noisy(torch.ones(400, 500), rows, {0: noise}).with_noise, [0], 0.0)
     for rate in (0.0, 0.25, 0.5, 0.9):
-        kept = side.with_noise(0.0, rate)
+        kept = side(rate)
         assert float((kept == 0).float().mean()) == pytest.approx(rate, abs=0.01)
         assert float(kept.mean()) == pytest.approx(1, abs=0.03)
-    assert ((side.with_noise(0.0, 0.5) != 0) <= (side.with_noise(0.0, 0.25) != 0)).all()  # one draw for all rates
-    assert side.with_noise(0.0, 0.5) is side.with_noise(0.0, 0.5)
+    assert ((side(0.5) != 0) <= (side(0.25) != 0)).all()  # one draw for all rates
+    assert side(0.5) is side(0.5)
 
 
 def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart():
@@ -165,12 +184,12 @@ def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart()
     table = torch.from_numpy(generator.standard_normal((10, 4), np.float32))
     four, ten = np.arange(4), np.arange(10)
     _, noise = draw_noise(generator, four, four * 0, ten, pictures, 1, (1, 4))
-    side = stacking._Noisy(table, ten, noise)
-    shift = side.with_noise(1.5, 0.0) - table
-    assert torch.equal(side.with_noise(0.0, 0.0), table)
-    torch.testing.assert_close(side.with_noise(0.5, 0.0) - table, shift / 3)
-    both = side.with_noise(1.5, 0.5)  # dropped out after it was moved, by the same draw as without
-    assert torch.equal(both == 0, side.with_noise(0.0, 0.5) == 0)
+    side = functools.partial(noisy, table, ten, noise)
+    shift = side(1.5, 0.0) - table
+    assert torch.equal(side(0.0, 0.0), table)
+    torch.testing.assert_close(side(0.5, 0.0) - table, shift / 3)
+    both = side(1.5, 0.5)  # dropped out after it was moved, by the same draw as without
+    assert torch.equal(both == 0, side(0.0, 0.5) == 0)
     torch.testing.assert_close(both[both != 0], 2 * (table + shift)[both != 0])
     assert sorted(noise.first) == list(range(10))  # each is used once
     assert (pictures[noise.first] == pictures[noise.second]).all()
