@@ -96,7 +96,7 @@ class ModelConfig:
 class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
-    members: int = 1  # pairs of heads, of seeds counted up from ``seed``, whose scores are averaged: an ensemble
+    members: int = 1  # pairs of heads, trained together, whose scores are averaged: an ensemble
     cca: bool = False  # one member more: a regularised CCA, in closed form
     num_epochs: int = 30  # an epoch passes every caption once
     batch_size: int = 256  # pictures a step

@@ -1,7 +1,8 @@
 """Captioned-image datasets on disk: pictures with stable ids, splits by picture, and the caption -> picture map.
 
-Three layouts are recognised by what lies in the folder: the original Flickr8k (``Flickr8k.token.txt``), Kaggle's
-(``captions.txt`` and ``Images/``), and a plain CSV (image, caption[, split]). Pictures are named here, not opened.
+Four layouts are recognised by what lies in the folder: the original Flickr8k (``Flickr8k.token.txt``), Kaggle's
+(``captions.txt`` and ``Images/``), a plain CSV (image, caption[, split]), and the split files of Karpathy and Fei-Fei
+2015 (``dataset_*.json``: Flickr8k, Flickr30k, COCO). Pictures are named here, not opened.
 """
 
 import csv
@@ -17,10 +18,12 @@ import numpy as np
 
 from configs import OnceoverError
 from extract import Failure
+from extract.files import read_json
 
 SPLITS = ("train", "dev", "test")  # a picture that belongs to none of them has the split ""
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 _SPLIT_WORDS = {"": "", "val": "dev", "valid": "dev", "validation": "dev"} | {split: split for split in SPLITS}
+_KARPATHY_SPLITS = {"restval": "train"}  # what COCO's validation pictures are that neither validate nor test
 _SPLIT_LIST = "Flickr_8k.{}Images.txt"
 _LOOKS_LIKE_A_RECORD = re.compile(r'(^|,)"?[^",]+\.(jpe?g|png|gif|bmp|webp|tiff?)"?(,|$)', re.IGNORECASE)
 
@@ -64,12 +67,12 @@ class Dataset:
 
 
 def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
-    """Reads the dataset in the folder ``data`` (or the CSV file ``data``).
+    """Reads the dataset in the folder ``data`` (or of the CSV or JSON file ``data``).
 
     Official split lists beside the captions are used; without them pictures are assigned to train, dev and test
     (80, 10, 10 %) by a hash of ``seed`` and their id, so that a picture keeps its split when others are added.
-    Pictures without captions go into the ledger; a plain CSV is the list of what belongs to the dataset, so that
-    others beside it are none of its business.
+    Pictures without captions go into the ledger; a CSV or JSON file is the list of what belongs to the dataset, so
+    that others beside it are none of its business.
 
     Raises:
         DatasetError: nothing readable there, no usable picture, or a picture in two splits.
@@ -84,6 +87,8 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
             _token_rows(captions_file),
             ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images"),
         )
+    elif layout == "karpathy":
+        rows, folders = karpathy_rows(captions_file), (".", "Images", "images", "Flicker8k_Dataset", "flickr30k-images")
     else:
         rows = csv_rows(captions_file)
         folders = ("Images", "images", ".")
@@ -199,22 +204,25 @@ def _why_no_id(name: str, known: set[str]) -> str | None:
 
 def _find_captions(data: Path) -> tuple[Path, str]:
     if data.is_file():
+        if data.suffix.lower() == ".json":
+            return data, "karpathy"
         if data.suffix.lower() not in (".csv", ".txt"):
-            raise DatasetError(f"{data} is neither a folder nor a CSV file; name the dataset's folder")
+            raise DatasetError(f"{data} is neither a folder nor a CSV or JSON file; name the dataset's folder")
         return data, "original" if data.name.endswith(".token.txt") else "csv"
     for name in ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt"):
         if (data / name).is_file():
             return data / name, "original"
     if (data / "captions.txt").is_file():
         return data / "captions.txt", "kaggle"
-    tables = sorted(data.glob("*.csv"))
-    if len(tables) == 1:
-        return tables[0], "csv"
-    if tables:
-        raise DatasetError(f"{data} holds {len(tables)} CSV files; name one of them: --data {tables[0]}")
+    for pattern, layout in (("*.csv", "csv"), ("dataset*.json", "karpathy")):
+        tables = sorted(data.glob(pattern))
+        if len(tables) == 1:
+            return tables[0], layout
+        if tables:
+            raise DatasetError(f"{data} holds {len(tables)} files {pattern}; name one of them: --data {tables[0]}")
     raise DatasetError(
         f"{data} holds no captions: looked for captions.txt (with Images/), Flickr8k.token.txt "
-        "(with Flicker8k_Dataset/) and a .csv with the columns image,caption"
+        "(with Flicker8k_Dataset/), dataset_*.json and a .csv with the columns image,caption"
     )
 
 
@@ -240,6 +248,28 @@ def _token_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         if not tab or not mark:
             raise DatasetError(f"{path}, line {number}: expected name.jpg#0, a tab and a caption")
         yield name, caption, ""
+
+
+def karpathy_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(picture, caption, split) from ``images`` with ``filename``, perhaps ``filepath``, ``split`` and ``sentences``.
+
+    Raises:
+        DatasetError: not such a file.
+    """
+    pictures = read_json(path, "the dataset").get("images")
+    if not isinstance(pictures, list):
+        raise DatasetError(f"{path} has no list of images; name a split file such as dataset_flickr8k.json, or a CSV")
+    for number, picture in enumerate(pictures):
+        try:
+            name = posixpath.join(picture.get("filepath", ""), picture["filename"])
+            split = _KARPATHY_SPLITS.get(picture["split"], picture["split"])
+            captions = [sentence["raw"] for sentence in picture["sentences"]]
+            rows = [(name, caption.strip(), split.strip()) for caption in captions or [""]]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{path}: picture {number} of images needs filename, split and sentences, each with its raw text"
+            ) from error
+        yield from rows
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -308,7 +338,7 @@ def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], sou
     kept, failures = _usable(names, rows, found)
     ids = list(dict.fromkeys(names[row] for row in kept))
     failures += [Failure(name, "dataset", "no usable caption") for name in _without_captions(found, ids)]
-    if layout != "csv":
+    if layout in ("original", "kaggle"):
         failures += _pictures_without_captions(root, folder, set(found))
     if not ids:
         raise DatasetError(f"{source}: no picture is usable; the first reason: {failures[0].id}: {failures[0].reason}")

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from configs import OnceoverError
 from extract.datasets import DatasetError, read_captions, read_dataset, read_pictures
 from extract.store import caption_ids
 
@@ -60,6 +61,65 @@ def test_plain_csv_with_splits_and_subfolders(tmp_path, given):
     dataset = read_dataset(tmp_path if given == "folder" else tmp_path / "set.csv")
     assert (dataset.layout, dataset.ids) == ("csv", ["x/a.jpg", "b.jpg", "c.jpg"])
     assert dataset.splits == ["dev", "train", "test"]
+
+
+def karpathy(folder, *pictures, file="dataset_flickr8k.json"):
+    """Pictures as (filename, split, captions) or (filename, split, captions, filepath)."""
+    images = []
+    for name, split, captions, *path in pictures:
+        (folder / "".join(path)).mkdir(parents=True, exist_ok=True)
+        (folder / "".join(path) / name).write_bytes(b"x")
+        sentences = [{"raw": caption, "tokens": caption.split()} for caption in captions]
+        picture = {"filename": name, "split": split, "sentences": sentences, "imgid": len(images)}
+        images.append(picture | ({"filepath": path[0]} if path else {}))
+    (folder / file).write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+    return folder
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_karpathys_split_files_of_flickr_and_coco(tmp_path, given):
+    pictures = [
+        ("b.jpg", "train", ["A dog.", "Two\ndogs. "], "train2014"),
+        ("a.jpg", "val", ["A cat."], "val2014"),
+        ("c.jpg", "restval", ["A bird."], "val2014"),
+        ("d.jpg", "test", [], "val2014"),
+        ("e.jpg", "test", ["A fish."], "val2014"),
+    ]
+    karpathy(tmp_path, *pictures)
+    (tmp_path / "val2014/other.jpg").write_bytes(b"x")  # of the archive, and not of the dataset
+    dataset = read_dataset(tmp_path if given == "folder" else tmp_path / "dataset_flickr8k.json")
+    assert (dataset.layout, dataset.splits) == ("karpathy", ["train", "dev", "train", "test"])
+    assert dataset.ids == ["train2014/b.jpg", "val2014/a.jpg", "val2014/c.jpg", "val2014/e.jpg"]
+    assert dataset.captions == ["A dog.", "Two\ndogs.", "A cat.", "A bird.", "A fish."]
+    assert dataset.image_index.tolist() == [0, 0, 1, 2, 3]
+    assert {failure.id for failure in dataset.failures} == {"val2014/d.jpg"}
+
+
+def test_karpathys_file_beside_the_folder_of_pictures(tmp_path):
+    karpathy(tmp_path, ("a.jpg", "train", ["A dog."]))
+    (tmp_path / "Images").mkdir()
+    (tmp_path / "a.jpg").rename(tmp_path / "Images/a.jpg")
+    assert read_dataset(tmp_path).paths == ["Images/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"tokens": []}]}]}', "picture 0 of images"),
+        ('{"images": [{"file_name": "a.jpg", "id": 7}]}', "needs filename, split and sentences"),
+        ('{"images": [7]}', "needs filename, split and sentences"),
+        ('{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": null}]}]}', "picture 0 of images"),
+        ('{"images": 7}', "no list of images"),
+        ('{"annotations": []}', "no list of images"),
+        ('{"images": []}', "holds no captions"),
+        ("[]", "no JSON object"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_json_file_of_another_kind(tmp_path, content, message):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(OnceoverError, match=message):
+        read_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +260,7 @@ def test_a_missing_folder_a_wrong_file_and_a_wrong_encoding(tmp_path):
 def test_several_tables_ask_for_one(tmp_path):
     make(tmp_path, "image,caption\n", file="a.csv")
     make(tmp_path, "image,caption\n", file="b.csv")
-    with pytest.raises(DatasetError, match="2 CSV files; name one"):
+    with pytest.raises(DatasetError, match=r"2 files \*.csv; name one"):
         read_dataset(tmp_path)
 
 
