@@ -143,7 +143,12 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--data", required=True, type=FILE, help="The dataset's folder, or its CSV file (image,caption[,split]).")
+@click.option(
+    "--data",
+    required=True,
+    type=FILE,
+    help="The dataset's folder, or its CSV file (image,caption[,split]), or Karpathy's JSON.",
+)
 @click.option("--store", "store_file", required=True, type=FILE, help="The .h5 file to write.")
 @click.option("--image-encoder", metavar="SPEC", help="torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
 @click.option("--text-encoder", metavar="SPEC", help="hf:NAME_OR_FOLDER; add @random for untrained weights.")
@@ -389,7 +394,7 @@ def _sweep(
 
 @cli.command()
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The fitted run to start from.")
-@click.option("--data", required=True, type=FILE, help="The dataset's folder, or its CSV file.")
+@click.option("--data", required=True, type=FILE, help="The dataset's folder, or its CSV or JSON file.")
 @click.option("--store", "store_file", required=True, type=FILE, help="The feature store that the run was fitted on.")
 @click.option("--out", required=True, type=DIRECTORY, help="The folder to write.")
 @click.option(

@@ -96,7 +96,9 @@ class ModelConfig:
 class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
-    members: int = 1  # pairs of heads, trained together, whose scores are averaged: an ensemble
+    # pairs of heads, trained together, whose scores are averaged: an ensemble. Member k has the start and the noise of
+    # ``seed`` + k, so that the seeds of several ensembles have to lie as far apart as one has members
+    members: int = 1
     cca: bool = False  # one member more: a regularised CCA, in closed form
     num_epochs: int = 30  # an epoch passes every caption once
     batch_size: int = 256  # pictures a step

@@ -8,6 +8,7 @@ Four layouts are recognised by what lies in the folder: the original Flickr8k (`
 import csv
 import hashlib
 import io
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -18,12 +19,19 @@ import numpy as np
 
 from configs import OnceoverError
 from extract import Failure
-from extract.files import read_json
 
 SPLITS = ("train", "dev", "test")  # a picture that belongs to none of them has the split ""
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 _SPLIT_WORDS = {"": "", "val": "dev", "valid": "dev", "validation": "dev"} | {split: split for split in SPLITS}
-_KARPATHY_SPLITS = {"restval": "train"}  # what COCO's validation pictures are that neither validate nor test
+_SPLIT_WORDS["restval"] = "train"  # COCO's validation pictures that neither validate nor test
+_UNPACKED = ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
+_PICTURE_FOLDERS = {  # where pictures may lie, by layout
+    "original": _UNPACKED,
+    "kaggle": ("Images", "images", "."),
+    "csv": (".", "Images", "images"),
+    "karpathy": (".", *_UNPACKED, "images", "flickr30k-images", "flickr30k_images"),
+}
+_KARPATHY = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
 _SPLIT_LIST = "Flickr_8k.{}Images.txt"
 _LOOKS_LIKE_A_RECORD = re.compile(r'(^|,)"?[^",]+\.(jpe?g|png|gif|bmp|webp|tiff?)"?(,|$)', re.IGNORECASE)
 
@@ -79,22 +87,11 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
     """
     data = Path(data)
     if not data.exists():
-        raise DatasetError(f"{data} does not exist; name the dataset's folder, or its CSV file")
+        raise DatasetError(f"{data} does not exist; name the dataset's folder, or its CSV or JSON file")
     captions_file, layout = _find_captions(data)
     root = captions_file.parent if data.is_file() else data
-    if layout == "original":
-        rows, folders = (
-            _token_rows(captions_file),
-            ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images"),
-        )
-    elif layout == "karpathy":
-        rows, folders = karpathy_rows(captions_file), (".", "Images", "images", "Flicker8k_Dataset", "flickr30k-images")
-    else:
-        rows = csv_rows(captions_file)
-        folders = ("Images", "images", ".")
-        if layout == "csv":
-            folders = (".", "Images", "images")
-    dataset = _assemble(root, layout, list(rows), folders, captions_file)
+    read_rows = {"original": _token_rows, "karpathy": _karpathy_rows}.get(layout, csv_rows)
+    dataset = _assemble(root, layout, list(read_rows(captions_file)), captions_file)
     return dataset if any(dataset.splits) else _with_splits(dataset, captions_file, seed)
 
 
@@ -109,7 +106,7 @@ def read_pictures(folder: str | Path) -> Dataset:
         raise DatasetError(f"{folder} is no folder; name one that holds pictures")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     found = [path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
-    paths = [path for path in found if path.encode("utf-8", "ignore").decode() == path]
+    paths = [path for path in found if _is_text(path)]
     failures = [Failure(path, "dataset", "its name is not UTF-8") for path in sorted({*found}.difference(paths))]
     if not paths:
         raise DatasetError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
@@ -209,20 +206,22 @@ def _find_captions(data: Path) -> tuple[Path, str]:
         if data.suffix.lower() not in (".csv", ".txt"):
             raise DatasetError(f"{data} is neither a folder nor a CSV or JSON file; name the dataset's folder")
         return data, "original" if data.name.endswith(".token.txt") else "csv"
+    for name in _KARPATHY:  # the published splits are in it, whatever else lies there
+        if (data / name).is_file():
+            return data / name, "karpathy"
     for name in ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt"):
         if (data / name).is_file():
             return data / name, "original"
     if (data / "captions.txt").is_file():
         return data / "captions.txt", "kaggle"
-    for pattern, layout in (("*.csv", "csv"), ("dataset*.json", "karpathy")):
-        tables = sorted(data.glob(pattern))
-        if len(tables) == 1:
-            return tables[0], layout
-        if tables:
-            raise DatasetError(f"{data} holds {len(tables)} files {pattern}; name one of them: --data {tables[0]}")
+    tables = sorted(data.glob("*.csv"))
+    if len(tables) == 1:
+        return tables[0], "csv"
+    if tables:
+        raise DatasetError(f"{data} holds {len(tables)} CSV files; name one of them: --data {tables[0]}")
     raise DatasetError(
         f"{data} holds no captions: looked for captions.txt (with Images/), Flickr8k.token.txt "
-        "(with Flicker8k_Dataset/), dataset_*.json and a .csv with the columns image,caption"
+        f"(with Flicker8k_Dataset/), {', '.join(_KARPATHY)} and a .csv with the columns image,caption"
     )
 
 
@@ -250,21 +249,23 @@ def _token_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         yield name, caption, ""
 
 
-def karpathy_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+def _karpathy_rows(path: Path) -> Iterator[tuple[str, str, str]]:
     """(picture, caption, split) from ``images`` with ``filename``, perhaps ``filepath``, ``split`` and ``sentences``.
 
     Raises:
         DatasetError: not such a file.
     """
-    pictures = read_json(path, "the dataset").get("images")
+    try:
+        pictures = json.loads("\n".join(_read_lines(path)))["images"]
+    except (ValueError, TypeError, KeyError):
+        pictures = None
     if not isinstance(pictures, list):
         raise DatasetError(f"{path} has no list of images; name a split file such as dataset_flickr8k.json, or a CSV")
     for number, picture in enumerate(pictures):
         try:
-            name = posixpath.join(picture.get("filepath", ""), picture["filename"])
-            split = _KARPATHY_SPLITS.get(picture["split"], picture["split"])
-            captions = [sentence["raw"] for sentence in picture["sentences"]]
-            rows = [(name, caption.strip(), split.strip()) for caption in captions or [""]]
+            name = posixpath.join(picture.get("filepath") or "", picture["filename"])
+            captions = [sentence["raw"] for sentence in picture["sentences"]] or [""]
+            rows = [(name, caption.strip(), picture["split"].strip()) for caption in captions]
         except (AttributeError, KeyError, TypeError) as error:
             raise DatasetError(
                 f"{path}: picture {number} of images needs filename, split and sentences, each with its raw text"
@@ -325,11 +326,11 @@ def _csv_record(lines: list[str], position: int) -> tuple[list[str] | None, int]
     return None, 1
 
 
-def _assemble(root: Path, layout: str, rows: list, folders: tuple[str, ...], source: Path) -> Dataset:
+def _assemble(root: Path, layout: str, rows: list, source: Path) -> Dataset:
     names = [posixpath.normpath(name.strip().replace("\\", "/")) for name, _, _ in rows]
     if not names:
         raise DatasetError(f"{source} holds no captions; is the download complete?")
-    folder = _picture_folder(root, folders, names, source)
+    folder = _picture_folder(root, _PICTURE_FOLDERS[layout], names, source)
     found: dict[str, str | None] = {}  # name -> why it is left out, or None
     for name in names:
         if name not in found:
@@ -390,13 +391,22 @@ def _picture_folder(root: Path, folders: tuple[str, ...], names: list[str], sour
 def _why_missing(root: Path, folder: str, name: str) -> str | None:
     if name.startswith(("/", "..")) or "\0" in name:
         return "its path leaves the data folder"
+    if not _is_text(name):
+        return "a name with half a character"
     return None if (root / folder / name).is_file() else f"no such picture in {folder}/"
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written down: JSON and file names can hold halves of characters (lone surrogates)."""
+    return text.encode("utf-8", "ignore").decode() == text
 
 
 def _why_unusable(caption: str) -> str | None:
     if not caption:
         return "empty caption"
-    return "caption with a NUL character" if "\0" in caption else None
+    if "\0" in caption:
+        return "caption with a NUL character"
+    return None if _is_text(caption) else "caption with half a character"
 
 
 def _column_splits(names: list[str], words: list[str], source: Path) -> dict[str, str]:

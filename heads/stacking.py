@@ -179,6 +179,20 @@ def _same_shape(point: Point) -> tuple:
     return model.head, model.embedding_dim, model.dropout, model.variation, model.learn_temperature
 
 
+def bytes_of_point(config: Config, dims: tuple[int, int]) -> int:
+    """About what a point takes while it is trained, beside the features; ``dims``: of the features.
+
+    Of its parameters there are nine copies: stacked, gradients, two moments, and the point's own with two moments and
+    the best; of a batch there are features with noise, and vectors and similarities on their way back.
+    """
+    training, dim = config.training, config.model.embedding_dim
+    with torch.device("meta"):
+        numbers = sum(parameter.numel() for parameter in DualHeads(*dims, config.model).parameters())
+    images, texts = training.batch_size, training.batch_size * training.captions_per_image
+    batch = images * dims[0] + texts * dims[1] + 4 * ((images + texts) * dim + images * texts)
+    return 4 * (9 * numbers + batch)
+
+
 def steps_an_epoch(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig) -> int:
     """How many steps an epoch takes."""
     return sum(Batches(group, image_index, chunks.views, config).steps for group in chunks.groups())
@@ -260,11 +274,12 @@ def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, or
                 seed: draw_noise(generator, pictures, view, captions, image_of_text, chunks.views, dims)
                 for seed, generator in noise.items()
             }
-            images = _Noisy(
-                views_of_all, pictures * chunks.views + view, {seed: one for seed, (one, _) in drawn.items()}
+            tables = (views_of_all, pictures * chunks.views + view), (chunk.texts, captions)
+            sides = (
+                _Noisy(*table, {seed: noises[side] for seed, noises in drawn.items()})
+                for side, table in enumerate(tables)
             )
-            texts = _Noisy(chunk.texts, captions, {seed: one for seed, (_, one) in drawn.items()})
-            yield images, texts, torch.from_numpy(image_of_text).to(chunk.images.device)
+            yield *sides, torch.from_numpy(image_of_text).to(chunk.images.device)
 
 
 class _Noisy:

@@ -25,8 +25,7 @@ from extract.files import digest, only_writer, read_json, whole_file, write_json
 from extract.memory import default_memory
 from extract.store import FeatureStore
 from heads.chunks import MIN_MEMORY, memory_on
-from heads.models import DualHeads
-from heads.stacking import Point, advance, same_steps
+from heads.stacking import Point, advance, bytes_of_point, same_steps
 from heads.training import Data
 
 _NO_AXES = {
@@ -332,24 +331,10 @@ class _Sweep:
         """How many of the trials, in their order, are trained together: as many as pay and fit the memory."""
         most, taken = AT_ONCE.get(self._device.type, AT_ONCE_ELSEWHERE), 0
         for number, config in enumerate(configs[:most]):
-            taken += bytes_of_trial(config, self._data.dims)
+            taken += bytes_of_point(config, self._data.dims)
             if taken > self._memory:
                 return max(1, number)
         return min(most, len(configs))
-
-
-def bytes_of_trial(config: Config, dims: tuple[int, int]) -> int:
-    """About what a trial takes while it is trained, beside the features; ``dims``: of the features.
-
-    Of its parameters there are nine copies: stacked, gradients, two moments, and the point's own with two moments and
-    the best; of a batch there are features with noise, and vectors and similarities on their way back.
-    """
-    training, dim = config.training, config.model.embedding_dim
-    with torch.device("meta"):
-        numbers = sum(parameter.numel() for parameter in DualHeads(*dims, config.model).parameters())
-    images, texts = training.batch_size, training.batch_size * training.captions_per_image
-    batch = images * dims[0] + texts * dims[1] + 4 * ((images + texts) * dim + images * texts)
-    return 4 * (9 * numbers + batch)
 
 
 def _rungs(config: Config) -> list[int]:

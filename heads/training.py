@@ -1,4 +1,4 @@
-"""Fitting one pair of heads on cached features: the run folder, choosing the epoch, and an exact resume."""
+"""Fitting heads on cached features, one pair or an ensemble: the run folder, choosing the epoch, an exact resume."""
 
 import dataclasses
 import platform
@@ -20,11 +20,11 @@ from extract.files import digest, only_writer
 from extract.memory import default_memory, keep_freed_memory
 from extract.store import FeatureStore, Roles
 from heads import checkpoint
-from heads.chunks import Chunks, blocks, chunks_for, memory_on, standardised
+from heads.chunks import MIN_MEMORY, Chunks, blocks, chunks_for, memory_on, standardised
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.models import DualHeads, Ensemble, Standardize, unit
 from heads.seeds import seed_for
-from heads.stacking import Point, advance, steps_an_epoch
+from heads.stacking import Point, advance, bytes_of_point, steps_an_epoch
 
 SAVE_EVERY = 10.0  # seconds, at least, from one save of an unfinished fit to the next: what a kill can cost
 #: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
@@ -55,7 +55,7 @@ def fit(
     """Fits heads on the store's train pictures and writes the run folder; goes on with an interrupted fit.
 
     The heads kept are those of the epoch with the best rsum on the selection pictures; with ``training.members`` those
-    of each seed, side by side as one space. With ``training.refit`` this only chooses: the number of epochs, a CCA's
+    of each member, side by side as one space. With ``training.refit`` this only chooses: the number of epochs, a CCA's
     settings, the sharpness of the correction for hubs. The heads kept are then fitted anew, with what was chosen, on
     train and selection pictures together.
 
@@ -283,12 +283,12 @@ class _Fit:
 
     def _begin(self, name: str, roles: Roles) -> tuple["Data", list[Point]]:
         """The data and the points of a pass, which go on from where they were saved."""
-        memory = self._state["memory"]
+        training = self._config.training
+        memory = self._for_features()
         data = Data(self._store, roles, self._device, memory)
         if data.count > 1:
             size = f"{memory / 2**30:.1f} GiB"
             self._say(f"the features do not fit {size}: they are read in {data.count} shuffled chunks an epoch")
-        training = self._config.training
         if name == "again":  # their epochs are known
             training = dataclasses.replace(training, patience=0)
         config = dataclasses.replace(self._config, training=training)
@@ -296,8 +296,20 @@ class _Fit:
         if name in self._state:
             for point, saved in zip(points, self._state[name], strict=True):
                 point.restore(saved)
-            self._say(f"going on after {', '.join(f'epoch {point.epoch}' for point in points if point.epoch)}")
+            self._say(f"going on after {', '.join(f'epoch {epoch}' for epoch in sorted({p.epoch for p in points}))}")
         return data, points
+
+    def _for_features(self) -> int:
+        """Bytes that are left for features; ``chunks.OVERHEAD`` has room for one member."""
+        memory, members = self._state["memory"], self._config.training.members
+        dims = self._store.image_features.shape[2], self._store.text_features.shape[1]
+        others = (members - 1) * bytes_of_point(self._config, dims)
+        if members > 1 and memory - others < MIN_MEMORY:
+            raise TrainingError(
+                f"{members} members take {(others + MIN_MEMORY) / 2**30:.1f} GiB at least; give so much --memory, or "
+                "fit fewer (training.members)"
+            )
+        return memory - others
 
     def _advance(self, name: str, data: "Data", points: list[Point], epochs: list[int], look: bool) -> None:
         """Trains the points together; ``look``: measured as they go, which can end them early."""
@@ -309,10 +321,15 @@ class _Fit:
             return 0 if look and point.finished else last - point.epoch
 
         under_way = [pair for pair in zip(points, epochs, strict=True) if left(*pair)]
+        if len({point.epoch for point, _ in under_way}) > 1:
+            raise TrainingError(
+                f"{self._folder} holds a fit that was begun by a version which fitted members one after another; "
+                "fit again with --force"
+            )
         with tqdm(**size, unit=" steps", desc="fit", disable=None) as bar:
             while under_way:
                 going = [point for point, _ in under_way]
-                advance(going, *dealt, min(going[0].until_check, *(left(*pair) for pair in under_way)), bar.update)
+                advance(going, *dealt, going[0].until_check, bar.update)
                 if ended := [point.diverged for point in going if point.diverged]:
                     raise TrainingError(
                         f"the loss is not finite in epoch {ended[0]}; lower training.learning_rate or raise "

@@ -6,7 +6,6 @@ import os
 import numpy as np
 import pytest
 
-from configs import OnceoverError
 from extract.datasets import DatasetError, read_captions, read_dataset, read_pictures
 from extract.store import caption_ids
 
@@ -92,7 +91,35 @@ def test_karpathys_split_files_of_flickr_and_coco(tmp_path, given):
     assert dataset.ids == ["train2014/b.jpg", "val2014/a.jpg", "val2014/c.jpg", "val2014/e.jpg"]
     assert dataset.captions == ["A dog.", "Two\ndogs.", "A cat.", "A bird.", "A fish."]
     assert dataset.image_index.tolist() == [0, 0, 1, 2, 3]
-    assert {failure.id for failure in dataset.failures} == {"val2014/d.jpg"}
+    assert [(each.id, each.reason) for each in dataset.failures] == [
+        ("val2014/d.jpg", "empty caption: ''"),
+        ("val2014/d.jpg", "no usable caption"),
+    ]
+
+
+def test_karpathys_file_brings_its_splits_to_a_folder_in_another_layout(tmp_path):
+    make(tmp_path, "image,caption\na.jpg,one\nb.jpg,two\n", ("a.jpg", "b.jpg"))
+    (tmp_path / "results.csv").write_text("image_name| comment_number| comment\n")  # Flickr30k's own
+    karpathy(tmp_path, ("a.jpg", "val", ["A dog."]), ("b.jpg", "test", ["A cat."]))
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").unlink()
+    dataset = read_dataset(tmp_path)
+    assert (dataset.layout, dataset.splits, dataset.notes) == ("karpathy", ["dev", "test"], [])
+    assert dataset.paths == ["Images/a.jpg", "Images/b.jpg"]
+    assert read_dataset(tmp_path / "captions.txt").captions == ["one", "two"]
+
+
+def test_half_a_character_in_a_caption_or_a_name_goes_into_the_ledger(tmp_path):
+    sentences = [{"raw": "\ud83d"}, {"raw": "A dog."}]
+    images = [{"filename": name, "split": "train", "sentences": sentences} for name in ("a.jpg", "\ud83d.jpg")]
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "dataset_coco.json").write_text("\ufeff" + json.dumps({"images": images}), encoding="utf-8")
+    dataset = read_dataset(tmp_path)
+    assert dataset.captions == ["A dog."]
+    reasons = [failure.reason for failure in dataset.failures]
+    assert [reason.partition(":")[0] for reason in reasons] == ["caption with half a character"] + 2 * [
+        "a name with half a character"
+    ]
 
 
 def test_karpathys_file_beside_the_folder_of_pictures(tmp_path):
@@ -112,13 +139,13 @@ def test_karpathys_file_beside_the_folder_of_pictures(tmp_path):
         ('{"images": 7}', "no list of images"),
         ('{"annotations": []}', "no list of images"),
         ('{"images": []}', "holds no captions"),
-        ("[]", "no JSON object"),
-        ("{", "cannot be read"),
+        ("[]", "no list of images"),
+        ("{", "no list of images"),
     ],
 )
 def test_a_json_file_of_another_kind(tmp_path, content, message):
-    (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(OnceoverError, match=message):
+    (tmp_path / "dataset_coco.json").write_text(content)
+    with pytest.raises(DatasetError, match=message):
         read_dataset(tmp_path)
 
 
@@ -260,7 +287,7 @@ def test_a_missing_folder_a_wrong_file_and_a_wrong_encoding(tmp_path):
 def test_several_tables_ask_for_one(tmp_path):
     make(tmp_path, "image,caption\n", file="a.csv")
     make(tmp_path, "image,caption\n", file="b.csv")
-    with pytest.raises(DatasetError, match=r"2 files \*.csv; name one"):
+    with pytest.raises(DatasetError, match="2 CSV files; name one"):
         read_dataset(tmp_path)
 
 

@@ -15,8 +15,8 @@ from heads import sweep as module
 from heads.checkpoint import load_run
 from heads.embed import embed
 from heads.noise import another, another_view, draw_noise, noisy
-from heads.stacking import advance
-from heads.sweep import SweepError, bytes_of_trial, expand, sweep, trial_name
+from heads.stacking import advance, bytes_of_point
+from heads.sweep import SweepError, expand, sweep, trial_name
 from heads.training import Data, fit
 from retrieval.hubness import fit_inverted_softmax
 from retrieval.leaderboard import Judge, LeaderboardError, leaderboard, leaderboard_table
@@ -411,7 +411,7 @@ def test_groups_are_split_where_memory_or_the_machine_says_so(store, data, tmp_p
     sweep(store, tmp_path / "b", points, Judge())
     assert sizes == [4, 2]
     sizes.clear()
-    small, _, large = (bytes_of_trial(point.configs[0], data.dims) for point in points[:3])
+    small, _, large = (bytes_of_point(point.configs[0], data.dims) for point in points[:3])
     assert large > 20 * small
     sweep(store, tmp_path / "c", points, Judge(), memory=module.MIN_MEMORY + int(2.5 * small))
     assert sizes == [2, 2, 1, 1]  # the largest is alone, though nothing that small was asked for
