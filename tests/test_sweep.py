@@ -83,11 +83,17 @@ def test_a_trial_comes_out_as_if_it_were_fitted_alone_dropout_included(data, sto
     assert not torch.allclose(other.heads.image.weight, together[0].heads.image.weight, atol=0.05)
 
 
-def test_members_share_their_batches_and_nothing_else(data):
+@pytest.mark.parametrize("stacks", [[1, 1, 1], [3]])  # as on a processor, as on a card
+def test_members_share_their_batches_and_nothing_else(data, monkeypatch, stacks):
     """Trained together each comes out as alone, from a start and with noise of its own."""
-    settings = config(training_members=3)
+    settings, sizes, real = config(training_members=3), [], stacking.Stack.__init__
+    monkeypatch.setattr(stacking.Stack, "__init__", lambda self, points, steps: sizes.append(len(points))
+                        or real(self, points, steps))  # fmt: skip
+    if stacks == [3]:
+        monkeypatch.setattr(stacking, "_same_shape", lambda point: point.config.model.embedding_dim)
     together = [data.point(settings, member) for member in range(3)]
     advance(together, *data.dealt(settings), 3)
+    assert sizes == stacks
     for member, point in enumerate(together):
         alone = data.point(settings, member)
         advance([alone], *data.dealt(settings), 3)

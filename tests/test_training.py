@@ -440,7 +440,7 @@ def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
         ensemble(store, runs, tmp_path / "c", **how)
 
 
-def test_members_are_trained_as_one_stack_and_resume(store, tmp_path, fit_config, changed, monkeypatch):
+def test_members_are_trained_together_and_resume(store, tmp_path, fit_config, changed, monkeypatch):
     config = changed(fit_config, training={"members": 3, "num_epochs": 4, "check_every": 2})
     stacks, checks, work = [], [], training.advance
 
