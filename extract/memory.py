@@ -41,17 +41,15 @@ def peak_memory(work: Callable[[], object]) -> int:
     return max(0, _status("VmHWM") - before)
 
 
-def keep_freed_memory(keep: bool = True) -> None:
-    """Lets threads take freed memory up again, instead of having fresh pages cleared for every array; or gives it back.
+def keep_freed_memory() -> None:
+    """Lets threads take freed memory up again, instead of having fresh pages cleared for every array.
 
     Three settings of glibc's ``mallopt`` (mallopt(3)): one arena for all threads; arrays up to its bound of 32 MiB from
-    it, and nothing given back; or arrays of a MiB and more in maps of their own, so that no holes are left between
-    them. Elsewhere than on glibc nothing happens.
+    it, larger ones in maps of their own; nothing given back. Elsewhere than on glibc nothing happens.
     """
-    largest, trimmed = (32 << 20, 2**31 - 1) if keep else (1 << 20, 1 << 20)
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
-        for name, value in (("M_ARENA_MAX", 1), ("M_MMAP_THRESHOLD", largest), ("M_TRIM_THRESHOLD", trimmed)):
+        for name, value in (("M_ARENA_MAX", 1), ("M_MMAP_THRESHOLD", 32 << 20), ("M_TRIM_THRESHOLD", 2**31 - 1)):
             library.mallopt(_MALLOPT[name], value)
 
 

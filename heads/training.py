@@ -152,7 +152,7 @@ class Data:
         self._store, self._roles, self._device = store, roles, device
         self.captions = np.flatnonzero(np.isin(store.image_index, roles.train))
         self.count = chunks_for(store, roles.train, roles.selection, memory)
-        keep_freed_memory(self.count == 1)
+        keep_freed_memory()
         self.dims = store.image_features.shape[2], store.text_features.shape[1]
         self.standardize = {kind: Standardize(dim) for kind, dim in zip(("image", "text"), self.dims, strict=True)}
         self.standardize["image"].fit(lambda: blocks(store.image_features, roles.train))
