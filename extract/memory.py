@@ -9,7 +9,7 @@ from pathlib import Path
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _STATUS = Path("/proc/self/status")
-OVERHEAD = 7 * 2**28  # bytes beside the data; libraries that have computed a step map 0.9 GiB of writable memory
+OVERHEAD = 29 * 2**26  # bytes beside the data; libraries that have computed a step map 0.9 GiB of writable memory
 _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_ARENA_MAX": -8}
 
 

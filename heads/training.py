@@ -302,9 +302,11 @@ class _Fit:
     def _for_features(self) -> int:
         """Bytes that are left for features; ``chunks.OVERHEAD`` has room for one member."""
         memory, members = self._state["memory"], self._config.training.members
+        if members == 1:
+            return memory
         dims = self._store.image_features.shape[2], self._store.text_features.shape[1]
         others = (members - 1) * bytes_of_point(self._config, dims)
-        if members > 1 and memory - others < MIN_MEMORY:
+        if memory - others < MIN_MEMORY:
             raise TrainingError(
                 f"{members} members take {(others + MIN_MEMORY) / 2**30:.1f} GiB at least; give so much --memory, or "
                 "fit fewer (training.members)"
