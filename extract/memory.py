@@ -9,7 +9,7 @@ from pathlib import Path
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _STATUS = Path("/proc/self/status")
-OVERHEAD = 29 * 2**26  # bytes beside the data; libraries that have computed a step map 0.9 GiB of writable memory
+OVERHEAD = 7 * 2**28  # bytes beside the data; libraries that have computed a step map 0.9 GiB of writable memory
 _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_ARENA_MAX": -8}
 
 
@@ -45,12 +45,14 @@ def keep_freed_memory() -> None:
     """Lets threads take freed memory up again, instead of having fresh pages cleared for every array.
 
     Three settings of glibc's ``mallopt`` (mallopt(3)): one arena for all threads; arrays up to its bound of 32 MiB from
-    it, larger ones in maps of their own; nothing given back. Elsewhere than on glibc nothing happens.
+    it, larger ones in maps of their own; nothing given back, but for what is free now. Elsewhere than on glibc nothing
+    happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
         for name, value in (("M_ARENA_MAX", 1), ("M_MMAP_THRESHOLD", 32 << 20), ("M_TRIM_THRESHOLD", 2**31 - 1)):
             library.mallopt(_MALLOPT[name], value)
+        library.malloc_trim(0)
 
 
 def _status(name: str) -> int:
