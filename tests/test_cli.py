@@ -102,7 +102,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
     store, out = tmp_path / "s.h5", tmp_path / "out"
     more = encoders(extract_config)
     assert fails("extract", "--data", tmp_path / "none", "--store", store) == (
-        f"{tmp_path / 'none'} does not exist; name the dataset's folder, or its CSV file"
+        f"{tmp_path / 'none'} does not exist; name the dataset's folder, or its CSV or JSON file"
     )
     assert "is a folder; --store names the .h5 file" in fails("extract", "--data", drawn, "--store", tmp_path, code=2)
     assert fails("extract", "--data", drawn, "--store", store, "--set", "extract.vews=1", code=2).endswith(
