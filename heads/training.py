@@ -300,7 +300,7 @@ class _Fit:
         return data, points
 
     def _for_features(self) -> int:
-        """Bytes that are left for features; ``chunks.OVERHEAD`` has room for one member."""
+        """Bytes that are left for features; ``extract.memory.OVERHEAD`` has room for one member."""
         memory, members = self._state["memory"], self._config.training.members
         if members == 1:
             return memory
