@@ -111,6 +111,11 @@ class FeatureStore:
         return memory_mapped(self._file["text/features"])
 
     @property
+    def dims(self) -> tuple[int, int]:
+        """Dimensions of a picture's features in a view, and of a caption's."""
+        return self.image_features.shape[2], self.text_features.shape[1]
+
+    @property
     def failures(self) -> list[Failure]:
         """The ledger: every record that was left out."""
         return _read_failures(self._file)

@@ -395,8 +395,7 @@ class Training:
         mine = {kind: slice(*each[self._workers.rank :][:2]) for kind, each in bounds.items()}
         seeds = {purpose: seed_for(self._settings.seed, purpose, self.epoch) for purpose in ("noise", "crops", "words")}
         generators = {purpose: np.random.default_rng([seed, number]) for purpose, seed in seeds.items()}
-        _, views_each, dim = self._store.image_features.shape
-        dims = dim, self._store.text_features.shape[1]
+        views_each, dims = self._store.image_features.shape[1], self._store.dims
         drawn = draw_noise(generators["noise"], pictures, views, captions, image_of_text, views_each, dims)
         noise = {kind: each.part(mine[kind]) for kind, each in zip(KINDS, drawn, strict=True)}
         ends = {}

@@ -120,7 +120,7 @@ def fit(
             "recipes": store.recipes,
             "encoders": {kind: store.provenance[kind] for kind in ("image", "text")},
             "extract": store.provenance["settings"],
-            "dims": {"image": store.image_features.shape[2], "text": store.text_features.shape[1]},
+            "dims": dict(zip(("image", "text"), store.dims, strict=True)),
             "selection": {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": rsum},
             "report": {"split": roles.report_name, "pictures": len(roles.report)},
             "betas": betas,
@@ -153,7 +153,7 @@ class Data:
         self.captions = np.flatnonzero(np.isin(store.image_index, roles.train))
         self.count = chunks_for(store, roles.train, roles.selection, memory)
         keep_freed_memory()
-        self.dims = store.image_features.shape[2], store.text_features.shape[1]
+        self.dims = store.dims
         self.standardize = {kind: Standardize(dim) for kind, dim in zip(("image", "text"), self.dims, strict=True)}
         self.standardize["image"].fit(lambda: blocks(store.image_features, roles.train))
         self.standardize["text"].fit(lambda: blocks(store.text_features, self.captions))
@@ -304,8 +304,7 @@ class _Fit:
         memory, members = self._state["memory"], self._config.training.members
         if members == 1:
             return memory
-        dims = self._store.image_features.shape[2], self._store.text_features.shape[1]
-        others = (members - 1) * bytes_of_point(self._config, dims)
+        others = (members - 1) * bytes_of_point(self._config, self._store.dims)
         if memory - others < MIN_MEMORY:
             raise TrainingError(
                 f"{members} members take {(others + MIN_MEMORY) / 2**30:.1f} GiB at least; give so much --memory, or "
@@ -332,9 +331,9 @@ class _Fit:
             while under_way:
                 going = [point for point, _ in under_way]
                 advance(going, *dealt, going[0].until_check, bar.update)
-                if ended := [point.diverged for point in going if point.diverged]:
+                if diverged := [point.diverged for point in going if point.diverged]:
                     raise TrainingError(
-                        f"the loss is not finite in epoch {ended[0]}; lower training.learning_rate or raise "
+                        f"the loss is not finite in epoch {diverged[0]}; lower training.learning_rate or raise "
                         "model.temperature"
                     )
                 shown = {"loss": f"{np.mean([point.history[-1]['loss'] for point in going]):.3f}"}

@@ -183,7 +183,7 @@ def _most_pictures(store: FeatureStore, measured: int, memory: int) -> int:
 
     Beside those, a split that is measured, of so many pictures, has its captions in the wider of the two spaces.
     """
-    dims, captions = (store.image_features.shape[2], store.text_features.shape[1]), len(store.image_index)
+    dims, captions = store.dims, len(store.image_index)
     mapped = measured * max(dims) * captions / len(store.image_splits)
     each = dims[0] + dims[1] * captions / len(store.image_splits)
     return max(1000, int(((memory - OVERHEAD) / (8 * COPIES) - mapped) / each))

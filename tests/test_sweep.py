@@ -83,17 +83,24 @@ def test_a_trial_comes_out_as_if_it_were_fitted_alone_dropout_included(data, sto
     assert not torch.allclose(other.heads.image.weight, together[0].heads.image.weight, atol=0.05)
 
 
-@pytest.mark.parametrize("stacks", [[1, 1, 1], [3]])  # as on a processor, as on a card
-def test_members_share_their_batches_and_nothing_else(data, monkeypatch, stacks):
-    """Trained together each comes out as alone, from a start and with noise of its own."""
-    settings, sizes, real = config(training_members=3), [], stacking.Stack.__init__
+@pytest.fixture
+def stack_sizes(monkeypatch):
+    """How many points each stack has that is made."""
+    sizes, real = [], stacking.Stack.__init__
     monkeypatch.setattr(stacking.Stack, "__init__", lambda self, points, steps: sizes.append(len(points))
                         or real(self, points, steps))  # fmt: skip
+    return sizes
+
+
+@pytest.mark.parametrize("stacks", [[1, 1, 1], [3]])  # as on a processor, as on a card
+def test_members_share_their_batches_and_nothing_else(data, monkeypatch, stack_sizes, stacks):
+    """Trained together each comes out as alone, from a start and with noise of its own."""
+    settings = config(training_members=3)
     if stacks == [3]:
         monkeypatch.setattr(stacking, "_same_shape", lambda point: point.config.model.embedding_dim)
     together = [data.point(settings, member) for member in range(3)]
     advance(together, *data.dealt(settings), 3)
-    assert sizes == stacks
+    assert stack_sizes == stacks
     for member, point in enumerate(together):
         alone = data.point(settings, member)
         advance([alone], *data.dealt(settings), 3)
@@ -107,16 +114,12 @@ def test_members_share_their_batches_and_nothing_else(data, monkeypatch, stacks)
         assert not torch.allclose(one.heads.image.weight, together[0].heads.image.weight, atol=0.01)
 
 
-def test_a_stack_is_split_where_it_would_leave_the_processors_caches(data, monkeypatch):
-    sizes = []
-    real = stacking.Stack.__init__
-    monkeypatch.setattr(stacking.Stack, "__init__", lambda self, points, steps: sizes.append(len(points))
-                        or real(self, points, steps))  # fmt: skip
+def test_a_stack_is_split_where_it_would_leave_the_processors_caches(data, monkeypatch, stack_sizes):
     monkeypatch.setattr(stacking, "CPU_WIDTH", 20)
     points = [data.point(config(model_temperature=value)) for value in (0.03, 0.05, 0.07)]
     points.append(data.point(config(model_embedding_dim=24)))
     advance(points, *data.dealt(config()), 1)
-    assert sizes == [2, 1, 1]
+    assert stack_sizes == [2, 1, 1]
 
 
 def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
