@@ -223,8 +223,8 @@ def test_trap_baselines_are_chosen_without_a_look_at_the_reported_split(planted)
     features = np.array(planted.text_features)
     test = np.isin(planted.image_index, np.flatnonzero(np.array(planted.image_splits) == "test"))
     features[test] = np.random.default_rng(1).permutation(features[test])
-    changed = types.SimpleNamespace(**{name: getattr(planted, name) for name in (
-        "roles", "image_features", "image_splits", "image_index", "recipes", "dims")}, text_features=features)  # fmt: skip
+    same = ("roles", "image_features", "image_splits", "image_index", "recipes", "dims")
+    changed = types.SimpleNamespace(**{name: getattr(planted, name) for name in same}, text_features=features)
     after = evaluate(None, changed)["models"]
     assert {name: row.get("settings") for name, row in after.items()} == before
     assert after["cca"]["rsum"] < 60  # the permuted pairs were reported on
