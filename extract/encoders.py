@@ -7,27 +7,28 @@ train them and ``save`` can write them.
 """
 
 import contextlib
+import copy
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import pickle
-import queue
 import socket
 import tempfile
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -78,25 +79,89 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
-class _Turns:
-    """Lets ``ON_A_GPU`` batches onto a GPU at a time, each in a stream of its own; onto a processor as many as come."""
+class _Lanes:
+    """A device. On CUDA, calls alternate between streams, so that one batch is copied while another is computed."""
 
     def __init__(self, device: torch.device):
-        self._bounded, self._free = device.type != "cpu", queue.SimpleQueue()
-        for stream in [torch.cuda.Stream(device) for _ in range(ON_A_GPU)] if device.type == "cuda" else [None]:
-            self._free.put(stream)
+        self._device = device
+        self._streams = [torch.cuda.Stream(device) for _ in range(ON_A_GPU)] if device.type == "cuda" else []
+        self._turns = itertools.cycle(self._streams)
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        if not self._bounded:
-            yield
-            return
-        stream = self._free.get()
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            self._free.put(stream)
+    def begin(self, compute: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], np.ndarray]:
+        """Begins ``compute`` of ``inputs``, which lie on the processor; the call that is returned waits for the result.
+
+        Elsewhere than on CUDA it is there already.
+        """
+        if not self._streams:
+            return compute(*(each.to(self._device) for each in inputs)).cpu().numpy
+        with torch.cuda.stream(next(self._turns)):
+            found = compute(*(each.pin_memory().to(self._device, non_blocking=True) for each in inputs))
+            output = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+            done = torch.cuda.current_stream(self._device).record_event()
+
+        def finish() -> np.ndarray:
+            done.synchronize()
+            return output.numpy()
+
+        return finish
+
+
+class Preprocessing:
+    """What belongs to an image encoder's weights before its network, in two steps: ``pixels`` are of 8 bits and made
+    on a processor, since a GPU would round in another way; ``scaled``, on any device, gives each level its number.
+
+    It can be pickled, so that other processes may decode.
+
+    Attributes:
+        views: what they show (``pictures.VIEWS``).
+        short_side: pixels that a picture's shorter side must have for nothing to be lost (``pictures.decode``), or
+            None where the preprocessing does not say.
+        preprocess: an RGB picture -> uint8 (3, H, W); where the two steps cannot be told apart, float32 and scaled.
+    """
+
+    def __init__(self, steps: "_Steps", views: int):
+        self._resized, self._cropped, self.preprocess, self._levels = steps.resized, steps.cropped, steps.pixels, None
+        self.views = _views(views, self._resized >= self._cropped > 0)
+        self.short_side = pictures.needed(self._resized, self.views) if self._resized else None
+        self._parts = list(dict.fromkeys(part for part, _ in self.views))
+        gradient = Image.linear_gradient("L")
+        sample = Image.merge("RGB", [gradient.rotate(angle) for angle in (0, 90, 180)])
+        whole = steps.whole(sample)
+        with contextlib.suppress(Exception):  # processors differ in which of their steps can be left out
+            self._levels = steps.levels(torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)).flatten(1)
+            if torch.equal(self.scaled(self.preprocess(sample)[None])[0], whole):
+                return
+        self.preprocess, self._levels = steps.whole, None
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """The P different parts of an RGB picture that its views show: (P, 3, H, W) of ``preprocess``."""
+        return torch.stack([self.preprocess(self._part(picture, part)) for part in self._parts])
+
+    def _part(self, picture: Image.Image, part: str | tuple | None) -> Image.Image:
+        """What of a picture goes into the preprocessing for a view to show ``part`` (``pictures.VIEWS``)."""
+        if part == pictures.WHOLE:
+            return pictures.inset(picture, self._resized, self._cropped)
+        return pictures.crop(picture, part)
+
+    def view(self, pixels: Tensor, number: int) -> Tensor:
+        """One view: (…, P, 3, H, W) of ``pixels`` -> (…, 3, H, W)."""
+        part, mirrored = self.views[number]
+        shown = pixels.select(-4, self._parts.index(part))
+        return shown.flip(-1) if mirrored else shown
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) of pixels as the network takes them, channels last; what is no longer of 8 bits stays."""
+        if pixels.dtype != torch.uint8:
+            return pixels
+        rows = zip(self._levels, pixels.unbind(1), strict=True)
+        channels = [levels.index_select(0, each.flatten().int()).view(each.shape) for levels, each in rows]
+        return torch.stack(channels, dim=-1).permute(0, 3, 1, 2)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> "Preprocessing":
+        """The same, scaling on ``device`` to ``dtype``."""
+        there = copy.copy(self)
+        there._levels = None if self._levels is None else self._levels.to(device, dtype)
+        return there
 
 
 class ImageEncoder:
@@ -104,9 +169,7 @@ class ImageEncoder:
 
     Attributes:
         recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
-        short_side: pixels that a picture's shorter side must have for nothing to be lost (``pictures.decode``), or
-            None where the preprocessing does not say.
-        preprocess: an RGB picture -> float32 (3, H, W).
+        preprocessing: what comes before the network.
         model: the network.
     """
 
@@ -129,9 +192,8 @@ class ImageEncoder:
         self._stored = getattr(torch, store_dtype)
         load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
         with _quiet_transformers():
-            model, self.preprocess, self._pool, (resized, self._shown), recipe = load(parsed, seed)
-        self._resized, self._views = resized, _views(views, resized >= self._shown > 0)
-        self.short_side = pictures.needed(resized, self._views) if resized else None
+            model, steps, self._pool, recipe = load(parsed, seed)
+        self.preprocessing = Preprocessing(steps, views)
         model = model.eval().requires_grad_(False)
         names = _image_layers(layers, recipe)
         self.recipe = _plain(
@@ -139,13 +201,13 @@ class ImageEncoder:
             | {
                 "weights": _hash_weights(model),
                 "layers": names,
-                "views": self._views,
-                "short_side": self.short_side,
+                "views": self.preprocessing.views,
+                "short_side": self.preprocessing.short_side,
                 "dtype": dtype,
                 "store_dtype": store_dtype,
             }
         )
-        sample = self.pixels(Image.linear_gradient("L").convert("RGB"))[:1]
+        sample = self.preprocessing.scaled(self.pixels(Image.linear_gradient("L").convert("RGB"))[:1])
         if not plain:
             fold_batch_norms(model, lambda: self._pool(model, sample), names)
         self._layers = _Layers(model, names, spec)
@@ -154,41 +216,45 @@ class ImageEncoder:
         self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu" and not plain:
             use_onednn(self.model)
-        self._turns = _Turns(self.device)
+        self.preprocessing = self.preprocessing.on(self.device, self._dtype)
+        self._lanes = _Lanes(self.device)
+
+    @property
+    def short_side(self) -> int | None:
+        """As ``Preprocessing.short_side``."""
+        return self.preprocessing.short_side
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """The views of an RGB picture, preprocessed: float32 (V, 3, H, W)."""
-        seen = {part: self.preprocess(self._part(picture, part)) for part in {view[0] for view in self._views}}
-        return torch.stack([seen[part].flip(-1) if mirrored else seen[part] for part, mirrored in self._views])
+        """As ``Preprocessing.pixels``."""
+        return self.preprocessing.pixels(picture)
 
-    def _part(self, picture: Image.Image, part: str | tuple | None) -> Image.Image:
-        """What of a picture goes into the preprocessing for a view to show ``part`` (``pictures.VIEWS``)."""
-        if part == pictures.WHOLE:
-            return pictures.inset(picture, self._resized, self._shown)
-        return pictures.crop(picture, part)
-
-    @torch.inference_mode()
     def encode(self, pixels: Tensor) -> np.ndarray:
-        """Features of B pictures' views: float32 (B, V, 3, H, W) -> (B, V, D) as stored, one forward pass a view.
+        """Features of B pictures: (B, P, 3, H, W) of ``pixels`` -> (B, V, D) as stored, one forward pass a view.
 
         May be called from several threads.
         """
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        with self._turns.turn():
-            pixels = pixels.to(self.device, non_blocking=True)
-            views = []
-            for view in pixels.unbind(1):
-                batch = view.to(self._dtype).contiguous(memory_format=torch.channels_last)
-                views.append(self._layers.joined(partial(self._pool, self.model, batch)))
-            return torch.stack(views, dim=1).float().to("cpu", self._stored).numpy()
+        return self.begin(pixels)()
+
+    @torch.inference_mode()
+    def begin(self, pixels: Tensor) -> Callable[[], np.ndarray]:
+        """Begins to encode; the call that is returned waits for what ``encode`` gives."""
+        return self._lanes.begin(self._features, pixels)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        views = []
+        for number in range(len(self.preprocessing.views)):
+            batch = self.preprocessing.scaled(self.preprocessing.view(pixels, number)).to(self._dtype)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            views.append(self._layers.joined(partial(self._pool, self.model, batch)))
+        return torch.stack(views, dim=1).float().to(self._stored)
 
     def outputs(self, pixels: Tensor) -> list[Tensor | None]:
         """A pass over pictures (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.
 
-        None in the place of a layer that had no part in the pass.
+        ``pixels``: a view of 8-bit pixels, or scaled already. None in the place of a layer without a part in the pass.
         """
-        return self._layers.outputs(partial(self._pool, self.model, pixels))
+        batch = self.preprocessing.scaled(pixels)
+        return self._layers.outputs(partial(self._pool, self.model, batch))
 
     def save(self, folder: Path) -> str:
         """Writes the weights as safetensors, with the preprocessing that belongs to them; returns their spec."""
@@ -259,7 +325,7 @@ class TextEncoder:
         self.model = model.to(self.device, torch.float32 if plain else getattr(torch, dtype))
         if self.device.type == "cpu" and not plain:
             use_onednn(self.model)
-        self._turns = _Turns(self.device)
+        self._lanes = _Lanes(self.device)
 
     def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         """Features of M captions, (M, D) as stored, in their order, and which were cut, bool (M,)."""
@@ -281,19 +347,30 @@ class TextEncoder:
 
     def encode_tokens(self, token_ids: list[list[int]]) -> np.ndarray:
         """Features of a batch of B captions, padded to the longest: (B, D) as stored. From several threads at will."""
-        with torch.inference_mode(), self._turns.turn():
-            layers = self.outputs(self.padded([torch.tensor(ids, dtype=torch.long) for ids in token_ids]))
-            return torch.cat(layers, dim=1).to("cpu", self._stored).numpy()
+        return self.begin(token_ids)()
 
-    def padded(self, token_ids: list[Tensor]) -> dict[str, Tensor]:
+    @torch.inference_mode()
+    def begin(self, token_ids: list[list[int]]) -> Callable[[], np.ndarray]:
+        """Begins to encode; the call that is returned waits for what ``encode_tokens`` gives."""
+        names, inputs = zip(*self._padded(token_ids).items(), strict=True)
+
+        def features(*there: Tensor) -> Tensor:
+            return torch.cat(self.outputs(dict(zip(names, there, strict=True))), dim=1).to(self._stored)
+
+        return self._lanes.begin(features, *inputs)
+
+    def padded(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """A batch on the device as the model takes it: ``input_ids`` (B, L) and, but for SigLIP, ``attention_mask``."""
-        ids = nn.utils.rnn.pad_sequence(token_ids, batch_first=True, padding_value=self._tokenizer.pad_token_id or 0)
-        if self._full_length:
-            ids = F.pad(ids, (0, self._max_length - ids.shape[1]), value=self._tokenizer.pad_token_id or 0)
-            return {"input_ids": ids.to(self.device)}
-        lengths = torch.tensor([len(row) for row in token_ids])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        return {name: each.to(self.device) for name, each in self._padded(token_ids).items()}
+
+    def _padded(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        lengths = np.array([len(row) for row in token_ids])
+        width = self._max_length if self._full_length else lengths.max()
+        mask = np.arange(width) < lengths[:, None]
+        ids = np.full(mask.shape, self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids[mask] = np.concatenate(token_ids)
+        inputs = {"input_ids": torch.from_numpy(ids)}
+        return inputs if self._full_length else inputs | {"attention_mask": torch.from_numpy(mask).long()}
 
     def outputs(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """A pass over a padded batch: float32 (B, D) of each of the recipe's layers; gradients flow."""
@@ -323,6 +400,20 @@ class TextEncoder:
         with _quiet_transformers():
             self.model.save_pretrained(folder)
         return f"hf:{folder}"
+
+
+class _Steps(NamedTuple):
+    """The preprocessing of weights as their library has it.
+
+    ``whole``: an RGB picture -> float32 (3, H, W). ``pixels``: its steps up to uint8 (3, H, W). ``levels``: the steps
+    after, for uint8 (3, 1, L). ``resized`` and ``cropped``: pixels of the shorter side, 0 where that is not done.
+    """
+
+    whole: Callable[[Image.Image], Tensor]
+    pixels: Callable[[Image.Image], Tensor]
+    levels: Callable[[Tensor], Tensor]
+    resized: int
+    cropped: int
 
 
 class _Layers:
@@ -475,6 +566,7 @@ def _plain(recipe: dict) -> dict:
 
 def _torchvision_image_model(spec: Spec, seed: int):
     from torchvision import models
+    from torchvision.transforms.functional import convert_image_dtype, normalize
 
     try:
         weights_enum = models.get_model_weights(spec.name)
@@ -507,8 +599,22 @@ def _torchvision_image_model(spec: Spec, seed: int):
         "preprocessing": str(transforms),
         "pooling": "before the classifier",
     }
-    sizes = transforms.resize_size[0], transforms.crop_size[0]
-    return model, transforms, lambda module, batch: module(batch), sizes, recipe
+    steps = _Steps(
+        whole=transforms,
+        pixels=partial(_torchvision_pixels, transforms),
+        levels=lambda levels: normalize(convert_image_dtype(levels), transforms.mean, transforms.std),
+        resized=transforms.resize_size[0],
+        cropped=transforms.crop_size[0],
+    )
+    return model, steps, lambda module, batch: module(batch), recipe
+
+
+def _torchvision_pixels(transforms, picture: Image.Image) -> Tensor:
+    """The first steps of torchvision's ImageClassification, up to pixels of 8 bits."""
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    size, how = transforms.resize_size, transforms.interpolation
+    return pil_to_tensor(center_crop(resize(picture, size, how, antialias=transforms.antialias), transforms.crop_size))
 
 
 def _base_weights(spec: Spec, names: list[str]) -> str:
@@ -589,21 +695,23 @@ def _hf_image_model(spec: Spec, seed: int):
     if not hasattr(model, "get_image_features") and model.main_input_name != "pixel_values":
         raise EncoderError(f"{spec.text} is no image encoder ({type(model).__name__} takes {model.main_input_name})")
 
-    def preprocess(picture: Image.Image) -> Tensor:
-        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
-
     settings, _ = processor.get_image_processor_dict(spec.name, revision=spec.revision, local_files_only=True)
     pooling, pool = _image_pooling(model)
     size = dict(processor.size or {}) if getattr(processor, "do_resize", True) else {}
     resized = max((size.get(side) or 0 for side in ("shortest_edge", "height", "width")), default=0)
     cropped = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
-    return (
-        model,
-        preprocess,
-        pool,
-        (resized, cropped.get("height") or 0),
-        {"architecture": architecture, "preprocessing": settings, "pooling": pooling},
+    steps = _Steps(
+        whole=partial(_processed, processor),
+        pixels=partial(_processed, processor, do_rescale=False, do_normalize=False),
+        levels=partial(_processed, processor, do_resize=False, do_center_crop=False),
+        resized=resized,
+        cropped=cropped.get("height") or 0,
     )
+    return model, steps, pool, {"architecture": architecture, "preprocessing": settings, "pooling": pooling}
+
+
+def _processed(processor, picture: Image.Image | Tensor, **steps: bool) -> Tensor:
+    return processor(images=picture, return_tensors="pt", **steps)["pixel_values"][0]
 
 
 def _image_pooling(model: nn.Module):

@@ -171,7 +171,8 @@ class Pictures(_Thawed):
         self._root, self._paths, self._sha256, self._rows = root, store.image_paths, store.sha256, rows
         self._views, self._augment, self._maps = store.image_features.shape[1], augment, None
         self.encoder = encoder
-        self._sample = self._pixels(rows[0])[:1].to(encoder.device)
+        self._first = self._pixels(rows[0])[None]
+        self._sample = encoder.preprocessing.view(self._first, 0).to(encoder.device)
         super().__init__(store.image_features, size, encoder.device, encoder, bfloat16, chosen, self._sample)
         self._decoders = ThreadPoolExecutor(self._streams())
 
@@ -188,7 +189,7 @@ class Pictures(_Thawed):
 
     def sample_features(self, encoder: ImageEncoder) -> np.ndarray:
         """What an encoder makes of the first picture."""
-        return encoder.encode(self._sample[None].cpu())
+        return encoder.encode(self._first)
 
     def _activations(self) -> Iterator[np.ndarray]:
         tasks = [self._rows[start : start + _PICTURES] for start in range(0, len(self._rows), _PICTURES)]
@@ -196,7 +197,7 @@ class Pictures(_Thawed):
         def encode(rows: np.ndarray) -> np.ndarray:
             pixels = torch.stack([self._pixels(row) for row in rows]).to(self.device)
             with torch.inference_mode(), self._autocast():
-                views = [self._below(view) for view in pixels.unbind(1)]
+                views = [self._below(self.encoder.preprocessing.view(pixels, view)) for view in range(self._views)]
                 return torch.stack(views, 1).float().cpu().numpy()
 
         with self._cut.stopping():
@@ -204,8 +205,7 @@ class Pictures(_Thawed):
 
     def _below(self, pixels: Tensor) -> Tensor:
         """Activations (B, …), maps with their channels last."""
-        batch = pixels.contiguous(memory_format=torch.channels_last)
-        activations = self._cut.below(lambda: self.encoder.outputs(batch))
+        activations = self._cut.below(lambda: self.encoder.outputs(pixels))
         return activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
 
     def _part(self, places, rows, views, noise) -> Part:
@@ -215,14 +215,15 @@ class Pictures(_Thawed):
         elif noise is not None and self._augment:
             inputs = torch.stack([*self._decoders.map(self._cropped, rows, noise[places])])
         else:
-            inputs = torch.stack([*self._decoders.map(lambda row, view: self._pixels(row)[view], rows, views)])
+            inputs = torch.stack([*self._decoders.map(self._view, rows, views)])
         return part._replace(inputs=inputs)
 
     def forward(self, part: Part) -> Tensor:
         """As ``Side.forward``."""
-        inputs = part.inputs.to(self.device).float()
+        inputs = part.inputs.to(self.device)
         if not self._maps:
-            return self._joined(inputs.contiguous(memory_format=torch.channels_last), None, part.features)
+            return self._joined(inputs, None, part.features)
+        inputs = inputs.float()
         if inputs.ndim == 4:
             inputs = inputs.permute(0, 3, 1, 2)
         return self._joined(inputs, inputs, part.features)
@@ -242,6 +243,9 @@ class Pictures(_Thawed):
     def _pixels(self, row: int) -> Tensor:
         return self.encoder.pixels(self._picture(row))
 
+    def _view(self, row: int, view: int) -> Tensor:
+        return self.encoder.preprocessing.view(self._pixels(row), view)
+
     def _cropped(self, row: int, noise: np.ndarray) -> Tensor:
         """A random part of a picture, mirrored or not, decided by ``noise``: (5,) in [0, 1)."""
         picture = self._picture(row)
@@ -252,7 +256,7 @@ class Pictures(_Thawed):
         width = max(1, min(picture.width, round((area * aspect) ** 0.5)))
         height = max(1, min(picture.height, round((area / aspect) ** 0.5)))
         left, top = int(left * (picture.width - width + 1)), int(top * (picture.height - height + 1))
-        pixels = self.encoder.preprocess(picture.crop((left, top, left + width, top + height)))
+        pixels = self.encoder.preprocessing.preprocess(picture.crop((left, top, left + width, top + height)))
         return pixels.flip(-1) if mirror < 0.5 else pixels
 
 

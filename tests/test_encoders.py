@@ -18,6 +18,14 @@ def noise(seed=0, size=(60, 50)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
+def views_of(encoder, picture):
+    """As the network takes them: float32 (V, 3, H, W)."""
+    pixels, preprocessing = encoder.pixels(picture), encoder.preprocessing
+    return preprocessing.scaled(
+        torch.stack([preprocessing.view(pixels, view) for view in range(len(preprocessing.views))])
+    )
+
+
 @pytest.fixture(scope="module")
 def image_encoder():
     return ImageEncoder(SHUFFLENET, views=5, device="cpu")
@@ -53,7 +61,9 @@ def test_what_is_no_specification_is_named_with_the_forms(text):
 
 def test_views_are_mirrored_and_cropped_before_the_weights_own_preprocessing(image_encoder):
     picture = noise()
-    pixels = image_encoder.pixels(picture)
+    parts = image_encoder.pixels(picture)
+    assert (parts.shape, parts.dtype) == ((3, 3, 224, 224), torch.uint8)  # as it is, whole, and a corner
+    pixels = views_of(image_encoder, picture)
     assert pixels.shape == (5, 3, 224, 224)
     for plain, mirrored in ((0, 1), (2, 3)):
         torch.testing.assert_close(pixels[mirrored], pixels[plain].flip(-1))
@@ -74,9 +84,9 @@ def test_a_preprocessing_that_crops_nothing_has_no_view_of_the_whole_picture(tin
     )  # resized to 32 and cropped to 32: sides are cut off
     assert encoder.recipe["views"] == [[None, False], [None, True], ["whole", False]]
     wide = noise(size=(40, 90))
-    whole = encoder.pixels(wide.resize((32, 32), Image.Resampling.BICUBIC))[0]
-    torch.testing.assert_close(encoder.pixels(wide)[2], whole)
-    assert not torch.equal(encoder.pixels(wide)[0], whole)
+    whole = views_of(encoder, wide.resize((32, 32), Image.Resampling.BICUBIC))[0]
+    torch.testing.assert_close(views_of(encoder, wide)[2], whole)
+    assert not torch.equal(views_of(encoder, wide)[0], whole)
     assert encoders._views(4, cropped=False) == [(None, False), (None, True)]
     assert len(encoders._views(12, cropped=False)) == 10
 
@@ -90,7 +100,7 @@ def test_features_are_what_stands_before_the_classifier(image_encoder):
     model.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     pixels = image_encoder.pixels(noise())
     with torch.inference_mode():
-        model(pixels)
+        model(views_of(image_encoder, noise()))
     found = image_encoder.encode(pixels[None])
     assert (found.shape, found.dtype) == ((1, 5, 1024), np.float32)
     np.testing.assert_allclose(found[0], seen[0].numpy(), rtol=1e-4, atol=1e-5)
@@ -339,14 +349,14 @@ def test_trap_a_siglip_caption_does_not_depend_on_its_batch(tmp_path, drawn):
 def test_layers_lie_side_by_side_each_averaged_over_space():
     encoder = ImageEncoder(SHUFFLENET, layers="stage3, last", views=2, device="cpu")
     plain = ImageEncoder(SHUFFLENET, views=2, device="cpu")
-    pixels = torch.randn(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    pixels = torch.stack([plain.pixels(noise(seed)) for seed in range(3)])
     found, alone = encoder.encode(pixels), plain.encode(pixels)
     assert found.shape == (3, 2, 96 + 1024)
     np.testing.assert_allclose(found[..., 96:], alone, atol=1e-5)
     seen = []
     plain.model.stage3.register_forward_hook(lambda _module, _inputs, output: seen.append(output.mean((2, 3))))
     with torch.inference_mode():
-        plain.model(pixels[:, 1])
+        plain.model(plain.preprocessing.scaled(pixels[:, 0].flip(-1)))
     np.testing.assert_allclose(found[:, 1, :96], seen[0], atol=1e-5)
     assert encoder.recipe["layers"] == ["stage3", "last"]
     assert digest(encoder.recipe) != digest(plain.recipe)
