@@ -62,7 +62,8 @@ def decode(data: bytes, short_side: int | None = None) -> Image.Image:
             if short_side:
                 image.draft(None, (REDUCED * short_side,) * 2)
             image.load()
-            return _limit_aspect(_to_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _limit_aspect(_to_rgb(image))
     except PictureError:
         raise
     except Image.DecompressionBombError as error:  # raised while the header is read, at the same bound
@@ -98,7 +99,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _limit_aspect(image: Image.Image) -> Image.Image:
@@ -132,8 +133,8 @@ def inset(image: Image.Image, resized: int, shown: int) -> Image.Image:
 
 def thumbnail(image: Image.Image) -> bytes:
     """A small JPEG of ``image`` for galleries and figures."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    small = image.reduce(max(1, max(image.size) // THUMBNAIL_SIZE))
+    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.HAMMING)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
