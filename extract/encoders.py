@@ -37,7 +37,7 @@ from extract.files import digest
 from extract.inference import fold_batch_norms, use_onednn
 from extract.specs import EncoderError, Spec, parse_spec
 
-ON_A_GPU = 2  # batches at a time: one is copied while the other is computed
+STREAMS = 2  # batches on a GPU at a time: one is copied while the other is computed
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
 _DISTILBERT = "distilbert-base-uncased"
 _SPECIAL_TOKENS = {
@@ -84,7 +84,7 @@ class _Lanes:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._streams = [torch.cuda.Stream(device) for _ in range(ON_A_GPU)] if device.type == "cuda" else []
+        self._streams = [torch.cuda.Stream(device) for _ in range(STREAMS)] if device.type == "cuda" else []
         self._turns = itertools.cycle(self._streams)
 
     def begin(self, compute: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], np.ndarray]:
@@ -107,10 +107,10 @@ class _Lanes:
 
 
 class Preprocessing:
-    """What belongs to an image encoder's weights before its network, in two steps: ``pixels`` are of 8 bits and made
-    on a processor, since a GPU would round in another way; ``scaled``, on any device, gives each level its number.
+    """What comes before an image encoder's network and belongs to its weights, in two steps.
 
-    It can be pickled, so that other processes may decode.
+    ``pixels`` are of 8 bits, and are made on a processor: a GPU would round in another way. ``scaled`` gives each level
+    its number, on any device. It can be pickled, so that other processes may decode.
 
     Attributes:
         views: what they show (``pictures.VIEWS``).
@@ -216,7 +216,7 @@ class ImageEncoder:
         self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu" and not plain:
             use_onednn(self.model)
-        self.preprocessing = self.preprocessing.on(self.device, self._dtype)
+        self._scaled = self.preprocessing.on(self.device, self._dtype).scaled
         self._lanes = _Lanes(self.device)
 
     @property
@@ -243,7 +243,7 @@ class ImageEncoder:
     def _features(self, pixels: Tensor) -> Tensor:
         views = []
         for number in range(len(self.preprocessing.views)):
-            batch = self.preprocessing.scaled(self.preprocessing.view(pixels, number)).to(self._dtype)
+            batch = self._scaled(self.preprocessing.view(pixels, number)).to(self._dtype)
             batch = batch.contiguous(memory_format=torch.channels_last)
             views.append(self._layers.joined(partial(self._pool, self.model, batch)))
         return torch.stack(views, dim=1).float().to(self._stored)
@@ -253,7 +253,7 @@ class ImageEncoder:
 
         ``pixels``: a view of 8-bit pixels, or scaled already. None in the place of a layer without a part in the pass.
         """
-        batch = self.preprocessing.scaled(pixels)
+        batch = self._scaled(pixels)
         return self._layers.outputs(partial(self._pool, self.model, batch))
 
     def save(self, folder: Path) -> str:

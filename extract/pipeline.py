@@ -1,8 +1,9 @@
 """Dataset -> encoders -> feature store: plans what is new, encodes it shard by shard, seals the store.
 
-Batches go through a pool of threads, each of which reads, decodes, transforms and encodes one batch in a single stream
-of arithmetic. So every core has work at any time and none waits for another; where a GPU encodes, the threads keep it
-fed. The shards are written meanwhile, in order.
+Where the processor encodes, batches go through a pool of threads, each of which reads, decodes and encodes one batch in
+a single stream of arithmetic, so that every core has work at any time and none waits for another. Where a GPU encodes,
+processes read and decode, and this one keeps the GPU fed, with a batch begun before the last is waited for. The shards
+are written meanwhile, in order.
 
 Nothing finished is lost when the process is killed: shards are whole files, and the plan, the batch size and the
 arithmetic are fixed before the first one, so that a resumed store equals an uninterrupted one bit for bit.
@@ -13,15 +14,16 @@ import hashlib
 import os
 import platform
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -45,9 +47,14 @@ from extract.store import (
     seal,
     write_shard,
 )
-from extract.streams import Speed, in_order, shares
+from extract.streams import Speed, ahead, deaths_told, in_order, in_processes, shares
+
+if TYPE_CHECKING:
+    from extract.encoders import Preprocessing
 
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
+ON_A_GPU = 8  # times that many there
+PIECE = 16  # pictures that a process decodes at a time for a GPU
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory and time
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
@@ -190,6 +197,10 @@ def _stat(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def _split(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def _request(config: ExtractConfig) -> dict:
     """What is asked for, told without loading an encoder: when it and the dataset's listing agree, nothing is new."""
     return {
@@ -208,12 +219,50 @@ def _request(config: ExtractConfig) -> dict:
     }
 
 
+class _Read(NamedTuple):
+    """Pictures read and decoded: (row, SHA-256, thumbnail) of each; the pixels of those that are to be encoded;
+    (row, reason) of what failed; seconds that it took."""
+
+    records: list[tuple[int, str, bytes]]
+    pixels: np.ndarray
+    failures: list[tuple[int, str]]
+    seconds: float
+
+
 class _Encoded(NamedTuple):
     """One batch: a tuple for each record, its row first; what failed; seconds by stage."""
 
     records: list[tuple]
     failures: list[Failure]
     seconds: dict[str, float]
+
+
+@dataclass
+class _Reader:
+    """The work before an image encoder, wherever it is done. ``known``: the contents that have features already."""
+
+    root: Path
+    paths: list[str]
+    preprocessing: "Preprocessing"
+    known: frozenset[str]
+    thumbnails: bool
+
+    def __call__(self, rows: list[int]) -> _Read:
+        start = time.perf_counter()
+        records, pixels, failures = [], [], []
+        for row in rows:
+            try:
+                data = (self.root / self.paths[row]).read_bytes()
+                picture, key = decode(data, self.preprocessing.short_side), hashlib.sha256(data).hexdigest()
+                if key not in self.known:
+                    pixels.append(self.preprocessing.pixels(picture).numpy())
+            except (PictureError, OSError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                failures.append((row, reason or str(error)))
+                continue
+            records.append((row, key, thumbnail(picture) if self.thumbnails else b""))
+        stacked = np.stack(pixels) if pixels else np.zeros(0)
+        return _Read(records, stacked, failures, time.perf_counter() - start)
 
 
 @dataclass
@@ -237,6 +286,7 @@ class _Job:
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     speed: dict[str, Speed] = field(default_factory=dict)
+    _free_since: float = 0.0
 
     def run(self) -> None:
         import torch
@@ -400,10 +450,10 @@ class _Job:
         """The usual batch size of the device, halved until batches fit its memory; found by trying."""
         import torch
 
-        from extract.encoders import ON_A_GPU
+        from extract.encoders import STREAMS
 
         size = BATCH_SIZE.get(self.settings["device"].partition(":")[0], BATCH_SIZE["cpu"])
-        room, abreast = total_memory() / 2 / self._streams(), ON_A_GPU if "cuda" in self.settings["device"] else 1
+        room, abreast = total_memory() / 2 / self._streams(), STREAMS if "cuda" in self.settings["device"] else 1
         while size > 1:
             tried = (partial(trial, size * abreast) for trial in self._trials(pictures, text).values())
             try:
@@ -429,11 +479,19 @@ class _Job:
             trials["text"] = lambda size: text.encode_tokens(longest * size * CAPTIONS_PER_PICTURE)
         return trials
 
+    @property
+    def _apart(self) -> bool:
+        """Whether something else than the processor encodes, for which processes decode."""
+        return self.settings["device"] != "cpu"
+
     def _streams(self) -> int:
         """Batches under way at a time: one a core that encodes, or that decodes for a GPU."""
         import torch
 
-        return torch.get_num_threads() if self.settings["device"] == "cpu" else os.cpu_count()
+        return os.cpu_count() if self._apart else torch.get_num_threads()
+
+    def _shard_rows(self, kind: str) -> int:
+        return SHARD_ROWS[kind] * (ON_A_GPU if self._apart else 1)
 
     def _check_room(self, pictures, text) -> None:
         """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, the whole store."""
@@ -442,7 +500,7 @@ class _Job:
             row = trial(1)[0].nbytes + ROW_BYTES[kind]
             rows = len(self.dataset.ids if kind == "image" else self.dataset.captions)
             known = len((old.image_ids if kind == "image" else old.captions) if old else ())
-            known += SHARD_ROWS[kind] * sum(1 for _ in self.parts.glob(f"{kind}-*.h5"))
+            known += self._shard_rows(kind) * sum(1 for _ in self.parts.glob(f"{kind}-*.h5"))
             needed += row * (rows + max(0, rows - known))
         check_disk(self.path, needed)
 
@@ -493,7 +551,7 @@ class _Job:
         wanted = {"listing": listing, "fingerprint": digest(recipe), "columns": list(columns), "beside": beside}
         wanted["retry_failures"] = self.retry_failures
         if not wanted.items() <= plan.items():
-            plan = wanted | {"rows": SHARD_ROWS[kind], "todo": choose()}
+            plan = wanted | {"rows": self._shard_rows(kind), "todo": choose()}
             write_json(file, plan)
         tag, rows, todo = digest(plan)[:12], plan["rows"], plan["todo"]
         return [
@@ -512,20 +570,20 @@ class _Job:
         bare = sum(key not in sources for key in known)
         if bare:
             self.say(f"{bare:,} pictures have features already, and only get their thumbnails")
-        size = self.settings["batch_size"]
+        read = _Reader(self.dataset.root, self.dataset.paths, encoder.preprocessing, frozenset(known), bool(columns))
         self._compute(
             "image",
             shards,
             encoder.recipe,
-            batches=lambda items: [items[start : start + size] for start in range(0, len(items), size)],
-            encode=partial(self._encode_pictures, encoder, known),
+            batches=lambda items: _split(items, self.settings["batch_size"]),
+            results=partial(self._encoded_pictures, read, partial(self._begin_pictures, encoder, known)),
             columns=self._image_columns,
         )
         sources = self._sources("image", encoder.recipe, columns)
         return sources, self._content_keys(sources)
 
     def _encode_captions(self, encoder, captions: list[str]) -> RowSources:
-        from extract.encoders import by_length
+        from extract.encoders import STREAMS, by_length
 
         columns = ("truncated",)
         sources = self._sources("text", encoder.recipe, columns)
@@ -543,23 +601,31 @@ class _Job:
             for places, ids in by_length(token_ids, self.settings["batch_size"] * CAPTIONS_PER_PICTURE):
                 yield [items[place] for place in places], truncated[places], ids
 
-        def encode(batch) -> _Encoded:
-            rows, truncated, token_ids = batch
+        def begin(task) -> Callable[[], tuple[Path, _Encoded]]:
+            file, (rows, truncated, token_ids) = task
             start = time.perf_counter()
-            features = encoder.encode_tokens(token_ids)
+            features = encoder.begin(token_ids)
+            return lambda: (file, finish(rows, truncated, features(), start))
+
+        def finish(rows, truncated, features, start) -> _Encoded:
             if not np.isfinite(features).all():
                 raise StoreError(
                     f"{self.config.text_encoder} gives numbers that are not finite or do not fit "
                     f"{self.config.store_dtype}; try --dtype float32 --store-dtype float32"
                 )
             records = list(zip(rows, truncated, features, strict=True))
-            return _Encoded(records, [], {"encode": time.perf_counter() - start})
+            return _Encoded(records, [], {"encode": self._since(start)})
+
+        def results(tasks) -> Iterator[tuple[Path, _Encoded]]:
+            if self._apart:
+                return ahead(begin, tasks, STREAMS)
+            return in_order(lambda task: begin(task)(), tasks, self._streams())
 
         def columns_of(rows, truncated, features) -> dict:
             texts = [captions[row] for row in rows]
             return {"caption": texts, "truncated": np.array(truncated), "features": np.stack(features)}
 
-        self._compute("text", shards, encoder.recipe, batches, encode, columns_of)
+        self._compute("text", shards, encoder.recipe, batches, results, columns_of)
         return self._sources("text", encoder.recipe, columns)
 
     def _announce(self, kind: str, shards: list, what: str, total: int) -> None:
@@ -569,37 +635,45 @@ class _Job:
         if new - done:
             settings = self.settings
             size = settings["batch_size"] * (CAPTIONS_PER_PICTURE if kind == "text" else 1)
-            where = f"{settings['device']}, {self._streams()} at a time, batches of {size}"
+            fed = f"{self._streams()} processes decode, " if kind == "image" else ""
+            abreast = fed if self._apart else f"{self._streams()} at a time, "
+            where = f"{settings['device']}, {abreast}batches of {size}"
             old = f" ({total - new + done:,} are there already)" if total - new + done else ""
             self.say(f"encoding {new - done:,} {noun}{old} with {what} on {where}")
 
-    def _compute(self, kind: str, shards: list, recipe: dict, batches: Callable, encode: Callable, columns: Callable):
+    def _compute(self, kind: str, shards: list, recipe: dict, batches: Callable, results: Callable, columns: Callable):
         """Encodes the shards that are not there yet and writes each as soon as its last batch is done.
 
-        ``batches``: a shard's items -> its batches. ``encode``: a batch -> ``_Encoded``, called in several threads.
-        ``columns``: the columns of a shard's records, one argument each -> name -> values.
+        ``batches``: a shard's items -> its batches. ``results``: (file, batch) of each -> (file, ``_Encoded``),
+        in order. ``columns``: the columns of a shard's records, one argument each -> name -> values.
         """
         total, done = (sum(len(items) for file, items in shards if all_of or file.exists()) for all_of in (True, False))
         tasks = ((file, batch) for file, items in shards if not file.exists() for batch in batches(items))
-        spent: Counter[str] = Counter()
+        spent: Counter[str] = Counter(write=0.0)
         begun = time.perf_counter()
-        with tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True) as bar:
-            results = in_order(lambda task: (task[0], encode(task[1])), tasks, self._streams())
-            try:
-                for file, group in groupby(results, key=itemgetter(0)):
-                    records, failures = [], []
-                    for _, encoded in group:
-                        records += encoded.records
-                        failures += encoded.failures
-                        spent.update(encoded.seconds)
-                        bar.set_postfix_str(shares(spent), refresh=False)
-                        bar.update(len(encoded.records) + len(encoded.failures))
-                    start = time.perf_counter()
-                    records.sort(key=itemgetter(0))
-                    write_shard(file, kind, columns(*zip(*records, strict=True)), recipe, failures)
-                    spent["write"] += time.perf_counter() - start
-            finally:
-                results.close()
+
+        def write(file: Path, records: list[tuple], failures: list[Failure]) -> None:
+            start = time.perf_counter()
+            records.sort(key=itemgetter(0))
+            write_shard(file, kind, columns(*zip(*records, strict=True)), recipe, failures)
+            spent["write"] += time.perf_counter() - start
+
+        encoded, written = results(tasks), None
+        bar = tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True)
+        with deaths_told(), bar, ThreadPoolExecutor(1) as writer, contextlib.closing(encoded):
+            for file, group in groupby(encoded, key=itemgetter(0)):
+                records, failures = [], []
+                for _, batch in group:
+                    records += batch.records
+                    failures += batch.failures
+                    spent.update(batch.seconds)
+                    bar.set_postfix_str(shares(spent), refresh=False)
+                    bar.update(len(batch.records) + len(batch.failures))
+                if written:
+                    written.result()
+                written = writer.submit(write, file, records, failures)
+            if written:
+                written.result()
         if total > done:
             self.speed[kind] = Speed(total - done, time.perf_counter() - begun, dict(spent))
 
@@ -628,35 +702,55 @@ class _Job:
             keys.append(key)
         return keys
 
-    def _encode_pictures(self, encoder, known: RowSources, rows: list[int]) -> "_Encoded":
-        """One batch: what can be decoded is encoded, unless it is ``known``; the rest goes into the ledger."""
+    def _encoded_pictures(self, read: _Reader, begin: Callable, tasks: Iterator) -> Iterator[tuple[Path, _Encoded]]:
+        """(file, ``_Encoded``) of each (file, rows of a batch). ``begin``: as ``_begin_pictures``."""
+        from extract.encoders import STREAMS
+
+        if not self._apart:
+            yield from in_order(lambda task: begin((task[0], [read(task[1])]))(), tasks, self._streams())
+            return
+        batches: deque[tuple[Path, int]] = deque()
+
+        def pieces() -> Iterator[list[int]]:
+            for file, rows in tasks:
+                parts = _split(rows, PIECE)
+                batches.append((file, len(parts)))
+                yield from parts
+
+        done = in_processes(read, pieces(), self._streams())
+        joined = ((file, [first, *islice(done, count - 1)]) for first in done for file, count in [batches.popleft()])
+        yield from ahead(begin, joined, STREAMS)
+
+    def _begin_pictures(self, encoder, known: RowSources, task: tuple[Path, list[_Read]]) -> Callable:
+        """Begins to encode a batch, but for what is ``known``; the call that is returned gives (file, ``_Encoded``)."""
         import torch
 
-        start = time.perf_counter()
-        pixels, read, failures = [], [], []
-        for row in rows:
-            try:
-                data = (self.dataset.root / self.dataset.paths[row]).read_bytes()
-                picture, key = decode(data, encoder.short_side), hashlib.sha256(data).hexdigest()
-                if key not in known:
-                    pixels.append(encoder.pixels(picture))
-            except (PictureError, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                failures.append(self._failure(row, reason or str(error)))
-                continue
-            small = thumbnail(picture) if self.config.thumbnails else b""
-            read.append((row, key, small))
-        decoded = time.perf_counter()
-        records = []
-        new = iter(encoder.encode(torch.stack(pixels)) if pixels else ())
-        for record in read:
-            key = record[1]
-            features = known.gather("features", [key])[0] if key in known else next(new)
-            if np.isfinite(features).all():
-                records.append((*record, features))
-            else:
-                failures.append(self._failure(record[0], f"its features are not finite {self.config.store_dtype}s"))
-        return _Encoded(records, failures, {"decode": decoded - start, "encode": time.perf_counter() - decoded})
+        (file, pieces), start = task, time.perf_counter()
+        pixels = [piece.pixels for piece in pieces if len(piece.pixels)]
+        features = encoder.begin(torch.from_numpy(np.concatenate(pixels))) if pixels else lambda: ()
+
+        def finish() -> tuple[Path, _Encoded]:
+            new, records = iter(features()), []
+            failures = [self._failure(row, reason) for piece in pieces for row, reason in piece.failures]
+            for record in (record for piece in pieces for record in piece.records):
+                key = record[1]
+                found = known.gather("features", [key])[0] if key in known else next(new)
+                if np.isfinite(found).all():
+                    records.append((*record, found))
+                else:
+                    dtypes = f"computed in {encoder.recipe['dtype']}, stored as {self.config.store_dtype}"
+                    failures.append(self._failure(record[0], f"its features are not finite ({dtypes})"))
+            decode = sum(piece.seconds for piece in pieces) / (self._streams() if self._apart else 1)
+            return file, _Encoded(records, failures, {"decode": decode, "encode": self._since(start)})
+
+        return finish
+
+    def _since(self, start: float) -> float:
+        """Seconds since a batch was begun; where a GPU takes one after the other, since the one before it was done."""
+        now = time.perf_counter()
+        if self._apart:
+            start, self._free_since = max(start, self._free_since), now
+        return now - start
 
     def _image_columns(self, rows=(), hashes=(), thumbnails=(), features=()) -> dict:
         columns = {

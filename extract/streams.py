@@ -1,15 +1,21 @@
-"""Work that keeps every core busy: threads that compute in one thread each, results in order, and where time went."""
+"""Work that keeps cores and a GPU busy: in threads, in processes, begun ahead; results in order; where time went."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from configs import OnceoverError
 from extract.memory import keep_freed_memory
 
 
+class StreamError(OnceoverError):
+    """A process that worked for this one was killed."""
+
+
 class Speed(NamedTuple):
-    """Rows encoded, the seconds that it took, and the seconds that each stage took, summed over threads."""
+    """Rows encoded, the seconds that it took, and the seconds of each stage, of which the longest is what limits."""
 
     rows: int
     seconds: float
@@ -35,14 +41,61 @@ def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
     keep_freed_memory()
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(1,))
-    waiting: deque[Future] = deque()
     try:
-        for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) > 2 * streams:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from ahead(lambda task: pool.submit(work, task).result, tasks, 2 * streams)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
+
+
+def ahead(begin: Callable[..., Callable], tasks: Iterable, count: int) -> Iterator:
+    """Results in the order of the tasks, of which ``count`` are begun before the first is waited for.
+
+    ``begin`` gives for each task the call that waits for its result.
+    """
+    waiting: deque[Callable] = deque()
+    for task in tasks:
+        waiting.append(begin(task))
+        if len(waiting) > count:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
+    """``work`` of each task, in the order of the tasks, from processes: Python's threads would wait for each other.
+
+    ``work``, tasks and results are pickled; arrays go through pipes and need no shared memory. Used within
+    ``deaths_told``, since the news of a killed process comes as a signal.
+    """
+    from torch.utils.data import DataLoader
+
+    yield from DataLoader(_Work(work), batch_size=None, sampler=tasks, num_workers=processes, collate_fn=_as_it_is)
+
+
+@contextlib.contextmanager
+def deaths_told() -> Iterator[None]:
+    """Raises ``StreamError`` when one of the processes of ``in_processes`` is killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise StreamError(
+            f"a process that decodes was killed ({error}), perhaps for want of memory; "
+            "run the command again, and it goes on from here"
+        ) from error
+
+
+class _Work:
+    """Work by task, as a DataLoader wants it."""
+
+    def __init__(self, work: Callable):
+        self._work = work
+
+    def __getitem__(self, task):
+        return self._work(task)
+
+
+def _as_it_is(result):
+    return result

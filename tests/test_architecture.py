@@ -18,7 +18,7 @@ ALLOWED = {
     "extract.specs": ("configs",),
     "extract.memory": (),
     "extract.inference": (),
-    "extract.streams": ("extract.memory",),
+    "extract.streams": ("configs", "extract.memory"),
     "extract.pictures": ("configs",),
     "extract.datasets": FOUNDATION,
     "extract.store": FOUNDATION,

@@ -21,7 +21,7 @@ from extract.datasets import read_dataset
 from extract.files import FileError, only_writer
 from extract.pipeline import extract
 from extract.store import FeatureStore, StoreError, parts_folder
-from extract.streams import in_order, shares
+from extract.streams import StreamError, in_order, shares
 from extract.verify import verify_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,22 +49,18 @@ def counting(monkeypatch):
     from extract.encoders import ImageEncoder, TextEncoder
 
     counts = {"image": 0, "text": 0}
-    image, text, lock = ImageEncoder.encode, TextEncoder.encode_tokens, threading.Lock()
+    lock = threading.Lock()
 
-    def count(kind, rows):
-        with lock:
-            counts[kind] += len(rows) if threading.current_thread() is not threading.main_thread() else 0
+    def counted(kind, begin):
+        def count(self, records):
+            with lock:
+                counts[kind] += len(records) if threading.current_thread() is not threading.main_thread() else 0
+            return begin(self, records)
 
-    def encode_image(self, pixels):
-        count("image", pixels)
-        return image(self, pixels)
+        return count
 
-    def encode_text(self, token_ids):
-        count("text", token_ids)
-        return text(self, token_ids)
-
-    monkeypatch.setattr(ImageEncoder, "encode", encode_image)
-    monkeypatch.setattr(TextEncoder, "encode_tokens", encode_text)
+    for kind, encoder in (("image", ImageEncoder), ("text", TextEncoder)):
+        monkeypatch.setattr(encoder, "begin", counted(kind, encoder.begin))
     return counts
 
 
@@ -341,7 +337,7 @@ def test_a_full_memory_is_one_line_whose_advice_can_be_followed(drawn, tmp_path,
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("extract.encoders.TextEncoder.encode_tokens", full)
+        patch.setattr("extract.encoders.TextEncoder.begin", full)
         patch.setattr(pipeline._Job, "_check_room", lambda *_: None)
         with pytest.raises(
             StoreError, match="memory of cpu is full; .* --batch-size 4 --force, which encodes all anew"
@@ -669,6 +665,50 @@ def test_the_number_of_cores_changes_nothing(drawn, tmp_path, extract_config, mo
         monkeypatch.setattr(pipeline._Job, "_streams", lambda self, streams=streams: streams)
         extract(read_dataset(drawn), tmp_path / f"{streams}.h5", extract_config, device="cpu")
     assert contents(tmp_path / "1.h5") == contents(tmp_path / "3.h5")
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Has processes decode, as where a GPU encodes."""
+    monkeypatch.setattr(pipeline._Job, "_apart", True)
+    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 2)
+    monkeypatch.setattr(pipeline, "PIECE", 3)
+
+
+def test_a_gpu_is_fed_by_processes_and_the_store_is_the_same(data, tmp_path, extract_config, request):
+    whole = (data / "images/0007.jpg").read_bytes()
+    (data / "images/0007.jpg").write_bytes(whole[: len(whole) // 2])
+    (data / "images/0040.jpg").unlink()
+    threads = extract(read_dataset(data), tmp_path / "threads.h5", extract_config, device="cpu")
+    request.getfixturevalue("apart")
+    told = []
+    processes = extract(read_dataset(data), tmp_path / "processes.h5", extract_config, device="cpu", say=told.append)
+    assert [line for line in told if "2 processes decode, batches of 8" in line]
+    assert contents(tmp_path / "processes.h5") == contents(tmp_path / "threads.h5")
+    assert processes.failures == threads.failures
+    assert ("images/0007.jpg", "image") in [(failure.id, failure.stage) for failure in threads.failures]
+    assert set(processes.speed["image"].stages) == {"decode", "encode", "write"}
+
+
+def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finished_is_lost(
+    drawn, tmp_path, extract_config, monkeypatch, apart
+):
+    decode, seen = pipeline.decode, []
+
+    def dies(*given):
+        seen.append(1)
+        if len(seen) > 24:
+            os.kill(os.getpid(), 9)
+        return decode(*given)
+
+    monkeypatch.setattr(pipeline, "decode", dies)
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 1)  # eight pictures a file
+    with pytest.raises(StreamError, match="a process that decodes was killed .* run the command again, and it goes on"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))
+    monkeypatch.setattr(pipeline, "decode", decode)
+    summary = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert summary.reused["image"] > 0
 
 
 def test_a_picture_is_decoded_once_whatever_the_number_of_views(drawn, tmp_path, extract_config, monkeypatch):
