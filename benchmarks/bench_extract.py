@@ -1,12 +1,14 @@
 """How fast is ``extract``, beside what the machine allows, a straightforward loop, and the loops that peers run?
 
-    python benchmarks/bench_extract.py --data ../shared/flickr8k [--out FILE.json]
+    python benchmarks/bench_extract.py --data ../shared/flickr8k [--device cuda] [--out FILE.json]
 
-ResNet50 and DistilBERT with random weights, one view. Each contestant runs in a process of its own, one after the
-other, in several rounds; the medians of their rates are compared. Loading models and libraries is not counted.
+ResNet50 and DistilBERT with random weights. Each contestant runs in a process of its own, one after the other, in
+several rounds; the medians of their rates are compared. Loading models and libraries is not counted.
 
-limit            the same optimised models on ready-made tensors, and reading, decoding and transforming alone, each
-                 with all cores: 1 / (the sum of both times)
+limit            on a processor: the same optimised models on ready-made tensors, and reading, decoding and
+                 transforming alone, each with all cores: 1 / (the sum of both times); on a GPU: the models alone, on
+                 tensors that lie there, and beside it what all cores decode, and which share of the operations a
+                 second of large products of matrices the models reach
 loop             Dataset, DataLoader with a worker a core, batches of 32, torchvision's transforms and model, captions
                  padded to 77 tokens, float32
 clip-retrieval   its reader and mapper: batches of 256, workers, tokens one caption at a time padded to 77, normalised,
@@ -25,7 +27,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,7 +46,9 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=600, help="that the slow loops encode; extract takes all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", default="500x375", help="of the larger pictures, made of the dataset's")
+    parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="run the peers' loops too")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--contestant", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
@@ -57,7 +63,8 @@ def main() -> None:
             "as they are": (options.data, tuple(CONTESTANTS) if options.peers else own),
             options.size: (larger, own),
         }
-        result = {"machine": machine(), "pictures": options.pictures, "dtype": options.dtype}
+        asked = {name: getattr(options, name) for name in ("pictures", "views", "dtype", "device")}
+        result = {"machine": machine(options.device), **asked}
         result |= {name: race(options, *where) for name, where in sets.items()}
     text = json.dumps(result, indent=2)
     print(text)
@@ -73,12 +80,12 @@ def race(options, data: Path, names: tuple[str, ...]) -> dict:
             start = time.perf_counter()
             values = vars(options) | {"contestant": name, "data": data}
             flags = [f"--{key}={value}" for key, value in values.items() if key not in ("out", "peers")]
-            done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=False)
+            done = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
-                sys.exit(done.stderr)
+                sys.exit(f"{name} ended with {done.returncode}")
             for what, value in json.loads(done.stdout.splitlines()[-1]).items():
                 rates[name][what].append(value)
-            print(f"round {turn + 1}: {name} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            say(f"round {turn + 1}: {name} {time.perf_counter() - start:.0f} s")
     medians = {name: {what: statistics.median(found) for what, found in each.items()} for name, each in rates.items()}
     mine = medians["extract"]
     ratios = {
@@ -97,12 +104,10 @@ def extract(options) -> dict:
     from extract.pipeline import extract as run
 
     assert cli
-    config = ExtractConfig(image_encoder=IMAGE, text_encoder=TEXT, views=1, dtype=options.dtype)
+    config = ExtractConfig(image_encoder=IMAGE, text_encoder=TEXT, views=options.views, dtype=options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         dataset = read_dataset(options.data).first(options.pictures)
-        summary = run(
-            dataset, Path(folder) / "s.h5", config, device="cpu", say=lambda line: print(line, file=sys.stderr)
-        )
+        summary = run(dataset, Path(folder) / "s.h5", config, device=options.device, say=say)
     image, text = summary.speed["image"], summary.speed["text"]
     rates = {"pictures/s": image.rows / image.seconds, "captions/s": summary.captions / text.seconds}
     for kind, speed in summary.speed.items():
@@ -118,48 +123,123 @@ def limit(options) -> dict:
     import cli
     from extract.datasets import read_dataset
     from extract.encoders import ImageEncoder, TextEncoder, by_length
-    from extract.inference import relative_error
     from extract.pictures import decode
-    from extract.pipeline import AUTO_ERROR, BATCH_SIZE, CAPTIONS_PER_PICTURE
-    from extract.streams import in_order
+    from extract.pipeline import BATCH_SIZE, CAPTIONS_PER_PICTURE, ON_A_GPU, PIECE, SAMPLE, SHARD_ROWS
+    from extract.streams import in_order, in_processes
 
     assert cli
+    gpu, device = options.device != "cpu", torch.device(options.device)
     dataset = read_dataset(options.data).first(options.pictures)
-    images = ImageEncoder(IMAGE, layers="auto", views=1, device="cpu")
     captions = list(dict.fromkeys(dataset.captions))
-    texts = {
-        dtype: TextEncoder(TEXT, layers="auto", dtype=dtype, captions=captions, device="cpu")
-        for dtype in ("float32", "bfloat16")
-    }
-    sample = [texts[dtype].encode(captions[:256])[0] for dtype in ("bfloat16", "float32")]
-    chosen = "bfloat16" if options.dtype == "auto" and relative_error(*sample) <= AUTO_ERROR else "float32"
-    size, streams = BATCH_SIZE["cpu"], torch.get_num_threads()
+    size, streams = BATCH_SIZE[device.type], os.cpu_count() if gpu else torch.get_num_threads()
+    common = {"layers": "auto", "device": options.device}
 
     def read(path: str) -> torch.Tensor:
-        return images.pixels(decode((dataset.root / path).read_bytes(), images.short_side))
+        return preprocessing.pixels(decode((dataset.root / path).read_bytes(), preprocessing.short_side))
 
-    def timed(work, tasks) -> tuple[float, list]:
+    def read_all(paths: list[str]):
+        return torch.stack([read(path) for path in paths]).numpy()
+
+    def timed(work, tasks, pool=in_order) -> tuple[float, list]:
         start = time.perf_counter()
-        made = list(in_order(work, tasks, streams))
+        made = list(pool(work, tasks, streams))
         return time.perf_counter() - start, made
 
-    paths = [dataset.paths[start : start + size] for start in range(0, len(dataset.paths), size)]
-    decoding, pixels = timed(lambda batch: torch.stack([read(path) for path in batch]), paths)
-    timed(images.encode, pixels[:4])
-    encoding, _ = timed(images.encode, pixels)
+    def on_the_card(work, batches) -> tuple[float, list]:
+        with torch.inference_mode():
+            made = [work(batch) for batch in batches[:3]]
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for batch in batches:
+                work(batch)
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, made
+
+    def images_in(dtype: str):
+        return ImageEncoder(IMAGE, views=options.views, dtype=dtype, **common)
+
+    def texts_in(dtype: str):
+        return TextEncoder(TEXT, dtype=dtype, captions=captions, **common)
+
+    preprocessing = images_in("float32").preprocessing
+    sample = torch.stack([read(path) for path in dataset.paths[: SAMPLE["image"]]])
+    images = chosen(options, images_in, lambda encoder: encoder.encode(sample))
+    texts = chosen(options, texts_in, lambda encoder: encoder.encode(captions[: SAMPLE["text"]])[0])
+    parts = PIECE if gpu else size
+    paths = [dataset.paths[start : start + parts] for start in range(0, len(dataset.paths), parts)]
+    decoding, pixels = timed(read_all, paths, in_processes if gpu else in_order)
+    pixels = torch.cat([torch.from_numpy(each) for each in pixels]).split(size)
     start = time.perf_counter()
-    token_ids, _ = texts[chosen].tokenize(captions)
-    tokens = time.perf_counter() - start
-    batches = [ids for first in range(0, len(token_ids), 1024)
-               for _, ids in by_length(token_ids[first : first + 1024], size * CAPTIONS_PER_PICTURE)]  # fmt: skip
-    timed(texts[chosen].encode_tokens, batches[:4])
-    seconds, _ = timed(texts[chosen].encode_tokens, batches)
+    token_ids, _ = texts.tokenize(captions)
+    tokens, rows = time.perf_counter() - start, SHARD_ROWS["text"] * (ON_A_GPU["text"] if gpu else 1)
+    batches = [ids for first in range(0, len(token_ids), rows)
+               for _, ids in by_length(token_ids[first : first + rows], size * CAPTIONS_PER_PICTURE)]  # fmt: skip
+    if gpu:
+        encoding, _ = on_the_card(images._features, [each.to(device) for each in pixels[:40]])
+        encoding *= len(dataset.paths) / sum(map(len, pixels[:40]))
+        seconds, _ = on_the_card(texts.outputs, [texts.padded(ids) for ids in batches])
+        decoding_shown, tokens_shown = 0.0, 0.0
+    else:
+        timed(images.encode, pixels[:4])
+        encoding, _ = timed(images.encode, pixels)
+        timed(texts.encode_tokens, batches[:4])
+        seconds, _ = timed(texts.encode_tokens, batches)
+        decoding_shown, tokens_shown = decoding, tokens
+    shares = {}
+    if gpu:
+        for kind, encode, made, second, encoder in (
+            ("image", images.encode, pixels[:8], encoding / len(dataset.paths), images),
+            ("text", texts.encode_tokens, batches[:8], seconds / len(captions), texts),
+        ):
+            count = sum(operations(encode, batch) for batch in made) / sum(map(len, made))
+            shares[f"{kind}: % of products"] = 100 * count / second / products(device, encoder.recipe["dtype"])
     return {
-        "pictures/s": len(dataset.paths) / (decoding + encoding),
-        "captions/s": len(dataset.captions) / (tokens + seconds),
+        "pictures/s": len(dataset.paths) / (decoding_shown + encoding),
+        "captions/s": len(dataset.captions) / (tokens_shown + seconds),
+        "pictures decoded/s": len(dataset.paths) / decoding,
+        "captions tokenised/s": len(captions) / tokens,
         "ms to decode a picture": 1000 * decoding / len(dataset.paths),
         "ms to encode a picture": 1000 * encoding / len(dataset.paths),
+        **shares,
     }
+
+
+def chosen(options, make, features):
+    """The encoder that ``extract`` takes (``--dtype``)."""
+    from extract.inference import fast_dtype, relative_error
+    from extract.pipeline import AUTO_ERROR
+
+    exact = make("float32" if options.dtype == "auto" else options.dtype)
+    if options.dtype != "auto" or not fast_dtype(exact.device):
+        return exact
+    fast = make(fast_dtype(exact.device))
+    error = relative_error(features(fast), features(exact))
+    say(f"{exact.recipe['architecture']}: {fast.recipe['dtype']} moves the features by {error:.3%}")
+    return fast if error <= AUTO_ERROR else exact
+
+
+def operations(work, batch) -> int:
+    """Floating-point operations of a pass, of which a multiplication with its addition makes two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work(batch)
+    return counter.get_total_flops()
+
+
+def products(device, dtype: str) -> float:
+    """Operations a second of a card's large products of matrices."""
+    import torch
+
+    side = 8192
+    first, second = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        first @ second
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(times)
 
 
 def loop(options) -> dict:
@@ -170,14 +250,14 @@ def loop(options) -> dict:
     loader = torch.utils.data.DataLoader(Pictures(paths, transforms), batch_size=32, num_workers=os.cpu_count())
     with torch.no_grad():
         start = time.perf_counter()
-        features = torch.cat([image_model(batch) for batch in loader])
+        features = torch.cat([image_model(batch.to(options.device)).cpu() for batch in loader])
         image_seconds = time.perf_counter() - start
         assert len(features) == len(paths)
         captions = captions[: options.captions]
         start = time.perf_counter()
         for first in range(0, len(captions), 32):
-            batch = tokenizer(captions[first : first + 32], **padded(), return_tensors="pt")
-            mean(text_model(**batch).last_hidden_state, batch["attention_mask"])
+            batch = tokenizer(captions[first : first + 32], **padded(), return_tensors="pt").to(options.device)
+            mean(text_model(**batch).last_hidden_state, batch["attention_mask"]).cpu()
         text_seconds = time.perf_counter() - start
     return {"pictures/s": len(paths) / image_seconds, "captions/s": len(captions) / text_seconds}
 
@@ -192,10 +272,11 @@ def clip_retrieval(options) -> dict:
     with torch.no_grad():
         start = time.perf_counter()
         for batch in torch.utils.data.DataLoader(Pictures(paths, transforms), **workers):
-            half(image_model(batch))
+            half(image_model(batch.to(options.device)))
         image_seconds = time.perf_counter() - start
         start = time.perf_counter()
         for batch in torch.utils.data.DataLoader(Captions(captions, tokenizer), **workers):
+            batch = {name: ids.to(options.device) for name, ids in batch.items()}
             half(mean(text_model(**batch).last_hidden_state, batch["attention_mask"]))
         text_seconds = time.perf_counter() - start
     return {"pictures/s": len(paths) / image_seconds, "captions/s": len(captions) / text_seconds}
@@ -216,9 +297,10 @@ def simple_clip(options) -> dict:
     with torch.no_grad():
         start = time.perf_counter()
         for batch in loader:
-            image_model(batch.pop("image"))
+            batch = {name: each.to(options.device) for name, each in batch.items()}
+            image_model(batch.pop("image")).cpu()
             spent["image"] -= start - (start := time.perf_counter())
-            text_model(**batch).last_hidden_state[:, 0]
+            text_model(**batch).last_hidden_state[:, 0].cpu()
             spent["text"] -= start - (start := time.perf_counter())
     return {
         "pictures/s": len(dataset.paths) / spent["image"],
@@ -296,9 +378,9 @@ def plain_models(options):
     return (
         [dataset.root / path for path in dataset.paths],
         dataset.captions,
-        image_model,
+        image_model.to(options.device),
         transforms,
-        text_model,
+        text_model.to(options.device),
         tokenizer,
     )
 
@@ -323,16 +405,12 @@ def enlarged(options, folder: Path) -> Path:
     """The dataset with pictures of another size, as JPEG of quality 90."""
     import csv
 
-    from PIL import Image
-
     from extract.datasets import read_dataset
 
     dataset = read_dataset(options.data).first(options.pictures)
-    size = tuple(map(int, options.size.split("x")))
-    for path in dataset.paths:
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(dataset.root / path).convert("RGB").resize(size).save(target, "JPEG", quality=90)
+    with ProcessPoolExecutor() as pool:
+        size, each = tuple(map(int, options.size.split("x"))), len(dataset.paths)
+        list(pool.map(enlarge, repeat(dataset.root), repeat(folder), dataset.paths, repeat(size, each), chunksize=16))
     with open(folder / "captions.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "caption", "split"])
@@ -341,10 +419,27 @@ def enlarged(options, folder: Path) -> Path:
     return folder
 
 
-def machine() -> dict:
+def enlarge(root: Path, folder: Path, path: str, size: tuple[int, int]) -> None:
+    """One picture of another size."""
+    from PIL import Image
+
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(root / path).convert("RGB").resize(size).save(target, "JPEG", quality=90)
+
+
+def machine(device: str) -> dict:
     """Where and with what this ran."""
+    import torch
+
     libraries = {name: version(name) for name in ("torch", "torchvision", "transformers", "pillow")}
-    return {"processor": platform.machine(), "cores": os.cpu_count(), **libraries}
+    card = {"card": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+    return {"processor": platform.machine(), "cores": os.cpu_count(), **card, **libraries}
+
+
+def say(line: str) -> None:
+    """What the user is told while it runs."""
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

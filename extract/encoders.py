@@ -79,6 +79,12 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def joined(blocks: list[Tensor], device: torch.device) -> Tensor:
+    """Blocks of rows, one after the other, where ``device`` copies from the fastest: (n, …) each -> (N, …)."""
+    shape = (sum(map(len, blocks)), *blocks[0].shape[1:])
+    return torch.cat(blocks, out=torch.empty(shape, dtype=blocks[0].dtype, pin_memory=device.type == "cuda"))
+
+
 class _Lanes:
     """A device. On CUDA, calls alternate between streams, so that one batch is copied while another is computed."""
 
@@ -110,7 +116,7 @@ class Preprocessing:
     """What comes before an image encoder's network and belongs to its weights, in two steps.
 
     ``pixels`` are of 8 bits, and are made on a processor: a GPU would round in another way. ``scaled`` gives each level
-    its number, on any device. It can be pickled, so that other processes may decode.
+    its number, on any device.
 
     Attributes:
         views: what they show (``pictures.VIEWS``).
@@ -337,11 +343,12 @@ class TextEncoder:
 
     def tokenize(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
         """Token ids of M captions, and which were cut at the maximum length, bool (M,). In one thread at a time."""
-        token_ids = self._tokenizer(captions, truncation=True, max_length=self._max_length, verbose=False)["input_ids"]
+        ids_alone = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        token_ids = self._tokenizer(captions, truncation=True, max_length=self._max_length, **ids_alone)["input_ids"]
         truncated = np.array([len(ids) == self._max_length for ids in token_ids], dtype=bool)
         full = np.flatnonzero(truncated)
         if len(full):
-            whole = self._tokenizer([captions[row] for row in full], verbose=False)["input_ids"]
+            whole = self._tokenizer([captions[row] for row in full], **ids_alone)["input_ids"]
             truncated[full] = [len(ids) > self._max_length for ids in whole]
         return token_ids, truncated
 

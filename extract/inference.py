@@ -22,6 +22,16 @@ def native_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in _NATIVE_BFLOAT16)
 
 
+def fast_dtype(device: torch.device) -> str | None:
+    """In what ``device`` encodes faster than in float32, or None.
+
+    float16 on CUDA, where it is as fast as bfloat16 and rounds eight times finer; bfloat16 where a processor has it.
+    """
+    if device.type == "cuda":
+        return "float16"
+    return "bfloat16" if native_bfloat16(device) else None
+
+
 def relative_error(features: np.ndarray, reference: np.ndarray, spread: np.ndarray | None = None) -> float:
     """Root-mean-square difference of two (N, ...) arrays, in units of the spread of the features over the N records.
 

@@ -20,12 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from configs.schema import ExtractConfig
@@ -47,13 +48,13 @@ from extract.store import (
     seal,
     write_shard,
 )
-from extract.streams import Speed, ahead, deaths_told, in_order, in_processes, shares
+from extract.streams import Speed, ahead, deaths_told, in_order, in_processes, shared, shares
 
 if TYPE_CHECKING:
     from extract.encoders import Preprocessing
 
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
-ON_A_GPU = 8  # times that many there
+ON_A_GPU = {"image": 4, "text": 2}  # times that many there
 PIECE = 16  # pictures that a process decodes at a time for a GPU
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory and time
@@ -415,18 +416,18 @@ class _Job:
 
     def _in_best_dtype(self, kind: str, make: Callable, sample: Callable):
         """The encoder in the arithmetic that was asked for, or has been used, or that a sample shows to be enough."""
-        from extract.inference import native_bfloat16, relative_error
+        from extract.inference import fast_dtype, relative_error
 
         known = self._before.recipes[kind] if self._before else {}
         dtype = self.config.dtype if self.config.dtype != "auto" else None
         dtype = dtype or self.settings["dtypes"].get(kind) or known.get("dtype")
         encoder = make(dtype=dtype or "float32")
-        if dtype is None and native_bfloat16(encoder.device):
-            faster = make(dtype="bfloat16")
+        if dtype is None and (fast := fast_dtype(encoder.device)):
+            faster = make(dtype=fast)
             error = relative_error(sample(faster), sample(encoder))
             encoder = faster if error <= AUTO_ERROR else encoder
             self.say(
-                f"{kind}: bfloat16 would move the features by {error:.2%} of their spread (at most {AUTO_ERROR:.2%}): "
+                f"{kind}: {fast} would move the features by {error:.2%} of their spread (at most {AUTO_ERROR:.2%}): "
                 f"encoding in {encoder.recipe['dtype']}"
             )
         self.settings["dtypes"][kind] = encoder.recipe["dtype"]
@@ -468,7 +469,6 @@ class _Job:
     def _trials(self, pictures, text) -> dict[str, Callable[[int], np.ndarray]]:
         """What encodes a batch of each kind, as large as it can become."""
         import torch
-        from PIL import Image
 
         trials = {}
         if pictures:
@@ -491,7 +491,7 @@ class _Job:
         return os.cpu_count() if self._apart else torch.get_num_threads()
 
     def _shard_rows(self, kind: str) -> int:
-        return SHARD_ROWS[kind] * (ON_A_GPU if self._apart else 1)
+        return SHARD_ROWS[kind] * (ON_A_GPU[kind] if self._apart else 1)
 
     def _check_room(self, pictures, text) -> None:
         """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, the whole store."""
@@ -648,7 +648,6 @@ class _Job:
         in order. ``columns``: the columns of a shard's records, one argument each -> name -> values.
         """
         total, done = (sum(len(items) for file, items in shards if all_of or file.exists()) for all_of in (True, False))
-        tasks = ((file, batch) for file, items in shards if not file.exists() for batch in batches(items))
         spent: Counter[str] = Counter(write=0.0)
         begun = time.perf_counter()
 
@@ -658,9 +657,23 @@ class _Job:
             write_shard(file, kind, columns(*zip(*records, strict=True)), recipe, failures)
             spent["write"] += time.perf_counter() - start
 
-        encoded, written = results(tasks), None
+        def plan(shard: tuple[Path, list[int]]) -> list[tuple]:
+            return [(shard[0], batch) for batch in batches(shard[1])]
+
+        def tasks(planner: ThreadPoolExecutor) -> Iterator[tuple]:
+            todo = (shard for shard in shards if not shard[0].exists())
+            for planned in ahead(lambda shard: planner.submit(plan, shard).result, todo, 1):
+                yield from planned
+
         bar = tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True)
-        with deaths_told(), bar, ThreadPoolExecutor(1) as writer, contextlib.closing(encoded):
+        with (
+            deaths_told(),
+            bar,
+            ThreadPoolExecutor(1) as planner,
+            ThreadPoolExecutor(1) as writer,
+            contextlib.closing(results(tasks(planner))) as encoded,
+        ):
+            written = None
             for file, group in groupby(encoded, key=itemgetter(0)):
                 records, failures = [], []
                 for _, batch in group:
@@ -709,25 +722,42 @@ class _Job:
         if not self._apart:
             yield from in_order(lambda task: begin((task[0], [read(task[1])]))(), tasks, self._streams())
             return
+        sample = read.preprocessing.pixels(Image.new("RGB", (256, 256))).numpy()
+        held = 2 * self._streams() + self.settings["batch_size"] // PIECE + 3  # pieces under way and in a batch
+        places = shared((held, PIECE, *sample.shape), sample.dtype)
         batches: deque[tuple[Path, int]] = deque()
 
-        def pieces() -> Iterator[list[int]]:
+        def pieces() -> Iterator[tuple[int, list[int]]]:
+            numbers = count()
             for file, rows in tasks:
                 parts = _split(rows, PIECE)
                 batches.append((file, len(parts)))
-                yield from parts
+                for part in parts:
+                    yield next(numbers), part
 
-        done = in_processes(read, pieces(), self._streams())
-        joined = ((file, [first, *islice(done, count - 1)]) for first in done for file, count in [batches.popleft()])
-        yield from ahead(begin, joined, STREAMS)
+        def read_apart(piece: tuple[int, list[int]]) -> tuple[int, _Read]:
+            place, found = piece[0] % held, read(piece[1])
+            places[place, : len(found.pixels)] = found.pixels
+            return place, found._replace(pixels=len(found.pixels))
+
+        def joined() -> Iterator[tuple[Path, list[_Read]]]:
+            done = in_processes(read_apart, pieces(), self._streams())
+            done = (found._replace(pixels=places[place, : found.pixels]) for place, found in done)
+            for first in done:
+                file, number = batches.popleft()
+                yield file, [first, *islice(done, number - 1)]
+
+        yield from ahead(begin, joined(), STREAMS)
 
     def _begin_pictures(self, encoder, known: RowSources, task: tuple[Path, list[_Read]]) -> Callable:
         """Begins to encode a batch, but for what is ``known``; the call that is returned gives (file, ``_Encoded``)."""
         import torch
 
+        from extract.encoders import joined
+
         (file, pieces), start = task, time.perf_counter()
-        pixels = [piece.pixels for piece in pieces if len(piece.pixels)]
-        features = encoder.begin(torch.from_numpy(np.concatenate(pixels))) if pixels else lambda: ()
+        pixels = [torch.from_numpy(piece.pixels) for piece in pieces if len(piece.pixels)]
+        features = encoder.begin(joined(pixels, encoder.device)) if pixels else lambda: ()
 
         def finish() -> tuple[Path, _Encoded]:
             new, records = iter(features()), []

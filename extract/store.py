@@ -507,9 +507,13 @@ def write_column(group: h5py.Group, name: str, values) -> None:
 
 
 def _fill(target: h5py.Dataset, rows: slice, block) -> None:
-    if h5py.check_vlen_dtype(target.dtype) == np.uint8:
-        for row, data in zip(range(rows.start, rows.stop), block, strict=True):
-            target[row] = data  # one by one: h5py takes a block of equally long values for a matrix
+    if h5py.check_vlen_dtype(target.dtype) == np.uint8:  # h5py's own way takes equally long values for a matrix
+        values = np.empty(rows.stop - rows.start, dtype=object)
+        for place, data in zip(range(len(values)), block, strict=True):
+            values[place] = data
+        space = target.id.get_space()
+        space.select_hyperslab((rows.start,), values.shape)
+        target.id.write(h5py.h5s.create_simple(values.shape), space, values, h5py.h5t.py_create(target.dtype))
     else:
         target[rows] = block
 

@@ -1,10 +1,15 @@
 """Work that keeps cores and a GPU busy: in threads, in processes, begun ahead; results in order; where time went."""
 
 import contextlib
+import math
+import mmap
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
+
+import numpy as np
 
 from configs import OnceoverError
 from extract.memory import keep_freed_memory
@@ -63,14 +68,30 @@ def ahead(begin: Callable[..., Callable], tasks: Iterable, count: int) -> Iterat
 
 
 def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
-    """``work`` of each task, in the order of the tasks, from processes: Python's threads would wait for each other.
+    """``work`` of each task, in the order of the tasks, from forks of this process: threads would wait for each other.
 
-    ``work``, tasks and results are pickled; arrays go through pipes and need no shared memory. Used within
-    ``deaths_told``, since the news of a killed process comes as a signal.
+    Results are pickled; what is large goes into ``shared`` memory. Twice as many tasks as processes are under way.
+    Elsewhere than on Linux, where forks are not safe, threads work. Used within ``deaths_told``, since the news of a
+    killed process comes as a signal.
     """
     from torch.utils.data import DataLoader
 
-    yield from DataLoader(_Work(work), batch_size=None, sampler=tasks, num_workers=processes, collate_fn=_as_it_is)
+    if sys.platform == "linux":
+        yield from DataLoader(
+            _Work(work),
+            batch_size=None,
+            sampler=tasks,
+            num_workers=processes,
+            collate_fn=_as_it_is,
+            multiprocessing_context="fork",
+        )
+    else:
+        yield from in_order(work, tasks, processes)
+
+
+def shared(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of zeros in memory that is shared with forks of this process, and bounded by nothing but all of it."""
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
 
 
 @contextlib.contextmanager

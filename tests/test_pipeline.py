@@ -702,7 +702,7 @@ def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finish
         return decode(*given)
 
     monkeypatch.setattr(pipeline, "decode", dies)
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 1)  # eight pictures a file
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 2)  # eight pictures a file
     with pytest.raises(StreamError, match="a process that decodes was killed .* run the command again, and it goes on"):
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))
