@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=600)
     parser.add_argument("--captions", type=int, default=600, help="that the slow loops encode; extract takes all")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1, help="within a process, of each round")
     parser.add_argument("--size", default="500x375", help="of the larger pictures, made of the dataset's")
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--dtype", default="auto")
@@ -54,7 +55,8 @@ def main() -> None:
     parser.add_argument("--contestant", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
-        print(json.dumps(CONTESTANTS[options.contestant](options)))
+        for _ in range(options.repeats):
+            print(json.dumps(CONTESTANTS[options.contestant](options)), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         larger = enlarged(options, Path(folder))
@@ -83,8 +85,9 @@ def race(options, data: Path, names: tuple[str, ...]) -> dict:
             done = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{name} ended with {done.returncode}")
-            for what, value in json.loads(done.stdout.splitlines()[-1]).items():
-                rates[name][what].append(value)
+            for line in done.stdout.splitlines():
+                for what, value in json.loads(line).items():
+                    rates[name][what].append(value)
             say(f"round {turn + 1}: {name} {time.perf_counter() - start:.0f} s")
     medians = {name: {what: statistics.median(found) for what, found in each.items()} for name, each in rates.items()}
     mine = medians["extract"]
@@ -132,74 +135,75 @@ def limit(options) -> dict:
     dataset = read_dataset(options.data).first(options.pictures)
     captions = list(dict.fromkeys(dataset.captions))
     size, streams = BATCH_SIZE[device.type], os.cpu_count() if gpu else torch.get_num_threads()
-    common = {"layers": "auto", "device": options.device}
-
-    def read(path: str) -> torch.Tensor:
-        return preprocessing.pixels(decode((dataset.root / path).read_bytes(), preprocessing.short_side))
-
-    def read_all(paths: list[str]):
-        return torch.stack([read(path) for path in paths]).numpy()
-
-    def timed(work, tasks, pool=in_order) -> tuple[float, list]:
-        start = time.perf_counter()
-        made = list(pool(work, tasks, streams))
-        return time.perf_counter() - start, made
-
-    def on_the_card(work, batches) -> tuple[float, list]:
-        with torch.inference_mode():
-            made = [work(batch) for batch in batches[:3]]
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for batch in batches:
-                work(batch)
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, made
 
     def images_in(dtype: str):
-        return ImageEncoder(IMAGE, views=options.views, dtype=dtype, **common)
+        return ImageEncoder(IMAGE, layers="auto", views=options.views, dtype=dtype, device=options.device)
 
     def texts_in(dtype: str):
-        return TextEncoder(TEXT, dtype=dtype, captions=captions, **common)
+        return TextEncoder(TEXT, layers="auto", dtype=dtype, captions=captions, device=options.device)
+
+    def read(paths: list[str]) -> torch.Tensor:
+        side = preprocessing.short_side
+        return torch.stack([preprocessing.pixels(decode((dataset.root / path).read_bytes(), side)) for path in paths])
+
+    def timed(work, tasks) -> float:
+        start = time.perf_counter()
+        for _ in in_order(work, tasks, streams):
+            pass
+        return time.perf_counter() - start
+
+    def on_the_card(work, batches) -> float:
+        with torch.inference_mode():
+            for turn in range(2):  # the first makes room for each size
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for batch in batches if turn else batches[:: max(1, len(batches) // 8)]:
+                    work(batch)
+                torch.cuda.synchronize()
+        return time.perf_counter() - start
 
     preprocessing = images_in("float32").preprocessing
-    sample = torch.stack([read(path) for path in dataset.paths[: SAMPLE["image"]]])
+    sample = read(dataset.paths[: SAMPLE["image"]])
     images = chosen(options, images_in, lambda encoder: encoder.encode(sample))
     texts = chosen(options, texts_in, lambda encoder: encoder.encode(captions[: SAMPLE["text"]])[0])
-    parts = PIECE if gpu else size
-    paths = [dataset.paths[start : start + parts] for start in range(0, len(dataset.paths), parts)]
-    decoding, pixels = timed(read_all, paths, in_processes if gpu else in_order)
-    pixels = torch.cat([torch.from_numpy(each) for each in pixels]).split(size)
     start = time.perf_counter()
     token_ids, _ = texts.tokenize(captions)
-    tokens, rows = time.perf_counter() - start, SHARD_ROWS["text"] * (ON_A_GPU["text"] if gpu else 1)
+    tokenising, rows = time.perf_counter() - start, SHARD_ROWS["text"] * (ON_A_GPU["text"] if gpu else 1)
     batches = [ids for first in range(0, len(token_ids), rows)
                for _, ids in by_length(token_ids[first : first + rows], size * CAPTIONS_PER_PICTURE)]  # fmt: skip
+    few, shares = dataset.paths[:4096], {}
     if gpu:
-        encoding, _ = on_the_card(images._features, [each.to(device) for each in pixels[:40]])
-        encoding *= len(dataset.paths) / sum(map(len, pixels[:40]))
-        seconds, _ = on_the_card(texts.outputs, [texts.padded(ids) for ids in batches])
-        decoding_shown, tokens_shown = 0.0, 0.0
-    else:
-        timed(images.encode, pixels[:4])
-        encoding, _ = timed(images.encode, pixels)
-        timed(texts.encode_tokens, batches[:4])
-        seconds, _ = timed(texts.encode_tokens, batches)
-        decoding_shown, tokens_shown = decoding, tokens
-    shares = {}
-    if gpu:
-        for kind, encode, made, second, encoder in (
-            ("image", images.encode, pixels[:8], encoding / len(dataset.paths), images),
-            ("text", texts.encode_tokens, batches[:8], seconds / len(captions), texts),
+        start = time.perf_counter()
+        pieces = [few[first : first + PIECE] for first in range(0, len(few), PIECE)]
+        read_all = sum(in_processes(lambda paths: len(read(paths)), pieces, streams))
+        decoding = (time.perf_counter() - start) / read_all
+        batch = sample.repeat(size // len(sample), 1, 1, 1, 1).to(device)
+        encoding = on_the_card(images._features, [batch] * 40) / (40 * size)
+        captioning = on_the_card(texts.outputs, [texts.padded(ids) for ids in batches]) / len(captions)
+        for kind, encode, made, seconds, encoder in (
+            ("pictures", images.encode, [batch.cpu()], encoding, images),
+            ("captions", texts.encode_tokens, batches[:8], captioning, texts),
         ):
-            count = sum(operations(encode, batch) for batch in made) / sum(map(len, made))
-            shares[f"{kind}: % of products"] = 100 * count / second / products(device, encoder.recipe["dtype"])
+            count = sum(operations(encode, each) for each in made) / sum(map(len, made))
+            shares[f"{kind}: % of products"] = 100 * count / seconds / products(device, encoder.recipe["dtype"])
+        each_picture, each_caption = encoding, captioning
+    else:
+        paths = [dataset.paths[first : first + size] for first in range(0, len(dataset.paths), size)]
+        pixels: list = [None] * len(paths)
+        decoding = timed(lambda turn: pixels.__setitem__(turn, read(paths[turn])), range(len(paths)))
+        decoding /= len(dataset.paths)
+        timed(images.encode, pixels[:4])
+        encoding = timed(images.encode, pixels) / len(dataset.paths)
+        timed(texts.encode_tokens, batches[:4])
+        captioning = timed(texts.encode_tokens, batches) / len(captions)
+        each_picture, each_caption = decoding + encoding, tokenising / len(captions) + captioning
     return {
-        "pictures/s": len(dataset.paths) / (decoding_shown + encoding),
-        "captions/s": len(dataset.captions) / (tokens_shown + seconds),
-        "pictures decoded/s": len(dataset.paths) / decoding,
-        "captions tokenised/s": len(captions) / tokens,
-        "ms to decode a picture": 1000 * decoding / len(dataset.paths),
-        "ms to encode a picture": 1000 * encoding / len(dataset.paths),
+        "pictures/s": 1 / each_picture,
+        "captions/s": len(dataset.captions) / len(captions) / each_caption,
+        "pictures decoded/s": 1 / decoding,
+        "captions tokenised/s": len(captions) / tokenising,
+        "ms to decode a picture": 1000 * decoding,
+        "ms to encode a picture": 1000 * encoding,
         **shares,
     }
 

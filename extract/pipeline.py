@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import count, groupby, islice
+from itertools import chain, count, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
 ON_A_GPU = {"image": 4, "text": 2}  # times that many there
 PIECE = 16  # pictures that a process decodes at a time for a GPU
+TOKENIZERS = 4  # processes; more take longer to begin than they save
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory and time
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
@@ -198,6 +199,21 @@ def _stat(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def _joined(batches: list[dict[str, list | np.ndarray]]) -> dict[str, list | np.ndarray]:
+    """The columns of batches, one after the other, in the order of ``row``."""
+    filled = [columns for columns in batches if len(columns["row"])] or batches[:1]
+    order = np.argsort([row for columns in filled for row in columns["row"]])
+    joined = {}
+    for name, first in filled[0].items():
+        if isinstance(first, np.ndarray):
+            whole = np.concatenate([columns[name] for columns in filled])
+            joined[name] = whole if (np.diff(order) == 1).all() else whole[order]
+        else:
+            whole = [value for columns in filled for value in columns[name]]
+            joined[name] = [whole[place] for place in order]
+    return joined
+
+
 def _split(rows: list[int], size: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -231,9 +247,9 @@ class _Read(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """One batch: a tuple for each record, its row first; what failed; seconds by stage."""
+    """One batch: columns of its records, ``row`` and ``features`` among them; what failed; seconds by stage."""
 
-    records: list[tuple]
+    columns: dict[str, list | np.ndarray]
     failures: list[Failure]
     seconds: dict[str, float]
 
@@ -575,9 +591,12 @@ class _Job:
             "image",
             shards,
             encoder.recipe,
-            batches=lambda items: _split(items, self.settings["batch_size"]),
-            results=partial(self._encoded_pictures, read, partial(self._begin_pictures, encoder, known)),
-            columns=self._image_columns,
+            encoded=partial(self._encoded_pictures, read, partial(self._begin_pictures, encoder, known)),
+            columns=lambda rows: {
+                "id": [self.dataset.ids[row] for row in rows],
+                "size": np.array([self.stats[row][0] for row in rows], dtype=np.int64),
+                "mtime_ns": np.array([self.stats[row][1] for row in rows], dtype=np.int64),
+            },
         )
         sources = self._sources("image", encoder.recipe, columns)
         return sources, self._content_keys(sources)
@@ -596,14 +615,14 @@ class _Job:
         )
         self._announce("text", shards, self.config.text_encoder, len(captions))
 
-        def batches(items: list[int]) -> Iterator:
-            token_ids, truncated = encoder.tokenize([captions[row] for row in items])
-            for places, ids in by_length(token_ids, self.settings["batch_size"] * CAPTIONS_PER_PICTURE):
-                yield [items[place] for place in places], truncated[places], ids
+        def batches(shard: tuple[Path, list[int]]) -> list[tuple]:
+            file, rows = shard
+            token_ids, truncated = encoder.tokenize([captions[row] for row in rows])
+            made = by_length(token_ids, self.settings["batch_size"] * CAPTIONS_PER_PICTURE)
+            return [(file, [rows[place] for place in places], truncated[places], ids) for places, ids in made]
 
         def begin(task) -> Callable[[], tuple[Path, _Encoded]]:
-            file, (rows, truncated, token_ids) = task
-            start = time.perf_counter()
+            (file, rows, truncated, token_ids), start = task, time.perf_counter()
             features = encoder.begin(token_ids)
             return lambda: (file, finish(rows, truncated, features(), start))
 
@@ -613,19 +632,20 @@ class _Job:
                     f"{self.config.text_encoder} gives numbers that are not finite or do not fit "
                     f"{self.config.store_dtype}; try --dtype float32 --store-dtype float32"
                 )
-            records = list(zip(rows, truncated, features, strict=True))
-            return _Encoded(records, [], {"encode": self._since(start)})
+            columns = {"row": rows, "truncated": truncated, "features": features}
+            return _Encoded(columns, [], {"encode": self._since(start)})
 
-        def results(tasks) -> Iterator[tuple[Path, _Encoded]]:
+        def encoded(shards: Iterator) -> Iterator[tuple[Path, _Encoded]]:
             if self._apart:
-                return ahead(begin, tasks, STREAMS)
+                os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not outlive the fork
+                planned = in_processes(batches, shards, min(TOKENIZERS, self._streams()))
+                return ahead(begin, chain.from_iterable(planned), STREAMS)
+            tasks = chain.from_iterable(map(batches, shards))
             return in_order(lambda task: begin(task)(), tasks, self._streams())
 
-        def columns_of(rows, truncated, features) -> dict:
-            texts = [captions[row] for row in rows]
-            return {"caption": texts, "truncated": np.array(truncated), "features": np.stack(features)}
-
-        self._compute("text", shards, encoder.recipe, batches, results, columns_of)
+        self._compute(
+            "text", shards, encoder.recipe, encoded, lambda rows: {"caption": [captions[row] for row in rows]}
+        )
         return self._sources("text", encoder.recipe, columns)
 
     def _announce(self, kind: str, shards: list, what: str, total: int) -> None:
@@ -641,50 +661,37 @@ class _Job:
             old = f" ({total - new + done:,} are there already)" if total - new + done else ""
             self.say(f"encoding {new - done:,} {noun}{old} with {what} on {where}")
 
-    def _compute(self, kind: str, shards: list, recipe: dict, batches: Callable, results: Callable, columns: Callable):
+    def _compute(self, kind: str, shards: list, recipe: dict, encoded: Callable, columns: Callable):
         """Encodes the shards that are not there yet and writes each as soon as its last batch is done.
 
-        ``batches``: a shard's items -> its batches. ``results``: (file, batch) of each -> (file, ``_Encoded``),
-        in order. ``columns``: the columns of a shard's records, one argument each -> name -> values.
+        ``encoded``: (file, rows) of each shard -> (file, ``_Encoded``) of its batches, in the shards' order.
+        ``columns``: rows -> the columns of a shard that are known without encoding.
         """
-        total, done = (sum(len(items) for file, items in shards if all_of or file.exists()) for all_of in (True, False))
+        total, done = (sum(len(rows) for file, rows in shards if all_of or file.exists()) for all_of in (True, False))
         spent: Counter[str] = Counter(write=0.0)
         begun = time.perf_counter()
 
-        def write(file: Path, records: list[tuple], failures: list[Failure]) -> None:
+        def write(file: Path, batches: list[_Encoded]) -> None:
             start = time.perf_counter()
-            records.sort(key=itemgetter(0))
-            write_shard(file, kind, columns(*zip(*records, strict=True)), recipe, failures)
+            made = _joined([batch.columns for batch in batches])
+            failures = [failure for batch in batches for failure in batch.failures]
+            write_shard(file, kind, columns(made.pop("row")) | made, recipe, failures)
             spent["write"] += time.perf_counter() - start
 
-        def plan(shard: tuple[Path, list[int]]) -> list[tuple]:
-            return [(shard[0], batch) for batch in batches(shard[1])]
-
-        def tasks(planner: ThreadPoolExecutor) -> Iterator[tuple]:
-            todo = (shard for shard in shards if not shard[0].exists())
-            for planned in ahead(lambda shard: planner.submit(plan, shard).result, todo, 1):
-                yield from planned
-
         bar = tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True)
-        with (
-            deaths_told(),
-            bar,
-            ThreadPoolExecutor(1) as planner,
-            ThreadPoolExecutor(1) as writer,
-            contextlib.closing(results(tasks(planner))) as encoded,
-        ):
+        batches = encoded(shard for shard in shards if not shard[0].exists())
+        with deaths_told(), bar, ThreadPoolExecutor(1) as writer, contextlib.closing(batches):
             written = None
-            for file, group in groupby(encoded, key=itemgetter(0)):
-                records, failures = [], []
+            for file, group in groupby(batches, key=itemgetter(0)):
+                shard = []
                 for _, batch in group:
-                    records += batch.records
-                    failures += batch.failures
+                    shard.append(batch)
                     spent.update(batch.seconds)
                     bar.set_postfix_str(shares(spent), refresh=False)
-                    bar.update(len(batch.records) + len(batch.failures))
+                    bar.update(len(batch.columns["row"]) + len(batch.failures))
                 if written:
                     written.result()
-                written = writer.submit(write, file, records, failures)
+                written = writer.submit(write, file, shard)
             if written:
                 written.result()
         if total > done:
@@ -715,10 +722,11 @@ class _Job:
             keys.append(key)
         return keys
 
-    def _encoded_pictures(self, read: _Reader, begin: Callable, tasks: Iterator) -> Iterator[tuple[Path, _Encoded]]:
-        """(file, ``_Encoded``) of each (file, rows of a batch). ``begin``: as ``_begin_pictures``."""
+    def _encoded_pictures(self, read: _Reader, begin: Callable, shards: Iterator) -> Iterator[tuple[Path, _Encoded]]:
+        """(file, rows) of each shard -> (file, ``_Encoded``) of its batches. ``begin``: as ``_begin_pictures``."""
         from extract.encoders import STREAMS
 
+        tasks = ((file, batch) for file, rows in shards for batch in _split(rows, self.settings["batch_size"]))
         if not self._apart:
             yield from in_order(lambda task: begin((task[0], [read(task[1])]))(), tasks, self._streams())
             return
@@ -757,21 +765,26 @@ class _Job:
 
         (file, pieces), start = task, time.perf_counter()
         pixels = [torch.from_numpy(piece.pixels) for piece in pieces if len(piece.pixels)]
-        features = encoder.begin(joined(pixels, encoder.device)) if pixels else lambda: ()
+        features = encoder.begin(joined(pixels, encoder.device)) if pixels else list
 
         def finish() -> tuple[Path, _Encoded]:
-            new, records = iter(features()), []
             failures = [self._failure(row, reason) for piece in pieces for row, reason in piece.failures]
-            for record in (record for piece in pieces for record in piece.records):
-                key = record[1]
-                found = known.gather("features", [key])[0] if key in known else next(new)
-                if np.isfinite(found).all():
-                    records.append((*record, found))
-                else:
-                    dtypes = f"computed in {encoder.recipe['dtype']}, stored as {self.config.store_dtype}"
-                    failures.append(self._failure(record[0], f"its features are not finite ({dtypes})"))
+            records, found = [record for piece in pieces for record in piece.records], features()
+            if len(found) < len(records):
+                new = iter(found)
+                found = [known.gather("features", [key])[0] if key in known else next(new) for _, key, _ in records]
+            found = np.asarray(found)
+            finite = np.isfinite(found).all(axis=tuple(range(1, found.ndim)))
+            dtypes = f"computed in {encoder.recipe['dtype']}, stored as {self.config.store_dtype}"
+            for place in np.flatnonzero(~finite):
+                failures.append(self._failure(records[place][0], f"its features are not finite ({dtypes})"))
+            kept = [record for record, fits in zip(records, finite, strict=True) if fits]
+            columns = {"row": [row for row, _, _ in kept], "sha256": [key for _, key, _ in kept]}
+            if self.config.thumbnails:
+                columns["thumbnail"] = [small for _, _, small in kept]
             decode = sum(piece.seconds for piece in pieces) / (self._streams() if self._apart else 1)
-            return file, _Encoded(records, failures, {"decode": decode, "encode": self._since(start)})
+            columns["features"] = found if finite.all() else found[finite]
+            return file, _Encoded(columns, failures, {"decode": decode, "encode": self._since(start)})
 
         return finish
 
@@ -781,16 +794,6 @@ class _Job:
         if self._apart:
             start, self._free_since = max(start, self._free_since), now
         return now - start
-
-    def _image_columns(self, rows=(), hashes=(), thumbnails=(), features=()) -> dict:
-        columns = {
-            "id": [self.dataset.ids[row] for row in rows],
-            "sha256": list(hashes),
-            "size": np.array([self.stats[row][0] for row in rows], dtype=np.int64),
-            "mtime_ns": np.array([self.stats[row][1] for row in rows], dtype=np.int64),
-            "features": np.stack(features) if features else np.zeros((0,), dtype=np.float32),
-        }
-        return columns | ({"thumbnail": list(thumbnails)} if self.config.thumbnails else {})
 
     def _failure(self, row: int, reason: str) -> Failure:
         return Failure(self.dataset.ids[row], "image", reason, *self.stats[row])
