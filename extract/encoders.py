@@ -307,6 +307,7 @@ class TextEncoder:
         with _quiet_transformers():
             self._tokenizer, self.tokenizer_files = _tokenizer(parsed, captions, tokenizer_files)
             model, architecture = _hf_text_model(parsed, seed, len(self._tokenizer))
+        self._tokenizer_free = threading.Lock()  # it changes while it works
         self._dual = hasattr(model, "get_text_features")
         # SigLIP takes the last position of captions padded to their full length, unmasked, as it was trained
         self._full_length = model.config.model_type.startswith("siglip")
@@ -342,7 +343,11 @@ class TextEncoder:
         return features[back], truncated
 
     def tokenize(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
-        """Token ids of M captions, and which were cut at the maximum length, bool (M,). In one thread at a time."""
+        """Token ids of M captions, and which were cut at the maximum length, bool (M,). Called from any thread."""
+        with self._tokenizer_free:
+            return self._tokenized(captions)
+
+    def _tokenized(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
         ids_alone = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         token_ids = self._tokenizer(captions, truncation=True, max_length=self._max_length, **ids_alone)["input_ids"]
         truncated = np.array([len(ids) == self._max_length for ids in token_ids], dtype=bool)

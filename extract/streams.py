@@ -76,6 +76,7 @@ def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
     """
     from torch.utils.data import DataLoader
 
+    keep_freed_memory()
     if sys.platform == "linux":
         yield from DataLoader(
             _Work(work),

@@ -78,6 +78,34 @@ def test_views_are_mirrored_and_cropped_before_the_weights_own_preprocessing(ima
     assert not torch.equal(pixels[4], pixels[0])
 
 
+def test_trap_pixels_and_their_numbers_are_what_the_weights_own_preprocessing_gives(image_encoder, tiny_clip, shared):
+    from torchvision.models import ShuffleNet_V2_X0_5_Weights
+    from transformers import AutoImageProcessor
+
+    mobilenet = f"{shared}/encoders/mobilenet_v2_1.0_224"
+    encoded = {name: ImageEncoder(f"hf:{name}", device="cpu") for name in (str(tiny_clip), mobilenet)}
+    cases = [(image_encoder, ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.transforms())]
+    for name, encoder in encoded.items():
+        processor = AutoImageProcessor.from_pretrained(name)
+        cases.append((encoder, lambda one, processor=processor: processor(one, return_tensors="pt")["pixel_values"][0]))
+    for encoder, whole in cases:
+        for size in ((60, 50), (300, 500), (500, 300)):
+            pixels = encoder.preprocessing.preprocess(noise(size=size))
+            assert pixels.dtype == torch.uint8
+            assert torch.equal(encoder.preprocessing.scaled(pixels[None])[0], whole(noise(size=size)))
+
+
+def test_a_preprocessing_whose_steps_cannot_be_told_apart_is_left_whole(tiny_clip, monkeypatch):
+    whole = ImageEncoder(f"hf:{tiny_clip}", views=2, device="cpu")
+    processed = encoders._processed
+    monkeypatch.setattr(encoders, "_processed", lambda processor, picture, **_steps: processed(processor, picture))
+    encoder = ImageEncoder(f"hf:{tiny_clip}", views=2, device="cpu")
+    pixels = encoder.pixels(noise())
+    assert pixels.dtype == torch.float32
+    assert encoder.recipe == whole.recipe
+    np.testing.assert_array_equal(encoder.encode(pixels[None]), whole.encode(whole.pixels(noise())[None]))
+
+
 def test_a_preprocessing_that_crops_nothing_has_no_view_of_the_whole_picture(tiny_clip):
     encoder = ImageEncoder(
         f"hf:{tiny_clip}", views=3, device="cpu"
