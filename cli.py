@@ -161,7 +161,7 @@ def cli() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the encoders' arithmetic; auto: bfloat16 where the processor has it and a sample's features bear it.",
+    help="Of the encoders' arithmetic; auto: float16 on CUDA, bfloat16 where a processor has it, if a sample bears it.",
 )
 @click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Of the features on the disk.")
 @click.option("--batch-size", type=int, help="Pictures a forward pass. [default: chosen for the device]")

@@ -41,7 +41,7 @@ class ExtractConfig:
     text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
     max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
     views: int = 4  # 1: the plain picture; 2: and its mirror image; 3, 4: both uncropped; 5 to 12: corners
-    dtype: str = "float32"  # of the encoders' arithmetic; auto: bfloat16 where it is native and a sample shows no harm
+    dtype: str = "float32"  # of the encoders' arithmetic; auto: half precision where it is native and a sample bears it
     store_dtype: str = "float32"  # of the features on the disk
     batch_size: int | None = None  # pictures a forward pass; null: chosen for the device
     thumbnails: bool = True
