@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
 ON_A_GPU = {"image": 4, "text": 2}  # times that many there
 PIECE = 16  # pictures that a process decodes at a time for a GPU
+MOST_PROCESSES = 64  # each holds some files open, and up to two pieces of memory
 TOKENIZERS = 4  # processes; more take longer to begin than they save
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory and time
@@ -501,10 +502,13 @@ class _Job:
         return self.settings["device"] != "cpu"
 
     def _streams(self) -> int:
-        """Batches under way at a time: one a core that encodes, or that decodes for a GPU."""
+        """Batches under way at a time: one a core that encodes, or processes that decode for a GPU."""
         import torch
 
-        return os.cpu_count() if self._apart else torch.get_num_threads()
+        if not self._apart:
+            return torch.get_num_threads()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return min(cores, MOST_PROCESSES)
 
     def _shard_rows(self, kind: str) -> int:
         return SHARD_ROWS[kind] * (ON_A_GPU[kind] if self._apart else 1)
@@ -637,9 +641,9 @@ class _Job:
 
         def encoded(shards: Iterator) -> Iterator[tuple[Path, _Encoded]]:
             if self._apart:
-                os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not outlive the fork
+                os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the library's threads would not outlive the fork
                 planned = in_processes(batches, shards, min(TOKENIZERS, self._streams()))
-                return ahead(begin, chain.from_iterable(planned), STREAMS)
+                return ahead(begin, (task for tasks in planned for task in tasks), STREAMS)
             tasks = chain.from_iterable(map(batches, shards))
             return in_order(lambda task: begin(task)(), tasks, self._streams())
 
@@ -743,17 +747,19 @@ class _Job:
                 for part in parts:
                     yield next(numbers), part
 
-        def read_apart(piece: tuple[int, list[int]]) -> tuple[int, _Read]:
+        def read_apart(piece: tuple[int, list[int]]) -> tuple[tuple[int, int], _Read]:
             place, found = piece[0] % held, read(piece[1])
-            places[place, : len(found.pixels)] = found.pixels
-            return place, found._replace(pixels=len(found.pixels))
+            size = len(found.pixels)
+            if size:
+                places[place, :size] = found.pixels
+            return (place, size), found._replace(pixels=found.pixels[:0])
 
         def joined() -> Iterator[tuple[Path, list[_Read]]]:
-            done = in_processes(read_apart, pieces(), self._streams())
-            done = (found._replace(pixels=places[place, : found.pixels]) for place, found in done)
-            for first in done:
-                file, number = batches.popleft()
-                yield file, [first, *islice(done, number - 1)]
+            with contextlib.closing(in_processes(read_apart, pieces(), self._streams())) as found:
+                done = (each._replace(pixels=places[place, :size]) for (place, size), each in found)
+                for first in done:
+                    file, number = batches.popleft()
+                    yield file, [first, *islice(done, number - 1)]
 
         yield from ahead(begin, joined(), STREAMS)
 

@@ -1,8 +1,10 @@
 """Work that keeps cores and a GPU busy: in threads, in processes, begun ahead; results in order; where time went."""
 
 import contextlib
+import ctypes
 import math
 import mmap
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +16,15 @@ import numpy as np
 from configs import OnceoverError
 from extract.memory import keep_freed_memory
 
+_PR_SET_PDEATHSIG = 1
+
 
 class StreamError(OnceoverError):
     """A process that worked for this one was killed."""
 
 
 class Speed(NamedTuple):
-    """Rows encoded, the seconds that it took, and the seconds of each stage, of which the longest is what limits."""
+    """Rows encoded, the seconds that it took, and the seconds of each stage; tokenising is part of encoding."""
 
     rows: int
     seconds: float
@@ -54,17 +58,20 @@ def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
 
 
 def ahead(begin: Callable[..., Callable], tasks: Iterable, count: int) -> Iterator:
-    """Results in the order of the tasks, of which ``count`` are begun before the first is waited for.
+    """Results in the order of the tasks, of which ``count`` more are begun before the first is waited for.
 
-    ``begin`` gives for each task the call that waits for its result.
+    ``begin`` gives for each task the call that waits for its result. A generator of tasks is closed at the end.
     """
     waiting: deque[Callable] = deque()
-    for task in tasks:
-        waiting.append(begin(task))
-        if len(waiting) > count:
+    try:
+        for task in tasks:
+            waiting.append(begin(task))
+            if len(waiting) > count:
+                yield waiting.popleft()()
+        while waiting:
             yield waiting.popleft()()
-    while waiting:
-        yield waiting.popleft()()
+    finally:
+        getattr(tasks, "close", lambda: None)()
 
 
 def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
@@ -84,6 +91,7 @@ def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
             sampler=tasks,
             num_workers=processes,
             collate_fn=_as_it_is,
+            worker_init_fn=_serve,
             multiprocessing_context="fork",
         )
     else:
@@ -101,12 +109,18 @@ def deaths_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):  # errors of the work itself name no process
             raise
         raise StreamError(
-            f"a process that decodes was killed ({error}), perhaps for want of memory; "
+            f"a process that works for this one was killed ({error}), perhaps for want of memory; "
             "run the command again, and it goes on from here"
         ) from error
+
+
+def _serve(_number: int) -> None:
+    """Ends with the process that is worked for, however that ends (prctl(2)), and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Work:

@@ -21,7 +21,7 @@ from extract.datasets import read_dataset
 from extract.files import FileError, only_writer
 from extract.pipeline import extract
 from extract.store import FeatureStore, StoreError, parts_folder
-from extract.streams import StreamError, in_order, shares
+from extract.streams import StreamError, deaths_told, in_order, in_processes, shares
 from extract.verify import verify_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -690,6 +690,55 @@ def test_a_gpu_is_fed_by_processes_and_the_store_is_the_same(data, tmp_path, ext
     assert set(processes.speed["image"].stages) == {"decode", "encode", "write"}
 
 
+def test_trap_pieces_of_which_nothing_is_encoded_pass_through_processes(data, tmp_path, extract_config, apart):
+    """A whole piece of broken pictures, and pictures that only get thumbnails."""
+    names = sorted((data / "images").iterdir())
+    for path in names[-5:]:
+        path.write_bytes(b"no picture")
+    bare = dataclasses.replace(extract_config, thumbnails=False)
+    summary = extract(read_dataset(data), tmp_path / "s.h5", bare, device="cpu")
+    assert [failure.stage for failure in summary.failures].count("image") == 5
+    again = extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
+    assert (again.images, again.computed["image"]) == (55, 55)
+    with FeatureStore(tmp_path / "s.h5") as store:
+        assert store.verify() == []
+        assert len(list(store.thumbnails())) == 55
+
+
+def test_trap_processes_end_with_the_one_they_work_for_however_that_ends(tmp_path):
+    """Results are larger than a pipe holds, so that they wait to be taken."""
+    script = textwrap.dedent("""
+        import itertools, os, signal, sys, time
+        from extract.streams import in_processes
+        results = in_processes(lambda task: (os.getpid(), bytes(200_000)), itertools.count(), 3)
+        print(*{next(results)[0] for _ in range(9)}, flush=True)
+        time.sleep(60)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert len(workers) == 3
+    deadline = time.monotonic() + 10
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "processes go on without the one that they worked for"
+        time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_error_of_the_work_itself_is_not_told_as_a_killed_process():
+    def work(task):
+        raise RuntimeError("stack expects each tensor to be equal size")
+
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"), deaths_told():
+        list(in_processes(work, range(9), 2))
+
+
 def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finished_is_lost(
     drawn, tmp_path, extract_config, monkeypatch, apart
 ):
@@ -703,7 +752,9 @@ def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finish
 
     monkeypatch.setattr(pipeline, "decode", dies)
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 2)  # eight pictures a file
-    with pytest.raises(StreamError, match="a process that decodes was killed .* run the command again, and it goes on"):
+    with pytest.raises(
+        StreamError, match="a process that works for this one was killed .* run the command again, and it goes on"
+    ):
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))
     monkeypatch.setattr(pipeline, "decode", decode)
