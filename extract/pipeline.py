@@ -204,11 +204,11 @@ def _joined(batches: list[dict[str, list | np.ndarray]]) -> dict[str, list | np.
     """The columns of batches, one after the other, in the order of ``row``."""
     filled = [columns for columns in batches if len(columns["row"])] or batches[:1]
     order = np.argsort([row for columns in filled for row in columns["row"]])
-    joined = {}
+    ascending, joined = (np.diff(order) == 1).all(), {}
     for name, first in filled[0].items():
         if isinstance(first, np.ndarray):
             whole = np.concatenate([columns[name] for columns in filled])
-            joined[name] = whole if (np.diff(order) == 1).all() else whole[order]
+            joined[name] = whole if ascending else whole[order]
         else:
             whole = [value for columns in filled for value in columns[name]]
             joined[name] = [whole[place] for place in order]
