@@ -1,16 +1,34 @@
 """Makes a frozen model faster on the machine it runs on. Its features stay the same but for rounding. torch, numpy."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import MethodType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 ROUNDING = 1e-4  # of the largest feature, what folding may change; in float32 it stays below 1e-5
+WINOGRAD_CHANNELS = 128  # with fewer, transforming costs what it saves (docs/results.md)
+WINOGRAD_WASTE = 1.5  # times an image's size that its tiles may cover
+_BLOCK = 256  # tiles at a time: what lies between two steps stays in the cache
 
+# F(4x4, 3x3) of Lavin and Gray 2016: what transforms weights, and tiles of the input and the output, along an axis
+_OF_WEIGHTS = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # to be divided by 24
+_OF_INPUT = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+_OF_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+_BIAS = 7  # of the 36 positions: what is added there is added to all 16 of the output
 
+_RESIDUAL_BLOCKS = ("torchvision.models.resnet.Bottleneck", "torchvision.models.resnet.BasicBlock")
 _NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what processors call it that multiply in bfloat16
 
 
@@ -120,3 +138,92 @@ def use_onednn(model: nn.Module) -> None:
 
 def _onednn_linear(layer: nn.Linear, rows: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, layer.weight, layer.bias, "none", [], "")
+
+
+def use_winograd(model: nn.Module) -> None:
+    """Lets 3×3 convolutions of a float32 model take a quarter of the multiplications, where that is faster.
+
+    By Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray 2016): tiles of 6×6 pixels are transformed, multiplied
+    with the weights position by position, and transformed to 4×4 pixels of the output. The result is the convolution's
+    but for rounding, which is a few times what it was. Only on processors with AVX2, where it was measured to pay:
+    with AVX-512 torch's products of matrices can be half as fast as its convolutions.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return
+    for module in model.modules():
+        if type(module) is nn.Conv2d and module.weight.dtype == torch.float32 and _winograd_pays(module):
+            module.forward = partial(_winograd, module, _transformed(module.weight))
+
+
+def _winograd_pays(layer: nn.Conv2d) -> bool:
+    shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
+    channels = min(layer.in_channels, layer.out_channels)
+    return channels >= WINOGRAD_CHANNELS and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+
+def _both_axes(matrix: list[list[float]]) -> Tensor:
+    """What transforms along an axis, (a, b) -> along both, float64 (a·a, b·b)."""
+    along = torch.tensor(matrix, dtype=torch.float64)
+    return torch.kron(along, along)
+
+
+def _transformed(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) -> (36, C, O)."""
+    found = _both_axes(_OF_WEIGHTS) / 24**2 @ weight.double().permute(2, 3, 1, 0).reshape(9, -1)
+    return found.to(weight.dtype).view(36, *weight.shape[1::-1])
+
+
+def _winograd(layer: nn.Conv2d, weights: Tensor, batch: Tensor) -> Tensor:
+    count, channels, height, width = batch.shape
+    rows, columns = -(-height // 4), -(-width // 4)
+    if 16 * rows * columns > WINOGRAD_WASTE * height * width:
+        return nn.Conv2d.forward(layer, batch)
+    into, back = (_both_axes(matrix).to(batch.dtype) for matrix in (_OF_INPUT, _OF_OUTPUT))
+    padded = F.pad(batch.permute(0, 2, 3, 1), (0, 0, 1, 4 * columns - width + 1, 1, 4 * rows - height + 1))
+    tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(0, 1, 2, 4, 5, 3)  # (B, rows, columns, 6, 6, C)
+    output = batch.new_empty(count, rows, 4, columns, 4, layer.out_channels)
+    step = max(1, _BLOCK // (rows * columns))
+    for part, place in zip(tiles.split(step), output.split(step), strict=True):
+        there = torch.bmm(into.expand(len(part) * rows * columns, 36, 36), part.reshape(-1, 36, channels))
+        products = torch.bmm(there.transpose(0, 1), weights)  # (36, T, O)
+        if layer.bias is not None:
+            products[_BIAS] += layer.bias
+        found = torch.bmm(back.expand(len(there), 16, 36), products.transpose(0, 1))  # (T, 16, O)
+        place.copy_(found.view(len(part), rows, columns, 4, 4, -1).transpose(2, 3))
+    whole = output.view(count, 4 * rows, 4 * columns, -1)[:, :height, :width]
+    return whole.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def fuse_blocks(model: nn.Module, asked: Sequence[str] = ()) -> None:
+    """Lets the convolutions of a ResNet's blocks add and rectify what they put out, instead of passes over memory.
+
+    For torchvision's float32 blocks on a processor, whose BatchNorms are folded. Blocks with a module that is ``asked``
+    for, by name, stay as they are.
+    """
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return
+    for name, block in model.named_modules():
+        kind = f"{type(block).__module__}.{type(block).__name__}"
+        if kind in _RESIDUAL_BLOCKS and not any(each.startswith(f"{name}.") for each in asked):
+            layers = [block.get_submodule(f"conv{number}") for number in range(1, 4) if hasattr(block, f"conv{number}")]
+            folded = all(layer.bias is not None for layer in layers)
+            if folded and layers[0].weight.dtype == torch.float32:
+                block.forward = partial(_residual, block.downsample, layers)
+
+
+def _residual(downsample: nn.Module | None, layers: list[nn.Conv2d], batch: Tensor) -> Tensor:
+    kept = downsample(batch) if downsample else batch
+    for layer in layers[:-1]:
+        batch = _rectified(layer, batch)
+    return _rectified(layers[-1], batch, kept)
+
+
+def _rectified(layer: nn.Conv2d, batch: Tensor, kept: Tensor | None = None) -> Tensor:
+    """ReLU of a convolution, or of its sum with ``kept``, which is then overwritten."""
+    if "forward" in vars(layer):  # not torch's own, as of ``use_winograd``
+        found = layer(batch)
+        return F.relu_(found if kept is None else found.add_(kept))
+    geometry = layer.weight, layer.bias, [*layer.padding], [*layer.stride], [*layer.dilation], layer.groups
+    if kept is None:
+        return torch.ops.mkldnn._convolution_pointwise(batch, *geometry, "relu", [], "")
+    return torch.ops.mkldnn._convolution_pointwise_.binary(kept, batch, *geometry, "add", 1.0, "relu", [], "")

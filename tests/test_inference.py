@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from extract.inference import fold_batch_norms, neighbour_overlap, relative_error, use_onednn
+from extract.inference import (
+    fold_batch_norms,
+    fuse_blocks,
+    neighbour_overlap,
+    relative_error,
+    use_onednn,
+    use_winograd,
+)
 
 
 def with_statistics(model):
@@ -102,6 +109,80 @@ def test_linear_layers_through_onednn_give_the_same_products():
     use_onednn(half)
     assert "forward" not in vars(half)
     assert "forward" in vars(model[0])
+
+
+@pytest.fixture
+def avx2(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(28, 28), (14, 14), (7, 7), (12, 23)])
+@torch.inference_mode()
+def test_winograds_convolutions_put_out_the_same_but_for_rounding(avx2, size, bias):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(130, 128, 3, padding=1, bias=bias)
+    batch = torch.randn(7, 130, *size, generator=generator)  # at 28x28, a block of five images and one of two
+    expected = copy.deepcopy(layer).double()(batch.double())
+    use_winograd(layer)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        found = layer(batch.contiguous(memory_format=memory_format))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert found.shape == expected.shape
+        assert 0 < (found - expected).abs().max() < 1e-4 * expected.std()
+
+
+@torch.inference_mode()
+def test_an_image_that_tiles_would_cover_half_more_than_once_is_convolved(avx2):
+    layer = nn.Conv2d(128, 128, 3, padding=1)
+    batch = torch.randn(2, 128, 5, 5)  # 64 pixels in tiles, 25 in the image
+    expected = layer(batch)
+    use_winograd(layer)
+    assert "forward" in vars(layer)
+    assert torch.equal(layer(batch), expected)
+
+
+def test_other_convolutions_and_processors_are_left_alone(avx2, monkeypatch):
+    def taken(*sizes, dtype=torch.float32, **options):
+        layer = nn.Conv2d(*sizes, **({"padding": 1} | options)).to(dtype)
+        use_winograd(layer)
+        return "forward" in vars(layer)
+
+    assert taken(128, 128, 3)
+    for options in (
+        {"stride": 2},
+        {"padding": 0},
+        {"dilation": 2},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"dtype": torch.bfloat16},
+    ):
+        assert not taken(256, 256, 3, **options), options
+    assert not taken(64, 128, 3)
+    assert not taken(128, 64, 3)
+    assert not taken(128, 128, 1, padding=0)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert not taken(128, 128, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+@torch.inference_mode()
+def test_fused_blocks_put_out_the_same(name):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    model = with_statistics(models.get_model(name, weights=None)).to(memory_format=torch.channels_last)
+    pixels = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    fuse_blocks(model)
+    assert "forward" not in vars(model.layer1[0]), "its norms are not folded yet"
+    fold_batch_norms(model, lambda: model(pixels))
+    before, given = model(pixels), pixels.clone()
+    fuse_blocks(model, ["layer2.1.conv1", "layer3"])
+    assert "forward" in vars(model.layer1[0])
+    assert "forward" in vars(model.layer3[0])
+    assert "forward" not in vars(model.layer2[1])
+    torch.testing.assert_close(model(pixels), before, rtol=0, atol=1e-5 * float(before.abs().max()))
+    assert torch.equal(pixels, given)
 
 
 def test_an_error_is_told_in_units_of_the_spread_over_records():
