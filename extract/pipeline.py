@@ -57,6 +57,7 @@ SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds 
 ON_A_GPU = {"image": 4, "text": 2}  # times that many there
 PIECE = 16  # pictures that a process decodes at a time for a GPU
 MOST_PROCESSES = 64  # each holds some files open, and up to two pieces of memory
+WRITERS = 3  # threads: while one waits for the disk, others prepare and write
 TOKENIZERS = 4  # processes; more take longer to begin than they save
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory and time
@@ -675,17 +676,14 @@ class _Job:
         spent: Counter[str] = Counter(write=0.0)
         begun = time.perf_counter()
 
-        def write(file: Path, batches: list[_Encoded]) -> None:
+        def write(file: Path, batches: list[_Encoded]) -> float:
             start = time.perf_counter()
             made = _joined([batch.columns for batch in batches])
             failures = [failure for batch in batches for failure in batch.failures]
             write_shard(file, kind, columns(made.pop("row")) | made, recipe, failures)
-            spent["write"] += time.perf_counter() - start
+            return (time.perf_counter() - start) / (WRITERS if self._apart else 1)
 
-        bar = tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True)
-        batches = encoded(shard for shard in shards if not shard[0].exists())
-        with deaths_told(), bar, ThreadPoolExecutor(1) as writer, contextlib.closing(batches):
-            written = None
+        def whole_shards() -> Iterator[tuple[Path, list[_Encoded]]]:
             for file, group in groupby(batches, key=itemgetter(0)):
                 shard = []
                 for _, batch in group:
@@ -693,11 +691,13 @@ class _Job:
                     spent.update(batch.seconds)
                     bar.set_postfix_str(shares(spent), refresh=False)
                     bar.update(len(batch.columns["row"]) + len(batch.failures))
-                if written:
-                    written.result()
-                written = writer.submit(write, file, shard)
-            if written:
-                written.result()
+                yield file, shard
+
+        bar = tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True)
+        batches = encoded(shard for shard in shards if not shard[0].exists())
+        with deaths_told(), bar, ThreadPoolExecutor(WRITERS) as writers, contextlib.closing(batches):
+            for seconds in ahead(lambda shard: writers.submit(write, *shard).result, whole_shards(), WRITERS - 1):
+                spent["write"] += seconds
         if total > done:
             self.speed[kind] = Speed(total - done, time.perf_counter() - begun, dict(spent))
 
