@@ -2,8 +2,8 @@
 
 Where the processor encodes, batches go through a pool of threads, each of which reads, decodes and encodes one batch in
 a single stream of arithmetic, so that every core has work at any time and none waits for another. Where a GPU encodes,
-processes read and decode, and this one keeps the GPU fed, with a batch begun before the last is waited for. The shards
-are written meanwhile, in order.
+processes read and decode, and this one keeps the GPU fed, with a batch begun before the last is waited for. Some
+threads write the shards meanwhile.
 
 Nothing finished is lost when the process is killed: shards are whole files, and the plan, the batch size and the
 arithmetic are fixed before the first one, so that a resumed store equals an uninterrupted one bit for bit.

@@ -690,6 +690,25 @@ def test_a_gpu_is_fed_by_processes_and_the_store_is_the_same(data, tmp_path, ext
     assert set(processes.speed["image"].stages) == {"decode", "encode", "write"}
 
 
+def test_shards_are_written_at_the_same_time(data, tmp_path, extract_config, apart, monkeypatch):
+    """A write that waits for the disk holds up neither the next ones nor the encoder."""
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 4)
+    met = threading.Barrier(pipeline.WRITERS, timeout=30)
+    written, write = [], pipeline.write_shard
+
+    def slow(file, kind, *rest):
+        if kind == "image" and len(written) < pipeline.WRITERS:
+            written.append(file)
+            met.wait()  # broken, and so an error, unless all writers come
+        write(file, kind, *rest)
+
+    monkeypatch.setattr(pipeline, "write_shard", slow)
+    extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
+    assert len(written) == pipeline.WRITERS > 1
+    with FeatureStore(tmp_path / "s.h5") as store:
+        assert store.verify() == []
+
+
 def test_trap_pieces_of_which_nothing_is_encoded_pass_through_processes(data, tmp_path, extract_config, apart):
     """A whole piece of broken pictures, and pictures that only get thumbnails."""
     names = sorted((data / "images").iterdir())
