@@ -150,9 +150,10 @@ def use_winograd(model: nn.Module) -> None:
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return
+    axes = _both_axes(_OF_INPUT).float(), _both_axes(_OF_OUTPUT).float()
     for module in model.modules():
         if type(module) is nn.Conv2d and module.weight.dtype == torch.float32 and _winograd_pays(module):
-            module.forward = partial(_winograd, module, _transformed(module.weight))
+            module.forward = partial(_winograd, module, _transformed(module.weight), *axes)
 
 
 def _winograd_pays(layer: nn.Conv2d) -> bool:
@@ -173,12 +174,11 @@ def _transformed(weight: Tensor) -> Tensor:
     return found.to(weight.dtype).view(36, *weight.shape[1::-1])
 
 
-def _winograd(layer: nn.Conv2d, weights: Tensor, batch: Tensor) -> Tensor:
+def _winograd(layer: nn.Conv2d, weights: Tensor, into: Tensor, back: Tensor, batch: Tensor) -> Tensor:
     count, channels, height, width = batch.shape
     rows, columns = -(-height // 4), -(-width // 4)
     if 16 * rows * columns > WINOGRAD_WASTE * height * width:
         return nn.Conv2d.forward(layer, batch)
-    into, back = (_both_axes(matrix).to(batch.dtype) for matrix in (_OF_INPUT, _OF_OUTPUT))
     padded = F.pad(batch.permute(0, 2, 3, 1), (0, 0, 1, 4 * columns - width + 1, 1, 4 * rows - height + 1))
     tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(0, 1, 2, 4, 5, 3)  # (B, rows, columns, 6, 6, C)
     output = batch.new_empty(count, rows, 4, columns, 4, layer.out_channels)
