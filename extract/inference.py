@@ -123,13 +123,25 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor], asked: Seq
     return 0
 
 
-def use_onednn(model: nn.Module) -> None:
-    """Lets the linear layers of a float32 model multiply through oneDNN.
+def mkl_keeps_up() -> bool:
+    """Whether torch's products of float32 matrices, which are MKL's, are as fast here as oneDNN's.
 
-    torch multiplies float32 matrices through MKL, which reaches less than half of a processor that is not Intel's; its
-    half precision and its convolutions go through oneDNN anyway.
+    With AVX-512 only on Intel's processors: on others MKL uses half of the width, and reaches less than half of the
+    speed. Elsewhere than on x86 there is no MKL.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch.backends.mkl.is_available():
+        return False
+    intel = "Intel" in torch.cpu.get_capabilities().get("cpu_name", "")
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" or intel
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Lets the linear layers of a float32 model multiply through oneDNN, where torch's own products are slower.
+
+    Half precision and convolutions go through oneDNN anyway.
+    """
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if mkl_keeps_up() or not there:
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32 and not module.weight.is_cuda:
@@ -145,10 +157,10 @@ def use_winograd(model: nn.Module) -> None:
 
     By Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray 2016): tiles of 6×6 pixels are transformed, multiplied
     with the weights position by position, and transformed to 4×4 pixels of the output. The result is the convolution's
-    but for rounding, which is a few times what it was. Only on processors with AVX2, where it was measured to pay:
-    with AVX-512 torch's products of matrices can be half as fast as its convolutions.
+    but for rounding, which is a few times what it was. Where torch's products of matrices are half as fast as its
+    convolutions, nothing would be won.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+    if not mkl_keeps_up():
         return
     axes = _both_axes(_OF_INPUT).float(), _both_axes(_OF_OUTPUT).float()
     for module in model.modules():

@@ -10,6 +10,7 @@ from torch import nn
 from extract.inference import (
     fold_batch_norms,
     fuse_blocks,
+    mkl_keeps_up,
     neighbour_overlap,
     relative_error,
     use_onednn,
@@ -98,7 +99,35 @@ def test_folding_keeps_the_features_of_whole_models():
         assert (model(pixels) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
-def test_linear_layers_through_onednn_give_the_same_products():
+def on_a_processor(monkeypatch, name, capability, mkl=True):
+    """As torch would describe another processor."""
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {})
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "mkl", "expected"),
+    [
+        ("AMD EPYC 7763", "AVX2", True, True),
+        ("Intel Xeon", "AVX512", True, True),
+        ("AMD EPYC 9654", "AVX512", True, False),
+        ("", "AVX512", True, False),
+        ("Neoverse V1", "SVE256", False, False),
+    ],
+)
+def test_products_are_left_to_mkl_where_it_keeps_up_with_onednn(monkeypatch, name, capability, mkl, expected):
+    on_a_processor(monkeypatch, name, capability, mkl)
+    assert mkl_keeps_up() == expected
+    linear, convolution = nn.Linear(4, 3), nn.Conv2d(128, 128, 3, padding=1)
+    use_onednn(linear)
+    use_winograd(convolution)
+    assert ("forward" in vars(linear)) == (not expected)
+    assert ("forward" in vars(convolution)) == expected
+
+
+def test_linear_layers_through_onednn_give_the_same_products(monkeypatch):
+    on_a_processor(monkeypatch, "AMD EPYC 9654", "AVX512")
     model = nn.Sequential(nn.Linear(40, 30), nn.GELU(), nn.Linear(30, 20, bias=False)).eval().requires_grad_(False)
     rows = torch.randn(3, 7, 40)
     before = model(rows)
@@ -113,7 +142,7 @@ def test_linear_layers_through_onednn_give_the_same_products():
 
 @pytest.fixture
 def avx2(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    on_a_processor(monkeypatch, "AMD EPYC 7763", "AVX2")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -142,7 +171,7 @@ def test_an_image_that_tiles_would_cover_half_more_than_once_is_convolved(avx2):
     assert torch.equal(layer(batch), expected)
 
 
-def test_other_convolutions_and_processors_are_left_alone(avx2, monkeypatch):
+def test_other_convolutions_are_left_alone(avx2):
     def taken(*sizes, dtype=torch.float32, **options):
         layer = nn.Conv2d(*sizes, **({"padding": 1} | options)).to(dtype)
         use_winograd(layer)
@@ -161,8 +190,6 @@ def test_other_convolutions_and_processors_are_left_alone(avx2, monkeypatch):
     assert not taken(64, 128, 3)
     assert not taken(128, 64, 3)
     assert not taken(128, 128, 1, padding=0)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert not taken(128, 128, 3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
