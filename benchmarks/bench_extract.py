@@ -20,7 +20,6 @@ OpenAI-CLIP      the popular simple implementation: a row is a caption with its 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -436,9 +435,11 @@ def machine(device: str) -> dict:
     """Where and with what this ran."""
     import torch
 
+    from extract.inference import hardware
+
     libraries = {name: version(name) for name in ("torch", "torchvision", "transformers", "pillow")}
-    card = {"card": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
-    return {"processor": platform.machine(), "cores": os.cpu_count(), **card, **libraries}
+    card = {"card": hardware(torch.device(device))} if device.startswith("cuda") else {}
+    return {"processor": hardware(torch.device("cpu")), "cores": os.cpu_count(), **card, **libraries}
 
 
 def say(line: str) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from extract import pictures
 from extract.files import digest
-from extract.inference import fold_batch_norms, fuse_blocks, use_onednn, use_winograd
+from extract.inference import fold_batch_norms, optimise, use_onednn
 from extract.specs import EncoderError, Spec, parse_spec
 
 STREAMS = 2  # batches on a GPU at a time: one is copied while the other is computed
@@ -221,9 +221,8 @@ class ImageEncoder:
             self._layers.joined(lambda: self._pool(model, sample))
         self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu" and not plain:
-            use_onednn(self.model)
-            use_winograd(self.model)
-            fuse_blocks(self.model, names)
+            there = sample.to(self._dtype).contiguous(memory_format=torch.channels_last)
+            optimise(self.model, lambda: self._pool(self.model, there), names)
         self._scaled = self.preprocessing.on(self.device, self._dtype).scaled
         self._lanes = _Lanes(self.device)
 

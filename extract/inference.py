@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 ROUNDING = 1e-4  # of the largest feature, what folding may change; in float32 it stays below 1e-5
 WINOGRAD_CHANNELS = 128  # with fewer, transforming costs what it saves (docs/results.md)
 WINOGRAD_WASTE = 1.5  # times an image's size that its tiles may cover
-_BLOCK = 256  # tiles at a time: what lies between two steps stays in the cache
+_BLOCK = 256  # tiles at a time, or an image's: what lies between two steps stays in the cache
 
 # F(4x4, 3x3) of Lavin and Gray 2016: what transforms weights, and tiles of the input and the output, along an axis
 _OF_WEIGHTS = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # to be divided by 24
@@ -29,6 +29,7 @@ _OF_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 
 _BIAS = 7  # of the 36 positions: what is added there is added to all 16 of the output
 
 _RESIDUAL_BLOCKS = ("torchvision.models.resnet.Bottleneck", "torchvision.models.resnet.BasicBlock")
+_FUSED = ("_convolution_pointwise", "_convolution_pointwise_")  # torch's own, not public
 _NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what processors call it that multiply in bfloat16
 
 
@@ -38,6 +39,15 @@ def native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return any(capabilities.get(name) for name in _NATIVE_BFLOAT16)
+
+
+def hardware(device: torch.device) -> str:
+    """What computes there: between two of them features differ in the last bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{torch.cpu.get_capabilities().get('cpu_name', '')} {torch.backends.cpu.get_cpu_capability()}".strip()
+    return device.type
 
 
 def fast_dtype(device: torch.device) -> str | None:
@@ -115,7 +125,7 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor], asked: Seq
                 convolution.weight, convolution.bias, *statistics
             )
             model.set_submodule(modules[norm], nn.Identity().eval())
-        if torch.allclose(forward(), expected, rtol=0, atol=ROUNDING * float(expected.abs().max())):
+        if _same(forward(), expected):
             return len(pairs)
         for (convolution, norm), before_folding in zip(pairs, weights, strict=True):
             convolution.weight, convolution.bias = before_folding
@@ -123,11 +133,38 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor], asked: Seq
     return 0
 
 
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Whether features differ by no more than rounding; those that are not finite never are the same."""
+    return bool((found - expected).abs().max() <= ROUNDING * expected.abs().max())
+
+
+def optimise(model: nn.Module, forward: Callable[[], Tensor], asked: Sequence[str] = ()) -> None:
+    """Lets a model on a processor compute in the ways below, in which its features stay the same but for rounding.
+
+    Where ``forward``, one pass, would then put out something else, or nothing finite, all is left as it was.
+    """
+    before = {module for module in model.modules() if _replaced(module)}
+    with torch.inference_mode():
+        expected = forward()
+        use_onednn(model)
+        use_winograd(model)
+        fuse_blocks(model, asked)
+        if _same(forward(), expected):
+            return
+    for module in {*model.modules()} - before:
+        vars(module).pop("forward", None)
+
+
+def _replaced(module: nn.Module) -> bool:
+    """Whether something else is computed than its class says."""
+    return "forward" in vars(module)
+
+
 def mkl_keeps_up() -> bool:
     """Whether torch's products of float32 matrices, which are MKL's, are as fast here as oneDNN's.
 
-    With AVX-512 only on Intel's processors: on others MKL uses half of the width, and reaches less than half of the
-    speed. Elsewhere than on x86 there is no MKL.
+    With AVX2, and on Intel's processors: on others with AVX-512 MKL uses half of the width, and reaches less than half
+    of the speed. Elsewhere than on x86 there is no MKL.
     """
     if not torch.backends.mkl.is_available():
         return False
@@ -144,7 +181,7 @@ def use_onednn(model: nn.Module) -> None:
     if mkl_keeps_up() or not there:
         return
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.dtype == torch.float32 and not module.weight.is_cuda:
+        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.forward = MethodType(_onednn_linear, module)
 
 
@@ -157,8 +194,8 @@ def use_winograd(model: nn.Module) -> None:
 
     By Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray 2016): tiles of 6×6 pixels are transformed, multiplied
     with the weights position by position, and transformed to 4×4 pixels of the output. The result is the convolution's
-    but for rounding, which is a few times what it was. Where torch's products of matrices are half as fast as its
-    convolutions, nothing would be won.
+    but for rounding, which is a few times what it was. Transformed weights take four times the memory of theirs. Where
+    torch's products of matrices are half as fast as its convolutions, nothing would be won.
     """
     if not mkl_keeps_up():
         return
@@ -212,13 +249,14 @@ def fuse_blocks(model: nn.Module, asked: Sequence[str] = ()) -> None:
     For torchvision's float32 blocks on a processor, whose BatchNorms are folded. Blocks with a module that is ``asked``
     for, by name, stay as they are.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _FUSED):
         return
     for name, block in model.named_modules():
         kind = f"{type(block).__module__}.{type(block).__name__}"
         if kind in _RESIDUAL_BLOCKS and not any(each.startswith(f"{name}.") for each in asked):
-            layers = [block.get_submodule(f"conv{number}") for number in range(1, 4) if hasattr(block, f"conv{number}")]
-            folded = all(layer.bias is not None for layer in layers)
+            numbers = [number for number in range(1, 4) if hasattr(block, f"conv{number}")]
+            layers, norms = ([block.get_submodule(f"{each}{number}") for number in numbers] for each in ("conv", "bn"))
+            folded = all(isinstance(norm, nn.Identity) for norm in norms)
             if folded and layers[0].weight.dtype == torch.float32:
                 block.forward = partial(_residual, block.downsample, layers)
 
@@ -231,8 +269,8 @@ def _residual(downsample: nn.Module | None, layers: list[nn.Conv2d], batch: Tens
 
 
 def _rectified(layer: nn.Conv2d, batch: Tensor, kept: Tensor | None = None) -> Tensor:
-    """ReLU of a convolution, or of its sum with ``kept``, which is then overwritten."""
-    if "forward" in vars(layer):  # not torch's own, as of ``use_winograd``
+    """ReLU of a convolution, or of its sum with ``kept``, which is then overwritten. oneDNN's makes 0 of NaN."""
+    if _replaced(layer):
         found = layer(batch)
         return F.relu_(found if kept is None else found.add_(kept))
     geometry = layer.weight, layer.bias, [*layer.padding], [*layer.stride], [*layer.dilation], layer.groups

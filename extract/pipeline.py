@@ -6,7 +6,8 @@ processes read and decode, and this one keeps the GPU fed, with a batch begun be
 threads write the shards meanwhile.
 
 Nothing finished is lost when the process is killed: shards are whole files, and the plan, the batch size and the
-arithmetic are fixed before the first one, so that a resumed store equals an uninterrupted one bit for bit.
+arithmetic are fixed before the first one, so that a resumed store equals an uninterrupted one bit for bit, on the same
+hardware.
 """
 
 import contextlib
@@ -16,12 +17,11 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import chain, count, groupby, islice
-from operator import itemgetter
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,7 +57,7 @@ SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds 
 ON_A_GPU = {"image": 4, "text": 2}  # times that many there
 PIECE = 16  # pictures that a process decodes at a time for a GPU
 MOST_PROCESSES = 64  # each holds some files open, and up to two pieces of memory
-WRITERS = 3  # threads: while one waits for the disk, others prepare and write
+WRITERS = 3  # threads: while one waits for the disk, others prepare and write; so many shards are held in memory
 TOKENIZERS = 4  # processes; more take longer to begin than they save
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory and time
@@ -408,10 +408,17 @@ class _Job:
     def _settings(self, device: str) -> dict:
         """Device, arithmetic and batch size, kept by a resumed run: features differ in the last bits between them.
 
+        So they do between one processor, or card, and another, which is told.
+
         Each batch is one stream of arithmetic, so that the number of cores changes nothing. What is not known yet is
         null, or missing.
         """
-        wanted = {"device": device, "batch_size": self.config.batch_size, "dtypes": {}}
+        import torch
+
+        from extract.inference import hardware
+
+        there = hardware(torch.device(device))
+        wanted = {"device": device, "hardware": there, "batch_size": self.config.batch_size, "dtypes": {}}
         if not any(self.parts.glob("*.h5")):
             return wanted
         settings = self.parts / "settings.json"
@@ -428,6 +435,8 @@ class _Job:
             remove_folder(self.parts)
             return wanted
         self.say(f"going on with the unfinished extraction in {self.parts}")
+        if begun.get("hardware", there) != there:
+            self.say(f"begun on {begun['hardware']}; {there} may round the last bits of what is left in another way")
         if wanted["batch_size"] not in (None, begun["batch_size"]):
             self.say(f"as it was begun: batches of {begun['batch_size']}")
         return begun
@@ -672,7 +681,8 @@ class _Job:
         ``encoded``: (file, rows) of each shard -> (file, ``_Encoded``) of its batches, in the shards' order.
         ``columns``: rows -> the columns of a shard that are known without encoding.
         """
-        total, done = (sum(len(rows) for file, rows in shards if all_of or file.exists()) for all_of in (True, False))
+        sizes = {file: len(rows) for file, rows in shards}
+        total, done = sum(sizes.values()), sum(size for file, size in sizes.items() if file.exists())
         spent: Counter[str] = Counter(write=0.0)
         begun = time.perf_counter()
 
@@ -684,20 +694,26 @@ class _Job:
             return (time.perf_counter() - start) / (WRITERS if self._apart else 1)
 
         def whole_shards() -> Iterator[tuple[Path, list[_Encoded]]]:
-            for file, group in groupby(batches, key=itemgetter(0)):
-                shard = []
-                for _, batch in group:
-                    shard.append(batch)
-                    spent.update(batch.seconds)
-                    bar.set_postfix_str(shares(spent), refresh=False)
-                    bar.update(len(batch.columns["row"]) + len(batch.failures))
-                yield file, shard
+            shard, rows = [], 0
+            for file, batch in batches:
+                shard.append(batch)
+                size = len(batch.columns["row"]) + len(batch.failures)
+                spent.update(batch.seconds)
+                bar.set_postfix_str(shares(spent), refresh=False)
+                bar.update(size)
+                if (rows := rows + size) == sizes[file]:
+                    yield file, shard
+                    shard, rows = [], 0
 
         bar = tqdm(total=total, initial=done, desc=kind, unit=" rows", disable=None if total > done else True)
         batches = encoded(shard for shard in shards if not shard[0].exists())
         with deaths_told(), bar, ThreadPoolExecutor(WRITERS) as writers, contextlib.closing(batches):
-            for seconds in ahead(lambda shard: writers.submit(write, *shard).result, whole_shards(), WRITERS - 1):
-                spent["write"] += seconds
+            writing: deque[Future] = deque()
+            for shard in whole_shards():
+                while writing and (writing[0].done() or len(writing) == WRITERS):
+                    spent["write"] += writing.popleft().result()
+                writing.append(writers.submit(write, *shard))
+            spent["write"] += sum(future.result() for future in writing)
         if total > done:
             self.speed[kind] = Speed(total - done, time.perf_counter() - begun, dict(spent))
 

@@ -30,7 +30,7 @@ def verify_sample(
     text_encoder: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[str], list[str]]:
-    """Encodes ``sample`` pictures and captions again, in float32, whatever arithmetic made the store.
+    """Encodes ``sample`` pictures and captions again, in float32 with the plain models, whatever made the store.
 
     The error is relative to the spread of the features over the records, since features of different pictures can
     agree to a cosine of 0.998; where records do not differ, or there is only one, it is relative to their norm. A kind
@@ -64,13 +64,13 @@ def verify_sample(
 
 
 def _encoder(store: FeatureStore, kind: str, device: str | None, place: str | None) -> ImageEncoder | TextEncoder:
-    """The encoder that made a kind of features, in float32."""
+    """The encoder that made a kind of features, in float32 and with nothing of it optimised."""
     exact = store.recipes[kind] | {"dtype": "float32", "store_dtype": "float32"}
     made = store.provenance[kind], exact, store.provenance["settings"]
     if kind == "image":
-        encoder = image_encoder_of(*made, device, place)
+        encoder = image_encoder_of(*made, device, place, plain=True)
     else:
-        encoder = text_encoder_of(*made, store.tokenizer_files, device, place)
+        encoder = text_encoder_of(*made, store.tokenizer_files, device, place, plain=True)
     if digest(encoder.recipe) != digest(exact):
         raise StoreError(
             f"the {kind} encoder is not the one that {store.path} was made with; "

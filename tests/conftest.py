@@ -164,3 +164,21 @@ def fails(run):
         return lines[0].removeprefix("error: ")
 
     return call
+
+
+@pytest.fixture
+def interrupt_after():
+    """Given a monkeypatch and a number: Ctrl-C after so many finished shards, whichever thread writes them."""
+    from extract import pipeline
+
+    def interrupt(patch, shards):
+        write, left = pipeline.write_shard, iter(range(shards))
+
+        def interrupted(*args):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(*args)
+
+        patch.setattr(pipeline, "write_shard", interrupted)
+
+    return interrupt

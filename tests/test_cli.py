@@ -161,19 +161,12 @@ def test_a_damaged_store_makes_verify_fail_with_what_is_wrong(run, store_file, t
     assert "wrong: /text/features holds 1 numbers that are not finite" in result.stdout
 
 
-def test_info_describes_an_unfinished_extraction(run, drawn, tmp_path, extract_config, monkeypatch):
+def test_info_describes_an_unfinished_extraction(run, drawn, tmp_path, extract_config, monkeypatch, interrupt_after):
     from extract import pipeline
     from extract.datasets import read_dataset
 
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
-    write, done = pipeline.write_shard, []
-
-    def interrupted(*arguments):
-        if done:
-            raise KeyboardInterrupt
-        done.append(write(*arguments))
-
-    monkeypatch.setattr(pipeline, "write_shard", interrupted)
+    interrupt_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         pipeline.extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     about = run("info", tmp_path / "s.h5").stdout

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from extract import inference
 from extract.inference import (
     fold_batch_norms,
     fuse_blocks,
     mkl_keeps_up,
     neighbour_overlap,
+    optimise,
     relative_error,
     use_onednn,
     use_winograd,
@@ -82,6 +84,13 @@ def test_a_convolution_whose_own_output_is_asked_for_is_left_alone():
 def test_a_model_without_such_norms_is_no_error():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()).eval()
     assert fold_batch_norms(model, lambda: model(PIXELS)) == 0
+
+
+def test_a_model_with_a_weight_that_is_not_finite_is_left_alone():
+    model = with_statistics(Block())
+    model.first.weight[0] = float("nan")
+    assert fold_batch_norms(model, lambda: model(PIXELS)) == 0
+    assert isinstance(model.first_norm, nn.BatchNorm2d)
 
 
 def test_folding_keeps_the_features_of_whole_models():
@@ -210,6 +219,43 @@ def test_fused_blocks_put_out_the_same(name):
     assert "forward" not in vars(model.layer2[1])
     torch.testing.assert_close(model(pixels), before, rtol=0, atol=1e-5 * float(before.abs().max()))
     assert torch.equal(pixels, given)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@torch.inference_mode()
+def test_a_whole_model_in_all_the_faster_ways_puts_out_the_same(avx2, name):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    model = with_statistics(models.get_model(name, weights=None)).to(memory_format=torch.channels_last)
+    pixels = torch.randn(2, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    fold_batch_norms(model, lambda: model(pixels[:1]))
+    before = model(pixels)
+    optimise(model, lambda: model(pixels[:1]))
+    replaced = {name for name, module in model.named_modules() if "forward" in vars(module)}
+    assert {"layer1.0", "layer2.1", "layer2.1.conv2"} <= replaced
+    assert "layer1.1.conv2" not in replaced, "it has 64 channels"
+    found = model(pixels)
+    assert 0 < (found - before).abs().max() < 1e-5 * before.abs().max()
+
+
+@pytest.mark.parametrize("fault", ["other features", "not finite"])
+@torch.inference_mode()
+def test_trap_a_faster_way_that_changes_features_or_hides_what_is_not_finite_is_given_up(avx2, fault, monkeypatch):
+    """oneDNN's ReLU makes 0 of NaN, so that fused blocks put out features where the model has none."""
+    from torchvision import models
+
+    model = with_statistics(models.resnet18(weights=None))
+    pixels = torch.randn(1, 3, 64, 64)
+    fold_batch_norms(model, lambda: model(pixels))
+    if fault == "not finite":
+        model.conv1.weight[0] = float("nan")
+    else:
+        monkeypatch.setattr(inference, "_residual", lambda _downsample, layers, batch: layers[0](batch))
+    expected = model(pixels)
+    optimise(model, lambda: model(pixels))
+    assert not any("forward" in vars(module) for module in model.modules())
+    torch.testing.assert_close(model(pixels), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_an_error_is_told_in_units_of_the_spread_over_records():

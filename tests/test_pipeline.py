@@ -210,7 +210,9 @@ def test_trap_other_features_under_the_same_name_are_refused(drawn, store_file, 
     assert summary.computed == {"image": 0, "text": 300}
 
 
-def test_an_unfinished_extraction_of_other_features_is_not_mixed_in(drawn, tmp_path, extract_config, monkeypatch):
+def test_an_unfinished_extraction_of_other_features_is_not_mixed_in(
+    drawn, tmp_path, extract_config, monkeypatch, interrupt_after
+):
     dataset, path = read_dataset(drawn), tmp_path / "s.h5"
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     interrupt_after(monkeypatch, 2)
@@ -225,21 +227,8 @@ def test_an_unfinished_extraction_of_other_features_is_not_mixed_in(drawn, tmp_p
         assert store.image_features.shape[1] == 1
 
 
-def interrupt_after(monkeypatch, shards):
-    """Ctrl-C after so many finished shards."""
-    write, done = pipeline.write_shard, []
-
-    def interrupted(*args):
-        if len(done) == shards:
-            raise KeyboardInterrupt
-        done.append(args[0])
-        write(*args)
-
-    monkeypatch.setattr(pipeline, "write_shard", interrupted)
-
-
 def test_a_dataset_that_grows_while_unfinished_keeps_what_is_done(
-    data, tmp_path, extract_config, monkeypatch, counting
+    data, tmp_path, extract_config, monkeypatch, counting, interrupt_after
 ):
     path = tmp_path / "s.h5"
     text = (data / "captions.csv").read_text()
@@ -256,7 +245,9 @@ def test_a_dataset_that_grows_while_unfinished_keeps_what_is_done(
     assert summary.images == 60
 
 
-def test_a_resumed_extraction_keeps_batch_size_and_threads(drawn, tmp_path, extract_config, monkeypatch):
+def test_a_resumed_extraction_keeps_batch_size_and_threads(
+    drawn, tmp_path, extract_config, monkeypatch, interrupt_after
+):
     dataset, path, told = read_dataset(drawn), tmp_path / "s.h5", []
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     with monkeypatch.context() as patch:
@@ -270,7 +261,7 @@ def test_a_resumed_extraction_keeps_batch_size_and_threads(drawn, tmp_path, extr
 
 
 def test_pictures_that_join_are_planned_anew_once_the_store_they_joined_is_gone(
-    data, tmp_path, extract_config, monkeypatch, counting
+    data, tmp_path, extract_config, monkeypatch, counting, interrupt_after
 ):
     path, text = tmp_path / "s.h5", (data / "captions.csv").read_text()
     (data / "captions.csv").write_text("".join(line for line in text.splitlines(keepends=True) if "/005" not in line))
@@ -287,7 +278,7 @@ def test_pictures_that_join_are_planned_anew_once_the_store_they_joined_is_gone(
 
 
 def test_finished_shards_of_a_larger_extraction_outlive_a_smaller_one(
-    drawn, tmp_path, extract_config, monkeypatch, counting
+    drawn, tmp_path, extract_config, monkeypatch, counting, interrupt_after
 ):
     path, told = tmp_path / "s.h5", []
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
@@ -304,7 +295,7 @@ def test_finished_shards_of_a_larger_extraction_outlive_a_smaller_one(
     assert not parts_folder(path).exists()
 
 
-def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract_config, monkeypatch):
+def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract_config, monkeypatch, interrupt_after):
     path = tmp_path / "s.h5"
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     with monkeypatch.context() as patch:
@@ -313,6 +304,59 @@ def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract
             extract(read_dataset(drawn), path, extract_config, device="cpu")
     (parts_folder(path) / "settings.json").unlink()
     assert extract(read_dataset(drawn), path, extract_config, device="cpu").images == 60
+
+
+def test_an_extraction_that_other_hardware_began_is_gone_on_with_and_told(
+    drawn, tmp_path, extract_config, monkeypatch, interrupt_after
+):
+    from extract import inference
+
+    path, told = tmp_path / "s.h5", []
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "hardware", lambda _: "an abacus")
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            extract(read_dataset(drawn), path, extract_config, device="cpu")
+    extract(read_dataset(drawn), path, extract_config, device="cpu", say=told.append)
+    assert any(line.startswith("begun on an abacus; ") for line in told)
+    with FeatureStore(path) as store:
+        assert store.provenance["image"]["hardware"] == "an abacus"
+
+
+def test_a_shard_is_written_as_soon_as_it_is_whole(drawn, tmp_path, extract_config, monkeypatch):
+    """Before anything of the next one is waited for, so that what goes wrong there does not cost it."""
+    from extract.encoders import ImageEncoder
+
+    begin, begun = ImageEncoder.begin, []
+
+    def failing(self, pixels):
+        if len(pixels) == 8:
+            begun.append(1)
+        if len(begun) > 2:
+            raise RuntimeError("the third batch")
+        return begin(self, pixels)
+
+    monkeypatch.setattr(ImageEncoder, "begin", failing)
+    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 1)
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    with pytest.raises(RuntimeError, match="the third batch"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert len(list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))) == 1
+
+
+def test_a_write_that_fails_ends_an_extraction_at_the_next_shard(
+    drawn, tmp_path, extract_config, monkeypatch, counting
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_shard", full)
+    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 1)
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 8)
+    with pytest.raises(OSError, match="No space left"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert counting["image"] <= 8 * 6, "of 60: two batches are begun ahead, one waits to be encoded"
 
 
 def test_thumbnails_that_are_wanted_later_need_no_encoding(drawn, tmp_path, extract_config, counting):
@@ -536,7 +580,9 @@ def test_a_mistyped_device_or_encoder_leaves_nothing_that_blocks_the_next_try(
     assert extract(dataset, path, extract_config, device="cpu").images == 60
 
 
-def test_an_extraction_begun_without_thumbnails_goes_on_with_them(drawn, tmp_path, extract_config, monkeypatch):
+def test_an_extraction_begun_without_thumbnails_goes_on_with_them(
+    drawn, tmp_path, extract_config, monkeypatch, interrupt_after
+):
     path, dataset = tmp_path / "s.h5", read_dataset(drawn)
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     with monkeypatch.context() as patch:
