@@ -63,7 +63,7 @@ BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory and time
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
 SAMPLE = {"image": 32, "text": 256}  # records that ``--dtype auto`` decides by
-AUTO_ERROR = 0.0125  # of the features' spread: below it, 99 of 100 nearest neighbours stay (docs/results.md)
+AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neighbours stay (docs/results.md)
 _LIBRARIES = ("torch", "torchvision", "transformers", "numpy", "pillow", "h5py")
 
 Say = Callable[[str], None]
