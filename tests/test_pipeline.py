@@ -306,6 +306,20 @@ def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract
     assert extract(read_dataset(drawn), path, extract_config, device="cpu").images == 60
 
 
+def test_verify_encodes_again_with_the_plain_models(store, monkeypatch):
+    """So that it can see a fault in what makes them faster."""
+    from extract import encoders
+
+    def forbidden(*_):
+        raise AssertionError("nothing is to be optimised")
+
+    for name in ("optimise", "use_onednn", "fold_batch_norms"):
+        monkeypatch.setattr(encoders, name, forbidden)
+    lines, problems = verify_sample(store, 5, device="cpu")
+    assert problems == []
+    assert all("5 encoded again" in line for line in lines)
+
+
 def test_an_extraction_that_other_hardware_began_is_gone_on_with_and_told(
     drawn, tmp_path, extract_config, monkeypatch, interrupt_after
 ):
