@@ -220,9 +220,8 @@ class ImageEncoder:
         with torch.no_grad():
             self._layers.joined(lambda: self._pool(model, sample))
         self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
-        if self.device.type == "cpu" and not plain:
-            there = sample.to(self._dtype).contiguous(memory_format=torch.channels_last)
-            optimise(self.model, lambda: self._pool(self.model, there), names)
+        if self.device.type == "cpu" and self._dtype == torch.float32 and not plain:
+            optimise(self.model, lambda: self._pool(self.model, sample), names)
         self._scaled = self.preprocessing.on(self.device, self._dtype).scaled
         self._lanes = _Lanes(self.device)
 

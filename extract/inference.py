@@ -139,12 +139,12 @@ def _same(found: Tensor, expected: Tensor) -> bool:
 
 
 def optimise(model: nn.Module, forward: Callable[[], Tensor], asked: Sequence[str] = ()) -> None:
-    """Lets a model on a processor compute in the ways below, in which its features stay the same but for rounding.
+    """Lets a float32 model on a processor compute in the ways below. Its features stay the same but for rounding.
 
     Where ``forward``, one pass, would then put out something else, or nothing finite, all is left as it was.
     """
     before = {module for module in model.modules() if _replaced(module)}
-    with torch.inference_mode():
+    with torch.no_grad():
         expected = forward()
         use_onednn(model)
         use_winograd(model)

@@ -311,8 +311,10 @@ class _Job:
         import torch
 
         from extract.encoders import pick_device
+        from extract.inference import hardware
 
-        self.settings = self._settings(str(pick_device(self.device)))
+        device = pick_device(self.device)
+        self.settings = self._settings(str(device), hardware(device))
         try:
             self._run()
         except torch.OutOfMemoryError as error:
@@ -405,7 +407,7 @@ class _Job:
         """The store whose features are gone on with, if there is one."""
         return (None if self.force else self.old) or self.reuse
 
-    def _settings(self, device: str) -> dict:
+    def _settings(self, device: str, hardware: str) -> dict:
         """Device, arithmetic and batch size, kept by a resumed run: features differ in the last bits between them.
 
         So they do between one processor, or card, and another, which is told.
@@ -413,12 +415,7 @@ class _Job:
         Each batch is one stream of arithmetic, so that the number of cores changes nothing. What is not known yet is
         null, or missing.
         """
-        import torch
-
-        from extract.inference import hardware
-
-        there = hardware(torch.device(device))
-        wanted = {"device": device, "hardware": there, "batch_size": self.config.batch_size, "dtypes": {}}
+        wanted = {"device": device, "hardware": hardware, "batch_size": self.config.batch_size, "dtypes": {}}
         if not any(self.parts.glob("*.h5")):
             return wanted
         settings = self.parts / "settings.json"
@@ -435,8 +432,8 @@ class _Job:
             remove_folder(self.parts)
             return wanted
         self.say(f"going on with the unfinished extraction in {self.parts}")
-        if begun.get("hardware", there) != there:
-            self.say(f"begun on {begun['hardware']}; {there} may round the last bits of what is left in another way")
+        if begun.get("hardware", hardware) != hardware:
+            self.say(f"begun on {begun['hardware']}; {hardware} may round the last bits of what is left in another way")
         if wanted["batch_size"] not in (None, begun["batch_size"]):
             self.say(f"as it was begun: batches of {begun['batch_size']}")
         return begun
@@ -710,7 +707,7 @@ class _Job:
         with deaths_told(), bar, ThreadPoolExecutor(WRITERS) as writers, contextlib.closing(batches):
             writing: deque[Future] = deque()
             for shard in whole_shards():
-                while writing and (writing[0].done() or len(writing) == WRITERS):
+                while writing and (writing[0].done() or len(writing) == WRITERS):  # what failed ends it now
                     spent["write"] += writing.popleft().result()
                 writing.append(writers.submit(write, *shard))
             spent["write"] += sum(future.result() for future in writing)
