@@ -1,76 +1,165 @@
-"""Files that are either whole or absent, and the lock that keeps a second writer out. Standard library and filelock."""
+"""Files that are either whole or absent, reading that neither waits nor overflows, and the lock against a second writer.
+
+Standard library and filelock.
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from configs import OnceoverError
 
+#: what ``fsync`` answers where a file system cannot flush (CIFS, some shared folders of virtual machines)
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+#: what a lock answers where a file system has none
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_ASIDE = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.aside(?P<suffix>\..+)?")  # as whole_file names what it writes
+MAX_TEXT = 2**31  # bytes of a table, a list or a JSON file; COCO's captions take 0.1 GiB
+SELF_DIGEST = "sha256"  # the key of a record's own digest
+
 
 class FileError(OnceoverError):
-    """A path of the wrong kind, a file in use, an unreadable one, or one that has no room."""
+    """A file that cannot be read or written: of the wrong kind, too large, in use, damaged, or without room."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a regular file for reading; a FIFO, a device or a socket is refused at once instead of waited for.
+
+    Raises:
+        FileError: no regular file. OSError: not there, or not to be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise FileError(f"{path} is {_kind_of_file(mode)}; a regular file is needed")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    The size that the system tells is what is read: a file that tells 0, as those of ``/proc`` do, is empty.
+
+    Raises:
+        FileError: no regular file, or a larger one. OSError: not there, or not to be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise FileError(f"{path} has {size:,} bytes; at most {most:,} are read")
+        return file.read(size)
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuses a path that is there and is no regular file, for libraries that open it themselves.
+
+    Raises:
+        FileError: a folder, a FIFO, a device or a socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise FileError(f"{path} is {_kind_of_file(mode)}; a regular file is needed")
+
+
+def _kind_of_file(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Gives a path beside ``path`` to write to; on leaving, flushes that file to the disk and renames it into place.
 
-    Whatever was at ``path`` stays until the new file is complete, and after an error or a kill. The suffix is kept,
-    since libraries choose a format by it.
+    Whatever was at ``path`` stays until the new file is complete, and after an error or a kill. Of a link it is the
+    target that is replaced. The suffix is kept, since libraries choose a format by it.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise FileError(f"{path} is a folder; a file is to be written there: name a file")
+    path = link_target(path)
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.aside{path.suffix}")
     try:
         yield aside
         with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
+            flush(file.fileno())
         os.replace(aside, path)
         sync_folder(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that led here says more
+            aside.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder beside ``path`` to fill; on leaving, flushes its files and lets it take the place of ``path``."""
-    aside = path.with_name(f".{path.name}.aside")
-    remove_folder(aside)
-    aside.mkdir(parents=True)
-    yield aside
-    for file in aside.iterdir():
-        with open(file, "rb+") as opened:
-            os.fsync(opened.fileno())
-    remove_folder(path)
-    os.replace(aside, path)
-    sync_folder(path.parent)
+def link_target(path: str | Path) -> Path:
+    """Where a symbolic link leads, through all links; any other path as it is."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def flush(descriptor: int) -> None:
+    """Flushes a file or folder to the disk, where its file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames within ``folder`` survive a power cut."""
+    """Makes renames within ``folder`` survive a power cut, where its file system can."""
+    if os.name == "nt":  # Windows opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
 
 
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+    """Writes ``data``, whole or not at all."""
+    with whole_file(path) as aside:
+        aside.write_bytes(data)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes ``text`` as UTF-8, whole or not at all."""
-    with whole_file(path) as aside:
-        aside.write_text(text, encoding="utf-8", newline="")
+    write_bytes(path, text.encode("utf-8"))
+
+
+def json_text(value) -> str:
+    """``value`` as readable JSON. NaN is refused, since JSON has none."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: str | Path, value) -> None:
-    """Writes ``value`` as readable JSON, whole or not at all. NaN is refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes ``value`` as readable JSON, whole or not at all."""
+    write_text(path, json_text(value))
+
+
+def parse_json(data: bytes | str):
+    """The value of a JSON text, whatever it is.
+
+    Raises:
+        ValueError: no JSON, nested too deep, or a number of thousands of digits.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def read_json(path: str | Path, what: str) -> dict:
@@ -80,7 +169,7 @@ def read_json(path: str | Path, what: str) -> dict:
         FileError: not there, not readable, or not a JSON object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path, MAX_TEXT))
     except FileNotFoundError as error:
         raise FileError(f"{what} is missing: {path}") from error
     except (OSError, ValueError) as error:
@@ -90,9 +179,41 @@ def read_json(path: str | Path, what: str) -> dict:
     return value
 
 
+def sealed(record: dict) -> dict:
+    """``record`` with a digest of itself, by which ``read_record`` sees whether it was damaged."""
+    return {**record, SELF_DIGEST: digest(record)}
+
+
+def write_record(path: str | Path, record: dict) -> None:
+    """Writes a JSON object with a digest of itself, whole or not at all."""
+    write_json(path, sealed(json.loads(json.dumps(record, allow_nan=False))))
+
+
+def read_record(path: str | Path, what: str) -> dict:
+    """The JSON object that ``write_record`` wrote, without its digest; ``what`` names its role in the error.
+
+    Raises:
+        FileError: not there, not readable, or not what was written.
+    """
+    record = read_json(path, what)
+    if record.pop(SELF_DIGEST, None) != digest(record):
+        raise FileError(f"{what} is damaged: {path} does not match its own digest")
+    return record
+
+
 def digest(value) -> str:
     """SHA-256 (hex) of a JSON-able value in its canonical form: sorted keys, no spaces."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 (hex) of a regular file's bytes.
+
+    Raises:
+        FileError: no regular file. OSError: not there, or not to be read.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_disk(path: str | Path, needed_bytes: int) -> None:
@@ -106,37 +227,79 @@ def check_disk(path: str | Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise FileError(
             f"{path} needs about {needed_bytes / 2**30:,.2f} GiB, and {folder} has {free / 2**30:,.2f} GiB free; "
-            "make room, or name a --store elsewhere"
+            "make room, or name a place elsewhere"
         )
 
 
-def remove_folder(folder: Path) -> None:
-    """Removes a folder tree if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Removes files of a folder by name, if they are there, and then the folder if nothing else is in it.
+
+    Files that were being written when a process was killed (``whole_file``) go with them.
+    """
+    if not folder.is_dir():
+        return
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    remove_asides(folder)
+    with contextlib.suppress(OSError):  # something of somebody else's is in it
+        folder.rmdir()
+
+
+def remove_asides(folder: Path, name: str | None = None) -> None:
+    """Removes what ``whole_file`` was writing in a folder, or at one name in it, when a process was killed."""
+    for file in list(folder.iterdir()):
+        parts = _ASIDE.fullmatch(file.name)
+        if parts is None or not file.is_file() or _is_running(int(parts["pid"])):
+            continue
+        if name is None or name == f"{parts['stem']}{parts['suffix'] or ''}":
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process of this number is there; its files are not for this one to remove."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager
-def only_writer(path: str | Path, what: str) -> Iterator[None]:
+def only_writer(path: str | Path, what: str, wait: float = 0) -> Iterator[None]:
     """Holds ``path``'s writer lock; the system frees it when the process ends, killed or not.
 
+    What a killed process was writing at ``path``, or directly in the folder ``path``, is removed.
+
+    Args:
+        wait: seconds to wait for another writer to end.
+
     Raises:
-        FileError: another process holds it.
+        FileError: another process holds it, or the file system has no locks.
     """
     from filelock import FileLock, Timeout
 
-    path = Path(path)
+    path = link_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=wait)
     try:
         lock.acquire()
     except Timeout as error:
         raise FileError(f"another process is writing {what} {path}; wait for it or stop it") from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise FileError(
+            f"the file system of {path.parent} has no locks ({error.strerror}), by which {what} is kept from a second "
+            "writer; name a place on another file system"
+        ) from error
     try:
-        own = re.compile(rf"\.{re.escape(path.stem)}\.\d+\.aside{re.escape(path.suffix)}")  # as in whole_file
-        beside = (file for file in path.parent.iterdir() if own.fullmatch(file.name))
-        for leftover in (*beside, *path.glob(".*.aside*")):
-            leftover.unlink()  # of a process that was killed while it wrote
+        remove_asides(path.parent, path.name)
+        if path.is_dir():
+            remove_asides(path)
         yield
     finally:
         lock.release()
