@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, reading that neither waits nor overflows, and the lock against a second writer.
+"""Files that are whole or absent, reading that neither waits nor overflows, and the lock against a second writer.
 
 Standard library and filelock.
 """
@@ -69,7 +69,7 @@ def check_regular(path: str | Path) -> None:
         FileError: a folder, a FIFO, a device or a socket.
     """
     try:
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):

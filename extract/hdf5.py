@@ -1,7 +1,7 @@
 """HDF5 files: opened safely, written whole on disks that may fill up, and rows read with a check of each block.
 
-A file may come from anywhere, so that one which reaches outside itself, or claims more than it holds, is refused. A file
-written here carries a checksum of every dataset, and of each block of its large ones (docs/store-format.md).
+A file may come from anywhere, so that one which reaches outside itself, or claims more than it holds, is refused. A
+file written here carries a checksum of every dataset, and of each block of its large ones (docs/store-format.md).
 """
 
 import contextlib
@@ -152,14 +152,18 @@ def write_hdf5(path: str | Path, blocks_of: tuple[str, ...] = ()) -> Iterator[Hd
     Raises:
         OSError: what writing ended with; the file that was at ``path`` is still there.
     """
-    with whole_file(path) as aside:
-        with _ForgivingFile(aside, "w+b") as raw:
+    with whole_file(path) as aside, _ForgivingFile(aside, "w+b") as raw:
+        try:
             with h5py.File(raw, "w") as file:
                 writer = Hdf5Writer(aside, raw, file)
                 yield writer
                 writer.check()
                 add_checksums(file, blocks_of)
-            writer.check()
+        except Exception as error:
+            if raw.error is None or error is raw.error:
+                raise
+            raise raw.error from error
+        writer.check()
 
 
 def add_checksums(file: h5py.File, blocks_of: tuple[str, ...] = ()) -> None:
@@ -214,7 +218,7 @@ def dataset_names(file: h5py.File) -> list[str]:
 
 
 def damaged_parts(file: h5py.File, but: tuple[str, ...] = ()) -> list[str]:
-    """What does not match its checksum: ``attributes``, and names of datasets, ``but`` those that are checked elsewhere.
+    """What does not match its checksum: ``attributes``, and names of datasets, ``but`` those checked elsewhere.
 
     A file without any checksum, as earlier versions wrote some, has nothing to be compared with.
     """

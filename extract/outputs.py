@@ -99,7 +99,7 @@ class Outputs:
             self._note(name, file_sha256(aside))
 
     def _note(self, name: str, sha256: str) -> None:
-        """Adds a file to the record before it appears; the one before it stays known, for the case of a kill between."""
+        """Adds a file to the record before it appears; the one before stays known, in case of a kill between."""
         record = self._record()
         record["files"][name] = [sha256, *record["files"].get(name, [])[:1]]
         write_record(self.folder / RECORD, record)
