@@ -1,11 +1,11 @@
 """Names and versions of the project's files, shared by who writes them and who reads them (docs/store-format.md)."""
 
 STORE_FORMAT, STORE_VERSION = "onceover feature store", 3
-EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 2
-RUN_FORMAT, RUN_VERSION = "onceover run", 5
-SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 2
+EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 3
+RUN_FORMAT, RUN_VERSION = "onceover run", 6
+SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 3
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
-ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION = "onceover activations", 1
+ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION = "onceover activations", 2
 
 # in a run folder
 CONFIG = "config.yaml"
@@ -20,6 +20,8 @@ ENCODERS = "encoders"
 EVALUATION = "evaluation-{}"  # of a split; .md, .csv and .json
 ERRORS = "errors-{}.html"  # of a split
 SHUFFLED = "shuffled"  # the control's run folder
+NEXT = ".next"  # what fit --force makes, until it is complete
+SWAP = ".swap"  # the same, complete, on its way into the place of what it replaces
 
 # in a sweep's folder
 SWEEP = "sweep.json"

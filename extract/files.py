@@ -6,6 +6,7 @@ Standard library and filelock.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -103,6 +104,92 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+class ForgivingFile(io.FileIO):
+    """A file that remembers the first error of writing and pretends to go on.
+
+    Some libraries cannot give up a file that they cannot write: HDF5 tries again to write what it still holds when the
+    file is closed, which ends in a crash, and torch hides the reason. So they are told that all is well, and ``check``
+    tells the truth.
+    """
+
+    error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises the first error of writing, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def write(self, data) -> int:
+        """Writes all of ``data``; after an error nothing."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while self.error is None and len(view):
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Sets the size, unless there was an error."""
+        try:
+            if self.error is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
+
+    def readinto(self, buffer) -> int:
+        """Reads what is there; after an error, zeros for what could not be written."""
+        count = super().readinto(buffer) or 0
+        if self.error is None:
+            return count
+        view = memoryview(buffer).cast("B")
+        view[count:] = bytes(len(view) - count)
+        return len(view)
+
+
+@contextlib.contextmanager
+def forgiving_file(path: str | Path) -> Iterator[ForgivingFile]:
+    """Gives a new file to a library that writes it; whole or not at all, the reason being the disk's own.
+
+    Raises:
+        OSError: the first error of writing, whatever the library made of it.
+    """
+    with whole_file(path) as aside, ForgivingFile(aside, "w+b") as raw:
+        try:
+            yield raw
+        except Exception as error:
+            if raw.error is None or error is raw.error:
+                raise
+            raise raw.error from error
+        raw.check()
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a folder beside ``path`` to fill; on leaving, flushes its files and lets it take the place of ``path``.
+
+    Raises:
+        FileError: the folder that is there holds files of other names.
+    """
+    aside = path.with_name(f".{path.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for file in aside.iterdir():
+            with open(file, "rb+") as opened:
+                flush(opened.fileno())
+        remove_files(path, [file.name for file in aside.iterdir()])
+        if path.exists():
+            raise FileError(f"{path} holds files that are not this program's; move them elsewhere")
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def link_target(path: str | Path) -> Path:
     """Where a symbolic link leads, through all links; any other path as it is."""
     path = Path(path)
@@ -189,13 +276,17 @@ def write_record(path: str | Path, record: dict) -> None:
     write_json(path, sealed(json.loads(json.dumps(record, allow_nan=False))))
 
 
-def read_record(path: str | Path, what: str) -> dict:
+def read_record(path: str | Path, what: str, strict: bool = True) -> dict:
     """The JSON object that ``write_record`` wrote, without its digest; ``what`` names its role in the error.
+
+    ``strict``: refuse one without a digest, as earlier versions wrote them.
 
     Raises:
         FileError: not there, not readable, or not what was written.
     """
     record = read_json(path, what)
+    if SELF_DIGEST not in record and not strict:
+        return record
     if record.pop(SELF_DIGEST, None) != digest(record):
         raise FileError(f"{what} is damaged: {path} does not match its own digest")
     return record

@@ -7,7 +7,8 @@ file written here carries a checksum of every dataset, and of each block of its 
 import contextlib
 import errno
 import hashlib
-import io
+import itertools
+import math
 import os
 import threading
 import weakref
@@ -19,7 +20,7 @@ import h5py
 import numpy as np
 
 from configs import OnceoverError
-from extract.files import check_regular, digest, whole_file
+from extract.files import ForgivingFile, check_regular, digest, forgiving_file
 
 CHECKSUM = "sha256"  # the attribute of a dataset that holds the checksum of its values
 ATTRIBUTES_CHECKSUM = "attributes_sha256"  # the file's attribute that holds the checksum of all others
@@ -90,56 +91,17 @@ def _vlen(dataset: h5py.Dataset):
     return h5py.check_vlen_dtype(dataset.dtype)
 
 
-class _ForgivingFile(io.FileIO):
-    """A file that remembers the first error of writing and pretends to go on.
-
-    HDF5 cannot give up a file that it cannot write: what it still holds, it tries to write when the file is closed,
-    which ends in a crash. So it is told that all is well, and ``error`` tells the truth.
-    """
-
-    error: OSError | None = None
-
-    def write(self, data) -> int:
-        """Writes all of ``data``; after an error nothing."""
-        view = memoryview(data).cast("B")
-        try:
-            while self.error is None and len(view):
-                view = view[super().write(view) :]
-        except OSError as error:
-            self.error = error
-        return memoryview(data).nbytes
-
-    def truncate(self, size: int | None = None) -> int:
-        """Sets the size, unless there was an error."""
-        try:
-            if self.error is None:
-                return super().truncate(size)
-        except OSError as error:
-            self.error = error
-        return size or 0
-
-    def readinto(self, buffer) -> int:
-        """Reads what is there; after an error, zeros for what could not be written."""
-        count = super().readinto(buffer) or 0
-        if self.error is not None:
-            view = memoryview(buffer).cast("B")
-            view[count:] = bytes(len(view) - count)
-            return len(view)
-        return count
-
-
 class Hdf5Writer:
     """An HDF5 file under way: ``file`` is open for writing, ``path`` is where it lies until it is complete."""
 
-    def __init__(self, path: Path, raw: _ForgivingFile, file: h5py.File):
+    def __init__(self, path: Path, raw: ForgivingFile, file: h5py.File):
         self.path = path
         self.file = file
         self._raw = raw
 
     def check(self) -> None:
         """Raises the first error of writing, if there was one: a full disk, for example."""
-        if self._raw.error is not None:
-            raise self._raw.error
+        self._raw.check()
 
 
 @contextlib.contextmanager
@@ -152,25 +114,18 @@ def write_hdf5(path: str | Path, blocks_of: tuple[str, ...] = ()) -> Iterator[Hd
     Raises:
         OSError: what writing ended with; the file that was at ``path`` is still there.
     """
-    with whole_file(path) as aside, _ForgivingFile(aside, "w+b") as raw:
-        try:
-            with h5py.File(raw, "w") as file:
-                writer = Hdf5Writer(aside, raw, file)
-                yield writer
-                writer.check()
-                add_checksums(file, blocks_of)
-        except Exception as error:
-            if raw.error is None or error is raw.error:
-                raise
-            raise raw.error from error
+    with forgiving_file(path) as raw, h5py.File(raw, "w") as file:
+        writer = Hdf5Writer(Path(raw.name), raw, file)
+        yield writer
         writer.check()
+        add_checksums(file, blocks_of)
 
 
 def add_checksums(file: h5py.File, blocks_of: tuple[str, ...] = ()) -> None:
     """Gives every dataset a checksum, blocks of some datasets one each, and the attributes of all together one."""
     for name in blocks_of:
-        sums = _block_checksums(file[name])
-        file.create_dataset(f"{BLOCK_CHECKSUMS}/{name}", data=sums)
+        if name in file:
+            file.create_dataset(f"{BLOCK_CHECKSUMS}/{name}", data=_block_checksums(file[name]))
     for name in dataset_names(file):
         file[name].attrs[CHECKSUM] = checksum(file[name])
     file.attrs[ATTRIBUTES_CHECKSUM] = attributes_checksum(file)
@@ -182,6 +137,11 @@ def rows_per_block(dataset: h5py.Dataset) -> int:
 
 
 def _block_checksums(dataset: h5py.Dataset) -> np.ndarray:
+    """CRC-32 of each block of rows of numbers, or of each row of bytes: uint32."""
+    if _vlen(dataset) is not None:
+        starts = range(0, len(dataset), ROWS)
+        blocks = (dataset[start : start + ROWS] for start in starts)
+        return np.array([zlib.crc32(value) for value in itertools.chain.from_iterable(blocks)], np.uint32)
     size = rows_per_block(dataset)
     sums = [zlib.crc32(np.ascontiguousarray(dataset[start : start + size])) for start in range(0, len(dataset), size)]
     return np.array(sums, np.uint32)
@@ -236,10 +196,15 @@ def write_column(group: h5py.Group, name: str, values) -> None:
     if isinstance(values, np.ndarray):
         group.create_dataset(name, data=values)
     elif len(values) and isinstance(values[0], bytes):
-        column = group.create_dataset(name, (len(values),), dtype=_BYTES)
+        column = create_bytes_column(group, name, len(values))
         fill(column, slice(0, len(values)), (np.frombuffer(data, dtype=np.uint8) for data in values))
     else:
         group.create_dataset(name, data=np.array(values, dtype=object), shape=(len(values),), dtype=_STRING)
+
+
+def create_bytes_column(group: h5py.Group, name: str, rows: int) -> h5py.Dataset:
+    """Makes a dataset for rows of bytes of any length."""
+    return group.create_dataset(name, (rows,), dtype=_BYTES)
 
 
 def fill(target: h5py.Dataset, rows: slice, block) -> None:
@@ -263,7 +228,7 @@ def which_file(status: os.stat_result) -> tuple[int, int, int, int]:
 class StoredRows:
     """The rows of a dataset that lies in its file in one piece, read when they are asked for.
 
-    ``rows[5]``, ``rows[10:20]`` and ``rows[[3, 7, 8]]`` give new arrays. A block of rows is compared with its checksum
+    ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[[3, 7], [0, 1]]`` give new arrays. A block of rows is compared with its checksum
     when it is first read. The file is the one that was open, whatever lies at its path by now.
 
     Attributes:
@@ -273,23 +238,27 @@ class StoredRows:
         Hdf5Error: of every access: a block that is damaged, or a file that was written to in the meantime.
     """
 
-    def __init__(self, dataset: h5py.Dataset, path: str | Path):
-        """``path``: of the dataset's file, which has to be the one that is open."""
-        self.shape: tuple[int, ...] = dataset.shape
-        self.ndim: int = dataset.ndim
+    def __init__(self, dataset: h5py.Dataset, path: str | Path, leading: int = 1):
+        """``path``: of the dataset's file, which has to be the one that is open.
+
+        ``leading``: how many of its first axes are counted together as rows.
+        """
+        self.shape: tuple[int, ...] = (math.prod(dataset.shape[:leading]), *dataset.shape[leading:])
+        self.ndim: int = len(self.shape)
         self.dtype: np.dtype = dataset.dtype
         self.nbytes: int = dataset.nbytes
         self._path = Path(path)
         self._name: str = dataset.name
-        self._row_bytes = self.nbytes // max(1, len(dataset))
+        self._row_bytes = self.nbytes // max(1, len(self))
         self._offset = dataset.id.get_offset()
-        self._whole = dataset[:] if self._offset is None else None  # empty, or written by others in chunks
+        # empty, or written by others in chunks
+        self._whole = dataset[:].reshape(self.shape) if self._offset is None else None
         sums = dataset.file.get(f"{BLOCK_CHECKSUMS}{dataset.name}")
         self._sums = None if sums is None else sums[:]
-        self._block_rows = rows_per_block(dataset)
+        self._block_rows = rows_per_block(dataset) * math.prod(dataset.shape[1:leading])
         self._checked = np.zeros(0 if self._sums is None else len(self._sums), bool)
         self._lock = threading.Lock()
-        if self._sums is not None and len(self._sums) != -(-len(dataset) // self._block_rows):
+        if self._sums is not None and len(self._sums) != -(-len(self) // self._block_rows):
             raise Hdf5Error(f"{self._path} is damaged: {self._name} has no checksum for each of its blocks")
         self._descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
@@ -300,9 +269,10 @@ class StoredRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: int | slice | np.ndarray | list) -> np.ndarray:
-        if isinstance(rows, tuple):
-            raise TypeError("rows are chosen by one number, slice or array; choose columns of what is returned")
+    def __getitem__(self, rows) -> np.ndarray:
+        if isinstance(rows, tuple):  # of each row one entry of the next axis
+            numbers, entries = rows
+            return self[numbers][np.arange(len(numbers)), entries]
         if which_file(os.fstat(self._descriptor)) != self._file:
             raise Hdf5Error(f"{self._path} was changed while it was in use; run the command again")
         if isinstance(rows, slice):
@@ -366,3 +336,11 @@ class StoredRows:
             view = view[count:]
             place += count
         return values
+
+
+def memory_mapped(dataset: h5py.Dataset, path: str | Path) -> np.ndarray:
+    """The values of a dataset that lies in its file in one piece, mapped and read-only: they take up no memory."""
+    offset = dataset.id.get_offset()
+    if offset is None:  # nothing in it, or written by others in chunks
+        return dataset[:]
+    return np.memmap(path, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)

@@ -5,7 +5,7 @@ this program's exactly when the record has it and its bytes are those that were 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from configs import OnceoverError
@@ -97,6 +97,16 @@ class Outputs:
         with whole_file(self.folder / name) as aside:
             yield aside
             self._note(name, file_sha256(aside))
+
+    def remove(self, choose: Callable[[str], bool]) -> None:
+        """Removes files that this program wrote and that were not changed since, those whose names are chosen."""
+        record = self._record()
+        for name in [name for name in record["files"] if choose(name)]:
+            path = self.folder / name
+            if path.is_file() and file_sha256(path) in record["files"][name]:
+                path.unlink()
+            del record["files"][name]
+            write_record(self.folder / RECORD, record)
 
     def _note(self, name: str, sha256: str) -> None:
         """Adds a file to the record before it appears; the one before stays known, in case of a kill between."""

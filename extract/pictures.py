@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from configs import OnceoverError
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs: 512 MiB as RGB
+MAX_BYTES = 2**29  # of a file
 MAX_ASPECT = 16  # longer pictures are cut to it about their centre: scaling the short side up would fill the memory
 REDUCED = 2  # times the pixels that are needed, what a JPEG decoded at a fraction of its size must have
 THUMBNAIL_SIZE = 160  # pixels, the longer side

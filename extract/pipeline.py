@@ -29,12 +29,23 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from configs import OnceoverError
 from configs.schema import ExtractConfig
 from extract import Failure
 from extract.datasets import Dataset
-from extract.files import check_disk, digest, only_writer, read_json, remove_folder, write_json
+from extract.files import (
+    FileError,
+    check_disk,
+    digest,
+    link_target,
+    only_writer,
+    read_bytes,
+    read_record,
+    remove_files,
+    write_record,
+)
 from extract.memory import peak_memory, total_memory
-from extract.pictures import PictureError, decode, read_picture, thumbnail
+from extract.pictures import MAX_BYTES, PictureError, decode, read_picture, thumbnail
 from extract.specs import identity, parse_spec
 from extract.store import (
     KINDS,
@@ -44,8 +55,11 @@ from extract.store import (
     caption_ids,
     changed_settings,
     describe_shard,
+    kept_folder,
     parts_folder,
+    remove_parts,
     seal,
+    shard_files,
     write_shard,
 )
 from extract.streams import Speed, ahead, deaths_told, in_order, in_processes, shared, shares
@@ -64,6 +78,7 @@ CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory an
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
 SAMPLE = {"image": 32, "text": 256}  # records that ``--dtype auto`` decides by
 AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neighbours stay (docs/results.md)
+_SETTINGS = "settings.json"
 _LIBRARIES = ("torch", "torchvision", "transformers", "numpy", "pillow", "h5py")
 
 Say = Callable[[str], None]
@@ -94,6 +109,8 @@ def extract(
     device: str | None = None,
     force: bool = False,
     retry_failures: bool = False,
+    prune: bool = False,
+    keep_vanished: bool = False,
     reuse: FeatureStore | None = None,
     tokenizer_files: dict[str, bytes] | None = None,
     check_encoder: Callable[[str, dict], None] = lambda kind, recipe: None,
@@ -110,14 +127,18 @@ def extract(
         check_encoder: given each encoder's kind and recipe before anything is encoded; raises to refuse it.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
         retry_failures: try the ledger's pictures again although their files have not changed.
+        prune: drop rows of the store that ``dataset`` has no more.
+        keep_vanished: where the dataset has rows of the store no more, keep their features beside the store
+            (``FILE.h5.kept``), so that they need not be encoded again when they are back; ``prune`` drops these too.
         say: receives what the user should be told before the work starts.
 
     Raises:
-        StoreError: other features are already there, no picture can be encoded, or another process is writing.
+        StoreError: other features are already there, rows would be dropped, no picture can be encoded, or another
+            process is writing.
         EncoderError: an encoder cannot be had.
     """
     start = time.monotonic()
-    path = Path(path)
+    path = link_target(path)
     parts = parts_folder(path)
     stats = [_stat(dataset.root / name) for name in dataset.paths]
     left_out = [failure[:3] for failure in dataset.failures]
@@ -126,14 +147,13 @@ def extract(
     )
     request = _request(config)
     with only_writer(path, "the store"):
+        _refuse_strangers(parts)
         old = FeatureStore(path) if path.exists() else None
         try:
-            if (
-                old
-                and not retry_failures
-                and (old.provenance["listing"], old.provenance["request"]) == (listing, request)
-            ):
+            if old and not retry_failures and _is_up_to_date(old, dataset, listing, request):
                 _discard(parts, old, say)
+                if prune:
+                    _remove_kept(path)
                 return summary_of(old, up_to_date=True)
             job = _Job(
                 dataset,
@@ -146,6 +166,8 @@ def extract(
                 device,
                 force,
                 retry_failures,
+                prune,
+                keep_vanished,
                 reuse,
                 tokenizer_files,
                 check_encoder,
@@ -161,6 +183,52 @@ def extract(
     summary.computed, summary.reused, summary.speed = job.computed, job.reused, job.speed
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _refuse_strangers(parts: Path) -> None:
+    """Refuses a folder for shards that holds something else.
+
+    Raises:
+        StoreError: it does.
+    """
+    if parts.exists() and not parts.is_dir():
+        raise StoreError(f"{parts} is where an extraction keeps its shards, and it is no folder; move it elsewhere")
+    if parts.is_dir() and not shard_files(parts) and not (parts / _SETTINGS).exists():
+        strange = sorted(entry.name for entry in parts.iterdir() if not entry.name.startswith("."))
+        strange = [name for name in strange if not name.endswith(".plan.json")]
+        if strange:
+            raise StoreError(
+                f"{parts} is where an extraction keeps its shards, and it holds something else ({strange[0]}); "
+                "move that elsewhere, or name another --store"
+            )
+
+
+def _is_up_to_date(old: FeatureStore, dataset: Dataset, listing: str, request: dict) -> bool:
+    """Whether a store holds what is asked for, and no image that could not be read then can be read now."""
+    if (old.provenance["listing"], old.provenance["request"]) != (listing, request):
+        return False
+    paths = dict(zip(dataset.ids, dataset.paths, strict=True))
+    passing = [failure.id for failure in old.failures if failure.stage == "image" and _is_passing(failure)]
+    return not any(_is_readable(dataset.root / paths[name]) for name in passing if name in paths)
+
+
+def _is_passing(failure: Failure) -> bool:
+    """Whether an image failed for a reason that is none of its content: it is tried again each time."""
+    return failure.size < 0
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_bytes(path, MAX_BYTES)
+    except (OSError, OnceoverError):
+        return False
+    return True
+
+
+def _remove_kept(path: Path, but: frozenset[str] = frozenset()) -> None:
+    """Removes features that were kept of rows that had vanished, ``but`` those in some files."""
+    folder = kept_folder(path)
+    remove_files(folder, [file.name for file in shard_files(folder) if file.name not in but])
 
 
 def summary_of(store: FeatureStore, up_to_date: bool) -> Summary:
@@ -180,8 +248,13 @@ def _discard(parts: Path, store: FeatureStore, say: Say) -> None:
     """Removes the shards whose rows went into the store; those of another, larger extraction stay, and are told of."""
     known = {kind: set(keys) for kind, keys in (("image", store.sha256), ("text", store.captions))}
     kept = 0
-    for shard in sorted(parts.glob("*.h5")):
-        kind, fingerprint, keys = describe_shard(shard)
+    for shard in shard_files(parts):
+        try:
+            kind, fingerprint, keys = describe_shard(shard)
+        except StoreError as error:
+            say(f"a shard of another extraction is left alone: {error}")
+            kept += 1
+            continue
         if fingerprint == store.fingerprints[kind] and (not keys or not known[kind].isdisjoint(keys)):
             shard.unlink()
         else:
@@ -189,7 +262,7 @@ def _discard(parts: Path, store: FeatureStore, say: Say) -> None:
     if kept:
         say(f"{kept:,} rows of another unfinished extraction stay in {parts}, for when that is gone on with")
     else:
-        remove_folder(parts)
+        remove_parts(parts)
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -240,11 +313,11 @@ def _request(config: ExtractConfig) -> dict:
 
 class _Read(NamedTuple):
     """Pictures read and decoded: (row, SHA-256, thumbnail) of each; the pixels of those that are to be encoded;
-    (row, reason) of what failed; seconds that it took."""
+    (row, reason, whether it may pass) of what failed; seconds that it took."""
 
     records: list[tuple[int, str, bytes]]
     pixels: np.ndarray
-    failures: list[tuple[int, str]]
+    failures: list[tuple[int, str, bool]]
     seconds: float
 
 
@@ -271,13 +344,18 @@ class _Reader:
         records, pixels, failures = [], [], []
         for row in rows:
             try:
-                data = (self.root / self.paths[row]).read_bytes()
+                data = read_bytes(self.root / self.paths[row], MAX_BYTES)
                 picture, key = decode(data, self.preprocessing.short_side), hashlib.sha256(data).hexdigest()
                 if key not in self.known:
                     pixels.append(self.preprocessing.pixels(picture).numpy())
-            except (PictureError, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                failures.append((row, reason or str(error)))
+            except (PictureError, FileError) as error:
+                failures.append((row, str(error), False))
+                continue
+            except OSError as error:
+                failures.append((row, error.strerror or str(error), True))
+                continue
+            except MemoryError:
+                failures.append((row, "not enough memory to decode it", True))
                 continue
             records.append((row, key, thumbnail(picture) if self.thumbnails else b""))
         stacked = np.stack(pixels) if pixels else np.zeros(0)
@@ -298,6 +376,8 @@ class _Job:
     device: str | None
     force: bool
     retry_failures: bool
+    prune: bool
+    keep_vanished: bool
     reuse: FeatureStore | None
     tokenizer_files: dict[str, bytes] | None
     check_encoder: Callable[[str, dict], None]
@@ -313,13 +393,15 @@ class _Job:
         from extract.encoders import pick_device
         from extract.inference import hardware
 
+        self._refuse_to_drop_rows()
+        self._remove_damaged_shards()
         device = pick_device(self.device)
         self.settings = self._settings(str(device), hardware(device))
         try:
             self._run()
         except torch.OutOfMemoryError as error:
             half = max(1, (self.settings["batch_size"] or BATCH_SIZE["cpu"]) // 2)
-            anew = " --force, which encodes all anew" if any(self.parts.glob("*.h5")) else ""
+            anew = " --force, which encodes all anew" if shard_files(self.parts) else ""
             raise StoreError(
                 f"the memory of {self.settings['device']} is full; make room there and run the command again, or give "
                 f"it --batch-size {half}{anew}"
@@ -363,7 +445,7 @@ class _Job:
                 self._refuse_other_features(kind, recipe)
         if not self.settings["batch_size"]:
             self.settings["batch_size"] = self._fitting_batch(pictures, text)
-        write_json(self.parts / "settings.json", self.settings)
+        write_record(self.parts / _SETTINGS, self.settings)
         self._check_room(pictures, text)
 
         sources, keys = self._encode_images(pictures) if pictures else (RowSources("image", "", ()), [])
@@ -374,6 +456,7 @@ class _Job:
             raise StoreError(
                 f"none of the {len(lost):,} pictures could be encoded; the first: {first.id}: {first.reason}"
             )
+        self._refuse_to_lose_images(lost)
         mine = np.isin(self.dataset.image_index, [-1, *kept])
         captions = [self.dataset.captions[row] for row in np.flatnonzero(mine)]
         text_sources = RowSources("text", "", ())
@@ -382,6 +465,10 @@ class _Job:
 
         position = np.full(len(self.dataset.ids) + 1, -1)  # the last one: of captions without a picture
         position[kept] = np.arange(len(kept))
+        vanished = frozenset[str]()
+        if self.keep_vanished and not self.prune:
+            vanished = self._keep_vanished(sources, {keys[row] for row in kept}, recipes["image"])
+            vanished |= self._keep_vanished(text_sources, set(captions), recipes["text"])
         names = caption_ids(self.dataset.ids, self.dataset.image_index) if lost else []
         orphans = [Failure(names[row], "caption", "its picture could not be encoded") for row in np.flatnonzero(~mine)]
         seal(
@@ -401,6 +488,90 @@ class _Job:
             failures=[*self.dataset.failures, *lost.values(), *orphans],
             tokenizer_files=text.tokenizer_files if text else {},
         )
+        _remove_kept(self.path, vanished)
+
+    def _refuse_to_drop_rows(self) -> None:
+        """Refuses to write a store without rows that are in the one that is there.
+
+        An image with another name and the same content is no lost one.
+
+        Raises:
+            StoreError: the dataset lacks some.
+        """
+        if self.old is None or self.force or self.prune or self.keep_vanished:
+            return
+        ids = set(self.dataset.ids)
+        lost = [row for row, name in enumerate(self.old.image_ids) if name not in ids]
+        if lost:
+            contents = self._contents_of_new(ids.difference(self.old.image_ids))
+            lost = [row for row in lost if self.old.sha256[row] not in contents]
+        captions = set(self.old.captions).difference(self.dataset.captions)
+        if lost or captions:
+            raise StoreError(
+                f"{self.path} holds {len(lost):,} pictures and {len(captions):,} captions that are not in "
+                f"{self.dataset.root}, or not among those asked for, and would be dropped: name another --store, or "
+                "drop them with --prune"
+            )
+
+    def _contents_of_new(self, names: set[str]) -> set[str]:
+        """SHA-256 of the images with some names, those that can be read."""
+        contents = set()
+        for name, path in zip(self.dataset.ids, self.dataset.paths, strict=True):
+            if name in names:
+                with contextlib.suppress(OSError, OnceoverError):
+                    contents.add(hashlib.sha256(read_bytes(self.dataset.root / path, MAX_BYTES)).hexdigest())
+        return contents
+
+    def _refuse_to_lose_images(self, failures: dict[int, Failure]) -> None:
+        """Refuses to write a store without images that it has and that cannot be read at the moment.
+
+        Raises:
+            StoreError: there are some.
+        """
+        if self.old is None or self.force or self.prune or self.keep_vanished:
+            return
+        stored = set(self.old.image_ids)
+        lost = [failure for failure in failures.values() if _is_passing(failure) and failure.id in stored]
+        if lost:
+            raise StoreError(
+                f"{len(lost):,} pictures of {self.path} cannot be read now and would be dropped (the first: "
+                f"{lost[0].id}: {lost[0].reason}); mend that and run the same command again, or drop them with --prune"
+            )
+
+    def _remove_damaged_shards(self) -> None:
+        """Removes shards of the unfinished extraction that are not as they were written; they are encoded again."""
+        for shard in shard_files(self.parts):
+            try:
+                describe_shard(shard)
+            except StoreError as error:
+                self.say(f"encoding a damaged shard again: {error}")
+                shard.unlink()
+
+    def _keep_vanished(self, sources: RowSources, present: set[str | None], recipe: dict) -> frozenset[str]:
+        """Writes the rows of earlier stores that the dataset has no more into shards beside the store.
+
+        Returns:
+            The names of the shards.
+        """
+        gone = [key for key in sources if key not in present]
+        origins = {key: origin for origin, key in sources.keys_by_stat.items()}
+        folder, names = kept_folder(self.path), set()
+        for number, keys in enumerate(_split(gone, SHARD_ROWS.get(sources.kind, 1))):
+            names.add(name := f"{sources.kind}-{digest(keys)[:12]}-{number:05d}.h5")
+            if (folder / name).exists():
+                continue
+            columns = {column: sources.gather(column, keys) for column in ("features", *sources.columns)}
+            if sources.kind == "image":
+                rows = [origins[key] for key in keys]
+                columns |= {"sha256": keys, "id": [row[0] for row in rows]}
+                columns |= {"size": np.array([row[1] for row in rows], np.int64)}
+                columns |= {"mtime_ns": np.array([row[2] for row in rows], np.int64)}
+            else:
+                columns["caption"] = keys
+            if "thumbnail" in columns:
+                columns["thumbnail"] = [value.tobytes() for value in columns["thumbnail"]]
+            write_shard(folder / name, sources.kind, columns, recipe, [])
+        return frozenset(names)
 
     @property
     def _before(self) -> FeatureStore | None:
@@ -416,26 +587,38 @@ class _Job:
         null, or missing.
         """
         wanted = {"device": device, "hardware": hardware, "batch_size": self.config.batch_size, "dtypes": {}}
-        if not any(self.parts.glob("*.h5")):
+        if not shard_files(self.parts):
             return wanted
-        settings = self.parts / "settings.json"
+        settings = self.parts / _SETTINGS
         if not settings.exists():  # a kill came while all was being removed
-            remove_folder(self.parts)
+            remove_parts(self.parts)
             return wanted
-        begun = read_json(settings, "the unfinished extraction's settings")
+        begun = self._begun(settings)
         if begun["device"] != device and not self.force:
             raise StoreError(
                 f"{self.parts} was begun on {begun['device']}; go on with --device {begun['device']}, "
                 "or discard it with --force"
             )
         if begun["device"] != device or (self.force and wanted["batch_size"] not in (None, begun["batch_size"])):
-            remove_folder(self.parts)
+            remove_parts(self.parts)
             return wanted
         self.say(f"going on with the unfinished extraction in {self.parts}")
         if begun.get("hardware", hardware) != hardware:
             self.say(f"begun on {begun['hardware']}; {hardware} may round the last bits of what is left in another way")
         if wanted["batch_size"] not in (None, begun["batch_size"]):
             self.say(f"as it was begun: batches of {begun['batch_size']}")
+        return begun
+
+    def _begun(self, settings: Path) -> dict:
+        """The settings that an unfinished extraction was begun with.
+
+        Raises:
+            FileError: they are damaged.
+        """
+        begun = read_record(settings, "the unfinished extraction's settings", strict=False)
+        sound = isinstance(begun.get("device"), str) and isinstance(begun.get("batch_size"), int)
+        if not sound or not isinstance(begun.get("dtypes"), dict):
+            raise FileError(f"{settings} is damaged; remove {self.parts} and run the command again")
         return begun
 
     def _in_best_dtype(self, kind: str, make: Callable, sample: Callable):
@@ -463,7 +646,7 @@ class _Job:
 
         pixels = []
         for path in self.dataset.paths:
-            with contextlib.suppress(PictureError):  # the ledger gets it later
+            with contextlib.suppress(PictureError, OSError, MemoryError):  # the ledger gets it later
                 pixels.append(encoder.pixels(read_picture(self.dataset.root / path, encoder.short_side)))
             if len(pixels) == SAMPLE["image"]:
                 break
@@ -527,7 +710,7 @@ class _Job:
             row = trial(1)[0].nbytes + ROW_BYTES[kind]
             rows = len(self.dataset.ids if kind == "image" else self.dataset.captions)
             known = len((old.image_ids if kind == "image" else old.captions) if old else ())
-            known += self._shard_rows(kind) * sum(1 for _ in self.parts.glob(f"{kind}-*.h5"))
+            known += self._shard_rows(kind) * len(shard_files(self.parts, kind))
             needed += row * (rows + max(0, rows - known))
         check_disk(self.path, needed)
 
@@ -545,7 +728,7 @@ class _Job:
                 f"{self.path} holds other {kind} features (they differ in: {changed}); "
                 "name another --store, or replace them with --force"
             )
-        for shard in sorted(self.parts.glob(f"{kind}-*.h5")):
+        for shard in shard_files(self.parts, kind):
             if describe_shard(shard)[1] == digest(recipe):
                 continue
             if not self.force:
@@ -561,30 +744,44 @@ class _Job:
         for store in (self.old, self.reuse):
             if store:
                 sources.add(store.path)
+        for shard in shard_files(kept_folder(self.path), kind):
+            sources.add(shard)
         return sources
 
     def _sources(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
         """The same, and those of this extraction's shards."""
         sources = self._stored(kind, recipe, columns)
-        for shard in sorted(self.parts.glob(f"{kind}-*.h5")):
+        for shard in shard_files(self.parts, kind):
             sources.add(shard)
         return sources
 
     def _shards(self, kind: str, recipe: dict, listing: str, columns: tuple[str, ...], choose: Callable[[], list[int]]):
         """(file, items) of each shard. An unfinished run's plan, made from the same things, is taken up again."""
         file = self.parts / f"{kind}.plan.json"
-        plan = read_json(file, "the plan") if file.exists() else {}
+        plan = self._plan(file)
         beside = [store.fingerprints for store in (self.old, self.reuse) if store]
         wanted = {"listing": listing, "fingerprint": digest(recipe), "columns": list(columns), "beside": beside}
         wanted["retry_failures"] = self.retry_failures
         if not wanted.items() <= plan.items():
             plan = wanted | {"rows": self._shard_rows(kind), "todo": choose()}
-            write_json(file, plan)
+            write_record(file, plan)
         tag, rows, todo = digest(plan)[:12], plan["rows"], plan["todo"]
         return [
             (self.parts / f"{kind}-{tag}-{start // rows:05d}.h5", todo[start : start + rows])
             for start in range(0, len(todo), rows)
         ]
+
+    def _plan(self, file: Path) -> dict:
+        """The plan of an unfinished extraction; a damaged one is made anew, and finished shards are taken over."""
+        if not file.exists():
+            return {}
+        try:
+            plan = read_record(file, "the plan", strict=False)
+        except FileError as error:
+            self.say(f"planning anew: {error}")
+            return {}
+        sound = isinstance(plan.get("todo"), list) and isinstance(plan.get("rows"), int) and plan["rows"] > 0
+        return plan if sound else {}
 
     def _encode_images(self, encoder) -> tuple[RowSources, list[str | None]]:
         columns = ("thumbnail",) if self.config.thumbnails else ()
@@ -724,7 +921,9 @@ class _Job:
     def _failed_before(self, sources: RowSources, row: int) -> bool:
         """Whether the ledger holds this picture and its file has not changed since."""
         failure = sources.failures.get(self.dataset.ids[row])
-        return failure is not None and (failure.size, failure.mtime_ns) == self.stats[row]
+        if failure is None or _is_passing(failure):
+            return False
+        return (failure.size, failure.mtime_ns) == self.stats[row]
 
     def _content_keys(self, sources: RowSources) -> list[str | None]:
         """Each picture's SHA-256 where it can be in ``sources``: by size and time first, else by hashing its bytes."""
@@ -733,8 +932,8 @@ class _Job:
             key = sources.keys_by_stat.get((name, *self.stats[row]))
             if key is None and len(sources) and not self._failed_before(sources, row):
                 try:
-                    key = hashlib.sha256((self.dataset.root / path).read_bytes()).hexdigest()
-                except OSError:
+                    key = hashlib.sha256(read_bytes(self.dataset.root / path, MAX_BYTES)).hexdigest()
+                except (OSError, FileError):
                     key = None  # the picture is read again for encoding, where the failure goes into the ledger
             keys.append(key)
         return keys
@@ -787,7 +986,7 @@ class _Job:
         features = encoder.begin(joined(pixels, encoder.device)) if pixels else list
 
         def finish() -> tuple[Path, _Encoded]:
-            failures = [self._failure(row, reason) for piece in pieces for row, reason in piece.failures]
+            failures = [self._failure(*failure) for piece in pieces for failure in piece.failures]
             records, found = [record for piece in pieces for record in piece.records], features()
             if len(found) < len(records):
                 new = iter(found)
@@ -814,8 +1013,10 @@ class _Job:
             start, self._free_since = max(start, self._free_since), now
         return now - start
 
-    def _failure(self, row: int, reason: str) -> Failure:
-        return Failure(self.dataset.ids[row], "image", reason, *self.stats[row])
+    def _failure(self, row: int, reason: str, may_pass: bool = False) -> Failure:
+        """A row of the ledger; of a fault that may pass without the file's size and time: it is tried again."""
+        stat = () if may_pass else self.stats[row]
+        return Failure(self.dataset.ids[row], "image", reason, *stat)
 
     def _provenance(self) -> dict:
         """What made the store. A kind of which nothing was computed keeps the provenance it had."""

@@ -5,6 +5,7 @@
 ``import:NAME`` stands in a store for the unknown encoder of imported features; none can be had by it
 """
 
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -96,3 +97,20 @@ def _cached_commit(spec: Spec) -> str | None:
     except HFValidationError as error:
         raise EncoderError(f"{spec.text}: there is no such folder, and no model can have that name") from error
     return Path(path).parent.name if isinstance(path, str) else None
+
+
+#: STUB until merged
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "added_tokens.json",
+)  # fmt: skip
+_JSON_FILES = "model.safetensors.index|config|generation_config|preprocessor_config|processor_config"
+#: names of the files that a saved encoder consists of
+ENCODER_FILES = re.compile(
+    rf"(weights|model(-\d{{5}}-of-\d{{5}})?)\.safetensors|({_JSON_FILES})\.json|{'|'.join(map(re.escape, TOKENIZER_FILES))}"
+)
+
+
+def known_tokenizer_files(files):
+    """Stub."""
+    return {name: data for name, data in files.items() if name in TOKENIZER_FILES}

@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +23,34 @@ import numpy as np
 from configs import OnceoverError
 from configs.formats import STORE_FORMAT, STORE_VERSION
 from extract import Failure
-from extract.files import digest, whole_file
+from extract.files import digest, parse_json, remove_files, write_bytes
+from extract.hdf5 import (
+    BLOCK_CHECKSUMS,
+    CHECKSUM,
+    StoredRows,
+    add_checksums,
+    attributes_checksum,
+    checksum,
+    create_bytes_column,
+    damaged_parts,
+    dataset_names,
+    fill,
+    open_hdf5,
+    which_file,
+    write_column,
+    write_hdf5,
+)
+from extract.specs import known_tokenizer_files
 
 KINDS = ("image", "text")
 SPLITS = ("train", "dev", "test", "")
 KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
 BLOCK = 1024  # rows copied or hashed at a time
 SELECTION = "select"  # the name of the tenth of the train pictures that chooses where dev has to report
-_STRING = h5py.string_dtype()
-_BYTES = h5py.vlen_dtype(np.uint8)
+#: datasets whose rows are checked as they are read, not when a store is opened
+CHECKED_LATER = ("image/features", "text/features", "image/thumbnail")
+_SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5}\.h5")
+_PARTS = (*(f"{kind}.plan.json" for kind in KINDS), "settings.json")
 
 
 class StoreError(OnceoverError):
@@ -39,6 +60,23 @@ class StoreError(OnceoverError):
 def parts_folder(path: str | Path) -> Path:
     """Where the shards of an unfinished store lie."""
     return Path(f"{path}.parts")
+
+
+def kept_folder(path: str | Path) -> Path:
+    """Where features lie, as shards, of rows that a store had and its dataset has no more."""
+    return Path(f"{path}.kept")
+
+
+def shard_files(parts: Path, kind: str = "") -> list[Path]:
+    """The shards in the folder of an unfinished store, of one kind or of both, in their order."""
+    if not parts.is_dir():
+        return []
+    return sorted(file for file in parts.iterdir() if _SHARD.fullmatch(file.name) and file.name.startswith(kind))
+
+
+def remove_parts(parts: Path) -> None:
+    """Removes what an unfinished store consists of; what else lies in its folder stays."""
+    remove_files(parts, [*(file.name for file in shard_files(parts)), *_PARTS])
 
 
 @dataclass(frozen=True)
@@ -69,12 +107,16 @@ class FeatureStore:
         StoreError: nothing there, unfinished, or no store of a known version.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, check: bool = True):
+        """``check``: refuse what does not match its checksum; without, ``verify`` can tell all that is wrong."""
         self.path = Path(path)
         self._file = _open(self.path)
         try:
             with _readable(self.path):
                 self._read()
+                if check:
+                    self._check()
+                self._features = {kind: StoredRows(self._file[kind]["features"], self.path) for kind in KINDS}
         except StoreError:
             self.close()
             raise
@@ -85,10 +127,41 @@ class FeatureStore:
         self.image_splits, self.sha256 = _strings(image["split"]), _strings(image["sha256"])
         self.captions, self.image_index = _strings(text["caption"]), text["image_index"][:]
         self.truncated = text["truncated"][:]
-        self.provenance = json.loads(self._file.attrs["provenance"])
-        self.recipes = {kind: json.loads(self._file[kind]["features"].attrs["recipe"]) for kind in KINDS}
+        self.provenance = parse_json(self._file.attrs["provenance"])
+        self.recipes = {kind: parse_json(self._file[kind]["features"].attrs["recipe"]) for kind in KINDS}
         self.fingerprints = {kind: self._file[kind]["features"].attrs["fingerprint"] for kind in KINDS}
         self.fingerprints["dataset"] = self._file.attrs["dataset_fingerprint"]
+
+    def _check(self) -> None:
+        """Refuses a file whose columns and attributes are not as they were written; features are checked as read.
+
+        Raises:
+            ValueError: what is wrong.
+        """
+        wrong = [f"/{name} does not match its checksum" for name in damaged_parts(self._file, but=CHECKED_LATER)]
+        problems = [*wrong, *self._shape_problems()]
+        if problems:
+            raise ValueError(problems[0])
+
+    def _shape_problems(self) -> Iterator[str]:
+        """Columns of different lengths, features of another kind, and a caption map that points outside the images."""
+        for kind, rows, dimensions in (("image", len(self.image_ids), 3), ("text", len(self.captions), 2)):
+            features = self._file[kind]["features"]
+            if features.ndim != dimensions or features.dtype not in (np.float32, np.float16):
+                yield f"/{kind}/features has the shape {features.shape} and holds {features.dtype}"
+            for name, column in self._file[kind].items():
+                if len(column) != rows:
+                    yield f"/{kind}/{name} has {len(column)} rows; {rows} expected"
+        index = self.image_index
+        if index.dtype != np.int64:
+            yield f"/text/image_index holds {index.dtype}"
+        elif len(index) and not (index.min() >= (0 if self.image_ids else -1) and index.max() < len(self.image_ids)):
+            yield "/text/image_index points outside the pictures"
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether features are compared with checksums as they are read; stores of earlier versions have none."""
+        return all(rows.is_checked for rows in self._features.values())
 
     def __enter__(self) -> "FeatureStore":
         return self
@@ -101,14 +174,18 @@ class FeatureStore:
         self._file.close()
 
     @property
-    def image_features(self) -> np.ndarray:
-        """float32 or float16 (N, V, D): V views of each picture, unnormalised; mapped: only what is used is read."""
-        return memory_mapped(self._file["image/features"])
+    def image_features(self) -> StoredRows:
+        """float32 or float16 (N, V, D): V views of each image, unnormalised; read when rows are asked for."""
+        return self._features["image"]
 
     @property
-    def text_features(self) -> np.ndarray:
-        """float32 or float16 (M, D), unnormalised; mapped: only what is used is read."""
-        return memory_mapped(self._file["text/features"])
+    def text_features(self) -> StoredRows:
+        """float32 or float16 (M, D), unnormalised; read when rows are asked for."""
+        return self._features["text"]
+
+    def features(self, kind: str) -> StoredRows:
+        """The features of ``image`` or ``text``."""
+        return self._features[kind]
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -122,17 +199,12 @@ class FeatureStore:
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The text encoder's tokenizer, file by file."""
-        return {name: data[:].tobytes() for name, data in self._file["tokenizer"].items()}
+        """The text encoder's tokenizer, file by file; files of other names are left where they are."""
+        return known_tokenizer_files({name: data[:].tobytes() for name, data in self._file["tokenizer"].items()})
 
     def thumbnails(self) -> "Column | None":
         """A small JPEG of each picture, or None where the store was made without."""
-        return Column(self._file["image/thumbnail"]) if "image/thumbnail" in self._file else None
-
-    def copy_thumbnails(self, group: h5py.Group) -> None:
-        """Writes the thumbnails, if there are any, into another file's ``group``."""
-        if "image/thumbnail" in self._file:
-            self._file.copy("image/thumbnail", group, without_attrs=True)
+        return Column(self._file["image/thumbnail"], self.path) if "image/thumbnail" in self._file else None
 
     def roles(self) -> Roles:
         """Who trains, who chooses, who reports. With a test split: dev chooses, test reports. Without one: a tenth of
@@ -182,16 +254,11 @@ class FeatureStore:
             return self._problems()
 
     def _problems(self) -> list[str]:
-        problems = []
-        n, m = len(self.image_ids), len(self.captions)
-        for kind, rows in (("image", n), ("text", m)):
-            for name, column in self._file[kind].items():
-                if len(column) != rows:
-                    problems.append(f"/{kind}/{name} has {len(column)} rows; {rows} expected")
-        for name in _datasets(self._file):
-            if self._file[name].attrs.get("sha256") != checksum(self._file[name]):
+        problems = list(self._shape_problems())
+        for name in dataset_names(self._file):
+            if self._file[name].attrs.get(CHECKSUM) != checksum(self._file[name]):
                 problems.append(f"/{name} does not match its checksum")
-        if self._file.attrs.get("attributes_sha256") != _attributes_checksum(self._file):
+        if self._file.attrs.get("attributes_sha256") != attributes_checksum(self._file):
             problems.append("the attributes do not match their checksum")
         problems += [f"/image/split: {split!r} is no split" for split in sorted(set(self.image_splits) - set(SPLITS))]
         for kind in KINDS:
@@ -204,8 +271,6 @@ class FeatureStore:
         problems += [
             f"/image/id: {name!r} stands {count} times" for name, count in Counter(self.image_ids).items() if count > 1
         ]
-        if m and not (self.image_index.min() >= (0 if n else -1) and self.image_index.max() < n):
-            problems.append("/text/image_index points outside the pictures")
         if (
             dataset_fingerprint(self.image_ids, self.sha256, self.image_splits, self.captions, self.image_index)
             != self.fingerprints["dataset"]
@@ -215,52 +280,57 @@ class FeatureStore:
 
 
 class Column(Sequence):
-    """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for; no file is kept open.
+    """Rows of bytes in an HDF5 dataset of variable length, read and checked when they are asked for.
 
     Raises:
         StoreError: of every access, once another file has taken the place of the one that the dataset was opened in.
     """
 
-    def __init__(self, dataset: h5py.Dataset):
-        self._path, self._name = Path(dataset.file.filename), dataset.name
-        self._file = _which(os.fstat(dataset.file.id.get_vfd_handle()))
+    def __init__(self, dataset: h5py.Dataset, path: Path):
+        self._path = path
+        self._name = dataset.name
+        self._file = which_file(os.fstat(dataset.file.id.get_vfd_handle()))
+        self._rows: h5py.Dataset | None = None
+        self._sums: np.ndarray | None = None
 
     def __len__(self) -> int:
-        with self._rows() as rows:
-            return len(rows)
+        return len(self._opened())
 
     def __getitem__(self, row: int) -> bytes:
-        with self._rows() as rows:
-            return rows[row].tobytes()
+        return self._checked(row, self._opened()[row])
 
     def __iter__(self) -> Iterator[bytes]:
-        with self._rows() as rows:
-            for block in row_blocks(len(rows)):
-                yield from (data.tobytes() for data in rows[block])
+        for block in row_blocks(len(self)):
+            values = self._opened()[block]
+            yield from map(self._checked, range(block.start, block.stop), values)
 
-    @contextlib.contextmanager
-    def _rows(self) -> Iterator[h5py.Dataset]:
-        with h5py.File(self._path, "r", locking=False) as file:
-            if _which(os.fstat(file.id.get_vfd_handle())) != self._file:
-                raise StoreError(f"{self._path} was replaced while it was in use; run the command again")
-            yield file[self._name]
+    def _checked(self, row: int, value: np.ndarray) -> bytes:
+        data = value.tobytes()
+        if self._sums is not None and zlib.crc32(data) != self._sums[row]:
+            raise StoreError(f"{self._path} is damaged: row {row:,} of {self._name} does not match its checksum")
+        return data
+
+    def _opened(self) -> h5py.Dataset:
+        """The dataset, opened at first use and then kept open."""
+        if self._rows is None:
+            file = open_hdf5(self._path)
+            self._rows = file[self._name]
+            sums = file.get(f"{BLOCK_CHECKSUMS}{self._name}")
+            self._sums = None if sums is None else sums[:]
+        if which_file(os.fstat(self._rows.file.id.get_vfd_handle())) != self._file:
+            self._rows = None
+            raise StoreError(f"{self._path} was replaced while it was in use; run the command again")
+        return self._rows
 
 
-def _which(status: os.stat_result) -> tuple:
-    """What tells one file from another at the same path."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def memory_mapped(dataset: h5py.Dataset) -> np.ndarray:
-    """The values of a dataset that lies in its file in one piece, mapped and read-only: no memory is taken up by it.
-
-    The file is the one that is open, whatever lies at its path by now.
-    """
-    offset = dataset.id.get_offset()
-    if offset is None:  # nothing in it, or written by others in chunks
-        return dataset[:]
-    with os.fdopen(os.dup(dataset.file.id.get_vfd_handle()), "rb") as file:
-        return np.memmap(file, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)
+def copy_thumbnails(thumbnails: Column | None, group: h5py.Group) -> None:
+    """Writes thumbnails, if there are any, into a group of another file, a block at a time."""
+    if thumbnails is None:
+        return
+    column = create_bytes_column(group, "thumbnail", len(thumbnails))
+    rows = iter(thumbnails)
+    for block in row_blocks(len(thumbnails)):
+        fill(column, block, [np.frombuffer(next(rows), np.uint8) for _ in range(block.stop - block.start)])
 
 
 def changed_settings(recipe: dict, before: dict) -> str:
@@ -283,20 +353,6 @@ def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
     return names
 
 
-def checksum(dataset: h5py.Dataset) -> str:
-    """SHA-256 over a dataset's values, with lengths before values of variable length."""
-    state = hashlib.sha256(str(dataset.shape).encode())
-    for rows in row_blocks(len(dataset)):
-        block = dataset[rows]
-        if block.dtype != object:
-            state.update(np.ascontiguousarray(block))
-            continue
-        for value in block:
-            data = value if isinstance(value, bytes) else value.tobytes()
-            state.update(len(data).to_bytes(8, "little") + data)
-    return state.hexdigest()
-
-
 class RowSources:
     """Rows of one kind that were computed before, found by key, in shards and an earlier store.
 
@@ -305,7 +361,7 @@ class RowSources:
 
     def __init__(self, kind: str, fingerprint: str, columns: tuple[str, ...]):
         self.kind, self.fingerprint, self.columns = kind, fingerprint, columns
-        self._files: list[Path] = []
+        self._files: list[_RowFile] = []
         self._where: dict[str, tuple[int, int]] = {}
         self.keys_by_stat: dict[tuple[str, int, int], str] = {}
         self.failures: dict[str, Failure] = {}
@@ -320,14 +376,19 @@ class RowSources:
         return iter(self._where)
 
     def add(self, path: Path) -> None:
-        """Adds the rows of a shard or store, unless they are of other features."""
-        with h5py.File(path, "r", locking=False) as file:
+        """Adds the rows of a shard or store, unless they are of other features.
+
+        Raises:
+            StoreError: a damaged file.
+        """
+        with _readable(path), open_hdf5(path) as file:
             group = file.get(self.kind)
             if group is None or group["features"].attrs["fingerprint"] != self.fingerprint:
                 return
             self.failures |= {failure.id: failure for failure in _read_failures(file) if failure.stage == self.kind}
             if not len(group["features"]) or any(name not in group for name in self.columns):
                 return
+            rows = _RowFile(path, self.kind, file)
             for row, key in enumerate(_strings(group[KEYS[self.kind]])):
                 self._where.setdefault(key, (len(self._files), row))
             if self.kind == "image":
@@ -335,7 +396,7 @@ class RowSources:
                     _strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist(), strict=True
                 )
                 self.keys_by_stat |= dict(zip(stats, _strings(group["sha256"]), strict=True))
-            self._files.append(Path(path))
+            self._files.append(rows)
 
     def copy(self, keys: list[str], group: h5py.Group) -> None:
         """Writes the columns of the rows with ``keys``, in their order, into new datasets of ``group``."""
@@ -344,11 +405,10 @@ class RowSources:
             group["truncated"] = np.zeros(0, bool)
             return
         for name in ("features", *self.columns):
-            with h5py.File(self._files[0], "r", locking=False) as file:
-                like = file[self.kind][name]
-                target = group.create_dataset(name, (len(keys), *like.shape[1:]), dtype=like.dtype)
+            shape, dtype = self._files[0].shape_of(name)
+            target = group.create_dataset(name, (len(keys), *shape[1:]), dtype=dtype)
             for rows in row_blocks(len(keys)):
-                _fill(target, rows, self.gather(name, keys[rows]))
+                fill(target, rows, self.gather(name, keys[rows]))
 
     def gather(self, name: str, keys: list[str]) -> np.ndarray:
         """The values of the rows with ``keys``, one file open at a time: there can be more than a process may open."""
@@ -357,12 +417,46 @@ class RowSources:
         for number in np.unique(places[:, 0]):
             chosen = np.flatnonzero(places[:, 0] == number)
             rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
-            with h5py.File(self._files[number], "r", locking=False) as file:
-                values = file[self.kind][name][rows][inverse]
+            values = self._files[number].read(name, rows)[inverse]
             if block is None:
                 block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
             block[chosen] = values
         return block
+
+
+class _RowFile:
+    """A shard, which is checked whole when it is added, or a store, whose rows are checked as they are read.
+
+    A shard is opened anew for each read: there can be more of them than a process may have open.
+    """
+
+    def __init__(self, path: Path, kind: str, file: h5py.File):
+        self._path = Path(path)
+        self._kind = kind
+        self._store: FeatureStore | None = None
+        if file.attrs.get("format") == STORE_FORMAT:
+            self._store = FeatureStore(path)
+        elif wrong := damaged_parts(file):
+            raise ValueError(f"{', '.join(wrong)} not as written")
+
+    def shape_of(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype of a column."""
+        with open_hdf5(self._path) as file:
+            column = file[self._kind][name]
+            return column.shape, column.dtype
+
+    def read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows of a column, in ascending order."""
+        if self._store is not None and name == "features":
+            return self._store.features(self._kind)[rows]
+        if self._store is not None and name == "thumbnail":
+            thumbnails = self._store.thumbnails() or ()
+            values = np.empty(len(rows), object)
+            for place, row in enumerate(rows):
+                values[place] = np.frombuffer(thumbnails[int(row)], np.uint8)
+            return values
+        with _readable(self._path), open_hdf5(self._path) as file:
+            return file[self._kind][name][rows]
 
 
 def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> None:
@@ -378,8 +472,8 @@ def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: It
             write_column(group, name, values)
         _stamp(group["features"], recipe, {})
         _write_failures(file, failures)
-    with whole_file(path) as aside:
-        aside.write_bytes(buffer.getbuffer())
+        add_checksums(file)
+    write_bytes(path, buffer.getbuffer())
 
 
 def seal(
@@ -401,7 +495,8 @@ def seal(
     fingerprint = dataset_fingerprint(
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]
     )
-    with whole_file(path) as aside, h5py.File(aside, "w") as file:
+    with write_hdf5(path, CHECKED_LATER) as writer:
+        file = writer.file
         file.attrs["format"], file.attrs["format_version"] = STORE_FORMAT, STORE_VERSION
         file.attrs["dataset_fingerprint"] = fingerprint
         file.attrs["provenance"] = json.dumps(provenance)
@@ -410,19 +505,23 @@ def seal(
             for name, values in columns.items():
                 write_column(group, name, values)
             sources[kind].copy(columns[KEYS[kind]], group)
+            writer.check()
             _stamp(group["features"], recipes[kind], provenance[kind])
         file.create_group("tokenizer")
         for name, data in tokenizer_files.items():
             file.create_dataset(f"tokenizer/{name}", data=np.frombuffer(data, dtype=np.uint8))
         _write_failures(file, failures)
-        for name in _datasets(file):
-            file[name].attrs["sha256"] = checksum(file[name])
-        file.attrs["attributes_sha256"] = _attributes_checksum(file)
 
 
 def describe_shard(path: Path) -> tuple[str, str, list[str]]:
-    """A shard's kind, the fingerprint of its features, and the keys of its rows."""
-    with h5py.File(path, "r", locking=False) as file:
+    """A shard's kind, the fingerprint of its features, and the keys of its rows.
+
+    Raises:
+        StoreError: a damaged shard.
+    """
+    with _readable(path), open_hdf5(path) as file:
+        if wrong := damaged_parts(file):
+            raise ValueError(f"{', '.join(wrong)} not as written")
         kind = next(kind for kind in KINDS if kind in file)
         group = file[kind]
         return kind, group["features"].attrs["fingerprint"], _strings(group[KEYS[kind]])
@@ -433,25 +532,14 @@ def _readable(path: Path) -> Iterator[None]:
     """Turns what h5py and the decoders raise on a damaged file into an error with a way out."""
     try:
         yield
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except OnceoverError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StoreError(f"{path} is damaged ({reason}); remove it and extract again") from error
 
 
-def _attributes_checksum(file: h5py.File) -> str:
-    """SHA-256 over the file's and every dataset's attributes, this one aside."""
-    holders = {"/": file, **{name: file[name] for name in _datasets(file)}}
-    return digest(
-        {
-            holder: {key: str(value) for key, value in item.attrs.items() if key != "attributes_sha256"}
-            for holder, item in holders.items()
-        }
-    )
-
-
 def _open(path: Path) -> h5py.File:
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder; a feature store is one .h5 file")
     if not path.exists():
         if parts_folder(path).exists():
             raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")
@@ -459,7 +547,7 @@ def _open(path: Path) -> h5py.File:
             f"there is no feature store at {path}; make one: python cli.py extract --data DIR --store {path}"
         )
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = open_hdf5(path)
     except OSError as error:
         raise StoreError(f"{path} is no HDF5 file, or a damaged one ({str(error).splitlines()[0]})") from error
     try:
@@ -487,35 +575,6 @@ def row_blocks(rows: int) -> Iterator[slice]:
 
 def _strings(dataset: h5py.Dataset) -> list[str]:
     return dataset.asstr()[:].tolist()
-
-
-def _datasets(file: h5py.File) -> list[str]:
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return names
-
-
-def write_column(group: h5py.Group, name: str, values) -> None:
-    """Writes an array, strings or bytes as a dataset."""
-    if isinstance(values, np.ndarray):
-        group.create_dataset(name, data=values)
-    elif len(values) and isinstance(values[0], bytes):
-        column = group.create_dataset(name, (len(values),), dtype=_BYTES)
-        _fill(column, slice(0, len(values)), (np.frombuffer(data, dtype=np.uint8) for data in values))
-    else:
-        group.create_dataset(name, data=np.array(values, dtype=object), shape=(len(values),), dtype=_STRING)
-
-
-def _fill(target: h5py.Dataset, rows: slice, block) -> None:
-    if h5py.check_vlen_dtype(target.dtype) == np.uint8:  # h5py's own way takes equally long values for a matrix
-        values = np.empty(rows.stop - rows.start, dtype=object)
-        for place, data in zip(range(len(values)), block, strict=True):
-            values[place] = data
-        space = target.id.get_space()
-        space.select_hyperslab((rows.start,), values.shape)
-        target.id.write(h5py.h5s.create_simple(values.shape), space, values, h5py.h5t.py_create(target.dtype))
-    else:
-        target[rows] = block
 
 
 def _stamp(features: h5py.Dataset, recipe: dict, provenance: dict) -> None:

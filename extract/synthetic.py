@@ -9,13 +9,13 @@ import io
 import itertools
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from extract.files import remove_folder
 
 SIZE = 224  # pixels a side
 COLOURS = {
@@ -129,6 +129,6 @@ def draw_dataset(
             scenes[order[len(splits)]].draw(np.random.default_rng(seed)).save(aside / "query.jpg", quality=92)
             os.replace(aside, folder)
         finally:
-            remove_folder(aside)
+            shutil.rmtree(aside, ignore_errors=True)
     unseen = scenes[order[len(splits)]]
     return unseen.captions(np.random.default_rng(seed), 1)[0], folder / "query.jpg"

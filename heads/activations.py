@@ -6,14 +6,13 @@ HDF5, in one piece and mapped, so that a batch is gathered straight from the fil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from configs import OnceoverError
 from configs.formats import ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
-from extract.files import check_disk, only_writer, whole_file
-from extract.store import memory_mapped
+from extract.files import check_disk, only_writer
+from extract.hdf5 import StoredRows, damaged_parts, open_hdf5, write_hdf5
 
 DTYPE = np.float16
 
@@ -23,29 +22,34 @@ class ActivationError(OnceoverError):
 
 
 class Maps:
-    """A map, or a row of tokens, of each view of P pictures: float16 (P, V, …)."""
+    """A map, or a row of tokens, of each view of P images: float16 (P, V, …)."""
 
     def __init__(self, path: Path):
-        with h5py.File(path, "r", locking=False) as file:
-            self._values = np.asarray(memory_mapped(file["activations"]))
+        with open_hdf5(path) as file:
+            self._views = file["activations"].shape[1]
+            self._values = StoredRows(file["activations"], path, leading=2)
 
     def gather(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """One view (B,) of each picture (B,): (B, …)."""
-        return self._values[rows, views]
+        """One view (B,) of each image (B,): (B, …)."""
+        return self._values[rows * self._views + views]
 
 
 class Tokens:
     """The tokens of M captions, without padding: float16 (sum of lengths, D), with each caption's first one."""
 
     def __init__(self, path: Path):
-        with h5py.File(path, "r", locking=False) as file:
-            self._values, self._offsets = np.asarray(memory_mapped(file["activations"])), file["offsets"][:]
+        with open_hdf5(path) as file:
+            self._values = StoredRows(file["activations"], path)
+            self._offsets = file["offsets"][:]
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Captions (B,), each filled up with its last token to the longest one's length: (B, L, D)."""
-        first, end = self._offsets[rows], self._offsets[rows + 1]
-        places = first[:, None] + np.arange((end - first).max())
-        return self._values[np.minimum(places, end[:, None] - 1)]
+        first = self._offsets[rows]
+        lengths = self._offsets[rows + 1] - first
+        ends = np.cumsum(lengths)
+        tokens = self._values[np.arange(ends[-1]) + np.repeat(first - (ends - lengths), lengths)]
+        places = (ends - lengths)[:, None] + np.arange(lengths.max())
+        return tokens[np.minimum(places, ends[:, None] - 1)]
 
 
 def write_activations(
@@ -75,17 +79,29 @@ def write_activations(
 
 
 def _is_cached(path: Path, fingerprint: str) -> bool:
+    """Whether activations with this fingerprint are there; of the large array, blocks are checked as they are read.
+
+    Raises:
+        ActivationError: a file that is damaged.
+    """
     if not path.exists():
         return False
-    with h5py.File(path, "r", locking=False) as file:
-        return file.attrs.get("fingerprint") == fingerprint
+    try:
+        with open_hdf5(path) as file:
+            wrong = damaged_parts(file, but=("activations",))
+            if not wrong:
+                return file.attrs.get("fingerprint") == fingerprint
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        wrong = [str(error)]
+    raise ActivationError(f"{path} is damaged ({wrong[0]}); remove it, and it is computed again")
 
 
 def _write(path, fingerprint, shape, batches, what, say, offsets) -> None:
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPE).itemsize
     say(f"{what}: caching what enters the lowest thawed layer, {size / 2**30:,.2f} GiB: {path}")
     check_disk(path, size)
-    with whole_file(path) as aside, h5py.File(aside, "w") as file:
+    with write_hdf5(path, blocks_of=("activations",)) as writer:
+        file = writer.file
         file.attrs["format"], file.attrs["format_version"] = ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
         file.attrs["fingerprint"] = fingerprint
         values, start = file.create_dataset("activations", shape, dtype=DTYPE), 0
@@ -101,5 +117,6 @@ def _write(path, fingerprint, shape, batches, what, say, offsets) -> None:
                         "thaw another layer, or add --no-cache"
                     )
                 values[start : start + len(batch)] = batch
+                writer.check()
                 start += len(batch)
                 bar.update(len(batch))

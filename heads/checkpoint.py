@@ -3,9 +3,14 @@
 Heads are safetensors; the resume state is read with ``weights_only``. Nothing handed over by a user is unpickled.
 """
 
+import contextlib
 import csv
+import errno
 import hashlib
 import io
+import os
+import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,25 +22,37 @@ from configs.formats import (
     CONFIG,
     EMBEDDINGS,
     ENCODERS,
-    ERRORS,
-    EVALUATION,
     FINETUNED,
     HEADS,
     HISTORY,
+    NEXT,
     PROVENANCE,
     RESUME,
     RUN_FORMAT,
     RUN_VERSION,
     SHUFFLED,
+    SWAP,
     TOKENIZER,
 )
 from configs.schema import Config, ModelConfig, load_config
-from extract.files import digest, read_json, remove_folder, whole_file, write_json, write_text
-from extract.store import changed_settings
+from extract.files import (
+    digest,
+    file_sha256,
+    forgiving_file,
+    open_regular,
+    remove_files,
+    write_bytes,
+    write_record,
+    write_text,
+)
+from extract.outputs import Outputs
+from extract.specs import ENCODER_FILES, TOKENIZER_FILES, known_tokenizer_files
+from extract.store import KINDS, changed_settings
 from heads.models import DualHeads, Ensemble
-from heads.provenance import RunError, read_provenance
+from heads.provenance import RunError, checked_file, read_provenance
 
 TRIAL = ".trial"  # a folder in which fine-tuning tries whether the encoders can be saved
+_CLEARED = ".cleared"  # in SWAP: what is to be replaced is gone
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,9 @@ class Run:
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The text encoder's tokenizer, file by file; none where the features were imported."""
-        return {path.name: path.read_bytes() for path in sorted((self.folder / TOKENIZER).glob("*"))}
+        names = [name for name in self.provenance["files"] if name.startswith(f"{TOKENIZER}/")]
+        files = {Path(name).name: checked_file(self.folder, name, self.provenance) for name in sorted(names)}
+        return known_tokenizer_files(files)
 
     def check_space(self, space: str) -> None:
         """Refuses vectors that other heads have made.
@@ -89,49 +108,107 @@ def load_run(folder: str | Path) -> Run:
 
 
 def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
-    """The heads in a folder, in eval mode, of the ``dims`` and ``members`` that a provenance names.
+    """The heads in a folder, in eval mode, of the ``dims``, ``members`` and ``files`` that a provenance names.
 
     Raises:
-        RunError: not there, damaged or of another shape.
+        RunError: not there, not as they were written, or of another shape.
     """
+    data = checked_file(folder, HEADS, provenance)
     dims = provenance["dims"]["image"], provenance["dims"]["text"]
     members = [DualHeads(*dims, ModelConfig(**settings)) for settings in provenance["members"]]
     heads = members[0] if len(members) == 1 else Ensemble(members)
     try:
-        heads.load_state_dict(safetensors.torch.load_file(folder / HEADS))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise RunError(f"{folder / HEADS} is missing, damaged or of other settings than {CONFIG}; fit again") from error
+        heads.load_state_dict(safetensors.torch.load(data))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise RunError(f"{folder / HEADS} is damaged or of other settings than {CONFIG}; fit again") from error
     return heads.eval()
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether ``folder`` is a run of this program, finished or not, whatever its version."""
-    if (folder / RESUME).is_file():
+    """Whether ``folder`` is a run of this program, finished or not, whatever its version, damaged or not."""
+    if any((folder / name).is_file() for name in (RESUME, FINETUNED)) or (folder / SWAP).is_dir():
         return True
-    return (folder / PROVENANCE).is_file() and read_json(folder / PROVENANCE, "run.json").get("format") == RUN_FORMAT
+    if not (folder / PROVENANCE).is_file():
+        return False
+    with open_regular(folder / PROVENANCE) as file:
+        return RUN_FORMAT.encode() in file.read(2**20)
 
 
-def claim_folder(folder: Path, force: bool) -> None:
-    """Sees that nothing but a run is in a folder; ``force`` removes what that consists of.
+def claim_folder(folder: Path) -> None:
+    """Sees that nothing but a run is in a folder, and ends a replacement that was interrupted.
 
     Raises:
         RunError: it holds something else.
     """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is no folder; name a new one")
     if folder.exists() and any(folder.iterdir()) and not holds_run(folder):
         raise RunError(f"{folder} is not empty and no run; name a new folder")
-    if force:
+    _end_swap(folder)
+
+
+def place_to_work(folder: Path, force: bool) -> Path:
+    """Where a run is made: its folder, or, where one that is there is to be replaced, a hidden folder within.
+
+    ``force`` discards an unfinished run, and an unfinished replacement that it cannot be told to go on with.
+    """
+    if not force:
+        return folder
+    if any((folder / name).exists() for name in (PROVENANCE, FINETUNED)):
+        return folder / NEXT
+    if folder.exists() and any(folder.iterdir()):
         begin(folder, {})
+    return folder
 
 
 def begin(folder: Path, state: dict) -> None:
     """Makes a folder an unfinished run that is no more than ``state``; what a run consists of is removed, no more."""
     save_resume(folder, state)  # first: what is left after a kill is a run too
+    _remove_run(folder)
+
+
+def _remove_run(folder: Path) -> None:
+    """Removes what a run consists of, its resume state aside; files of other names stay."""
     for name in (PROVENANCE, FINETUNED, CONFIG, HEADS, HISTORY, EMBEDDINGS):
         (folder / name).unlink(missing_ok=True)
-    for file in (*folder.glob(EVALUATION.format("*")), *folder.glob(ERRORS.format("*"))):
-        file.unlink()
-    for name in (SHUFFLED, TOKENIZER, ENCODERS, TRIAL):
-        remove_folder(folder / name)
+    Outputs(folder, "").remove(lambda name: name.startswith(("evaluation-", "errors-")))
+    remove_files(folder / TOKENIZER, TOKENIZER_FILES)
+    for kind in KINDS:
+        encoder = folder / ENCODERS / kind
+        if encoder.is_dir():
+            remove_files(encoder, [file.name for file in encoder.iterdir() if ENCODER_FILES.fullmatch(file.name)])
+    remove_files(folder / ENCODERS, [])
+    shutil.rmtree(folder / TRIAL, ignore_errors=True)
+    if (folder / SHUFFLED).is_dir():
+        _remove_run(folder / SHUFFLED)
+        remove_files(folder / SHUFFLED, [RESUME])
+
+
+def take_place(work: Path, folder: Path) -> None:
+    """Lets a run that was made in a hidden folder take the place of the one that it replaces."""
+    if work == folder:
+        return
+    shutil.rmtree(folder / SWAP, ignore_errors=True)
+    os.replace(work, folder / SWAP)  # from here on the old run is given up, and any next command goes on from here
+    _end_swap(folder)
+
+
+def _end_swap(folder: Path) -> None:
+    """Moves the files of a complete new run into the folder, ``run.json`` last, once those of the old one are gone."""
+    swap = folder / SWAP
+    if not swap.is_dir():
+        return
+    if not (swap / _CLEARED).exists():
+        _remove_run(folder)
+        (folder / RESUME).unlink(missing_ok=True)
+        write_bytes(swap / _CLEARED, b"")
+    files = [file for file in swap.rglob("*") if file.is_file() and file.name != _CLEARED]
+    last = (FINETUNED, PROVENANCE)
+    for file in sorted(files, key=lambda file: (file.name in last, file.name == PROVENANCE, str(file))):
+        target = folder / file.relative_to(swap)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+    shutil.rmtree(swap)
 
 
 def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes]) -> None:
@@ -139,16 +216,14 @@ def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes
     import yaml
 
     write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
-    for name, data in tokenizer_files.items():
-        with whole_file(folder / TOKENIZER / name) as aside:
-            aside.write_bytes(data)
+    for name, data in known_tokenizer_files(tokenizer_files).items():
+        write_bytes(folder / TOKENIZER / name, data)
 
 
 def save_heads(folder: Path, heads: DualHeads | Ensemble, fingerprints: dict[str, str]) -> str:
     """Writes the heads as safetensors; returns the name of their space, a digest of heads and features."""
     data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()})
-    with whole_file(folder / HEADS) as aside:
-        aside.write_bytes(data)
+    write_bytes(folder / HEADS, data)
     return digest([hashlib.sha256(data).hexdigest(), fingerprints["image"], fingerprints["text"]])
 
 
@@ -162,15 +237,68 @@ def save_history(folder: Path, rows: list[dict]) -> None:
 
 
 def save_provenance(folder: Path, provenance: dict) -> None:
-    """Writes ``run.json``, whose presence means that the run is finished, and drops the resume state."""
-    write_json(folder / PROVENANCE, {"format": RUN_FORMAT, "format_version": RUN_VERSION, **provenance})
+    """Writes ``run.json``, whose presence means that the run is finished, and drops the resume state.
+
+    Raises:
+        RunError: a file of the run is gone by now.
+    """
+    about = {"format": RUN_FORMAT, "format_version": RUN_VERSION, **provenance, "files": files_of_run(folder)}
+    if not (folder / EMBEDDINGS).is_file():
+        raise RunError(f"{folder / EMBEDDINGS} was removed while the run was being written; fit again")
+    write_record(folder / PROVENANCE, about)
     (folder / RESUME).unlink(missing_ok=True)
+
+
+def files_of_run(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files by whose digest a run is checked when it is read, by name.
+
+    Raises:
+        RunError: one is not there.
+    """
+    names = [CONFIG, HEADS]
+    if (folder / HISTORY).exists():
+        names.append(HISTORY)
+    if (folder / TOKENIZER).is_dir():
+        names += sorted(f"{TOKENIZER}/{file.name}" for file in (folder / TOKENIZER).iterdir())
+    try:
+        return {name: file_sha256(folder / name) for name in names}
+    except FileNotFoundError as error:
+        raise RunError(f"{error.filename} was removed while the run was being written; fit again") from error
 
 
 def save_resume(folder: Path, state: dict) -> None:
     """Writes the state after an epoch. From the first file on it marks the folder as an unfinished run."""
-    with whole_file(folder / RESUME) as aside:
-        torch.save(state, aside)
+    save_state(folder / RESUME, state)
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Writes tensors and plain values as torch does, whole or not at all."""
+    with forgiving_file(path) as file:
+        torch.save(state, file)
+
+
+def load_state(path: Path) -> dict:
+    """What ``save_state`` wrote; its tensors lie on the processor. Nothing is unpickled but tensors and plain values.
+
+    Raises:
+        ValueError: it is damaged, or something else.
+    """
+    try:
+        with open_regular(path) as file:
+            with zipfile.ZipFile(file) as archive:  # torch does not compare the checksums that it writes
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"{damaged} does not match its checksum")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch and zipfile raise many kinds on a damaged archive, EINVAL for a place before 0
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state")
+    return state
 
 
 def load_resume(folder: Path, request: str) -> dict | None:
@@ -183,11 +311,27 @@ def load_resume(folder: Path, request: str) -> dict | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on a damaged archive
-        raise RunError(f"{path} cannot be read; fit again with --force") from error
+        state = load_state(path)
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}); fit again with --force") from error
     if state.get("request") == request:
         return state
     if state.keys() <= {"request", "memory"} and not (folder / FINETUNED).exists():
         return None
     raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another, or --force")
+
+
+def load_begun(work: Path, folder: Path, request: str) -> dict | None:
+    """The state of what was begun in ``work`` (``place_to_work``), if it can be gone on with.
+
+    A replacement that cannot be gone on with is given up; the run that it would replace is not touched.
+
+    Raises:
+        RunError: an unfinished run, in its own folder, of another request, or one that cannot be read.
+    """
+    if work == folder:
+        return load_resume(folder, request)
+    with contextlib.suppress(RunError):
+        return load_resume(work, request)
+    shutil.rmtree(work)
+    return None

@@ -10,8 +10,8 @@ import torch
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from extract.files import whole_file
-from extract.store import SELECTION, FeatureStore, Roles, memory_mapped, write_column
+from extract.hdf5 import memory_mapped, write_column, write_hdf5
+from extract.store import SELECTION, FeatureStore, Roles, copy_thumbnails
 from heads.chunks import blocks
 from heads.models import DualHeads, Ensemble
 
@@ -98,7 +98,8 @@ def write_embeddings(
     splits = np.array(store.image_splits, dtype=object)
     if roles.selection_name == SELECTION and not np.isin(roles.selection, roles.train).any():
         splits[roles.selection] = SELECTION
-    with whole_file(path) as aside, h5py.File(aside, "w") as file:
+    with write_hdf5(path, ("image/thumbnail",)) as writer:
+        file = writer.file
         file.attrs["format"], file.attrs["format_version"] = EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION
         for kind, fingerprint in store.fingerprints.items():
             file.attrs[f"{kind}_fingerprint"] = fingerprint
@@ -108,7 +109,8 @@ def write_embeddings(
         _write_vectors(image, "picture", heads, store.image_features)
         _write_vectors(text, "caption", heads, store.text_features)
         file.flush()
-        vectors = memory_mapped(image["embedding"]), memory_mapped(text["embedding"])
+        writer.check()
+        vectors = memory_mapped(image["embedding"], writer.path), memory_mapped(text["embedding"], writer.path)
         bank = np.flatnonzero(splits == "train")
         hubs = correct_hubs(*vectors, store.image_index, bank, roles.selection, betas)
         for kind, group in (("image", image), ("text", text)):
@@ -120,7 +122,7 @@ def write_embeddings(
         write_column(image, "split", splits.tolist())
         write_column(image, "sha256", store.sha256)
         write_column(text, "caption", store.captions)
-        store.copy_thumbnails(image)
+        copy_thumbnails(store.thumbnails(), image)
     return hubs.betas
 
 

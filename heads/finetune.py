@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import math
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs import OnceoverError
-from configs.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, PROVENANCE
+from configs.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE
 from configs.schema import FinetuneConfig, load_config
 from extract.datasets import Dataset
 from extract.encoders import image_encoder_of, text_encoder_of
-from extract.files import digest, only_writer, read_json, remove_folder, whole_folder, write_json
+from extract.files import digest, only_writer, read_record, whole_folder, write_record
 from extract.inference import native_bfloat16
 from extract.store import KINDS, FeatureStore
 from heads import checkpoint
@@ -120,15 +121,17 @@ def finetune(
         if first:
             _prepare(folder, request, force)
         workers.wait()
-        if (folder / PROVENANCE).exists() or (folder / FINETUNED).exists():
-            made = read_json(folder / FINETUNED, "what fine-tuning made")
+        is_done = (folder / PROVENANCE).exists() or (folder / FINETUNED).exists()
+        if is_done and not force:
+            made = read_record(folder / FINETUNED, "what fine-tuning made")
             workers.leave()
             say(f"{folder} is fine-tuned with these settings already; --force trains again")
             return made if first else None
+        work = folder / NEXT if is_done else folder
         specs = {kind: (encoders or {}).get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
         sides = sides_of(store, run, Path(data), settings, chosen, specs, workers.device)
         if first:
-            _try_saving(folder, sides, run)
+            _try_saving(work, sides, run)
         if cached:
             place = Path(activations) if activations else folder.parent / "activations"
             if first:
@@ -137,7 +140,7 @@ def finetune(
             if not first:
                 cache(sides, place, say)
         training = Training(store, run, sides, settings, workers, quality)
-        if "epoch" in (state := checkpoint.load_resume(folder, request)):
+        if "epoch" in (state := checkpoint.load_resume(work, request)):
             training.restore(state)
             say(f"going on in epoch {training.epoch + 1}, after {training.step} of its {training.batches.steps} steps")
         counts = [sum(each.numel() for each in side.thawed().values()) for side in sides.values()]
@@ -145,25 +148,29 @@ def finetune(
             f"fine-tuning on {workers.device}: {counts[0]:,} parameters of the image encoder and {counts[1]:,} of the "
             f"text encoder, with the heads; {training.batches.steps} steps an epoch"
         )
-        training.run(lambda state: checkpoint.save_resume(folder, {"request": request} | state))
+        training.run(lambda state: checkpoint.save_resume(work, {"request": request} | state))
         workers.leave()
         if not first:
             return None
-        return _save(folder, run, sides, training, settings, specs, request, unfreeze, say)
+        made = _save(work, folder, run, sides, training, settings, specs, request, unfreeze)
+        checkpoint.take_place(work, folder)
+        return made
 
 
 def _prepare(folder: Path, request: str, force: bool) -> None:
-    """Sees that the folder is empty, or of this very request, and marks it as an unfinished run.
+    """Sees that the folder is empty, or of this very request, and marks where it is made as an unfinished run.
 
     Raises:
         RunError: it holds something else.
     """
-    checkpoint.claim_folder(folder, force)
-    if (folder / PROVENANCE).exists():
+    checkpoint.claim_folder(folder)
+    if (folder / PROVENANCE).exists() and not force:
         if checkpoint.read_provenance(folder)["request"] != request:
             raise RunError(f"{folder} holds another run; name another --out, or --force")
-    elif checkpoint.load_resume(folder, request) is None:
-        checkpoint.begin(folder, {"request": request})
+        return
+    work = checkpoint.place_to_work(folder, force)
+    if checkpoint.load_begun(work, folder, request) is None:
+        checkpoint.begin(work, {"request": request})
 
 
 def sides_of(
@@ -484,6 +491,7 @@ def _in_place(rows: list[Tensor], parts: list[Part]) -> Tensor:
 
 
 def _save(
+    work: Path,
     folder: Path,
     run: Run,
     sides: dict[str, Side],
@@ -492,21 +500,24 @@ def _save(
     specs: dict[str, str],
     request: str,
     unfreeze: str,
-    say: Callable[[str], None],
 ) -> dict:
-    """Writes encoders and heads of the best epoch, history and settings, and last ``finetune.json``."""
+    """Writes encoders and heads of the best epoch, history and settings into ``work``, and last ``finetune.json``.
+
+    ``folder``: where all of it will lie in the end.
+    """
     training.take_best()
     specs = dict(specs)
     weights = {kind: run.provenance["recipes"][kind]["weights"] for kind in KINDS}
     for kind, side in sides.items():
         if side.encoder is not None and training.best_epoch:
-            specs[kind], weights[kind] = _save_encoder(folder / ENCODERS / kind, kind, side, run)
+            spec, weights[kind] = _save_encoder(work / ENCODERS / kind, kind, side, run)
+            specs[kind] = spec.replace(str(work.resolve()), str(folder.resolve()))
     if training.history:
-        checkpoint.save_history(folder, training.history)
+        checkpoint.save_history(work, training.history)
     extract = replace(run.config.extract, **run.provenance["extract"])
     extract = replace(extract, image_encoder=specs["image"], text_encoder=specs["text"])
-    checkpoint.save_settings(folder, replace(run.config, extract=extract, finetune=settings), run.tokenizer_files)
-    checkpoint.save_heads(folder, training.heads.cpu(), run.provenance["fingerprints"])
+    checkpoint.save_settings(work, replace(run.config, extract=extract, finetune=settings), run.tokenizer_files)
+    checkpoint.save_heads(work, training.heads.cpu(), run.provenance["fingerprints"])
     made = {
         "request": request,
         "encoders": specs,
@@ -522,8 +533,9 @@ def _save(
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
     }
-    write_json(folder / FINETUNED, made)
-    checkpoint.save_resume(folder, {"request": request})
+    made["files"] = checkpoint.files_of_run(work)
+    write_record(work / FINETUNED, made)
+    checkpoint.save_resume(work, {"request": request})
     return made
 
 
@@ -539,7 +551,7 @@ def _try_saving(folder: Path, sides: dict[str, Side], run: Run) -> None:
             if side.encoder is not None:
                 _save_encoder(place / kind, kind, side, run)
     finally:
-        remove_folder(place)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _save_encoder(folder: Path, kind: str, side: Side, run: Run) -> tuple[str, str]:
@@ -576,7 +588,7 @@ def check_encoder(folder: Path, kind: str, recipe: dict) -> None:
     Raises:
         RunError: its weights are others.
     """
-    if recipe["weights"] != read_json(folder / FINETUNED, "what fine-tuning made")["weights"][kind]:
+    if recipe["weights"] != read_record(folder / FINETUNED, "what fine-tuning made")["weights"][kind]:
         raise RunError(
             f"the {kind} features are not those of the encoder that {folder} was fine-tuned with; "
             "run the same finetune command again with --re-extract"
@@ -603,11 +615,11 @@ def finish(
     """
     folder = Path(folder)
     with only_writer(folder, "the run"):
-        made = read_json(folder / FINETUNED, "what fine-tuning made")
+        made = read_record(folder / FINETUNED, "what fine-tuning made")
         for kind in KINDS:
             check_encoder(folder, kind, store.recipes[kind])
         base, roles = made["base"], store.roles()
-        heads, config = checkpoint.load_heads(folder, base), load_config(folder / CONFIG)
+        heads, config = checkpoint.load_heads(folder, base | {"files": made["files"]}), load_config(folder / CONFIG)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
         tuned = ("unfreeze", "encoders", "weights", "start", "device", "threads")

@@ -1,10 +1,13 @@
 """What a run says of itself, for all who need neither its heads nor torch, which takes memory and seconds to load."""
 
+import hashlib
 from pathlib import Path
 
 from configs import OnceoverError
-from configs.formats import FINETUNED, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
-from extract.files import read_json
+from configs.formats import FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION, SWAP
+from extract.files import FileError, read_bytes, read_record
+
+MAX_HEADS = 2**36  # bytes
 
 
 class RunError(OnceoverError):
@@ -12,22 +15,47 @@ class RunError(OnceoverError):
 
 
 def read_provenance(folder: str | Path) -> dict:
-    """What ``run.json`` says, without loading the heads.
+    """What ``run.json`` says, without loading the heads; the run's other small files are checked by it.
 
     Raises:
-        RunError: no finished run there.
+        RunError: no finished run there, or a file that is not as the fit wrote it.
     """
     folder = Path(folder)
     if not (folder / PROVENANCE).is_file():
-        if (folder / FINETUNED).is_file():
-            raise RunError(
-                f"the encoders in {folder} are fine-tuned, and no features of theirs are there yet; run the same "
-                "finetune command again with --re-extract"
-            )
-        if (folder / RESUME).is_file():
-            raise RunError(f"the fit in {folder} was interrupted; run the same fit command again to go on with it")
-        raise RunError(f"{folder} is no run folder; make one: python cli.py fit --store FILE.h5 --run {folder}")
-    provenance = read_json(folder / PROVENANCE, "the run's provenance")
+        raise RunError(_why_unfinished(folder))
+    provenance = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
     if (provenance.get("format"), provenance.get("format_version")) != (RUN_FORMAT, RUN_VERSION):
         raise RunError(f"{folder / PROVENANCE} is not of this program's format {RUN_VERSION}; fit again")
+    provenance = read_record(folder / PROVENANCE, "the run's provenance")
+    for name in provenance["files"]:
+        if name != HEADS:  # large, and checked when it is loaded
+            checked_file(folder, name, provenance)
     return provenance
+
+
+def checked_file(folder: Path, name: str, provenance: dict) -> bytes:
+    """The bytes of a run's file, which are those that the fit wrote.
+
+    Raises:
+        RunError: they are not, or the file is not there.
+    """
+    try:
+        data = read_bytes(folder / name, MAX_HEADS)
+    except (OSError, FileError) as error:
+        raise RunError(f"{folder / name} is missing or cannot be read ({error}); fit again") from error
+    if hashlib.sha256(data).hexdigest() != provenance["files"].get(name):
+        raise RunError(f"{folder / name} is damaged, or was changed since the fit; restore it, or fit again")
+    return data
+
+
+def _why_unfinished(folder: Path) -> str:
+    if (folder / SWAP).is_dir():
+        return f"the new run in {folder} was about to take the old one's place; run the same command again to end that"
+    if (folder / FINETUNED).is_file():
+        return (
+            f"the encoders in {folder} are fine-tuned, and no features of theirs are there yet; run the same "
+            "finetune command again with --re-extract"
+        )
+    if (folder / RESUME).is_file():
+        return f"the fit in {folder} was interrupted; run the same fit command again to go on with it"
+    return f"{folder} is no run folder; make one: python cli.py fit --store FILE.h5 --run {folder}"

@@ -19,8 +19,8 @@ from torch import Tensor
 from configs import OnceoverError
 from configs.formats import ACTIVATIONS_VERSION
 from extract.encoders import ImageEncoder, TextEncoder, by_length
-from extract.files import digest
-from extract.pictures import decode
+from extract.files import digest, read_bytes
+from extract.pictures import MAX_BYTES, decode
 from extract.store import FeatureStore
 from extract.streams import in_order
 from heads.activations import Maps, Tokens, write_activations
@@ -231,7 +231,7 @@ class Pictures(_Thawed):
     def _picture(self, row: int) -> Image.Image:
         path = self._root / self._paths[row]
         try:
-            data = path.read_bytes()
+            data = read_bytes(path, MAX_BYTES)
         except OSError as error:
             raise SideError(
                 f"{path} cannot be read: {error.strerror}; name the dataset's folder: --data DIR"

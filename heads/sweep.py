@@ -21,9 +21,10 @@ from tqdm import tqdm
 from configs import OnceoverError
 from configs.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
 from configs.schema import Config, ConfigError, load_config
-from extract.files import digest, only_writer, read_json, whole_file, write_json
+from extract.files import FileError, digest, file_sha256, only_writer, read_record, write_record
 from extract.memory import default_memory
 from extract.store import FeatureStore
+from heads.checkpoint import load_state, save_state
 from heads.chunks import MIN_MEMORY, memory_on
 from heads.stacking import Point, advance, bytes_of_point, same_steps
 from heads.training import Data
@@ -191,9 +192,10 @@ class _Sweep:
         self._path, made = folder / SWEEP, {"format": SWEEP_FORMAT, "format_version": SWEEP_VERSION}
         made |= {"fingerprints": store.fingerprints, "halving": grid}
         if self._path.exists():
-            self._request = read_json(self._path, "the sweep")
+            self._request = read_record(self._path, "the sweep", strict=False)
             if any(self._request.get(key) != made[key] for key in ("format", "format_version", "fingerprints")):
                 raise SweepError(f"{folder} holds a sweep of other features or of another version; name a new folder")
+            self._request = read_record(self._path, "the sweep")
             if self._request["halving"] != grid:
                 raise SweepError(
                     f"{folder} holds a sweep of another grid with --halving, or without; settings that were dropped "
@@ -204,7 +206,7 @@ class _Sweep:
         else:
             memory = memory_on(device, memory)
             self._request = made | {"store": str(store.path.resolve()), "memory": memory, "rungs": []}
-            write_json(self._path, self._request)
+            write_record(self._path, self._request)
         memory = self._request["memory"]
         for_features = max(MIN_MEMORY, memory // 2)
         self._data, self._memory = Data(store, roles, device, for_features), memory - for_features
@@ -222,7 +224,7 @@ class _Sweep:
             self.run(configs, end)
             sound = [name for name in names if self.results.get(name, {}).get("outcome") != "diverged"]
             decided.append(self._judge.contenders(sound, KEPT))
-            write_json(self._path, self._request)
+            write_record(self._path, self._request)
             self._say(f"after {end} epochs {len(decided[-1])} of {len(names)} settings are still in the race")
         chosen = set(decided[number])
         if end < configs[0].training.num_epochs:
@@ -257,8 +259,10 @@ class _Sweep:
         result["seconds"] = sum(row["seconds"] for row in last["history"])
         result["history"] = [row for row in last["history"] if math.isfinite(row["loss"])]
         if outcome != "diverged":
-            self._judge.save(name, self._folder / f"{name}.npz")
-        write_json(self._folder / f"{name}.json", result)
+            ranks = self._folder / f"{name}.npz"
+            self._judge.save(name, ranks)
+            result["ranks_sha256"] = file_sha256(ranks)
+        write_record(self._folder / f"{name}.json", result)
         self._file(config).unlink(missing_ok=True)
         self.results[name] = result
         self.bar.update(config.training.num_epochs - last["epoch"])
@@ -267,11 +271,29 @@ class _Sweep:
         """Whether a trial is done, in this sweep or before it was interrupted."""
         name = trial_name(config)
         if name not in self.results and (self._folder / f"{name}.json").exists():
-            self.results[name] = read_json(self._folder / f"{name}.json", "a trial")
-            if self.results[name]["outcome"] != "diverged":
-                self._judge.load(name, self._folder / f"{name}.npz")
+            self.results[name] = self._finished(name)
             self.bar.update(config.training.num_epochs)
         return name in self.results
+
+    def _finished(self, name: str) -> dict:
+        """The result of a trial that is done, whose ranks the judge remembers again.
+
+        Raises:
+            SweepError: a file that is missing, or not as it was written.
+        """
+        ranks = self._folder / f"{name}.npz"
+        try:
+            result = read_record(self._folder / f"{name}.json", "a trial")
+            if result["outcome"] == "diverged":
+                return result
+            if file_sha256(ranks) != result["ranks_sha256"]:
+                raise FileError(f"{ranks} does not match the digest in its .json")
+        except (OSError, FileError) as error:
+            raise SweepError(
+                f"{error}; remove all files {self._folder / name}.* and sweep again: that trial is then fitted anew"
+            ) from error
+        self._judge.load(name, ranks)
+        return result
 
     def _run_together(self, points: list[Point], end: int | None) -> None:
         """Trains points that have come equally far, looking at them when ``fit`` would, and parks what is left."""
@@ -300,8 +322,7 @@ class _Sweep:
     def _park(self, point: Point) -> None:
         name = trial_name(point.config)
         self._judge.save(name, self._folder / f"{name}.npz")
-        with whole_file(self._file(point.config)) as aside:
-            torch.save(point.state(), aside)
+        save_state(self._file(point.config), point.state())
 
     def _point(self, config: Config) -> Point:
         """A trial at its start, or where it was parked."""
@@ -311,14 +332,14 @@ class _Sweep:
         return point
 
     def _parked(self, config: Config) -> dict | None:
-        """The state of a trial that waits, whose worth is remembered again; tensors are read when they are used."""
+        """The state of a trial that waits, whose worth is remembered again."""
         name, parked = trial_name(config), self._file(config)
         if not parked.exists():
             return None
         self._judge.load(name, self._folder / f"{name}.npz")
         try:
-            return torch.load(parked, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many kinds on a damaged archive
+            return load_state(parked)
+        except ValueError as error:
             raise SweepError(
                 f"{parked} cannot be read; remove all files {parked.with_suffix('.*')} and sweep again: that trial "
                 "is then fitted anew"

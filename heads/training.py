@@ -78,8 +78,8 @@ def fit(
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
     with only_writer(folder, "the run"):
-        checkpoint.claim_folder(folder, force)
-        if (folder / PROVENANCE).exists():
+        checkpoint.claim_folder(folder)
+        if (folder / PROVENANCE).exists() and not force:
             before = checkpoint.read_provenance(folder)
             if before["request"] == request:
                 say(f"{folder} is fitted with these settings on this store already; --force fits again")
@@ -87,12 +87,15 @@ def fit(
             raise checkpoint.RunError(
                 f"{folder} holds a run of other settings or features; name another --run, or --force"
             )
-        state = checkpoint.load_resume(folder, request)
+        work = checkpoint.place_to_work(folder, force)
+        state = checkpoint.load_begun(work, folder, request)
         if state is None or "points" not in state:
             state = {"request": request, "memory": memory_on(torch.device(device), memory or default_memory())}
-            checkpoint.begin(folder, state)
-        checkpoint.save_settings(folder, config, store.tokenizer_files)
-        job = _Fit(store, folder, config, state, quality, align, torch.device(device), say)
+            checkpoint.begin(work, state)
+        checkpoint.save_settings(work, config, store.tokenizer_files)
+        if not store.is_checked:
+            say(f"{store.path} was made by an earlier version, and its features cannot be checked as they are read")
+        job = _Fit(store, work, config, state, quality, align, torch.device(device), say)
         start = time.monotonic()
         data, points = job.choose(roles)
         closed = job.closed_form(data, roles) if training.cca else []
@@ -107,10 +110,10 @@ def fit(
             members = [*job.refit(kept, [point.best_epoch for point in points]), *closed[1:]]
             heads = members[0] if len(members) == 1 else Ensemble(members).eval()
         seconds = round(time.monotonic() - start, 2)
-        space = checkpoint.save_heads(folder, heads, store.fingerprints)
+        space = checkpoint.save_heads(work, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
         rerank = config.model.rerank
-        betas = write_embeddings(store, heads, folder / EMBEDDINGS, kept, space, rerank, correct_hubs, betas)
+        betas = write_embeddings(store, heads, work / EMBEDDINGS, kept, space, rerank, correct_hubs, betas)
         provenance = {
             "request": request,
             "space": space,
@@ -133,7 +136,8 @@ def fit(
             "threads": torch.get_num_threads(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
         }
-        checkpoint.save_provenance(folder, provenance)
+        checkpoint.save_provenance(work, provenance)
+        checkpoint.take_place(work, folder)
     return checkpoint.read_provenance(folder)
 
 
@@ -157,6 +161,12 @@ class Data:
         self.standardize = {kind: Standardize(dim) for kind, dim in zip(("image", "text"), self.dims, strict=True)}
         self.standardize["image"].fit(lambda: blocks(store.image_features, roles.train))
         self.standardize["text"].fit(lambda: blocks(store.text_features, self.captions))
+        for kind, layer in self.standardize.items():
+            if not bool(torch.isfinite(layer.mean).all()):
+                raise TrainingError(
+                    f"the {kind} features of {store.path} hold numbers that are not finite; python cli.py verify "
+                    f"{store.path} tells which, and extract makes them anew"
+                )
         self.release()
 
     def point(self, config: Config, member: int = 0) -> Point:

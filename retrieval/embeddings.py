@@ -13,7 +13,8 @@ import numpy as np
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from extract.store import Column, FeatureStore, caption_ids, memory_mapped
+from extract.hdf5 import damaged_parts, memory_mapped, open_hdf5
+from extract.store import Column, FeatureStore, caption_ids
 
 
 class EmbeddingsError(OnceoverError):
@@ -219,14 +220,18 @@ def read_embeddings(path: str | Path) -> Embeddings:
         EmbeddingsError: missing, not of this format, rows that are not finite unit vectors, a map that points outside.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise EmbeddingsError(f"there are no embeddings at {path}; fit writes them")
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with open_hdf5(path) as file:
             if (file.attrs.get("format"), file.attrs.get("format_version")) != (EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION):
                 raise EmbeddingsError(f"{path} is no embeddings file of the format {EMBEDDINGS_VERSION}; fit again")
-            embeddings = _read(file)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            if wrong := damaged_parts(file, but=("image/thumbnail",)):
+                raise ValueError(f"/{wrong[0]} does not match its checksum")
+            embeddings = _read(file, path)
+    except OnceoverError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise EmbeddingsError(f"{path} is damaged ({str(error).splitlines()[0]}); fit again") from error
     for name, rows in (("image", embeddings.images), ("text", embeddings.texts)):
         blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
@@ -241,12 +246,12 @@ def read_embeddings(path: str | Path) -> Embeddings:
     return embeddings
 
 
-def _read(file: h5py.File) -> Embeddings:
+def _read(file: h5py.File, path: Path) -> Embeddings:
     image, text = file["image"], file["text"]
     strings = {name: image[name].asstr()[:].tolist() for name in ("id", "path", "split", "sha256")}
     return Embeddings(
-        images=memory_mapped(image["embedding"]),
-        texts=memory_mapped(text["embedding"]),
+        images=memory_mapped(image["embedding"], path),
+        texts=memory_mapped(text["embedding"], path),
         image_index=text["image_index"][:],
         ids=strings["id"],
         paths=strings["path"],
@@ -258,7 +263,7 @@ def _read(file: h5py.File) -> Embeddings:
         rerank=file.attrs["rerank"],
         space=file.attrs["space"],
         captions=text["caption"].asstr()[:].tolist(),
-        thumbnails=Column(image["thumbnail"]) if "thumbnail" in image else None,
+        thumbnails=Column(image["thumbnail"], path) if "thumbnail" in image else None,
         fingerprints={kind: file.attrs[f"{kind}_fingerprint"] for kind in ("image", "text", "dataset")},
         selection_split=file.attrs["selection_split"],
         report_split=file.attrs["report_split"],
