@@ -10,6 +10,8 @@ import os
 import re
 import shlex
 import sys
+import traceback
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -23,11 +25,32 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large arrays i
 
 FILE = click.Path(path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+_TRACEBACK = "onceover.traceback"
+_EVALUATE_AGAIN = "move it elsewhere and evaluate again"
+_FULL_DISK = re.compile(r"no space left|os error 28|file too large|disk quota exceeded", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
 GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
 
 
+class Command(click.Command):
+    """A command with --traceback."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        traceback = click.Option(
+            ["--traceback"],
+            is_flag=True,
+            expose_value=False,
+            callback=lambda context, _, value: context.find_root().meta.update({_TRACEBACK: value}),
+            help="Show where in the program an unexpected error came from, for a report.",
+        )
+        self.params.append(traceback)
+
+
 class Main(click.Group):
-    """A group that turns errors the user can mend into one line."""
+    """A group that turns every error into one line; what a user cannot mend asks for a report."""
+
+    command_class = Command
 
     def invoke(self, ctx: click.Context):
         """Runs the command."""
@@ -37,20 +60,42 @@ class Main(click.Group):
             click.echo("interrupted; run the same command again: what was finished is kept", err=True)
             ctx.exit(130)
         except OnceoverError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            click.echo(f"error: {_system_error(error)}", err=True)
-            ctx.exit(1)
+            self._fail(ctx, error, _one_line(str(error)), error.exit_code)
+        except BrokenPipeError:
+            raise
+        except (click.exceptions.Exit, click.exceptions.ClickException, click.exceptions.Abort):
+            raise
+        except Exception as error:
+            self._fail(ctx, error, _system_error(error), 1)
+
+    @staticmethod
+    def _fail(ctx: click.Context, error: Exception, line: str, code: int) -> None:
+        if ctx.find_root().meta.get(_TRACEBACK):
+            traceback.print_exception(error)
+        click.echo(f"error: {line}", err=True)
+        ctx.exit(code)
 
 
-def _system_error(error: OSError) -> str:
-    text = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
-        return f"{text}; make room and run the same command again: what was finished is kept"
-    return text
+def _system_error(error: Exception) -> str:
+    """What went wrong outside the program, or else a line that asks for a report."""
+    text = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _FULL_DISK.search(text):
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "No space left on device"
+        return f"{place}{reason}; make room and run the same command again: what was finished is kept"
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return "there is not enough memory for this; close other programs, or give smaller settings or --memory"
+    if isinstance(error, OSError) and error.strerror:
+        return _one_line(f"{error.filename}: {error.strerror}" if error.filename else text)
+    return _one_line(
+        f"unexpected {type(error).__name__}: {text[:300]}; this is a fault of the program: please report it with what "
+        "the same command prints with --traceback"
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def say(message: str) -> None:
@@ -93,6 +138,20 @@ def config_options(command):
         show_default="configs/config.yaml",
         help="YAML file with settings.",
     )(command)
+
+
+def check_overrides(overrides: tuple[str, ...], *sections: str) -> None:
+    """Refuses a --set that would change nothing here.
+
+    Raises:
+        ConfigError: a setting of another section.
+    """
+    for override in overrides:
+        section = override.partition("=")[0].strip().partition(".")[0]
+        if section in {field.name for field in fields(Config)} - {*sections}:
+            raise ConfigError(
+                f"{override!r} has no effect on this command, which takes settings of {' and '.join(sections)}"
+            )
 
 
 class Size(click.ParamType):
@@ -168,10 +227,11 @@ def cli() -> None:
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N pictures.")
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
+@click.option("--prune", is_flag=True, help="Drop rows of the store that the dataset has no more.")
 @click.option("--retry-failures", is_flag=True, help="Try again the pictures that the ledger records as failed.")
 @device_option
 @config_options
-def extract(data, store_file, limit, force, retry_failures, device, config_file, overrides, **explicit):
+def extract(data, store_file, limit, force, prune, retry_failures, device, config_file, overrides, **explicit):
     """Encode a dataset of captioned pictures once into a feature store.
 
     Killed at any moment, it goes on where it stopped when run again; run again on a finished store, it encodes only
@@ -180,6 +240,7 @@ def extract(data, store_file, limit, force, retry_failures, device, config_file,
     from extract.datasets import read_dataset
     from extract.pipeline import extract as run
 
+    check_overrides(overrides, "extract")
     settings = [f"extract.{key}={json.dumps(value)}" for key, value in explicit.items() if value is not None]
     config = load_config(config_file, [*overrides, *settings]).extract
     if store_file.is_dir():
@@ -187,9 +248,8 @@ def extract(data, store_file, limit, force, retry_failures, device, config_file,
     dataset = read_dataset(data, config.seed)
     for note in dataset.notes:
         say(note)
-    summary = run(
-        dataset.first(limit), store_file, config, device=device, force=force, retry_failures=retry_failures, say=say
-    )
+    options = {"device": device, "force": force, "prune": prune, "retry_failures": retry_failures}
+    summary = run(dataset.first(limit), store_file, config, **options, say=say)
     _say_summary(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
@@ -274,6 +334,7 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
     An interrupted fit goes on where it stopped when run again, to the same result. Features that do not fit the memory
     are read in shuffled chunks.
     """
+    check_overrides(overrides, "model", "training")
     config = load_config(config_file, [*overrides, *([f"training.members={ensemble}"] if ensemble else [])])
     provenance = _fit(store_file, run_dir, config, device, memory, force)
     selection = provenance["selection"]
@@ -334,6 +395,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     """
     from heads.sweep import expand
 
+    check_overrides(overrides, "model", "training")
     settings = expand(config_file, overrides, grid, seeds, sample)
     rows, keys = _sweep(store_file, out, settings, halving, device, memory)
     from retrieval.evaluation import terminal_table
@@ -372,7 +434,7 @@ def _sweep(
         from analysis.sweeps import plot_sweep
         from configs.formats import BEST, LEADERBOARD, RESULTS
         from extract.encoders import pick_device
-        from extract.files import write_text
+        from extract.outputs import Outputs
         from heads.sweep import sweep as run
         from heads.sweep import trial_name
         from retrieval.evaluation import markdown_table
@@ -382,12 +444,18 @@ def _sweep(
         results = run(store, out, settings, judge, halving=halving, device=pick_device(device), memory=memory, say=say)
         named = [(setting.values, [trial_name(config) for config in setting.configs]) for setting in settings]
         rows, keys = leaderboard(judge, named, results, store.roles().selection_name), list(settings[0].values)
-        write_text(out / RESULTS, results_csv(rows))
-        write_text(out / LEADERBOARD, markdown_table(leaderboard_table(rows, keys), notes(rows)))
+        outputs = Outputs(out, "move it elsewhere and sweep again: finished trials are not fitted again")
         best = next(
             setting.configs[0] for setting in settings if all(rows[0][key] == setting.values[key] for key in keys)
         )
-        write_text(out / BEST, yaml.safe_dump(best.to_dict(), sort_keys=False))
+        texts = {
+            RESULTS: results_csv(rows),
+            LEADERBOARD: markdown_table(leaderboard_table(rows, keys), notes(rows)),
+            BEST: yaml.safe_dump(best.to_dict(), sort_keys=False),
+        }
+        with outputs.writing(texts):
+            for name, text in texts.items():
+                outputs.write_text(name, text)
         plot_sweep(out, out / "figures", step=lambda name: say(f"drawing {name}"))
         return rows, keys
 
@@ -421,8 +489,7 @@ def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
     the thawed part's own. An interrupted training goes on where it stopped when run again, to the same result, which
     is never worse on the selection pictures than the run it started from. Started by torchrun, processes share batches.
     """
-    if strange := [override for override in overrides if not override.startswith("finetune.")]:
-        raise ConfigError(f"{strange[0]!r} is no setting of fine-tuning; heads keep those of {run_dir}: finetune.…")
+    check_overrides(overrides, "finetune")
     made = _finetune(run_dir, data, store_file, out, overrides, **options)
     if made is None:  # another process goes on
         return
@@ -515,15 +582,19 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
     """
     if run_dir is None and (store_file is None or shuffled or errors or rerank):
         raise click.UsageError("name a --run; --store alone gives the baselines, and goes with --split and --json")
+    if json_to and json_to != "-":
+        from extract.outputs import check_result
+
+        check_result(json_to)
     result, written = _evaluate(run_dir, split, store_file, rerank, shuffled, memory, device)
     if json_to == "-":
         click.echo(json.dumps(result, indent=2))
     else:
         _print_table(result)
         if json_to:
-            from extract.files import write_json
+            from extract.outputs import write_result
 
-            write_json(json_to, result)
+            write_result(json_to, result)
             written.append(json_to)
     if errors:
         written.append(_errors(run_dir, result["split"], errors, rerank))
@@ -554,7 +625,8 @@ def _evaluate(
 ) -> tuple[dict, list[Path]]:
     """The result, and the files it was written to."""
     from configs.formats import CONFIG, EMBEDDINGS, EVALUATION, SHUFFLED
-    from extract.files import write_json, write_text
+    from extract.files import json_text, sealed
+    from extract.outputs import Outputs
     from extract.store import FeatureStore
     from heads.provenance import RunError, read_provenance
     from retrieval import evaluation
@@ -564,6 +636,7 @@ def _evaluate(
     if run_dir:
         store_file = store_file or _store_of(run_dir, read_provenance(run_dir))
         embeddings = read_embeddings(run_dir / EMBEDDINGS)
+        _check_outputs(run_dir, split or embeddings.report_split)
     with FeatureStore(store_file) as store:
         if embeddings:
             evaluation.check_store(embeddings, store)
@@ -578,16 +651,28 @@ def _evaluate(
             control = read_embeddings(run_dir / SHUFFLED / EMBEDDINGS)
         result = evaluation.evaluate(embeddings, store, split, rerank=rerank, shuffled=control, memory=memory)
     stem = EVALUATION.format(result["split"])
-    place = run_dir / stem if run_dir else Path(f"{store_file}.{stem}")
+    folder = run_dir or store_file.parent
+    stem = stem if run_dir else f"{store_file.name}.{stem}"
     texts = {
-        ".md": evaluation.markdown_table(evaluation.table_rows(result), evaluation.notes(result)),
-        ".csv": evaluation.csv_table(result),
+        f"{stem}.md": evaluation.markdown_table(evaluation.table_rows(result), evaluation.notes(result)),
+        f"{stem}.csv": evaluation.csv_table(result),
+        f"{stem}.json": json_text(sealed(result)),
     }
-    written = [Path(f"{place}{suffix}") for suffix in (*texts, ".json")]
-    for path, text in zip(written, texts.values(), strict=False):
-        write_text(path, text)
-    write_json(written[-1], result)
-    return result, written
+    outputs = Outputs(folder, _EVALUATE_AGAIN)
+    with outputs.writing(texts):
+        for name, text in texts.items():
+            outputs.write_text(name, text)
+    return result, [folder / name for name in texts]
+
+
+def _check_outputs(run_dir: Path, split: str) -> None:
+    """Refuses to evaluate where the results could not be written, before anything is computed."""
+    from configs.formats import EVALUATION
+    from extract.outputs import Outputs
+
+    outputs = Outputs(run_dir, _EVALUATE_AGAIN)
+    for suffix in (".md", ".csv", ".json"):
+        outputs.check(EVALUATION.format(split) + suffix)
 
 
 def _store_of(run_dir: Path, provenance: dict) -> Path:
@@ -601,13 +686,15 @@ def _store_of(run_dir: Path, provenance: dict) -> Path:
 def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> Path:
     from analysis.report import error_page
     from configs.formats import EMBEDDINGS, ERRORS
-    from extract.files import write_text
+    from extract.outputs import Outputs
     from retrieval.embeddings import read_embeddings
 
-    path = run_dir / ERRORS.format(split)
+    name = ERRORS.format(split)
     correction = "qbnorm" if "qbnorm" in rerank else None
-    write_text(path, error_page(read_embeddings(run_dir / EMBEDDINGS), split, count, correction))
-    return path
+    outputs = Outputs(run_dir, _EVALUATE_AGAIN)
+    with outputs.writing([name]):
+        outputs.write_text(name, error_page(read_embeddings(run_dir / EMBEDDINGS), split, count, correction))
+    return run_dir / name
 
 
 @cli.command()
@@ -618,7 +705,7 @@ def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> P
 def compare(runs, split, rerank, json_to):
     """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
     from configs.formats import EMBEDDINGS
-    from extract.files import write_json
+    from extract.outputs import write_result
     from heads.provenance import read_provenance
     from retrieval import evaluation
     from retrieval.embeddings import read_embeddings
@@ -634,7 +721,7 @@ def compare(runs, split, rerank, json_to):
     for note in evaluation.comparison_notes(result):
         say(note)
     if json_to:
-        write_json(json_to, result)
+        write_result(json_to, result)
         done(f"wrote {json_to}")
 
 
@@ -1115,10 +1202,12 @@ def demo(out, device):
     The encoders are untrained (random weights), since none may be downloaded: the heads learn from random features.
     """
     from extract.datasets import read_dataset
+    from extract.outputs import claim_folder
     from extract.pipeline import extract as encode
     from extract.synthetic import draw_dataset
 
     config = load_config(DEFAULT_CONFIG.with_name("demo.yaml"))
+    claim_folder(out, "name a new folder: --out DIR")
     data, store_file, run_dir, figures = out / "data", out / "store.h5", out / "run", out / "figures"
     say("1/6 draw: a small captioned dataset of coloured shapes")
     sentence, picture = draw_dataset(data)

@@ -30,6 +30,8 @@ ROWS = 1024  # rows hashed at a time
 MAX_OBJECTS = 10_000  # groups and datasets; a tokenizer's files are the most of them
 MAX_DEPTH = 8
 MAX_RATIO = 64  # times the bytes that lie in the file, what a compressed dataset may unpack to
+#: the kinds of errors that h5py and decoders raise on damaged files
+DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _STRING = h5py.string_dtype()
 _BYTES = h5py.vlen_dtype(np.uint8)
 
@@ -49,10 +51,17 @@ def open_hdf5(path: str | Path) -> h5py.File:
     file = h5py.File(path, "r", locking=False)
     try:
         _refuse_strange_objects(file, Path(path))
-    except BaseException:
+    except BaseException as error:
         file.close()
-        raise
+        if isinstance(error, OnceoverError) or not isinstance(error, DAMAGE):
+            raise
+        raise Hdf5Error(f"{path} is damaged ({first_line(error)})") from error
     return file
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _refuse_strange_objects(file: h5py.File, path: Path) -> None:
@@ -178,16 +187,18 @@ def dataset_names(file: h5py.File) -> list[str]:
 
 
 def damaged_parts(file: h5py.File, but: tuple[str, ...] = ()) -> list[str]:
-    """What does not match its checksum: ``attributes``, and names of datasets, ``but`` those checked elsewhere.
+    """A line for whatever does not match its checksum, ``but`` for datasets that are checked elsewhere.
 
     A file without any checksum, as earlier versions wrote some, has nothing to be compared with.
     """
     if ATTRIBUTES_CHECKSUM not in file.attrs:
         return []
-    wrong = [] if file.attrs[ATTRIBUTES_CHECKSUM] == attributes_checksum(file) else ["attributes"]
+    wrong = []
     for name in dataset_names(file):
         if name not in but and file[name].attrs.get(CHECKSUM) != checksum(file[name]):
-            wrong.append(name)
+            wrong.append(f"/{name} does not match its checksum")
+    if file.attrs[ATTRIBUTES_CHECKSUM] != attributes_checksum(file):
+        wrong.append("the attributes do not match their checksum")
     return wrong
 
 
@@ -228,8 +239,8 @@ def which_file(status: os.stat_result) -> tuple[int, int, int, int]:
 class StoredRows:
     """The rows of a dataset that lies in its file in one piece, read when they are asked for.
 
-    ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[[3, 7], [0, 1]]`` give new arrays. A block of rows is compared with its checksum
-    when it is first read. The file is the one that was open, whatever lies at its path by now.
+    ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[[3, 7], [0, 1]]`` give new arrays. A block of rows is
+    compared with its checksum when it is first read. The file is the one that was open, whatever lies at its path.
 
     Attributes:
         shape, ndim, dtype, nbytes: of the whole.

@@ -98,6 +98,15 @@ class Outputs:
             yield aside
             self._note(name, file_sha256(aside))
 
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file of UTF-8.
+
+        Raises:
+            OutputError: a file is there that this program did not write, or that was changed since.
+        """
+        with self.file(name) as aside:
+            aside.write_bytes(text.encode("utf-8"))
+
     def remove(self, choose: Callable[[str], bool]) -> None:
         """Removes files that this program wrote and that were not changed since, those whose names are chosen."""
         record = self._record()
@@ -131,3 +140,29 @@ def _read_record(folder: Path) -> dict:
     if record.get("format") != _FORMAT:
         raise FileError(f"{path} is no record of this program's; move it elsewhere")
     return record
+
+
+def check_result(path: str | Path) -> None:
+    """Refuses a file of the user's choice for a result in JSON where something else than such a result lies.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if not link_target(path).exists():
+        return
+    try:
+        read_record(path, "a result")
+    except FileError as error:
+        raise OutputError(
+            f"{path} was not written by this program, and is left as it is; name a new file"
+        ) from error
+
+
+def write_result(path: str | Path, result: dict) -> None:
+    """Writes a result as JSON to a file of the user's choice, which may only replace another such result.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    check_result(path)
+    write_record(path, result)

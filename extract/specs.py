@@ -107,7 +107,8 @@ TOKENIZER_FILES = (
 _JSON_FILES = "model.safetensors.index|config|generation_config|preprocessor_config|processor_config"
 #: names of the files that a saved encoder consists of
 ENCODER_FILES = re.compile(
-    rf"(weights|model(-\d{{5}}-of-\d{{5}})?)\.safetensors|({_JSON_FILES})\.json|{'|'.join(map(re.escape, TOKENIZER_FILES))}"
+    rf"(weights|model(-\d{{5}}-of-\d{{5}})?)\.safetensors|({_JSON_FILES})\.json|"
+    + "|".join(map(re.escape, TOKENIZER_FILES))
 )
 
 

@@ -26,15 +26,13 @@ from extract import Failure
 from extract.files import digest, parse_json, remove_files, write_bytes
 from extract.hdf5 import (
     BLOCK_CHECKSUMS,
-    CHECKSUM,
+    DAMAGE,
     StoredRows,
     add_checksums,
-    attributes_checksum,
-    checksum,
     create_bytes_column,
     damaged_parts,
-    dataset_names,
     fill,
+    first_line,
     open_hdf5,
     which_file,
     write_column,
@@ -138,7 +136,7 @@ class FeatureStore:
         Raises:
             ValueError: what is wrong.
         """
-        wrong = [f"/{name} does not match its checksum" for name in damaged_parts(self._file, but=CHECKED_LATER)]
+        wrong = damaged_parts(self._file, but=CHECKED_LATER)
         problems = [*wrong, *self._shape_problems()]
         if problems:
             raise ValueError(problems[0])
@@ -255,11 +253,7 @@ class FeatureStore:
 
     def _problems(self) -> list[str]:
         problems = list(self._shape_problems())
-        for name in dataset_names(self._file):
-            if self._file[name].attrs.get(CHECKSUM) != checksum(self._file[name]):
-                problems.append(f"/{name} does not match its checksum")
-        if self._file.attrs.get("attributes_sha256") != attributes_checksum(self._file):
-            problems.append("the attributes do not match their checksum")
+        problems += damaged_parts(self._file)
         problems += [f"/image/split: {split!r} is no split" for split in sorted(set(self.image_splits) - set(SPLITS))]
         for kind in KINDS:
             features = self._file[kind]["features"]
@@ -437,7 +431,7 @@ class _RowFile:
         if file.attrs.get("format") == STORE_FORMAT:
             self._store = FeatureStore(path)
         elif wrong := damaged_parts(file):
-            raise ValueError(f"{', '.join(wrong)} not as written")
+            raise ValueError(wrong[0])
 
     def shape_of(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of a column."""
@@ -521,7 +515,7 @@ def describe_shard(path: Path) -> tuple[str, str, list[str]]:
     """
     with _readable(path), open_hdf5(path) as file:
         if wrong := damaged_parts(file):
-            raise ValueError(f"{', '.join(wrong)} not as written")
+            raise ValueError(wrong[0])
         kind = next(kind for kind in KINDS if kind in file)
         group = file[kind]
         return kind, group["features"].attrs["fingerprint"], _strings(group[KEYS[kind]])
@@ -534,9 +528,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OnceoverError:
         raise
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise StoreError(f"{path} is damaged ({reason}); remove it and extract again") from error
+    except DAMAGE as error:
+        raise StoreError(f"{path} is damaged ({first_line(error)}); remove it and extract again") from error
 
 
 def _open(path: Path) -> h5py.File:
@@ -549,7 +542,7 @@ def _open(path: Path) -> h5py.File:
     try:
         file = open_hdf5(path)
     except OSError as error:
-        raise StoreError(f"{path} is no HDF5 file, or a damaged one ({str(error).splitlines()[0]})") from error
+        raise StoreError(f"{path} is no HDF5 file, or a damaged one ({first_line(error)})") from error
     try:
         with _readable(path):
             kind, version = file.attrs.get("format"), file.attrs.get("format_version")

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-
 SIZE = 224  # pixels a side
 COLOURS = {
     "red": (214, 39, 40),

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from configs import OnceoverError
 from configs.formats import ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
 from extract.files import check_disk, only_writer
-from extract.hdf5 import StoredRows, damaged_parts, open_hdf5, write_hdf5
+from extract.hdf5 import DAMAGE, StoredRows, damaged_parts, first_line, open_hdf5, write_hdf5
 
 DTYPE = np.float16
 
@@ -91,8 +91,8 @@ def _is_cached(path: Path, fingerprint: str) -> bool:
             wrong = damaged_parts(file, but=("activations",))
             if not wrong:
                 return file.attrs.get("fingerprint") == fingerprint
-    except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        wrong = [str(error)]
+    except DAMAGE as error:
+        wrong = [first_line(error)]
     raise ActivationError(f"{path} is damaged ({wrong[0]}); remove it, and it is computed again")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from extract.hdf5 import damaged_parts, memory_mapped, open_hdf5
+from extract.hdf5 import DAMAGE, damaged_parts, first_line, memory_mapped, open_hdf5
 from extract.store import Column, FeatureStore, caption_ids
 
 
@@ -227,12 +227,12 @@ def read_embeddings(path: str | Path) -> Embeddings:
             if (file.attrs.get("format"), file.attrs.get("format_version")) != (EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION):
                 raise EmbeddingsError(f"{path} is no embeddings file of the format {EMBEDDINGS_VERSION}; fit again")
             if wrong := damaged_parts(file, but=("image/thumbnail",)):
-                raise ValueError(f"/{wrong[0]} does not match its checksum")
+                raise ValueError(wrong[0])
             embeddings = _read(file, path)
     except OnceoverError:
         raise
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise EmbeddingsError(f"{path} is damaged ({str(error).splitlines()[0]}); fit again") from error
+    except DAMAGE as error:
+        raise EmbeddingsError(f"{path} is damaged ({first_line(error)}); fit again") from error
     for name, rows in (("image", embeddings.images), ("text", embeddings.texts)):
         blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
         bad = sum(int((~(np.abs(np.linalg.norm(block, axis=1) - 1) < UNIT_NORM_TOLERANCE)).sum()) for block in blocks)

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import OnceoverError
 from extract import Failure
 from extract.files import digest
-from extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_column, write_shard
+from extract.hdf5 import attributes_checksum, write_column
+from extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_shard
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 RECIPES = {"image": {"weights": "i" * 64, "pooling": "mean"}, "text": {"weights": "t" * 64, "pooling": "mean"}}
@@ -124,7 +126,7 @@ def test_verify_names_each_damage(tmp_path, name, damage, message):
     path = simple(tmp_path)
     with h5py.File(path, "r+") as file:
         damage(file[name])
-    with FeatureStore(path) as store:
+    with FeatureStore(path, check=False) as store:
         assert any(message in problem for problem in store.verify())
 
 
@@ -133,13 +135,13 @@ def test_verify_sees_a_column_of_another_length(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["image/size"]
         file["image/size"] = np.zeros(3, np.int64)
-    with FeatureStore(path) as store:
+    with FeatureStore(path, check=False) as store:
         assert "/image/size has 3 rows; 6 expected" in store.verify()
 
 
 def test_what_is_no_store_is_refused_with_the_way_out(tmp_path):
     def message(path):
-        with pytest.raises(StoreError) as error:
+        with pytest.raises(OnceoverError) as error:
             FeatureStore(path)
         assert "\n" not in str(error.value)
         return str(error.value)
@@ -247,7 +249,7 @@ def test_trap_equal_pictures_in_two_splits_are_reported(tmp_path):
     with h5py.File(path, "r+") as file:
         file["image/sha256"][4] = file["image/sha256"][0]  # dev repeats train
         file["image/sha256"][5] = file["image/sha256"][1]  # no split: no leak
-    with FeatureStore(path) as store:
+    with FeatureStore(path, check=False) as store:
         assert store.duplicates_across_splits() == [("0.jpg", "4.jpg")]
 
 
@@ -260,28 +262,97 @@ def test_names_that_are_not_utf8_and_nul_characters_reach_the_ledger_readably(tm
 
 
 def test_a_store_damaged_anywhere_gives_an_error_of_one_line_or_a_finding(tmp_path):
-    """One byte after another is flipped; nothing but a StoreError may come of it."""
+    """One byte after another is flipped; nothing but an error of one line, or what was stored, may come of it."""
     path = simple(tmp_path, n=3)
     data = path.read_bytes()
+    with FeatureStore(path) as store:
+        whole = everything(store)
     generator = np.random.default_rng(0)
     findings = 0
     for place in generator.integers(len(data), size=150):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
         try:
-            with FeatureStore(path) as store:
+            with FeatureStore(path, check=False) as store:
                 findings += bool(store.verify())
-        except StoreError as error:
+            with FeatureStore(path) as store:
+                assert everything(store) == whole, place
+        except OnceoverError as error:
             findings += 1
             assert "\n" not in str(error)
     assert findings > 0
+
+
+def everything(store) -> list:
+    """All that a command can read from a store."""
+    features = [store.image_features[:].tobytes(), store.text_features[:].tobytes()]
+    columns = [store.image_ids, store.image_paths, store.image_splits, store.sha256, store.captions]
+    rest = [store.image_index.tolist(), store.truncated.tolist(), store.provenance, store.recipes, store.fingerprints]
+    return [*features, *columns, *rest, store.failures, store.tokenizer_files, list(store.thumbnails())]
 
 
 def test_changed_provenance_is_found(tmp_path):
     path = simple(tmp_path)
     with h5py.File(path, "r+") as file:
         file.attrs["provenance"] = file.attrs["provenance"].replace("now", "then")
-    with FeatureStore(path) as store:
+    with FeatureStore(path, check=False) as store:
         assert store.verify() == ["the attributes do not match their checksum"]
+    with pytest.raises(StoreError, match="is damaged .the attributes do not match their checksum.; remove it"):
+        FeatureStore(path)
+
+
+def test_features_are_compared_with_their_checksums_as_they_are_read(tmp_path):
+    path = simple(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["image/features"][1, 0, 0] = 9.0
+    with FeatureStore(path) as store:
+        store.text_features[:]
+        with pytest.raises(OnceoverError, match="rows from 0 of /image/features do not match their checksum"):
+            store.image_features[4:5]
+
+
+def test_a_store_of_an_earlier_version_without_checksums_of_blocks_is_read(tmp_path):
+    path = simple(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["checksums"]
+        file.attrs["attributes_sha256"] = attributes_checksum(file)
+    with FeatureStore(path) as store:
+        assert not store.is_checked
+        assert len(store.image_features[:]) == 6
+        assert next(iter(store.thumbnails())) == b"jpeg of 0.jpg"
+        assert store.verify() == []
+
+
+def test_trap_a_store_that_reaches_outside_itself_is_refused(tmp_path):
+    (tmp_path / "secret.txt").write_bytes(b"secret" * 100)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["features"] = np.zeros((6, 2, 3), np.float32)
+    layout = h5py.VirtualLayout((6, 2, 3), np.float32)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "features", (6, 2, 3))
+    outside = [(str(tmp_path / "secret.txt"), 0, 600)]
+    damages = {
+        "is a link": lambda file: file.__setitem__("tokenizer/a.txt", h5py.ExternalLink("other.h5", "features")),
+        "has its values in another": lambda file: file.create_dataset("tokenizer/a", (600,), "u1", external=outside),
+        "features has its values": lambda file: file.create_virtual_dataset("tokenizer/features", layout),
+        "claims the shape": lambda file: file.create_dataset("tokenizer/vocab", (2**36,), "u1", chunks=(2**20,)),
+    }
+    for number, (message, damage) in enumerate(damages.items()):
+        (tmp_path / str(number)).mkdir()
+        path = simple(tmp_path / str(number))
+        with h5py.File(path, "r+") as file:
+            damage(file)
+        with pytest.raises(OnceoverError, match=message):
+            FeatureStore(path)
+
+
+def test_a_store_that_is_overwritten_in_place_is_no_longer_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    path = simple(tmp_path / "a", 6)
+    other = simple(tmp_path / "b", 9)
+    with FeatureStore(path) as store:
+        shutil.copyfile(other, path)
+        with pytest.raises(OnceoverError, match="was changed while it was in use; run the command again"):
+            store.image_features[:]
 
 
 def test_an_open_store_stays_itself_when_another_takes_its_place(tmp_path):
@@ -301,8 +372,10 @@ def test_thumbnails_are_read_when_their_store_is_closed_and_never_from_another_o
     with h5py.File(tmp_path / "a.h5", "w") as file:
         write_column(file, "thumbnail", [b"one", b"three"])
     with h5py.File(tmp_path / "a.h5", "r") as file:
-        column = Column(file["thumbnail"])
+        column = Column(file["thumbnail"], tmp_path / "a.h5")
+        unread = Column(file["thumbnail"], tmp_path / "a.h5")
     assert (len(column), column[1], list(column)) == (2, b"three", [b"one", b"three"])
     os.replace(shutil.copy(tmp_path / "a.h5", tmp_path / "other"), tmp_path / "a.h5")
+    assert column[1] == b"three"  # of the file that is open
     with pytest.raises(StoreError, match="was replaced while it was in use; run the command again"):
-        column[1]
+        unread[1]
