@@ -135,9 +135,10 @@ def add_checksums(file: h5py.File, blocks_of: tuple[str, ...] = ()) -> None:
     for name in blocks_of:
         if name in file:
             file.create_dataset(f"{BLOCK_CHECKSUMS}/{name}", data=_block_checksums(file[name]))
-    for name in dataset_names(file):
-        file[name].attrs[CHECKSUM] = checksum(file[name])
-    file.attrs[ATTRIBUTES_CHECKSUM] = attributes_checksum(file)
+    datasets = _datasets(file)
+    for dataset in datasets.values():
+        dataset.attrs[CHECKSUM] = checksum(dataset)
+    file.attrs[ATTRIBUTES_CHECKSUM] = _attributes_checksum(file, datasets)
 
 
 def rows_per_block(dataset: h5py.Dataset) -> int:
@@ -170,20 +171,24 @@ def checksum(dataset: h5py.Dataset) -> str:
     return state.hexdigest()
 
 
-def attributes_checksum(file: h5py.File) -> str:
+def _attributes_checksum(file: h5py.File, datasets: dict[str, h5py.Dataset]) -> str:
     """SHA-256 over the file's and every dataset's attributes, this one aside."""
-    holders = {"/": file, **{name: file[name] for name in dataset_names(file)}}
     values = {}
-    for holder, item in holders.items():
+    for holder, item in {"/": file, **datasets}.items():
         values[holder] = {key: str(value) for key, value in item.attrs.items() if key != ATTRIBUTES_CHECKSUM}
     return digest(values)
 
 
-def dataset_names(file: h5py.File) -> list[str]:
-    """The names of all datasets in a file."""
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return names
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """All datasets in a file, by name."""
+    datasets: dict[str, h5py.Dataset] = {}
+
+    def note(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            datasets[name] = item
+
+    file.visititems(note)
+    return datasets
 
 
 def damaged_parts(file: h5py.File, but: tuple[str, ...] = ()) -> list[str]:
@@ -193,11 +198,12 @@ def damaged_parts(file: h5py.File, but: tuple[str, ...] = ()) -> list[str]:
     """
     if ATTRIBUTES_CHECKSUM not in file.attrs:
         return []
+    datasets = _datasets(file)
     wrong = []
-    for name in dataset_names(file):
-        if name not in but and file[name].attrs.get(CHECKSUM) != checksum(file[name]):
+    for name, dataset in datasets.items():
+        if name not in but and dataset.attrs.get(CHECKSUM) != checksum(dataset):
             wrong.append(f"/{name} does not match its checksum")
-    if file.attrs[ATTRIBUTES_CHECKSUM] != attributes_checksum(file):
+    if file.attrs[ATTRIBUTES_CHECKSUM] != _attributes_checksum(file, datasets):
         wrong.append("the attributes do not match their checksum")
     return wrong
 
@@ -239,7 +245,7 @@ def which_file(status: os.stat_result) -> tuple[int, int, int, int]:
 class StoredRows:
     """The rows of a dataset that lies in its file in one piece, read when they are asked for.
 
-    ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[[3, 7], [0, 1]]`` give new arrays. A block of rows is
+    ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[:, 0]`` give new arrays, whole rows being read. A block of rows is
     compared with its checksum when it is first read. The file is the one that was open, whatever lies at its path.
 
     Attributes:
@@ -281,9 +287,11 @@ class StoredRows:
         return self.shape[0]
 
     def __getitem__(self, rows) -> np.ndarray:
-        if isinstance(rows, tuple):  # of each row one entry of the next axis
-            numbers, entries = rows
-            return self[numbers][np.arange(len(numbers)), entries]
+        if isinstance(rows, tuple):
+            numbers, *entries = rows
+            values = self[numbers]
+            of_each = np.arange(len(values)) if isinstance(entries[0], np.ndarray) else slice(None)
+            return values[(of_each, *entries)]
         if which_file(os.fstat(self._descriptor)) != self._file:
             raise Hdf5Error(f"{self._path} was changed while it was in use; run the command again")
         if isinstance(rows, slice):

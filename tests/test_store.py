@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from configs import OnceoverError
 from extract import Failure
 from extract.files import digest
-from extract.hdf5 import attributes_checksum, write_column
+from extract.hdf5 import add_checksums, write_column
 from extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_shard
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -314,7 +314,7 @@ def test_a_store_of_an_earlier_version_without_checksums_of_blocks_is_read(tmp_p
     path = simple(tmp_path)
     with h5py.File(path, "r+") as file:
         del file["checksums"]
-        file.attrs["attributes_sha256"] = attributes_checksum(file)
+        add_checksums(file)
     with FeatureStore(path) as store:
         assert not store.is_checked
         assert len(store.image_features[:]) == 6
