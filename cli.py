@@ -813,10 +813,10 @@ def _foreign_gallery(
 
     kind, made = "image" if images else "text", run.provenance
     dataset = read_pictures(images) if images else read_captions(captions)
-    for note in dataset.notes:
-        say(note)
     if not (prune or force):
         check_vanished(index_dir / GALLERIES[kind], dataset.ids if images else dataset.captions, images or captions)
+    for note in dataset.notes:
+        say(note)
     specs = {f"{each}_encoder": places[f"{each}_encoder"] or made["encoders"][each]["encoder"] for each in GALLERIES}
     specs |= {"seed": made["encoders"][kind]["seed"], "dtype": made["recipes"][kind]["dtype"], "batch_size": None}
     config = replace(ExtractConfig(**made["extract"]), **specs)
@@ -920,7 +920,7 @@ def _read_queries(file: str) -> Iterator[str]:
     from retrieval.search import read_queries
 
     if file == "-":
-        yield from read_queries(click.get_binary_stream("stdin"), "stdin", say)
+        yield from read_queries(sys.stdin.buffer, "stdin", say)
     else:
         with open_regular(file) as opened:
             yield from read_queries(opened, file, say)
@@ -940,14 +940,19 @@ def _print_hits(results: Iterable[tuple[str, list]], mode: str, style: str, many
 
 def _json_hits(number: int, query: str, hits: list, mode: str, many: bool) -> str:
     """The object of a query, which is an item of a list where there are many."""
-    text = json.dumps(_result(query, hits, mode), indent=2, ensure_ascii=False)
+    text = json.dumps(_result(query, hits, mode), indent=2, ensure_ascii=_lacks_characters())
     if not many:
         return text
     return (",\n  " if number else "[\n  ") + text.replace("\n", "\n  ")
 
 
 def _json_line(number: int, query: str, hits: list, mode: str, many: bool) -> str:
-    return json.dumps(_result(query, hits, mode), ensure_ascii=False) + "\n"
+    return json.dumps(_result(query, hits, mode), ensure_ascii=_lacks_characters()) + "\n"
+
+
+def _lacks_characters() -> bool:
+    """Whether stdout is not UTF-8: then JSON needs its own escapes, since the terminal's are none to it."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
 
 
 def _result(query: str, hits: list, mode: str) -> dict:

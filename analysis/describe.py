@@ -17,7 +17,7 @@ from configs.formats import (
     SWEEP,
     TRIALS,
 )
-from configs.schema import load_config
+from configs.schema import ConfigError, load_config
 from extract.files import check_regular, digest, read_json
 from extract.store import FeatureStore, parts_folder
 from retrieval.embeddings import model_name
@@ -36,9 +36,9 @@ def describe(path: str | Path) -> str:
     path = Path(path)
     try:
         return _describe(path)
-    except OnceoverError:
-        raise
     except Exception as error:  # what a damaged file makes of any of the lines
+        if isinstance(error, OnceoverError) and not isinstance(error, ConfigError):
+            raise
         reason = next(iter(str(error).splitlines()), "")
         raise DescribeError(
             f"{path} is damaged, or of another format ({type(error).__name__}: {reason}); make it again"

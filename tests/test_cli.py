@@ -663,7 +663,7 @@ def test_info_describes_what_is_unfinished(run, fails, tmp_path):
     assert fails("info", tmp_path / "fifo.h5") == f"{tmp_path}/fifo.h5 is a FIFO; a regular file is needed"
     assert fails("info", "/dev/null") == "/dev/null is a device; a regular file is needed"
     (tmp_path / "fit/run.json").write_text("{}")
-    assert "is damaged, or of another format (KeyError" in fails("info", tmp_path / "fit")
+    assert "is damaged, or of another format (ConfigError: the config" in fails("info", tmp_path / "fit")
 
 
 def test_trap_index_leaves_a_strangers_folder_alone(fails, run_dir, pictures, tmp_path):
@@ -799,6 +799,8 @@ def test_trap_a_terminal_that_is_not_utf8_shows_what_it_can(run_dir, tmp_path, e
         assert done.returncode == 0, done.stderr
         assert b"Ein Hund springt" in done.stdout
         assert b"Traceback" not in done.stderr
+        if style == "jsonl":
+            assert json.loads(done.stdout)["query"] == queries.read_text(encoding="utf-8").strip()
 
 
 def test_thumbnails_are_read_for_a_drawing_alone(run, run_dir, tmp_path, monkeypatch):
