@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import traceback
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -199,6 +200,14 @@ def cli() -> None:
 
     Start with: python cli.py demo
     """
+    _forgiving_streams()
+
+
+def _forgiving_streams() -> None:
+    """Lets a terminal that is not UTF-8 show escapes in the place of characters that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @cli.command()
@@ -768,7 +777,13 @@ def ensemble(runs, run_dir, store_file):
 )
 @click.option("--remove", multiple=True, metavar="ID", help="Only remove this item. May be repeated.")
 @click.option("--compact", is_flag=True, help="Only write the index anew, without what was removed.")
-@click.option("--force", is_flag=True, help="Replace an index of something else, or a damaged one.")
+@click.option("--prune", is_flag=True, help="Drop items, and their features, that are no longer in the folder or file.")
+@click.option("--retry-failures", is_flag=True, help="Try again the images that the ledger records as failed.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace an index of something else, or a damaged one; go on although most of the items are gone.",
+)
 @encoder_options[0]
 @encoder_options[1]
 @device_option
@@ -776,7 +791,8 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     """Index a run's pictures and captions, or anyone's, for fast search.
 
     Run again, it takes up what is new, changed or gone; pictures of a folder are encoded once. An item that was
-    removed comes back when its folder or file is indexed again and still holds it.
+    removed comes back when its folder or file is indexed again and still holds it. Features of what is gone are kept
+    for its return, until --prune.
     """
     if sum(map(bool, (images, captions, split))) > 1:
         raise click.UsageError("--images, --captions and --split exclude each other; name one of them at most")
@@ -784,6 +800,8 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         raise click.UsageError("--remove and --compact stand alone: they change the index that is there")
     if (remove or compact) and (idle := given(options)):
         raise click.UsageError(f"{idle[0]} has no effect on --remove and --compact; leave it out, or index again")
+    if (options["prune"] or options["retry_failures"]) and not (images or captions):
+        raise click.UsageError("--prune and --retry-failures go with --images or --captions")
     if run_dir is None and not (index_dir and (remove or compact)):
         raise click.UsageError("name the --run; only --remove and --compact of an --index go without")
     index_dir = index_dir or run_dir / "index"
@@ -811,6 +829,8 @@ def _index(
     memory: int | None,
     min_recall: float | None,
     rerank: str | None,
+    prune: bool,
+    retry_failures: bool,
     force: bool,
     device: str | None,
     image_encoder: str | None,
@@ -820,7 +840,7 @@ def _index(
     from extract.memory import default_memory
     from heads.checkpoint import load_run
     from retrieval.embeddings import read_embeddings
-    from retrieval.index import check_origin, update
+    from retrieval.index import check_origin, claim_index, compact, update
 
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
@@ -829,19 +849,23 @@ def _index(
     for each, foreign in (("image", images), ("text", captions)):
         if foreign or not (images or captions):
             origin = index_dir / GALLERIES[each], source, str(run_dir.resolve()), embeddings.space
-            before = check_origin(*origin, force=force)  # before anything is encoded
+            before = check_origin(*origin, force=force)
             if rerank is None and before:
                 rerank = "qbnorm" if before["biased"] else "none"
+    claim_index(index_dir, GALLERIES.values())  # before anything is encoded
     if images or captions:
         places = {"image_encoder": image_encoder, "text_encoder": text_encoder}
-        galleries = [_foreign_gallery(run, embeddings, index_dir, images, captions, rerank, device, places, force)]
+        again = {"force": force, "prune": prune, "retry_failures": retry_failures}
+        galleries = [_foreign_gallery(run, embeddings, index_dir, images, captions, rerank, device, places, **again)]
     else:
         galleries = [embeddings.gallery(each, split, rerank) for each in ("image", "text")]
     for gallery in galleries:
+        folder = index_dir / GALLERIES[gallery.kind]
+        probes = embeddings.probes(gallery.kind, gallery.biased)
         summary = update(
-            index_dir / GALLERIES[gallery.kind],
+            folder,
             gallery,
-            embeddings.probes(gallery.kind, gallery.biased),
+            probes,
             source=source,
             run=str(run_dir.resolve()),
             kind=kind,
@@ -855,9 +879,13 @@ def _index(
             say(f"{summary.rows:,} {noun}: up to date")
         else:
             say(f"{summary.rows:,} {noun}: {summary.added:,} added, {summary.removed:,} removed")
+        if prune:
+            compact(folder, probes, say, keep_last=False)
 
 
-def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank, device, places, force):
+def _foreign_gallery(
+    run, embeddings, index_dir: Path, images, captions, rerank, device, places, *, force, prune, retry_failures
+):
     """A folder's pictures or a file's sentences: a feature store of their own, the run's heads, the run's bank."""
     from dataclasses import replace
 
@@ -868,9 +896,12 @@ def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank,
     from heads.embed import image_embeddings, text_embeddings
     from retrieval.embeddings import gallery_of_store
     from retrieval.hubness import bias_by_bank
+    from retrieval.index import check_vanished
 
     kind, made = "image" if images else "text", run.provenance
     dataset = read_pictures(images) if images else read_captions(captions)
+    if not (prune or force):
+        check_vanished(index_dir / GALLERIES[kind], dataset.ids if images else dataset.captions, images or captions)
     for note in dataset.notes:
         say(note)
     specs = {f"{each}_encoder": places[f"{each}_encoder"] or made["encoders"][each]["encoder"] for each in GALLERIES}
@@ -878,7 +909,8 @@ def _foreign_gallery(run, embeddings, index_dir: Path, images, captions, rerank,
     config = replace(ExtractConfig(**made["extract"]), **specs)
     store_file = index_dir / f"{GALLERIES[kind]}.h5"
     given = {"tokenizer_files": run.tokenizer_files, "check_encoder": run.check_encoder, "say": say}
-    _say_summary(encode(dataset, store_file, config, device=device, force=force, **given))
+    given |= {"force": force, "retry_failures": retry_failures, "keep_vanished": True, "prune": prune}
+    _say_summary(encode(dataset, store_file, config, device=device, **given))
     with FeatureStore(store_file) as store:
         run.check_encoder(kind, store.recipes[kind])
         embed, features = (image_embeddings, store.image_features) if images else (text_embeddings, store.text_features)
@@ -962,56 +994,80 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
     asked = [query] if queries is None else _read_queries(queries)
-    found = _search(run_dir, asked, mode, top_k, index_dir=index_dir, other=other, weight=weight, out=out, **options)
-    _print_hits(list(zip(asked, found, strict=True)), mode, "json" if as_json else style or "text", queries is not None)
+    results = _hits(run_dir, asked, mode, top_k, index_dir=index_dir, other=other, weight=weight, out=out, **options)
+    count = _print_hits(results, mode, "json" if as_json else style or "text", queries is not None)
     done(
-        f"wrote {out}" if out else f"{sum(map(len, found))} hits",
+        f"wrote {out}" if out else f"{count} hits",
         command("plot", "--run", run_dir, "--out", "figures") if run_dir else None,
     )
 
 
-def _read_queries(file: str) -> list[str]:
-    from retrieval.search import SearchError
+def _read_queries(file: str) -> Iterator[str]:
+    from extract.files import open_regular
+    from retrieval.search import read_queries
 
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SearchError(f"{file} is not UTF-8; convert it, for example with iconv") from error
-    lines = [line.strip() for line in text.split("\n")]
-    asked = [line for line in lines if line]
-    if not asked:
-        raise SearchError(f"{'stdin' if file == '-' else file} holds no queries; write one a line")
-    if len(asked) < len(lines) - 1:
-        say(f"empty lines left out: {len(lines) - 1 - len(asked)}")
-    return asked
-
-
-def _print_hits(found: list, mode: str, style: str, many: bool) -> None:
-    results = [{"query": query, "mode": mode, "hits": [hit.to_dict() for hit in hits]} for query, hits in found]
-    if style == "json":
-        click.echo(json.dumps(results if many else results[0], indent=2, ensure_ascii=False))
-    elif style == "jsonl":
-        for result in results:
-            click.echo(json.dumps(result, ensure_ascii=False))
-    elif style == "csv":
-        import csv
-
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["query", "mode", "rank", "score", "id", "path", "caption", "same"])
-        for query, hits in found:
-            writer.writerows(
-                [query, mode, hit.rank, hit.score, hit.id, hit.path, (hit.captions or [""])[0], " ".join(hit.same)]
-                for hit in hits
-            )
+    if file == "-":
+        yield from read_queries(sys.stdin.buffer, "stdin", say)
     else:
-        for query, hits in found:
-            if many:
-                click.echo(query)
-            for hit in hits:
-                first = hit.captions[0] if hit.captions else "(no caption)"
-                shown = (hit.path, first) if mode == "text2image" else (first, hit.path or "(no picture)")
-                again = f"   (and {len(hit.same)} like it: {', '.join(hit.same[:3])})" if hit.same else ""
-                click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
+        with open_regular(file) as opened:
+            yield from read_queries(opened, file, say)
+
+
+def _print_hits(results: Iterable[tuple[str, list]], mode: str, style: str, many: bool) -> int:
+    """Prints the hits of each query as they come; returns how many there were."""
+    write = {"json": _json_hits, "jsonl": _json_line, "csv": _csv_hits, "text": _text_hits}[style]
+    count = 0
+    for number, (query, hits) in enumerate(results):
+        click.echo(write(number, query, hits, mode, many), nl=False)
+        count += len(hits)
+    if style == "json":
+        click.echo("\n]" if many else "")
+    return count
+
+
+def _json_hits(number: int, query: str, hits: list, mode: str, many: bool) -> str:
+    """The object of a query, which is an item of a list where there are many."""
+    text = json.dumps(_result(query, hits, mode), indent=2, ensure_ascii=_lacks_characters())
+    if not many:
+        return text
+    return (",\n  " if number else "[\n  ") + text.replace("\n", "\n  ")
+
+
+def _json_line(number: int, query: str, hits: list, mode: str, many: bool) -> str:
+    return json.dumps(_result(query, hits, mode), ensure_ascii=_lacks_characters()) + "\n"
+
+
+def _lacks_characters() -> bool:
+    """Whether stdout is not UTF-8: then JSON needs its own escapes, since the terminal's are none to it."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+
+
+def _result(query: str, hits: list, mode: str) -> dict:
+    return {"query": query, "mode": mode, "hits": [hit.to_dict() for hit in hits]}
+
+
+def _csv_hits(number: int, query: str, hits: list, mode: str, many: bool) -> str:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if number == 0:
+        writer.writerow(["query", "mode", "rank", "score", "id", "path", "caption", "same"])
+    for hit in hits:
+        caption = (hit.captions or [""])[0]
+        writer.writerow([query, mode, hit.rank, hit.score, hit.id, hit.path, caption, " ".join(hit.same)])
+    return text.getvalue()
+
+
+def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> str:
+    lines = [query] if many else []
+    for hit in hits:
+        first = hit.captions[0] if hit.captions else "(no caption)"
+        shown = (hit.path, first) if mode == "text2image" else (first, hit.path or "(no picture)")
+        again = f"   (and {len(hit.same)} like it: {', '.join(hit.same[:3])})" if hit.same else ""
+        lines.append(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _open_index(index_dir: Path, kind: str):
@@ -1036,9 +1092,14 @@ def _run_of(index_dir: Path, index) -> Path:
     return run_dir
 
 
-def _search(
+def _search(run_dir: Path | None, queries: list[str], mode: str, top_k: int, **options) -> list[list]:
+    """The hits of each query."""
+    return [hits for _, hits in _hits(run_dir, queries, mode, top_k, **options)]
+
+
+def _hits(
     run_dir: Path | None,
-    queries: list[str],
+    queries: Iterable[str],
     mode: str,
     top_k: int,
     *,
@@ -1051,39 +1112,61 @@ def _search(
     device: str | None = None,
     image_encoder: str | None = None,
     text_encoder: str | None = None,
-) -> list[list]:
-    """The hits of each query."""
+) -> Iterator[tuple[str, list]]:
+    """Each query with its hits, in batches: no more of them is kept."""
+    from itertools import chain
+
     from configs.formats import EMBEDDINGS
-    from extract.pictures import read_picture
     from heads.checkpoint import load_run
     from heads.query import QueryEmbedder
     from retrieval.embeddings import read_embeddings
-    from retrieval.search import Query, Searcher, check_query
+    from retrieval.search import Query, Searcher
 
-    opposite = {"text2image": "image2text", "image2text": "text2image"}
+    if out:
+        from analysis.plots import check_figure, plot_hits
+
+        check_figure(out)
     if other is not None and mode == "text2image" and not Path(other).is_file():
         raise ConfigError(f"--with takes a picture's path beside a sentence; {other!r} is no file")
-    for text, way in ((text, way) for way, texts in ((mode, queries), (opposite[mode], [other])) for text in texts):
-        if text is not None:
-            check_query(text, way)
-            if way == "image2text":
-                read_picture(text)  # what is no picture is refused before an encoder is loaded
+    batches = _checked_batches(queries, mode, other)
+    first = next(batches)  # what is wrong with it is said before an encoder is loaded
     kind = "image" if mode == "text2image" else "text"
     index = _open_index(index_dir, kind) if index_dir else None
     run_dir = run_dir or _run_of(index_dir, index)
     run = load_run(run_dir)
     gallery = read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank) if index is None else index
     embedder = QueryEmbedder(run, device=device, image_encoder=image_encoder, text_encoder=text_encoder, say=say)
-    if mode == "text2image":
-        asked = [Query(sentence=text, picture=other, weight=weight) for text in queries]
-    else:
-        asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in queries]
-    found = Searcher(gallery, embedder).search_many(asked, top_k)
-    if out:
-        from analysis.plots import plot_hits
+    searcher = Searcher(gallery, embedder, thumbnails=out is not None)
+    for batch in chain([first], batches):
+        if mode == "text2image":
+            asked = [Query(sentence=text, picture=other, weight=weight) for text in batch]
+        else:
+            asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in batch]
+        results = searcher.search_many(asked, top_k)
+        if out:
+            plot_hits(results[0], asked[0], kind, out)
+        yield from zip(batch, results, strict=True)
 
-        plot_hits(found[0], asked[0], kind, out)
-    return found
+
+def _checked_batches(queries: Iterable[str], mode: str, other: str | None) -> Iterator[list[str]]:
+    """As many queries as are searched together, at a time, none of them without a meaning for ``mode``."""
+    from itertools import islice
+
+    from extract.pictures import read_picture
+    from retrieval.search import AT_ONCE, check_query
+
+    opposite = {"text2image": "image2text", "image2text": "text2image"}
+    if other is not None:
+        check_query(other, opposite[mode])
+    pictures = [other] if other is not None and mode == "text2image" else []
+    queries = iter(queries)
+    while batch := list(islice(queries, AT_ONCE)):
+        for query in batch:
+            check_query(query, mode)
+        for path in [*pictures, *(batch if mode == "image2text" else [])]:
+            read_picture(path)
+        pictures = []
+        yield batch
 
 
 @cli.command()

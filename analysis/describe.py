@@ -4,41 +4,117 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from configs import OnceoverError
-from configs.formats import CONFIG, CURRENT, EVALUATION, PROVENANCE
-from extract.files import digest, read_json
+from configs.formats import (
+    CONFIG,
+    CURRENT,
+    EVALUATION,
+    FINETUNED,
+    PROVENANCE,
+    RESULTS,
+    RESUME,
+    SWEEP,
+    TRIALS,
+)
+from configs.schema import ConfigError, load_config
+from extract.files import check_regular, digest, read_json
 from extract.store import FeatureStore, parts_folder
 from retrieval.embeddings import model_name
 
 
 class DescribeError(OnceoverError):
-    """Neither a store nor a run nor an unfinished extraction."""
+    """Nothing that this program makes, or something of it that is damaged."""
 
 
 def describe(path: str | Path) -> str:
-    """Readable lines about a feature store, a run, an index, or an unfinished extraction (``FILE.h5`` or its parts).
+    """Readable lines about a store, a run, a sweep or an index, or about what is unfinished of one.
 
     Raises:
-        DescribeError: none of these. StoreError: a damaged store.
+        DescribeError: none of these, or damaged; and what a store or an index raises itself.
     """
     path = Path(path)
-    if (path / PROVENANCE).is_file():
-        try:
-            return _describe_run(path)
-        except (KeyError, TypeError, OSError) as error:
-            raise DescribeError(f"{path} is damaged, or of another format ({error}); fit again") from error
+    try:
+        return _describe(path)
+    except Exception as error:  # what a damaged file makes of any of the lines
+        if isinstance(error, OnceoverError) and not isinstance(error, ConfigError):
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise DescribeError(
+            f"{path} is damaged, or of another format ({type(error).__name__}: {reason}); make it again"
+        ) from error
+
+
+def _describe(path: Path) -> str:
+    if path.is_dir():
+        return _describe_folder(path)
+    parts = parts_folder(path)
+    if parts.is_dir() and not path.exists():
+        return _describe_parts(parts)
+    check_regular(path)
+    with FeatureStore(path) as store:
+        return _describe_store(store)
+
+
+def _describe_folder(path: Path) -> str:
+    """A folder, by the first file in it that tells what it is."""
+    kinds = {PROVENANCE: _describe_run, FINETUNED: _describe_finetuning, RESUME: _describe_fit, SWEEP: _describe_sweep}
+    for name, describe_it in kinds.items():
+        if (path / name).is_file():
+            return describe_it(path)
     galleries = [folder for folder in (path, path / "images", path / "captions") if (folder / CURRENT).is_file()]
     if galleries:
         return "\n".join(map(_describe_index, galleries))
-    parts = path if path.name.endswith(".parts") else parts_folder(path)
-    if parts.is_dir() and not path.is_file():
-        return _describe_parts(parts)
-    if path.is_dir():
-        raise DescribeError(f"{path} is a folder, but no run; name a store's .h5 file or a run folder")
-    with FeatureStore(path) as store:
-        return _describe_store(store)
+    if path.name.endswith(".parts"):
+        return _describe_parts(path)
+    parts = [folder for folder in (path / "images.h5.parts", path / "captions.h5.parts") if folder.is_dir()]
+    if parts:
+        return "\n".join([f"unfinished index {path}", *map(_describe_parts, parts)])
+    raise DescribeError(f"{path} is a folder, but no run, sweep or index; name a store's .h5 file or a run folder")
+
+
+def _describe_fit(folder: Path) -> str:
+    return f"unfinished fit {folder}\n  run the same fit command again to go on"
+
+
+def _describe_finetuning(folder: Path) -> str:
+    made = read_json(folder / FINETUNED, "what fine-tuning made")
+    return "\n".join(
+        [
+            f"unfinished fine-tuning {folder}",
+            f"  encoders    {_text(made['encoders'], 'image')}, {_text(made['encoders'], 'text')}: trained",
+            "  features    none of these encoders yet",
+            "  run the same finetune command again with --re-extract to go on",
+        ]
+    )
+
+
+def _describe_sweep(folder: Path) -> str:
+    made = read_json(folder / SWEEP, "the sweep")
+    trials = len(list((folder / TRIALS).glob("*.json")))
+    is_finished = (folder / RESULTS).is_file()
+    return "\n".join(
+        [
+            f"{'sweep' if is_finished else 'unfinished sweep'} {folder}",
+            f"  store       {_text(made, 'store')}",
+            f"  trials      {trials:,} ended",
+            f"  results     {folder / RESULTS}" if is_finished else "  run the same sweep command again to go on",
+        ]
+    )
+
+
+def _text(record: dict, name: str) -> str:
+    """A value that has to be text."""
+    if not isinstance(record[name], str):
+        raise TypeError(f"{name} is no text")
+    return record[name]
+
+
+def _count(record: dict, name: str) -> int:
+    """A value that has to be a whole number."""
+    if type(record[name]) is not int:
+        raise TypeError(f"{name} is no whole number")
+    return record[name]
 
 
 def _describe_store(store: FeatureStore) -> str:
@@ -93,20 +169,20 @@ def _describe_store(store: FeatureStore) -> str:
 
 def _describe_run(folder: Path) -> str:
     made = read_json(folder / PROVENANCE, "the run's provenance")
-    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    settings = load_config(folder / CONFIG).to_dict()
     again = ", those that chose among them," if settings["training"]["refit"] else ""
     lines = [
         f"run {folder}",
-        f"  store       {made['store']}",
-        f"  encoders    {made['encoders']['image']['encoder']}, {made['encoders']['text']['encoder']}",
+        f"  store       {_text(made, 'store')}",
+        f"  encoders    {_text(made['encoders']['image'], 'encoder')}, {_text(made['encoders']['text'], 'encoder')}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
-        f"  fitted on   {made['train_pictures']:,} pictures{again} in {made['seconds']:.0f} s "
-        f"({made['device']}, {made['threads']} threads, torch {made['versions']['torch']})",
-        f"  chosen on   {made['selection']['split']}, {made['selection']['pictures']:,} pictures: "
+        f"  fitted on   {_count(made, 'train_pictures'):,} pictures{again} in {made['seconds']:.0f} s "
+        f"({_text(made, 'device')}, {_count(made, 'threads')} threads, torch {_text(made['versions'], 'torch')})",
+        f"  chosen on   {_text(made['selection'], 'split')}, {_count(made['selection'], 'pictures'):,} pictures: "
         f"rsum {made['selection']['rsum']:.1f}"
-        + ("" if len(made["members"]) > 1 else f" at epoch {made['best_epochs'][0]} of {made['epochs'][0]}"),
-        f"  report on   {made['report']['split']}, {made['report']['pictures']:,} pictures",
+        + ("" if len(made["members"]) > 1 else f" at epoch {made['best_epochs'][0]:d} of {made['epochs'][0]:d}"),
+        f"  report on   {_text(made['report'], 'split')}, {_count(made['report'], 'pictures'):,} pictures",
     ]
     if len(made["members"]) > 1:
         lines.insert(1, f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's")
@@ -117,7 +193,7 @@ def _describe_run(folder: Path) -> str:
             side = result["models"][own][direction]
             recalls = " / ".join(f"{side[f'R@{k}']:.1f}" for k in (1, 5, 10))
             lines.append(
-                f"  {result['split']:<11} {own}, {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
+                f"  {_text(result, 'split'):<11} {own}, {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
                 f"median rank {side['median_rank']:g} "
                 f"({result['n_images']:,} pictures, {result['n_captions']:,} captions)"
             )

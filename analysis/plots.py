@@ -5,6 +5,7 @@ Colours are two of Okabe and Ito's (blue for pictures, vermilion for captions), 
 
 import csv
 import io
+import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,9 @@ from PIL import Image
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
-from extract.files import read_json, whole_file
+from extract.files import MAX_TEXT, read_bytes, read_json
 from extract.memory import default_memory
+from extract.outputs import Outputs
 from extract.pictures import read_picture
 from extract.store import KINDS, FeatureStore
 from retrieval.embeddings import Embeddings, model_name, read_embeddings
@@ -35,6 +37,8 @@ MAP_PICTURES = 400  # of a split, in t-SNE and PCA; each with one caption
 LINKED_PAIRS = 40
 MATRIX_PICTURES = 40
 QUERY_SIZE = 640  # pixels, the longer side of a query's picture
+FORMATS = (".png", ".svg", ".pdf")  # others that Matplotlib has need TeX, or are read by few
+_SUFFIXES = (".png", ".svg")  # of each figure of a folder
 _STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -50,7 +54,7 @@ _STYLE = {
 
 
 class PlotError(OnceoverError):
-    """Files that hold nothing to draw, or a picture format that cannot be written."""
+    """Files that hold nothing to draw or are damaged, or an image format that is not written."""
 
 
 def plot_run(
@@ -87,7 +91,7 @@ def plot_run(
     evaluated = folder / f"{EVALUATION.format(split)}.json"
     if evaluated.exists():
         drawings["models"] = lambda: _draw_evaluation(evaluated)
-    if len(read_json(folder / PROVENANCE, "the run's provenance")["members"]) > 1:
+    if _members(folder / PROVENANCE) > 1:
         del drawings["training"]  # of an ensemble each member has its own
     return draw_all(drawings, Path(out), step)
 
@@ -103,29 +107,54 @@ def plot_store(
 
 
 def draw_all(drawings: dict[str, Callable[[], Figure]], out: Path, step: Callable[[str], None]) -> list[Path]:
-    """Draws figures, by name, in the project's style, each as PNG and SVG; returns the files."""
+    """Draws figures, by name, in the project's style, each as PNG and SVG; returns the files.
+
+    Raises:
+        OutputError: a file of one of their names is somebody else's; nothing is drawn then.
+    """
+    outputs = Outputs(out, "name another folder for the figures")
     written = []
-    for name, draw in drawings.items():
-        step(name)
-        with matplotlib.rc_context(_STYLE):
-            figure = draw()
-            for suffix in (".png", ".svg"):
-                written.append(save_figure(figure, out / f"{name}{suffix}"))
+    with outputs.writing(f"{name}{suffix}" for name in drawings for suffix in _SUFFIXES):
+        for name, draw in drawings.items():
+            step(name)
+            with matplotlib.rc_context(_STYLE):
+                figure = draw()
+                written += [_save(figure, outputs, f"{name}{suffix}") for suffix in _SUFFIXES]
     return written
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a figure whole or not at all.
+def check_figure(path: str | Path) -> None:
+    """Refuses a file that could not be drawn to, before the work for it is done.
 
     Raises:
-        PlotError: the suffix names no format that can be written.
+        PlotError: the suffix names no format that is written. OutputError: a file of somebody else's is there.
     """
-    if path.suffix.lstrip(".").lower() not in figure.canvas.get_supported_filetypes():
-        raise PlotError(f"{path} names no picture format; use .png, .svg or .pdf")
-    with whole_file(path) as aside:
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise PlotError(f"{path} names no image format; use .png, .svg or .pdf")
+    _beside(path).check(path.name)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure whole or not at all, and never over a file of somebody else's.
+
+    Raises:
+        PlotError: the suffix names no format that is written. OutputError: a file of somebody else's is there.
+    """
+    check_figure(path)
+    with _beside(path).writing([path.name]):
+        return _save(figure, _beside(path), path.name)
+
+
+def _beside(path: Path) -> Outputs:
+    return Outputs(path.parent, "name another file for the figure")
+
+
+def _save(figure: Figure, outputs: Outputs, name: str) -> Path:
+    metadata = {"Date": None} if name.lower().endswith(".svg") else None
+    with outputs.file(name) as aside:
         figure.savefig(aside, bbox_inches="tight", metadata=metadata)
-    return path
+    return outputs.folder / name
 
 
 def draw_map(embeddings: Embeddings, split: str, method: str, seed: int = 0) -> Figure:
@@ -194,16 +223,9 @@ def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure
 
 def draw_training(folder: Path) -> Figure:
     """A run's loss epoch by epoch, and its recalls on the selection split whenever they were measured."""
-    history = folder / HISTORY
-    made = read_json(folder / PROVENANCE, "the run's provenance")
-    selection, (best,) = made["selection"], made["best_epochs"]
-    try:
-        rows = list(csv.DictReader(io.StringIO(history.read_text(encoding="utf-8"))))
-        epoch = np.array([int(row["epoch"]) for row in rows])
-        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0] if name != "epoch"}
-        measured = np.isfinite(columns["rsum"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise PlotError(f"{history} is missing or damaged; fit again") from error
+    split, pictures, best = _chosen_on(folder / PROVENANCE)
+    epoch, columns = _read_history(folder / HISTORY)
+    measured = np.isfinite(columns["rsum"])
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(epoch, columns["loss"], color="black", marker=".")
@@ -218,7 +240,7 @@ def draw_training(folder: Path) -> Figure:
     right.set(
         xlabel="epoch",
         ylabel="recall in %",
-        title=f"Recall on {selection['split']}, {selection['pictures']:,} pictures",
+        title=f"Recall on {split}, {pictures:,} pictures",
         ylim=(0, None),
     )
     for axes in (left, right):
@@ -226,6 +248,74 @@ def draw_training(folder: Path) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _members(file: Path) -> int:
+    """How many pairs of heads a run has."""
+    members = read_json(file, "the run's provenance").get("members")
+    if not isinstance(members, list):
+        raise PlotError(f"{file} is damaged, or of another version; fit again")
+    return len(members)
+
+
+def _chosen_on(file: Path) -> tuple[str, int, int]:
+    """The split that chose a run's epoch, how many images it has, and the epoch.
+
+    Raises:
+        PlotError: a damaged ``run.json``.
+    """
+    run = read_json(file, "the run's provenance")
+    try:
+        selection, (best,) = run["selection"], run["best_epochs"]
+        split, pictures = selection["split"], selection["pictures"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlotError(f"{file} is damaged, or of another version; fit again") from error
+    if not isinstance(split, str) or type(pictures) is not int or type(best) is not int:
+        raise PlotError(f"{file} is damaged, or of another version; fit again")
+    return split, pictures, best
+
+
+def _read_history(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A run's history: epochs, and columns of numbers, NaN where something was not measured.
+
+    Raises:
+        PlotError: missing, or damaged.
+    """
+    recalls = [f"{direction}_R@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    try:
+        rows = read_table(file)
+        epoch = np.array([number_of(row["epoch"], 1, 10**9) for row in rows])
+        columns = {name: np.array([number_of(row[name] or "nan", -1e9, 1e9) for row in rows]) for name in recalls}
+        columns["rsum"] = np.array([number_of(row["rsum"] or "nan", 0, 600) for row in rows])
+        columns["loss"] = np.array([number_of(row["loss"], -1e30, 1e30) for row in rows])
+    except (OSError, OnceoverError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise PlotError(f"{file} is missing or damaged; fit again") from error
+    return epoch, columns
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, as text.
+
+    Raises:
+        ValueError, csv.Error: no UTF-8, no rows, or rows longer or shorter than the header. OSError, FileError.
+    """
+    text = read_bytes(file, MAX_TEXT).decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows or any(None in row or None in row.values() for row in rows):
+        raise ValueError("no rows, or rows of another length than the header")
+    return rows
+
+
+def number_of(text: str, least: float, most: float) -> float:
+    """A number that is written as text; ``nan`` stays NaN.
+
+    Raises:
+        ValueError: no number, or one out of bounds.
+    """
+    value = float(text)
+    if not math.isnan(value) and not least <= value <= most:
+        raise ValueError(f"{value} is out of bounds")
+    return value
 
 
 def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
@@ -261,10 +351,36 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
 
 
 def _draw_evaluation(file: Path) -> Figure:
+    result = read_json(file, "the evaluation")
     try:
-        return draw_models(read_json(file, "the evaluation"))
-    except (KeyError, TypeError, AttributeError) as error:
+        check_evaluation(result)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlotError(f"{file} is damaged, or of another version; evaluate again") from error
+    return draw_models(result)
+
+
+def check_evaluation(result: dict) -> None:
+    """Refuses what is no evaluation, or one without what is drawn of it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: of the first thing that is wrong.
+    """
+    if not isinstance(result["split"], str) or not result["models"]:
+        raise ValueError("no split, or no models")
+    for summary in result["models"].values():
+        for direction in ("image_to_text", "text_to_image"):
+            side = summary[direction]
+            if type(side["queries"]) is not int or type(side["gallery"]) is not int:
+                raise ValueError("a size is no whole number")
+            for k in (1, 5, 10):
+                low, high = _bounds(side, f"R@{k}")
+                if not all(_is_percentage(value) for value in (low, side[f"R@{k}"], high)):
+                    raise ValueError("a recall is out of bounds")
+
+
+def _is_percentage(value) -> bool:
+    """Whether a number is a percentage, or one less or more its spread."""
+    return type(value) in (int, float) and -100 <= value <= 200
 
 
 def draw_models(result: dict) -> Figure:
@@ -407,7 +523,7 @@ def draw_hits(hits: "list[Hit]", query: "Query", kind: str) -> Figure:
     for axes in grid.flat:
         axes.axis("off")
     for axes, hit in zip(grid.flat, hits, strict=False):
-        axes.imshow(Image.open(io.BytesIO(hit.thumbnail)))
+        axes.imshow(_thumbnail(hit))
         caption = hit.captions[0] if hit.captions else hit.id
         axes.set_title(f"{hit.rank}. {hit.score:.3f}", fontsize=11)
         axes.text(
@@ -420,6 +536,13 @@ def draw_hits(hits: "list[Hit]", query: "Query", kind: str) -> Figure:
             fontsize=8,
         )
     return figure
+
+
+def _thumbnail(hit: "Hit") -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(hit.thumbnail), formats=("JPEG",)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PlotError(f"the thumbnail of {hit.id} is damaged; verify the store, or extract again") from error
 
 
 def _draw_captions(hits: "list[Hit]", query: "Query") -> Figure:

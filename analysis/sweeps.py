@@ -1,8 +1,8 @@
 """Figures of a sweep, drawn from its table alone: heat maps, curves through the best setting, parallel coordinates."""
 
 import csv
-import io
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.plots import CAPTION, PICTURE, PlotError, draw_all
+from analysis.plots import CAPTION, PICTURE, PlotError, draw_all, number_of, read_table
+from configs import OnceoverError
 from configs.formats import RESULTS
 
 _SIDES = (("i2t_R@1", "picture → caption", PICTURE), ("t2i_R@1", "caption → picture", CAPTION))
@@ -22,6 +23,17 @@ _BESIDE = {
     "va": "center",
     "bbox": {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
 }
+_OUTCOMES = ("finished", "dropped", "diverged")
+_BOUNDS = {  # of the table's numbers that are drawn
+    "i2t_R@1": (0, 100),
+    "t2i_R@1": (0, 100),
+    "i2t_R@1_sd": (0, 100),
+    "t2i_R@1_sd": (0, 100),
+    "rsum": (0, 600),
+    "pictures": (1, 10**12),
+    "captions": (1, 10**12),
+}
+_DRAWN = {"i2t_R@1", "t2i_R@1", "rsum", "pictures", "captions"}
 _WIDE = 5  # a numeric axis whose ends differ by more than this factor is logarithmic
 
 
@@ -162,25 +174,50 @@ def _measured_on(rows: list[dict]) -> str:
 
 
 def _read(path: Path) -> tuple[list[dict], list[str]]:
-    """The rows, best first, numbers as numbers, and the grid's keys: the columns before ``outcome``."""
+    """The rows, best first, numbers as numbers, and the grid's keys: the columns before ``outcome``.
+
+    Raises:
+        PlotError: missing, or damaged.
+    """
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        rows = [{key: _number(value) for key, value in row.items() if value != ""} for row in reader]
-        columns = list(reader.fieldnames or [])
+        table = read_table(path)
+        columns = list(table[0])
         keys = columns[: columns.index("outcome")]
-        if not rows:
-            raise ValueError("no rows")
-        _measured_on(rows)  # refuses a table that does not say
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = [_checked_row(row, keys) for row in table]
+        if rows[0]["outcome"] != "finished":
+            raise ValueError("no setting came to its end")
+    except (OSError, OnceoverError, ValueError, KeyError, csv.Error) as error:
         raise PlotError(f"{path} is missing or damaged; run the sweep again, which fits nothing anew") from error
     return rows, keys
 
 
+def _checked_row(row: dict[str, str], keys: list[str]) -> dict:
+    """A row of the table without its blanks: the grid's values, text, and numbers within their bounds.
+
+    Raises:
+        ValueError, KeyError: a value that cannot be drawn, or one that is missing.
+    """
+    if row["outcome"] not in _OUTCOMES or not row["split"]:
+        raise ValueError("an outcome or a split that is none")
+    checked: dict = {key: _number(row[key]) for key in keys}
+    checked |= {name: row[name] for name in ("outcome", "split")}
+    for name, (least, most) in _BOUNDS.items():
+        if row.get(name):
+            checked[name] = number_of(row[name], least, most)
+    if row["outcome"] != "diverged" and not set(checked) >= _DRAWN:
+        raise ValueError("a number is missing")
+    if any(isinstance(value, float) and math.isnan(value) for value in checked.values()):
+        raise ValueError("a number is NaN")
+    return checked
+
+
 def _number(text: str) -> float | str:
+    """A value of the grid, as a number where it is a finite one."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return text
+    return value if math.isfinite(value) else text
 
 
 def _values(rows: list[dict], key: str) -> list:

@@ -1,12 +1,14 @@
 """Reads an embeddings file (docs/store-format.md), checks that it is what it must be, and makes galleries of it."""
 
+import errno
 import hashlib
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -23,6 +25,7 @@ class EmbeddingsError(OnceoverError):
 
 BLOCK = 8192  # rows read at a time
 PROBES = 500  # queries that an index is measured with
+IN_MEMORY = 256 * 2**20  # bytes of vectors with a bias up to which they need no temporary file
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,45 @@ def _gallery(kind, vectors, bias, space, ids, paths, sha256, captions, image_ind
 
 
 def _beside(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """``vectors`` with ``bias`` as one more coordinate, in a temporary file: mapped like what it is made of."""
-    with tempfile.TemporaryFile() as file:
-        joined = np.memmap(file, np.float32, "w+", shape=(len(vectors), vectors.shape[1] + 1))
+    """``vectors`` with ``bias`` as one more coordinate, in memory, or where they are many in a mapped temporary file.
+
+    Raises:
+        EmbeddingsError: the temporary folder has no room for it.
+    """
+    joined = _room_for((len(vectors), vectors.shape[1] + 1))
     for start in range(0, len(vectors), BLOCK):
         rows = slice(start, start + BLOCK)
         joined[rows, :-1], joined[rows, -1] = vectors[rows], bias[rows]
     return joined
+
+
+def _room_for(shape: tuple[int, int]) -> np.ndarray:
+    """A float32 array to be filled; its room is reserved, since a mapped file without room ends the process."""
+    size = 4 * shape[0] * shape[1]
+    if size <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    try:
+        with tempfile.TemporaryFile() as file:
+            _reserve(file, size)
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        raise EmbeddingsError(
+            f"{tempfile.gettempdir()} has no room for a temporary file of {size / 2**20:,.0f} MiB ({error.strerror}); "
+            "make room there, or name another folder in the environment variable TMPDIR"
+        ) from error
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Makes a file so many bytes long, all of them on the disk."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        zeros = bytes(2**20)
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: size - start])
+        file.flush()
 
 
 def _sentence_ids(sentences: list[str]) -> list[str]:

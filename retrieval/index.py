@@ -5,14 +5,21 @@ rows that were removed since, and ``CURRENT`` names the manifest. Adding writes 
 tombstones, compacting one segment in the place of all; each time the new version appears by renaming ``CURRENT``, and
 who reads an older one goes on undisturbed. faiss trusts the bytes it is given (damaged ones can end the process), so
 every file is checked against the manifest's SHA-256 before it sees them.
+
+A folder is written to only if it is empty or an index. ``pending.json`` names the files that are being written, so that
+after a kill they can be told from other people's, which are never removed.
 """
 
 import contextlib
+import copy
 import hashlib
+import io
+import math
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import faiss
@@ -23,8 +30,23 @@ from tqdm import tqdm
 
 from configs import OnceoverError
 from configs.formats import CURRENT, INDEX_FORMAT, INDEX_VERSION
-from extract.files import FileError, digest, only_writer, read_json, whole_file, write_json
-from extract.store import write_column
+from extract.files import (
+    MAX_TEXT,
+    FileError,
+    digest,
+    file_sha256,
+    only_writer,
+    open_regular,
+    read_bytes,
+    read_json,
+    read_record,
+    whole_file,
+    write_bytes,
+    write_json,
+    write_record,
+)
+from extract.hdf5 import open_hdf5, write_column, write_hdf5
+from extract.outputs import claim_folder
 
 if TYPE_CHECKING:
     from retrieval.embeddings import Gallery
@@ -40,6 +62,18 @@ MAX_SEGMENTS = 16  # beyond which an update builds anew
 _TRAINABLE = 256  # rows under which a segment is flat, whatever the index's type
 _EQUAL = 1e-5  # scores that differ by less are equal; the arithmetic of faiss's types differs by some 1e-6
 _AGAIN = "build it again: index with --force"
+_PENDING = "pending.json"  # names the files that are being written
+_PENDING_FORMAT = "onceover index, files under way"
+_SEGMENT_FILE = re.compile(r"\d{6}\.(faiss|h5)|\d{6}-[0-9a-f]{12}\.npy")
+_MANIFEST_FILE = re.compile(r"manifest-([0-9a-f]{12})\.json")
+_HALF = 0.5  # of the indexed items, more than which do not vanish by themselves
+_FIRST_BYTES = {"flat": b"IxFI", "hnsw": b"IHNf", "ivf": b"IwFl", "ivfpq": b"IxPT"}  # of faiss's files
+_CLASSES = {
+    "flat": faiss.IndexFlatIP,
+    "hnsw": faiss.IndexHNSWFlat,
+    "ivf": faiss.IndexIVFFlat,
+    "ivfpq": faiss.IndexPreTransform,
+}
 _K = 10
 _LINKS = 32  # of an HNSW node (Malkov and Yashunin 2018); twice as many in its bottom layer
 _BUILD_EFFORT = 100  # nodes kept in sight while links are laid
@@ -135,6 +169,8 @@ class Index:
         IndexingError: nothing there, of another version, or a file that does not match its SHA-256.
     """
 
+    _shows_thumbnails = True
+
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         self.manifest = read_manifest(folder)
@@ -148,6 +184,11 @@ class Index:
     def ids(self) -> list[str]:
         """The ids of all items, removed ones left out."""
         return [name for segment in self.segments for name in segment.living("id")]
+
+    def captions(self) -> list[str]:
+        """The captions of all items, removed ones left out."""
+        of_rows = [captions for segment in self.segments for captions in segment.captions()]
+        return [caption for captions in of_rows for caption in captions]
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Scores and rows, best first, for each of the queries, float32 (Q, D): ``k`` of them, or all there are."""
@@ -166,42 +207,55 @@ class Index:
         for each in np.unique(number):
             mine = np.flatnonzero(number == each)
             wanted, back = np.unique(rows_[mine] - self._starts[each], return_inverse=True)
-            contents[mine] = self.segments[each].rows["content"].asstr()[wanted][back]
+            contents[mine] = _text(self.segments[each].rows["content"])[wanted][back]
         return contents.tolist()
 
     def item(self, row: int) -> dict:
         """What a hit shows of a row: id, path, captions, thumbnail."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.segments[number].item(row - int(self._starts[number]))
+        segment = self.segments[number]
+        first = row - int(self._starts[number])
+        thumbnail = segment.thumbnail(first) if self._shows_thumbnails else b""
+        return segment.item(first) | {"thumbnail": thumbnail or None}
+
+    def without_thumbnails(self) -> "Index":
+        """The same index, whose items come without their thumbnails."""
+        plain = copy.copy(self)
+        plain._shows_thumbnails = False
+        return plain
 
 
 class _Segment:
     """One faiss file with its rows. faiss never adds to a mapped index: it would end the process."""
 
     def __init__(self, folder: Path, entry: dict, dim: int):
-        self.type, self.effort, self.size, self.dim = entry["type"], entry["effort"], entry["rows"], dim
+        self.type: str = entry["type"]
+        self.effort: int = entry["effort"]
+        self.size: int = entry["rows"]
+        self.dim = dim
         for name, wanted in entry["files"].items():
             _check_file(folder / name, wanted)
-        faiss_file, rows_file = (folder / f"{entry['name']}.{suffix}" for suffix in ("faiss", "h5"))
-        self._index = faiss.read_index(str(faiss_file), faiss.IO_FLAG_MMAP_IFC)
-        if self._index.ntotal != self.size or self._index.d != dim:
-            raise IndexingError(f"{faiss_file} is not the index that its manifest describes; {_AGAIN}")
-        self.rows = h5py.File(rows_file, "r", locking=False)
+        rows_file = folder / f"{entry['name']}.h5"
+        self._index = _open_faiss(folder / f"{entry['name']}.faiss", self.type, self.size, dim)
+        self.rows = _open_rows(rows_file, self.type, self.size, dim)
         self.alive = np.ones(self.size, bool)
         if entry["removed"]:
-            self.alive[np.load(folder / entry["removed"])] = False
+            self.alive[_read_tombstones(folder / entry["removed"], self.size)] = False
         self._bits = np.packbits(self.alive, bitorder="little")
         self._selector = None if self.alive.all() else faiss.IDSelectorBitmap(self._bits)
         self._vectors = None
-        if "vectors" in self.rows:
+        if self.type == "ivfpq":
             column = self.rows["vectors"]
-            place = {"offset": column.id.get_offset(), "shape": column.shape, "dtype": column.dtype}
-            self._vectors = np.memmap(rows_file, mode="r", **place)
+            where = {"offset": column.id.get_offset(), "shape": column.shape, "dtype": column.dtype}
+            self._vectors = np.memmap(rows_file, mode="r", **where)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, k), -inf where there is none, and rows (Q, k), -1 there; every query finds all that it can."""
         wanted = k if self._vectors is None else _CANDIDATES * max(k, self.effort)
-        scores, rows = self._index.search(queries, min(wanted, self.size), params=self._parameters())
+        with _faiss_errors("the index"):
+            scores, rows = self._index.search(queries, min(wanted, self.size), params=self._parameters())
+        if rows.max(initial=-1) >= self.size:
+            raise IndexingError(f"the index names rows that it does not hold: it is damaged; {_AGAIN}")
         if self._vectors is not None:
             scores, rows = self._rescored(queries, rows, k)
         scores, rows = (_padded(part, k, fill) for part, fill in ((scores, -np.inf), (rows, -1)))
@@ -228,16 +282,16 @@ class _Segment:
             if self._vectors is not None:
                 block = np.asarray(self._vectors[start : start + count])
             else:
-                block = self._index.reconstruct_n(start, count)
+                with _faiss_errors("the index"):
+                    block = self._index.reconstruct_n(start, count)
             if self.alive[start : start + count].any():
                 yield np.ascontiguousarray(block[self.alive[start : start + count]])
 
     def item(self, row: int) -> dict:
-        """What a hit shows of a row."""
+        """What a hit shows of a row, but for its thumbnail."""
         first, last = self.rows["caption_offset"][row : row + 2]
-        shown = {name: self.rows[name].asstr()[row] for name in ("id", "path")}
-        captions = self.rows["caption"].asstr()[first:last].tolist()
-        return shown | {"captions": captions, "thumbnail": self.thumbnail(row) or None}
+        captions = _text(self.rows["caption"])[first:last].tolist()
+        return {"id": _text(self.rows["id"])[row], "path": _text(self.rows["path"])[row], "captions": captions}
 
     def thumbnail(self, row: int) -> bytes:
         """A row's JPEG, empty where it has none."""
@@ -245,12 +299,13 @@ class _Segment:
 
     def captions(self) -> list[list[str]]:
         """The captions of each row that is alive."""
-        said, offsets = self.rows["caption"].asstr()[:].tolist(), self.rows["caption_offset"][:].tolist()
+        said = _text(self.rows["caption"])[:].tolist()
+        offsets = self.rows["caption_offset"][:].tolist()
         return [said[offsets[row] : offsets[row + 1]] for row in np.flatnonzero(self.alive)]
 
     def living(self, name: str) -> list[str]:
         """A column of strings, of the rows that are alive."""
-        return self.rows[name].asstr()[:][self.alive].tolist()
+        return _text(self.rows[name])[:][self.alive].tolist()
 
     def _parameters(self):
         if self.type == "flat":
@@ -275,6 +330,96 @@ class _Segment:
         return scores, found
 
 
+def _text(column: h5py.Dataset):
+    """A column of strings; bytes that are no UTF-8, which nobody wrote here, are replaced."""
+    return column.asstr(errors="replace")
+
+
+@contextlib.contextmanager
+def _faiss_errors(what: object) -> Iterator[None]:
+    """Turns what faiss raises into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise IndexingError(f"{what} cannot be used by faiss: it is damaged; {_AGAIN}") from error
+
+
+def _open_faiss(path: Path, kind: str, size: int, dim: int) -> faiss.Index:
+    """Opens a faiss file, mapped, if it is one of the kind that is written here: others can end the process."""
+    with open_regular(path) as file:
+        first = file.read(4)
+    if first == _FIRST_BYTES[kind]:
+        with _faiss_errors(path):
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        if type(index) is _CLASSES[kind] and _is_described(index, kind, size, dim):
+            return index
+    raise IndexingError(f"{path} is not the index that its manifest describes; {_AGAIN}")
+
+
+def _is_described(index: faiss.Index, kind: str, size: int, dim: int) -> bool:
+    if (index.ntotal, index.d, index.metric_type) != (size, dim, faiss.METRIC_INNER_PRODUCT):
+        return False
+    if kind == "hnsw":
+        storage = faiss.downcast_index(index.storage)
+        return isinstance(storage, faiss.IndexFlat) and storage.ntotal == size
+    if kind == "ivfpq":
+        padding = faiss.downcast_VectorTransform(index.chain.at(0)) if index.chain.size() == 1 else None
+        coded = faiss.downcast_index(index.index)
+        is_ours = isinstance(padding, faiss.RemapDimensionsTransform) and isinstance(coded, faiss.IndexIVFPQFastScan)
+        return is_ours and coded.ntotal == size
+    return True
+
+
+def _open_rows(path: Path, kind: str, size: int, dim: int) -> h5py.File:
+    """Opens a segment's rows, if they are as many and as complete as its manifest says."""
+    try:
+        file = open_hdf5(path)
+    except OSError as error:
+        raise IndexingError(f"{path} cannot be read ({str(error).splitlines()[0]}); {_AGAIN}") from error
+    try:
+        _check_rows(file, kind, size, dim)
+    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        file.close()
+        raise IndexingError(f"{path} does not hold the rows that its manifest describes; {_AGAIN}") from error
+    return file
+
+
+def _check_rows(file: h5py.File, kind: str, size: int, dim: int) -> None:
+    """Refuses columns of other lengths or types than are written here, with a ValueError."""
+    for name in ("id", "path", "content", "key", "caption"):
+        if h5py.check_string_dtype(file[name].dtype) is None or file[name].ndim != 1:
+            raise ValueError(f"{name} holds no strings")
+        if name != "caption" and len(file[name]) != size:
+            raise ValueError(f"{name} has another number of rows")
+    offsets = file["caption_offset"][:]
+    if offsets.shape != (size + 1,) or offsets.dtype.kind != "i" or (np.diff(offsets) < 0).any():
+        raise ValueError("caption_offset is not in order")
+    if offsets[0] != 0 or offsets[-1] != len(file["caption"]):
+        raise ValueError("caption_offset does not fit the captions")
+    if "thumbnail" in file and (file["thumbnail"].shape != (size,) or file["thumbnail"].dtype.kind != "O"):
+        raise ValueError("thumbnail has another number of rows")
+    if kind == "ivfpq":
+        vectors = file["vectors"]
+        if vectors.shape != (size, dim) or vectors.dtype != np.float32 or vectors.id.get_offset() is None:
+            raise ValueError("vectors do not fit the index")
+
+
+def _read_tombstones(path: Path, size: int) -> np.ndarray:
+    """The numbers of removed rows, int64 (R,).
+
+    Raises:
+        IndexingError: no such array, or rows that a segment of ``size`` rows has not.
+    """
+    try:
+        rows = np.load(io.BytesIO(read_bytes(path, 8 * size + 4096)), allow_pickle=False)
+    except Exception as error:  # of NumPy's parser anything
+        raise IndexingError(f"{path} holds no list of removed rows; {_AGAIN}") from error
+    is_list = isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.ndim == 1
+    if not is_list or rows.min(initial=0) < 0 or rows.max(initial=0) >= size:
+        raise IndexingError(f"{path} holds no list of removed rows; {_AGAIN}")
+    return rows
+
+
 def read_manifest(folder: str | Path) -> dict:
     """The current manifest of an index.
 
@@ -287,10 +432,15 @@ def read_manifest(folder: str | Path) -> dict:
     current = _read_json(folder / CURRENT, "the index's pointer")
     if (current.get("format"), current.get("format_version")) != (INDEX_FORMAT, INDEX_VERSION):
         raise IndexingError(f"{folder} is no index of the format {INDEX_VERSION}; {_AGAIN}")
-    if not all(isinstance(current.get(key), str) for key in ("manifest", "sha256")):
+    name, sha256 = current.get("manifest"), current.get("sha256")
+    if not isinstance(name, str) or not _MANIFEST_FILE.fullmatch(name) or not isinstance(sha256, str):
         raise IndexingError(f"{folder / CURRENT} names no manifest: it is damaged; {_AGAIN}")
-    _check_file(folder / current["manifest"], current["sha256"])
-    return _read_json(folder / current["manifest"], "the index's manifest")
+    _check_file(folder / name, sha256)
+    manifest = _read_json(folder / name, "the index's manifest")
+    problem = _problem_of(manifest)
+    if problem:
+        raise IndexingError(f"{folder / name} is damaged: {problem}; {_AGAIN}")
+    return manifest
 
 
 def _read_json(path: Path, what: str) -> dict:
@@ -298,6 +448,181 @@ def _read_json(path: Path, what: str) -> dict:
         return read_json(path, what)
     except FileError as error:
         raise IndexingError(f"{error}; {_AGAIN}") from error
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**40
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_string(value) -> bool:
+    return isinstance(value, str)
+
+
+_FIELDS = {  # of a manifest, with what each has to be
+    "kind": lambda value: value in ("image", "text"),
+    "biased": lambda value: isinstance(value, bool),
+    "dim": lambda value: _is_count(value) and value > 0,
+    "space": _is_string,
+    "type": lambda value: value in TYPES,
+    "asked": lambda value: value in (*TYPES, "auto"),
+    "reason": _is_string,
+    "min_recall": _is_number,
+    "source": _is_string,
+    "run": _is_string,
+    "rows": _is_count,
+    "recall@10": _is_number,
+    "queries_per_second": _is_number,
+    "probes": _is_count,
+    "segments": lambda value: isinstance(value, list) and len(value) > 0,
+}
+_SEGMENT_FIELDS = {
+    "name": lambda value: _is_string(value) and re.fullmatch(r"\d{6}", value) is not None,
+    "type": lambda value: value in TYPES,
+    "effort": lambda value: _is_count(value) and value <= 2**16,
+    "rows": lambda value: _is_count(value) and value > 0,
+    "removed": lambda value: value is None or (_is_string(value) and value.endswith(".npy")),
+    "files": lambda value: isinstance(value, dict),
+}
+
+
+def _problem_of(manifest: dict) -> str | None:
+    """The first thing that is wrong with a manifest, or None."""
+    parts = [(manifest, _FIELDS)]
+    segments = manifest.get("segments")
+    parts += [(entry, _SEGMENT_FIELDS) for entry in (segments if isinstance(segments, list) else [])]
+    for part, fields in parts:
+        if not isinstance(part, dict):
+            return "a segment is no object"
+        for key, is_right in fields.items():
+            if key not in part or not is_right(part[key]):
+                return f"{key} is missing, or not what it has to be"
+    for entry in segments:
+        names = {f"{entry['name']}.faiss", f"{entry['name']}.h5"} | ({entry["removed"]} - {None})
+        if set(entry["files"]) != names or not all(map(_SEGMENT_FILE.fullmatch, names)):
+            return f"the files of segment {entry['name']} are not those of a segment"
+    return None
+
+
+def claim_index(folder: str | Path, names: Iterable[str]) -> None:
+    """Makes an absent or empty folder one for the galleries of an index; one that holds an index stays as it is.
+
+    Args:
+        names: of the galleries' folders in it.
+
+    Raises:
+        IndexingError, OutputError: it, or a gallery's folder in it, holds something else.
+    """
+    galleries = [Path(folder) / name for name in names]
+    for gallery in galleries:
+        check_folder(gallery)
+    if not any(map(_is_index, galleries)):
+        claim_folder(folder, "name another folder for the index")
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuses a folder that holds something else than an index; hidden files do not count.
+
+    Raises:
+        IndexingError: files of somebody else's.
+    """
+    folder = Path(folder)
+    if not folder.exists() or _is_index(folder):
+        return
+    if not folder.is_dir():
+        raise IndexingError(f"{folder} is no folder; name another folder for the index")
+    if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise IndexingError(f"{folder} is not empty and no index; name another folder for the index")
+
+
+def _is_index(folder: Path) -> bool:
+    """Whether a folder holds a pointer of this program's, or, where that is damaged, a manifest or files under way."""
+    with contextlib.suppress(FileError):
+        if read_json(folder / CURRENT, "the index's pointer").get("format") == INDEX_FORMAT:
+            return True
+    with contextlib.suppress(IndexingError):
+        if _pending(folder):
+            return True
+    return bool(_manifests(folder))
+
+
+def _manifests(folder: Path) -> dict[str, dict]:
+    """The manifests in a folder that were written by this program: their names are digests of their content."""
+    manifests = {}
+    for path in folder.glob("manifest-*.json"):
+        name = _MANIFEST_FILE.fullmatch(path.name)
+        if name is None or not path.is_file():
+            continue
+        try:
+            manifest = read_json(path, "a manifest")
+        except FileError:
+            continue
+        if digest(manifest)[:12] == name[1] and _problem_of(manifest) is None:
+            manifests[path.name] = manifest
+    return manifests
+
+
+def _pending(folder: Path) -> list[str]:
+    """The files that were being written when a process was killed.
+
+    Raises:
+        IndexingError: the list is damaged, or a file of somebody else's.
+    """
+    path = folder / _PENDING
+    if not path.exists():
+        return []
+    try:
+        record = read_record(path, "the list of files under way")
+    except FileError as error:
+        raise IndexingError(f"{error}; move it elsewhere") from error
+    names = record.get("files")
+    if record.get("format") != _PENDING_FORMAT or not isinstance(names, list):
+        raise IndexingError(f"{path} is no list of this program's; move it elsewhere")
+    return [name for name in names if _is_string(name) and _is_ours(name)]
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name is one that this program gives to files of an index."""
+    return bool(_SEGMENT_FILE.fullmatch(name) or _MANIFEST_FILE.fullmatch(name))
+
+
+def check_vanished(folder: str | Path, items: Iterable[str], source: str) -> None:
+    """Refuses to go on where so many items have vanished that a disk may not be mounted.
+
+    That is more than half of the items of the index in ``folder``, or all images of a subfolder.
+
+    Args:
+        items: ids of the images, or the captions, that are in ``source`` now.
+
+    Raises:
+        IndexingError: so many have vanished, or a damaged index.
+    """
+    if not (Path(folder) / CURRENT).exists():
+        return
+    index = Index(folder)
+    now = set(items)
+    empty: list[str] = []
+    if index.kind == "image":
+        noun, before = "images", index.ids()
+        empty = sorted(_subfolders(before) - _subfolders(now), key=lambda name: (name.count("/"), name))
+    else:
+        noun, before = "captions", index.captions()
+    gone = [name for name in before if name not in now]
+    if len(gone) <= _HALF * len(before) and not empty:
+        return
+    where = f" (no image of {empty[0]}/ is there)" if empty else ""
+    raise IndexingError(
+        f"{len(gone):,} of {len(before):,} indexed {noun} are no longer in {source}{where}; is a disk not mounted? "
+        "--prune drops them, --force goes on without them and keeps their features"
+    )
+
+
+def _subfolders(ids: Iterable[str]) -> set[str]:
+    """All folders, whole paths, that hold one of the images or a folder that does."""
+    return {str(parent) for name in ids for parent in PurePosixPath(name).parents} - {"."}
 
 
 def check_origin(folder: str | Path, source: str, run: str, space: str, force: bool = False) -> dict | None:
@@ -352,14 +677,15 @@ def update(
         force: replace an index of another source, or a damaged one.
 
     Raises:
-        IndexingError: another source, ids that are not unique, too low a recall, or a full disk.
+        IndexingError: another source, ids that are not unique, too low a recall, or a folder of something else.
+        OSError: a full disk; the index that was there is still there.
     """
     folder = Path(folder)
     if len(set(gallery.ids)) < len(gallery.ids):
         raise IndexingError("several items of the gallery have the same id")
     if not len(gallery):
         raise IndexingError(f"{source} holds nothing to index")
-    with _writing(folder):
+    with _writing(folder) as files:
         before = check_origin(folder, source, run, gallery.space, force)
         about = _request(gallery, before, kind, memory, min_recall) | {"source": source, "run": run}
         say(f"{folder}: {about['type']} ({about['reason']})")
@@ -375,13 +701,13 @@ def update(
         if len(new) + buried > len(gallery) / 2 or len(entries) >= MAX_SEGMENTS:
             entries, new = [], list(range(len(gallery)))
         for entry, segment in zip(entries, segments, strict=False):
-            _bury(folder, entry, segment, gone)
+            _bury(files, entry, segment, gone)
         if new:
             part = gallery.take(np.array(new)) if len(new) < len(gallery) else gallery
             small = entries and len(new) <= SMALL_SEGMENT
             chosen = "flat" if small else about["type"]
-            entries.append(_write_segment(folder, part, [keys[row] for row in new], chosen))
-        return Update(**result, manifest=_publish(folder, about, entries, probes, say))
+            entries.append(_write_segment(files, part, [keys[row] for row in new], chosen))
+        return Update(**result, manifest=_publish(files, about, entries, probes, say))
 
 
 def remove(
@@ -393,7 +719,7 @@ def remove(
         IndexingError: an id that is not in the index, or one that would be left empty.
     """
     folder, wanted = Path(folder), set(ids)
-    with _writing(folder):
+    with _writing(folder) as files:
         index = Index(folder)
         named = [list(zip(segment.living("id"), segment.living("key"), strict=True)) for segment in index.segments]
         keys = {name: key for pairs in named for name, key in pairs}
@@ -405,20 +731,29 @@ def remove(
             raise IndexingError(f"that would leave nothing in {folder}; remove the folder instead")
         entries = [dict(entry) for entry in index.manifest["segments"]]
         for entry, segment in zip(entries, index.segments, strict=True):
-            _bury(folder, entry, segment, {keys[name] for name in wanted})
-        manifest = _publish(folder, index.manifest, entries, probes, say)
+            _bury(files, entry, segment, {keys[name] for name in wanted})
+        manifest = _publish(files, index.manifest, entries, probes, say)
     return Update(0, len(wanted), len(keys) - len(wanted), manifest)
 
 
-def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] = lambda _: None) -> Update:
-    """Writes one segment in the place of all, without the rows that were removed."""
+def compact(
+    folder: str | Path, probes: np.ndarray, say: Callable[[str], None] = lambda _: None, keep_last: bool = True
+) -> Update:
+    """Writes one segment in the place of all, without the rows that were removed.
+
+    Args:
+        keep_last: keep the files of the version before, for those who have it open; without them nothing of what was
+            removed is left in the folder.
+    """
     from retrieval.embeddings import Gallery, Lazy
 
     folder = Path(folder)
-    with _writing(folder):
+    with _writing(folder) as files:
         index = Index(folder)
         buried = sum(segment.size for segment in index.segments) - len(index)
         if len(index.segments) == 1 and not buried:
+            if not keep_last:
+                _sweep(files, {_pointer(folder)})
             return Update(0, 0, len(index), index.manifest, up_to_date=True)
         say(f"{folder}: writing {len(index):,} rows anew ({index.manifest['type']})")
         columns: dict[str, list] = {
@@ -434,27 +769,79 @@ def compact(folder: str | Path, probes: np.ndarray, say: Callable[[str], None] =
             index.kind, vectors, index.biased, columns["id"], columns["path"], captions, columns["content"], small,
             index.space,
         )  # fmt: skip
-        entry = _write_segment(folder, gallery, columns["key"], index.manifest["type"])
-        manifest = _publish(folder, index.manifest, [entry], probes, say)
+        entry = _write_segment(files, gallery, columns["key"], index.manifest["type"])
+        manifest = _publish(files, index.manifest, [entry], probes, say, keep_last)
     return Update(0, buried, len(gallery), manifest)
 
 
+class _Files:
+    """The files of an index that a writer adds, each named in ``pending.json`` before it appears."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.begun: list[str] = []  # those that were not there before
+        self.left = _pending(folder)  # by a process that was killed
+
+    def begin(self, *names: str) -> list[Path]:
+        """The paths of files that are about to be written."""
+        self.begun += [name for name in names if not (self.folder / name).exists()]
+        write_record(self.folder / _PENDING, {"format": _PENDING_FORMAT, "files": [*self.left, *self.begun]})
+        return [self.folder / name for name in names]
+
+    def next_segment(self) -> str:
+        """The name of a new segment, of which no file is there, whosever it would be."""
+        taken = {path.name[:6] for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        listed = [entry["name"] for manifest in _manifests(self.folder).values() for entry in manifest["segments"]]
+        number = 1 + max(map(int, listed), default=0)
+        while f"{number:06d}" in taken:
+            number += 1
+        return f"{number:06d}"
+
+    def undo(self) -> None:
+        """Removes what was written, and nothing else."""
+        _remove(self.folder, self.begun)
+        self._forget(self.left)
+
+    def done(self, used: set[str]) -> None:
+        """Removes what a killed process left, but for what is in use."""
+        _remove(self.folder, set(self.left) - used)
+        self._forget([])
+
+    def _forget(self, left: list[str]) -> None:
+        path = self.folder / _PENDING
+        if left:
+            write_record(path, {"format": _PENDING_FORMAT, "files": left})
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Removes files of an index by name; a folder by such a name is not one."""
+    for name in names:
+        if (folder / name).is_file():
+            (folder / name).unlink()
+
+
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Holds the writer's lock; of a failure nothing stays, and all that was there before."""
+def _writing(folder: Path) -> Iterator[_Files]:
+    """Holds the writer's lock; of a failure nothing stays, and all that was there before.
+
+    Raises:
+        IndexingError: the folder holds something else than an index.
+    """
+    check_folder(folder)
     with only_writer(folder, "the index"):
-        there, version = set(folder.glob("*")), _version(folder)
+        files, version = _Files(folder), _version(folder)
         try:
-            yield
+            yield files
         except BaseException:
             if _version(folder) == version:  # else the new one is there already, and its files are in use
-                for file in set(folder.glob("*")) - there:
-                    file.unlink()
+                files.undo()
             raise
 
 
 def _version(folder: Path) -> bytes | None:
-    return (folder / CURRENT).read_bytes() if (folder / CURRENT).exists() else None
+    return read_bytes(folder / CURRENT, MAX_TEXT) if (folder / CURRENT).exists() else None
 
 
 def _request(gallery: "Gallery", before: dict | None, kind: str | None, memory: int, min_recall: float | None) -> dict:
@@ -502,27 +889,30 @@ def _keys(gallery: "Gallery") -> list[str]:
     ]
 
 
-def _bury(folder: Path, entry: dict, segment: _Segment, gone: set[str]) -> None:
+def _bury(files: _Files, entry: dict, segment: _Segment, gone: set[str]) -> None:
     """Adds rows to a segment's tombstones."""
-    dead = np.array([key in gone for key in segment.rows["key"].asstr()[:]])
+    dead = np.array([key in gone for key in _text(segment.rows["key"])[:]])
     if not (dead & segment.alive).any():
         return
     rows = np.flatnonzero(dead | ~segment.alive)
     name = f"{entry['name']}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}.npy"
-    with whole_file(folder / name) as aside:
-        np.save(aside, rows)
-    files = {file: sha256 for file, sha256 in entry["files"].items() if not file.endswith(".npy")}
-    entry |= {"removed": name, "files": files | {name: _sha256(folder / name)}}
+    data = io.BytesIO()
+    np.save(data, rows)
+    (path,) = files.begin(name)
+    write_bytes(path, data.getbuffer())
+    others = {file: sha256 for file, sha256 in entry["files"].items() if not file.endswith(".npy")}
+    entry |= {"removed": name, "files": others | {name: file_sha256(path)}}
 
 
-def _write_segment(folder: Path, gallery: "Gallery", keys: list[str], kind: str) -> dict:
+def _write_segment(files: _Files, gallery: "Gallery", keys: list[str], kind: str) -> dict:
     """Builds and writes a segment; returns its entry for the manifest."""
     kind = kind if len(gallery) >= _TRAINABLE else "flat"
-    number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.faiss")), default=0)
-    name = f"{number:06d}"
+    name = files.next_segment()
+    rows_file, faiss_file = files.begin(f"{name}.h5", f"{name}.faiss")
     vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
     offsets = np.cumsum([0, *map(len, gallery.captions)])
-    with whole_file(folder / f"{name}.h5") as aside, h5py.File(aside, "w") as file:
+    with write_hdf5(rows_file) as writer:
+        file = writer.file
         columns = {"id": gallery.ids, "path": gallery.paths, "content": gallery.contents, "key": keys}
         for column, values in columns.items():
             write_column(file, column, values)
@@ -532,12 +922,7 @@ def _write_segment(folder: Path, gallery: "Gallery", keys: list[str], kind: str)
             write_column(file, "thumbnail", gallery.thumbnails)
         if kind == "ivfpq":
             file["vectors"] = vectors  # what the codes have lost
-    index = _built(vectors, kind)
-    try:
-        with whole_file(folder / f"{name}.faiss") as aside:
-            faiss.write_index(index, str(aside))
-    except RuntimeError as error:
-        raise IndexingError(f"{folder}/{name}.faiss could not be written; is the disk full?") from error
+    _write_faiss(_built(vectors, kind), faiss_file)
     return {
         "name": name,
         "type": kind,
@@ -545,8 +930,17 @@ def _write_segment(folder: Path, gallery: "Gallery", keys: list[str], kind: str)
         "rows": len(vectors),
         "removed": None,
         "vectors_sha256": hashlib.sha256(vectors).hexdigest(),
-        "files": {file: _sha256(folder / file) for file in (f"{name}.faiss", f"{name}.h5")},
+        "files": {path.name: file_sha256(path) for path in (faiss_file, rows_file)},
     }
+
+
+def _write_faiss(index: faiss.Index, path: Path) -> None:
+    """Writes an index through Python, which, unlike faiss, tells of a full disk in time."""
+    try:
+        with whole_file(path) as aside, open(aside, "wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+    except RuntimeError as error:
+        raise IndexingError(f"{path} could not be written; is the disk full?") from error
 
 
 def _built(vectors: np.ndarray, kind: str) -> faiss.Index:
@@ -576,11 +970,12 @@ def _built(vectors: np.ndarray, kind: str) -> faiss.Index:
     return index
 
 
-def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray, say) -> dict:
+def _publish(files: _Files, about: dict, entries: list[dict], probes: np.ndarray, say, keep_last: bool = True) -> dict:
     """Measures the new version and points ``CURRENT`` at it; only what it and the last one use stays.
 
-    A last one that is damaged does not stay.
+    A last one that is damaged does not stay, nor one that is not to be kept.
     """
+    folder = files.folder
     segments = [_Segment(folder, entry, about["dim"]) for entry in entries]
     manifest = about | {"metric": "inner product", "normalised": True, "segments": entries}
     manifest["rows"] = sum(int(segment.alive.sum()) for segment in segments)
@@ -589,32 +984,43 @@ def _publish(folder: Path, about: dict, entries: list[dict], probes: np.ndarray,
         f"recall@10 {manifest['recall@10']:.3f} against exact search, {manifest['queries_per_second']:,.0f} queries a "
         f"second one by one ({len(probes):,} queries of the other modality)"
     )
-    kept = {name := f"manifest-{digest(manifest)[:12]}.json"}
-    write_json(folder / name, manifest)
-    with contextlib.suppress(IndexingError):
-        read_manifest(folder)
-        kept.add(read_json(folder / CURRENT, "the index's pointer")["manifest"])
-    write_json(
-        folder / CURRENT,
-        {"format": INDEX_FORMAT, "format_version": INDEX_VERSION, "manifest": name, "sha256": _sha256(folder / name)},
-    )
-    for file in folder.glob("manifest-*.json"):
-        if file.name not in kept:
-            file.unlink()
-    _sweep(folder)
+    name = f"manifest-{digest(manifest)[:12]}.json"
+    versions = {name}
+    if keep_last:
+        with contextlib.suppress(IndexingError):
+            read_manifest(folder)
+            versions.add(_pointer(folder))
+    (path,) = files.begin(name)
+    write_json(path, manifest)
+    pointer = {"format": INDEX_FORMAT, "format_version": INDEX_VERSION, "manifest": name, "sha256": file_sha256(path)}
+    write_json(folder / CURRENT, pointer)
+    _sweep(files, versions)
     return manifest
 
 
-def _sweep(folder: Path) -> None:
-    """Removes the segments' files that no manifest names; none where a manifest cannot be read."""
-    try:
-        manifests = [read_json(manifest, "a manifest") for manifest in folder.glob("manifest-*.json")]
-    except FileError:
+def _pointer(folder: Path) -> str:
+    """The name of the manifest that ``CURRENT`` points at."""
+    return _read_json(folder / CURRENT, "the index's pointer")["manifest"]
+
+
+def _sweep(files: _Files, versions: set[str]) -> None:
+    """Removes what manifests of this program's list, and those manifests, but for what some versions use.
+
+    Nothing is removed while a version's manifest cannot be read.
+    """
+    manifests = _manifests(files.folder)
+    if not versions <= set(manifests):
         return
-    used = {file for manifest in manifests for entry in manifest["segments"] for file in entry["files"]}
-    for file in folder.glob("[0-9]*.*"):
-        if file.name not in used:
-            file.unlink()
+    used: set[str] = set()
+    listed: set[str] = set()
+    for name, manifest in manifests.items():
+        names = {file for entry in manifest["segments"] for file in entry["files"]}
+        listed |= names
+        if name in versions:
+            used |= names
+    _remove(files.folder, listed - used)
+    _remove(files.folder, set(manifests) - versions)  # last: after a kill they still list what is to go
+    files.done(used | versions)
 
 
 def _measured(segments: list[_Segment], entries: list[dict], probes: np.ndarray, min_recall: float) -> dict:
@@ -661,15 +1067,10 @@ def _padded(part: np.ndarray, k: int, fill: float) -> np.ndarray:
     return np.pad(part[:, :k], ((0, 0), (0, max(0, k - part.shape[1]))), constant_values=fill)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_file(path: Path, sha256: str) -> None:
     try:
-        found = _sha256(path)
+        actual = file_sha256(path)
     except FileNotFoundError as error:
         raise IndexingError(f"{path} is missing; {_AGAIN}") from error
-    if found != sha256:
+    if actual != sha256:
         raise IndexingError(f"{path} does not match its SHA-256: it is damaged, or not what was built; {_AGAIN}")

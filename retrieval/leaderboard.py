@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 from configs import OnceoverError
-from extract.files import whole_file
+from extract.files import MAX_TEXT, read_bytes, write_bytes
 from retrieval.metrics import DIRECTIONS, RECALL_AT, Ranks, compare, rank, report
 
 _FIELDS = ("query", "above", "level", "gallery", "group")
@@ -46,8 +46,9 @@ class Judge:
         """Writes a trial's ranks as arrays in a .npz file, whole or not at all."""
         sides = zip(_SHORT.values(), self._ranks[trial], strict=True)
         arrays = {f"{side}_{field}": getattr(ranks, field) for side, ranks in sides for field in _FIELDS}
-        with whole_file(path) as aside:
-            np.savez(aside, **arrays)
+        data = io.BytesIO()
+        np.savez(data, **arrays)
+        write_bytes(path, data.getbuffer())
 
     def load(self, trial: str, path: Path) -> None:
         """Remembers a trial's ranks again.
@@ -56,15 +57,13 @@ class Judge:
             LeaderboardError: the file is missing or damaged.
         """
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                sides = [{field: arrays[f"{side}_{field}"] for field in _FIELDS} for side in _SHORT.values()]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            ranks = _read_ranks(path)
+        except Exception as error:  # of NumPy's and zipfile's parsers anything
             raise LeaderboardError(
                 f"{path} is missing or damaged; remove all files {path.with_suffix('.*')} and sweep again: that trial "
                 "is then fitted anew"
             ) from error
-        found = tuple(Ranks(**side | {"gallery": int(side["gallery"])}) for side in sides)
-        self._remember(trial, found, report([found], draws=0)["rsum"])
+        self._remember(trial, ranks, report([ranks], draws=0)["rsum"])
 
     def best(self, trials: Sequence[str], most: int) -> list[str]:
         """So many of the trials, those with the highest rsum, the best first."""
@@ -84,6 +83,44 @@ class Judge:
 
     def _remember(self, trial: str, found: tuple[Ranks, Ranks], rsum: float) -> None:
         self._ranks[trial], self._rsum[trial] = found, rsum
+
+
+def _read_ranks(path: Path) -> tuple[Ranks, Ranks]:
+    """A trial's ranks, both ways.
+
+    Raises:
+        Exception: of whatever kind, where the file is missing, damaged, or holds no ranks.
+    """
+    data = io.BytesIO(read_bytes(path, MAX_TEXT))
+    with zipfile.ZipFile(data) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("compressed arrays, which are not written here")
+    with np.load(data, allow_pickle=False) as arrays:
+        image_to_text, text_to_image = (
+            _checked_ranks({field: arrays[f"{side}_{field}"] for field in _FIELDS}) for side in _SHORT.values()
+        )
+    images = text_to_image.gallery
+    if max(image_to_text.group.max(), text_to_image.group.max()) >= images:
+        raise ValueError("images that are not in the gallery")
+    return image_to_text, text_to_image
+
+
+def _checked_ranks(arrays: dict[str, np.ndarray]) -> Ranks:
+    """Ranks out of arrays, if these are such that ``retrieval.metrics`` can count with them."""
+    gallery = arrays.pop("gallery")
+    if gallery.shape != () or gallery.dtype.kind != "i" or not 1 <= gallery < 2**40:
+        raise ValueError("the gallery has no size")
+    if any(array.dtype != np.int64 or array.ndim != 1 for array in arrays.values()):
+        raise ValueError("ranks are whole numbers in a row")
+    ranks = Ranks(gallery=int(gallery), **arrays)
+    pairs = len(ranks.query)
+    if not pairs or ranks.above.shape != (pairs,) or ranks.level.shape != (pairs,):
+        raise ValueError("not as many ranks as pairs")
+    is_in_order = np.array_equal(np.unique(ranks.query), np.arange(len(ranks.group)))
+    is_in_gallery = ranks.above.min() >= 0 and ranks.level.min() >= 1 and (ranks.above + ranks.level).max() <= gallery
+    if not is_in_order or not is_in_gallery or ranks.group.min() < 0:
+        raise ValueError("ranks that point outside the gallery")
+    return ranks
 
 
 def _behind(best: list[tuple[Ranks, Ranks]], other: list[tuple[Ranks, Ranks]], among: int) -> dict[str, float]:
@@ -116,8 +153,9 @@ def leaderboard(
         tie, worse or dropped. Numbers of dropped ones are from where they were dropped.
 
     Raises:
-        LeaderboardError: no setting came to its end.
+        LeaderboardError: no setting came to its end, or a trial's record is damaged.
     """
+    _check_results(results)
     rows = []
     for values, names in settings:
         ran = [name for name in names if name in results]
@@ -141,6 +179,16 @@ def leaderboard(
         tied = "tie" if row["difference_high"] >= 0 else "worse"
         row["verdict"] = "best" if number == 0 else tied if row["outcome"] == "finished" else "dropped"
     return [row for row, _ in rows]
+
+
+def _check_results(results: dict[str, dict]) -> None:
+    """Refuses records of trials that lack what the table says of each."""
+    for name, result in results.items():
+        is_record = isinstance(result, dict) and result.get("outcome") in _SURE
+        if not is_record or any(type(result.get(key)) not in (int, float) for key in ("epochs", "seconds")):
+            raise LeaderboardError(
+                f"the record of trial {name} is damaged; remove all files of that name from trials/ and sweep again"
+            )
 
 
 def _measured(judge: Judge, trials: list[str]) -> dict:

@@ -14,19 +14,21 @@ Load once, then search in milliseconds::
     searcher.search(Query(sentence="in the snow", picture="dog.jpg", weight=0.4))
 """
 
+import io
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from configs import OnceoverError
-from retrieval.embeddings import facing_bias
+from retrieval.embeddings import Gallery, facing_bias
 
 _A_PICTURES_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
-_AT_ONCE = 256  # queries searched together
+AT_ONCE = 256  # queries searched together
+MAX_QUERY = 10_000  # characters of a line of queries
 _EQUAL = 1e-5  # copies have the same score, but for the arithmetic
 
 
@@ -49,6 +51,7 @@ class Hit:
 
     ``score`` is the cosine similarity, less what the gallery's correction for hubs takes off; ``same`` lists the ids
     of further items that look the same (copies of a picture, the same sentence) and are not shown again.
+    ``thumbnail`` is a small JPEG, where the searcher was asked for thumbnails and the gallery has them.
     """
 
     rank: int
@@ -61,7 +64,9 @@ class Hit:
 
     def to_dict(self) -> dict:
         """The hit as plain values, without its thumbnail."""
-        return {name: value for name, value in asdict(self).items() if name != "thumbnail"}
+        values = asdict(self)
+        del values["thumbnail"]
+        return values
 
 
 class Searchable(Protocol):
@@ -82,6 +87,13 @@ class Searchable(Protocol):
     def item(self, row: int) -> dict:
         """What a hit shows of a row."""
 
+    def without_thumbnails(self) -> "Searchable":
+        """The same, whose items come without thumbnails; not of a ``Gallery``."""
+
+
+def _without_thumbnails(gallery: Searchable) -> Searchable:
+    return replace(gallery, thumbnails=None) if isinstance(gallery, Gallery) else gallery.without_thumbnails()
+
 
 class Embedder(Protocol):
     """What turns queries into unit vectors: ``heads.query.QueryEmbedder``."""
@@ -96,10 +108,13 @@ def check_query(query: str, mode: str) -> None:
     """Refuses a query that cannot be meant for ``mode``, before any model is loaded.
 
     Raises:
-        SearchError: an empty query, a sentence where a picture's path is wanted, or a picture where a sentence is.
+        SearchError: an empty query, a sentence where a picture's path is wanted, a picture where a sentence is, or
+            bytes that are no text.
     """
     if not query.strip():
         raise SearchError("the query is empty; give a sentence or a picture's path")
+    if mode == "text2image":
+        _check_text(query)
     is_file = os.path.isfile(query)  # noqa: PTH113 (False, not an error, for a text too long to be a path)
     if mode == "image2text" and not is_file:
         what = "is a folder" if os.path.isdir(query) else "is no file"  # noqa: PTH112
@@ -112,25 +127,64 @@ def check_query(query: str, mode: str) -> None:
         raise SearchError(f"{query!r} is a file; to search by a picture, add --mode image2text")
 
 
+def read_queries(file: BinaryIO, name: str, say: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """Queries, one a line, as they are read; empty lines are left out, and counted at the end.
+
+    Raises:
+        SearchError: no UTF-8, a line longer than ``MAX_QUERY`` characters, or no queries.
+    """
+    lines = io.TextIOWrapper(file, encoding="utf-8-sig")
+    number = queries = 0
+    try:
+        while line := lines.readline(MAX_QUERY + 2):
+            number += 1
+            if len(line.rstrip("\n")) > MAX_QUERY:
+                raise SearchError(
+                    f"{name}, line {number:,} has more than {MAX_QUERY:,} characters; write one query a line"
+                )
+            if query := line.strip():
+                queries += 1
+                yield query
+    except UnicodeDecodeError as error:
+        raise SearchError(f"{name} is not UTF-8; convert it, for example with iconv") from error
+    finally:
+        lines.detach()
+    if not queries:
+        raise SearchError(f"{name} holds no queries; write one a line")
+    if number > queries:
+        say(f"empty lines left out: {number - queries}")
+
+
+def _check_text(sentence: str) -> None:
+    try:
+        sentence.encode()
+    except UnicodeEncodeError as error:
+        raise SearchError(
+            f"the query {sentence[:60]!r} holds bytes that are no UTF-8; write it in UTF-8, or use another terminal"
+        ) from error
+
+
 class Searcher:
     """Searches one gallery again and again.
 
     Args:
         gallery: a ``Gallery`` or an ``Index``.
         embedder: of the run that made the gallery.
+        thumbnails: read the thumbnails of hits, too.
 
     Raises:
         SearchError: the gallery is empty, or was made by other heads or encoders.
     """
 
-    def __init__(self, gallery: Searchable, embedder: Embedder):
+    def __init__(self, gallery: Searchable, embedder: Embedder, thumbnails: bool = False):
         if gallery.space != embedder.space:
             raise SearchError(
                 "the gallery was made by other heads or encoders than the run's; build it again with this run"
             )
         if not len(gallery):
             raise SearchError("the gallery is empty")
-        self._gallery, self._embedder = gallery, embedder
+        self._gallery = gallery if thumbnails else _without_thumbnails(gallery)
+        self._embedder = embedder
 
     def search(self, query: Query | str, top_k: int = 5) -> list[Hit]:
         """The best ``top_k`` hits, best first, none that looks like an earlier one; fewer where there are fewer.
@@ -151,8 +205,8 @@ class Searcher:
         if self._gallery.biased:
             vectors = facing_bias(vectors)
         results: list[list[Hit]] = []
-        for start in range(0, len(vectors), _AT_ONCE):
-            results += self._found(vectors[start : start + _AT_ONCE], top_k)
+        for start in range(0, len(vectors), AT_ONCE):
+            results += self._found(vectors[start : start + AT_ONCE], top_k)
         return results
 
     def _found(self, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
@@ -193,6 +247,7 @@ class Searcher:
         for number, query in enumerate(queries):
             if not (query.sentence or query.picture):
                 raise SearchError("the query is empty; give a sentence or a picture's path")
+            _check_text(query.sentence or "")
             if not 0 <= query.weight <= 1:
                 raise SearchError(f"the weight is {query.weight}; it is the sentence's share, 0 to 1")
             both = query.sentence is not None and query.picture is not None

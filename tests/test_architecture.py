@@ -9,12 +9,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("configs", "extract", "heads", "retrieval", "analysis")
-FOUNDATION = ("configs", "extract", "extract.files")  # errors, Failure, whole files: no stage's internals
+#: errors, Failure, whole and safe files: no stage's internals
+FOUNDATION = ("configs", "extract", "extract.files", "extract.hdf5", "extract.outputs")
 
 #: what each module may import of the project; a prefix stands for what lies below it
 ALLOWED = {
     "configs": ("configs",),
     "extract.files": ("configs",),
+    "extract.hdf5": ("configs", "extract.files"),
+    "extract.outputs": ("configs", "extract.files"),
     "extract.specs": ("configs",),
     "extract.memory": (),
     "extract.inference": (),

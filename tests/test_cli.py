@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -588,3 +590,221 @@ def test_evaluating_and_drawing_a_run_does_without_torch_and_its_memory(run_dir,
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "False"
     assert list((tmp_path / "figures").glob("*.png"))
+
+
+def flipped(data, seed):
+    generator = np.random.default_rng(seed)
+    changed = bytearray(data)
+    changed[int(generator.integers(len(data)))] ^= 1 << int(generator.integers(8))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "evaluation-test.json"])
+def test_trap_info_of_a_damaged_run_describes_it_or_says_one_line(run_dir, store, tmp_path, name):
+    from analysis.describe import describe
+    from configs import OnceoverError
+    from retrieval.embeddings import read_embeddings
+    from retrieval.evaluation import evaluate
+
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    result = evaluate(read_embeddings(folder / "embeddings.h5"), store)
+    (folder / "evaluation-test.json").write_text(json.dumps(result))
+    whole = (folder / name).read_bytes()
+    for seed in range(60):
+        (folder / name).write_bytes(flipped(whole, seed))
+        try:
+            describe(folder)
+        except OnceoverError as error:
+            assert len(str(error).splitlines()) == 1
+    for data in (b"", b"[" * 100_000, b"\xff\xfe", b"3", b"[]", b"null", whole[: len(whole) // 2]):
+        (folder / name).write_bytes(data)
+        try:
+            describe(folder)
+        except OnceoverError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("store", 3), ("train_pictures", "36"), ("seconds", "x"), ("selection", []), ("members", 3), ("epochs", [])],
+    ids=str,
+)
+def test_info_of_a_run_with_a_value_of_another_type_names_the_run(fails, run_dir, tmp_path, key, value):
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    made = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(made | {key: value}))
+    assert fails("info", folder).startswith(f"{folder} is damaged, or of another format (")
+
+
+def test_info_describes_what_is_unfinished(run, fails, tmp_path):
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit/resume.pt").write_bytes(b"")
+    described = run("info", tmp_path / "fit").stdout
+    assert described == f"unfinished fit {tmp_path}/fit\n  run the same fit command again to go on\n"
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned/finetune.json").write_text(json.dumps({"encoders": {"image": "hf:a", "text": "hf:b"}}))
+    described = run("info", tmp_path / "tuned").stdout
+    assert described.startswith(f"unfinished fine-tuning {tmp_path}/tuned\n  encoders    hf:a, hf:b: trained\n")
+    assert "run the same finetune command again with --re-extract" in described
+    (tmp_path / "sweep/trials").mkdir(parents=True)
+    (tmp_path / "sweep/trials/a.json").write_text("{}")
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps({"store": "s.h5"}))
+    described = run("info", tmp_path / "sweep").stdout
+    assert described.startswith(f"unfinished sweep {tmp_path}/sweep\n  store       s.h5\n  trials      1 ended\n")
+    (tmp_path / "sweep/results.csv").write_text("")
+    assert run("info", tmp_path / "sweep").stdout.startswith(f"sweep {tmp_path}/sweep\n")
+    (tmp_path / "index/images.h5.parts").mkdir(parents=True)
+    assert run("info", tmp_path / "index").stdout.startswith(
+        f"unfinished index {tmp_path}/index\nunfinished extraction"
+    )
+    (tmp_path / "empty").mkdir()
+    assert "empty is a folder, but no run, sweep or index; name" in fails("info", tmp_path / "empty")
+    os.mkfifo(tmp_path / "fifo.h5")
+    assert fails("info", tmp_path / "fifo.h5") == f"{tmp_path}/fifo.h5 is a FIFO; a regular file is needed"
+    assert fails("info", "/dev/null") == "/dev/null is a device; a regular file is needed"
+    (tmp_path / "fit/run.json").write_text("{}")
+    assert "is damaged, or of another format (ConfigError: the config" in fails("info", tmp_path / "fit")
+
+
+def test_trap_index_leaves_a_strangers_folder_alone(fails, run_dir, pictures, tmp_path):
+    folder, cpu = tmp_path / "holiday", ("--device", "cpu")
+    for name in ("images/2024-01.jpg", "captions/0.txt"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    index = ("index", "--run", run_dir, "--index", folder, "--force")
+    for what in ((), ("--images", pictures, *cpu), ("--images", folder / "images", *cpu)):
+        message = fails(*index, *what)
+        assert message == f"{folder}/images is not empty and no index; name another folder for the index"
+    shutil.move(folder / "images", tmp_path / "elsewhere")
+    sentences = tmp_path / "s.txt"
+    sentences.write_text("a red circle\n")
+    message = fails(*index, "--captions", sentences, *cpu)
+    assert message == f"{folder}/captions is not empty and no index; name another folder for the index"
+    shutil.move(folder / "captions", folder / "texts")
+    message = fails(*index, "--captions", sentences, *cpu)
+    assert message == (f"{folder} is not empty, and was not made by this program; name another folder for the index")
+    after = {path.read_bytes() for path in [*folder.rglob("*"), *(tmp_path / "elsewhere").iterdir()] if path.is_file()}
+    assert after == set(before.values())
+
+
+def test_trap_a_disk_that_is_not_mounted_empties_no_index(run, fails, run_dir, pictures, tmp_path):
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    again = ("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
+    run(*again)
+    shutil.move(pictures / "below", tmp_path / "unmounted")
+    message = fails(*again)
+    assert message == (
+        f"1 of 11 indexed images are no longer in {pictures} (no image of below/ is there); is a disk not mounted? "
+        "--prune drops them, --force goes on without them and keeps their features"
+    )
+    assert "11 rows" in run("verify", index).stdout
+    names = sorted(path.name for path in pictures.glob("0*.jpg"))
+    for name in names[:6]:
+        shutil.move(pictures / name, tmp_path / name)
+    (pictures / "below").mkdir()
+    shutil.copy(tmp_path / "unmounted/copy.jpg", pictures / "below")
+    assert fails(*again).startswith(f"6 of 11 indexed images are no longer in {pictures}; is a disk not mounted?")
+    assert "5 images" in run(*again, "--force").stderr.replace("pictures", "images")
+    for name in names[:6]:
+        shutil.move(tmp_path / name, pictures / name)
+    assert ": 6 added, 0 removed" in run(*again).stderr
+    for name in names[:6]:
+        (pictures / name).unlink()
+    assert ": 0 added, 6 removed" in run(*again, "--prune").stderr
+    stale = [path.name for path in (index / "images").iterdir() if names[0].encode() in path.read_bytes()]
+    assert stale == []
+    message = run("index", "--run", run_dir, "--prune", code=2).stderr
+    assert "--prune and --retry-failures go with --images or --captions" in message
+
+
+@pytest.mark.skipif(
+    "keep_vanished" not in __import__("inspect").signature(__import__("extract.pipeline").pipeline.extract).parameters
+    or __import__("extract.pipeline").pipeline.extract.__module__ != "extract.pipeline",
+    reason="extract() cannot keep the features of vanished files yet",
+)
+def test_features_of_a_vanished_image_are_kept_until_they_are_pruned(run, run_dir, pictures, tmp_path):
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    again = ("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
+    run(*again)
+    name = sorted(path.name for path in pictures.glob("0*.jpg"))[4]
+    shutil.move(pictures / name, tmp_path / name)
+    assert ": 0 added, 1 removed" in run(*again).stderr
+    query = ("search", "--index", index, "--query", "a red circle", "--top-k", 50, "--json", *cpu)
+    assert name not in run(*query).stdout
+    shutil.move(tmp_path / name, pictures / name)
+    back = run(*again).stderr
+    assert ": 1 added, 0 removed" in back
+    assert "encoding" not in back
+    (pictures / name).unlink()
+    run(*again, "--prune")
+    assert not [path for path in index.rglob("*") if path.is_file() and name.encode() in path.read_bytes()]
+
+
+def test_captions_that_vanish_are_asked_about(run, fails, run_dir, tmp_path):
+    sentences, index, cpu = tmp_path / "s.txt", tmp_path / "index", ("--device", "cpu")
+    again = ("index", "--run", run_dir, "--captions", sentences, "--index", index, *cpu)
+    sentences.write_text("a red circle\na blue star\na green ring\n")
+    run(*again)
+    sentences.write_text("a red circle\n")
+    assert fails(*again).startswith(f"2 of 3 indexed captions are no longer in {sentences}; is a disk not mounted?")
+    assert "1 captions: 0 added, 2 removed" in run(*again, "--prune").stderr
+    assert not [path for path in (index / "captions").iterdir() if b"blue star" in path.read_bytes()]
+
+
+def test_queries_are_refused_in_one_line_and_never_read_without_end(fails, run_dir, tmp_path):
+    search = ("search", "--run", run_dir, "--device", "cpu")
+    queries = tmp_path / "q.txt"
+    assert fails(*search, "--queries", "/dev/zero") == "/dev/zero is a device; a regular file is needed"
+    os.mkfifo(tmp_path / "fifo")
+    assert fails(*search, "--queries", tmp_path / "fifo") == f"{tmp_path}/fifo is a FIFO; a regular file is needed"
+    assert fails(*search, "--queries", tmp_path / "none") == f"{tmp_path}/none: No such file or directory"
+    queries.write_text("a red circle\n" + "x" * 10_001 + "\n")
+    assert fails(*search, "--queries", queries) == (
+        f"{queries}, line 2 has more than 10,000 characters; write one query a line"
+    )
+    message = fails(*search, "--query", "\udcff")
+    assert message == ("the query '\\udcff' holds bytes that are no UTF-8; write it in UTF-8, or use another terminal")
+    result = CliRunner().invoke(cli, [*map(str, search), "--queries", "-"], input=b"a circle\ncaf\xe9\n")
+    assert (result.exit_code, result.stderr) == (
+        1, "error: stdin is not UTF-8; convert it, for example with iconv\n"
+    )  # fmt: skip
+
+
+def test_a_long_list_of_queries_is_printed_in_order_and_as_one_document(run, run_dir, tmp_path):
+    queries, cpu = tmp_path / "q.txt", ("--top-k", 2, "--device", "cpu")
+    asked = [f"a red circle {number}\u2028" for number in range(600)]
+    queries.write_text("\ufeff" + "\r\n".join(f"{query}x" for query in asked), encoding="utf-8")
+    many = ("search", "--run", run_dir, "--queries", queries, *cpu)
+    text = run(*many, "--json").stdout
+    results = json.loads(text)
+    assert [result["query"] for result in results] == [f"{query}x" for query in asked]
+    assert text == json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    lines = run(*many, "--format", "jsonl").stdout
+    assert lines == "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    one = run("search", "--run", run_dir, "--query", "a red circle", *cpu, "--json").stdout
+    assert one == json.dumps(json.loads(one), indent=2, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_trap_a_terminal_that_is_not_utf8_shows_what_it_can(run_dir, tmp_path, encoding):
+    queries = tmp_path / "q.txt"
+    queries.write_text("Ein Hund springt \u2192 \u72d7 \U0001f415\n", encoding="utf-8")
+    for style in ("text", "json", "jsonl", "csv"):
+        call = ["search", "--run", str(run_dir), "--queries", str(queries), "--format", style, "--device", "cpu"]
+        environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            [sys.executable, ROOT / "cli.py", *call], capture_output=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"Ein Hund springt" in done.stdout
+        assert b"Traceback" not in done.stderr
+        if style == "jsonl":
+            assert json.loads(done.stdout)["query"] == queries.read_text(encoding="utf-8").strip()
+
+
+def test_thumbnails_are_read_for_a_drawing_alone(run, run_dir, tmp_path, monkeypatch):
+    from extract.store import Column
+
+    monkeypatch.setattr(Column, "__getitem__", lambda self, row: pytest.fail("a thumbnail was read"))
+    run("search", "--run", run_dir, "--query", "a red circle", "--device", "cpu")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.formats import CURRENT
-from extract.files import FileError, only_writer
+from extract.files import FileError, only_writer, write_record
+from extract.outputs import OutputError
 from retrieval import index as module
 from retrieval.embeddings import Gallery
 from retrieval.index import (
     TYPES,
     Index,
     IndexingError,
+    check_vanished,
     choose_type,
+    claim_index,
     compact,
     exact_search,
     read_manifest,
@@ -284,14 +288,17 @@ def grown():
 def test_trap_killed_while_writing_the_last_version_stays_whole(tmp_path, probes):
     update(tmp_path / "i", gallery(60), probes, **ROOMY)
     codes = []
-    for step in range(6):
+    for step in range(8):
         script = DYING.format(root=str(ROOT), step=step, folder=str(tmp_path / "i"))
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
         codes.append(done.returncode)
         if done.returncode:
             assert done.returncode == 9, done.stderr
             assert found_ids(Index(tmp_path / "i"), probes, 5) == exact_ids(gallery(60), probes, 5)
-    assert codes == [9, 9, 9, 9, 0, 0]  # rows, faiss file, manifest, pointer
+    assert codes == [9, 9, 9, 9, 9, 9, 0, 0]  # list, rows, faiss file, list, manifest, pointer
+    used = {name for entry in read_manifest(tmp_path / "i")["segments"] for name in entry["files"]}
+    assert {file.name for file in (tmp_path / "i").iterdir() if file.suffix in (".h5", ".faiss")} == used
+    assert not (tmp_path / "i/pending.json").exists()
     assert found_ids(Index(tmp_path / "i"), probes, 5) == exact_ids(grown(), probes, 5)
 
 
@@ -391,7 +398,7 @@ def test_what_fails_once_the_new_version_is_there_leaves_it_whole(tmp_path, prob
     folder = tmp_path / "i"
     update(folder, gallery(50), probes, **ROOMY)
 
-    def interrupted(folder):
+    def interrupted(files, versions):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "_sweep", interrupted)
@@ -404,6 +411,7 @@ def test_files_stay_while_a_manifest_cannot_be_read_and_go_once_it_can(tmp_path,
     folder = tmp_path / "i"
     update(folder, gallery(50), probes, **ROOMY)
     (folder / "000009.h5").write_bytes(b"of a killed process")
+    write_record(folder / "pending.json", {"format": "onceover index, files under way", "files": ["000009.h5"]})
 
     def unreadable(path, what):
         if what == "a manifest":
@@ -567,3 +575,268 @@ def test_exact_search_agrees_with_the_matrix_product_and_k_may_exceed_the_galler
     scores, rows = exact_search(items, queries, 500)
     assert rows.shape == (4, 30)
     assert rows.min() == 0  # no -1 that would be the last item
+
+
+def fill(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(f"mine: {name}")
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+STRANGERS = ("2024-01.jpg", "000001.jpg", "000001.h5", "manifest-backup.json", "manifest-0123456789ab.json", "7.txt")
+
+
+@pytest.mark.parametrize("pointer", [None, "text", "{}", "[]", '{"format": "another"}'])
+def test_trap_a_folder_of_other_peoples_files_is_refused_and_left_as_it_is(tmp_path, probes, pointer):
+    folder = tmp_path / "holiday"
+    fill(folder, *STRANGERS)
+    if pointer is not None:
+        (folder / CURRENT).write_text(pointer)
+    before = content(folder)
+    for force in (False, True):
+        with pytest.raises(IndexingError) as error:
+            update(folder, gallery(20), probes, force=force, **ROOMY)
+        assert str(error.value) == f"{folder} is not empty and no index; name another folder for the index"
+    assert content(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday"]
+    with pytest.raises(IndexingError, match="is no folder; name another folder"):
+        update(folder / "7.txt", gallery(20), probes, **ROOMY)
+
+
+def test_trap_other_peoples_files_beside_an_index_outlive_every_change(tmp_path, probes):
+    folder, items = tmp_path / "i", gallery(60)
+    update(folder, items, probes, **ROOMY)
+    strangers = ("2024-01.jpg", "000002.jpg", "000003.h5", "000004.faiss", "000005-0123456789ab.npy", "manifest-a.json")
+    fill(folder, *strangers, "manifest-0123456789ab.json")
+    (folder / "2021.d").mkdir()
+    before = {name: data for name, data in content(folder).items() if data.startswith(b"mine")}
+    assert len(before) == 7
+    items = joined(items, gallery(5, first=60))
+    manifest = update(folder, items, probes, **ROOMY).manifest
+    assert [entry["name"] for entry in manifest["segments"]] == ["000001", "000006"]  # numbers in use are left out
+    remove(folder, ["p3", "p61"], probes)
+    compact(folder, probes)
+    update(folder, gallery(30, seed=3), probes, **ROOMY)
+    assert {name: data for name, data in content(folder).items() if data.startswith(b"mine")} == before
+    assert (folder / "2021.d").is_dir()
+
+
+def test_a_failure_removes_what_was_written_and_not_what_came_meanwhile(tmp_path, probes, monkeypatch):
+    folder = tmp_path / "i"
+    update(folder, gallery(50), probes, **ROOMY)
+    before = content(folder)
+
+    def fails(*_):
+        fill(folder, "000077.h5")
+        (folder / "2021.d").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_measured", fails)
+    with pytest.raises(OSError, match="No space left"):
+        update(folder, gallery(60), probes, **ROOMY)
+    assert content(folder) == before | {"000077.h5": b"mine: 000077.h5"}
+
+
+def test_a_first_build_that_was_killed_is_taken_up_again_and_leaves_nothing(tmp_path, probes):
+    script = DYING.format(root=str(ROOT), step=3, folder=str(tmp_path / "i"))
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120).returncode == 9
+    assert {"pending.json", "000001.h5", "000001.faiss"} <= set(content(tmp_path / "i"))
+    made = update(tmp_path / "i", grown(), probes, **ROOMY).manifest
+    assert len(content(tmp_path / "i")) == 4
+    assert found_ids(Index(tmp_path / "i"), probes, 5) == exact_ids(grown(), probes, 5)
+    assert made["segments"][0]["name"] == "000002"
+
+
+def test_the_folder_of_an_index_is_claimed_once_and_a_strangers_is_refused(tmp_path, probes):
+    names = ("images", "captions")
+    fill(tmp_path / "holiday", "letter.txt")
+    with pytest.raises(
+        OutputError, match="holiday is not empty, and was not made by this program; name another folder"
+    ):
+        claim_index(tmp_path / "holiday", names)
+    fill(tmp_path / "trip/captions", "0.txt")
+    with pytest.raises(IndexingError, match="captions is not empty and no index; name another folder"):
+        claim_index(tmp_path / "trip", names)
+    claim_index(tmp_path / "new", names)
+    fill(tmp_path / "new", "images.h5")
+    claim_index(tmp_path / "new", names)
+    update(tmp_path / "old/images", gallery(20), probes, **ROOMY)  # as earlier versions left it
+    claim_index(tmp_path / "old", names)
+    assert not (tmp_path / "old/.onceover.json").exists()
+
+
+def signed(folder, change=None, files=None):
+    """An index whose manifest, or files, somebody changed and signed again."""
+    current = json.loads((folder / CURRENT).read_text())
+    manifest = json.loads((folder / current["manifest"]).read_text())
+    for name, data in (files or {}).items():
+        (folder / name).write_bytes(data)
+        manifest["segments"][0]["files"][name] = hashlib.sha256(data).hexdigest()
+    if change:
+        change(manifest)
+    data = json.dumps(manifest).encode()
+    (folder / current["manifest"]).write_bytes(data)
+    (folder / CURRENT).write_text(json.dumps(current | {"sha256": hashlib.sha256(data).hexdigest()}))
+    return folder
+
+
+@pytest.mark.parametrize("key", [*module._FIELDS, *module._SEGMENT_FIELDS])
+@pytest.mark.parametrize("value", ["missing", None, -1, [], {}, True, 1e400, "x"], ids=repr)
+def test_trap_a_manifest_signed_again_by_hand_ends_in_one_line(tmp_path_factory, probes, key, value, built):
+    folder = shutil.copytree(built, tmp_path_factory.mktemp("signed") / "i")
+
+    def change(manifest):
+        for part in (manifest, manifest["segments"][0]):
+            if key in part and value == "missing":
+                del part[key]
+            elif key in part:
+                part[key] = value
+
+    signed(folder, change)
+    try:
+        Index(folder).search(probes, 3)
+    except IndexingError as error:
+        assert "\n" not in str(error)
+    else:
+        strings = {"space", "reason", "source", "run"}
+        assert (
+            (key in strings and value == "x")
+            or (key, value) in {("removed", None), ("biased", True)}
+            or (key in {"min_recall", "recall@10", "queries_per_second"} and value == -1)
+        )
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built") / "i"
+    update(folder, gallery(40), unit(np.random.default_rng(5), 60), **ROOMY)
+    return folder
+
+
+def faiss_bytes(recipe, rows=40, dim=24):
+    index = module.faiss.index_factory(dim, recipe, module.faiss.METRIC_INNER_PRODUCT)
+    index.train(gallery(rows).vectors)
+    if recipe.startswith("IDMap"):
+        index.add_with_ids(gallery(rows).vectors, np.arange(rows) + 10**6)
+    else:
+        index.add(gallery(rows).vectors)
+    return module.faiss.serialize_index(index).tobytes()
+
+
+@pytest.mark.parametrize("recipe", ["IDMap,Flat", "HNSW8", "IVF4,Flat", "SQ8", "PCA12,Flat"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_trap_an_index_of_another_kind_is_refused_before_it_is_searched(tmp_path, built, recipe, kind):
+    if (recipe, kind) in {("HNSW8", "hnsw"), ("IVF4,Flat", "ivf")}:
+        pytest.skip("the same kind")
+    folder = shutil.copytree(built, tmp_path / "i")
+    signed(folder, lambda made: made["segments"][0].update(type=kind), {"000001.faiss": faiss_bytes(recipe)})
+    with pytest.raises(IndexingError, match="is not the index that its manifest describes"):
+        Index(folder)
+
+
+def test_damaged_bytes_that_were_signed_again_end_in_one_line(tmp_path, built):
+    for name in ("000001.faiss", "000001.h5"):
+        whole = (built / name).read_bytes()
+        for seed in range(12):
+            folder = shutil.copytree(built, tmp_path / f"{name} {seed}")
+            generator = np.random.default_rng(seed)
+            with pytest.raises(IndexingError):
+                Index(signed(folder, files={name: whole[: int(generator.integers(len(whole)))]}))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.array([40]), np.array([-1]), np.array([1], np.int32), np.array([[1]]), np.array([1.0]), np.array(1),
+        np.array([2**62]), "text", b"",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_trap_tombstones_that_point_elsewhere_are_refused(tmp_path, built, rows):
+    import io
+
+    folder, data = shutil.copytree(built, tmp_path / "i"), io.BytesIO()
+    if isinstance(rows, np.ndarray):
+        np.save(data, rows)
+    else:
+        data.write(b"\x93NUMPY\x01\x00v\x00{'descr': (((" if rows else b"")
+    name = "000001-0123456789ab.npy"
+    signed(folder, lambda made: made["segments"][0].update(removed=name), {name: data.getvalue()})
+    with pytest.raises(IndexingError, match="holds no list of removed rows; build it again"):
+        Index(folder)
+
+
+def test_what_faiss_raises_is_one_line(tmp_path, built, probes):
+    index = Index(built)
+
+    def broken(*_, **__):
+        raise RuntimeError("Error in faiss\nat line 3")
+
+    index.segments[0]._index = type("Broken", (), {"search": broken, "reconstruct_n": broken})()
+    with pytest.raises(IndexingError, match="cannot be used by faiss: it is damaged; build it again"):
+        index.search(probes, 3)
+    with pytest.raises(IndexingError, match="cannot be used by faiss"):
+        list(index.segments[0].vectors())
+
+
+@pytest.mark.parametrize("part", [".h5", ".faiss", ".npy", "manifest", CURRENT])
+def test_a_disk_that_fills_up_leaves_the_last_version_and_nothing_else(tmp_path, probes, monkeypatch, part):
+    folder = tmp_path / "i"
+    update(folder, gallery(50), probes, **ROOMY)
+    before = content(folder)
+    real = os.replace
+
+    def full(source, target):
+        if part in Path(target).name:
+            raise OSError(28, "No space left on device", str(target))
+        real(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    items = joined(gallery(50).take(np.arange(1, 50)), gallery(5, first=50))
+    with pytest.raises(OSError, match="No space left on device"):
+        update(folder, items, probes, **ROOMY)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        (range(26), "26 of 50 indexed images are no longer in there; is a disk not mounted?"),
+        ((47, 48, 49), "3 of 50 indexed images are no longer in there (no image of disk/ is there); is a disk"),
+        ((49,), "1 of 50 indexed images are no longer in there (no image of disk/b/ is there); is a disk"),
+        (range(25), None),
+        ((47,), None),
+        ((), None),
+    ],
+    ids=["most", "disk", "folder", "half", "one", "none"],
+)
+def test_so_many_vanished_images_are_taken_for_a_disk_that_is_not_mounted(tmp_path, probes, gone, message):
+    names = [f"p{number}" for number in range(47)] + ["disk/a/1", "disk/a/2", "disk/b/1"]
+    update(tmp_path / "i", gallery(50, ids=names), probes, **ROOMY)
+    now = [name for number, name in enumerate(names) if number not in gone]
+    if message is None:
+        check_vanished(tmp_path / "i", now, "there")
+    else:
+        with pytest.raises(IndexingError) as error:
+            check_vanished(tmp_path / "i", now, "there")
+        assert str(error.value).startswith(message)
+        assert str(error.value).endswith("--prune drops them, --force goes on without them and keeps their features")
+    check_vanished(tmp_path / "none", [], "there")
+
+
+def test_compacting_without_the_last_version_leaves_nothing_of_what_was_removed(tmp_path, probes):
+    folder = tmp_path / "i"
+    update(folder, gallery(60), probes, **ROOMY)
+    remove(folder, ["p33"], probes)
+    compact(folder, probes, keep_last=False)
+    assert len(content(folder)) == 4
+    assert not any(b"p33" in data for data in content(folder).values())
+    remove(folder, ["p34"], probes)
+    compact(folder, probes)
+    assert any(b"p34" in data for data in content(folder).values())  # of the last version
+    assert compact(folder, probes, keep_last=False).up_to_date
+    assert not any(b"p34" in data for data in content(folder).values())

@@ -26,6 +26,8 @@ from analysis.plots import (
     plot_run,
     plot_store,
 )
+from configs import OnceoverError
+from extract.outputs import OutputError
 from retrieval.embeddings import read_embeddings
 from retrieval.evaluation import evaluate
 from retrieval.metrics import rank
@@ -37,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def search(embeddings, kind, top_k):
     """Hits of the fourth caption's own embedding."""
     embedder = types.SimpleNamespace(space=embeddings.space, sentences=lambda queries: embeddings.texts[[3]])
-    return Searcher(embeddings.gallery(kind), embedder).search("a red circle", top_k)
+    return Searcher(embeddings.gallery(kind), embedder, thumbnails=True).search("a red circle", top_k)
 
 
 @pytest.fixture
@@ -171,11 +173,127 @@ def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_
 
 
 def test_a_format_that_cannot_be_written_and_a_folder_in_the_way(tmp_path):
-    with pytest.raises(PlotError, match=r"names no picture format; use \.png"):
-        plots.save_figure(Figure(), tmp_path / "a.xyz")
+    for name in ("a.xyz", "a.pgf", "a.eps", "a.jpg", "a"):
+        with pytest.raises(PlotError, match=r"names no image format; use \.png, \.svg or \.pdf"):
+            plots.save_figure(Figure(), tmp_path / name)
+    for name in ("a.png", "a.svg", "a.PDF"):
+        assert plots.save_figure(Figure(), tmp_path / name).stat().st_size > 500
     (tmp_path / "b.png").mkdir()
-    with pytest.raises(Exception, match="is a folder"):
+    with pytest.raises(OutputError, match="was not written by this program, and is left as it is; name another file"):
         plots.save_figure(Figure(), tmp_path / "b.png")
+
+
+def test_trap_a_strangers_image_is_never_drawn_over_and_nothing_is_drawn_then(fails, run, run_dir, tmp_path):
+    out, drawing = tmp_path / "figures", tmp_path / "hits.png"
+    out.mkdir()
+    (out / "ranks.svg").write_text("mine")
+    drawing.write_text("mine")
+    message = fails("plot", "--run", run_dir, "--out", out)
+    assert message == (
+        f"{out}/ranks.svg was not written by this program, and is left as it is; name another folder for the figures"
+    )
+    search = ("search", "--run", run_dir, "--query", "a red circle", "--device", "cpu", "--out")
+    assert fails(*search, drawing) == (
+        f"{drawing} was not written by this program, and is left as it is; name another file for the figure"
+    )
+    assert (drawing.read_text(), (out / "ranks.svg").read_text()) == ("mine", "mine")
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == ["ranks.svg"]
+    assert fails(*search, tmp_path / "x.pgf") == f"{tmp_path}/x.pgf names no image format; use .png, .svg or .pdf"
+    (out / "ranks.svg").unlink()
+    run("plot", "--run", run_dir, "--out", out)
+    first = (out / "ranks.png").stat().st_mtime_ns
+    run("plot", "--run", run_dir, "--out", out)  # what is our own is drawn anew
+    assert (out / "ranks.png").stat().st_mtime_ns > first
+    run(*search, tmp_path / "own.svg")
+    run(*search, tmp_path / "own.svg")
+    (tmp_path / "own.svg").write_text("edited")
+    assert "own.svg was changed since it was written, and is left as it is" in fails(*search, tmp_path / "own.svg")
+
+
+def flipped(data, seed):
+    generator = np.random.default_rng(seed)
+    changed = bytearray(data)
+    for place in generator.integers(len(data), size=1 + seed % 3):
+        changed[place] ^= 1 << int(generator.integers(8))
+    return bytes(changed)
+
+
+TABLE = """model.temperature,model.head,outcome,split,seeds,rsum,i2t_R@1,i2t_R@1_sd,t2i_R@1,pictures,captions
+0.03,linear,finished,dev,1,300.5,20.5,1.5,18.25,12,60
+0.07,mlp,dropped,dev,1,250.5,10.5,,8.25,12,60
+0.03,mlp,diverged,dev,1,,,,,,
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("20.5", "2x.5"), ("20.5", "nan"), ("20.5", "1e9"), ("20.5", ""), ("finished", "finixhed"), ("12,60", ","),
+        ("12,60", "-12,60"), ("dev", ""), ("outcome", "outcom"), ("0.07,mlp", "0.07"), ("mlp,dropped", "mlp,x,dropped"),
+        ("finished", "diverged"), ("0.03", "\udcff"), (TABLE, ""), (TABLE, TABLE.splitlines()[0]), ("300.5", "inf"),
+        ("0.03,linear,", '"' + "x" * 200_000 + '",linear,'),
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_trap_a_damaged_table_of_a_sweep_is_one_line(fails, tmp_path, old, new):
+    (tmp_path / "results.csv").write_text(TABLE.replace(old, new, 1), "utf-8", "surrogateescape")
+    message = fails("plot", "--sweep", tmp_path, "--out", tmp_path / "f")
+    assert message == (f"{tmp_path}/results.csv is missing or damaged; run the sweep again, which fits nothing anew")
+
+
+def test_whatever_is_flipped_in_a_table_is_drawn_or_one_line(tmp_path):
+    from analysis import sweeps
+
+    path = tmp_path / "results.csv"
+    for seed in range(300):
+        path.write_bytes(flipped(TABLE.encode(), seed))
+        try:
+            rows, keys = sweeps._read(path)
+        except PlotError as error:
+            assert len(str(error).splitlines()) == 1
+            continue
+        if seed % 20 == 0 and keys:
+            for draw in (sweeps.draw_curves, sweeps.draw_parallel):
+                draw(rows, keys).canvas.draw()
+
+
+def test_whatever_is_flipped_in_a_history_or_a_record_is_drawn_or_one_line(run_dir, tmp_path):
+    for name in ("history.csv", "run.json"):
+        shutil.copy(run_dir / "history.csv", tmp_path)
+        shutil.copy(run_dir / "run.json", tmp_path)
+        for seed in range(60):
+            (tmp_path / name).write_bytes(flipped((run_dir / name).read_bytes(), seed))
+            try:
+                draw_training(tmp_path)
+            except OnceoverError as error:
+                assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"split": 3}, {"models": {}}, {"models": []}, {"models": {"x": 3}}, {"models": {"x": {"image_to_text": []}}},
+        {"R@5": "20"}, {"R@5": None}, {"R@5_ci": [1]}, {"R@5_ci": [1, "2"]}, {"R@5": 1e300}, {"queries": "12"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_trap_a_damaged_evaluation_is_one_line(tmp_path, change):
+    side = {"queries": 12, "gallery": 60} | {f"R@{k}": 20.0 for k in (1, 5, 10)}
+    good = {"split": "test", "models": {"x": {"image_to_text": side, "text_to_image": dict(side)}}}
+    plots.check_evaluation(good)
+    for key, value in change.items():
+        (good if key in good else side)[key] = value
+    (tmp_path / "evaluation-test.json").write_text(json.dumps(good))
+    with pytest.raises(PlotError) as error:
+        plots._draw_evaluation(tmp_path / "evaluation-test.json")
+    assert str(error.value) == (f"{tmp_path}/evaluation-test.json is damaged, or of another version; evaluate again")
+
+
+def test_a_damaged_thumbnail_is_one_line_and_no_other_format_is_opened(embeddings):
+    hit = search(embeddings, "image", 1)[0]
+    for data in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", hit.thumbnail[:200]):
+        with pytest.raises(PlotError, match="the thumbnail of .* is damaged; verify the store, or extract again"):
+            draw_hits([dataclasses.replace(hit, thumbnail=data)], Query(sentence="x"), "image")
 
 
 def test_plotting_loads_no_model(run_dir, tmp_path):

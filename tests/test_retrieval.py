@@ -1,8 +1,11 @@
 """Embeddings files, evaluation tables, comparisons, the page of errors, and search."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
+import tempfile
 import types
 from html import escape
 
@@ -18,6 +21,7 @@ from extract.datasets import read_dataset
 from extract.pipeline import extract
 from extract.store import FeatureStore
 from heads.training import fit
+from retrieval import embeddings as of_embeddings
 from retrieval import evaluation
 from retrieval.embeddings import EmbeddingsError, read_embeddings
 from retrieval.evaluation import (
@@ -306,7 +310,8 @@ class Embedder:
 
 
 def test_search_returns_pictures_with_captions_and_captions_with_pictures(embeddings):
-    searcher = Searcher(embeddings.gallery("image"), Embedder(embeddings.texts[7], embeddings.space))
+    embedder = Embedder(embeddings.texts[7], embeddings.space)
+    searcher = Searcher(embeddings.gallery("image"), embedder, thumbnails=True)
     hits = searcher.search("anything", 100)
     assert len(hits) == 60 == len({hit.id for hit in hits})
     scores = embeddings.images @ embeddings.texts[7]
@@ -413,3 +418,51 @@ def test_a_long_query_is_a_sentence_not_a_path_too_long():
     check_query("A dog runs . " * 60, "text2image")
     with pytest.raises(SearchError, match="is no file"):
         check_query("A dog runs . " * 60, "image2text")
+
+
+def with_bias(rows=5000, dim=7):
+    generator = np.random.default_rng(0)
+    return generator.standard_normal((rows, dim)).astype(np.float32), generator.standard_normal(rows).astype(np.float32)
+
+
+@pytest.mark.parametrize("way", ["memory", "file", "zeros"])
+def test_vectors_get_their_bias_in_memory_or_in_a_file_whose_room_is_reserved(monkeypatch, way):
+    vectors, bias = with_bias()
+    if way != "memory":
+        monkeypatch.setattr(of_embeddings, "IN_MEMORY", 1000)
+
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if way == "zeros":
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    joined = of_embeddings._beside(vectors, bias)
+    assert isinstance(joined, np.memmap) == (way != "memory")
+    np.testing.assert_array_equal(joined, np.column_stack([vectors, bias]))
+
+
+def test_trap_a_full_temporary_folder_is_one_line_and_no_crash(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(of_embeddings, "IN_MEMORY", 1000)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(EmbeddingsError) as error:
+        of_embeddings._beside(*with_bias(rows=100_000))
+    assert str(error.value) == (
+        f"{tempfile.gettempdir()} has no room for a temporary file of 3 MiB (No space left on device); make room "
+        "there, or name another folder in the environment variable TMPDIR"
+    )
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_hits_have_thumbnails_where_they_are_asked_for(embeddings, shows):
+    embedder = Embedder(embeddings.texts[7], embeddings.space)
+    hits = Searcher(embeddings.gallery("image"), embedder, thumbnails=shows).search("a dog")
+    assert [hit.thumbnail is not None for hit in hits] == [shows] * 5
+
+
+def test_a_query_of_bytes_that_are_no_text_is_refused(embeddings):
+    searcher = Searcher(embeddings.gallery("image"), Embedder(embeddings.texts[7], embeddings.space))
+    with pytest.raises(SearchError, match="holds bytes that are no UTF-8"):
+        searcher.search("a \udcff dog")

@@ -546,3 +546,55 @@ def test_what_evaluates_the_best_one_keeps_to_the_options_of_the_sweep(run, stor
     run("sweep", "--store", store_file, "--out", tmp_path / "s", "--grid", "model.dropout=0.1,0.2", *short, *limits,
         "--test-best")  # fmt: skip
     assert given == {"store": store_file, "memory": 3 * 2**30, "device": "cpu"}
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A trial's file of ranks."""
+    index = np.repeat(np.arange(40), 2)
+    images = np.random.default_rng(0).standard_normal((40, 8))
+    judge = Judge()
+    judge.measure("a", images, images[index], index)
+    judge.save("a", tmp_path / "a.npz")
+    Judge().load("a", tmp_path / "a.npz")
+    return tmp_path / "a.npz"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("i2t_query", lambda rows: rows.astype(np.int32)), ("i2t_query", lambda rows: rows[:-1]),
+        ("i2t_query", lambda rows: rows * 2), ("t2i_above", lambda rows: rows + 10**6),
+        ("t2i_above", lambda rows: rows - 10**6), ("t2i_level", lambda rows: rows * 0),
+        ("t2i_gallery", lambda rows: rows[None]), ("t2i_gallery", lambda rows: -rows),
+        ("i2t_group", lambda rows: rows - 1), ("i2t_group", lambda rows: rows + 10**12),
+        ("i2t_group", lambda rows: rows.astype(float)), ("t2i_query", lambda rows: rows[:0]),
+    ],
+)  # fmt: skip
+def test_trap_ranks_that_point_elsewhere_are_refused(judged, name, change):
+    with np.load(judged) as arrays:
+        values = dict(arrays)
+    np.savez(judged, **values | {name: change(values[name])})
+    with pytest.raises(
+        LeaderboardError, match=r"a.npz is missing or damaged; remove all files .*a\.\* and sweep again"
+    ):
+        Judge().load("a", judged)
+
+
+def test_whatever_is_flipped_in_a_file_of_ranks_is_refused_or_as_it_was(judged):
+    whole = judged.read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(80):
+        data = bytearray(whole)
+        data[int(generator.integers(len(data)))] ^= 1 << int(generator.integers(8))
+        judged.write_bytes(data)
+        try:
+            Judge().load("a", judged)
+        except LeaderboardError as error:
+            assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize("record", [{}, {"outcome": "x"}, {"outcome": "finished", "epochs": "3", "seconds": 1.0}, []])
+def test_a_damaged_record_of_a_trial_is_one_line(record):
+    with pytest.raises(LeaderboardError, match="the record of trial a is damaged; remove all files of that name"):
+        leaderboard(Judge(), [({}, ["a"])], {"a": record}, "dev")
