@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import math
 import os
-import threading
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -245,8 +244,9 @@ def which_file(status: os.stat_result) -> tuple[int, int, int, int]:
 class StoredRows:
     """The rows of a dataset that lies in its file in one piece, read when they are asked for.
 
-    ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[:, 0]`` give new arrays, whole rows being read. A block of rows is
-    compared with its checksum when it is first read. The file is the one that was open, whatever lies at its path.
+    ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[:, 0]`` give new arrays, for which whole rows are read.
+    A block of rows is compared with its checksum when it is first read. The file is the one that was open, whatever
+    lies at its path.
 
     Attributes:
         shape, ndim, dtype, nbytes: of the whole.
@@ -274,7 +274,6 @@ class StoredRows:
         self._sums = None if sums is None else sums[:]
         self._block_rows = rows_per_block(dataset) * math.prod(dataset.shape[1:leading])
         self._checked = np.zeros(0 if self._sums is None else len(self._sums), bool)
-        self._lock = threading.Lock()
         if self._sums is not None and len(self._sums) != -(-len(self) // self._block_rows):
             raise Hdf5Error(f"{self._path} is damaged: {self._name} has no checksum for each of its blocks")
         self._descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
