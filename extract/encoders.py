@@ -221,7 +221,7 @@ class ImageEncoder:
         if not plain:
             fold_batch_norms(model, lambda: self._pool(model, sample), names)
         self._layers = _Layers(model, names, spec)
-        with torch.no_grad():
+        with torch.no_grad(), _loading(parsed):
             self._layers.joined(lambda: self._pool(model, sample))
         self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu" and self._dtype == torch.float32 and not plain:
