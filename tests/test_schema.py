@@ -215,3 +215,16 @@ def test_trap_a_config_that_is_no_regular_file_is_not_waited_for(tmp_path):
 def test_an_empty_file_changes_nothing(tmp_path):
     (tmp_path / "c.yaml").write_text("# nothing yet\n")
     assert load_config(tmp_path / "c.yaml") == Config()
+
+
+def test_trap_a_hostile_config_is_one_line_of_the_command(fails, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    arguments = ("fit", "--store", tmp_path / "s.h5", "--run", tmp_path / "run")
+    (tmp_path / "s.h5").write_bytes(b"")
+    message = fails(*arguments, "--config", tmp_path / "fifo", code=2)
+    assert message == f"the config {tmp_path / 'fifo'} is no regular file; name a YAML file"
+    message = fails(*arguments, "--set", "training.seed=*a", code=2)
+    assert message == (
+        "'training.seed=*a' has no readable value: an alias (*a); write the value itself (line 1, column 1)"
+    )
+    assert not (tmp_path / "run").exists()
