@@ -5,6 +5,9 @@ An unknown key, a value of the wrong type and a value out of range are errors; a
 """
 
 import difflib
+import math
+import os
+import stat
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -13,6 +16,13 @@ from pathlib import Path
 from configs import OnceoverError
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
+MAX_CONFIG = 2**16  # bytes of a settings file, twenty times what one with every setting and its comment takes
+MAX_SEED = 2**63 - 1  # what a signed 64-bit number holds
+MAX_COUNT = 1_000_000  # epochs, or looks
+MAX_BATCH = 2**20  # images a step
+MAX_DIMENSION = 65_536  # of embeddings
+MAX_MEMBERS = 1000  # of an ensemble
+_SHOWN = 80  # characters of a value that a message repeats
 
 
 class ConfigError(OnceoverError):
@@ -27,7 +37,20 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    _check(value in choices, f"{key} is {value!r}; choose one of {', '.join(choices)}")
+    _check(value in choices, f"{key} is {value!r:.80}; choose one of {', '.join(choices)}")
+
+
+def _check_most(settings, section: str, bounds: dict[str, int]) -> None:
+    """Refuses settings above what memory and time can bear, by name; None is one that is not set."""
+    for name, most in bounds.items():
+        value = getattr(settings, name)
+        _check(value is None or value <= most, f"{section}.{name} is {value}; it can be at most {most:,}")
+
+
+def _check_finite(settings, section: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _check(math.isfinite(value), f"{section}.{name} is {value}; it must be a finite number")
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,8 @@ class ExtractConfig:
         for key in ("image_layers", "text_layers"):
             names = [name.strip() for name in getattr(self, key).split(",")]
             _check(
-                all(names), f"extract.{key} is {getattr(self, key)!r}; write auto, or names with commas between them"
+                all(names),
+                f"extract.{key} is {getattr(self, key)!r:.80}; write auto, or names with commas between them",
             )
             _check(len(set(names)) == len(names), f"extract.{key} names a layer twice")
         _check_choice("extract.text_pooling", self.text_pooling, ("mean", "cls"))
@@ -64,6 +88,7 @@ class ExtractConfig:
             self.batch_size is None or self.batch_size >= 1,
             f"extract.batch_size is {self.batch_size}; it must be at least 1, or null to have it chosen",
         )
+        _check_most(self, "extract", {"seed": MAX_SEED, "max_length": 65_536, "batch_size": 65_536})
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,7 @@ class ModelConfig:
         _check_choice("model.head", self.head, ("linear", "mlp"))
         _check_choice("model.rerank", self.rerank, ("none", "qbnorm"))
         _check(self.embedding_dim >= 2, f"model.embedding_dim is {self.embedding_dim}; it must be at least 2")
+        _check_most(self, "model", {"embedding_dim": MAX_DIMENSION})
         _check(0 <= self.dropout <= 0.99, f"model.dropout is {self.dropout}; it must lie between 0 and 0.99")
         _check(0 <= self.variation <= 10, f"model.variation is {self.variation}; it must lie between 0 and 10")
         _check(0.001 <= self.temperature <= 10, f"model.temperature is {self.temperature}; use 0.001 to 10")
@@ -123,6 +149,10 @@ class TrainingConfig:
         _check(self.seed >= 0, f"training.seed is {self.seed}; it cannot be negative")
         _check(self.patience >= 0, f"training.patience is {self.patience}; use 0 to switch early stopping off")
         _check_choice("training.dtype", self.dtype, ("float32", "auto"))
+        _check_most(self, "training", {"members": MAX_MEMBERS, "batch_size": MAX_BATCH, "captions_per_image": 1000})
+        _check_most(self, "training", {"num_epochs": MAX_COUNT, "check_every": MAX_COUNT, "patience": MAX_COUNT})
+        _check_most(self, "training", {"seed": MAX_SEED})
+        _check_finite(self, "training", ("learning_rate", "weight_decay"))
         _check(
             not (self.shuffle_pairs and self.cca),
             "training.shuffle_pairs is a control, and with training.cca a member would see the true pairs; "
@@ -163,6 +193,9 @@ class FinetuneConfig:
         _check(self.patience >= 0, f"finetune.patience is {self.patience}; use 0 to switch early stopping off")
         _check_choice("finetune.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _check(self.seed >= 0, f"finetune.seed is {self.seed}; it cannot be negative")
+        _check_most(self, "finetune", {"batch_size": MAX_BATCH, "micro_batch": MAX_BATCH, "captions_per_image": 1000})
+        _check_most(self, "finetune", {"num_epochs": MAX_COUNT, "patience": MAX_COUNT, "seed": MAX_SEED})
+        _check_finite(self, "finetune", ("learning_rate", "heads_factor", "weight_decay"))
 
 
 @dataclass(frozen=True)
@@ -185,29 +218,66 @@ def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] 
     Raises:
         ConfigError: an unreadable file, an unknown key, a wrong type, a value out of range.
     """
-    import yaml
-
-    tree: dict = {}
-    if path is not None:
-        try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the config {path} cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    tree = {} if path is None else _read_tree(path)
     for override in overrides:
-        key, separator, text = override.partition("=")
-        _check(bool(separator) and bool(key.strip()), f"{override!r} is not an override; write section.key=value")
-        section, dot, name = key.strip().partition(".")
-        _check(bool(dot), f"{key!r} names no section; write section.key=value, for example {_example(section)}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r} has no readable value: {' '.join(str(error).split())}") from error
+        section, name, value = _parse_override(override)
         values = tree.setdefault(section, {}) if isinstance(tree, dict) else None
-        _check(isinstance(values, dict), f"{path}: the section {section!r} must hold key: value lines")
+        _check(isinstance(values, dict), f"{path}: the section {section!r:.80} must hold key: value lines")
         values[name] = value
     return config_from_dict(tree, str(path) if path is not None else "the settings")
+
+
+def read_config_text(path: str | Path) -> str:
+    """The text of a settings file: a regular one, of at most ``MAX_CONFIG`` bytes.
+
+    Raises:
+        ConfigError: not there, no regular file, too large, or not UTF-8.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            _check(
+                stat.S_ISREG(os.fstat(file.fileno()).st_mode), f"the config {path} is no regular file; name a YAML file"
+            )
+            data = file.read(MAX_CONFIG + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigError(f"the config {path} cannot be read: {error}") from error
+    _check(len(data) <= MAX_CONFIG, f"the config {path} is larger than {MAX_CONFIG:,} bytes; name a file of settings")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the config {path} cannot be read: {error.reason} at byte {error.start:,}") from error
+
+
+def _open_at_once(path, flags: int) -> int:
+    """Opens a FIFO without waiting for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_tree(path: str | Path):
+    """The value of a settings file, whatever it is; an empty file is an empty mapping."""
+    from configs.plain_yaml import parse_yaml
+
+    text = read_config_text(path)
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    return {} if tree is None else tree
+
+
+def _parse_override(override: str) -> tuple[str, str, object]:
+    """Section, name and value of ``section.key=value``."""
+    from configs.plain_yaml import parse_yaml
+
+    key, separator, text = override.partition("=")
+    _check(bool(separator) and bool(key.strip()), f"{override!r:.80} is not an override; write section.key=value")
+    section, dot, name = key.strip().partition(".")
+    _check(bool(dot), f"{key!r:.80} names no section; write section.key=value, for example {_example(section)}")
+    _check(len(text) <= MAX_CONFIG, f"the value of {key!r:.80} is longer than {MAX_CONFIG:,} characters; shorten it")
+    try:
+        return section, name, parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{override!r:.80} has no readable value: {error}") from error
 
 
 def config_from_dict(tree: dict, source: str) -> Config:
@@ -217,7 +287,7 @@ def config_from_dict(tree: dict, source: str) -> Config:
 
 def _example(key: str) -> str:
     known = [f"{section.name}.{setting.name}" for section in fields(Config) for setting in fields(section.type)]
-    near = difflib.get_close_matches(key, [name.partition(".")[2] for name in known], n=1)
+    near = difflib.get_close_matches(key[:_SHOWN], [name.partition(".")[2] for name in known], n=1)
     return next((f"{name}=…" for name in known if near and name.endswith("." + near[0])), "training.num_epochs=5")
 
 
@@ -227,9 +297,10 @@ def _build(cls, tree, prefix: str, source: str):
     values = {}
     for key, value in tree.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            name = _shown(key)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"{source} has an unknown key {prefix}{key}; {hint}")
+            raise ConfigError(f"{source} has an unknown key {prefix}{name}; {hint}")
         kind = known[key].type
         if is_dataclass(kind):
             values[key] = _build(kind, value, f"{prefix}{key}.", source)
@@ -238,10 +309,17 @@ def _build(cls, tree, prefix: str, source: str):
     return cls(**values)
 
 
+def _shown(key) -> str:
+    """A key for a message: on one line, and cut where it is long."""
+    text = str(key)[:_SHOWN]
+    return text if text.isprintable() else f"{text!r:.80}"
+
+
 def _coerce(value, kind, key: str):
     """``value`` as ``kind``, widening only what is meant: 1 for a float, and '1e-3', which YAML 1.1 reads as text."""
     if isinstance(kind, types.UnionType):
-        optional, kind = True, next(part for part in typing.get_args(kind) if part is not type(None))
+        optional = True
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
     else:
         optional = False
     if value is None and optional:
@@ -249,9 +327,15 @@ def _coerce(value, kind, key: str):
     if kind is float and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        _check(kind is not str or _is_text(value), f"{key} is {value!r:.80}; it holds a character that is no text")
         return value
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise ConfigError(f"{key} is {value!r}; it must be {wanted}{' or null' if optional else ''}")
+    raise ConfigError(f"{key} is {value!r:.80}; it must be {wanted}{' or null' if optional else ''}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether text can be written down and name a file: YAML's escapes can make a NUL and halves of characters."""
+    return "\0" not in value and value.encode("utf-8", "ignore").decode() == value

@@ -12,14 +12,24 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from tqdm import tqdm
 
 from configs import OnceoverError
+from extract.files import check_regular
 from extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
 _SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+_MAX_REASON = 200  # characters of another library's message
+#: formats that are not read, and how to convert them
+_CONVERSIONS = {
+    ".npz": "is an archive of arrays; save the one that is wanted alone: numpy.save('x.npy', numpy.load(FILE)['NAME'])",
+    ".pt": "is not read; convert it: numpy.save('x.npy', torch.load(FILE, weights_only=True).numpy())",
+    ".pkl": "is a pickle, which can run code and is not read; where it was made: numpy.save('x.npy', ARRAY)",
+    ".h5": "is not read here; convert it: numpy.save('x.npy', h5py.File(FILE)['NAME'][:])",
+}
+_CONVERSIONS |= {".pth": _CONVERSIONS[".pt"], ".pickle": _CONVERSIONS[".pkl"], ".hdf5": _CONVERSIONS[".h5"]}
 _NAMED_TENSOR = re.compile(r"(.+\.safetensors):(.+)")
 
 
@@ -114,6 +124,8 @@ def files_of(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not source.exists():
         raise ArrayError(f"{source} does not exist; name a file ({formats}), or a folder of such files")
     if not source.is_dir():
+        if source.suffix.lower() in _CONVERSIONS:
+            raise ArrayError(f"{source} {_CONVERSIONS[source.suffix.lower()]}")
         if source.suffix not in suffixes:
             raise ArrayError(f"{source} is of no known format; name a file of one of these: {formats}")
         return [source]
@@ -161,12 +173,21 @@ def _natural(name: str) -> list[str | int]:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns what the readers raise on files that are not what they seem into an error of one line."""
+    """Turns what the readers raise on files that are not what they seem into an error of one line.
+
+    Raises:
+        ArrayError: no regular file, or one that its reader does not take.
+    """
     try:
+        check_regular(path)
         yield
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:  # pyarrow's are of these kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ArrayError(f"{path} is damaged, or not what its name says ({reason})") from error
+    except ArrayError:
+        raise
+    except OnceoverError as error:
+        raise ArrayError(str(error)) from error
+    except Exception as error:  # tokenize.TokenError, EOFError, KeyError, pyarrow's own …
+        reason = " ".join(next(iter(str(error).splitlines()), "").split()) or type(error).__name__
+        raise ArrayError(f"{path} is damaged, or not what its name says ({reason:.{_MAX_REASON}})") from error
 
 
 def _npy(path: Path) -> _File:
@@ -176,6 +197,9 @@ def _npy(path: Path) -> _File:
         yield from (array[rows] for rows in row_blocks(len(array)))
 
     array = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects, and reads nothing but .npy
+    size = path.stat().st_size
+    if array.size and array.offset + array.nbytes != size:
+        raise ArrayError(f"{path} has {size:,} bytes; its shape {array.shape} needs {array.offset + array.nbytes:,}")
     return _File(path, array.shape, array.dtype.name, blocks)
 
 

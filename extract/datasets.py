@@ -7,18 +7,22 @@ Four layouts are recognised by what lies in the folder: the original Flickr8k (`
 
 import csv
 import hashlib
-import io
-import json
+import os
 import posixpath
 import re
+import stat
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from configs import OnceoverError
 from extract import Failure
+from extract.files import MAX_TEXT, FileError, parse_json, read_bytes
 
 SPLITS = ("train", "dev", "test")  # a picture that belongs to none of them has the split ""
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
@@ -33,6 +37,13 @@ _PICTURE_FOLDERS = {  # where pictures may lie, by layout
 }
 _KARPATHY = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
 _SPLIT_LIST = "Flickr_8k.{}Images.txt"
+MAX_CAPTION = 100_000  # characters; encoders read a few hundred
+_MAX_RECORD = 2**17  # characters of a record of several lines; a quote that is open for longer was never closed
+_SHOWN = 80  # characters of a name that a message repeats
+_ABSENT = "no such file"
+_MAX_ID = 300  # characters of a name in the ledger
+_SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
+csv.field_size_limit(MAX_TEXT - 1)  # a long cell is a matter for the ledger (``MAX_CAPTION``), not for the parser
 _LOOKS_LIKE_A_RECORD = re.compile(r'(^|,)"?[^",]+\.(jpe?g|png|gif|bmp|webp|tiff?)"?(,|$)', re.IGNORECASE)
 
 
@@ -104,14 +115,23 @@ def read_pictures(folder: str | Path) -> Dataset:
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; name one that holds pictures")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = [path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
-    paths = [path for path in found if _is_text(path)]
-    failures = [Failure(path, "dataset", "its name is not UTF-8") for path in sorted({*found}.difference(paths))]
+    listing = _list_files(folder)
+    images = sorted(filter(_is_image, listing.names), key=lambda name: name.split("/"))
+    failures = listing.failures
+    paths = []
+    for name in images:
+        reason = _why_unreadable(folder / name) if _is_text(name) else "its name is not UTF-8"
+        if reason:
+            failures.append(Failure(name, "dataset", reason))
+        else:
+            paths.append(name)
     if not paths:
-        raise DatasetError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-    others = len(files) - len(found)
+        reason = f"; the first reason: {failures[0].id}: {failures[0].reason}" if failures else ""
+        raise DatasetError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}){reason}")
+    others = len(listing.names) - len(images)
     notes = [f"other files in {folder}, left alone: {others:,} (no pictures by their names)"] if others else []
+    if listing.hidden:
+        notes.append(f"hidden images and folders in {folder}, left alone: {listing.hidden:,} (as ._a.jpg and @eaDir)")
     return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], np.empty(0, np.int64), failures, notes)
 
 
@@ -147,7 +167,9 @@ def read_ids(file: str | Path) -> list[str]:
         if not name or "\0" in name:
             raise DatasetError(f"{file}, line {number}: there is no usable id; write one a line")
         if first.setdefault(name, number) != number:
-            raise DatasetError(f"{file}, line {number}: {name} stands in line {first[name]} too; an id has one row")
+            raise DatasetError(
+                f"{file}, line {number}: {_shown(name)} stands in line {first[name]} too; an id has one row"
+            )
     return ids
 
 
@@ -226,15 +248,24 @@ def _find_captions(data: Path) -> tuple[Path, str]:
 
 
 def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file, whose ends are LF, CR LF or, where it has no LF, CR."""
+    text = _read_text(path)
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
     # not str.splitlines(), which also breaks lines at form feeds and Unicode separators inside captions
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path, MAX_TEXT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DatasetError(f"{path} is not UTF-8 (line {line}); convert it, for example with iconv") from error
+    except FileError as error:
+        raise DatasetError(f"{error}; name another file") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    return text.replace("\r\n", "\n").split("\n")
 
 
 def _token_rows(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -256,7 +287,7 @@ def _karpathy_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         DatasetError: not such a file.
     """
     try:
-        pictures = json.loads("\n".join(_read_lines(path)))["images"]
+        pictures = parse_json(_read_text(path))["images"]
     except (ValueError, TypeError, KeyError):
         pictures = None
     if not isinstance(pictures, list):
@@ -283,7 +314,8 @@ def csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         DatasetError: unreadable, no such columns, or a line of another number of fields.
     """
     lines = _read_lines(path)
-    header = [name.strip().lower() for name in next(csv.reader([lines[0]]), [])]
+    columns, _ = _csv_record(lines[:1], 0)
+    header = [name.strip().lower() for name in columns or ()]
     if "image" not in header or "caption" not in header:
         raise DatasetError(f"{path} needs a first line with the columns image,caption[,split]; it has {lines[0]!r:.80}")
     image, caption = header.index("image"), header.index("caption")
@@ -298,7 +330,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, str, str]]:
             fields, taken = lines[position].split(",", 1), 1
             if header != ["image", "caption"] or len(fields) != 2:
                 raise DatasetError(
-                    f"{path}, line {position + 1}: expected {len(header)} fields ({','.join(header)}); "
+                    f"{path}, line {position + 1}: expected {len(header)} fields ({_shown(','.join(header))}); "
                     "quote captions that contain commas"
                 )
         yield fields[image], fields[caption], fields[split] if split is not None else ""
@@ -311,19 +343,33 @@ def _csv_record(lines: list[str], position: int) -> tuple[list[str] | None, int]
     Only a quote that is left open makes a record run over a line's end, and never into a line that looks like a record.
     """
     record = lines[position]
-    for taken in range(1, len(lines) - position + 1):
+    taken = 1
+    while True:
         try:
-            return next(csv.reader(io.StringIO(record, newline=""), strict=True), []), taken
+            return next(csv.reader([record], strict=True), []), taken
         except csv.Error as error:
-            following = lines[position + taken] if position + taken < len(lines) else None
-            if (
-                "unexpected end of data" not in str(error)
-                or following is None
-                or _LOOKS_LIKE_A_RECORD.search(following)
-            ):
-                break
-            record += "\n" + following
-    return None, 1
+            if "unexpected end of data" not in str(error):
+                return None, 1
+        following = _to_closing_quote(lines, position + taken)
+        if following is None or len(record) + len(following) > _MAX_RECORD:
+            return None, 1
+        taken += following.count("\n") + 1
+        record += f"\n{following}"
+
+
+def _to_closing_quote(lines: list[str], position: int) -> str | None:
+    """The lines from ``position`` to the first that can close a quote, which has an odd number of them.
+
+    None where none comes soon, or one before it looks like a record.
+    """
+    size = 0
+    for end in range(position, len(lines)):
+        size += len(lines[end]) + 1
+        if size > _MAX_RECORD or _LOOKS_LIKE_A_RECORD.search(lines[end]):
+            return None
+        if lines[end].count('"') % 2:
+            return "\n".join(lines[position : end + 1])
+    return None
 
 
 def _assemble(root: Path, layout: str, rows: list, source: Path) -> Dataset:
@@ -331,27 +377,26 @@ def _assemble(root: Path, layout: str, rows: list, source: Path) -> Dataset:
     if not names:
         raise DatasetError(f"{source} holds no captions; is the download complete?")
     folder = _picture_folder(root, _PICTURE_FOLDERS[layout], names, source)
-    found: dict[str, str | None] = {}  # name -> why it is left out, or None
-    for name in names:
-        if name not in found:
-            found[name] = _why_missing(root, folder, name)
+    files, left_out = _files_of(root, folder, names)
     splits = _column_splits(names, [row[2] for row in rows], source)
-    kept, failures = _usable(names, rows, found)
+    kept, failures = _usable(names, rows, left_out)
     ids = list(dict.fromkeys(names[row] for row in kept))
-    failures += [Failure(name, "dataset", "no usable caption") for name in _without_captions(found, ids)]
+    failures += [Failure(name, "dataset", "no usable caption") for name in _without_captions(left_out, ids)]
     if layout in ("original", "kaggle"):
-        failures += _pictures_without_captions(root, folder, set(found))
+        failures += _pictures_without_captions(root, folder, {*left_out, *files.values()})
     if not ids:
         raise DatasetError(f"{source}: no picture is usable; the first reason: {failures[0].id}: {failures[0].reason}")
+    renamed = sum(files[name] != name for name in ids)
     return Dataset(
         root=root,
         layout=layout,
         ids=ids,
-        paths=[posixpath.normpath(posixpath.join(folder, name)) for name in ids],
+        paths=[posixpath.normpath(posixpath.join(folder, files[name])) for name in ids],
         splits=[splits[name] for name in ids],
         captions=[rows[row][1].strip() for row in kept],
         image_index=_places(ids, [names[row] for row in kept]),
         failures=failures,
+        notes=[f"images whose names differ in case, Unicode form or blanks, taken: {renamed:,}"] if renamed else [],
     )
 
 
@@ -363,7 +408,7 @@ def _usable(names: list[str], rows: list, left_out: dict[str, str | None]) -> tu
         reason = left_out[name] or _why_unusable(caption)
         if reason:
             stage = "dataset" if left_out[name] else "caption"
-            failures.append(Failure(name or f"row {row + 1}", stage, f"{reason}: {caption[:60]!r}"))
+            failures.append(Failure(name[:_MAX_ID] or f"row {row + 1}", stage, f"{reason}: {caption[:60]!r}"))
         else:
             kept.append(row)
     return kept, failures
@@ -380,20 +425,150 @@ def _places(ids: list[str], names: list[str]) -> np.ndarray:
     return np.array([place[name] for name in names], dtype=np.int64)
 
 
+class _NearNames:
+    """The names below a folder that equal one up to case, Unicode form and outer blanks; it is listed when asked."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._listed: dict[str, dict[str, list[str]]] = {}
+
+    def files(self, name: str) -> list[str]:
+        """The regular files that ``name`` may mean; where they are several, it is not known which."""
+        candidates = [""]
+        for part in name.split("/"):
+            following: list[str] = []
+            for parent in candidates:
+                entries = self._entries(parent).get(_near_form(part), [])
+                following += [posixpath.join(parent, entry) for entry in entries]
+            candidates = following
+        return [file for file in candidates if _is_text(file) and not _why_unreadable(self._folder / file)]
+
+    def _entries(self, parent: str) -> dict[str, list[str]]:
+        if parent not in self._listed:
+            entries: dict[str, list[str]] = {}
+            for entry in _entries_of(self._folder / parent):
+                entries.setdefault(_near_form(entry), []).append(entry)
+            self._listed[parent] = entries
+        return self._listed[parent]
+
+
+def _entries_of(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where it is no folder or cannot be read."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except (OSError, ValueError):
+        return []
+
+
+def _near_form(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+
+
 def _picture_folder(root: Path, folders: tuple[str, ...], names: list[str], source: Path) -> str:
+    """The first folder with one of the files by its very name, else the first with one by a near name."""
+    different = [name for name in dict.fromkeys(names) if not _why_no_path(name)]
     for folder in folders:
-        if any((root / folder / name).is_file() for name in dict.fromkeys(names)):
+        if any(not _why_unreadable(root / folder / name) for name in different):
+            return folder
+    for folder in folders:
+        near = _NearNames(root / folder)
+        if any(near.files(name) for name in different):
             return folder
     places = ", ".join(str(root / folder) for folder in folders)
-    raise DatasetError(f"none of the pictures that {source} names is there (the first: {names[0]}); looked in {places}")
+    raise DatasetError(
+        f"none of the pictures that {source} names is there (the first: {_shown(names[0])}); looked in {places}"
+    )
 
 
-def _why_missing(root: Path, folder: str, name: str) -> str | None:
-    if name.startswith(("/", "..")) or "\0" in name:
+def _files_of(root: Path, folder: str, names: list[str]) -> tuple[dict[str, str], dict[str, str | None]]:
+    """The file in ``folder`` of each name, and why a name is left out, or None.
+
+    A file by a near name is taken where it is the only one, and no other name means it.
+    """
+    files: dict[str, str] = {}
+    left_out: dict[str, str | None] = {}
+    meant: dict[str, list[str]] = {}
+    near = _NearNames(root / folder)
+    for name in dict.fromkeys(names):
+        files[name] = name
+        left_out[name] = _why_no_path(name) or _why_unreadable(root / folder / name)
+        if left_out[name] == _ABSENT:
+            meant[name] = near.files(name)
+    wanted = Counter(file for candidates in meant.values() for file in candidates)
+    for name, candidates in meant.items():
+        if len(candidates) == 1 and wanted[candidates[0]] == 1 and candidates[0] not in left_out:
+            files[name] = candidates[0]
+            left_out[name] = None
+        else:
+            hint = f" (near is {_shown(candidates[0])})" if candidates else ""
+            left_out[name] = f"no such picture in {folder}/{hint}"
+    return files, left_out
+
+
+def _why_no_path(name: str) -> str | None:
+    """Why a name leads to no file below the data folder, or None."""
+    if name.startswith(("/", "../")) or name == ".." or "\0" in name:
         return "its path leaves the data folder"
-    if not _is_text(name):
-        return "a name with half a character"
-    return None if (root / folder / name).is_file() else f"no such picture in {folder}/"
+    return None if _is_text(name) else "a name with half a character"
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """Why a path is no regular file, or None."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _ABSENT
+    except OSError as error:
+        return error.strerror
+    except ValueError:
+        return "a name with a NUL character"
+    return None if stat.S_ISREG(mode) else "no regular file"
+
+
+class _Listing(NamedTuple):
+    """The files below a folder by their paths from it, the hidden entries left out, and folders that cannot be read."""
+
+    names: list[str]
+    hidden: int
+    failures: list[Failure]
+
+
+def _list_files(folder: Path) -> _Listing:
+    """All files below a folder, without what is hidden and what systems put beside people's files. No link is followed.
+
+    Raises:
+        DatasetError: the folder itself cannot be read.
+    """
+    errors: list[OSError] = []
+    names: list[str] = []
+    hidden = 0
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
+        shown = [name for name in folders if not _is_hidden(name)]
+        hidden += len(folders) - len(shown) + sum(_is_hidden(name) and _is_image(name) for name in files)
+        folders[:] = shown
+        base = Path(parent).relative_to(folder)
+        names += [(base / name).as_posix() for name in files if not _is_hidden(name)]
+    failures = []
+    for error in errors:
+        if Path(error.filename) == folder:
+            raise DatasetError(f"{folder} cannot be read: {error.strerror}") from error
+        name = Path(error.filename).relative_to(folder).as_posix()
+        failures.append(Failure(name, "dataset", f"a folder that cannot be read: {error.strerror}"))
+    return _Listing(names, hidden, failures)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def _shown(name: str) -> str:
+    """A name for a message: on one line, and cut where it is long."""
+    text = name[:_SHOWN]
+    return text if text.isprintable() else f"{text!r}"
 
 
 def _is_text(text: str) -> bool:
@@ -406,6 +581,8 @@ def _why_unusable(caption: str) -> str | None:
         return "empty caption"
     if "\0" in caption:
         return "caption with a NUL character"
+    if len(caption) > MAX_CAPTION:
+        return f"caption of {len(caption):,} characters, more than {MAX_CAPTION:,}"
     return None if _is_text(caption) else "caption with half a character"
 
 
@@ -414,19 +591,18 @@ def _column_splits(names: list[str], words: list[str], source: Path) -> dict[str
     for name, word in zip(names, words, strict=True):
         split = _SPLIT_WORDS.get(word.strip().lower())
         if split is None:
-            raise DatasetError(f"{source}: {name} has the split {word!r}; use train, dev or test")
+            raise DatasetError(f"{source}: {_shown(name)} has the split {word!r:.80}; use train, dev or test")
         if splits.setdefault(name, split) != split:
-            raise DatasetError(f"{source}: {name} is in two splits ({splits[name]!r}, {split!r}); a picture has one")
+            raise DatasetError(
+                f"{source}: {_shown(name)} is in two splits ({splits[name]!r}, {split!r}); a picture has one"
+            )
     return splits
 
 
 def _pictures_without_captions(root: Path, folder: str, known: set[str]) -> list[Failure]:
-    names = (path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*"))
-    return [
-        Failure(name, "dataset", "picture without captions")
-        for name in sorted(names)
-        if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES and name not in known
-    ]
+    listing = _list_files(root / folder)
+    others = [name for name in sorted(listing.names) if _is_image(name) and name not in known]
+    return [*listing.failures, *(Failure(name, "dataset", "picture without captions") for name in others)]
 
 
 def _with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
@@ -441,7 +617,9 @@ def _with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
             used.append(path.name)
             for name in filter(None, map(str.strip, _read_lines(path))):
                 if chosen.setdefault(name, split) != split:
-                    raise DatasetError(f"{path}: {name} is in the list of {chosen[name]} too; a picture has one split")
+                    raise DatasetError(
+                        f"{path}: {_shown(name)} is in the list of {chosen[name]} too; a picture has one split"
+                    )
             break
     if not used:
         splits = [_seeded_split(name, seed) for name in dataset.ids]
@@ -449,7 +627,9 @@ def _with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
         note = f"no split lists found: split by picture with seed {seed} ({counts}); this is not the published split"
         return replace(dataset, splits=splits, notes=[*dataset.notes, note])
     absent = sorted(chosen.keys() - set(dataset.ids))
-    failures = [Failure(name, "split", f"listed in {chosen[name]}, but not a usable picture") for name in absent]
+    failures = []
+    for name in absent:
+        failures.append(Failure(name[:_MAX_ID], "split", f"listed in {chosen[name]}, but not a usable picture"))
     return replace(
         dataset,
         splits=[chosen.get(name, "") for name in dataset.ids],

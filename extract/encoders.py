@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import socket
 import tempfile
 import threading
@@ -32,10 +33,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from configs import OnceoverError
 from extract import pictures
-from extract.files import digest
+from extract.files import check_regular, digest
 from extract.inference import fold_batch_norms, optimise, use_onednn
-from extract.specs import EncoderError, Spec, parse_spec
+from extract.specs import EncoderError, Spec, known_tokenizer_files, parse_spec, without_code
 
 STREAMS = 2  # batches on a GPU at a time: one is copied while the other is computed
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
@@ -47,6 +49,9 @@ _IMAGE_LAYERS = {  # the start of an architecture's name -> layers that pay toge
     "MobileNetV2Model": ["last", "layer.15.conv_3x3", "layer.12.expand_1x1"],
     "torchvision:resnet": ["last", "layer3"],  # not measured: pretrained weights could not be had
 }
+_WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # under which programs that train keep weights
+_WEIGHT_PREFIXES = ("module.", "_orig_mod.", "model.")  # of torch's wrappers and of training frameworks
+_SYSTEM_ERROR = re.compile(r"\(os error (\d{1,4})\)")
 _CONFIG_NOISE = {
     "_name_or_path",
     "transformers_version",
@@ -70,10 +75,9 @@ def pick_device(name: str | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise EncoderError(f"the device {name!r} cannot be used ({reason}); try --device cpu") from error
+        torch.ones(1, device=device).add(1).item()
+    except Exception as error:  # each backend raises its own
+        raise EncoderError(f"the device {name!r:.80} cannot be used ({_reason(error)}); try --device cpu") from error
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     return device
@@ -197,9 +201,9 @@ class ImageEncoder:
         self._dtype = torch.float32 if plain else getattr(torch, dtype)
         self._stored = getattr(torch, store_dtype)
         load = _torchvision_image_model if parsed.library == "torchvision" else _hf_image_model
-        with _quiet_transformers():
+        with _quiet_transformers(), _loading(parsed):
             model, steps, self._pool, recipe = load(parsed, seed)
-        self.preprocessing = Preprocessing(steps, views)
+            self.preprocessing = Preprocessing(steps, views)
         model = model.eval().requires_grad_(False)
         names = _image_layers(layers, recipe)
         self.recipe = _plain(
@@ -217,7 +221,7 @@ class ImageEncoder:
         if not plain:
             fold_batch_norms(model, lambda: self._pool(model, sample), names)
         self._layers = _Layers(model, names, spec)
-        with torch.no_grad():
+        with torch.no_grad(), _loading(parsed):
             self._layers.joined(lambda: self._pool(model, sample))
         self.model = model.to(self.device, self._dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu" and self._dtype == torch.float32 and not plain:
@@ -266,8 +270,8 @@ class ImageEncoder:
         """Writes the weights as safetensors, with the preprocessing that belongs to them; returns their spec."""
         if self._spec.library == "torchvision":
             return _save_torchvision(self._spec, self.model, folder / "weights.safetensors")
-        _image_processor(self._spec).save_pretrained(folder)
-        with _quiet_transformers():
+        with _quiet_transformers(), _system_errors(folder):
+            _image_processor(self._spec).save_pretrained(folder)
             self.model.save_pretrained(folder)
         return f"hf:{folder}"
 
@@ -304,7 +308,7 @@ class TextEncoder:
         if parsed.library != "hf":
             raise EncoderError(f"{spec!r} is no text encoder; use hf:NAME_OR_FOLDER")
         self.device = pick_device(device)
-        with _quiet_transformers():
+        with _quiet_transformers(), _loading(parsed):
             self._tokenizer, self.tokenizer_files = _tokenizer(parsed, captions, tokenizer_files)
             model, architecture = _hf_text_model(parsed, seed, len(self._tokenizer))
         self._tokenizer_free = threading.Lock()  # it changes while it works
@@ -343,7 +347,14 @@ class TextEncoder:
         return features[back], truncated
 
     def tokenize(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
-        """Token ids of M captions, and which were cut at the maximum length, bool (M,). Called from any thread."""
+        """Token ids of M captions, and which were cut at the maximum length, bool (M,). Called from any thread.
+
+        Raises:
+            EncoderError: a caption that is no text.
+        """
+        for number, caption in enumerate(captions, 1):
+            if caption.encode("utf-8", "ignore").decode() != caption:
+                raise EncoderError(f"text {number:,} of {len(captions):,} holds half a character; write it as UTF-8")
         with self._tokenizer_free:
             return self._tokenized(captions)
 
@@ -409,7 +420,7 @@ class TextEncoder:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.tokenizer_files.items():
             (folder / name).write_bytes(data)
-        with _quiet_transformers():
+        with _quiet_transformers(), _system_errors(folder):
             self.model.save_pretrained(folder)
         return f"hf:{folder}"
 
@@ -598,13 +609,14 @@ def _torchvision_image_model(spec: Spec, seed: int):
         )
     if spec.weights in names:
         model = _torchvision_pretrained(spec, entry)
+        _drop_classifier(model)
     else:
         with _seeded(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce their slow initialisation
             model = models.get_model(spec.name, weights=None)
+        classifier = _drop_classifier(model)
         if not spec.random:
-            _load_weights(model, file, spec)
-    _drop_classifier(model)
+            _load_weights(model, file, spec, classifier)
     transforms = entry.transforms()
     recipe = {
         "architecture": f"torchvision:{spec.name}",
@@ -649,21 +661,28 @@ def _save_torchvision(spec: Spec, model: nn.Module, file: Path) -> str:
     whole.load_state_dict(model.state_dict(), strict=False)
     base = _base_weights(spec, list(models.get_model_weights(spec.name).__members__))
     file.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_model(whole, file, {"base": base})
+    with _system_errors(file.parent):
+        safetensors.torch.save_model(whole, file, {"base": base})
     return f"torchvision:{spec.name}@{file}"
 
 
-def _drop_classifier(model: nn.Module) -> None:
-    """Puts an identity in the place of the last layer with weights, the classifier of every torchvision model."""
+def _drop_classifier(model: nn.Module) -> str:
+    """Puts an identity in the place of the last layer with weights, the classifier of every torchvision model.
+
+    Returns:
+        The classifier's name.
+    """
     name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
+    return name
 
 
 def _torchvision_pretrained(spec: Spec, entry) -> nn.Module:
     from torchvision import models
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    check_regular(cached)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
@@ -676,23 +695,84 @@ def _torchvision_pretrained(spec: Spec, entry) -> nn.Module:
             f"put the file there, name a local one (torchvision:{spec.name}@FILE), or use "
             f"torchvision:{spec.name}@random, untrained"
         ) from error
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise EncoderError(
-            f"{spec.text}: {cached} is damaged ({_first_line(error)}); remove it and try again"
-        ) from error
+    except Exception as error:  # torch raises many kinds on a damaged archive
+        raise EncoderError(f"{spec.text}: {cached} is damaged ({_reason(error)}); remove it and try again") from error
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _load_weights(model: nn.Module, file: Path, spec: Spec) -> None:
-    """Loads a local state dict into ``model``; pickles are read with ``weights_only``, which runs no code."""
+def _load_weights(model: nn.Module, file: Path, spec: Spec, classifier: str) -> None:
+    """Loads a file's weights into ``model``, whose ``classifier`` was dropped; the file may have any other, or none.
+
+    Raises:
+        EncoderError: weights of the backbone are missing, of another shape, or too many.
+    """
+    weights = {}
+    for name, tensor in _read_weights(file, spec).items():
+        if not _is_beside(name, classifier):
+            weights[name] = tensor
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in weights and not _is_beside(name, classifier)]
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # old checkpoints have none
+    others = sorted(weights.keys() - wanted.keys())
+    start = f"{spec.text}: {file}"
+    if missing:
+        raise EncoderError(
+            f"{start} lacks {len(missing)} weights of {spec.name} (the first: {missing[0]}); "
+            "name the model that it is of"
+        )
+    if others:
+        raise EncoderError(
+            f"{start} holds {len(others)} weights that {spec.name} has not (the first: {others[0]:.80}); "
+            "name the model that it is of"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape:
+            raise EncoderError(
+                f"{start}: {name} has the shape {tuple(tensor.shape)}, and that of {spec.name} is "
+                f"{tuple(wanted[name].shape)}; name the model that it is of"
+            )
+    model.load_state_dict(weights, strict=False)
+
+
+def _is_beside(name: str, classifier: str) -> bool:
+    """Whether a weight plays no part in the features: the classifier's, and those of classifiers for training alone."""
+    return name.startswith((f"{classifier}.", "aux", "AuxLogits."))
+
+
+def _read_weights(file: Path, spec: Spec) -> dict[str, Tensor]:
+    """The weights in a file by their names, which lie in it bare, or as programs that train put them there.
+
+    Pickles are read with ``weights_only``, which runs no code.
+    """
     try:
+        check_regular(file)
         if file.suffix == ".safetensors":
-            safetensors.torch.load_model(model, file)
+            content = safetensors.torch.load_file(file)
         else:
-            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's advice on other programs' pickles
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EncoderError(
+            f"{spec.text}: {file} is damaged, or holds Python objects other than tensors, which are not run; "
+            "convert it to safetensors"
+        ) from error
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # torch and safetensors raise many kinds; the user needs the file and the reason
-        raise EncoderError(f"{spec.text}: {file} holds no weights of {spec.name} ({_first_line(error)})") from error
+        raise EncoderError(f"{spec.text}: {file} holds no weights ({_reason(error)}); name another file") from error
+    for key in _WEIGHT_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    weights = content.items() if isinstance(content, dict) else ()
+    named = {name: tensor for name, tensor in weights if isinstance(name, str) and isinstance(tensor, Tensor)}
+    for prefix in _WEIGHT_PREFIXES:
+        if named and all(name.startswith(prefix) for name in named):
+            named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+    if not named:
+        raise EncoderError(f"{spec.text}: {file} holds no weights by their names; save a model's state_dict()")
+    return named
 
 
 def _image_processor(spec: Spec):
@@ -786,17 +866,18 @@ def _hf_model(spec: Spec, seed: int, config=None):
 
 def _from_pretrained(loader, spec: Spec, **options):
     """``loader.from_pretrained``: the local folder or cache first, the network only where it answers."""
-    place = {"pretrained_model_name_or_path": spec.name, "revision": spec.revision, "trust_remote_code": False}
+    if Path(spec.name).exists():
+        _check_files(Path(spec.name))
+        return _load_local(loader, spec.name, spec.revision, **options)
     try:
-        return loader.from_pretrained(**place, local_files_only=True, **options)
-    except (OSError, ValueError) as error:
-        if Path(spec.name).exists():
-            raise EncoderError(f"{spec.text}: the folder holds no usable model ({_first_line(error)})") from error
+        return _load_local(loader, spec.name, spec.revision, **options)
+    except (OSError, ValueError):  # transformers' for what is not in the cache
+        pass
     try:
         from huggingface_hub import model_info
 
         model_info(spec.name, revision=spec.revision, timeout=NETWORK_TIMEOUT)
-        return loader.from_pretrained(**place, **options)
+        return loader.from_pretrained(spec.name, revision=spec.revision, trust_remote_code=False, **options)
     except Exception as error:  # whatever the network stack raises, the user needs the same three ways out
         raise EncoderError(
             f"{spec.text}: no such folder, not in the Hugging Face cache, and not to be downloaded "
@@ -805,15 +886,29 @@ def _from_pretrained(loader, spec: Spec, **options):
         ) from error
 
 
+def _load_local(loader, place: str | Path, revision: str | None = None, **options):
+    """``loader.from_pretrained`` of what is on this machine. Code of its own is never run, and never asked for."""
+    return loader.from_pretrained(place, revision=revision, trust_remote_code=False, local_files_only=True, **options)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuses a model's folder with a FIFO or a device in it, for which its library would wait."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if not entry.is_dir():
+            check_regular(entry)
+
+
 def _tokenizer(spec: Spec, captions: list[str] | None, files: dict[str, bytes] | None):
     """The tokenizer, and its files by name."""
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         if files is not None:
-            for name, data in files.items():
-                (Path(folder) / name).write_bytes(data)
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True), files
+            files = known_tokenizer_files(files)
+            for file, data in files.items():
+                (folder / file).write_bytes(data)
+            return _load_local(AutoTokenizer, folder), files
         if spec.random and spec.name == _DISTILBERT:
             if captions is None:
                 raise EncoderError(f"{spec.text} takes its vocabulary from a dataset; encode one first")
@@ -823,7 +918,8 @@ def _tokenizer(spec: Spec, captions: list[str] | None, files: dict[str, bytes] |
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.save_pretrained(folder)
-        return tokenizer, {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+        saved = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+        return tokenizer, known_tokenizer_files(without_code(saved))
 
 
 def _dataset_tokenizer(captions: list[str]):
@@ -870,8 +966,54 @@ def _tensor(output) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _reason(error: BaseException) -> str:
+    """An error of another library for a message: on one line, and cut."""
+    line = " ".join(_first_line(error).split()) or type(error).__name__
+    return f"{line:.200}"
+
+
+@contextlib.contextmanager
+def _loading(spec: Spec) -> Iterator[None]:
+    """Turns whatever libraries raise on a damaged model or tokenizer into an error of one line.
+
+    A want of room or memory is none of the model's faults, and stays what it is.
+    """
+    try:
+        with _system_errors(tempfile.gettempdir()):
+            yield
+    except (OnceoverError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except OSError as error:
+        if error.errno is not None:  # the system's own; transformers raises others, without a number
+            raise
+        raise EncoderError(f"{spec.text}: {_unusable(spec)} ({_reason(error)})") from error
+    except BaseException as error:  # tokenizers' panics are no Exception
+        raise EncoderError(f"{spec.text}: {_unusable(spec)} ({_reason(error)})") from error
+
+
+def _unusable(spec: Spec) -> str:
+    if spec.library == "hf" and Path(spec.name).exists():
+        return "the folder holds no usable model"
+    return "the model or its tokenizer cannot be loaded"
+
+
+@contextlib.contextmanager
+def _system_errors(folder: str | Path) -> Iterator[None]:
+    """Turns the system's errors, which libraries in Rust hand on as text, into those that they were."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(folder)) from error
 
 
 @contextlib.contextmanager

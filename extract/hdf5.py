@@ -338,9 +338,7 @@ class StoredRows:
         first = block * self._block_rows
         values = self._read(first, min(first + self._block_rows, len(self)))
         if zlib.crc32(values) != self._sums[block]:
-            raise Hdf5Error(
-                f"{self._path} is damaged: rows from {first:,} of {self._name} do not match their checksum"
-            )
+            raise Hdf5Error(f"{self._path} is damaged: rows from {first:,} of {self._name} do not match their checksum")
         self._checked[block] = True
 
     def _read(self, start: int, stop: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from extract.pipeline import Say, Summary, summary_of
 from extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
 
 _PROJECTIONS, _SAME = 8, 0.01  # random directions, and the share of a row's length by which equal rows may differ
+_MAX_VIEWS = 12  # of an image; an extraction makes no more
 _OTHER_COLUMNS = 512  # bytes a row, about
 
 
@@ -117,6 +118,7 @@ def import_features(
     """
     start, path = time.monotonic(), Path(path)
     image_array, text_array = open_array(image_features, (2, 3)), open_array(text_features, (2,))
+    _check_views(image_array)
     rows = read_rows(captions)
     if len(text_array) != len(rows):
         raise ImportingError(
@@ -139,6 +141,19 @@ def import_features(
         summary = summary_of(store, up_to_date)
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _check_views(images: Array) -> None:
+    """Refuses regions of images: training would draw one at random, as if it showed the whole image.
+
+    Raises:
+        ImportingError: more rows an image than an image has views.
+    """
+    if len(images.shape) == 3 and images.shape[1] > _MAX_VIEWS:
+        raise ImportingError(
+            f"{images.source} has {images.shape[1]} rows per image, more than the {_MAX_VIEWS} views that there are; "
+            "pool the regions of an image first: features.mean(axis=1)"
+        )
 
 
 def read_rows(captions: Path) -> list[tuple[str, str, str]]:

@@ -1,16 +1,27 @@
 """Bytes of a picture file -> one upright RGB picture, its views, and its thumbnail. Pillow only, no torch."""
 
+import contextlib
+import hashlib
 import io
+import itertools
 import math
+import os
+import re
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from configs import OnceoverError
+from extract.files import FileError, read_bytes
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs: 512 MiB as RGB
-MAX_BYTES = 2**29  # of a file
+MAX_BYTES = 2**29  # of a file; an uncompressed image of ``MAX_PIXELS`` takes as many
+LARGE_PIXELS = 24_000_000  # images of more are decoded one at a time
+#: what Pillow decodes itself and by a signature; others start programs (EPS) or take nearly any bytes for theirs (TGA)
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM")
 MAX_ASPECT = 16  # longer pictures are cut to it about their centre: scaling the short side up would fill the memory
 REDUCED = 2  # times the pixels that are needed, what a JPEG decoded at a fraction of its size must have
 THUMBNAIL_SIZE = 160  # pixels, the longer side
@@ -49,44 +60,229 @@ def decode(data: bytes, short_side: int | None = None) -> Image.Image:
     half, a quarter or an eighth of its size where its shorter side then still has ``REDUCED`` times ``short_side``
     pixels, which is faster and leaves the final resizing enough to average over.
 
+    What is wrong with metadata alone is passed over: EXIF that cannot be read, texts and colour profiles of a PNG, and
+    the two bytes that end a JPEG.
+
     Raises:
-        PictureError: empty, truncated, no picture at all, or larger than ``MAX_PIXELS``.
+        PictureError: empty, truncated, no picture at all, or larger than ``MAX_PIXELS``; a fault of the bytes.
+        MemoryError: no room for it now.
     """
     if not data:
         raise PictureError("empty file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what it cannot decode, it raises
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are decoded")
-            if short_side:
-                image.draft(None, (REDUCED * short_side,) * 2)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _limit_aspect(_to_rgb(image))
+        return _decoded(data, short_side)
     except PictureError:
-        raise
-    except Image.DecompressionBombError as error:  # raised while the header is read, at the same bound
-        raise PictureError(f"more than {MAX_PIXELS:,} pixels; that many are not decoded") from error
-    except Image.UnidentifiedImageError as error:
-        raise PictureError("not a picture in a known format") from error
-    except Exception as error:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error …
-        raise PictureError(f"damaged picture: {' '.join(str(error).split()) or type(error).__name__}") from error
+        mended = _mended(data)
+        if mended is None:
+            raise
+        return _decoded(mended, short_side)
 
 
 def read_picture(path: str | Path, short_side: int | None = None) -> Image.Image:
     """The picture in the file ``path``, as ``decode`` gives it.
 
     Raises:
-        PictureError: no such file, a folder, or no usable picture; the path is named.
+        PictureError: no such file, a folder, a special file, or no usable picture; the path is named.
+        MemoryError: no room for it now.
     """
     try:
-        return decode(Path(path).read_bytes(), short_side)
+        return decode(read_bytes(path, MAX_BYTES), short_side)
     except PictureError as error:
         raise PictureError(f"{path} is no usable picture: {error}") from error
+    except FileError as error:
+        raise PictureError(f"{error}; name an image file") from error
     except OSError as error:
         raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class _OneAtATime:
+    """A lock between the threads of this process and of those that are forked from it; one that is killed frees it."""
+
+    def __init__(self):
+        self._threads = threading.Lock()
+        self._descriptor: int | None = None
+        if hasattr(os, "memfd_create"):  # Linux; elsewhere the threads of a process alone wait for each other
+            with contextlib.suppress(OSError):
+                self._descriptor = os.memfd_create("onceover-large-images")
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Waits for the others, and makes them wait."""
+        with self._threads, self._locked():
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._descriptor is None:
+            yield
+            return
+        import fcntl
+
+        with contextlib.suppress(OSError):  # no lock is no reason to fail
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def _renew(self) -> None:
+        """In a fork: another thread may have held the lock, and is not there."""
+        self._threads = threading.Lock()
+
+
+_large_images = _OneAtATime()
+
+
+def _decoded(data: bytes, short_side: int | None) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what it cannot decode, it raises
+            image = _opened(data)
+            pixels = image.width * image.height
+            if short_side:
+                image.draft(None, (REDUCED * short_side,) * 2)
+            if not image.info.get("progressive"):  # whose coefficients are held in full
+                pixels = image.width * image.height
+            with _large_images.held() if pixels > LARGE_PIXELS else contextlib.nullcontext():
+                image.load()
+                _turn_upright(image)
+                return _limit_aspect(_to_rgb(image))
+    except (PictureError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:  # raised while the header is read, at the same bound
+        raise PictureError(f"more than {MAX_PIXELS:,} pixels; that many are not decoded") from error
+    except Image.UnidentifiedImageError as error:
+        raise PictureError("not a picture in a known format") from error
+    except Exception as error:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error …
+        if "out of memory" in str(error):  # a decoder's own code for it
+            raise MemoryError(str(error)) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PictureError(f"damaged picture: {reason:.200}") from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The image in ``data``, its pixels not yet decoded.
+
+    Raises:
+        PictureError: more than ``MAX_PIXELS``; and what Pillow raises.
+    """
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(f"{image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are decoded")
+    return image
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Applies EXIF's orientation, where there is one that can be read."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # nearly anything, on damaged EXIF: SyntaxError, struct.error, ValueError …
+        return
+
+
+def _mended(data: bytes) -> bytes | None:
+    """The same pixels without what is wrong beside them; None where nothing is known that could help."""
+    if data.startswith(_PNG_SIGNATURE):
+        shorter = _without_texts(data)
+        return shorter if len(shorter) < len(data) else None
+    return _with_end(data) if data.startswith(_JPEG_SIGNATURE) else None
+
+
+_MAX_PARTS = 10_000  # chunks of a PNG or segments of a JPEG that are looked at
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # texts and the colour profile: no pixel depends on them
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and its colour profile; what follows an incomplete chunk is left as it is."""
+    parts = [_PNG_SIGNATURE]
+    position = len(_PNG_SIGNATURE)
+    while position + 12 <= len(data) and len(parts) < _MAX_PARTS:
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if end > len(data):
+            break
+        if data[position + 4 : position + 8] not in _PNG_TEXTS:
+            parts.append(data[position:end])
+        position = end
+    return b"".join([*parts, data[position:]])
+
+
+_JPEG_SIGNATURE = b"\xff\xd8"
+_JPEG_END = b"\xff\xd9"
+_TAILS = 6  # what is put behind a JPEG to see whether pixels are missing
+_TAIL_BYTES = 2**12  # an MCU of any bytes takes a few hundred
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # but for restarts, which lie within a scan
+
+
+def _with_end(data: bytes) -> bytes | None:
+    """A JPEG that has all its pixels and lacks but the marker that ends it, with that; None for any other."""
+    if data.endswith(_JPEG_END):
+        return None
+    body = data.removesuffix(b"\xff")
+    if not _has_all_scans(body):
+        return None
+    mended = body + _JPEG_END
+    expected = _digest_of_pixels(mended)
+    if expected is None:
+        return None
+    for number in range(_TAILS):
+        if _digest_of_pixels(body + _tail(body, number) + _JPEG_END) != expected:
+            return None
+    return mended
+
+
+def _tail(body: bytes, number: int) -> bytes:
+    """Bytes that behind the last pixel of a JPEG change none, and would give others in the place of missing ones.
+
+    With every second ``number`` they stand behind the restart marker that is next.
+    """
+    noise = hashlib.shake_128(bytes([number])).digest(_TAIL_BYTES).replace(b"\xff", b"\xfe")
+    if number % 2 == 0:
+        return noise
+    scan = body.rfind(b"\xff\xda")
+    places = [body.rfind(bytes([0xFF, 0xD0 + restart]), scan) for restart in range(8)]
+    following = (places.index(max(places)) + 1) % 8 if max(places) >= 0 else 0
+    return bytes([0xFF, 0xD0 + following]) + noise
+
+
+def _digest_of_pixels(data: bytes) -> bytes | None:
+    try:
+        with warnings.catch_warnings(), _large_images.held():
+            warnings.simplefilter("ignore")
+            return hashlib.sha256(_opened(data).tobytes()).digest()
+    except MemoryError:
+        raise
+    except Exception:  # whatever a decoder raises: these are not all pixels
+        return None
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether the scans of a JPEG bring every coefficient of every component, to its last bit."""
+    missing: set[tuple[int, int]] = set()
+    position = len(_JPEG_SIGNATURE)
+    scans = 0
+    for _ in range(_MAX_PARTS):
+        marker = _JPEG_MARKER.search(data, position)
+        if marker is None:
+            break
+        kind = data[marker.start() + 1]
+        start = marker.end() + 2
+        segment = data[start : marker.end() + int.from_bytes(data[marker.end() : start], "big")]
+        position = start + len(segment)
+        if kind in (0xC0, 0xC1, 0xC2) and len(segment) > 5:
+            components = segment[6:18:3]
+            missing = set(itertools.product(components, range(64)))
+        if kind == 0xDA and len(segment) >= 4:
+            first, last, bits = segment[-3:]
+            scans += 1
+            if bits & 0x0F == 0:
+                missing -= set(itertools.product(segment[1:-3:2][:4], range(first, min(last, 63) + 1)))
+    return scans > 0 and not missing
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

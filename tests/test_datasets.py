@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
+import unicodedata
 
 import numpy as np
 import pytest
 
-from extract.datasets import DatasetError, read_captions, read_dataset, read_pictures
+from extract import datasets
+from extract.datasets import DatasetError, csv_rows, read_captions, read_dataset, read_ids, read_pictures
 from extract.store import caption_ids
 
 
@@ -364,3 +367,181 @@ def test_a_file_of_sentences_is_a_dataset_without_pictures(tmp_path):
     file.write_bytes(b"caf\xe9\n")
     with pytest.raises(DatasetError, match="is not UTF-8"):
         read_captions(file)
+
+
+def test_line_ends_of_the_classic_mac(tmp_path):
+    dataset = read_dataset(make(tmp_path, 'image,caption\ra.jpg,one\rb.jpg,"two, three"\r'))
+    assert dataset.captions == ["one", "two, three"]
+    (tmp_path / "ids.txt").write_bytes(b"a.jpg\rb.jpg\r")
+    assert read_ids(tmp_path / "ids.txt") == ["a.jpg", "b.jpg"]
+    (tmp_path / "s.txt").write_bytes(b"A dog .\rA cat .\r")
+    assert read_captions(tmp_path / "s.txt").captions == ["A dog .", "A cat ."]
+
+
+def test_trap_a_carriage_return_within_a_caption_cuts_nothing_off(tmp_path):
+    dataset = read_dataset(make(tmp_path, 'image,caption\na.jpg,one\rtwo\nb.jpg,"three\rfour"\n'))
+    assert dataset.captions == ["one\rtwo", "three\rfour"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x" * 200_000, f"needs a first line with the columns image,caption[,split]; it has '{'x' * 79}"),
+        (
+            'image,caption\r"a.jpg,\n',
+            "needs a first line with the columns image,caption[,split]; it has 'image,caption",
+        ),
+        (f"image,caption,{'x' * 5000}\na.jpg\n", f"line 2: expected 3 fields (image,caption,{'x' * 66}); quote"),
+        ('image,caption,split\n"a\nb",one,other\na.jpg,1,\n', "'a\\nb' has the split 'other'; use train, dev or test"),
+        (f"image,caption\n{'n' * 5000}.jpg,one\n", f"names is there (the first: {'n' * 80}); looked in"),
+    ],
+)
+def test_trap_a_giant_or_broken_table_is_one_line(tmp_path, text, message):
+    with pytest.raises(DatasetError) as error:
+        read_dataset(make(tmp_path, text))
+    assert message in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 700
+
+
+def test_trap_giant_cells_go_into_the_ledger(tmp_path):
+    text = f"split,image,caption\ntrain,{'n' * 200_000}.jpg,one\ntrain,a.jpg,{'x' * 200_000}\ntrain,a.jpg,two\n"
+    dataset = read_dataset(make(tmp_path, text, pictures=".", file="d.csv"))
+    assert dataset.captions == ["two"]
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("n" * 300, "dataset", "File name too long: 'one'"),
+        ("a.jpg", "caption", f"caption of 200,000 characters, more than 100,000: {'x' * 60!r}"),
+    ]
+
+
+def test_trap_a_name_that_cannot_be_looked_up_never_ends_the_run(tmp_path, monkeypatch):
+    text = (
+        f"image,caption\na.jpg,one\n{'n' * 256}.jpg,two\n{'d/' * 3000}a.jpg,three\nloop/a.jpg,four\nfolder.jpg,five\n"
+    )
+    make(tmp_path, text + "fifo.jpg,six\n..b.jpg,seven\n", ["a.jpg", "..b.jpg"])
+    (tmp_path / "Images/loop").symlink_to("loop")
+    (tmp_path / "Images/folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "Images/fifo.jpg")
+    dataset = read_dataset(tmp_path)
+    assert dataset.ids == ["a.jpg", "..b.jpg"]
+    assert [failure.reason for failure in dataset.failures if failure.stage == "dataset"][:5] == [
+        "File name too long: 'two'",
+        "File name too long: 'three'",
+        "Too many levels of symbolic links: 'four'",
+        "no regular file: 'five'",
+        "no regular file: 'six'",
+    ]
+
+
+@pytest.mark.parametrize("file", ["dataset_coco.json", "set.json"])
+def test_trap_json_nested_without_end_is_one_line(tmp_path, file):
+    (tmp_path / file).write_text("[" * 100_000)
+    with pytest.raises(DatasetError) as error:
+        read_dataset(tmp_path / file)
+    assert str(error.value) == (
+        f"{tmp_path / file} has no list of images; name a split file such as dataset_flickr8k.json, or a CSV"
+    )
+
+
+def test_trap_special_files_are_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "d.csv")
+    for read in (read_dataset, read_captions, read_ids):
+        with pytest.raises(DatasetError) as error:
+            read(tmp_path if read is read_dataset else tmp_path / "d.csv")
+        assert str(error.value) == f"{tmp_path / 'd.csv'} is a FIFO; a regular file is needed; name another file"
+    with pytest.raises(DatasetError, match="/dev/zero is a device; a regular file is needed"):
+        read_captions("/dev/zero")
+    monkeypatch.setattr(datasets, "MAX_TEXT", 100)
+    (tmp_path / "s.txt").write_text("x" * 101)
+    with pytest.raises(DatasetError) as error:
+        read_captions(tmp_path / "s.txt")
+    assert str(error.value) == f"{tmp_path / 's.txt'} has 101 bytes; at most 100 are read; name another file"
+
+
+def test_trap_open_quotes_without_end_take_no_time(tmp_path):
+    lines = 'x,"open\n' + '""\n' * 50_000 + 'x,"open\n' + "words\n" * 50_000
+    (tmp_path / "d.csv").write_text("image,caption\n" + lines.replace("\n", ",\n"))
+    start = time.process_time()
+    assert len(list(csv_rows(tmp_path / "d.csv"))) == 100_002
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("row", "file"),
+    [
+        (unicodedata.normalize("NFC", "Käse/é.jpg"), unicodedata.normalize("NFD", "Käse/é.jpg")),
+        (unicodedata.normalize("NFD", "Käse/é.jpg"), unicodedata.normalize("NFC", "Käse/é.jpg")),
+        ("a.JPG", "a.jpg"),
+        ("sub/a.jpg", "Sub/A.Jpg"),
+        ("a.jpg", " a.jpg"),
+    ],
+    ids=["composed", "decomposed", "case", "case of a folder", "blank"],
+)
+def test_trap_a_name_that_differs_in_form_means_the_only_file_it_can(tmp_path, row, file):
+    (tmp_path / "Images" / file).parent.mkdir(parents=True)
+    dataset = read_dataset(make(tmp_path, f"image,caption\n{row},one\n", [file]))
+    assert (dataset.ids, dataset.paths, dataset.failures) == ([row], [f"Images/{file}"], [])
+    assert dataset.notes[0] == "images whose names differ in case, Unicode form or blanks, taken: 1"
+
+
+def test_trap_a_name_that_may_mean_two_files_or_another_rows_is_left_out(tmp_path):
+    make(tmp_path, "image,caption\nx.JPG,one\na.jpg,two\nA.jpg,three\nC.jpg,four\nc.JPG,five\n", ["x.jpg", "X.jpg"])
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / "Images" / name).write_bytes(b"x")
+    dataset = read_dataset(tmp_path)
+    assert dataset.ids == ["a.jpg"]
+    assert [failure.reason for failure in dataset.failures[:4]] == [
+        "no such picture in Images/ (near is X.jpg): 'one'",
+        "no such picture in Images/ (near is a.jpg): 'three'",
+        "no such picture in Images/ (near is c.jpg): 'four'",
+        "no such picture in Images/ (near is c.jpg): 'five'",
+    ]
+
+
+def test_hidden_and_system_files_are_no_images(tmp_path):
+    names = ["a.jpg", "._a.jpg", ".b.jpg", "@eaDir/a.jpg", "__MACOSX/._a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg"]
+    names += [".thumbnails/1.png", ".Trash-1000/files/b.jpg", "sub/.DS_Store", "sub/c.jpg", "notes.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    dataset = read_pictures(tmp_path)
+    assert dataset.ids == ["a.jpg", "sub/c.jpg"]
+    assert dataset.notes == [
+        f"other files in {tmp_path}, left alone: 1 (no pictures by their names)",
+        f"hidden images and folders in {tmp_path}, left alone: 7 (as ._a.jpg and @eaDir)",
+    ]
+
+
+def test_trap_links_in_circles_and_odd_entries_among_images(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "sub/up").symlink_to(tmp_path)
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    dataset = read_pictures(tmp_path)
+    assert dataset.ids == ["a.jpg"]
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("fifo.jpg", "dataset", "no regular file"),
+        ("gone.jpg", "dataset", "no such file"),
+        ("self.jpg", "dataset", "Too many levels of symbolic links"),
+    ]
+
+
+def test_trap_a_folder_that_cannot_be_listed_goes_into_the_ledger(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [failure[:3] for failure in read_pictures(tmp_path).failures] == [
+        ("closed", "dataset", "a folder that cannot be read: Permission denied")
+    ]
+    with pytest.raises(DatasetError) as error:
+        read_pictures(tmp_path / "closed")
+    assert str(error.value) == f"{tmp_path / 'closed'} cannot be read: Permission denied"

@@ -1,7 +1,10 @@
 """Downloads from a server on loopback: whole, cut off and resumed, corrupted, malicious."""
 
+import errno
 import hashlib
 import io
+import os
+import struct
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +13,7 @@ import pytest
 
 from extract import download
 from extract.download import Archive, DownloadError, download_archives
+from extract.outputs import OutputError
 
 
 def zipped(files: dict[str, bytes], links=()) -> bytes:
@@ -117,7 +121,7 @@ def test_a_corrupted_archive_is_discarded_and_the_next_try_starts_anew(server, t
 def test_a_malicious_archive_writes_nothing(server, tmp_path, name):
     server.files["p.zip"] = zipped({"Flicker8k_Dataset/0.jpg": b"x", name: b"/etc/passwd"}, links=["link"])
     server.use(p="Flicker8k_Dataset")
-    with pytest.raises(DownloadError, match="would write outside its folder .*nothing was unpacked"):
+    with pytest.raises(DownloadError, match="would write outside its folder; nothing was unpacked"):
         download_archives("flickr8k", tmp_path / "f")
     assert visible(tmp_path / "f") == leftovers(tmp_path / "f") == []
     assert not list(tmp_path.rglob("evil.txt"))
@@ -150,3 +154,131 @@ def test_a_server_that_does_not_have_it_and_one_that_is_not_there(server, tmp_pa
     server.server_close()
     with pytest.raises(DownloadError, match="could not be downloaded"):
         download_archives("flickr8k", tmp_path / "g")
+
+
+def with_field(data: bytes, offset: int, value: int) -> bytes:
+    """The zip file with a 16-bit field of its last member's entry in the table changed."""
+    place = data.rindex(b"PK\1\2") + offset
+    return data[:place] + struct.pack("<H", value) + data[place + 2 :]
+
+
+def refused(server, folder, data: bytes) -> str:
+    """The message with which an archive is refused; nothing of it is there then."""
+    server.files["p.zip"] = data
+    server.use(p="Flicker8k_Dataset")
+    with pytest.raises(DownloadError) as error:
+        download_archives("flickr8k", folder)
+    assert visible(folder) == leftovers(folder) == []
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+PROOF = {"Flicker8k_Dataset/0.jpg": b"x" * 1000}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["."], "p.zip: '.' is no name of a file; nothing was unpacked"),
+        (["./"], "p.zip: './' is no name of a file; nothing was unpacked"),
+        (["a", "./a"], "p.zip: './a' stands twice; nothing was unpacked"),
+        (["a", "a/b"], "p.zip: 'a' is a file and a folder at once; nothing was unpacked"),
+        (["n" * 300], f"p.zip: '{'n' * 79} has too long a name; nothing was unpacked"),
+        (["d/" * 3000 + "x"], f"p.zip: '{'d/' * 39}d has too long a name; nothing was unpacked"),
+        (["//x"], "p.zip: '//x' would write outside its folder; nothing was unpacked"),
+    ],
+    ids=lambda value: f"{value!r:.20}",
+)
+def test_trap_a_member_that_is_no_plain_file_is_refused(server, tmp_path, names, message):
+    assert refused(server, tmp_path / "f", zipped(PROOF | dict.fromkeys(names, b"x"))) == message
+
+
+def test_trap_a_name_that_stands_twice_or_holds_a_nul_is_refused(server, tmp_path):
+    data = zipped(PROOF | {"aaaaa": b"1", "aaaab": b"2"})
+    twice = refused(server, tmp_path / "f", data.replace(b"aaaab", b"aaaaa"))
+    assert twice == "p.zip: 'aaaaa' stands twice; nothing was unpacked"
+    nul = refused(server, tmp_path / "f", data.replace(b"aaaab", b"a\0aab"))
+    assert nul == "p.zip: 'a\\x00aab' is no name of a file; nothing was unpacked"
+
+
+def test_trap_what_cannot_be_unpacked_is_one_line(server, tmp_path):
+    data = zipped(PROOF)
+    assert refused(server, tmp_path / "f", with_field(data, 8, 1)) == (
+        "p.zip: 'Flicker8k_Dataset/0.jpg' is encrypted; nothing was unpacked"
+    )
+    assert refused(server, tmp_path / "f", with_field(data, 10, 97)) == (
+        "p.zip: 'Flicker8k_Dataset/0.jpg' is compressed in an unknown way; nothing was unpacked"
+    )
+
+
+def test_trap_flipped_bytes_of_an_archive_are_one_line(server, tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in (PROOF | {"b.txt": bytes(range(256)) * 9}).items():
+            archive.writestr(name, data)
+    whole = buffer.getvalue()
+    file = tmp_path / ".p.zip"
+    for place in range(0, len(whole), 3):
+        folder = tmp_path / f"f{place}"
+        folder.mkdir()
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            download._unpack(file, folder, "Flicker8k_Dataset")
+        except DownloadError as error:
+            assert str(error).startswith("p.zip")
+            assert str(error).isprintable()
+            assert list(folder.iterdir()) == []
+
+
+def test_trap_a_bomb_is_stopped_by_what_it_writes(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MAX_UNPACKED", 500)
+    monkeypatch.setattr(download, "_refuse_unsafe", lambda *_: None)  # as if its table had been believed
+    assert "p.zip would unpack to 0 GiB or more" in refused(server, tmp_path / "f", zipped(PROOF))
+    monkeypatch.undo()
+
+
+def test_trap_a_strangers_folder_is_left_as_it_is(server, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "Flickr_8k.testImages.txt").write_text("mine")
+    with pytest.raises(OutputError) as error:
+        download_archives("flickr8k", folder)
+    assert str(error.value) == f"{folder} is not empty, and was not made by this program; name a new folder"
+    assert server.asked == []
+    assert visible(folder) == ["Flickr_8k.testImages.txt"]
+
+
+def test_trap_a_file_in_the_way_is_not_replaced(server, tmp_path):
+    folder = tmp_path / "f"
+    (folder / "Flicker8k_Dataset").mkdir(parents=True)  # the dataset's own; the texts are not there yet
+    (folder / "Flickr_8k.testImages.txt").write_text("mine")
+    with pytest.raises(DownloadError) as error:
+        download_archives("flickr8k", folder)
+    target = folder / "Flickr_8k.testImages.txt"
+    assert str(error.value) == f"{target} is there already, and is not replaced; move it, or name another folder"
+    assert target.read_text() == "mine"
+    assert visible(folder) == ["Flicker8k_Dataset", "Flickr_8k.testImages.txt"]
+
+
+def test_what_a_killed_process_left_is_finished_and_cleared_away(server, tmp_path):
+    folder = tmp_path / "f"
+    download_archives("flickr8k", folder)
+    (folder / "Flickr8k.token.txt").unlink()  # killed between the renames of the two texts
+    (folder / ".unpack-abc/files").mkdir(parents=True)
+    (folder / ".unpack-abc/.onceover-unpack").touch()
+    (folder / ".unpack-empty").mkdir()
+    (folder / ".unpack-mine").mkdir()
+    (folder / ".unpack-mine/x").touch()
+    download_archives("flickr8k", folder)
+    assert visible(folder) == ["Flicker8k_Dataset", "Flickr8k.token.txt", "Flickr_8k.testImages.txt"]
+    assert leftovers(folder) == [".unpack-mine"]
+
+
+def test_a_full_disk_stays_the_systems_error(server, tmp_path, monkeypatch):
+    def replace(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download, "_blocks", replace)
+    with pytest.raises(OSError, match="No space left"):
+        download_archives("flickr8k", tmp_path / "f")
+    assert visible(tmp_path / "f") == leftovers(tmp_path / "f") == []

@@ -1,5 +1,11 @@
 """Encoders: what they compute, that they are frozen, what their fingerprints see, and what is said when they fail."""
 
+import errno
+import json
+import os
+import shutil
+import tempfile
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -8,8 +14,8 @@ from PIL import Image
 
 from extract import encoders
 from extract.encoders import ImageEncoder, TextEncoder, pick_device
-from extract.files import digest
-from extract.specs import EncoderError, identity, parse_spec
+from extract.files import FileError, digest
+from extract.specs import EncoderError, identity, known_tokenizer_files, parse_spec, without_code
 
 SHUFFLENET = "torchvision:shufflenet_v2_x0_5@random"
 
@@ -204,7 +210,6 @@ def test_the_dataset_vocabulary_is_reproducible_and_kept_for_queries():
 
 
 def test_trap_a_fingerprint_sees_all_that_changes_a_feature(tiny_bert, tmp_path, text_encoder):
-    import shutil
 
     spec = f"hf:{tiny_bert}"
     recipes = [text_encoder.recipe]
@@ -228,8 +233,6 @@ def test_trap_a_fingerprint_sees_all_that_changes_a_feature(tiny_bert, tmp_path,
 
 
 def test_identity_sees_changed_files_without_loading(tiny_bert, tmp_path):
-    import os
-    import shutil
 
     folder = tmp_path / "bert"
     shutil.copytree(tiny_bert, folder)
@@ -259,8 +262,13 @@ def test_local_torchvision_weights_are_read_without_pickle(tmp_path):
             return (tmp_path.joinpath("ran").touch, ())
 
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(EncoderError, match=r"evil\.pth holds no weights of shufflenet_v2_x0_5"):
-        ImageEncoder(f"torchvision:shufflenet_v2_x0_5@{tmp_path / 'evil.pth'}", device="cpu")
+    spec = f"torchvision:shufflenet_v2_x0_5@{tmp_path / 'evil.pth'}"
+    with pytest.raises(EncoderError) as error:
+        ImageEncoder(spec, device="cpu")
+    assert str(error.value) == (
+        f"{spec}: {tmp_path / 'evil.pth'} is damaged, or holds Python objects other than tensors, which are not run; "
+        "convert it to safetensors"
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -286,7 +294,6 @@ def test_an_image_encoder_is_no_text_encoder_and_the_other_way_round(tiny_bert, 
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tiny_bert, tmp_path):
-    import shutil
 
     folder = tmp_path / "bert"
     shutil.copytree(tiny_bert, folder)
@@ -444,3 +451,220 @@ def test_auto_takes_the_layers_that_were_measured(shared):
     encoder = ImageEncoder(f"hf:{shared}/encoders/mobilenet_v2_1.0_224", layers="auto", device="cpu")
     assert encoder.recipe["layers"] == ["last", "layer.15.conv_3x3", "layer.12.expand_1x1"]
     assert encoder.encode(torch.zeros(1, 1, 3, 224, 224)).shape == (1, 1, 1280 + 960 + 576)
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_trap_code_in_a_tokenizer_is_never_run_and_never_asked_for(tiny_bert, tmp_path, monkeypatch):
+    files = files_of(tiny_bert)
+    settings = json.loads(files["tokenizer_config.json"])
+    settings["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
+    evil = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil:\n    pass\n".encode()
+    files |= {"tokenizer_config.json": json.dumps(settings).encode(), "evil.py": evil}
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(EncoderError) as error:
+        TextEncoder(f"hf:{tiny_bert}", tokenizer_files=files, device="cpu")
+    assert str(error.value) == (
+        "the tokenizer's tokenizer_config.json names Python code of its own (auto_map), which is never run; "
+        "use a store or run whose tokenizer needs none"
+    )
+    for name, data in files.items():
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(data)
+    shutil.copy(tiny_bert / "model.safetensors", tmp_path / "folder")
+    encoder = TextEncoder(f"hf:{tmp_path / 'folder'}", device="cpu")  # its class is the library's own
+    assert "auto_map" not in json.loads(encoder.tokenizer_files["tokenizer_config.json"])
+    assert "evil.py" not in encoder.tokenizer_files
+    assert not (tmp_path / "ran").exists()
+
+
+def test_trap_no_file_but_a_tokenizers_own_leaves_a_store(tiny_bert, text_encoder):
+    files = {
+        "vocab.txt": b"a",
+        "evil.py": b"",
+        "../x": b"",
+        "config.json": b"",
+        "tokenizer.json": b"{}",
+        "vocab.pkl": b"",
+    }
+    assert known_tokenizer_files(files) == {"vocab.txt": b"a", "tokenizer.json": b"{}"}
+    encoder = TextEncoder(f"hf:{tiny_bert}", tokenizer_files=text_encoder.tokenizer_files | {"x.py": b""}, device="cpu")
+    assert encoder.tokenizer_files == text_encoder.tokenizer_files
+    assert encoder.recipe == text_encoder.recipe
+    cleaned = without_code({"tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": "x.Y"}, "a": 1}'})
+    assert json.loads(cleaned["tokenizer_config.json"]) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer.json": b"{"},
+        {"tokenizer.json": b"[" * 100_000},
+        {"tokenizer.json": b'{"model": {"type": "WordPiece", "vocab": {"a": -1}}}'},
+        {"tokenizer.json": b"\xff\xfe", "tokenizer_config.json": b"{}"},
+        {"tokenizer_config.json": b"[]"},
+        {"tokenizer_config.json": b"[" * 100_000},
+        {"tokenizer_config.json": b'{"tokenizer_class": "NoSuchTokenizer"}'},
+        {"tokenizer.model": b"\0" * 50, "tokenizer_config.json": b'{"tokenizer_class": "LlamaTokenizer"}'},
+    ],
+    ids=lambda files: " ".join([*files, *(f"{data[:12]!r}" for data in files.values())]) or "none",
+)
+def test_trap_a_damaged_tokenizer_is_one_line(tiny_bert, files, capfd):
+    with pytest.raises(EncoderError, match="holds no usable model") as error:
+        TextEncoder(f"hf:{tiny_bert}", tokenizer_files=files, device="cpu")
+    assert str(error.value).isprintable()
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b"[" * 100_000),
+        ("config.json", b"\xff"),
+        ("config.json", b'{"model_type": "bert", "hidden_size": -3}'),
+        ("config.json", b'{"model_type": "bert", "hidden_size": "x"}'),
+        ("config.json", b'{"model_type": "nothing"}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 100),
+        ("tokenizer.json", b"{}"),
+    ],
+    ids=lambda value: f"{value[:30]!r}",
+)
+def test_trap_a_damaged_model_folder_is_one_line(tiny_bert, tmp_path, file, data):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    (folder / file).write_bytes(data)
+    with pytest.raises(EncoderError) as error:
+        TextEncoder(f"hf:{folder}", device="cpu")
+    assert str(error.value).startswith(f"hf:{folder}: ")
+    assert str(error.value).isprintable()
+
+
+def test_trap_a_fifo_in_a_models_folder_is_not_waited_for(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(FileError) as error:
+        TextEncoder(f"hf:{folder}", device="cpu")
+    assert str(error.value) == f"{folder / 'model.safetensors'} is a FIFO; a regular file is needed"
+
+
+def test_trap_a_full_disk_while_a_tokenizer_is_saved_stays_the_systems_error(tiny_bert, monkeypatch):
+    from transformers import PreTrainedTokenizerBase
+
+    def save(*_args, **_options):
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", save)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        TextEncoder(f"hf:{tiny_bert}", device="cpu")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, tempfile.gettempdir())
+
+
+def test_trap_a_full_disk_while_weights_are_saved_stays_the_systems_error(monkeypatch, tmp_path):
+    def save(*_args, **_options):
+        raise safetensors.SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    encoder = ImageEncoder(SHUFFLENET, device="cpu", plain=True)
+    monkeypatch.setattr(safetensors.torch, "save_model", save)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        encoder.save(tmp_path)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "device", ["meta", "cuda:99", "gpu", "", "cpu\nx", "x" * 1000, "xla", "hpu"], ids=lambda name: f"{name:.9}"
+)
+def test_trap_a_device_that_computes_nothing_is_one_line(device):
+    with pytest.raises(EncoderError, match=r"^the device '.* cannot be used \(.*\); try --device cpu$") as error:
+        pick_device(device)
+    assert str(error.value).isprintable()
+
+
+def test_trap_half_a_character_is_no_text(text_encoder):
+    with pytest.raises(EncoderError) as error:
+        text_encoder.encode(["a red circle", "\udcff"])
+    assert str(error.value) == "text 2 of 2 holds half a character; write it as UTF-8"
+
+
+@pytest.fixture(scope="module")
+def shufflenet():
+    from torchvision.models import shufflenet_v2_x0_5
+
+    torch.manual_seed(5)
+    return shufflenet_v2_x0_5(weights=None).state_dict()
+
+
+def without_classifier(weights):
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+        lambda weights: {"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}, "epoch": 3},
+        lambda weights: {"model": weights},
+        without_classifier,
+        lambda weights: without_classifier(weights) | {"fc.weight": torch.ones(7, 1024), "fc.bias": torch.ones(7)},
+        lambda weights: without_classifier(weights) | {"fc.0.weight": torch.ones(7, 1024)},
+        lambda weights: {name: tensor for name, tensor in weights.items() if "num_batches" not in name},
+    ],
+    ids=["wrapped", "within state_dict", "within model", "no classifier", "seven classes", "another classifier", "old"],
+)
+def test_weights_that_people_trained_are_those_of_the_backbone(shufflenet, tmp_path, change):
+    torch.save(change(shufflenet), tmp_path / "w.pth")
+    encoder = ImageEncoder(f"torchvision:shufflenet_v2_x0_5@{tmp_path / 'w.pth'}", device="cpu")
+    assert encoder.recipe == ImageEncoder(SHUFFLENET, seed=5, device="cpu").recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weights: {name: tensor for name, tensor in weights.items() if name != "conv5.0.weight"},
+            " lacks 1 weights of shufflenet_v2_x0_5 (the first: conv5.0.weight); name the model that it is of",
+        ),
+        (
+            lambda weights: weights | {"conv5.0.weight": torch.ones(2)},
+            ": conv5.0.weight has the shape (2,), and that of shufflenet_v2_x0_5 is (1024, 192, 1, 1); name the model",
+        ),
+        (
+            lambda weights: weights | {"stage9.weight": torch.ones(2)},
+            " holds 1 weights that shufflenet_v2_x0_5 has not (the first: stage9.weight); name the model that it is of",
+        ),
+        (lambda weights: {}, " holds no weights by their names; save a model's state_dict()"),
+        (lambda weights: [1, 2], " holds no weights by their names; save a model's state_dict()"),
+    ],
+    ids=["missing", "misshapen", "of a larger model", "empty", "a list"],
+)
+def test_trap_weights_of_another_backbone_are_refused(shufflenet, tmp_path, change, message):
+    file = tmp_path / "w.pth"
+    torch.save(change(shufflenet), file)
+    spec = f"torchvision:shufflenet_v2_x0_5@{file}"
+    with pytest.raises(EncoderError) as error:
+        ImageEncoder(spec, device="cpu")
+    assert str(error.value).startswith(f"{spec}: {file}{message}")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_trap_damaged_weights_are_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x02no weights at all\n" * 9)
+    with pytest.raises(EncoderError) as error:
+        ImageEncoder(f"torchvision:shufflenet_v2_x0_5@{tmp_path / name}", device="cpu")
+    assert str(error.value).isprintable()
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", [f"hf:{'x' * 300}", f"hf:a/{'é' * 200}", "hf:a\0b", f"torchvision:resnet18@{'x' * 5000}"]
+)
+def test_trap_what_no_file_system_could_name_is_no_specification(text):
+    with pytest.raises(EncoderError, match="is no encoder specification; write torchvision:NAME") as error:
+        parse_spec(text)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 250

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -421,7 +422,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(given_files, monkeypa
         check_disk(given_files.folder / "none/s.h5", 3 * 2**30)
     assert str(error.value) == (
         f"{given_files.folder}/none/s.h5 needs about 3.00 GiB, and {given_files.folder} has 1.00 GiB free; "
-        "make room, or name a --store elsewhere"
+        "make room, or name a place elsewhere"
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
     with pytest.raises(FileError, match="needs about 0.00 GiB"):
@@ -508,3 +509,95 @@ def test_an_extraction_does_not_touch_an_imported_store(run, given_files, drawn,
     command = ("extract", "--data", drawn, "--store", given_files.path, *specs, "--device", "cpu")
     assert "holds other image features (they differ in: architecture" in run(*command, code=1).stderr
     assert given_files.path.read_bytes() == before
+
+
+def npy(header: bytes, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4"),
+        npy(b"\xff\xfe\x00garbage"),
+        npy(b"((((((((" * 1000),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999, 4), }\n"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (9" + b"9" * 30 + b", 4), }\n"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }\n", b"\0" * 48),
+        npy(b"{'descr': 'nothing', 'fortran_order': False, 'shape': (3, 4), }\n", b"\0" * 48),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (3, 4), }\n", b"\0" * 48),
+    ],
+    ids=lambda data: f"{data[:70]!r}",
+)
+def test_trap_a_damaged_npy_is_one_line(given_files, data):
+    file = given_files.folder / "x.npy"
+    file.write_bytes(data)
+    found = refusal(given_files, image_features=file)
+    assert found.startswith(f"{file} is damaged, or not what its name says (")
+    assert found.isprintable()
+
+
+def test_trap_an_npy_that_holds_more_than_it_says_is_refused(given_files):
+    file = given_files.folder / "x.npy"
+    whole = write(file, given_files.images).read_bytes()
+    file.write_bytes(whole + b"\0" * 16)
+    assert refusal(given_files, image_features=file) == (
+        f"{file} has {len(whole) + 16} bytes; its shape (3, 4) needs {len(whole)}"
+    )
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
+def test_trap_bytes_that_are_flipped_or_cut_off_are_one_line(given_files, suffix):
+    file = write(given_files.folder / f"x{suffix}", given_files.images)
+    whole = file.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        changed = bytearray(whole[: random.integers(len(whole))] if random.random() < 0.3 else whole)
+        for place in random.integers(max(len(changed), 1), size=3) if changed else ():
+            changed[place] = random.integers(256)
+        file.write_bytes(changed)
+        try:
+            for _ in open_array(file, (2,)).blocks("reading"):
+                pass
+        except OnceoverError as error:
+            assert str(error).startswith(str(file))
+            assert "\n" not in str(error)
+            assert len(str(error)) < 600
+
+
+def test_trap_special_files_are_not_waited_for(given_files):
+    for suffix in (".npy", ".safetensors", ".parquet"):
+        fifo = given_files.folder / f"fifo{suffix}"
+        os.mkfifo(fifo)
+        assert refusal(given_files, text_features=fifo) == f"{fifo} is a FIFO; a regular file is needed"
+    assert refusal(given_files, captions=fifo) == f"{fifo} is a FIFO; a regular file is needed"
+    folder = given_files.folder / "parts"
+    (folder / "1.npy").mkdir(parents=True)
+    assert refusal(given_files, text_features=folder) == f"{folder / '1.npy'} is a folder; a regular file is needed"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        (".npz", "is an archive of arrays; save the one that is wanted alone: numpy.save("),
+        (".pt", "is not read; convert it: numpy.save('x.npy', torch.load(FILE, weights_only=True).numpy())"),
+        (".PTH", "is not read; convert it: numpy.save('x.npy', torch.load(FILE, weights_only=True).numpy())"),
+        (".pkl", "is a pickle, which can run code and is not read; where it was made: numpy.save("),
+        (".h5", "is not read here; convert it: numpy.save('x.npy', h5py.File(FILE)['NAME'][:])"),
+    ],
+)
+def test_other_formats_are_refused_with_their_conversion(given_files, suffix, message):
+    file = given_files.folder / f"x{suffix}"
+    file.write_bytes(b"x")
+    assert refusal(given_files, image_features=file).startswith(f"{file} {message}")
+
+
+def test_trap_regions_of_an_image_are_no_views(given_files):
+    file = write(given_files.folder / "x.npy", numbers(3, 36, 4))
+    assert refusal(given_files, image_features=file) == (
+        f"{file} has 36 rows per image, more than the 12 views that there are; "
+        "pool the regions of an image first: features.mean(axis=1)"
+    )
+    given_files.run(image_features=write(file, numbers(3, 12, 4)))
