@@ -137,10 +137,10 @@ def folder_values(folder: Path) -> dict:
     return {str(path.relative_to(folder)): value for path, value in files.items() if not path.name.startswith(".")}
 
 
-def evaluation_values(folder: Path) -> dict:
-    """The numbers of the evaluations in a run's folder."""
+def evaluation_values(file: Path) -> dict:
+    """The numbers of an evaluation, and of the tables beside it."""
     values = {}
-    for path in sorted(folder.glob("evaluation-*")):
+    for path in sorted(file.parent.glob(f"{file.stem}.*")):
         if path.suffix == ".json":
             values[path.name] = json.dumps(without_times(json.loads(path.read_text())), sort_keys=True)
         else:

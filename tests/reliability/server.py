@@ -6,9 +6,9 @@ It reads requests from the file descriptor READ, a line of JSON each, and answer
 no arithmetic before it forks, so that a fork behaves like a fresh process. ``trials.py`` starts it and talks to it.
 """
 
-import atexit
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,18 +18,10 @@ import signal
 import sys
 import time
 import traceback
+import weakref
 from pathlib import Path
 
-MODULES = (
-    "cli extract.arrays extract.datasets extract.download extract.encoders extract.importing extract.pipeline "
-    "extract.synthetic extract.verify heads.checkpoint heads.embed heads.ensemble heads.finetune heads.query "
-    "heads.sweep heads.training retrieval.baselines retrieval.embeddings retrieval.evaluation retrieval.hubness "
-    "retrieval.index retrieval.leaderboard retrieval.metrics retrieval.search analysis.describe analysis.plots "
-    "analysis.report analysis.sweeps transformers.models.bert.modeling_bert torchvision.models faiss filelock "
-    "sklearn.decomposition sklearn.manifold matplotlib.backends.backend_agg matplotlib.backends.backend_svg "
-    "safetensors.torch PIL.JpegImagePlugin PIL.PngImagePlugin PIL.GifImagePlugin PIL.BmpImagePlugin "
-    "PIL.WebPImagePlugin PIL.TiffImagePlugin PIL.MpoImagePlugin"
-).split()
+MODULES = ["cli", "extract.arrays", "extract.datasets", "extract.download", "extract.encoders", "extract.importing", "extract.pipeline", "extract.synthetic", "extract.verify", "heads.checkpoint", "heads.embed", "heads.ensemble", "heads.finetune", "heads.query", "heads.sweep", "heads.training", "retrieval.baselines", "retrieval.embeddings", "retrieval.evaluation", "retrieval.hubness", "retrieval.index", "retrieval.leaderboard", "retrieval.metrics", "retrieval.search", "analysis.describe", "analysis.plots", "analysis.report", "analysis.sweeps", "transformers.models.bert.modeling_bert", "torchvision.models", "faiss", "filelock", "sklearn.decomposition", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "safetensors.torch", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.MpoImagePlugin"]
 
 
 def main() -> None:
@@ -38,6 +30,8 @@ def main() -> None:
     for name in MODULES:
         with contextlib.suppress(ImportError):  # modules come and go; what is missing is imported by the fork
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGXFSZ else signal.SIG_DFL)
     with os.fdopen(requests) as incoming, os.fdopen(answers, "w") as outgoing:
@@ -143,8 +137,8 @@ def run_child(command: dict, told: int) -> None:
         prepare(command)
         os.write(told, b".")
         os.close(told)
-        code = call(command["arguments"])
-        atexit._run_exitfuncs()
+        code = call(command["arguments"]) if not command["function"] else call_function(command)
+        weakref.finalize._exitfunc()  # temporary files go, as at the end of a process
     except BaseException:
         traceback.print_exc()
     finally:
@@ -198,11 +192,18 @@ def call(arguments: list[str]) -> int:
     return 0
 
 
+def call_function(command: dict) -> int:
+    """Calls a function of this package, given as MODULE:NAME, with the command's arguments."""
+    module, _, name = command["function"].partition(":")
+    getattr(importlib.import_module(module), name)(*command["arguments"])
+    return 0
+
+
 def count_calls(file: str) -> None:
     """Writes how often each system call was made below the watched folder."""
     library = ctypes.CDLL(None)
     library.faults_watch(b"")
-    names = "open create read write truncate allocate fsync rename mkdir unlink lock".split()
+    names = ["open", "create", "read", "write", "truncate", "allocate", "fsync", "rename", "mkdir", "unlink", "lock"]
     Path(file).write_text(json.dumps({name: library.faults_count(name.encode()) for name in names}))
 
 

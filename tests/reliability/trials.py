@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MORE_CPU_SECONDS = 10.0  # beyond the clean command: a hang
 MORE_WAIT_SECONDS = 60.0
 MEMORY = 3 * 2**30  # bytes a command may take beyond what the imports take
-FAULTS = ("traceback", "crash", "silent difference", "lost", "hang")
+FAULTS = ("traceback", "crash", "silent difference", "lost", "refused", "hang")
 OUTCOMES = ("right", "error", "ledger", *FAULTS)
 EXPECTED_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 UNEXPECTED = ("Traceback (most recent call last)", "error: unexpected", "Fatal Python error")
@@ -41,6 +41,7 @@ class Command:
     signals: tuple[tuple[int, float], ...] = ()
     start_after: float = 0.0
     calls_file: str = ""
+    function: str = ""
 
     def but(self, **changes) -> "Command":
         """The same command under other conditions."""

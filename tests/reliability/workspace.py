@@ -3,14 +3,12 @@
     python -m reliability.workspace FOLDER
 """
 
-import json
 import shutil
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from reliability.trials import Command, Warm
 
@@ -59,43 +57,46 @@ class Workspace:
         return (*options, "--image-layers", "last", "--views", str(views), "--batch-size", "8", "--device", "cpu")
 
 
-def build(folder: Path) -> Workspace:
+def build(folder: Path, warm: Warm) -> Workspace:
     """Makes BASE in ``folder``, unless it is there already."""
     workspace = Workspace(folder)
     if (workspace.base / "DONE").exists():
         return workspace
     workspace.base.mkdir(parents=True)
-    draw(workspace)
-    with Warm(folder) as warm:
+    limits = {"cpu_seconds": 300, "wait_seconds": 600}
 
-        def command(*arguments) -> None:
-            ended = warm.run(Command(tuple(map(str, arguments)), cpu_seconds=300, wait_seconds=600))
-            if ended.code:
-                raise RuntimeError(f"{arguments} ended with {ended.code}: {ended.stderr}")
+    def command(*arguments, function: str = "") -> None:
+        ended = warm.run(Command(tuple(map(str, arguments)), function=function, **limits))
+        if ended.code:
+            raise RuntimeError(f"{arguments} ended with {ended.code}: {ended.stderr}")
 
-        run, store = workspace.run, workspace.store
-        command("extract", "--data", workspace.data / "captions.csv", "--store", store, *workspace.encoders())
-        command("fit", "--store", store, "--run", run, *FIT)
-        command("fit", "--store", store, "--run", workspace.other_run, *FIT, "--set", "training.seed=1")
-        command("sweep", "--store", store, "--out", workspace.sweep, *GRID, *FIT)
-        command("index", "--run", run, "--index", workspace.index, "--device", "cpu")
-        images = workspace.data / "images"
-        command("index", "--run", run, "--images", images, "--index", workspace.folder_index, "--device", "cpu")
-        command("finetune", "--run", run, "--data", workspace.data, "--store", store, "--out", workspace.tuned, *TUNE)
+    command(folder, function="reliability.workspace:draw")
     import_tables(workspace)
     zip_archives(workspace)
+    run, store = workspace.run, workspace.store
+    command("extract", "--data", workspace.data / "captions.csv", "--store", store, *workspace.encoders())
+    command("fit", "--store", store, "--run", run, *FIT)
+    command("fit", "--store", store, "--run", workspace.other_run, *FIT, "--set", "training.seed=1")
+    command("sweep", "--store", store, "--out", workspace.sweep, *GRID, *FIT)
+    command("index", "--run", run, "--index", workspace.index, "--device", "cpu")
+    images = workspace.data / "images"
+    command("index", "--run", run, "--images", images, "--index", workspace.folder_index, "--device", "cpu")
+    data = workspace.data / "captions.csv"
+    command("finetune", "--run", run, "--data", data, "--store", store, "--out", workspace.tuned, *TUNE)
     (workspace.base / "DONE").touch()
     return workspace
 
 
-def draw(workspace: Workspace) -> None:
-    """Draws the images and makes the tiny text encoder, in this process: nothing is forked from it."""
+def draw(folder: str) -> None:
+    """Draws the images and makes the tiny text encoder. It computes, so it runs in a fork."""
     import torch
+    from transformers import BertConfig, BertModel
+
     from extract.datasets import read_dataset
     from extract.encoders import _dataset_tokenizer
     from extract.synthetic import draw_dataset
-    from transformers import BertConfig, BertModel
 
+    workspace = Workspace(Path(folder))
     draw_dataset(workspace.data, TRAIN, DEV, TEST)
     tokenizer = _dataset_tokenizer(read_dataset(workspace.data).captions)
     torch.manual_seed(0)
@@ -128,10 +129,6 @@ def zip_archives(workspace: Workspace) -> None:
         archive.writestr("Flickr_8k.trainImages.txt", "0000.jpg\n0001.jpg\n")
 
 
-def write_config(path: Path, **groups: dict) -> None:
-    """Writes settings as YAML."""
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(groups))))
-
-
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    with Warm(Path(sys.argv[1])) as started:
+        build(Path(sys.argv[1]), started)
