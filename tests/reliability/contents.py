@@ -150,7 +150,8 @@ def evaluation_values(file: Path) -> dict:
 
 def figure_names(folder: Path) -> dict:
     """The figures of a folder; each must be whole."""
-    return {str(path.relative_to(folder)): path.stat().st_size > 500 for path in sorted(folder.rglob("*.[ps][nv]g"))}
+    figures = [path for path in sorted(folder.rglob("*.[ps][nv]g")) if not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.stat().st_size > 500 for path in figures}
 
 
 def without_times(value):

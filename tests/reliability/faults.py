@@ -7,8 +7,7 @@ import os
 import random
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +57,7 @@ class NotHere(Exception):
     """This machine cannot inject faults; its text is the reason."""
 
 
-def build_library(folder: Path) -> Path:
+def build_library(folder: Path, name: str = "") -> Path:
     """Compiles the library that makes system calls fail.
 
     Raises:
@@ -67,7 +66,7 @@ def build_library(folder: Path) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NotHere("no C compiler")
-    library = folder / "faults.so"
+    library = folder / f"faults{name}.so"
     built = subprocess.run(
         [compiler, "-O1", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"], capture_output=True, text=True
     )
@@ -198,41 +197,36 @@ def judge_restart(writer: Writer, clean: Clean, scratch: Path, again: Ended) -> 
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of ``size`` bytes.
+def small_disk(place: Path) -> Iterator[Callable[[int], None]]:
+    """Mounts a file system at an empty folder, and gives a call that changes its size in bytes.
 
     Raises:
         NotHere: only root may mount one, and not everywhere.
     """
-    place = Path(tempfile.mkdtemp(prefix="disk-", dir=folder))
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        place.rmdir()
         raise NotHere("file systems cannot be mounted here")
     try:
-        yield place
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
-        place.rmdir()
 
 
 def try_small_disk(warm: Warm, workspace: Workspace, writer: Writer, clean: Clean, size: int, archives=()) -> Verdict:
-    """Runs a writer on a file system of ``size`` bytes, makes it large enough, and runs the writer again.
+    """Runs a writer where ``size`` bytes are free, makes room, and runs the writer again.
 
     Raises:
         NotHere: no file system can be mounted.
     """
-    with small_disk(workspace.folder, 2**30) as disk:
-        scratch = disk / "trial"
-        scratch.mkdir()
+    scratch = workspace.scratch(trial_name(warm))
+    with small_disk(scratch) as resize:
         (scratch / "tmp").mkdir()
         writer.prepare(workspace, scratch)
-        used = sum(path.stat().st_blocks * 512 for path in scratch.rglob("*"))
-        resize = ["mount", "-o", "remount,size={}", str(disk)]
+        used = sum(path.lstat().st_blocks * 512 for path in scratch.rglob("*"))
+        resize(used + size)
         command = writer.command(workspace, scratch, archives).allowing(clean.ended)
-        subprocess.run([part.format(used + size) for part in resize], check=True)
         before = Snapshot(scratch)
         old = writer.values(scratch)
         verdict = judge_end(writer, clean, scratch, before, old, warm.run(command))
-        subprocess.run([part.format(2**30) for part in resize], check=True)
+        resize(2**30)
         return verdict if verdict.is_fault else judge_restart(writer, clean, scratch, warm.run(command)) or verdict

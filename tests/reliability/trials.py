@@ -42,6 +42,7 @@ class Command:
     start_after: float = 0.0
     calls_file: str = ""
     function: str = ""
+    skipped: tuple[str, ...] = ()
 
     def but(self, **changes) -> "Command":
         """The same command under other conditions."""
@@ -150,12 +151,16 @@ class Warm:
 
 
 def run_cold(command: Command) -> Ended:
-    """Runs a command in a process of its own, from the start of Python on. Faults and archives are not for it."""
+    """Runs a command in a process of its own, from the start of Python on. Failing system calls are not for it."""
     begun = time.monotonic()
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    program = [str(ROOT / "cli.py"), *command.arguments]
+    if command.archives or command.skipped or command.function:
+        program = ["-m", "reliability.server", json.dumps(asdict(command))]
     with open(command.stdin, "rb") as stdin:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "cli.py"), *command.arguments],
+            [sys.executable, *program],
             cwd=command.folder,
             env=environment | command.environment,
             stdin=stdin,

@@ -19,8 +19,8 @@ def nothing(workspace: Workspace, scratch: Path) -> None:
 class Writer:
     """A writing command: its options, what has to be there before, and the values of its result.
 
-    ``outputs`` are names in the trial's folder, the result's own first. A result in ``parts`` is replaced one part after
-    the other: the first words of its values' names say which part they belong to.
+    ``outputs`` are names in the trial's folder, the result's own first. A result in ``parts`` is replaced one part
+    after the other: the first words of its values' names say which part they belong to.
     """
 
     name: str
@@ -214,6 +214,7 @@ WRITERS = {
             lambda base, to: ("plot", "--sweep", base.sweep, "--out", to / "figures"),
             ("figures",),
             contents.figure_names,
+            parts=True,
         ),
         Writer(
             "download",
