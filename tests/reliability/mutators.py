@@ -10,7 +10,16 @@ import numpy as np
 import yaml
 
 BOUNDARIES = (0, 1, -1, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 2**64 - 1)
-MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"RIFF", b"II*\0", b"\x89HDF\r\n\x1a\n", b"PK\3\4")
+MAGIC = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0",
+    b"GIF89a",
+    b"BM",
+    b"RIFF",
+    b"II*\0",
+    b"\x89HDF\r\n\x1a\n",
+    b"PK\3\4",
+)
 MAGIC += (b"\x93NUMPY", b"%!PS-Adobe-3.0\n", b"\x80\x04", b"\xef\xbb\xbf", b"\xff\xfe", b"\0" * 8)
 
 

@@ -88,6 +88,7 @@ def main() -> None:
         print("{}", file=outgoing, flush=True)
         for line in incoming:
             print(json.dumps(run_all(json.loads(line))), file=outgoing, flush=True)
+    os._exit(0)  # libraries that were only imported have nothing to tidy up, and some complain
 
 
 def run_all(commands: list[dict]) -> list[dict]:

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from reliability.trials import Command, Warm
 
@@ -58,11 +59,18 @@ class Workspace:
 
 
 def build(folder: Path, warm: Warm) -> Workspace:
-    """Makes BASE in ``folder``, unless it is there already."""
+    """Makes BASE in ``folder``, unless it is there already or another process makes it at the moment."""
     workspace = Workspace(folder)
-    if (workspace.base / "DONE").exists():
-        return workspace
-    workspace.base.mkdir(parents=True)
+    with FileLock(folder / "base.lock"):
+        if not (workspace.base / "DONE").exists():
+            workspace.base.mkdir(parents=True)
+            fill(workspace, warm)
+            (workspace.base / "DONE").touch()
+    return workspace
+
+
+def fill(workspace: Workspace, warm: Warm) -> None:
+    """Makes everything in BASE."""
     limits = {"cpu_seconds": 300, "wait_seconds": 600}
 
     def command(*arguments, function: str = "") -> None:
@@ -70,7 +78,7 @@ def build(folder: Path, warm: Warm) -> Workspace:
         if ended.code:
             raise RuntimeError(f"{arguments} ended with {ended.code}: {ended.stderr}")
 
-    command(folder, function="reliability.workspace:draw")
+    command(workspace.folder, function="reliability.workspace:draw")
     import_tables(workspace)
     zip_archives(workspace)
     run, store = workspace.run, workspace.store
@@ -83,8 +91,6 @@ def build(folder: Path, warm: Warm) -> Workspace:
     command("index", "--run", run, "--images", images, "--index", workspace.folder_index, "--device", "cpu")
     data = workspace.data / "captions.csv"
     command("finetune", "--run", run, "--data", data, "--store", store, "--out", workspace.tuned, *TUNE)
-    (workspace.base / "DONE").touch()
-    return workspace
 
 
 def draw(folder: str) -> None:
