@@ -145,6 +145,26 @@ def try_file_size(warm: Warm, workspace: Workspace, writer: Writer, clean: Clean
     return judge_failure(warm, writer, clean, scratch, command.but(file_size=size), command)
 
 
+def try_read_only(warm: Warm, workspace: Workspace, writer: Writer, clean: Clean, archives: tuple = ()) -> Verdict:
+    """Runs a writer on a folder that is mounted read-only, then on one that is not.
+
+    Raises:
+        NotHere: no file system can be mounted.
+    """
+    scratch = workspace.scratch(trial_name(warm))
+    with small_disk(scratch) as resize:
+        (scratch / "tmp").mkdir()
+        writer.prepare(workspace, scratch)
+        subprocess.run(["mount", "-o", "remount,ro", str(scratch)], check=True)
+        command = writer.command(workspace, scratch, archives).allowing(clean.ended)
+        before = Snapshot(scratch)
+        old = writer.values(scratch)
+        verdict = judge_end(writer, clean, scratch, before, old, warm.run(command))
+        subprocess.run(["mount", "-o", "remount,rw", str(scratch)], check=True)
+        resize(2**30)
+        return verdict if verdict.is_fault else judge_restart(writer, clean, scratch, warm.run(command)) or verdict
+
+
 def judge_failure(
     warm: Warm,
     writer: Writer,

@@ -386,7 +386,7 @@ REFUSED = ("zip_slips", "zip_link", "zip_bomb", "huge_dataset", "linked_embeddin
 
 
 def try_case(session: Session, name: str) -> Verdict:
-    """Runs the commands on a malicious file: no code of its runs, nothing outside is read or written, all of them end."""
+    """Runs the commands on a malicious file: no code runs, nothing outside is read or written, all end."""
     trap = Trap(session)
     commands = CASES[name](trap)
     before = {path: value for path, value in digests(trap.outside).items() if trap.folder not in path.parents}

@@ -70,7 +70,7 @@ MODULES = [
 
 
 def main() -> None:
-    """Imports the program, says so, and answers requests until there are no more; or runs one command, given as JSON."""
+    """Imports the program, says so, and answers requests; or runs one command, given as JSON."""
     if len(sys.argv) == 2:
         command = json.loads(sys.argv[1])
         sys.argv = ["cli.py", *command["arguments"]]

@@ -70,7 +70,7 @@ def test_damaged_json_is_read_or_refused(tmp_path, seed):
 def test_damaged_settings_are_read_or_refused(tmp_path, seed):
     text = yaml.safe_dump(Config().to_dict())
     path = tmp_path / "config.yaml"
-    path.write_bytes(mutate_yaml(text.replace("\n", "\n", 1), random.Random(seed)))
+    path.write_bytes(mutate_yaml(text, random.Random(seed)))
     if path.stat().st_size < 2000 and b"&a0" in path.read_bytes():
         return  # test_aliases_do_not_multiply has these
     value = read_or_refuse(load_config, path, [])
@@ -87,8 +87,9 @@ def test_settings_come_back_as_they_were_written(tmp_path):
 def test_aliases_do_not_multiply(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(alias_bomb(4))
-    message = str(pytest.raises(OnceoverError, load_config, path, []).value)
-    assert len(message) < 2000
+    with pytest.raises(OnceoverError) as refused:
+        load_config(path, [])
+    assert len(str(refused.value)) < 2000
 
 
 @given(st.binary(min_size=2, max_size=200), st.integers(0, 2**32), st.sampled_from(BYTE_MUTATORS))
