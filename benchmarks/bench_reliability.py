@@ -16,6 +16,7 @@ with the same seed runs exactly that trial. ``KIND`` is as in the tables.
 import argparse
 import json
 import multiprocessing
+import queue
 import sys
 import time
 from collections import Counter
@@ -26,12 +27,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from reliability import again, endurance, faults, fuzz, hostile, kills, pairs
-from reliability.session import Session, open_session
-from reliability.trials import OUTCOMES, Verdict
-from reliability.writers import SMALL, WRITERS
+from reliability import again, endurance, faults, fuzz, hostile, kills, pairs  # noqa: E402
+from reliability.session import Session, open_session  # noqa: E402
+from reliability.trials import OUTCOMES, Verdict  # noqa: E402
+from reliability.writers import SMALL, WRITERS  # noqa: E402
 
 AREAS = ("fuzz", "hostile", "kills", "faults", "pairs", "again", "long")
 COLD = 20  # trials of each kind from the start of Python on
@@ -77,7 +79,12 @@ def main() -> None:
         parser.error(f"no such area: {', '.join(sorted(unknown))}")
     options.folder = options.folder.resolve()
     begun = time.monotonic()
-    results = list(run(options))
+    results: list[Result] = []
+    try:
+        for result in run(options):
+            results.append(result)
+    except KeyboardInterrupt:
+        print("interrupted; what follows is what was done", file=sys.stderr)
     text = report(results, options)
     print(text)
     if options.out:
@@ -135,16 +142,34 @@ def run_tasks(tasks: list[Task], options) -> Iterator[list[Result]]:
     for worker in workers:
         worker.start()
     for _ in tasks:
-        yield done.get()
+        results = next_of(done, workers)
+        if isinstance(results, str):
+            raise RuntimeError(f"the trials themselves failed: {results}")
+        yield results
     for worker in workers:
         worker.join()
+
+
+def next_of(done, workers: list) -> list[Result] | str:
+    """The next results; an error where a worker has died."""
+    while True:
+        try:
+            return done.get(timeout=5)
+        except queue.Empty:
+            dead = [worker.exitcode for worker in workers if worker.exitcode]
+            if dead:
+                return f"a worker ended with exit code {dead[0]}"
 
 
 def work(waiting, done, folder: Path, seed: int, positions: int) -> None:
     """Takes tasks until there are no more. Each process has a warmed process of its own; they share BASE."""
     with open_session(folder) as session:
         while (task := waiting.get()) is not None:
-            done.put(run_task(session, task, seed, positions))
+            try:
+                done.put(run_task(session, task, seed, positions))
+            except Exception as error:
+                done.put(f"{task.kind}: {type(error).__name__}: {error}")
+                raise
 
 
 def area_of(kind: str) -> str:
