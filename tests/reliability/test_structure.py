@@ -16,7 +16,7 @@ from extract.datasets import read_captions, read_dataset
 from extract.files import read_json
 from reliability.mutators import BYTE_MUTATORS, alias_bomb, mutate_json, mutate_table, mutate_yaml
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 captions = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp", "Zs"]), min_size=1)
 
 
