@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 
-from reliability import again, endurance, faults, fuzz, hostile, kills, pairs  # noqa: E402
+from reliability import again, endurance, faults, fuzz, fuzz_inputs, hostile, kills, pairs  # noqa: E402
 from reliability.session import Session, open_session  # noqa: E402
 from reliability.trials import OUTCOMES, Verdict  # noqa: E402
 from reliability.writers import SMALL, WRITERS  # noqa: E402
@@ -186,7 +186,7 @@ def plan(options) -> Iterator[Task]:
     writers = [*SMALL, "demo"] if options.demo else SMALL
     for kind in fuzz.ALL_KINDS:
         if "fuzz" in areas or kind in areas:
-            size = fuzz.IMAGES_AT_ONCE if kind == "images" else 10
+            size = fuzz_inputs.IMAGES_AT_ONCE if kind == "images" else 10
             for start in range(0, options.count, size):
                 yield Task("fuzz", kind, tuple(range(start, min(start + size, options.count))))
             yield Task("fuzz", f"{kind} from cold", tuple(range(min(COLD, options.count))))

@@ -14,9 +14,12 @@ from configs import OnceoverError
 from configs.schema import Config, load_config
 from extract.datasets import read_captions, read_dataset
 from extract.files import read_json
-from reliability.mutators import BYTE_MUTATORS, alias_bomb, mutate_json, mutate_table, mutate_yaml
+from reliability.mutators import BYTE_MUTATORS
+from reliability.text_mutators import alias_bomb, mutate_json, mutate_table, mutate_yaml
 
-QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 captions = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp", "Zs"]), min_size=1)
 
 
@@ -99,4 +102,4 @@ def test_mutators_are_seeded(data, seed, mutator):
 
 def test_every_part_of_the_net_is_short():
     for path in Path(__file__).parent.glob("*.py"):
-        assert len(path.read_text().splitlines()) < 500, path.name
+        assert len(path.read_text().splitlines()) < 300, path.name
