@@ -288,7 +288,7 @@ def counts(results: list[Result]) -> dict:
 def report(results: list[Result], options) -> str:
     """A Markdown table for each area."""
     lines = []
-    shown = [outcome for outcome in OUTCOMES if outcome not in ("refused", "let in")] + ["refused", "let in"]
+    shown = OUTCOMES
     for area in AREAS:
         chosen = [result for result in results if result.area == area]
         if not chosen:
