@@ -1,0 +1,264 @@
+"""A process that has imported the program once and runs each command line in a fork of itself.
+
+    python -m reliability.server READ WRITE
+    python -m reliability.server COMMAND
+
+It reads requests from the file descriptor READ, a line of JSON each, and answers on WRITE with a line of JSON. It does
+no arithmetic before it forks, so that a fork behaves like a fresh process. ``trials.py`` starts it and talks to it.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+import weakref
+from pathlib import Path
+
+MODULES = [
+    "cli",
+    "extract.arrays",
+    "extract.datasets",
+    "extract.download",
+    "extract.encoders",
+    "extract.importing",
+    "extract.pipeline",
+    "extract.synthetic",
+    "extract.verify",
+    "heads.checkpoint",
+    "heads.embed",
+    "heads.ensemble",
+    "heads.finetune",
+    "heads.query",
+    "heads.sweep",
+    "heads.training",
+    "retrieval.baselines",
+    "retrieval.embeddings",
+    "retrieval.evaluation",
+    "retrieval.hubness",
+    "retrieval.index",
+    "retrieval.leaderboard",
+    "retrieval.metrics",
+    "retrieval.search",
+    "analysis.describe",
+    "analysis.plots",
+    "analysis.report",
+    "analysis.sweeps",
+    "transformers.models.bert.modeling_bert",
+    "torchvision.models",
+    "faiss",
+    "filelock",
+    "sklearn.decomposition",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "safetensors.torch",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.GifImagePlugin",
+    "PIL.BmpImagePlugin",
+    "PIL.WebPImagePlugin",
+    "PIL.TiffImagePlugin",
+    "PIL.MpoImagePlugin",
+]
+
+
+def main() -> None:
+    """Imports the program, says so, and answers requests; or runs one command, given as JSON."""
+    if len(sys.argv) == 2:
+        command = json.loads(sys.argv[1])
+        sys.argv = ["cli.py", *command["arguments"]]
+        prepare(command)
+        sys.exit(call(command["arguments"]) if not command["function"] else call_function(command))
+    requests, answers = (int(number) for number in sys.argv[1:3])
+    for name in MODULES:
+        with contextlib.suppress(ImportError):  # modules come and go; what is missing is imported by the fork
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGXFSZ else signal.SIG_DFL)
+    with os.fdopen(requests) as incoming, os.fdopen(answers, "w") as outgoing:
+        print("{}", file=outgoing, flush=True)
+        for line in incoming:
+            print(json.dumps(run_all(json.loads(line))), file=outgoing, flush=True)
+    os._exit(0)  # libraries that were only imported have nothing to tidy up, and some complain
+
+
+def run_all(commands: list[dict]) -> list[dict]:
+    """Runs commands at the same time, each from its ``start_after`` on, and tells how each of them ended."""
+    begun = time.monotonic()
+    waiting = sorted(range(len(commands)), key=lambda number: commands[number]["start_after"])
+    running: dict[int, Child] = {}
+    ended: dict[int, dict] = {}
+    while waiting or running:
+        now = time.monotonic()
+        while waiting and now - begun >= commands[waiting[0]]["start_after"]:
+            number = waiting.pop(0)
+            running[number] = Child(commands[number])
+        moments = [child.next_moment() for child in running.values()]
+        moments += [begun + commands[number]["start_after"] for number in waiting[:1]]
+        poll = select.poll()
+        for child in running.values():
+            poll.register(child.handle, select.POLLIN)
+        poll.poll(1000 * max(0.0, min(moments) - time.monotonic()))
+        for number, child in list(running.items()):
+            child.act()
+            if (report := child.report()) is not None:
+                ended[number] = report
+                del running[number]
+    return [ended[number] for number in range(len(commands))]
+
+
+class Child:
+    """One command in a fork, with the signal it is to get and the time it may take."""
+
+    def __init__(self, command: dict):
+        self.command = command
+        ready, told = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(ready)
+            run_child(command, told)
+        os.close(told)
+        os.read(ready, 1)
+        os.close(ready)
+        self.begun = time.monotonic()
+        self.handle = os.pidfd_open(self.pid)
+        self.deadline = self.begun + command["wait_seconds"]
+        self.signals = [(self.begun + moment, number) for number, moment in command["signals"]]
+        self.timed_out = False
+
+    def next_moment(self) -> float:
+        """When something is to be done about this process next."""
+        return min([self.deadline, *(moment for moment, _ in self.signals)])
+
+    def act(self) -> None:
+        """Sends the signals whose moment has come; ends a process that has waited too long."""
+        now = time.monotonic()
+        for moment, number in list(self.signals):
+            if now >= moment:
+                self.signals.remove((moment, number))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+        if now >= self.deadline:
+            self.timed_out = True
+            self.deadline = now + 5
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def report(self) -> dict | None:
+        """How the process ended; nothing while it runs."""
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        os.close(self.handle)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # whatever it started and left behind
+        return {
+            "code": os.waitstatus_to_exitcode(status),
+            "seconds": time.monotonic() - self.begun,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "peak_bytes": usage.ru_maxrss * 1024,
+            "timed_out": self.timed_out,
+        }
+
+
+def run_child(command: dict, told: int) -> None:
+    """Runs the command line in this process, which ends with it."""
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            opened = os.open(command[name], flags, 0o644)
+            os.dup2(opened, number)
+            os.close(opened)
+        os.chdir(command["folder"])
+        os.environ.update(command["environment"])
+        sys.argv = ["cli.py", *command["arguments"]]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        limit(command)
+        prepare(command)
+        os.write(told, b".")
+        os.close(told)
+        code = call(command["arguments"]) if not command["function"] else call_function(command)
+        weakref.finalize._exitfunc()  # temporary files go, as at the end of a process
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        if command["calls_file"]:
+            count_calls(command["calls_file"])
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def limit(command: dict) -> None:
+    """Bounds processor time, memory and the size of files for this process."""
+    seconds = int(command["cpu_seconds"] + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if command["memory"]:
+        status = Path("/proc/self/status").read_text()
+        data = next(line.split()[1] for line in status.splitlines() if line.startswith("VmData"))
+        bound = int(data) * 1024 + command["memory"]
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+    if command["file_size"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (command["file_size"], command["file_size"]))
+
+
+def prepare(command: dict) -> None:
+    """Changes what the trial asks for: where archives are downloaded from, which system call fails."""
+    if command["archives"]:
+        download = importlib.import_module("extract.download")
+        archives = tuple(download.Archive(*archive) for archive in command["archives"])
+        download.ARCHIVES["flickr8k"] = archives
+    for module, _, name in (skipped.partition(":") for skipped in command["skipped"]):
+        setattr(importlib.import_module(module), name, lambda *_, **__: [])
+    if command["fault"]:
+        fault = command["fault"]
+        library = ctypes.CDLL(None)
+        library.faults_watch(os.fsencode(fault["folder"]))
+        if fault["call"]:
+            library.faults_set(fault["call"].encode(), fault["errno"], fault["number"], fault["lasting"])
+
+
+def call(arguments: list[str]) -> int:
+    """The exit code of a command line, with the traceback of what nothing has caught, as in a process of its own."""
+    from cli import cli
+
+    try:
+        cli(arguments, prog_name="python cli.py")
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def call_function(command: dict) -> int:
+    """Calls a function of this package, given as MODULE:NAME, with the command's arguments."""
+    module, _, name = command["function"].partition(":")
+    getattr(importlib.import_module(module), name)(*command["arguments"])
+    return 0
+
+
+def count_calls(file: str) -> None:
+    """Writes how often each system call was made below the watched folder."""
+    library = ctypes.CDLL(None)
+    library.faults_watch(b"")
+    names = ["open", "create", "read", "write", "truncate", "allocate", "fsync", "rename", "mkdir", "unlink", "lock"]
+    Path(file).write_text(json.dumps({name: library.faults_count(name.encode()) for name in names}))
+
+
+if __name__ == "__main__":
+    main()
