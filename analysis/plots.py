@@ -21,10 +21,11 @@ from PIL import Image
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
 from extract.files import MAX_TEXT, read_bytes, read_json
+from extract.hdf5 import StoredRows
 from extract.memory import default_memory
 from extract.outputs import Outputs
 from extract.pictures import read_picture
-from extract.store import KINDS, FeatureStore
+from extract.store import KINDS, FeatureStore, row_blocks
 from retrieval.embeddings import Embeddings, model_name, read_embeddings
 from retrieval.metrics import Ranks, chance, rank
 
@@ -451,11 +452,11 @@ def draw_features(store: FeatureStore, memory: int) -> Figure:
     *scatters, curve = figure.subplots(1, len(kinds) + 1)
     for axes, kind in zip(scatters, kinds, strict=True):
         name, colour = {"image": ("picture features", PICTURE), "text": ("caption features", CAPTION)}[kind]
-        mapped = store.image_features[:, 0] if kind == "image" else store.text_features
-        most = max(1000, memory // (8 * 4 * mapped.shape[1]))
-        rows = np.sort(np.random.default_rng(0).permutation(len(mapped))[:most])
-        features, of_split = mapped[rows].astype(np.float32), split_of_row[kind][rows]
-        shown = f"{len(mapped):,} rows" if len(rows) == len(mapped) else f"{len(rows):,} of {len(mapped):,} rows"
+        stored = store.features(kind)
+        most = max(1000, memory // (8 * 4 * stored.shape[-1]))
+        rows = np.sort(np.random.default_rng(0).permutation(len(stored))[:most])
+        features, of_split = _plain_features(stored, rows), split_of_row[kind][rows]
+        shown = f"{len(stored):,} rows" if len(rows) == len(stored) else f"{len(rows):,} of {len(stored):,} rows"
         components = min(256, *features.shape)
         model = PCA(components, svd_solver="randomized", random_state=0).fit(features)
         places = np.pad(model.transform(features), ((0, 0), (0, 1)))[:, :2]  # one component: a line
@@ -491,6 +492,15 @@ def draw_features(store: FeatureStore, memory: int) -> Figure:
     _plain_ticks(curve)
     curve.legend(loc="upper left")
     return figure
+
+
+def _plain_features(stored: StoredRows, rows: np.ndarray) -> np.ndarray:
+    """Features of some rows, of images those of the plain view: float32 (R, D)."""
+    features = np.empty((len(rows), stored.shape[-1]), np.float32)
+    for block in row_blocks(len(rows)):
+        values = stored[rows[block]]
+        features[block] = values[:, 0] if values.ndim == 3 else values
+    return features
 
 
 def plot_hits(hits: "list[Hit]", query: "Query", kind: str, out: Path) -> None:

@@ -69,12 +69,10 @@ class Trap:
 
 def sign_store(name: str) -> None:
     """Writes the checksums of a store for what it holds now."""
-    from extract import store
+    from extract.hdf5 import add_checksums
 
     with h5py.File(name, "r+") as file:
-        for dataset in store._datasets(file):
-            file[dataset].attrs["sha256"] = store.checksum(file[dataset])
-        file.attrs["attributes_sha256"] = store._attributes_checksum(file)
+        add_checksums(file)
 
 
 def fit_command(trap: Trap, store: Path | str) -> tuple:
