@@ -506,11 +506,12 @@ class _Job:
             contents = self._contents_of_new(ids.difference(self.old.image_ids))
             lost = [row for row in lost if self.old.sha256[row] not in contents]
         captions = set(self.old.captions).difference(self.dataset.captions)
+        counts = {"pictures": len(lost), "different captions": len(captions)}
         if lost or captions:
+            rows = " and ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
             raise StoreError(
-                f"{self.path} holds {len(lost):,} pictures and {len(captions):,} captions that are not in "
-                f"{self.dataset.root}, or not among those asked for, and would be dropped: name another --store, or "
-                "drop them with --prune"
+                f"{self.path} holds {rows} that {self.dataset.root} has no more, or that were not asked for, and that "
+                "would be dropped: name another --store, or drop them with --prune"
             )
 
     def _contents_of_new(self, names: set[str]) -> set[str]:

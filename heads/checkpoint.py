@@ -148,17 +148,9 @@ def claim_folder(folder: Path) -> None:
 
 
 def place_to_work(folder: Path, force: bool) -> Path:
-    """Where a run is made: its folder, or, where one that is there is to be replaced, a hidden folder within.
-
-    ``force`` discards an unfinished run, and an unfinished replacement that it cannot be told to go on with.
-    """
-    if not force:
-        return folder
-    if any((folder / name).exists() for name in (PROVENANCE, FINETUNED)):
-        return folder / NEXT
-    if folder.exists() and any(folder.iterdir()):
-        begin(folder, {})
-    return folder
+    """Where a run is made: its folder, or, where a finished one is to be replaced, a hidden folder within."""
+    is_finished = any((folder / name).exists() for name in (PROVENANCE, FINETUNED))
+    return folder / NEXT if force and is_finished else folder
 
 
 def begin(folder: Path, state: dict) -> None:
@@ -321,17 +313,16 @@ def load_resume(folder: Path, request: str) -> dict | None:
     raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another, or --force")
 
 
-def load_begun(work: Path, folder: Path, request: str) -> dict | None:
+def load_begun(work: Path, request: str, force: bool) -> dict | None:
     """The state of what was begun in ``work`` (``place_to_work``), if it can be gone on with.
 
-    A replacement that cannot be gone on with is given up; the run that it would replace is not touched.
+    ``force`` gives up what cannot be gone on with. A finished run that is to be replaced is not touched.
 
     Raises:
-        RunError: an unfinished run, in its own folder, of another request, or one that cannot be read.
+        RunError: an unfinished run of another request, or one that cannot be read, without ``force``.
     """
-    if work == folder:
-        return load_resume(folder, request)
+    if not force:
+        return load_resume(work, request)
     with contextlib.suppress(RunError):
         return load_resume(work, request)
-    shutil.rmtree(work)
     return None

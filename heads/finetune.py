@@ -169,7 +169,7 @@ def _prepare(folder: Path, request: str, force: bool) -> None:
             raise RunError(f"{folder} holds another run; name another --out, or --force")
         return
     work = checkpoint.place_to_work(folder, force)
-    if checkpoint.load_begun(work, folder, request) is None:
+    if checkpoint.load_begun(work, request, force) is None:
         checkpoint.begin(work, {"request": request})
 
 

@@ -88,7 +88,7 @@ def fit(
                 f"{folder} holds a run of other settings or features; name another --run, or --force"
             )
         work = checkpoint.place_to_work(folder, force)
-        state = checkpoint.load_begun(work, folder, request)
+        state = checkpoint.load_begun(work, request, force)
         if state is None or "points" not in state:
             state = {"request": request, "memory": memory_on(torch.device(device), memory or default_memory())}
             checkpoint.begin(work, state)

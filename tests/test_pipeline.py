@@ -19,6 +19,7 @@ from PIL import Image
 from extract import pipeline
 from extract.datasets import read_dataset
 from extract.files import FileError, only_writer
+from extract.hdf5 import add_checksums
 from extract.pipeline import extract
 from extract.store import FeatureStore, StoreError, parts_folder
 from extract.streams import StreamError, deaths_told, in_order, in_processes, shares
@@ -530,6 +531,8 @@ def test_verify_sample_finds_features_of_another_encoder(store_file, tmp_path):
     path = Path(shutil.copy(store_file, tmp_path / "s.h5"))
     with h5py.File(path, "r+") as file:
         file["image/features"][...] = np.roll(file["image/features"][:], 1, axis=0)
+        del file["checksums"]
+        add_checksums(file)
     with FeatureStore(path) as store:
         _, problems = verify_sample(store, 4, device="cpu")
     assert len(problems) == 1
@@ -646,6 +649,8 @@ def test_verify_sample_compares_a_single_record_by_its_norm(drawn, tmp_path, ext
     assert problems == []
     with h5py.File(tmp_path / "t.h5", "r+") as file:
         file["text/features"][...] = -file["text/features"][:]
+        del file["checksums"]
+        add_checksums(file)
     with FeatureStore(tmp_path / "t.h5") as store:
         _, problems = verify_sample(store, 3, device="cpu")
     assert len(problems) == 1
@@ -658,6 +663,117 @@ def test_verify_sample_says_where_pictures_or_encoders_are_missing(store, tmp_pa
     store.provenance["data"] = str(tmp_path / "gone")
     with pytest.raises(StoreError, match="name their folder with --data"):
         verify_sample(store, 2, device="cpu")
+
+
+def test_trap_encoded_rows_are_dropped_only_when_asked(drawn, tmp_path, extract_config):
+    dataset = read_dataset(drawn)
+    path = tmp_path / "s.h5"
+    extract(dataset, path, extract_config, device="cpu")
+    whole = contents(path)
+    message = "holds 50 pictures and 250 different captions that .* would be dropped: name another --store, or drop"
+    with pytest.raises(StoreError, match=message):
+        extract(dataset.first(10), path, extract_config, device="cpu")
+    assert contents(path) == whole
+    assert extract(dataset.first(10), path, extract_config, device="cpu", prune=True).images == 10
+
+
+def test_trap_images_that_cannot_be_read_for_a_while_are_not_dropped(drawn, tmp_path, extract_config, monkeypatch):
+    """A stored image that the disk refuses ends the extraction; a new one goes into the ledger and is tried again."""
+    data = tmp_path / "data"
+    shutil.copytree(drawn, data)
+    path = tmp_path / "s.h5"
+    refused = {"images/0003.jpg"}
+    read = pipeline.read_bytes
+
+    def reading(file, most):
+        if str(Path(file).relative_to(data)) in refused:
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file, most)
+
+    monkeypatch.setattr(pipeline, "read_bytes", reading)
+    made = extract(read_dataset(data), path, extract_config, device="cpu")
+    assert made.images == 59
+    assert [failure[:3] for failure in made.failures if failure.stage == "image"] == [
+        ("images/0003.jpg", "image", "Permission denied")
+    ]
+    assert extract(read_dataset(data), path, extract_config, device="cpu").up_to_date
+    refused.clear()
+    made = extract(read_dataset(data), path, extract_config, device="cpu")
+    assert (made.images, made.up_to_date, made.computed["image"]) == (60, False, 1)
+    refused.add("images/0005.jpg")
+    os.utime(data / "images/0005.jpg")
+    message = "1 pictures of .* cannot be read now and would be dropped .the first: images/0005.jpg: Permission denied."
+    with pytest.raises(StoreError, match=message):
+        extract(read_dataset(data), path, extract_config, device="cpu")
+    with FeatureStore(path) as store:
+        assert len(store.image_ids) == 60
+
+
+def test_features_of_vanished_images_are_kept_beside_the_store_until_they_are_pruned(
+    drawn, tmp_path, extract_config, counting
+):
+    from extract.datasets import read_pictures
+
+    folder = tmp_path / "images"
+    shutil.copytree(drawn / "images", folder)
+    path, kept = tmp_path / "i.h5", tmp_path / "i.h5.kept"
+    options = {"device": "cpu", "keep_vanished": True}
+    extract(read_pictures(folder), path, extract_config, **options)
+    whole = contents(path)
+    assert not kept.exists()
+    (folder / "0003.jpg").rename(tmp_path / "away.jpg")
+    assert extract(read_pictures(folder), path, extract_config, **options).images == 59
+    assert len(list(kept.iterdir())) == 1
+    (folder / "0004.jpg").rename(tmp_path / "away2.jpg")
+    assert extract(read_pictures(folder), path, extract_config, **options).images == 58
+    (tmp_path / "away.jpg").rename(folder / "0003.jpg")
+    made = extract(read_pictures(folder), path, extract_config, **options)
+    assert (made.images, made.computed, made.reused) == (59, {"image": 0}, {"image": 59})
+    (tmp_path / "away2.jpg").rename(folder / "0004.jpg")
+    assert extract(read_pictures(folder), path, extract_config, **options).computed == {"image": 0}
+    assert contents(path) == whole
+    assert not kept.exists()
+    (folder / "0003.jpg").unlink()
+    extract(read_pictures(folder), path, extract_config, **options)
+    assert kept.exists()
+    extract(read_pictures(folder), path, extract_config, **options, prune=True)
+    assert not kept.exists()
+
+
+def test_a_damaged_shard_is_encoded_again(drawn, tmp_path, extract_config, interrupt_after, monkeypatch):
+    path = tmp_path / "s.h5"
+    monkeypatch.setattr(pipeline, "SHARD_ROWS", {"image": 16, "text": 64})
+    extract(read_dataset(drawn), tmp_path / "whole.h5", extract_config, device="cpu")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patched, 3)
+        extract(read_dataset(drawn), path, extract_config, device="cpu")
+    shard = sorted(parts_folder(path).glob("image-*.h5"))[1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    told = []
+    extract(read_dataset(drawn), path, extract_config, device="cpu", say=told.append)
+    assert any(line.startswith("encoding a damaged shard again: ") for line in told)
+    assert contents(path) == contents(tmp_path / "whole.h5")
+
+
+def test_trap_a_strangers_folder_of_shards_is_refused(drawn, tmp_path, extract_config):
+    parts = tmp_path / "s.h5.parts"
+    parts.mkdir()
+    (parts / "image-1.h5").write_text("mine")
+    with pytest.raises(StoreError, match="holds something else .image-1.h5.; move that elsewhere"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+    assert (parts / "image-1.h5").read_text() == "mine"
+
+
+def test_a_link_to_a_store_is_followed(drawn, tmp_path, extract_config):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "s.h5"
+    link.symlink_to(tmp_path / "disk/real.h5")
+    extract(read_dataset(drawn).first(12), link, extract_config, device="cpu")
+    assert link.is_symlink()
+    with FeatureStore(tmp_path / "disk/real.h5") as store:
+        assert len(store.image_ids) == 12
 
 
 def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tmp_path, extract_config, counting):
@@ -690,7 +806,9 @@ def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tm
         assert (len(lines), problems) == (1, [])
         assert lines[0].startswith("caption features")
     (tmp_path / "s.txt").write_text("A red circle .\nA green ring .\n")
-    made = extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
+    with pytest.raises(StoreError, match="holds 1 different captions that .* has no more, or that were not asked for"):
+        extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
+    made = extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu", prune=True)
     assert (made.computed, made.reused) == ({"text": 1}, {"text": 1})
 
 

@@ -1,8 +1,11 @@
 """Heads, batches and the fit: standardising, exact resume, honest selection, and the mistakes of peers."""
 
+import contextlib
 import functools
 import itertools
+import os
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,7 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import OnceoverError
 from configs.schema import Config, ModelConfig, TrainingConfig
+from extract.hdf5 import add_checksums
+from extract.outputs import Outputs
 from extract.store import FeatureStore
 from heads import checkpoint, chunks, stacking, training
 from heads.checkpoint import RunError, load_run, save_resume
@@ -218,7 +224,7 @@ def test_an_interrupted_fit_of_other_settings_is_not_gone_on_with(store, tmp_pat
     with pytest.raises(RunError, match="interrupted fit of other settings"):
         fit(store, tmp_path / "r", other, quality=measure)
     (tmp_path / "r" / "resume.pt").write_bytes(b"nonsense")
-    with pytest.raises(RunError, match="cannot be read; fit again with --force"):
+    with pytest.raises(RunError, match="cannot be read .File is not a zip file.; fit again with --force"):
         fit(store, tmp_path / "r", fit_config, quality=measure)
     assert fit(store, tmp_path / "r", other, quality=measure, force=True)["epochs"][0] >= 1
 
@@ -261,6 +267,8 @@ def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_fil
         captions = np.flatnonzero(np.isin(file["text/image_index"][:], test))
         file["image/features"][test] = np.random.default_rng(0).random((len(test), 2, 1024), np.float32)
         file["text/features"][captions] = np.full((len(captions), 32), 0.5, np.float32)
+        del file["checksums"]
+        add_checksums(file, ("image/features", "text/features"))
     seen = []
 
     def quality(images, texts, index):
@@ -339,7 +347,7 @@ def test_damaged_runs_are_named(run_dir, tmp_path):
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
     (folder / "heads.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(RunError, match="missing, damaged or of other settings"):
+    with pytest.raises(RunError, match="heads.safetensors is damaged, or was changed since the fit; restore it"):
         load_run(folder)
 
 
@@ -355,44 +363,118 @@ def test_trap_force_never_removes_what_is_not_a_runs_own(store, run_dir, tmp_pat
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
     (folder / "notes.txt").write_text("keep")
-    (folder / "evaluation-test.md").write_text("old")
+    Outputs(folder, "").write_text("evaluation-test.md", "old")
+    (folder / "evaluation-mine.md").write_text("mine")
+    (folder / "tokenizer/mine.txt").write_text("mine")
     (folder / "shuffled").mkdir()
     fit(store, folder, fit_config, quality=measure, force=True)
     assert (folder / "notes.txt").read_text() == "keep"
+    assert (folder / "evaluation-mine.md").read_text() == "mine"
+    assert (folder / "tokenizer/mine.txt").read_text() == "mine"
     assert not (folder / "evaluation-test.md").exists()
     assert not (folder / "shuffled").exists()
     assert outputs(folder) == outputs(run_dir)
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_trap_a_folder_that_a_kill_left_half_cleared_is_a_run_still(
-    store, run_dir, tmp_path, fit_config, monkeypatch, force
-):
-    def killed(_folder):
-        raise KeyboardInterrupt
+def test_trap_force_leaves_the_old_run_until_the_new_one_is_there(store, run_dir, tmp_path, fit_config, changed):
+    folder = tmp_path / "r"
+    shutil.copytree(run_dir, folder)
+    diverging = changed(fit_config, training={"learning_rate": 1e30})
+    with pytest.raises(OnceoverError, match="not finite|not unit vectors"):
+        fit(store, folder, diverging, quality=measure, force=True)
+    assert outputs(folder) == outputs(run_dir)
+    assert load_run(folder).provenance == load_run(run_dir).provenance
 
+
+@pytest.mark.parametrize("steps", range(0, 30, 3))
+def test_trap_a_replacement_that_was_killed_is_ended_by_the_next_command(
+    store, run_dir, tmp_path, fit_config, changed, monkeypatch, steps
+):
+    """Killed before each step in which files of a forced fit take the place of the old ones."""
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
     (folder / "index").mkdir()
-    (folder / "tokenizer/old.txt").write_text("old")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint, "remove_folder", killed)
-        fit(store, folder, fit_config, quality=measure, force=True)
-    assert (folder / "tokenizer/old.txt").exists()
-    fit(store, folder, fit_config, quality=measure, force=force)
-    assert outputs(folder) == outputs(run_dir)
+    (folder / "store.h5").write_text("of fine-tuning")
+    config = changed(fit_config, training={"seed": 5, "num_epochs": 3})
+    fit(store, tmp_path / "new", config, quality=measure)
+    take_place, left = checkpoint.take_place, [None]
+
+    def killed(name):
+        def step(*arguments, **options):
+            if left[0] is not None:
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            return name(*arguments, **options)
+
+        return step
+
+    def begin(work, target):
+        left[0] = steps
+        take_place(work, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "take_place", begin)
+        patched.setattr(os, "replace", killed(os.replace))
+        patched.setattr(Path, "unlink", killed(Path.unlink))
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(store, folder, config, quality=measure, force=True)
+    left[0] = None
+    fit(store, folder, config, quality=measure, force=steps == 0)
+    assert outputs(folder) == outputs(tmp_path / "new")
     assert (folder / "index").exists()
-    assert not (folder / "tokenizer/old.txt").exists()
+    assert (folder / "store.h5").exists()
+    assert not [file.name for file in folder.iterdir() if file.name.startswith(".")]
 
 
-def test_trap_a_folder_that_a_kill_left_cleared_is_a_run_still(store, run_dir, tmp_path, fit_config):
+def test_a_forced_fit_goes_on_where_it_was_interrupted(store, run_dir, tmp_path, fit_config, changed, monkeypatch):
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
-    (folder / "store.h5").write_text("of fine-tuning")
-    checkpoint.claim_folder(folder, force=True)
-    assert {path.name for path in folder.iterdir()} == {"resume.pt", "store.h5"}
-    fit(store, folder, fit_config, quality=measure, force=True)
+    config = changed(fit_config, training={"seed": 5})
+    fit(store, tmp_path / "new", config, quality=measure)
+    monkeypatch.setattr(training, "SAVE_EVERY", 0)
+    counted = iter(range(9))
+
+    def interrupted(*arrays):
+        if next(counted) == 2:
+            raise KeyboardInterrupt
+        return measure(*arrays)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, folder, config, quality=interrupted, force=True)
     assert outputs(folder) == outputs(run_dir)
+    told = []
+    fit(store, folder, config, quality=measure, force=True, say=told.append)
+    assert any(line.startswith("going on after epoch") for line in told)
+    assert outputs(folder) == outputs(tmp_path / "new")
+
+
+def test_trap_what_a_run_is_read_from_is_what_was_written(run_dir, tmp_path):
+    """A bit is flipped in each of the run's files; nothing but an error of one line may come of it."""
+    names = ["run.json", "config.yaml", "heads.safetensors", "history.csv", "tokenizer/tokenizer.json"]
+    generator = np.random.default_rng(0)
+    for name in names:
+        data = bytearray((run_dir / name).read_bytes())
+        for place in generator.integers(len(data), size=12):
+            folder = tmp_path / "r"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(run_dir, folder)
+            damaged = bytes(data[:place]) + bytes([data[place] ^ 0x10]) + bytes(data[place + 1 :])
+            (folder / name).write_bytes(damaged)
+            with pytest.raises(OnceoverError) as error:
+                _ = load_run(folder).tokenizer_files
+            assert "\n" not in str(error.value)
+
+
+def test_a_run_whose_folder_is_removed_while_it_is_fitted_is_not_called_finished(store, tmp_path, fit_config):
+    folder = tmp_path / "r"
+
+    def measured(*arrays):
+        shutil.rmtree(folder, ignore_errors=True)
+        return measure(*arrays)
+
+    with pytest.raises(RunError, match="config.yaml was removed while the run was being written; fit again"):
+        fit(store, folder, fit_config, quality=measured)
 
 
 def test_trap_the_shuffled_control_swaps_every_train_picture_s_captions_and_no_others(store):
@@ -515,7 +597,7 @@ def test_members_that_end_at_different_epochs_go_on_as_they_would_have(
             fit(store, tmp_path / "resumed", config, quality=measure, force=True)
         companies.clear()
         interrupt_at = None
-        fit(store, tmp_path / "resumed", config, quality=measure)
+        fit(store, tmp_path / "resumed", config, quality=measure, force=True)
         assert companies == whole[done:]
         assert outputs(tmp_path / "resumed") == outputs(tmp_path / "whole")
 
