@@ -597,7 +597,7 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
         check_result(json_to)
     result, written = _evaluate(run_dir, split, store_file, rerank, shuffled, memory, device)
     if json_to == "-":
-        click.echo(json.dumps(result, indent=2))
+        click.echo(_json_result(result))
     else:
         _print_table(result)
         if json_to:
@@ -613,6 +613,13 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
         if run_dir
         else command("fit", "--store", store_file, "--run", "runs/first"),
     )
+
+
+def _json_result(result: dict) -> str:
+    """A result as it is written to a file, too."""
+    from extract.files import sealed
+
+    return json.dumps(sealed(result), indent=2)
 
 
 def _print_table(result: dict) -> None:
@@ -724,7 +731,7 @@ def compare(runs, split, rerank, json_to):
     opened = {str(run_dir): read_embeddings(run_dir / EMBEDDINGS) for run_dir in runs}
     result = evaluation.compare_runs(opened, split, rerank)
     if json_to == "-":
-        click.echo(json.dumps(result, indent=2))
+        click.echo(_json_result(result))
         return
     click.echo(evaluation.terminal_table(evaluation.comparison_rows(result)))
     for note in evaluation.comparison_notes(result):

@@ -18,7 +18,7 @@ from configs.formats import (
     TRIALS,
 )
 from configs.schema import ConfigError, load_config
-from extract.files import check_regular, digest, read_json
+from extract.files import check_regular, digest, read_record
 from extract.store import FeatureStore, parts_folder
 from retrieval.embeddings import model_name
 
@@ -78,7 +78,7 @@ def _describe_fit(folder: Path) -> str:
 
 
 def _describe_finetuning(folder: Path) -> str:
-    made = read_json(folder / FINETUNED, "what fine-tuning made")
+    made = read_record(folder / FINETUNED, "what fine-tuning made", strict=False)
     return "\n".join(
         [
             f"unfinished fine-tuning {folder}",
@@ -90,7 +90,7 @@ def _describe_finetuning(folder: Path) -> str:
 
 
 def _describe_sweep(folder: Path) -> str:
-    made = read_json(folder / SWEEP, "the sweep")
+    made = read_record(folder / SWEEP, "the sweep", strict=False)
     trials = len(list((folder / TRIALS).glob("*.json")))
     is_finished = (folder / RESULTS).is_file()
     return "\n".join(
@@ -168,7 +168,7 @@ def _describe_store(store: FeatureStore) -> str:
 
 
 def _describe_run(folder: Path) -> str:
-    made = read_json(folder / PROVENANCE, "the run's provenance")
+    made = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
     settings = load_config(folder / CONFIG).to_dict()
     again = ", those that chose among them," if settings["training"]["refit"] else ""
     lines = [
@@ -187,7 +187,7 @@ def _describe_run(folder: Path) -> str:
     if len(made["members"]) > 1:
         lines.insert(1, f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's")
     for file in sorted(folder.glob(EVALUATION.format("*.json"))):
-        result = read_json(file, "the evaluation")
+        result = read_record(file, "the evaluation", strict=False)
         own = model_name(settings["model"]["rerank"])
         for direction in ("image_to_text", "text_to_image"):
             side = result["models"][own][direction]
@@ -225,7 +225,7 @@ def _describe_parts(parts: Path) -> str:
     for kind in ("image", "text"):
         plan = parts / f"{kind}.plan.json"
         if plan.exists():
-            todo = read_json(plan, "the plan")
+            todo = read_record(plan, "the plan", strict=False)
             shards = len(list(parts.glob(f"{kind}-{digest(todo)[:12]}-*.h5")))
             total = -(-len(todo["todo"]) // todo["rows"])
             lines.append(f"  {kind:<11} {shards:,} of {total:,} shards done ({len(todo['todo']):,} rows in all)")

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from PIL import Image
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
-from extract.files import MAX_TEXT, read_bytes, read_json
+from extract.files import MAX_TEXT, read_bytes, read_record
 from extract.hdf5 import StoredRows
 from extract.memory import default_memory
 from extract.outputs import Outputs
@@ -118,7 +119,8 @@ def draw_all(drawings: dict[str, Callable[[], Figure]], out: Path, step: Callabl
     with outputs.writing(f"{name}{suffix}" for name in drawings for suffix in _SUFFIXES):
         for name, draw in drawings.items():
             step(name)
-            with matplotlib.rc_context(_STYLE):
+            with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "constrained_layout not applied")  # of labels longer than the figure
                 figure = draw()
                 written += [_save(figure, outputs, f"{name}{suffix}") for suffix in _SUFFIXES]
     return written
@@ -253,7 +255,7 @@ def draw_training(folder: Path) -> Figure:
 
 def _members(file: Path) -> int:
     """How many pairs of heads a run has."""
-    members = read_json(file, "the run's provenance").get("members")
+    members = read_record(file, "the run's provenance", strict=False).get("members")
     if not isinstance(members, list):
         raise PlotError(f"{file} is damaged, or of another version; fit again")
     return len(members)
@@ -265,7 +267,7 @@ def _chosen_on(file: Path) -> tuple[str, int, int]:
     Raises:
         PlotError: a damaged ``run.json``.
     """
-    run = read_json(file, "the run's provenance")
+    run = read_record(file, "the run's provenance", strict=False)
     try:
         selection, (best,) = run["selection"], run["best_epochs"]
         split, pictures = selection["split"], selection["pictures"]
@@ -352,7 +354,7 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
 
 
 def _draw_evaluation(file: Path) -> Figure:
-    result = read_json(file, "the evaluation")
+    result = read_record(file, "the evaluation", strict=False)
     try:
         check_evaluation(result)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -393,7 +393,6 @@ class _Job:
         from extract.encoders import pick_device
         from extract.inference import hardware
 
-        self._refuse_to_drop_rows()
         self._remove_damaged_shards()
         device = pick_device(self.device)
         self.settings = self._settings(str(device), hardware(device))
@@ -443,6 +442,7 @@ class _Job:
             if recipe:
                 self.check_encoder(kind, recipe)
                 self._refuse_other_features(kind, recipe)
+        self._refuse_to_drop_rows()
         if not self.settings["batch_size"]:
             self.settings["batch_size"] = self._fitting_batch(pictures, text)
         write_record(self.parts / _SETTINGS, self.settings)

@@ -533,6 +533,8 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> h5py.File:
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder; a feature store is one .h5 file")
     if not path.exists():
         if parts_folder(path).exists():
             raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")

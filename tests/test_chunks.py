@@ -9,6 +9,7 @@ import torch
 
 from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.files import read_json
+from extract.hdf5 import StoredRows
 from extract.store import FeatureStore
 from heads import chunks as module
 from heads import training
@@ -149,9 +150,16 @@ def test_trap_more_memory_is_taken_where_the_first_was_too_little(store, setting
     assert fit(store, folder, with_cca, **MEASURES, align=align, memory=2**40)["chunks"] == 1
 
 
-def test_features_are_mapped_not_read(store_file):
+def test_features_are_read_when_they_are_asked_for(store_file):
     with FeatureStore(store_file) as store:
         features = store.image_features
-        assert isinstance(features, np.memmap)
-        assert not features.flags.writeable
+        assert isinstance(features, StoredRows)
         assert features.shape == (60, 2, 1024)
+        whole = features[:]
+        np.testing.assert_array_equal(features[[3, 4, 4, 59, 0]], whole[[3, 4, 4, 59, 0]])
+        np.testing.assert_array_equal(features[10:20], whole[10:20])
+        np.testing.assert_array_equal(features[-1], whole[-1])
+        np.testing.assert_array_equal(features[np.arange(60) % 2 == 0], whole[::2])
+        np.testing.assert_array_equal(features[:, 1], whole[:, 1])
+        rows, views = np.array([7, 2, 7]), np.array([1, 0, 0])
+        np.testing.assert_array_equal(features[rows, views], whole[rows, views])

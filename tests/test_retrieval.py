@@ -18,6 +18,7 @@ from analysis.report import error_page
 from configs.schema import ExtractConfig
 from extract import store as module
 from extract.datasets import read_dataset
+from extract.hdf5 import add_checksums
 from extract.pipeline import extract
 from extract.store import FeatureStore
 from heads.training import fit
@@ -55,6 +56,8 @@ def broken(run_dir, tmp_path):
         path = shutil.copy(run_dir / "embeddings.h5", tmp_path / "e.h5")
         with h5py.File(path, "r+") as file:
             harm(file)
+            del file["checksums"]
+            add_checksums(file)
         return path
 
     return make
@@ -68,7 +71,7 @@ def broken(run_dir, tmp_path):
         (lambda f: f["text/embedding"].__setitem__(0, f["text/embedding"][0] * 3), "not finite unit vectors"),
         (lambda f: f["text/image_index"].__setitem__(0, 10**6), "the caption map points outside"),
         (lambda f: f.__delitem__("image/id"), "is damaged"),
-        (lambda f: f.attrs.__setitem__("format_version", 7), "is no embeddings file of the format 2"),
+        (lambda f: f.attrs.__setitem__("format_version", 7), "is no embeddings file of the format 3"),
     ],
 )
 def test_a_damaged_embeddings_file_is_named(broken, harm, message):

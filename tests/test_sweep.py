@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from configs.schema import Config, ConfigError, ModelConfig, TrainingConfig, load_config
+from extract.files import read_record, write_record
 from heads import stacking
 from heads import sweep as module
 from heads.checkpoint import load_run
@@ -479,9 +480,9 @@ def test_a_folder_of_something_else_is_left_alone(store, store_file, tmp_path):
     with pytest.raises(SweepError, match="is not empty and no sweep; name a new folder"):
         sweep(store, tmp_path / "mine", points, Judge())
     sweep(store, tmp_path / "s", points, Judge())
-    request = json.loads((tmp_path / "s/sweep.json").read_text())
+    request = read_record(tmp_path / "s/sweep.json", "")
     for changed in (request | {"fingerprints": {}}, request | {"format_version": 0}):
-        (tmp_path / "s/sweep.json").write_text(json.dumps(changed))
+        write_record(tmp_path / "s/sweep.json", changed)
         with pytest.raises(SweepError, match="holds a sweep of other features or of another version"):
             sweep(store, tmp_path / "s", points, Judge())
 
