@@ -31,8 +31,9 @@ class Session:
         return self.workspace.scratch(trial_name(self.warm))
 
     def run(self, command: Command) -> Ended:
-        """Runs a command, from cold if the session is ``cold``."""
-        return run_cold(command) if self.cold else self.warm.run(command)
+        """Runs a command in a process that runs many, or from cold if the session is ``cold``."""
+        shared = not command.environment  # which has to be there before the program is imported
+        return run_cold(command) if self.cold else self.warm.run(command.but(shared=shared))
 
     def once(self, command: Command) -> Ended:
         """How the command ends, run the first time it is asked for, with time to do so."""

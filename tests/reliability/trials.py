@@ -43,6 +43,7 @@ class Command:
     calls_file: str = ""
     function: str = ""
     skipped: tuple[str, ...] = ()
+    shared: bool = False
 
     def but(self, **changes) -> "Command":
         """The same command under other conditions."""
