@@ -1,25 +1,30 @@
 """HDF5 files: opened safely, written whole on disks that may fill up, and rows read with a check of each block.
 
 A file may come from anywhere, so that one which reaches outside itself, or claims more than it holds, is refused. A
-file written here carries a checksum of every dataset, and of each block of its large ones (docs/store-format.md).
+file written here carries a checksum of every dataset, and of each block of its large ones. Behind its end, where HDF5
+does not look, stands a checksum of all its other bytes: damaged ones can make the HDF5 library crash or run for ever,
+so that they are compared before it sees them (docs/store-format.md).
 """
 
 import contextlib
 import errno
 import hashlib
-import itertools
+import io
+import json
 import math
 import os
+import struct
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from configs import OnceoverError
-from extract.files import ForgivingFile, check_regular, digest, forgiving_file
+from extract.files import ForgivingFile, check_regular, digest, forgiving_file, open_regular, parse_json
 
 CHECKSUM = "sha256"  # the attribute of a dataset that holds the checksum of its values
 ATTRIBUTES_CHECKSUM = "attributes_sha256"  # the file's attribute that holds the checksum of all others
@@ -31,6 +36,9 @@ MAX_DEPTH = 8
 MAX_RATIO = 64  # times the bytes that lie in the file, what a compressed dataset may unpack to
 #: the kinds of errors that h5py and decoders raise on damaged files
 DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+_END = b"onceover"  # the last bytes of a file with a checksum behind its end
+_LENGTH = struct.Struct("<I")
+_MAX_TRAILER = 4096  # bytes
 _STRING = h5py.string_dtype()
 _BYTES = h5py.vlen_dtype(np.uint8)
 
@@ -39,14 +47,19 @@ class Hdf5Error(OnceoverError):
     """An HDF5 file that is not to be trusted, is damaged, or was changed while it was read."""
 
 
-def open_hdf5(path: str | Path) -> h5py.File:
-    """Opens a file for reading, if it is a regular one and all that it holds lies in it.
+def open_hdf5(path: str | Path, again: bool = False) -> h5py.File:
+    """Opens a file for reading, if it is a regular one, as it was written, and all that it holds lies in it.
+
+    ``again``: it was opened before, and its bytes need not be compared with their checksum another time.
 
     Raises:
         FileError: no regular file. OSError: not there, or no HDF5 file.
-        Hdf5Error: links, external storage, virtual datasets, or datasets that claim more than they hold.
+        Hdf5Error: damaged, or with links, external storage, virtual datasets, or datasets that claim more than they
+            hold.
     """
     check_regular(path)
+    if not again:
+        check_bytes(path)
     file = h5py.File(path, "r", locking=False)
     try:
         _refuse_strange_objects(file, Path(path))
@@ -99,6 +112,80 @@ def _vlen(dataset: h5py.Dataset):
     return h5py.check_vlen_dtype(dataset.dtype)
 
 
+def check_bytes(path: str | Path) -> bool:
+    """Compares a file's bytes, large arrays aside, with the checksum behind its end; whether there is one.
+
+    Raises:
+        Hdf5Error: they differ.
+    """
+    with open_regular(path) as file:
+        stated = _read_trailer(file)
+        if stated is None:
+            return False
+        if _digest_of(file, stated["size"], stated["left_out"]) != stated["sha256"]:
+            raise Hdf5Error(f"{path} is damaged: its bytes do not match their checksum; remove it and make it again")
+    return True
+
+
+def _read_trailer(file: BinaryIO) -> dict | None:
+    """The checksum behind a file's end: ``size`` of the HDF5 file, ``left_out`` (start, size) of it, ``sha256``."""
+    end = len(_END) + _LENGTH.size
+    size = file.seek(0, os.SEEK_END)
+    if size < end:
+        return None
+    file.seek(-end, os.SEEK_END)
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    if file.read() != _END or length > min(size - end, _MAX_TRAILER):
+        return None
+    file.seek(size - end - length)
+    try:
+        stated = parse_json(file.read(length))
+        left_out = [[int(start), int(length)] for start, length in stated["left_out"]]
+        return {"size": int(stated["size"]), "sha256": str(stated["sha256"]), "left_out": left_out}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _digest_of(file: BinaryIO, size: int, left_out: list[list[int]]) -> str:
+    """SHA-256 of the first ``size`` bytes without those that are left out."""
+    state = hashlib.sha256()
+    place = 0
+    for start, length in [*sorted(left_out), [size, 0]]:
+        file.seek(place)
+        remaining = start - place
+        while remaining > 0 and (data := file.read(min(remaining, BLOCK_BYTES))):
+            state.update(data)
+            remaining -= len(data)
+        place = start + length
+    return state.hexdigest()
+
+
+def _write_trailer(raw: BinaryIO, left_out: list[list[int]]) -> None:
+    """Writes the checksum of a complete HDF5 file behind its end."""
+    size = raw.seek(0, os.SEEK_END)
+    sha256 = _digest_of(raw, size, left_out)
+    payload = json.dumps({"size": size, "left_out": left_out, "sha256": sha256}).encode()
+    raw.seek(size)
+    raw.write(payload + _LENGTH.pack(len(payload)) + _END)
+
+
+def sign_hdf5(path: str | Path, blocks_of: tuple[str, ...] = ()) -> None:
+    """Makes all checksums of a file right for what it holds, as after a change that was meant."""
+    strip_checksum(path)
+    with h5py.File(path, "r+") as file:
+        left_out = add_checksums(file, blocks_of)
+    with open(path, "rb+") as file:
+        _write_trailer(file, left_out)
+
+
+def strip_checksum(path: str | Path) -> None:
+    """Takes the checksum behind a file's end away, if there is one; what other programs change has none."""
+    with open(path, "rb") as file:
+        stated = _read_trailer(file)
+    if stated is not None:
+        os.truncate(path, stated["size"])
+
+
 class Hdf5Writer:
     """An HDF5 file under way: ``file`` is open for writing, ``path`` is where it lies until it is complete."""
 
@@ -122,15 +209,34 @@ def write_hdf5(path: str | Path, blocks_of: tuple[str, ...] = ()) -> Iterator[Hd
     Raises:
         OSError: what writing ended with; the file that was at ``path`` is still there.
     """
-    with forgiving_file(path) as raw, h5py.File(raw, "w") as file:
-        writer = Hdf5Writer(Path(raw.name), raw, file)
-        yield writer
+    with forgiving_file(path) as raw:
+        with h5py.File(raw, "w") as file:
+            writer = Hdf5Writer(Path(raw.name), raw, file)
+            yield writer
+            writer.check()
+            left_out = add_checksums(file, blocks_of)
         writer.check()
-        add_checksums(file, blocks_of)
+        _write_trailer(raw, left_out)
 
 
-def add_checksums(file: h5py.File, blocks_of: tuple[str, ...] = ()) -> None:
-    """Gives every dataset a checksum, blocks of some datasets one each, and the attributes of all together one."""
+def hdf5_bytes(fill_file: Callable[[h5py.File], None]) -> bytes:
+    """A small HDF5 file with all its checksums, as bytes; ``fill_file`` is given it to write to."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        fill_file(file)
+        left_out = add_checksums(file)
+    _write_trailer(buffer, left_out)
+    return buffer.getvalue()
+
+
+def add_checksums(file: h5py.File, blocks_of: tuple[str, ...] = ()) -> list[list[int]]:
+    """Gives every dataset a checksum, blocks of some datasets one each, and the attributes of all together one.
+
+    Returns:
+        Where in the file arrays lie whose blocks have checksums of their own: (start, size in bytes) of each.
+    """
+    if BLOCK_CHECKSUMS in file:
+        del file[BLOCK_CHECKSUMS]
     for name in blocks_of:
         if name in file:
             file.create_dataset(f"{BLOCK_CHECKSUMS}/{name}", data=_block_checksums(file[name]))
@@ -138,6 +244,8 @@ def add_checksums(file: h5py.File, blocks_of: tuple[str, ...] = ()) -> None:
     for dataset in datasets.values():
         dataset.attrs[CHECKSUM] = checksum(dataset)
     file.attrs[ATTRIBUTES_CHECKSUM] = _attributes_checksum(file, datasets)
+    arrays = [datasets[name] for name in blocks_of if name in datasets and datasets[name].id.get_offset() is not None]
+    return [[array.id.get_offset(), array.nbytes] for array in arrays]
 
 
 def rows_per_block(dataset: h5py.Dataset) -> int:
@@ -146,14 +254,10 @@ def rows_per_block(dataset: h5py.Dataset) -> int:
 
 
 def _block_checksums(dataset: h5py.Dataset) -> np.ndarray:
-    """CRC-32 of each block of rows of numbers, or of each row of bytes: uint32."""
-    if _vlen(dataset) is not None:
-        starts = range(0, len(dataset), ROWS)
-        blocks = (dataset[start : start + ROWS] for start in starts)
-        return np.array([zlib.crc32(value) for value in itertools.chain.from_iterable(blocks)], np.uint32)
+    """CRC-32 of each block of rows: uint32."""
     size = rows_per_block(dataset)
-    sums = [zlib.crc32(np.ascontiguousarray(dataset[start : start + size])) for start in range(0, len(dataset), size)]
-    return np.array(sums, np.uint32)
+    starts = range(0, len(dataset), size)
+    return np.array([zlib.crc32(np.ascontiguousarray(dataset[start : start + size])) for start in starts], np.uint32)
 
 
 def checksum(dataset: h5py.Dataset) -> str:

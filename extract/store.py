@@ -7,11 +7,9 @@ that shards and an earlier store serve alike as sources. numpy and h5py only; do
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +23,14 @@ from configs.formats import STORE_FORMAT, STORE_VERSION
 from extract import Failure
 from extract.files import digest, parse_json, remove_files, write_bytes
 from extract.hdf5 import (
-    BLOCK_CHECKSUMS,
     DAMAGE,
     StoredRows,
-    add_checksums,
+    check_bytes,
     create_bytes_column,
     damaged_parts,
     fill,
     first_line,
+    hdf5_bytes,
     open_hdf5,
     which_file,
     write_column,
@@ -46,7 +44,7 @@ KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row
 BLOCK = 1024  # rows copied or hashed at a time
 SELECTION = "select"  # the name of the tenth of the train pictures that chooses where dev has to report
 #: datasets whose rows are checked as they are read, not when a store is opened
-CHECKED_LATER = ("image/features", "text/features", "image/thumbnail")
+CHECKED_LATER = ("image/features", "text/features")
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5}\.h5")
 _PARTS = (*(f"{kind}.plan.json" for kind in KINDS), "settings.json")
 
@@ -108,7 +106,7 @@ class FeatureStore:
     def __init__(self, path: str | Path, check: bool = True):
         """``check``: refuse what does not match its checksum; without, ``verify`` can tell all that is wrong."""
         self.path = Path(path)
-        self._file = _open(self.path)
+        self._file, self._is_whole = _open(self.path)
         try:
             with _readable(self.path):
                 self._read()
@@ -136,7 +134,7 @@ class FeatureStore:
         Raises:
             ValueError: what is wrong.
         """
-        wrong = damaged_parts(self._file, but=CHECKED_LATER)
+        wrong = [] if self._is_whole else damaged_parts(self._file, but=CHECKED_LATER)
         problems = [*wrong, *self._shape_problems()]
         if problems:
             raise ValueError(problems[0])
@@ -274,7 +272,7 @@ class FeatureStore:
 
 
 class Column(Sequence):
-    """Rows of bytes in an HDF5 dataset of variable length, read and checked when they are asked for.
+    """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for.
 
     Raises:
         StoreError: of every access, once another file has taken the place of the one that the dataset was opened in.
@@ -285,32 +283,21 @@ class Column(Sequence):
         self._name = dataset.name
         self._file = which_file(os.fstat(dataset.file.id.get_vfd_handle()))
         self._rows: h5py.Dataset | None = None
-        self._sums: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._opened())
 
     def __getitem__(self, row: int) -> bytes:
-        return self._checked(row, self._opened()[row])
+        return self._opened()[row].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
         for block in row_blocks(len(self)):
-            values = self._opened()[block]
-            yield from map(self._checked, range(block.start, block.stop), values)
-
-    def _checked(self, row: int, value: np.ndarray) -> bytes:
-        data = value.tobytes()
-        if self._sums is not None and zlib.crc32(data) != self._sums[row]:
-            raise StoreError(f"{self._path} is damaged: row {row:,} of {self._name} does not match its checksum")
-        return data
+            yield from (value.tobytes() for value in self._opened()[block])
 
     def _opened(self) -> h5py.Dataset:
         """The dataset, opened at first use and then kept open."""
         if self._rows is None:
-            file = open_hdf5(self._path)
-            self._rows = file[self._name]
-            sums = file.get(f"{BLOCK_CHECKSUMS}{self._name}")
-            self._sums = None if sums is None else sums[:]
+            self._rows = open_hdf5(self._path, again=True)[self._name]
         if which_file(os.fstat(self._rows.file.id.get_vfd_handle())) != self._file:
             self._rows = None
             raise StoreError(f"{self._path} was replaced while it was in use; run the command again")
@@ -430,12 +417,11 @@ class _RowFile:
         self._store: FeatureStore | None = None
         if file.attrs.get("format") == STORE_FORMAT:
             self._store = FeatureStore(path)
-        elif wrong := damaged_parts(file):
-            raise ValueError(wrong[0])
+
 
     def shape_of(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of a column."""
-        with open_hdf5(self._path) as file:
+        with open_hdf5(self._path, again=True) as file:
             column = file[self._kind][name]
             return column.shape, column.dtype
 
@@ -443,13 +429,7 @@ class _RowFile:
         """Some rows of a column, in ascending order."""
         if self._store is not None and name == "features":
             return self._store.features(self._kind)[rows]
-        if self._store is not None and name == "thumbnail":
-            thumbnails = self._store.thumbnails() or ()
-            values = np.empty(len(rows), object)
-            for place, row in enumerate(rows):
-                values[place] = np.frombuffer(thumbnails[int(row)], np.uint8)
-            return values
-        with _readable(self._path), open_hdf5(self._path) as file:
+        with _readable(self._path), open_hdf5(self._path, again=True) as file:
             return file[self._kind][name][rows]
 
 
@@ -459,15 +439,15 @@ def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: It
     ``columns``: name -> array or list, among them ``features``, which gets the recipe. Zero rows are allowed: a shard
     whose records all failed keeps their ledger.
     """
-    buffer = io.BytesIO()  # so that a full disk fails in a plain write, not inside HDF5
-    with h5py.File(buffer, "w") as file:
+
+    def fill_file(file: h5py.File) -> None:
         group = file.create_group(kind)
         for name, values in columns.items():
             write_column(group, name, values)
         _stamp(group["features"], recipe, {})
         _write_failures(file, failures)
-        add_checksums(file)
-    write_bytes(path, buffer.getbuffer())
+
+    write_bytes(path, hdf5_bytes(fill_file))  # not by HDF5, so that a full disk fails in a plain write
 
 
 def seal(
@@ -514,8 +494,6 @@ def describe_shard(path: Path) -> tuple[str, str, list[str]]:
         StoreError: a damaged shard.
     """
     with _readable(path), open_hdf5(path) as file:
-        if wrong := damaged_parts(file):
-            raise ValueError(wrong[0])
         kind = next(kind for kind in KINDS if kind in file)
         group = file[kind]
         return kind, group["features"].attrs["fingerprint"], _strings(group[KEYS[kind]])
@@ -532,7 +510,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} is damaged ({first_line(error)}); remove it and extract again") from error
 
 
-def _open(path: Path) -> h5py.File:
+def _open(path: Path) -> tuple[h5py.File, bool]:
+    """The file of a store, and whether its bytes, large arrays aside, were compared with their checksum."""
     if path.is_dir():
         raise StoreError(f"{path} is a folder; a feature store is one .h5 file")
     if not path.exists():
@@ -542,7 +521,8 @@ def _open(path: Path) -> h5py.File:
             f"there is no feature store at {path}; make one: python cli.py extract --data DIR --store {path}"
         )
     try:
-        file = open_hdf5(path)
+        is_whole = check_bytes(path)
+        file = open_hdf5(path, again=True)
     except OSError as error:
         raise StoreError(f"{path} is no HDF5 file, or a damaged one ({first_line(error)})") from error
     try:
@@ -556,7 +536,7 @@ def _open(path: Path) -> h5py.File:
         if kind != STORE_FORMAT:
             raise StoreError(f"{path} is an HDF5 file, but no feature store; make one with extract")
         raise StoreError(f"{path} has the format version {version}; this program reads {STORE_VERSION}: extract again")
-    return file
+    return file, is_whole
 
 
 def _in_selection(image_id: str) -> bool:

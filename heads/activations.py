@@ -12,7 +12,7 @@ from tqdm import tqdm
 from configs import OnceoverError
 from configs.formats import ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
 from extract.files import check_disk, only_writer
-from extract.hdf5 import DAMAGE, StoredRows, damaged_parts, first_line, open_hdf5, write_hdf5
+from extract.hdf5 import DAMAGE, StoredRows, first_line, open_hdf5, write_hdf5
 
 DTYPE = np.float16
 
@@ -88,12 +88,11 @@ def _is_cached(path: Path, fingerprint: str) -> bool:
         return False
     try:
         with open_hdf5(path) as file:
-            wrong = damaged_parts(file, but=("activations",))
-            if not wrong:
-                return file.attrs.get("fingerprint") == fingerprint
+            return file.attrs.get("fingerprint") == fingerprint
     except DAMAGE as error:
-        wrong = [first_line(error)]
-    raise ActivationError(f"{path} is damaged ({wrong[0]}); remove it, and it is computed again")
+        raise ActivationError(
+            f"{path} is damaged ({first_line(error)}); remove it, and it is computed again"
+        ) from error
 
 
 def _write(path, fingerprint, shape, batches, what, say, offsets) -> None:

@@ -98,7 +98,7 @@ def write_embeddings(
     splits = np.array(store.image_splits, dtype=object)
     if roles.selection_name == SELECTION and not np.isin(roles.selection, roles.train).any():
         splits[roles.selection] = SELECTION
-    with write_hdf5(path, ("image/thumbnail",)) as writer:
+    with write_hdf5(path) as writer:
         file = writer.file
         file.attrs["format"], file.attrs["format_version"] = EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION
         for kind, fingerprint in store.fingerprints.items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import OnceoverError
 from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from extract.hdf5 import DAMAGE, damaged_parts, first_line, memory_mapped, open_hdf5
+from extract.hdf5 import DAMAGE, first_line, memory_mapped, open_hdf5
 from extract.store import Column, FeatureStore, caption_ids
 
 
@@ -261,8 +261,6 @@ def read_embeddings(path: str | Path) -> Embeddings:
         with open_hdf5(path) as file:
             if (file.attrs.get("format"), file.attrs.get("format_version")) != (EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION):
                 raise EmbeddingsError(f"{path} is no embeddings file of the format {EMBEDDINGS_VERSION}; fit again")
-            if wrong := damaged_parts(file, but=("image/thumbnail",)):
-                raise ValueError(wrong[0])
             embeddings = _read(file, path)
     except OnceoverError:
         raise

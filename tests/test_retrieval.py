@@ -18,7 +18,7 @@ from analysis.report import error_page
 from configs.schema import ExtractConfig
 from extract import store as module
 from extract.datasets import read_dataset
-from extract.hdf5 import add_checksums
+from extract.hdf5 import sign_hdf5
 from extract.pipeline import extract
 from extract.store import FeatureStore
 from heads.training import fit
@@ -56,8 +56,7 @@ def broken(run_dir, tmp_path):
         path = shutil.copy(run_dir / "embeddings.h5", tmp_path / "e.h5")
         with h5py.File(path, "r+") as file:
             harm(file)
-            del file["checksums"]
-            add_checksums(file)
+        sign_hdf5(path)
         return path
 
     return make

@@ -5,8 +5,6 @@ import pickle
 import shutil
 from pathlib import Path
 
-import h5py
-
 from reliability.session import Session
 from reliability.trials import Command
 from reliability.workspace import FIT
@@ -69,10 +67,9 @@ class Trap:
 
 def sign_store(name: str) -> None:
     """Writes the checksums of a store for what it holds now."""
-    from extract.hdf5 import add_checksums
+    from extract.hdf5 import sign_hdf5
 
-    with h5py.File(name, "r+") as file:
-        add_checksums(file)
+    sign_hdf5(name)
 
 
 def fit_command(trap: Trap, store: Path | str) -> tuple:
