@@ -122,7 +122,8 @@ def run(options) -> Iterator[Result]:
     with tqdm(total=total, unit=" trials", smoothing=0) as bar:
         for results in run_tasks(tasks, options):
             bar.update(len(results))
-            bar.set_postfix_str(results[-1].kind, refresh=False)
+            if results:
+                bar.set_postfix_str(results[-1].kind, refresh=False)
             yield from results
 
 

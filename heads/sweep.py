@@ -234,8 +234,7 @@ class _Sweep:
             for config in behind:
                 self._end(config, "dropped")
         else:
-            for config in configs:
-                self._known(config)
+            self.run(configs)  # what is known stays as it is; results that somebody removed are made again
         return [config for config, name in zip(configs, names, strict=True) if name in chosen]
 
     def run(self, configs: Iterable[Config], end: int | None = None) -> None:
