@@ -2,7 +2,7 @@
 
     python benchmarks/bench_checks.py --store STORE.h5 [--rounds 3] [--out FILE.json]
 
-Fits the default heads on the store (for ``--epochs``), searches the run, indexes it and searches the index, each in this
+Fits the default heads on the store (for ``--epochs``), searches the run, indexes it and searches the index, in this
 process, and adds up the seconds within the functions that compare files with their checksums. The share of a short fit
 is an upper bound of a long one's, since a block is checked once.
 """
