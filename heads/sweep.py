@@ -167,6 +167,7 @@ def sweep(
         with tqdm(total=total, unit=" epochs", desc="sweep", disable=None) as work.bar:
             if not halving:
                 work.run([config for setting in settings for config in setting.configs])
+                work.check_files()
                 return work.results
             for number, end in enumerate(_rungs(first[0])):
                 first = work.rung(first, number, end)
@@ -175,6 +176,7 @@ def sweep(
             others = [one for each in settings if trial_name(each.configs[0]) in chosen for one in each.configs[1:]]
             work.bar.total += sum(config.training.num_epochs for config in others)
             work.run(others)
+        work.check_files()
         return work.results
 
 
@@ -214,6 +216,19 @@ class _Sweep:
             f"sweeping on {device}: {len(roles.train):,} train pictures, chosen on "
             f"{len(roles.selection):,} ({roles.selection_name})"
         )
+
+    def check_files(self) -> None:
+        """Sees that the results of all trials are still in the folder.
+
+        Raises:
+            SweepError: somebody removed some.
+        """
+        missing = [name for name in self.results if not (self._folder / f"{name}.json").is_file()]
+        if missing:
+            raise SweepError(
+                f"{self._folder} lost the results of {len(missing)} trials while others were fitted; run the same "
+                "sweep again, and they are fitted anew"
+            )
 
     def rung(self, configs: list[Config], number: int, end: int) -> list[Config]:
         """Brings trials to an epoch, and drops what is behind; what was decided before stands."""

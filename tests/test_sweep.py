@@ -487,6 +487,18 @@ def test_a_folder_of_something_else_is_left_alone(store, store_file, tmp_path):
             sweep(store, tmp_path / "s", points, Judge())
 
 
+def test_results_that_are_removed_while_a_sweep_runs_are_missed(store, tmp_path):
+    class Removing(Judge):
+        def save(self, trial, path):
+            super().save(trial, path)
+            for file in (tmp_path / "s/trials").glob("*.json"):
+                file.unlink()
+
+    points = settings(grid=["model.embedding_dim=8,16"])
+    with pytest.raises(SweepError, match="lost the results of 1 trials while others were fitted"):
+        sweep(store, tmp_path / "s", points, Removing())
+
+
 def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fails, store_file, tmp_path):
     out = tmp_path / "sweep"
     axes = ["--grid", "model.temperature=0.05,0.2", "--grid", "model.embedding_dim=8,16", "--seeds", "2"]
