@@ -159,7 +159,8 @@ def _unpack(file: Path, folder: Path, proof: str) -> None:
             raise DownloadError(f"{name} holds no {proof}; it is not the archive that was expected")
         _place(sorted(unpacked.iterdir(), key=lambda entry: entry.name == proof), folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for _ in range(2):  # a disk that refuses once may not do so again
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _place(entries: list[Path], folder: Path) -> None:

@@ -8,8 +8,6 @@ import csv
 import errno
 import hashlib
 import io
-import os
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +19,13 @@ import torch
 from configs.formats import (
     CONFIG,
     EMBEDDINGS,
-    ENCODERS,
     FINETUNED,
     HEADS,
     HISTORY,
-    NEXT,
     PROVENANCE,
     RESUME,
     RUN_FORMAT,
     RUN_VERSION,
-    SHUFFLED,
-    SWAP,
     TOKENIZER,
 )
 from configs.schema import Config, ModelConfig, load_config
@@ -40,19 +34,15 @@ from extract.files import (
     file_sha256,
     forgiving_file,
     open_regular,
-    remove_files,
     write_bytes,
     write_record,
     write_text,
 )
-from extract.outputs import Outputs
-from extract.specs import ENCODER_FILES, TOKENIZER_FILES, known_tokenizer_files
-from extract.store import KINDS, changed_settings
+from extract.specs import known_tokenizer_files
+from extract.store import changed_settings
 from heads.models import DualHeads, Ensemble
 from heads.provenance import RunError, checked_file, read_provenance
-
-TRIAL = ".trial"  # a folder in which fine-tuning tries whether the encoders can be saved
-_CLEARED = ".cleared"  # in SWAP: what is to be replaced is gone
+from heads.replacement import remove_run
 
 
 @dataclass(frozen=True)
@@ -124,83 +114,10 @@ def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
     return heads.eval()
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether ``folder`` is a run of this program, finished or not, whatever its version, damaged or not."""
-    if any((folder / name).is_file() for name in (RESUME, FINETUNED)) or (folder / SWAP).is_dir():
-        return True
-    if not (folder / PROVENANCE).is_file():
-        return False
-    with open_regular(folder / PROVENANCE) as file:
-        return RUN_FORMAT.encode() in file.read(2**20)
-
-
-def claim_folder(folder: Path) -> None:
-    """Sees that nothing but a run is in a folder, and ends a replacement that was interrupted.
-
-    Raises:
-        RunError: it holds something else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is no folder; name a new one")
-    if folder.exists() and any(folder.iterdir()) and not holds_run(folder):
-        raise RunError(f"{folder} is not empty and no run; name a new folder")
-    _end_swap(folder)
-
-
-def place_to_work(folder: Path, force: bool) -> Path:
-    """Where a run is made: its folder, or, where a finished one is to be replaced, a hidden folder within."""
-    is_finished = any((folder / name).exists() for name in (PROVENANCE, FINETUNED))
-    return folder / NEXT if force and is_finished else folder
-
-
 def begin(folder: Path, state: dict) -> None:
     """Makes a folder an unfinished run that is no more than ``state``; what a run consists of is removed, no more."""
     save_resume(folder, state)  # first: what is left after a kill is a run too
-    _remove_run(folder)
-
-
-def _remove_run(folder: Path) -> None:
-    """Removes what a run consists of, its resume state aside; files of other names stay."""
-    for name in (PROVENANCE, FINETUNED, CONFIG, HEADS, HISTORY, EMBEDDINGS):
-        (folder / name).unlink(missing_ok=True)
-    Outputs(folder, "").remove(lambda name: name.startswith(("evaluation-", "errors-")))
-    remove_files(folder / TOKENIZER, TOKENIZER_FILES)
-    for kind in KINDS:
-        encoder = folder / ENCODERS / kind
-        if encoder.is_dir():
-            remove_files(encoder, [file.name for file in encoder.iterdir() if ENCODER_FILES.fullmatch(file.name)])
-    remove_files(folder / ENCODERS, [])
-    shutil.rmtree(folder / TRIAL, ignore_errors=True)
-    if (folder / SHUFFLED).is_dir():
-        _remove_run(folder / SHUFFLED)
-        remove_files(folder / SHUFFLED, [RESUME])
-
-
-def take_place(work: Path, folder: Path) -> None:
-    """Lets a run that was made in a hidden folder take the place of the one that it replaces."""
-    if work == folder:
-        return
-    shutil.rmtree(folder / SWAP, ignore_errors=True)
-    os.replace(work, folder / SWAP)  # from here on the old run is given up, and any next command goes on from here
-    _end_swap(folder)
-
-
-def _end_swap(folder: Path) -> None:
-    """Moves the files of a complete new run into the folder, ``run.json`` last, once those of the old one are gone."""
-    swap = folder / SWAP
-    if not swap.is_dir():
-        return
-    if not (swap / _CLEARED).exists():
-        _remove_run(folder)
-        (folder / RESUME).unlink(missing_ok=True)
-        write_bytes(swap / _CLEARED, b"")
-    files = [file for file in swap.rglob("*") if file.is_file() and file.name != _CLEARED]
-    last = (FINETUNED, PROVENANCE)
-    for file in sorted(files, key=lambda file: (file.name in last, file.name == PROVENANCE, str(file))):
-        target = folder / file.relative_to(swap)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
-    shutil.rmtree(swap)
+    remove_run(folder)
 
 
 def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes]) -> None:

@@ -27,14 +27,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs import OnceoverError
-from configs.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE
+from configs.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE, TRIAL
 from configs.schema import FinetuneConfig, load_config
 from extract.datasets import Dataset
 from extract.encoders import image_encoder_of, text_encoder_of
 from extract.files import digest, only_writer, read_record, whole_folder, write_record
 from extract.inference import native_bfloat16
 from extract.store import KINDS, FeatureStore
-from heads import checkpoint
+from heads import checkpoint, replacement
 from heads.checkpoint import Run, RunError
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.losses import contrastive_loss
@@ -153,7 +153,7 @@ def finetune(
         if not first:
             return None
         made = _save(work, folder, run, sides, training, settings, specs, request, unfreeze)
-        checkpoint.take_place(work, folder)
+        replacement.take_place(work, folder)
         return made
 
 
@@ -163,12 +163,12 @@ def _prepare(folder: Path, request: str, force: bool) -> None:
     Raises:
         RunError: it holds something else.
     """
-    checkpoint.claim_folder(folder)
+    replacement.claim_folder(folder)
     if (folder / PROVENANCE).exists() and not force:
         if checkpoint.read_provenance(folder)["request"] != request:
             raise RunError(f"{folder} holds another run; name another --out, or --force")
         return
-    work = checkpoint.place_to_work(folder, force)
+    work = replacement.place_to_work(folder, force)
     if checkpoint.load_begun(work, request, force) is None:
         checkpoint.begin(work, {"request": request})
 
@@ -545,7 +545,7 @@ def _try_saving(folder: Path, sides: dict[str, Side], run: Run) -> None:
     Raises:
         FinetuneError: one cannot.
     """
-    place = folder / checkpoint.TRIAL
+    place = folder / TRIAL
     try:
         for kind, side in sides.items():
             if side.encoder is not None:

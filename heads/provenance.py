@@ -3,15 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from configs import OnceoverError
-from configs.formats import FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION, SWAP
+from configs.formats import FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
 from extract.files import FileError, read_bytes, read_record
+from heads.replacement import RunError, end_interrupted_swap
 
 MAX_HEADS = 2**36  # bytes
-
-
-class RunError(OnceoverError):
-    """A run folder that is missing, unfinished, damaged, or of other settings or features."""
 
 
 def read_provenance(folder: str | Path) -> dict:
@@ -21,6 +17,7 @@ def read_provenance(folder: str | Path) -> dict:
         RunError: no finished run there, or a file that is not as the fit wrote it.
     """
     folder = Path(folder)
+    end_interrupted_swap(folder)
     if not (folder / PROVENANCE).is_file():
         raise RunError(_why_unfinished(folder))
     provenance = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
@@ -49,8 +46,6 @@ def checked_file(folder: Path, name: str, provenance: dict) -> bytes:
 
 
 def _why_unfinished(folder: Path) -> str:
-    if (folder / SWAP).is_dir():
-        return f"the new run in {folder} was about to take the old one's place; run the same command again to end that"
     if (folder / FINETUNED).is_file():
         return (
             f"the encoders in {folder} are fine-tuned, and no features of theirs are there yet; run the same "

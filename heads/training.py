@@ -19,7 +19,7 @@ from configs.schema import Config
 from extract.files import digest, only_writer
 from extract.memory import default_memory, keep_freed_memory
 from extract.store import FeatureStore, Roles
-from heads import checkpoint
+from heads import checkpoint, replacement
 from heads.chunks import MIN_MEMORY, Chunks, blocks, chunks_for, memory_on, standardised
 from heads.embed import CorrectHubs, check_units, embed, write_embeddings
 from heads.models import DualHeads, Ensemble, Standardize, unit
@@ -78,7 +78,7 @@ def fit(
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
     with only_writer(folder, "the run"):
-        checkpoint.claim_folder(folder)
+        replacement.claim_folder(folder)
         if (folder / PROVENANCE).exists() and not force:
             before = checkpoint.read_provenance(folder)
             if before["request"] == request:
@@ -87,7 +87,7 @@ def fit(
             raise checkpoint.RunError(
                 f"{folder} holds a run of other settings or features; name another --run, or --force"
             )
-        work = checkpoint.place_to_work(folder, force)
+        work = replacement.place_to_work(folder, force)
         state = checkpoint.load_begun(work, request, force)
         if state is None or "points" not in state:
             state = {"request": request, "memory": memory_on(torch.device(device), memory or default_memory())}
@@ -137,7 +137,7 @@ def fit(
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
         }
         checkpoint.save_provenance(work, provenance)
-        checkpoint.take_place(work, folder)
+        replacement.take_place(work, folder)
     return checkpoint.read_provenance(folder)
 
 

@@ -19,7 +19,7 @@ from configs.schema import Config, ModelConfig, TrainingConfig
 from extract.hdf5 import sign_hdf5
 from extract.outputs import Outputs
 from extract.store import FeatureStore
-from heads import checkpoint, chunks, stacking, training
+from heads import chunks, replacement, stacking, training
 from heads.checkpoint import RunError, load_run, save_resume
 from heads.embed import EmbedError, image_embeddings
 from heads.ensemble import ensemble
@@ -396,7 +396,7 @@ def test_trap_a_replacement_that_was_killed_is_ended_by_the_next_command(
     (folder / "store.h5").write_text("of fine-tuning")
     config = changed(fit_config, training={"seed": 5, "num_epochs": 3})
     fit(store, tmp_path / "new", config, quality=measure)
-    take_place, left = checkpoint.take_place, [None]
+    take_place, left = replacement.take_place, [None]
 
     def killed(name):
         def step(*arguments, **options):
@@ -413,17 +413,32 @@ def test_trap_a_replacement_that_was_killed_is_ended_by_the_next_command(
         take_place(work, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "take_place", begin)
+        patched.setattr(replacement, "take_place", begin)
         patched.setattr(os, "replace", killed(os.replace))
         patched.setattr(Path, "unlink", killed(Path.unlink))
         with contextlib.suppress(KeyboardInterrupt):
             fit(store, folder, config, quality=measure, force=True)
     left[0] = None
-    fit(store, folder, config, quality=measure, force=steps == 0)
+    if steps == 0:
+        fit(store, folder, config, quality=measure, force=True)
+    assert load_run(folder).provenance["request"] == load_run(tmp_path / "new").provenance["request"]
     assert outputs(folder) == outputs(tmp_path / "new")
     assert (folder / "index").exists()
     assert (folder / "store.h5").exists()
     assert not [file.name for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_trap_strangers_folders_within_a_run_are_left_alone(store, run_dir, tmp_path, fit_config):
+    for name in (".next", ".swap"):
+        folder = tmp_path / f"r{name}"
+        shutil.copytree(run_dir, folder)
+        (folder / name).mkdir()
+        (folder / name / "thesis.txt").write_text("years")
+        assert load_run(folder)
+        with pytest.raises(RunError, match="is where a run is replaced, and holds something else; move it elsewhere"):
+            fit(store, folder, fit_config, quality=measure, force=True)
+        assert (folder / name / "thesis.txt").read_text() == "years"
+        assert outputs(folder) == outputs(run_dir)
 
 
 def test_a_forced_fit_goes_on_where_it_was_interrupted(store, run_dir, tmp_path, fit_config, changed, monkeypatch):

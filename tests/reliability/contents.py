@@ -101,6 +101,8 @@ def tuned_values(folder: Path) -> dict:
     for path in sorted(folder.rglob("*.safetensors")):
         values[str(path.relative_to(folder))] = hashlib.blake2b(path.read_bytes()).digest()
     told = json.loads((folder / "finetune.json").read_text())
+    for name in ("files", "sha256"):  # of files that hold times
+        told.pop(name, None)
     return values | {"finetune.json": json.dumps(without_times(told), sort_keys=True)}
 
 

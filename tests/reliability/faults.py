@@ -196,6 +196,8 @@ def judge_end(writer: Writer, clean: Clean, scratch: Path, before: Snapshot, old
     judged = classify(ended, differs, None, (), lambda: "left out: " in ended.stderr)
     if judged.is_fault:
         return judged
+    # a complete new run is at hand, and the next command on the folder puts it into place
+    replaced = replaced or any((path / ".swap").is_dir() for path in writer.paths(scratch))
     outputs = writer.paths(scratch) if ended.code == 0 or replaced else (scratch / "tmp",)
     if changed := before.changes(outputs):
         return Verdict("lost", f"{changed}; {ended.stderr[-200:]}")
