@@ -23,6 +23,7 @@ _BESIDE = {
     "va": "center",
     "bbox": {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
 }
+_LONGEST = 200  # characters of a cell
 _OUTCOMES = ("finished", "dropped", "diverged")
 _BOUNDS = {  # of the table's numbers that are drawn
     "i2t_R@1": (0, 100),
@@ -199,6 +200,8 @@ def _checked_row(row: dict[str, str], keys: list[str]) -> dict:
     """
     if row["outcome"] not in _OUTCOMES or not row["split"]:
         raise ValueError("an outcome or a split that is none")
+    if any(len(value) > _LONGEST for value in (*row, *row.values())):
+        raise ValueError("a name or value longer than any setting's")
     checked: dict = {key: _number(row[key]) for key in keys}
     checked |= {name: row[name] for name in ("outcome", "split")}
     for name, (least, most) in _BOUNDS.items():

@@ -251,7 +251,7 @@ def _discard(parts: Path, store: FeatureStore, say: Say) -> None:
     for shard in shard_files(parts):
         try:
             kind, fingerprint, keys = describe_shard(shard)
-        except StoreError as error:
+        except OnceoverError as error:
             say(f"a shard of another extraction is left alone: {error}")
             kept += 1
             continue
@@ -544,7 +544,7 @@ class _Job:
         for shard in shard_files(self.parts):
             try:
                 describe_shard(shard)
-            except StoreError as error:
+            except OnceoverError as error:
                 self.say(f"encoding a damaged shard again: {error}")
                 shard.unlink()
 

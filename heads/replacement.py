@@ -25,7 +25,7 @@ from configs.formats import (
     TOKENIZER,
     TRIAL,
 )
-from extract.files import only_writer, open_regular, remove_files, write_bytes
+from extract.files import only_writer, open_regular, remove_asides, remove_files, write_bytes
 from extract.outputs import Outputs
 from extract.specs import ENCODER_FILES, TOKENIZER_FILES
 from extract.store import KINDS
@@ -65,6 +65,9 @@ def claim_folder(folder: Path) -> None:
     for within in (folder / NEXT, folder / SWAP):
         if within.exists() and not (within.is_dir() and (holds_run(within) or not any(within.iterdir()))):
             raise RunError(f"{within} is where a run is replaced, and holds something else; move it elsewhere")
+    for within in (folder / TOKENIZER, folder / NEXT, folder / NEXT / TOKENIZER, folder / SWAP):
+        if within.is_dir():
+            remove_asides(within)
     _end_swap(folder)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from configs import OnceoverError
 from configs.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
 from configs.schema import Config, ConfigError, load_config
-from extract.files import FileError, digest, file_sha256, only_writer, read_record, write_record
+from extract.files import FileError, digest, file_sha256, only_writer, read_record, remove_asides, write_record
 from extract.memory import default_memory
 from extract.store import FeatureStore
 from heads.checkpoint import load_state, save_state
@@ -209,6 +209,8 @@ class _Sweep:
             memory = memory_on(device, memory)
             self._request = made | {"store": str(store.path.resolve()), "memory": memory, "rungs": []}
             write_record(self._path, self._request)
+        if self._folder.is_dir():
+            remove_asides(self._folder)
         memory = self._request["memory"]
         for_features = max(MIN_MEMORY, memory // 2)
         self._data, self._memory = Data(store, roles, device, for_features), memory - for_features
