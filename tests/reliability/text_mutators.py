@@ -79,7 +79,7 @@ def mutate_value(value, generator: random.Random):
             changed[position] = mutate_value(changed[position], generator)
         return changed
     if isinstance(value, str) and value and generator.random() < 0.5:
-        return mutate_bytes(value.encode(), generator).decode("utf-8", "surrogateescape")
+        return mutate_bytes(value.encode("utf-8", "surrogatepass"), generator).decode("utf-8", "surrogateescape")
     return generator.choice(ODD_VALUES)
 
 
