@@ -1,12 +1,15 @@
 # make demo, make test: both set up everything they need in .venv first.
-PYTHON ?= python3.11
+# PYTHON=python3.12 chooses another Python; else the newest one here that can make a virtual environment.
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
+PYTHON ?= $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c 'import ensurepip, venv, sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test lint docs clean
 
 demo: $(VENV)/.users
-	$(BIN)/python cli.py demo --out demo
+	$(BIN)/onceover demo --out demo
 
 test: $(VENV)/.developers lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # threads of two processes would wait for each other
@@ -18,14 +21,15 @@ docs: $(VENV)/.users
 	$(BIN)/python docs/make_cli.py
 
 $(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python of 3.11 or later was found; name one: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.users: $(VENV)/bin/python requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+$(VENV)/.users: $(VENV)/bin/python pyproject.toml
+	$(PIP) -e .
 	touch $@
 
-$(VENV)/.developers: $(VENV)/bin/python requirements.txt requirements-dev.txt requirements-parquet.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.developers: $(VENV)/bin/python pyproject.toml
+	$(PIP) -e ".[dev]"
 	touch $@ $(VENV)/.users
 
 clean:

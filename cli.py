@@ -13,12 +13,20 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import click
 
-from configs import OnceoverError
-from configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
+if not __package__:  # run as `python cli.py` in a checkout: this folder becomes the package, installed or not
+    _root = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if entry != str(_root)]
+    _spec = spec_from_file_location("onceover", _root / "__init__.py", submodule_search_locations=[str(_root)])
+    sys.modules["onceover"] = module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["onceover"])
+
+from onceover.base.errors import OnceoverError
+from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to others,
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # after a fraction of a millisecond: waking one costs a step a tenth
@@ -26,6 +34,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large arrays i
 
 FILE = click.Path(path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+PROGRAM = ("onceover",) if __package__ else ("python", "cli.py")  # how the user calls it
 _TRACEBACK = "onceover.traceback"
 _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
 _FULL_DISK = re.compile(r"no space left|os error 28|file too large|disk quota exceeded", re.IGNORECASE)
@@ -106,7 +115,7 @@ def say(message: str) -> None:
 
 def command(*parts) -> str:
     """A call of this program to be copied into a shell, with what needs quotes in quotes."""
-    return shlex.join(["python", "cli.py", *map(str, parts)])
+    return shlex.join([*PROGRAM, *map(str, parts)])
 
 
 def given(options: dict) -> list[str]:
@@ -246,8 +255,8 @@ def extract(data, store_file, limit, force, prune, retry_failures, device, confi
     Killed at any moment, it goes on where it stopped when run again; run again on a finished store, it encodes only
     what is new.
     """
-    from extract.datasets import read_dataset
-    from extract.pipeline import extract as run
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.pipeline import extract as run
 
     check_overrides(overrides, "extract")
     settings = [f"extract.{key}={json.dumps(value)}" for key, value in explicit.items() if value is not None]
@@ -316,7 +325,7 @@ def import_(store_file, **given):
     picture, in the order of the table, or for each row of the table, or for each line of --image-ids. Pictures are not
     needed; queries cannot be embedded, since the encoder is not there.
     """
-    from extract.importing import import_features
+    from onceover.extract.importing import import_features
 
     if store_file.is_dir():
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
@@ -363,14 +372,14 @@ def _fit(
     memory: int | None = None,
     force: bool = False,
 ) -> dict:
-    from extract.store import FeatureStore
+    from onceover.extract.store import FeatureStore
 
     with FeatureStore(store_file) as store:
-        from extract.encoders import pick_device
-        from heads.training import fit as run
-        from retrieval.baselines import align
-        from retrieval.hubness import fit_inverted_softmax
-        from retrieval.metrics import quality
+        from onceover.extract.encoders import pick_device
+        from onceover.heads.training import fit as run
+        from onceover.retrieval.baselines import align
+        from onceover.retrieval.hubness import fit_inverted_softmax
+        from onceover.retrieval.metrics import quality
 
         options = {"quality": quality, "correct_hubs": fit_inverted_softmax, "align": align}
         options |= {"memory": memory, "force": force}
@@ -402,13 +411,13 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
 
     An interrupted sweep goes on where it stopped when run again; settings that are fitted already are not fitted again.
     """
-    from heads.sweep import expand
+    from onceover.heads.sweep import expand
 
     check_overrides(overrides, "model", "training")
     settings = expand(config_file, overrides, grid, seeds, sample)
     rows, keys = _sweep(store_file, out, settings, halving, device, memory)
-    from retrieval.evaluation import terminal_table
-    from retrieval.leaderboard import leaderboard_table, notes
+    from onceover.retrieval.evaluation import terminal_table
+    from onceover.retrieval.leaderboard import leaderboard_table, notes
 
     click.echo(terminal_table(leaderboard_table(rows, keys, most=10)))
     for note in notes(rows):
@@ -435,19 +444,19 @@ def _sweep(
     store_file: Path, out: Path, settings: list, halving: bool, device: str | None, memory: int | None
 ) -> tuple[list[dict], list[str]]:
     """The leaderboard's rows and the grid's keys."""
-    from extract.store import FeatureStore
+    from onceover.extract.store import FeatureStore
 
     with FeatureStore(store_file) as store:
         import yaml
 
-        from analysis.sweeps import plot_sweep
-        from configs.formats import BEST, LEADERBOARD, RESULTS
-        from extract.encoders import pick_device
-        from extract.outputs import Outputs
-        from heads.sweep import sweep as run
-        from heads.sweep import trial_name
-        from retrieval.evaluation import markdown_table
-        from retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
+        from onceover.analysis.sweeps import plot_sweep
+        from onceover.base.formats import BEST, LEADERBOARD, RESULTS
+        from onceover.base.outputs import Outputs
+        from onceover.extract.encoders import pick_device
+        from onceover.heads.sweep import sweep as run
+        from onceover.heads.sweep import trial_name
+        from onceover.retrieval.evaluation import markdown_table
+        from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
 
         judge = Judge()
         results = run(store, out, settings, judge, halving=halving, device=pick_device(device), memory=memory, say=say)
@@ -534,11 +543,11 @@ def _finetune(
     device: str | None,
     config_file: Path,
 ) -> dict | None:
-    from extract.encoders import pick_device
-    from extract.store import FeatureStore
-    from heads.checkpoint import load_run
-    from heads.finetune import finetune as train
-    from retrieval.metrics import quality
+    from onceover.extract.encoders import pick_device
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.checkpoint import load_run
+    from onceover.heads.finetune import finetune as train
+    from onceover.retrieval.metrics import quality
 
     run = load_run(run_dir)
     settings = load_config(config_file, overrides).finetune
@@ -552,11 +561,11 @@ def _finetune(
 def _re_extract(store_file: Path, data: Path, out: Path, device: str | None) -> None:
     from functools import partial
 
-    from extract.pipeline import extract as run
-    from extract.store import FeatureStore
-    from heads.finetune import check_encoder, dataset_of, finish
-    from retrieval.hubness import fit_inverted_softmax
-    from retrieval.metrics import quality
+    from onceover.extract.pipeline import extract as run
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.finetune import check_encoder, dataset_of, finish
+    from onceover.retrieval.hubness import fit_inverted_softmax
+    from onceover.retrieval.metrics import quality
 
     config = load_config(out / "config.yaml").extract
     with FeatureStore(store_file) as old:
@@ -592,7 +601,7 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
     if run_dir is None and (store_file is None or shuffled or errors or rerank):
         raise click.UsageError("name a --run; --store alone gives the baselines, and goes with --split and --json")
     if json_to and json_to != "-":
-        from extract.outputs import check_result
+        from onceover.base.outputs import check_result
 
         check_result(json_to)
     result, written = _evaluate(run_dir, split, store_file, rerank, shuffled, memory, device)
@@ -601,7 +610,7 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
     else:
         _print_table(result)
         if json_to:
-            from extract.outputs import write_result
+            from onceover.base.outputs import write_result
 
             write_result(json_to, result)
             written.append(json_to)
@@ -617,13 +626,13 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
 
 def _json_result(result: dict) -> str:
     """A result as it is written to a file, too."""
-    from extract.files import sealed
+    from onceover.base.files import sealed
 
     return json.dumps(sealed(result), indent=2)
 
 
 def _print_table(result: dict) -> None:
-    from retrieval.evaluation import notes, table_rows, terminal_table
+    from onceover.retrieval.evaluation import notes, table_rows, terminal_table
 
     click.echo(terminal_table(table_rows(result)))
     for note in notes(result):
@@ -640,13 +649,13 @@ def _evaluate(
     device: str | None = None,
 ) -> tuple[dict, list[Path]]:
     """The result, and the files it was written to."""
-    from configs.formats import CONFIG, EMBEDDINGS, EVALUATION, SHUFFLED
-    from extract.files import json_text, sealed
-    from extract.outputs import Outputs
-    from extract.store import FeatureStore
-    from heads.provenance import RunError, read_provenance
-    from retrieval import evaluation
-    from retrieval.embeddings import read_embeddings
+    from onceover.base.files import json_text, sealed
+    from onceover.base.formats import CONFIG, EMBEDDINGS, EVALUATION, SHUFFLED
+    from onceover.base.outputs import Outputs
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.provenance import RunError, read_provenance
+    from onceover.retrieval import evaluation
+    from onceover.retrieval.embeddings import read_embeddings
 
     embeddings = control = None
     if run_dir:
@@ -683,8 +692,8 @@ def _evaluate(
 
 def _check_outputs(run_dir: Path, split: str) -> None:
     """Refuses to evaluate where the results could not be written, before anything is computed."""
-    from configs.formats import EVALUATION
-    from extract.outputs import Outputs
+    from onceover.base.formats import EVALUATION
+    from onceover.base.outputs import Outputs
 
     outputs = Outputs(run_dir, _EVALUATE_AGAIN)
     for suffix in (".md", ".csv", ".json"):
@@ -700,10 +709,10 @@ def _store_of(run_dir: Path, provenance: dict) -> Path:
 
 
 def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> Path:
-    from analysis.report import error_page
-    from configs.formats import EMBEDDINGS, ERRORS
-    from extract.outputs import Outputs
-    from retrieval.embeddings import read_embeddings
+    from onceover.analysis.report import error_page
+    from onceover.base.formats import EMBEDDINGS, ERRORS
+    from onceover.base.outputs import Outputs
+    from onceover.retrieval.embeddings import read_embeddings
 
     name = ERRORS.format(split)
     correction = "qbnorm" if "qbnorm" in rerank else None
@@ -720,11 +729,11 @@ def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> P
 @json_option
 def compare(runs, split, rerank, json_to):
     """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
-    from configs.formats import EMBEDDINGS
-    from extract.outputs import write_result
-    from heads.provenance import read_provenance
-    from retrieval import evaluation
-    from retrieval.embeddings import read_embeddings
+    from onceover.base.formats import EMBEDDINGS
+    from onceover.base.outputs import write_result
+    from onceover.heads.provenance import read_provenance
+    from onceover.retrieval import evaluation
+    from onceover.retrieval.embeddings import read_embeddings
 
     for run_dir in runs:
         read_provenance(run_dir)
@@ -747,11 +756,11 @@ def compare(runs, split, rerank, json_to):
 @click.option("--store", "store_file", type=FILE, help="The runs' feature store, if it has moved.")
 def ensemble(runs, run_dir, store_file):
     """Join runs of one store: their scores are averaged, by laying their vectors side by side."""
-    from extract.store import FeatureStore
-    from heads.checkpoint import load_run
-    from heads.ensemble import ensemble as join
-    from retrieval.hubness import fit_inverted_softmax
-    from retrieval.metrics import quality
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.checkpoint import load_run
+    from onceover.heads.ensemble import ensemble as join
+    from onceover.retrieval.hubness import fit_inverted_softmax
+    from onceover.retrieval.metrics import quality
 
     opened = [load_run(folder) for folder in runs]
     with FeatureStore(store_file or _store_of(runs[0], opened[0].provenance)) as store:
@@ -843,11 +852,11 @@ def _index(
     image_encoder: str | None,
     text_encoder: str | None,
 ) -> None:
-    from configs.formats import EMBEDDINGS
-    from extract.memory import default_memory
-    from heads.checkpoint import load_run
-    from retrieval.embeddings import read_embeddings
-    from retrieval.index import check_origin, claim_index, compact, update
+    from onceover.base.formats import EMBEDDINGS
+    from onceover.base.memory import default_memory
+    from onceover.heads.checkpoint import load_run
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.index import check_origin, claim_index, compact, update
 
     run = load_run(run_dir)
     embeddings = read_embeddings(run_dir / EMBEDDINGS)
@@ -896,14 +905,14 @@ def _foreign_gallery(
     """A folder's pictures or a file's sentences: a feature store of their own, the run's heads, the run's bank."""
     from dataclasses import replace
 
-    from configs.schema import ExtractConfig
-    from extract.datasets import read_captions, read_pictures
-    from extract.pipeline import extract as encode
-    from extract.store import FeatureStore
-    from heads.embed import image_embeddings, text_embeddings
-    from retrieval.embeddings import gallery_of_store
-    from retrieval.hubness import bias_by_bank
-    from retrieval.index import check_vanished
+    from onceover.configs.schema import ExtractConfig
+    from onceover.extract.datasets import read_captions, read_pictures
+    from onceover.extract.pipeline import extract as encode
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.embed import image_embeddings, text_embeddings
+    from onceover.retrieval.embeddings import gallery_of_store
+    from onceover.retrieval.hubness import bias_by_bank
+    from onceover.retrieval.index import check_vanished
 
     kind, made = "image" if images else "text", run.provenance
     dataset = read_pictures(images) if images else read_captions(captions)
@@ -930,9 +939,9 @@ def _foreign_gallery(
 
 def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...]) -> None:
     """Removes the named items from the galleries of an index that hold them, or compacts all of them."""
-    from configs.formats import CURRENT, EMBEDDINGS
-    from retrieval.embeddings import read_embeddings
-    from retrieval.index import Index, IndexingError, compact, remove
+    from onceover.base.formats import CURRENT, EMBEDDINGS
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.index import Index, IndexingError, compact, remove
 
     there = {kind: index_dir / name for kind, name in GALLERIES.items() if (index_dir / name / CURRENT).exists()}
     if not there:
@@ -1010,8 +1019,8 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
 
 
 def _read_queries(file: str) -> Iterator[str]:
-    from extract.files import open_regular
-    from retrieval.search import read_queries
+    from onceover.base.files import open_regular
+    from onceover.retrieval.search import read_queries
 
     if file == "-":
         yield from read_queries(sys.stdin.buffer, "stdin", say)
@@ -1078,8 +1087,8 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 
 
 def _open_index(index_dir: Path, kind: str):
-    from configs.formats import CURRENT
-    from retrieval.index import Index, IndexingError
+    from onceover.base.formats import CURRENT
+    from onceover.retrieval.index import Index, IndexingError
 
     name = GALLERIES[kind]
     if not any((index_dir / each / CURRENT).exists() for each in GALLERIES.values()):
@@ -1123,14 +1132,14 @@ def _hits(
     """Each query with its hits, in batches: no more of them is kept."""
     from itertools import chain
 
-    from configs.formats import EMBEDDINGS
-    from heads.checkpoint import load_run
-    from heads.query import QueryEmbedder
-    from retrieval.embeddings import read_embeddings
-    from retrieval.search import Query, Searcher
+    from onceover.base.formats import EMBEDDINGS
+    from onceover.heads.checkpoint import load_run
+    from onceover.heads.query import QueryEmbedder
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.search import Query, Searcher
 
     if out:
-        from analysis.plots import check_figure, plot_hits
+        from onceover.analysis.plots import check_figure, plot_hits
 
         check_figure(out)
     if other is not None and mode == "text2image" and not Path(other).is_file():
@@ -1159,8 +1168,8 @@ def _checked_batches(queries: Iterable[str], mode: str, other: str | None) -> It
     """As many queries as are searched together, at a time, none of them without a meaning for ``mode``."""
     from itertools import islice
 
-    from extract.pictures import read_picture
-    from retrieval.search import AT_ONCE, check_query
+    from onceover.extract.pictures import read_picture
+    from onceover.retrieval.search import AT_ONCE, check_query
 
     opposite = {"text2image": "image2text", "image2text": "text2image"}
     if other is not None:
@@ -1209,18 +1218,18 @@ def _plot(
     memory: int | None = None,
     sweep_dir: Path | None = None,
 ) -> list[Path]:
-    from analysis.plots import plot_run, plot_store
+    from onceover.analysis.plots import plot_run, plot_store
 
     if sweep_dir:
-        from analysis.sweeps import plot_sweep
+        from onceover.analysis.sweeps import plot_sweep
 
         return plot_sweep(sweep_dir, out, step=lambda name: say(f"drawing {name}"))
     if run_dir:
-        from heads.provenance import read_provenance
+        from onceover.heads.provenance import read_provenance
 
         read_provenance(run_dir)
         return plot_run(run_dir, out, split, step=lambda name: say(f"drawing {name}"))
-    from extract.store import FeatureStore
+    from onceover.extract.store import FeatureStore
 
     with FeatureStore(store_file) as store:
         return plot_store(store, out, memory, step=lambda name: say(f"drawing {name}"))
@@ -1230,7 +1239,7 @@ def _plot(
 @click.argument("path", type=FILE, metavar="FILE_OR_DIR")
 def info(path):
     """Describe a feature store, a run folder, an index, or an unfinished extraction."""
-    from analysis.describe import describe
+    from onceover.analysis.describe import describe
 
     click.echo(describe(path))
 
@@ -1247,13 +1256,13 @@ def verify(store_file, sample, device, **places):
 
     Of an index every file is checked against its SHA-256.
     """
-    from configs.formats import CURRENT
-    from extract.store import FeatureStore
-    from extract.verify import verify_sample
+    from onceover.base.formats import CURRENT
+    from onceover.extract.store import FeatureStore
+    from onceover.extract.verify import verify_sample
 
     indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
     for folder in indexes:
-        from retrieval.index import Index
+        from onceover.retrieval.index import Index
 
         click.echo(f"{folder} is sound: {len(Index(folder)):,} rows")
     if indexes:
@@ -1277,7 +1286,7 @@ def verify(store_file, sample, device, **places):
 @click.option("--to", "folder", required=True, type=DIRECTORY, help="The folder to make.")
 def download(name, folder):
     """Download a dataset: resumable, checked, unpacked safely."""
-    from extract.download import download_archives
+    from onceover.extract.download import download_archives
 
     download_archives(name, folder, say)
     done(f"wrote {folder}", command("extract", "--data", folder, "--store", f"{folder}.h5"))
@@ -1291,10 +1300,10 @@ def demo(out, device):
 
     The encoders are untrained (random weights), since none may be downloaded: the heads learn from random features.
     """
-    from extract.datasets import read_dataset
-    from extract.outputs import claim_folder
-    from extract.pipeline import extract as encode
-    from extract.synthetic import draw_dataset
+    from onceover.base.outputs import claim_folder
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.pipeline import extract as encode
+    from onceover.extract.synthetic import draw_dataset
 
     config = load_config(DEFAULT_CONFIG.with_name("demo.yaml"))
     claim_folder(out, "name a new folder: --out DIR")
@@ -1329,5 +1338,10 @@ def demo(out, device):
     )
 
 
+def main() -> None:
+    """Runs the command line."""
+    cli(prog_name=" ".join(PROGRAM))
+
+
 if __name__ == "__main__":
-    cli(prog_name="python cli.py")
+    main()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import OnceoverError
-from configs.formats import (
+from onceover.base.errors import OnceoverError
+from onceover.base.files import check_regular, digest, read_record
+from onceover.base.formats import (
     CONFIG,
     CURRENT,
     EVALUATION,
@@ -17,10 +18,9 @@ from configs.formats import (
     SWEEP,
     TRIALS,
 )
-from configs.schema import ConfigError, load_config
-from extract.files import check_regular, digest, read_record
-from extract.store import FeatureStore, parts_folder
-from retrieval.embeddings import model_name
+from onceover.configs.schema import ConfigError, load_config
+from onceover.extract.store import FeatureStore, parts_folder
+from onceover.retrieval.embeddings import model_name
 
 
 class DescribeError(OnceoverError):
@@ -201,7 +201,7 @@ def _describe_run(folder: Path) -> str:
 
 
 def _describe_index(folder: Path) -> str:
-    from retrieval.index import Index  # with faiss
+    from onceover.retrieval.index import Index  # with faiss
 
     made = Index(folder).manifest  # its files are checked
     segments = [f"{entry['name']} {entry['type']} {entry['rows']:,} rows" for entry in made["segments"]]

@@ -19,19 +19,19 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from configs import OnceoverError
-from configs.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
-from extract.files import MAX_TEXT, read_bytes, read_record
-from extract.hdf5 import StoredRows
-from extract.memory import default_memory
-from extract.outputs import Outputs
-from extract.pictures import read_picture
-from extract.store import KINDS, FeatureStore, row_blocks
-from retrieval.embeddings import Embeddings, model_name, read_embeddings
-from retrieval.metrics import Ranks, chance, rank
+from onceover.base.errors import OnceoverError
+from onceover.base.files import MAX_TEXT, read_bytes, read_record
+from onceover.base.formats import EMBEDDINGS, EVALUATION, HISTORY, PROVENANCE
+from onceover.base.hdf5 import StoredRows
+from onceover.base.memory import default_memory
+from onceover.base.outputs import Outputs
+from onceover.extract.pictures import read_picture
+from onceover.extract.store import KINDS, FeatureStore, row_blocks
+from onceover.retrieval.embeddings import Embeddings, model_name, read_embeddings
+from onceover.retrieval.metrics import Ranks, chance, rank
 
 if TYPE_CHECKING:
-    from retrieval.search import Hit, Query
+    from onceover.retrieval.search import Hit, Query
 
 PICTURE, CAPTION, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
 SPLIT_COLOURS = {"train": "#0072B2", "dev": "#E69F00", "test": "#009E73", "": "#999999"}

@@ -5,8 +5,8 @@ from html import escape
 
 import numpy as np
 
-from retrieval.embeddings import Embeddings
-from retrieval.metrics import rank
+from onceover.retrieval.embeddings import Embeddings
+from onceover.retrieval.metrics import rank
 
 HITS = 5  # shown of each query
 _STYLE = """

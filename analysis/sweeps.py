@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.plots import CAPTION, PICTURE, PlotError, draw_all, number_of, read_table
-from configs import OnceoverError
-from configs.formats import RESULTS
+from onceover.analysis.plots import CAPTION, PICTURE, PlotError, draw_all, number_of, read_table
+from onceover.base.errors import OnceoverError
+from onceover.base.formats import RESULTS
 
 _SIDES = (("i2t_R@1", "picture → caption", PICTURE), ("t2i_R@1", "caption → picture", CAPTION))
 _COLOURS = "cividis"

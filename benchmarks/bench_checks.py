@@ -9,6 +9,7 @@ is an upper bound of a long one's, since a block is checked once.
 
 import argparse
 import contextlib
+import importlib
 import json
 import statistics
 import sys
@@ -18,16 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from bench_fit import machine
 
 CHECKS = (
-    ("extract.hdf5", "check_bytes"),
-    ("extract.store", "check_bytes"),
-    ("extract.hdf5.StoredRows", "_check"),
-    ("heads.provenance", "checked_file"),
-    ("heads.checkpoint", "file_sha256"),
+    ("onceover.base.hdf5", "check_bytes"),
+    ("onceover.extract.store", "check_bytes"),
+    ("onceover.base.hdf5.StoredRows", "_check"),
+    ("onceover.heads.provenance", "checked_file"),
+    ("onceover.heads.checkpoint", "file_sha256"),
 )
 
 
@@ -39,13 +38,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    import heads.checkpoint  # before the clock starts: imports are no part of it
-    import heads.training
-    import retrieval.index
-
-    assert heads.checkpoint
-    assert heads.training
-    assert retrieval.index
+    for module in ("onceover.heads.checkpoint", "heads.training", "retrieval.index"):
+        importlib.import_module(f"onceover.{module}")  # before the clock starts: imports are no part of it
     rounds = [one_round(options.store, options.epochs) for _ in range(options.rounds)]
     result: dict = {"machine": machine(), "epochs": options.epochs, "commands": {}}
     for name in rounds[0]:
@@ -77,7 +71,7 @@ def timed(*arguments) -> tuple[float, float]:
     """Seconds that a command takes, and those within the functions that check."""
     from click.testing import CliRunner
 
-    from cli import cli
+    from onceover.cli import cli
 
     spent = [0.0]
     with counted(spent):

@@ -17,9 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from bench_fit import ROOT, machine
 
 PARTS = (1 / 4, 1 / 2, 1)  # of the train pictures
@@ -34,8 +31,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
-    import cli  # sets what torch reads when it starts
-    from extract.store import FeatureStore
+    from onceover import cli  # sets what torch reads when it starts
+    from onceover.extract.store import FeatureStore
 
     assert cli
     result: dict = {"machine": machine(), "pictures": {}, "captions": {}}
@@ -48,14 +45,14 @@ def main() -> None:
     if options.out:
         options.out.write_text(text + "\n")
     if options.figures:
-        from analysis.plots import draw_all
+        from onceover.analysis.plots import draw_all
 
         draw_all({"data": lambda: draw(result)}, options.figures, lambda _: None)
 
 
 def measured(store, seeds: int) -> Iterator[tuple[str, int, float]]:
     """(``pictures`` or ``captions``, how many, rsum on the selection pictures) for each fit."""
-    from configs.schema import load_config
+    from onceover.configs.schema import load_config
 
     roles = store.roles()
     everything = np.arange(len(store.image_index))
@@ -79,9 +76,9 @@ def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
     """The rsum that heads reach which see some train pictures, and of their captions some, both rows of the store."""
     import torch
 
-    from heads.stacking import advance
-    from heads.training import Data
-    from retrieval.metrics import quality
+    from onceover.heads.stacking import advance
+    from onceover.heads.training import Data
+    from onceover.retrieval.metrics import quality
 
     data = Data(store, dataclasses.replace(store.roles(), train=pictures), torch.device("cpu"), 2**34)
     point, (chunks, image_index) = data.point(config), data.dealt(config)
@@ -106,7 +103,7 @@ def draw(result: dict):
     """Means and the range over seeds, against the pictures and against the captions of each."""
     from matplotlib.figure import Figure
 
-    from analysis.plots import PICTURE
+    from onceover.analysis.plots import PICTURE
 
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     labels = {"pictures": "train pictures, with all their captions", "captions": "captions of a picture, at most"}

@@ -31,8 +31,6 @@ from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 IMAGE, TEXT = "torchvision:resnet50@random", "hf:distilbert-base-uncased@random"
 FIXED_LENGTH = 77
 
@@ -100,10 +98,10 @@ def race(options, data: Path, names: tuple[str, ...]) -> dict:
 
 def extract(options) -> dict:
     """The command's own rates; sealing and loading are in ``seconds``, of the whole extraction."""
-    import cli  # sets what torch reads when it starts
-    from configs.schema import ExtractConfig
-    from extract.datasets import read_dataset
-    from extract.pipeline import extract as run
+    from onceover import cli  # sets what torch reads when it starts
+    from onceover.configs.schema import ExtractConfig
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.pipeline import extract as run
 
     assert cli
     config = ExtractConfig(image_encoder=IMAGE, text_encoder=TEXT, views=options.views, dtype=options.dtype)
@@ -122,12 +120,12 @@ def limit(options) -> dict:
     """The same models in the same arithmetic and batches, on tensors made before; and the work before, alone."""
     import torch
 
-    import cli
-    from extract.datasets import read_dataset
-    from extract.encoders import ImageEncoder, TextEncoder, by_length
-    from extract.pictures import decode
-    from extract.pipeline import BATCH_SIZE, CAPTIONS_PER_PICTURE, ON_A_GPU, PIECE, SAMPLE, SHARD_ROWS
-    from extract.streams import in_order, in_processes
+    from onceover import cli
+    from onceover.base.threads import in_order, in_processes
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.encoders import ImageEncoder, TextEncoder, by_length
+    from onceover.extract.pictures import decode
+    from onceover.extract.pipeline import BATCH_SIZE, CAPTIONS_PER_PICTURE, ON_A_GPU, PIECE, SAMPLE, SHARD_ROWS
 
     assert cli
     gpu, device = options.device != "cpu", torch.device(options.device)
@@ -209,8 +207,8 @@ def limit(options) -> dict:
 
 def chosen(options, make, features):
     """The encoder that ``extract`` takes (``--dtype``)."""
-    from extract.inference import fast_dtype, relative_error
-    from extract.pipeline import AUTO_ERROR
+    from onceover.extract.inference import fast_dtype, relative_error
+    from onceover.extract.pipeline import AUTO_ERROR
 
     exact = make("float32" if options.dtype == "auto" else options.dtype)
     if options.dtype != "auto" or not fast_dtype(exact.device):
@@ -289,7 +287,7 @@ def simple_clip(options) -> dict:
     """Rows of one caption and its picture: pictures a second are different ones, five rows each in Flickr8k."""
     import torch
 
-    from extract.datasets import read_dataset
+    from onceover.extract.datasets import read_dataset
 
     dataset = read_dataset(options.data).first(options.captions // 5)
     _, _, image_model, transforms, text_model, tokenizer = plain_models(options)
@@ -369,8 +367,8 @@ def plain_models(options):
     from torchvision import models
     from transformers import DistilBertConfig, DistilBertModel
 
-    from extract.datasets import read_dataset
-    from extract.encoders import _dataset_tokenizer
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.encoders import _dataset_tokenizer
 
     dataset = read_dataset(options.data).first(options.pictures)
     tokenizer = _dataset_tokenizer(dataset.captions)
@@ -408,7 +406,7 @@ def enlarged(options, folder: Path) -> Path:
     """The dataset with pictures of another size, as JPEG of quality 90."""
     import csv
 
-    from extract.datasets import read_dataset
+    from onceover.extract.datasets import read_dataset
 
     dataset = read_dataset(options.data).first(options.pictures)
     with ProcessPoolExecutor() as pool:
@@ -435,7 +433,7 @@ def machine(device: str) -> dict:
     """Where and with what this ran."""
     import torch
 
-    from extract.inference import hardware
+    from onceover.extract.inference import hardware
 
     libraries = {name: version(name) for name in ("torch", "torchvision", "transformers", "pillow")}
     card = {"card": hardware(torch.device(device))} if device.startswith("cuda") else {}

@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 CHOSEN = {"image": ["last3"], "text": ["last2"]}
 EACH, WORDS = 5, 2000
@@ -68,14 +66,14 @@ def prepare(folder: Path, pictures: int) -> None:
     from PIL import Image
     from transformers import BertConfig, BertModel, MobileNetV2Config, MobileNetV2ImageProcessor, MobileNetV2Model
 
-    from configs.schema import Config, ExtractConfig, TrainingConfig
-    from extract.datasets import read_dataset
-    from extract.encoders import _dataset_tokenizer
-    from extract.pipeline import extract
-    from extract.store import FeatureStore
-    from heads.training import fit
-    from retrieval.hubness import fit_inverted_softmax
-    from retrieval.metrics import quality
+    from onceover.configs.schema import Config, ExtractConfig, TrainingConfig
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.pipeline import extract
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.training import fit
+    from onceover.retrieval.hubness import fit_inverted_softmax
+    from onceover.retrieval.metrics import quality
 
     generator = np.random.default_rng(0)
     words = np.array(["".join(generator.choice(list("abcdefghijklmnop"), 7)) for _ in range(WORDS)])
@@ -108,11 +106,11 @@ def training(store, folder: Path, batch_size: int, micro_batch: int):
     """A fine-tuning at its first step."""
     import torch
 
-    from configs.schema import FinetuneConfig
-    from heads.checkpoint import load_run
-    from heads.finetune import Training, cache, sides_of
-    from heads.workers import Workers
-    from retrieval.metrics import quality
+    from onceover.configs.schema import FinetuneConfig
+    from onceover.heads.checkpoint import load_run
+    from onceover.heads.finetune import Training, cache, sides_of
+    from onceover.heads.workers import Workers
+    from onceover.retrieval.metrics import quality
 
     settings = FinetuneConfig(batch_size=batch_size, micro_batch=micro_batch)
     run, device = load_run(folder / "run"), torch.device("cpu")
@@ -124,7 +122,7 @@ def training(store, folder: Path, batch_size: int, micro_batch: int):
 
 def times(folder: Path, batch_size: int, rounds: int) -> list[dict[str, float]]:
     """Seconds of a step and of its bare arithmetic, in each round."""
-    from extract.store import FeatureStore
+    from onceover.extract.store import FeatureStore
 
     found = []
     with FeatureStore(folder / "store.h5") as store:
@@ -177,8 +175,8 @@ def child(folder: Path, batch_size: int, micro_batch: int) -> float:
 
 def memory(folder: Path, batch_size: int, micro_batch: int) -> float:
     """MiB by which this process grows at most while it takes two steps."""
-    from extract.memory import peak_memory
-    from extract.store import FeatureStore
+    from onceover.base.memory import peak_memory
+    from onceover.extract.store import FeatureStore
 
     with FeatureStore(folder / "store.h5") as store:
         work = training(store, folder, batch_size, micro_batch)

@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 TRAIN, HELD_OUT, EACH, VIEWS, LATENT = 6000, 1000, 5, 2, 256
 DIMS = 2048 + 1024, 3 * 768  # of the layers that the default settings take
@@ -41,9 +40,9 @@ def main() -> None:
     parser.add_argument("--extract-seconds", type=float, help="of the dataset, as measured; else it is left out")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    import cli  # sets what torch reads when it starts
-    from configs.schema import load_config
-    from extract.store import FeatureStore
+    from onceover import cli  # sets what torch reads when it starts
+    from onceover.configs.schema import load_config
+    from onceover.extract.store import FeatureStore
 
     assert cli
     config = load_config(ROOT / "configs/config.yaml", [f"training.num_epochs={options.epochs}"])
@@ -70,7 +69,7 @@ def main() -> None:
 
 def make_store(folder: Path) -> None:
     """Features of which each is a noisy image of a noisy copy of its picture's vector, imported."""
-    from extract.importing import import_features
+    from onceover.extract.importing import import_features
 
     generator = np.random.default_rng(0)
     latent = generator.standard_normal((TRAIN + HELD_OUT, LATENT), np.float32)
@@ -90,10 +89,10 @@ def make_store(folder: Path) -> None:
 
 def one_round(store, run: Path, config) -> dict[str, float]:
     """Seconds of a fit's heads, of the whole fit, and of the bare products of its steps."""
-    from heads.stacking import Batches
-    from heads.training import fit
-    from retrieval.hubness import fit_inverted_softmax
-    from retrieval.metrics import quality
+    from onceover.heads.stacking import Batches
+    from onceover.heads.training import fit
+    from onceover.retrieval.hubness import fit_inverted_softmax
+    from onceover.retrieval.metrics import quality
 
     roles = store.roles()
     parts = [

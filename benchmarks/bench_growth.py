@@ -18,8 +18,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 TIMES = (1, 4, 16)
 
 
@@ -34,7 +32,7 @@ def main() -> None:
     if options.data:
         print(json.dumps(extract(options.data)))
         return
-    from extract.synthetic import draw_dataset
+    from onceover.extract.synthetic import draw_dataset
 
     rounds: dict = {times: [] for times in TIMES}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,8 +65,8 @@ def small_bert(drawn: Path, folder: Path) -> None:
     """A text encoder that takes little time, random, with a vocabulary of the drawn captions."""
     from transformers import BertConfig, BertModel
 
-    from extract.datasets import read_dataset
-    from extract.encoders import _dataset_tokenizer
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.encoders import _dataset_tokenizer
 
     tokenizer = _dataset_tokenizer(read_dataset(drawn).captions)
     sizes = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768}
@@ -80,7 +78,7 @@ def multiply(drawn: Path, folder: Path, times: int) -> None:
     """The drawn dataset several times over: files of their own, and captions that differ."""
     import csv
 
-    from extract.datasets import read_dataset
+    from onceover.extract.datasets import read_dataset
 
     dataset = read_dataset(drawn)
     folder.mkdir()
@@ -97,10 +95,10 @@ def multiply(drawn: Path, folder: Path, times: int) -> None:
 
 def extract(data: Path) -> dict:
     """One extraction: milliseconds a picture and a caption while encoding, a record in all, and peak memory."""
-    import cli
-    from configs.schema import ExtractConfig
-    from extract.datasets import read_dataset
-    from extract.pipeline import extract as run
+    from onceover import cli
+    from onceover.configs.schema import ExtractConfig
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.pipeline import extract as run
 
     assert cli
     config = ExtractConfig(

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 VIEWS, IMAGE_DIM, TEXT_DIM, EACH, LATENT = 2, 2048, 768, 5, 128
 HELD_OUT = 1000  # pictures of dev, and of test
@@ -129,9 +128,9 @@ def measured(command: list, limit: int | None) -> dict:
 
 def fitted(run: Path) -> dict:
     """What the run says of its fit, and its recalls on test, which played no part in it."""
-    from extract.files import read_json
-    from retrieval.embeddings import read_embeddings
-    from retrieval.metrics import quality
+    from onceover.base.files import read_json
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.metrics import quality
 
     made = read_json(run / "run.json", "the run")
     embeddings = read_embeddings(run / "embeddings.h5")

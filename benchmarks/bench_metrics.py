@@ -13,17 +13,14 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from retrieval.embeddings import read_embeddings
-from retrieval.metrics import rank, report
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.metrics import rank, report
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from reliability import again, endurance, faults, fuzz, fuzz_inputs, hostile, kills, pairs  # noqa: E402

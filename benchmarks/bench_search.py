@@ -74,7 +74,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     if options.task:
         task, folder, kind = options.task
         print(json.dumps({"build": build, "search": search}[task](Path(folder), kind, options)))
@@ -115,8 +114,8 @@ def measured(command, options) -> dict:
 
 def make(folder: Path, options) -> dict:
     """Writes vectors, queries and the exact answers."""
-    from retrieval.embeddings import read_embeddings
-    from retrieval.index import exact_search
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.exact import exact_search
 
     embeddings = read_embeddings(options.run / "embeddings.h5")
     generator = np.random.default_rng(0)
@@ -137,8 +136,8 @@ def make(folder: Path, options) -> dict:
 
 def build(folder: Path, kind: str, options) -> dict:
     """Builds an index as the command line does."""
-    from retrieval.embeddings import Gallery
-    from retrieval.index import update
+    from onceover.retrieval.embeddings import Gallery
+    from onceover.retrieval.index import update
 
     vectors, queries = np.load(folder / "vectors.npy"), np.load(folder / "queries.npy")
     names = [f"{row:07d}" for row in range(len(vectors))]
@@ -153,7 +152,7 @@ def build(folder: Path, kind: str, options) -> dict:
 
 def search(folder: Path, kind: str, options) -> dict:
     """Opens an index and searches it, one by one and in batches."""
-    from retrieval.index import Index
+    from onceover.retrieval.index import Index
 
     queries, exact = np.load(folder / "queries.npy"), np.load(folder / "exact.npy")
     before, start = peak_memory(), time.perf_counter()

@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from bench_fit import machine, seconds_a_step
 
 GRID = ["model.temperature=0.01,0.02,0.03,0.05,0.07,0.1,0.15,0.2", "model.embedding_dim=128,256,512,1024"]
@@ -34,14 +32,14 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    import cli  # sets what torch reads when it starts
-    from extract.store import FeatureStore
-    from heads import sweep as module
-    from heads.stacking import advance, steps_an_epoch
-    from heads.sweep import expand, sweep, trial_name
-    from heads.training import Data
-    from retrieval.leaderboard import Judge, leaderboard
-    from retrieval.metrics import quality
+    from onceover import cli  # sets what torch reads when it starts
+    from onceover.extract.store import FeatureStore
+    from onceover.heads import sweep as module
+    from onceover.heads.stacking import advance, steps_an_epoch
+    from onceover.heads.sweep import expand, sweep, trial_name
+    from onceover.heads.training import Data
+    from onceover.retrieval.leaderboard import Judge, leaderboard
+    from onceover.retrieval.metrics import quality
 
     assert cli
     short = [f"training.num_epochs={options.epochs}", "model.learn_temperature=false"]

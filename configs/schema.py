@@ -13,7 +13,7 @@ import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-from configs import OnceoverError
+from onceover.base.errors import OnceoverError
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 MAX_CONFIG = 2**16  # bytes of a settings file, twenty times what one with every setting and its comment takes
@@ -255,7 +255,7 @@ def _open_at_once(path, flags: int) -> int:
 
 def _read_tree(path: str | Path):
     """The value of a settings file, whatever it is; an empty file is an empty mapping."""
-    from configs.plain_yaml import parse_yaml
+    from onceover.configs.plain_yaml import parse_yaml
 
     text = read_config_text(path)
     try:
@@ -267,7 +267,7 @@ def _read_tree(path: str | Path):
 
 def _parse_override(override: str) -> tuple[str, str, object]:
     """Section, name and value of ``section.key=value``."""
-    from configs.plain_yaml import parse_yaml
+    from onceover.configs.plain_yaml import parse_yaml
 
     key, separator, text = override.partition("=")
     _check(bool(separator) and bool(key.strip()), f"{override!r:.80} is not an override; write section.key=value")

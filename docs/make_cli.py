@@ -1,21 +1,19 @@
 """Writes docs/cli.md from the commands' own help. ``make docs`` runs it; a test checks that the page is up to date."""
 
-import sys
 from pathlib import Path
 
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 
 def render() -> str:
     """The page's text."""
-    from cli import cli
+    from onceover.cli import cli
 
     width = {"terminal_width": 100, "max_content_width": 100, "help_option_names": ["-h", "--help"]}
     parts = ["# Command line\n\nGenerated from `--help` by `make docs`.\n"]
-    main = click.Context(cli, info_name="python cli.py", **width)
+    main = click.Context(cli, info_name="onceover", **width)
     parts.append(f"```\n{cli.get_help(main)}\n```\n")
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=name, parent=main, **width)

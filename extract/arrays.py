@@ -1,7 +1,7 @@
 """Arrays in other programs' files, read a block of rows at a time: ``.npy``, ``.safetensors``, ``.parquet``.
 
 Nothing is unpickled. The only importer of pyarrow, which is needed where Parquet is read and nowhere else
-(requirements-parquet.txt).
+(the extra ``parquet``).
 """
 
 import contextlib
@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import safe_open
 from tqdm import tqdm
 
-from configs import OnceoverError
-from extract.files import check_regular
-from extract.store import BLOCK, row_blocks
+from onceover.base.errors import OnceoverError
+from onceover.base.files import check_regular
+from onceover.extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
 _SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
@@ -224,7 +224,7 @@ def _pyarrow():
         import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
-        raise ArrayError("Parquet is read with pyarrow: pip install -r requirements-parquet.txt") from error
+        raise ArrayError('Parquet is read with pyarrow: pip install "onceover-retrieval[parquet]"') from error
     return pyarrow
 
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs import OnceoverError
-from extract import Failure
-from extract.files import MAX_TEXT, FileError, parse_json, read_bytes
+from onceover.base.errors import OnceoverError
+from onceover.base.files import MAX_TEXT, FileError, parse_json, read_bytes
+from onceover.extract.ledger import Failure
 
 SPLITS = ("train", "dev", "test")  # a picture that belongs to none of them has the split ""
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}

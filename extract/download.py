@@ -19,9 +19,9 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from configs import OnceoverError
-from extract.files import only_writer
-from extract.outputs import claim_folder
+from onceover.base.errors import OnceoverError
+from onceover.base.files import only_writer
+from onceover.base.outputs import claim_folder
 
 BLOCK = 2**14  # bytes; what is read of a block that is cut off is lost
 TIMEOUT = 10  # seconds without an answer

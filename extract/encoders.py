@@ -33,11 +33,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from configs import OnceoverError
-from extract import pictures
-from extract.files import check_regular, digest
-from extract.inference import fold_batch_norms, optimise, use_onednn
-from extract.specs import EncoderError, Spec, known_tokenizer_files, parse_spec, without_code
+from onceover.base.errors import OnceoverError
+from onceover.base.files import check_regular, digest
+from onceover.extract import pictures
+from onceover.extract.inference import fold_batch_norms, optimise, use_onednn
+from onceover.extract.specs import EncoderError, Spec, known_tokenizer_files, parse_spec, without_code
 
 STREAMS = 2  # batches on a GPU at a time: one is copied while the other is computed
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up

@@ -14,13 +14,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from configs import OnceoverError
-from configs.schema import ExtractConfig
-from extract.arrays import Array, files_of, open_array, parquet_rows
-from extract.datasets import Dataset, captioned, csv_rows, read_ids
-from extract.files import check_disk, digest, only_writer
-from extract.pipeline import Say, Summary, summary_of
-from extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
+from onceover.base.errors import OnceoverError
+from onceover.base.files import check_disk, digest, only_writer
+from onceover.configs.schema import ExtractConfig
+from onceover.extract.arrays import Array, files_of, open_array, parquet_rows
+from onceover.extract.datasets import Dataset, captioned, csv_rows, read_ids
+from onceover.extract.pipeline import Say, Summary, summary_of
+from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
 
 _PROJECTIONS, _SAME = 8, 0.01  # random directions, and the share of a row's length by which equal rows may differ
 _MAX_VIEWS = 12  # of an image; an extraction makes no more

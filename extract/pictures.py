@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from configs import OnceoverError
-from extract.files import FileError, read_bytes
+from onceover.base.errors import OnceoverError
+from onceover.base.files import FileError, read_bytes
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs: 512 MiB as RGB
 MAX_BYTES = 2**29  # of a file; an uncompressed image of ``MAX_PIXELS`` takes as many

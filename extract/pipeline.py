@@ -29,11 +29,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from configs import OnceoverError
-from configs.schema import ExtractConfig
-from extract import Failure
-from extract.datasets import Dataset
-from extract.files import (
+from onceover.base.errors import OnceoverError
+from onceover.base.files import (
     FileError,
     check_disk,
     digest,
@@ -44,10 +41,14 @@ from extract.files import (
     remove_files,
     write_record,
 )
-from extract.memory import peak_memory, total_memory
-from extract.pictures import MAX_BYTES, PictureError, decode, read_picture, thumbnail
-from extract.specs import identity, parse_spec
-from extract.store import (
+from onceover.base.memory import peak_memory, total_memory
+from onceover.base.threads import Speed, ahead, deaths_told, in_order, in_processes, shared, shares
+from onceover.configs.schema import ExtractConfig
+from onceover.extract.datasets import Dataset
+from onceover.extract.ledger import Failure
+from onceover.extract.pictures import MAX_BYTES, PictureError, decode, read_picture, thumbnail
+from onceover.extract.specs import identity, parse_spec
+from onceover.extract.store import (
     KINDS,
     FeatureStore,
     RowSources,
@@ -62,10 +63,9 @@ from extract.store import (
     shard_files,
     write_shard,
 )
-from extract.streams import Speed, ahead, deaths_told, in_order, in_processes, shared, shares
 
 if TYPE_CHECKING:
-    from extract.encoders import Preprocessing
+    from onceover.extract.encoders import Preprocessing
 
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
 ON_A_GPU = {"image": 4, "text": 2}  # times that many there
@@ -390,8 +390,8 @@ class _Job:
     def run(self) -> None:
         import torch
 
-        from extract.encoders import pick_device
-        from extract.inference import hardware
+        from onceover.extract.encoders import pick_device
+        from onceover.extract.inference import hardware
 
         self._remove_damaged_shards()
         device = pick_device(self.device)
@@ -407,7 +407,7 @@ class _Job:
             ) from error
 
     def _run(self) -> None:
-        from extract.encoders import ImageEncoder, TextEncoder
+        from onceover.extract.encoders import ImageEncoder, TextEncoder
 
         common = {
             "store_dtype": self.config.store_dtype,
@@ -624,7 +624,7 @@ class _Job:
 
     def _in_best_dtype(self, kind: str, make: Callable, sample: Callable):
         """The encoder in the arithmetic that was asked for, or has been used, or that a sample shows to be enough."""
-        from extract.inference import fast_dtype, relative_error
+        from onceover.extract.inference import fast_dtype, relative_error
 
         known = self._before.recipes[kind] if self._before else {}
         dtype = self.config.dtype if self.config.dtype != "auto" else None
@@ -659,7 +659,7 @@ class _Job:
         """The usual batch size of the device, halved until batches fit its memory; found by trying."""
         import torch
 
-        from extract.encoders import STREAMS
+        from onceover.extract.encoders import STREAMS
 
         size = BATCH_SIZE.get(self.settings["device"].partition(":")[0], BATCH_SIZE["cpu"])
         room, abreast = total_memory() / 2 / self._streams(), STREAMS if "cuda" in self.settings["device"] else 1
@@ -811,7 +811,7 @@ class _Job:
         return sources, self._content_keys(sources)
 
     def _encode_captions(self, encoder, captions: list[str]) -> RowSources:
-        from extract.encoders import STREAMS, by_length
+        from onceover.extract.encoders import STREAMS, by_length
 
         columns = ("truncated",)
         sources = self._sources("text", encoder.recipe, columns)
@@ -941,7 +941,7 @@ class _Job:
 
     def _encoded_pictures(self, read: _Reader, begin: Callable, shards: Iterator) -> Iterator[tuple[Path, _Encoded]]:
         """(file, rows) of each shard -> (file, ``_Encoded``) of its batches. ``begin``: as ``_begin_pictures``."""
-        from extract.encoders import STREAMS
+        from onceover.extract.encoders import STREAMS
 
         tasks = ((file, batch) for file, rows in shards for batch in _split(rows, self.settings["batch_size"]))
         if not self._apart:
@@ -980,7 +980,7 @@ class _Job:
         """Begins to encode a batch, but for what is ``known``; the call that is returned gives (file, ``_Encoded``)."""
         import torch
 
-        from extract.encoders import joined
+        from onceover.extract.encoders import joined
 
         (file, pieces), start = task, time.perf_counter()
         pixels = [torch.from_numpy(piece.pixels) for piece in pieces if len(piece.pixels)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from configs import OnceoverError
+from onceover.base.errors import OnceoverError
 
 DEFAULT_WEIGHTS = "IMAGENET1K_V1"
 _MAX_NAME = 255  # bytes of a file's or folder's name
@@ -97,7 +97,7 @@ def parse_spec(text: str) -> Spec:
     if library == "import" and rest:
         raise EncoderError(
             f"{text}: these features were imported, and there is no encoder to embed a query or to extend the store "
-            "with; python cli.py extract makes a store that has one"
+            "with; onceover extract makes a store that has one"
         )
     if not colon or not rest or library not in ("torchvision", "hf") or not _can_be_path(rest):
         raise EncoderError(f"{text!r:.80} is no encoder specification; write {_FORMS}")

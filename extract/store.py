@@ -18,11 +18,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from configs import OnceoverError
-from configs.formats import STORE_FORMAT, STORE_VERSION
-from extract import Failure
-from extract.files import digest, parse_json, remove_files, write_bytes
-from extract.hdf5 import (
+from onceover.base.errors import OnceoverError
+from onceover.base.files import digest, parse_json, remove_files, write_bytes
+from onceover.base.formats import STORE_FORMAT, STORE_VERSION
+from onceover.base.hdf5 import (
     DAMAGE,
     StoredRows,
     check_bytes,
@@ -36,7 +35,8 @@ from extract.hdf5 import (
     write_column,
     write_hdf5,
 )
-from extract.specs import known_tokenizer_files
+from onceover.extract.ledger import Failure
+from onceover.extract.specs import known_tokenizer_files
 
 KINDS = ("image", "text")
 SPLITS = ("train", "dev", "test", "")
@@ -518,7 +518,7 @@ def _open(path: Path) -> tuple[h5py.File, bool]:
         if parts_folder(path).exists():
             raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")
         raise StoreError(
-            f"there is no feature store at {path}; make one: python cli.py extract --data DIR --store {path}"
+            f"there is no feature store at {path}; make one: onceover extract --data DIR --store {path}"
         )
     try:
         is_whole = check_bytes(path)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from extract.encoders import ImageEncoder, TextEncoder, image_encoder_of, text_encoder_of
-from extract.files import digest
-from extract.inference import neighbour_overlap, relative_error
-from extract.pictures import read_picture
-from extract.store import KINDS, FeatureStore, StoreError
+from onceover.base.files import digest
+from onceover.extract.encoders import ImageEncoder, TextEncoder, image_encoder_of, text_encoder_of
+from onceover.extract.inference import neighbour_overlap, relative_error
+from onceover.extract.pictures import read_picture
+from onceover.extract.store import KINDS, FeatureStore, StoreError
 
 #: root-mean-square error in units of the features' spread that the arithmetic explains; strangers' is 1.4
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}

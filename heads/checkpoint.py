@@ -16,7 +16,16 @@ import safetensors
 import safetensors.torch
 import torch
 
-from configs.formats import (
+from onceover.base.files import (
+    digest,
+    file_sha256,
+    forgiving_file,
+    open_regular,
+    write_bytes,
+    write_record,
+    write_text,
+)
+from onceover.base.formats import (
     CONFIG,
     EMBEDDINGS,
     FINETUNED,
@@ -28,21 +37,12 @@ from configs.formats import (
     RUN_VERSION,
     TOKENIZER,
 )
-from configs.schema import Config, ModelConfig, load_config
-from extract.files import (
-    digest,
-    file_sha256,
-    forgiving_file,
-    open_regular,
-    write_bytes,
-    write_record,
-    write_text,
-)
-from extract.specs import known_tokenizer_files
-from extract.store import changed_settings
-from heads.models import DualHeads, Ensemble
-from heads.provenance import RunError, checked_file, read_provenance
-from heads.replacement import remove_run
+from onceover.configs.schema import Config, ModelConfig, load_config
+from onceover.extract.specs import known_tokenizer_files
+from onceover.extract.store import changed_settings
+from onceover.heads.models import DualHeads, Ensemble
+from onceover.heads.provenance import RunError, checked_file, read_provenance
+from onceover.heads.replacement import remove_run
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs import OnceoverError
-from extract.memory import OVERHEAD
-from extract.store import FeatureStore
+from onceover.base.errors import OnceoverError
+from onceover.base.memory import OVERHEAD
+from onceover.extract.store import FeatureStore
 
 MIN_MEMORY = 2**31
 AT_A_TIME = 3  # chunks: one is in use, one waits, one is being read

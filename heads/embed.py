@@ -8,12 +8,12 @@ import h5py
 import numpy as np
 import torch
 
-from configs import OnceoverError
-from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from extract.hdf5 import memory_mapped, write_column, write_hdf5
-from extract.store import SELECTION, FeatureStore, Roles, copy_thumbnails
-from heads.chunks import blocks
-from heads.models import DualHeads, Ensemble
+from onceover.base.errors import OnceoverError
+from onceover.base.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
+from onceover.base.hdf5 import memory_mapped, write_column, write_hdf5
+from onceover.extract.store import SELECTION, FeatureStore, Roles, copy_thumbnails
+from onceover.heads.chunks import blocks
+from onceover.heads.models import DualHeads, Ensemble
 
 #: images (N, D), texts (M, D), image_index (M,), train and selection rows, betas or None -> what gives the bias of
 #: either kind, and its betas

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.formats import EMBEDDINGS, PROVENANCE
-from extract.files import digest, only_writer
-from extract.store import KINDS, FeatureStore
-from heads import checkpoint
-from heads.checkpoint import Run, RunError
-from heads.embed import CorrectHubs, embed, write_embeddings
-from heads.models import DualHeads, Ensemble
-from heads.training import Quality
+from onceover.base.files import digest, only_writer
+from onceover.base.formats import EMBEDDINGS, PROVENANCE
+from onceover.extract.store import KINDS, FeatureStore
+from onceover.heads import checkpoint
+from onceover.heads.checkpoint import Run, RunError
+from onceover.heads.embed import CorrectHubs, embed, write_embeddings
+from onceover.heads.models import DualHeads, Ensemble
+from onceover.heads.training import Quality
 
 
 def ensemble(

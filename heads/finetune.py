@@ -26,26 +26,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from configs import OnceoverError
-from configs.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE, TRIAL
-from configs.schema import FinetuneConfig, load_config
-from extract.datasets import Dataset
-from extract.encoders import image_encoder_of, text_encoder_of
-from extract.files import digest, only_writer, read_record, whole_folder, write_record
-from extract.inference import native_bfloat16
-from extract.store import KINDS, FeatureStore
-from heads import checkpoint, replacement
-from heads.checkpoint import Run, RunError
-from heads.embed import CorrectHubs, check_units, embed, write_embeddings
-from heads.losses import contrastive_loss
-from heads.models import Ensemble
-from heads.noise import Noise, draw_noise, noisy
-from heads.seeds import seed_for
-from heads.sides import CAPTIONS, Captions, Part, Pictures, Side
-from heads.stacking import Batches, learning_rate, with_recalls
-from heads.thaw import parse_unfreeze
-from heads.training import Quality
-from heads.workers import Workers
+from onceover.base.errors import OnceoverError
+from onceover.base.files import digest, only_writer, read_record, whole_folder, write_record
+from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE, TRIAL
+from onceover.configs.schema import FinetuneConfig, load_config
+from onceover.extract.datasets import Dataset
+from onceover.extract.encoders import image_encoder_of, text_encoder_of
+from onceover.extract.inference import native_bfloat16
+from onceover.extract.store import KINDS, FeatureStore
+from onceover.heads import checkpoint, replacement
+from onceover.heads.checkpoint import Run, RunError
+from onceover.heads.embed import CorrectHubs, check_units, embed, write_embeddings
+from onceover.heads.losses import contrastive_loss
+from onceover.heads.models import Ensemble
+from onceover.heads.noise import Noise, draw_noise, noisy
+from onceover.heads.seeds import seed_for
+from onceover.heads.sides import CAPTIONS, Captions, Part, Pictures, Side
+from onceover.heads.stacking import Batches, learning_rate, with_recalls
+from onceover.heads.thaw import parse_unfreeze
+from onceover.heads.training import Quality
+from onceover.heads.workers import Workers
 
 SAVE_EVERY = 60.0  # seconds, at least, from one save to the next within an epoch: what a kill can cost
 CLIP_NORM = 1.0  # of the whole gradient

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import ModelConfig
+from onceover.configs.schema import ModelConfig
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0  # bounds of a learned temperature (CLIP's own clamp, logit scale <= 100)
 

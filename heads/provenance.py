@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from configs.formats import FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
-from extract.files import FileError, read_bytes, read_record
-from heads.replacement import RunError, end_interrupted_swap
+from onceover.base.files import FileError, read_bytes, read_record
+from onceover.base.formats import FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
+from onceover.heads.replacement import RunError, end_interrupted_swap
 
 MAX_HEADS = 2**36  # bytes
 
@@ -53,4 +53,4 @@ def _why_unfinished(folder: Path) -> str:
         )
     if (folder / RESUME).is_file():
         return f"the fit in {folder} was interrupted; run the same fit command again to go on with it"
-    return f"{folder} is no run folder; make one: python cli.py fit --store FILE.h5 --run {folder}"
+    return f"{folder} is no run folder; make one: onceover fit --store FILE.h5 --run {folder}"

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from extract.encoders import image_encoder_of, text_encoder_of
-from extract.pictures import read_picture
-from heads.checkpoint import Run
-from heads.embed import EmbedError, image_embeddings, text_embeddings
-from heads.models import mix
+from onceover.extract.encoders import image_encoder_of, text_encoder_of
+from onceover.extract.pictures import read_picture
+from onceover.heads.checkpoint import Run
+from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings
+from onceover.heads.models import mix
 
 BATCH = 16  # pictures encoded at a time
 

@@ -8,8 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
-from configs import OnceoverError
-from configs.formats import (
+from onceover.base.errors import OnceoverError
+from onceover.base.files import only_writer, open_regular, remove_asides, remove_files, write_bytes
+from onceover.base.formats import (
     CONFIG,
     EMBEDDINGS,
     ENCODERS,
@@ -25,10 +26,9 @@ from configs.formats import (
     TOKENIZER,
     TRIAL,
 )
-from extract.files import only_writer, open_regular, remove_asides, remove_files, write_bytes
-from extract.outputs import Outputs
-from extract.specs import ENCODER_FILES, TOKENIZER_FILES
-from extract.store import KINDS
+from onceover.base.outputs import Outputs
+from onceover.extract.specs import ENCODER_FILES, TOKENIZER_FILES
+from onceover.extract.store import KINDS
 
 _CLEARED = ".cleared"  # in SWAP: the files of the old run are gone
 

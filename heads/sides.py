@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from configs import OnceoverError
-from configs.formats import ACTIVATIONS_VERSION
-from extract.encoders import ImageEncoder, TextEncoder, by_length
-from extract.files import digest, read_bytes
-from extract.pictures import MAX_BYTES, decode
-from extract.store import FeatureStore
-from extract.streams import in_order
-from heads.activations import Maps, Tokens, write_activations
-from heads.thaw import Cut, Stages, ThawError
+from onceover.base.errors import OnceoverError
+from onceover.base.files import digest, read_bytes
+from onceover.base.formats import ACTIVATIONS_VERSION
+from onceover.base.threads import in_order
+from onceover.extract.encoders import ImageEncoder, TextEncoder, by_length
+from onceover.extract.pictures import MAX_BYTES, decode
+from onceover.extract.store import FeatureStore
+from onceover.heads.activations import Maps, Tokens, write_activations
+from onceover.heads.thaw import Cut, Stages, ThawError
 
 TOLERANCE = 1e-3  # of the largest number, by which a pass from the cut may differ from a whole one
 CAPTIONS = 128  # of similar length that go through the text encoder together

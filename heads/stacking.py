@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from configs.schema import Config, TrainingConfig
-from heads.chunks import Chunks
-from heads.losses import contrastive_loss
-from heads.models import DualHeads
-from heads.noise import Noise, draw_noise, noisy
-from heads.seeds import seed_for
+from onceover.configs.schema import Config, TrainingConfig
+from onceover.heads.chunks import Chunks
+from onceover.heads.losses import contrastive_loss
+from onceover.heads.models import DualHeads
+from onceover.heads.noise import Noise, draw_noise, noisy
+from onceover.heads.seeds import seed_for
 
 _PLAIN = ("epoch", "steps", "history", "best_epoch", "best_rsum")  # of a point's state
 CPU_WIDTH = 4096  # dimensions, of all points of a stack

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import OnceoverError
-from configs.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
-from configs.schema import Config, ConfigError, load_config
-from extract.files import FileError, digest, file_sha256, only_writer, read_record, remove_asides, write_record
-from extract.memory import default_memory
-from extract.store import FeatureStore
-from heads.checkpoint import load_state, save_state
-from heads.chunks import MIN_MEMORY, memory_on
-from heads.stacking import Point, advance, bytes_of_point, same_steps
-from heads.training import Data
+from onceover.base.errors import OnceoverError
+from onceover.base.files import FileError, digest, file_sha256, only_writer, read_record, remove_asides, write_record
+from onceover.base.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
+from onceover.base.memory import default_memory
+from onceover.configs.schema import Config, ConfigError, load_config
+from onceover.extract.store import FeatureStore
+from onceover.heads.checkpoint import load_state, save_state
+from onceover.heads.chunks import MIN_MEMORY, memory_on
+from onceover.heads.stacking import Point, advance, bytes_of_point, same_steps
+from onceover.heads.training import Data
 
 _NO_AXES = {
     "training.seed": "say how many seeds with --seeds",

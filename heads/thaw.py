@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from configs import OnceoverError
+from onceover.base.errors import OnceoverError
 
 PRESETS = {"image": "image.last4", "last": "image.last4,text.last2", "all": "image.all,text.all"}
 

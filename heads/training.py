@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from configs import OnceoverError
-from configs.formats import EMBEDDINGS, PROVENANCE
-from configs.schema import Config
-from extract.files import digest, only_writer
-from extract.memory import default_memory, keep_freed_memory
-from extract.store import FeatureStore, Roles
-from heads import checkpoint, replacement
-from heads.chunks import MIN_MEMORY, Chunks, blocks, chunks_for, memory_on, standardised
-from heads.embed import CorrectHubs, check_units, embed, write_embeddings
-from heads.models import DualHeads, Ensemble, Standardize, unit
-from heads.seeds import seed_for
-from heads.stacking import Point, advance, bytes_of_point, steps_an_epoch
+from onceover.base.errors import OnceoverError
+from onceover.base.files import digest, only_writer
+from onceover.base.formats import EMBEDDINGS, PROVENANCE
+from onceover.base.memory import default_memory, keep_freed_memory
+from onceover.configs.schema import Config
+from onceover.extract.store import FeatureStore, Roles
+from onceover.heads import checkpoint, replacement
+from onceover.heads.chunks import MIN_MEMORY, Chunks, blocks, chunks_for, memory_on, standardised
+from onceover.heads.embed import CorrectHubs, check_units, embed, write_embeddings
+from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
+from onceover.heads.seeds import seed_for
+from onceover.heads.stacking import Point, advance, bytes_of_point, steps_an_epoch
 
 SAVE_EVERY = 10.0  # seconds, at least, from one save of an unfinished fit to the next: what a kill can cost
 #: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
@@ -164,7 +164,7 @@ class Data:
         for kind, layer in self.standardize.items():
             if not bool(torch.isfinite(layer.mean).all()):
                 raise TrainingError(
-                    f"the {kind} features of {store.path} hold numbers that are not finite; python cli.py verify "
+                    f"the {kind} features of {store.path} hold numbers that are not finite; onceover verify "
                     f"{store.path} tells which, and extract makes them anew"
                 )
         self.release()

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
 
-from retrieval.index import exact_search
-from retrieval.metrics import MetricsError, Ranks, quality, rank
+from onceover.retrieval.exact import exact_search
+from onceover.retrieval.metrics import MetricsError, Ranks, quality, rank
 
 MAPS = 10  # random maps averaged: a single one strays from chance by luck
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance

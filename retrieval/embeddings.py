@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from configs import OnceoverError
-from configs.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from extract.hdf5 import DAMAGE, first_line, memory_mapped, open_hdf5
-from extract.store import Column, FeatureStore, caption_ids
+from onceover.base.errors import OnceoverError
+from onceover.base.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
+from onceover.base.hdf5 import DAMAGE, first_line, memory_mapped, open_hdf5
+from onceover.extract.store import Column, FeatureStore, caption_ids
 
 
 class EmbeddingsError(OnceoverError):
@@ -125,7 +125,7 @@ class Gallery:
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Scores and rows, best first, for each of the queries, float32 (Q, D) with a 1 for the bias where biased."""
-        from retrieval.index import exact_search  # with faiss, which figures do without
+        from onceover.retrieval.exact import exact_search  # with faiss, which figures do without
 
         return list(zip(*exact_search(self.vectors, queries, k), strict=True))
 

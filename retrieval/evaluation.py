@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 from tqdm import tqdm
 
-from configs import OnceoverError
-from extract.memory import OVERHEAD, default_memory
-from extract.store import FeatureStore, Roles, StoreError, row_blocks
-from retrieval import baselines
-from retrieval.baselines import MAPS, Pairs
-from retrieval.embeddings import Embeddings, EmbeddingsError, model_name
-from retrieval.hubness import RERANKS, csls_bias, hub_skewness
-from retrieval.metrics import DIRECTIONS, RECALL_AT, chance, compare, rank, report
+from onceover.base.errors import OnceoverError
+from onceover.base.memory import OVERHEAD, default_memory
+from onceover.extract.store import FeatureStore, Roles, StoreError, row_blocks
+from onceover.retrieval import baselines
+from onceover.retrieval.baselines import MAPS, Pairs
+from onceover.retrieval.embeddings import Embeddings, EmbeddingsError, model_name
+from onceover.retrieval.hubness import RERANKS, csls_bias, hub_skewness
+from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, chance, compare, rank, report
 
 _COLUMNS = (*(f"R@{k}" for k in RECALL_AT), "median_rank", "mean_rank", "mrr", "hub_skewness")
 _ARROWS = {"image_to_text": "image→text", "text_to_image": "text→image"}

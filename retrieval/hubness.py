@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.embeddings import Embeddings, facing_bias
-from retrieval.index import exact_search
-from retrieval.metrics import RECALL_AT, rank, report
+from onceover.retrieval.embeddings import Embeddings, facing_bias
+from onceover.retrieval.exact import exact_search
+from onceover.retrieval.metrics import RECALL_AT, rank, report
 
 RERANKS = ("none", "qbnorm", "csls")
 BETAS = (5.0, 10.0, 15.0, 20.0, 30.0, 50.0)

@@ -28,9 +28,8 @@ import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
 from tqdm import tqdm
 
-from configs import OnceoverError
-from configs.formats import CURRENT, INDEX_FORMAT, INDEX_VERSION
-from extract.files import (
+from onceover.base.errors import OnceoverError
+from onceover.base.files import (
     MAX_TEXT,
     FileError,
     digest,
@@ -45,11 +44,13 @@ from extract.files import (
     write_json,
     write_record,
 )
-from extract.hdf5 import open_hdf5, write_column, write_hdf5
-from extract.outputs import claim_folder
+from onceover.base.formats import CURRENT, INDEX_FORMAT, INDEX_VERSION
+from onceover.base.hdf5 import open_hdf5, write_column, write_hdf5
+from onceover.base.outputs import claim_folder
+from onceover.retrieval.exact import checked_queries
 
 if TYPE_CHECKING:
-    from retrieval.embeddings import Gallery
+    from onceover.retrieval.embeddings import Gallery
 
 # with its own default (128,000) faiss takes no BLAS for a batch of queries, and a fifth of the speed
 faiss.cvar.distance_compute_blas_threshold = 4
@@ -90,32 +91,6 @@ _EFFORTS = {  # what is tried until recall suffices: nodes kept in sight, cells 
 
 class IndexingError(OnceoverError):
     """An index that is missing, damaged, of another space, or not good enough."""
-
-
-def exact_search(gallery: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` rows of ``gallery`` with the largest inner products, best first; all of them where k is larger.
-
-    Args:
-        gallery: float (N, D). queries: float (Q, D). They are compared in float32.
-
-    Returns:
-        Scores float32 (Q, min(k, N)) and rows int64 (Q, min(k, N)).
-
-    Raises:
-        IndexingError: queries that are not finite, for which faiss would return the row -1.
-    """
-    queries = _checked(queries, gallery.shape[1])
-    rows = np.ascontiguousarray(gallery, dtype=np.float32)
-    return faiss.knn(queries, rows, min(k, len(gallery)), metric=faiss.METRIC_INNER_PRODUCT)
-
-
-def _checked(queries: np.ndarray, dim: int) -> np.ndarray:
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    if queries.ndim != 2 or queries.shape[1] != dim:
-        raise IndexingError(f"queries of shape {queries.shape} do not fit a gallery of {dim} dimensions")
-    if not np.isfinite(queries).all():
-        raise IndexingError("a query's embedding is not finite; the heads have diverged: fit again")
-    return queries
 
 
 def choose_type(rows: int, dim: int, memory: int) -> tuple[str, str]:
@@ -192,7 +167,7 @@ class Index:
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Scores and rows, best first, for each of the queries, float32 (Q, D): ``k`` of them, or all there are."""
-        queries = _checked(queries, self.manifest["dim"])
+        queries = checked_queries(queries, self.manifest["dim"])
         found = [segment.search(queries, k) for segment in self.segments]
         scores = np.concatenate([scores for scores, _ in found], axis=1)
         rows = np.concatenate([rows + (rows >= 0) * start for (_, rows), start in zip(found, self._starts)], axis=1)  # noqa: B905
@@ -428,7 +403,7 @@ def read_manifest(folder: str | Path) -> dict:
     """
     folder = Path(folder)
     if not (folder / CURRENT).is_file():
-        raise IndexingError(f"there is no index at {folder}; python cli.py index makes one")
+        raise IndexingError(f"there is no index at {folder}; onceover index makes one")
     current = _read_json(folder / CURRENT, "the index's pointer")
     if (current.get("format"), current.get("format_version")) != (INDEX_FORMAT, INDEX_VERSION):
         raise IndexingError(f"{folder} is no index of the format {INDEX_VERSION}; {_AGAIN}")
@@ -745,7 +720,7 @@ def compact(
         keep_last: keep the files of the version before, for those who have it open; without them nothing of what was
             removed is left in the folder.
     """
-    from retrieval.embeddings import Gallery, Lazy
+    from onceover.retrieval.embeddings import Gallery, Lazy
 
     folder = Path(folder)
     with _writing(folder) as files:
@@ -1025,7 +1000,7 @@ def _sweep(files: _Files, versions: set[str]) -> None:
 
 def _measured(segments: list[_Segment], entries: list[dict], probes: np.ndarray, min_recall: float) -> dict:
     """Recall@10 and speed; raises the segments' effort until the recall suffices."""
-    probes = _checked(probes, segments[0].dim)
+    probes = checked_queries(probes, segments[0].dim)
     approximate = [segment.type for segment in segments if segment.type != "flat"]
     recall = 1.0
     if approximate:

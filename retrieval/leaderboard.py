@@ -10,9 +10,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from configs import OnceoverError
-from extract.files import MAX_TEXT, read_bytes, write_bytes
-from retrieval.metrics import DIRECTIONS, RECALL_AT, Ranks, compare, rank, report
+from onceover.base.errors import OnceoverError
+from onceover.base.files import MAX_TEXT, read_bytes, write_bytes
+from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, Ranks, compare, rank, report
 
 _FIELDS = ("query", "above", "level", "gallery", "group")
 _SURE = ("diverged", "dropped", "finished")  # outcomes, the one that says most of a setting first

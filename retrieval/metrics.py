@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from configs import OnceoverError
+from onceover.base.errors import OnceoverError
 
 RECALL_AT = (1, 5, 10)
 TIE = 1e-12  # of the scores' scale: float64 scores that differ by less are equal, rounding stays below 1e-13

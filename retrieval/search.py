@@ -2,10 +2,10 @@
 
 Load once, then search in milliseconds::
 
-    from heads.checkpoint import load_run
-    from heads.query import QueryEmbedder
-    from retrieval.embeddings import read_embeddings
-    from retrieval.search import Query, Searcher
+    from onceover.heads.checkpoint import load_run
+    from onceover.heads.query import QueryEmbedder
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.search import Query, Searcher
 
     pictures = read_embeddings("runs/first/embeddings.h5").gallery("image")  # or Index("runs/first/index/images")
     searcher = Searcher(pictures, QueryEmbedder(load_run("runs/first")))
@@ -23,8 +23,8 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from configs import OnceoverError
-from retrieval.embeddings import Gallery, facing_bias
+from onceover.base.errors import OnceoverError
+from onceover.retrieval.embeddings import Gallery, facing_bias
 
 _A_PICTURES_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
 AT_ONCE = 256  # queries searched together

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import cli
-from configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
+from onceover.cli import cli
+from onceover.configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CAPTIONS = [
@@ -28,7 +28,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """The demo's dataset, 60 pictures: 36 train, 12 dev, 12 test."""
-    from extract.synthetic import draw_dataset
+    from onceover.extract.synthetic import draw_dataset
 
     folder = tmp_path_factory.mktemp("drawn") / "data"
     draw_dataset(folder, 36, 12, 12)
@@ -41,8 +41,8 @@ def tiny_bert(tmp_path_factory, drawn) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from extract.datasets import read_dataset
-    from extract.encoders import _dataset_tokenizer
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.encoders import _dataset_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "bert"
     tokenizer = _dataset_tokenizer(read_dataset(drawn).captions + CAPTIONS)
@@ -58,8 +58,8 @@ def tiny_clip(tmp_path_factory, drawn) -> Path:
     """A CLIP of one layer a tower with random weights in a local Hugging Face folder."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from extract.datasets import read_dataset
-    from extract.encoders import _dataset_tokenizer
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.encoders import _dataset_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "clip"
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -98,8 +98,8 @@ def fit_config(extract_config) -> Config:
 
 @pytest.fixture(scope="session")
 def store_file(tmp_path_factory, drawn, extract_config) -> Path:
-    from extract.datasets import read_dataset
-    from extract.pipeline import extract
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.pipeline import extract
 
     path = tmp_path_factory.mktemp("store") / "drawn.h5"
     extract(read_dataset(drawn), path, extract_config, device="cpu")
@@ -108,7 +108,7 @@ def store_file(tmp_path_factory, drawn, extract_config) -> Path:
 
 @pytest.fixture
 def store(store_file):
-    from extract.store import FeatureStore
+    from onceover.extract.store import FeatureStore
 
     with FeatureStore(store_file) as opened:
         yield opened
@@ -116,10 +116,10 @@ def store(store_file):
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
-    from extract.store import FeatureStore
-    from heads.training import fit
-    from retrieval.hubness import fit_inverted_softmax
-    from retrieval.metrics import quality
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.training import fit
+    from onceover.retrieval.hubness import fit_inverted_softmax
+    from onceover.retrieval.metrics import quality
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with FeatureStore(store_file) as opened:
@@ -169,7 +169,7 @@ def fails(run):
 @pytest.fixture
 def interrupt_after():
     """Given a monkeypatch and a number: Ctrl-C after so many finished shards, whichever thread writes them."""
-    from extract import pipeline
+    from onceover.extract import pipeline
 
     def interrupt(patch, shards):
         write, left = pipeline.write_shard, iter(range(shards))

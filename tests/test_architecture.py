@@ -1,75 +1,25 @@
-"""Who imports whom (docs/contributing.md), what is never in the code, and how fast --help answers."""
+"""Which module may import which (docs/contributing.md), what is never in the code, and how fast --help answers."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("configs", "extract", "heads", "retrieval", "analysis")
-#: errors, Failure, whole and safe files: no stage's internals
-FOUNDATION = ("configs", "extract", "extract.files", "extract.hdf5", "extract.outputs")
-
-#: what each module may import of the project; a prefix stands for what lies below it
-ALLOWED = {
-    "configs": ("configs",),
-    "extract.files": ("configs",),
-    "extract.hdf5": ("configs", "extract.files"),
-    "extract.specs": ("configs",),
-    "extract.memory": (),
-    "extract.inference": (),
-    "extract.streams": ("configs", "extract.memory"),
-    "extract.pictures": FOUNDATION,
-    "extract.datasets": FOUNDATION,
-    "extract.store": (*FOUNDATION, "extract.specs"),
-    "extract.synthetic": FOUNDATION,
-    "extract.download": (*FOUNDATION, "extract.outputs"),
-    "extract.outputs": FOUNDATION,
-    "extract.encoders": (*FOUNDATION, "extract.inference", "extract.pictures", "extract.specs"),
-    "extract.arrays": (*FOUNDATION, "extract.store"),
-    "extract.importing": (
-        *FOUNDATION,
-        "extract.arrays",
-        "extract.datasets",
-        "extract.pipeline",
-        "extract.store",
-    ),
-    "extract.pipeline": ("configs", "extract"),
-    "extract.verify": ("configs", "extract"),
-    "extract": (),
-    "heads.models": ("configs",),
-    "heads.losses": ("configs",),
-    "heads.query": (*FOUNDATION, "extract.encoders", "extract.pictures", "extract.store", "heads"),
-    "heads.finetune": (
-        *FOUNDATION,
-        "extract.datasets",
-        "extract.encoders",
-        "extract.inference",
-        "extract.store",
-        "heads",
-    ),
-    "heads.sides": (
-        *FOUNDATION,
-        "extract.encoders",
-        "extract.pictures",
-        "extract.store",
-        "extract.streams",
-        "heads",
-    ),
-    "heads.thaw": ("configs",),
-    "heads.workers": (),
-    "heads": (*FOUNDATION, "extract.memory", "extract.specs", "extract.store", "heads"),
-    "retrieval": (*FOUNDATION, "extract.memory", "extract.store", "retrieval"),
-    "analysis": (*FOUNDATION, "extract.memory", "extract.pictures", "extract.store", "retrieval", "analysis"),
-}
+#: from the ground up; a folder imports its own modules and floors below it
+FLOORS = (("base",), ("configs",), ("extract",), ("retrieval",), ("heads", "analysis"), ("workflows",), ("cli",))
+PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis")
 ONLY_IMPORTER = {
     "pyarrow": {"extract.arrays"},
-    "faiss": {"retrieval.index"},
+    "faiss": {"retrieval.exact", "retrieval.index"},
     "torchvision": {"extract.encoders"},
     "transformers": {"extract.encoders"},
 }
+WITHOUT_TORCH = ("configs", "retrieval", "analysis", "extract.store", "extract.datasets")
 
 
 def modules():
@@ -77,16 +27,21 @@ def modules():
         for path in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             yield name.removesuffix(".__init__"), ast.parse(path.read_text())
+    for path in sorted(ROOT.glob("*.py")):
+        if path.stem not in ("__init__", "__main__"):
+            yield path.stem, ast.parse(path.read_text())
 
 
 def imports(tree):
+    """The modules that a module imports, of this project without the leading ``onceover.``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.removeprefix("onceover.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            below = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if is_module(name) else node.module for name in below)
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}".removeprefix("onceover.")
+                yield below if is_module(below) else node.module.removeprefix("onceover.")
 
 
 def is_module(name):
@@ -94,43 +49,49 @@ def is_module(name):
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def rule(name):
-    while name not in ALLOWED:
-        name = name.rpartition(".")[0]
-    return ALLOWED[name]
-
-
-def within(name, allowed):
-    return any(name == one or (one not in ("extract",) and name.startswith(f"{one}.")) for one in allowed)
+def floor(name):
+    """The number of a module's floor; None where it is not of this project."""
+    folder = name.partition(".")[0]
+    return next((number for number, folders in enumerate(FLOORS) if folder in folders), None)
 
 
 @pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
-def test_a_module_imports_only_what_the_architecture_lets_it(name, tree):
-    allowed = rule(name)
+def test_a_module_imports_its_own_folder_and_the_floors_below(name, tree):
+    folder = name.partition(".")[0]
     for imported in imports(tree):
         top = imported.partition(".")[0]
-        if top in PACKAGES:
-            whole_stage = name in ("extract.pipeline", "extract.verify") and top == "extract"
-            assert whole_stage or within(imported, allowed), f"{name} imports {imported}"
-        assert imported != "cli", f"{name} imports the command line"
+        if floor(imported) is not None and top != folder:
+            assert floor(imported) < floor(name), f"{name} imports {imported}"
         if top in ONLY_IMPORTER:
             assert name in ONLY_IMPORTER[top], f"{name} imports {top}"
-        if name.partition(".")[0] in ("retrieval", "analysis", "configs") or name in (
-            "extract.store",
-            "extract.datasets",
-        ):
+        if any(name == module or name.startswith(f"{module}.") for module in WITHOUT_TORCH):
             assert top != "torch", f"{name} imports torch"
+
+
+def test_no_two_files_need_each_other():
+    graph = {}
+    for name, tree in modules():
+        graph[name] = {imported for imported in imports(tree) if floor(imported) is not None and imported != name}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"imports run in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_the_list_of_packages_is_that_of_the_folders():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = settings["tool"]["setuptools"]["packages"]
+    found = ["onceover"]
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("__init__.py"):
+            found.append(".".join(("onceover", *path.parent.relative_to(ROOT).parts)))
+    assert sorted(listed) == sorted(found)
 
 
 def test_the_metrics_are_pure_numpy():
     tree = dict(modules())["retrieval.metrics"]
-    assert {name.partition(".")[0] for name in imports(tree)} <= {
-        "collections",
-        "dataclasses",
-        "functools",
-        "numpy",
-        "configs",
-    }
+    names = {name.partition(".")[0] for name in imports(tree)}
+    assert names <= {"base", "collections", "dataclasses", "functools", "numpy"}
 
 
 def test_trap_nothing_is_unpickled():
@@ -156,9 +117,9 @@ def test_trap_embeddings_are_normalised_in_one_module():
 
 def test_help_imports_neither_torch_nor_transformers_nor_faiss():
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['cli.py', '--help']\n"
-        "import cli\n"
-        "try:\n    cli.cli()\nexcept SystemExit:\n    pass\n"
+        "import sys; sys.argv = ['onceover', '--help']\n"
+        "from onceover.cli import cli\n"
+        "try:\n    cli()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'torchvision', 'transformers', 'faiss', 'h5py', 'numpy', 'sklearn', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -171,5 +132,5 @@ def test_every_class_of_error_is_the_users_kind():
     """Domain errors derive from OnceoverError, so that the command line can tell a mistake from a bug."""
     for name, tree in modules():
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and name != "configs":
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and name != "base.errors":
                 assert [ast.unparse(base) for base in node.bases] == ["OnceoverError"], f"{name}.{node.name}"

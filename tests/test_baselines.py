@@ -6,9 +6,9 @@ import torch
 from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 
-from heads.models import Standardize
-from retrieval import baselines
-from retrieval.baselines import (
+from onceover.heads.models import Standardize
+from onceover.retrieval import baselines
+from onceover.retrieval.baselines import (
     MAPS,
     Pairs,
     align,
@@ -20,7 +20,7 @@ from retrieval.baselines import (
     standardised,
     unlearned,
 )
-from retrieval.metrics import MetricsError, quality, rank, report
+from onceover.retrieval.metrics import MetricsError, quality, rank, report
 
 
 def planted(seed, pictures, noise=0.4, captions=2):

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import Config, ModelConfig, TrainingConfig
-from extract.files import read_json
-from extract.hdf5 import StoredRows
-from extract.store import FeatureStore
-from heads import chunks as module
-from heads import training
-from heads.chunks import ChunkError, Chunks, blocks, chunks_for, memory_on
-from heads.training import TrainingError, fit
-from retrieval.baselines import align
-from retrieval.hubness import fit_inverted_softmax
-from retrieval.metrics import quality
+from onceover.base.files import read_json
+from onceover.base.hdf5 import StoredRows
+from onceover.configs.schema import Config, ModelConfig, TrainingConfig
+from onceover.extract.store import FeatureStore
+from onceover.heads import chunks as module
+from onceover.heads import training
+from onceover.heads.chunks import ChunkError, Chunks, blocks, chunks_for, memory_on
+from onceover.heads.training import TrainingError, fit
+from onceover.retrieval.baselines import align
+from onceover.retrieval.hubness import fit_inverted_softmax
+from onceover.retrieval.metrics import quality
 
 PLAIN = {"image": torch.nn.Identity(), "text": torch.nn.Identity()}
 MEASURES = {"quality": quality, "correct_hubs": fit_inverted_softmax}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cli import cli
-from extract.files import read_record, write_record
+from onceover.base.files import read_record, write_record
+from onceover.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,7 +29,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     assert made.stdout == ""
     assert "encoding 60 pictures with torchvision:shufflenet_v2_x0_5@random, 4 views on cpu" in made.stderr
     assert f"wrote {store}" in made.stderr
-    assert f"next: python cli.py fit --store {store}" in made.stderr
+    assert f"next: onceover fit --store {store}" in made.stderr
     again = run("extract", "--data", drawn, "--store", store, *encoders(extract_config))
     assert f"{store} is up to date; nothing to encode" in again.stderr
     small = ["--set", "model.embedding_dim=16", "--set", "training.num_epochs=3", "--set", "training.batch_size=16"]
@@ -81,7 +81,7 @@ def test_a_query_that_the_encoder_truncates_says_so(run, run_dir):
 def test_a_query_is_embedded_like_the_caption_that_it_repeats(run, run_dir, store):
     result = run("search", "--run", run_dir, "--query", store.captions[12], "--top-k", 60, "--json", "--device", "cpu")
     hits = json.loads(result.stdout)["hits"]
-    from retrieval.embeddings import read_embeddings
+    from onceover.retrieval.embeddings import read_embeddings
 
     embeddings = read_embeddings(run_dir / "embeddings.h5")
     scores = embeddings.images @ embeddings.texts[12]
@@ -92,7 +92,7 @@ def test_a_query_is_embedded_like_the_caption_that_it_repeats(run, run_dir, stor
 def test_a_picture_is_embedded_like_itself_in_the_store(run, run_dir, store, drawn):
     picture, options = drawn / store.image_paths[5], ("--mode", "image2text", "--json", "--device", "cpu")
     result = run("search", "--run", run_dir, "--query", picture, *options)
-    from retrieval.embeddings import read_embeddings
+    from onceover.retrieval.embeddings import read_embeddings
 
     embeddings = read_embeddings(run_dir / "embeddings.h5")
     best = float((embeddings.texts @ embeddings.images[5]).max())
@@ -165,8 +165,8 @@ def test_a_damaged_store_makes_verify_fail_with_what_is_wrong(run, store_file, t
 
 
 def test_info_describes_an_unfinished_extraction(run, drawn, tmp_path, extract_config, monkeypatch, interrupt_after):
-    from extract import pipeline
-    from extract.datasets import read_dataset
+    from onceover.extract import pipeline
+    from onceover.extract.datasets import read_dataset
 
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     interrupt_after(monkeypatch, 1)
@@ -178,8 +178,8 @@ def test_info_describes_an_unfinished_extraction(run, drawn, tmp_path, extract_c
 
 def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extract_config, changed):
     """The chain with small parts in the place of the large ones; `make demo` runs the real one."""
-    import cli as module
-    from extract import synthetic
+    from onceover import cli as module
+    from onceover.extract import synthetic
 
     small = {name: getattr(extract_config, name) for name in ("image_encoder", "text_encoder")}
     real, load = synthetic.draw_dataset, module.load_config
@@ -277,7 +277,7 @@ def test_evaluate_with_everything_and_compare(run, fails, run_dir, store_file, t
 
 
 def test_info_shows_a_run_as_it_searches_and_counts_pictures_without_captions(run, run_dir, store, tmp_path):
-    from analysis.describe import _describe_store
+    from onceover.analysis.describe import _describe_store
 
     folder = shutil.copytree(run_dir, tmp_path / "r")
     settings = (folder / "config.yaml").read_text()
@@ -442,10 +442,10 @@ def test_the_next_command_works_where_a_path_has_blanks(run, run_dir, tmp_path):
 
     folder = shutil.copytree(run_dir, tmp_path / "my run")
     following = run("evaluate", "--run", folder).stderr.splitlines()[-1]
-    assert following == f"next: python cli.py search --run '{folder}' --query 'a dog playing in the park'"
-    called = shlex.split(following.removeprefix("next: "))[2:]
+    assert following == f"next: onceover search --run '{folder}' --query 'a dog playing in the park'"
+    called = shlex.split(following.removeprefix("next: "))[1:]
     following = run(*called, "--device", "cpu").stderr.splitlines()[-1]
-    assert shlex.split(following.removeprefix("next: "))[2:] == ["plot", "--run", str(folder), "--out", "figures"]
+    assert shlex.split(following.removeprefix("next: "))[1:] == ["plot", "--run", str(folder), "--out", "figures"]
 
 
 def test_many_queries_in_every_format(run, fails, run_dir, drawn, tmp_path):
@@ -500,7 +500,7 @@ def test_a_picture_and_a_sentence_together_lie_between_the_two(run, run_dir, dra
 
 
 def test_sizes_are_read_as_people_write_them(run, run_dir, tmp_path):
-    from cli import Size
+    from onceover.cli import Size
 
     for text, size in (("2GiB", 2**31), ("500 MB", 500 * 2**20), ("1.5k", 1536), ("4096", 4096)):
         assert Size().convert(text, None, None) == size
@@ -516,7 +516,7 @@ def test_the_example_of_the_search_module_runs(run_dir, monkeypatch, capsys, dra
     """The docstring's example, with this run's folder and a drawn picture in the place of its names."""
     import re
 
-    from retrieval import search
+    from onceover.retrieval import search
 
     code = "\n".join(re.findall(r"^    (.+|)$", search.__doc__, re.MULTILINE))
     code = code.replace("runs/first", str(run_dir)).replace("dog.jpg", str(drawn / "query.jpg"))
@@ -529,10 +529,10 @@ def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_befo
 ):
     import functools
 
-    from extract.store import FeatureStore
-    from heads.training import fit
-    from retrieval.hubness import fit_inverted_softmax
-    from retrieval.metrics import quality
+    from onceover.extract.store import FeatureStore
+    from onceover.heads.training import fit
+    from onceover.retrieval.hubness import fit_inverted_softmax
+    from onceover.retrieval.metrics import quality
 
     index, cpu = tmp_path / "index", ("--device", "cpu")
     picture = next(pictures.glob("0*.jpg")).name
@@ -573,7 +573,7 @@ def test_an_interrupted_command_says_how_to_go_on(drawn, tmp_path, monkeypatch):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("extract.pipeline.extract", interrupted)
+    monkeypatch.setattr("onceover.extract.pipeline.extract", interrupted)
     found = CliRunner().invoke(cli, ["extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5")])
     assert found.exit_code == 130
     assert found.stderr.endswith("interrupted; run the same command again: what was finished is kept\n")
@@ -582,8 +582,7 @@ def test_an_interrupted_command_says_how_to_go_on(drawn, tmp_path, monkeypatch):
 def test_evaluating_and_drawing_a_run_does_without_torch_and_its_memory(run_dir, tmp_path):
     shutil.copytree(run_dir, tmp_path / "run")
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from cli import cli\n"
+        "import sys\nfrom onceover.cli import cli\n"
         "cli(['evaluate', '--run', 'run', '--errors', '2'], standalone_mode=False)\n"
         "cli(['plot', '--run', 'run', '--out', 'figures'], standalone_mode=False)\n"
         "print('torch' in sys.modules)"
@@ -602,10 +601,10 @@ def flipped(data, seed):
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "evaluation-test.json"])
 def test_trap_info_of_a_damaged_run_describes_it_or_says_one_line(run_dir, store, tmp_path, name):
-    from analysis.describe import describe
-    from configs import OnceoverError
-    from retrieval.embeddings import read_embeddings
-    from retrieval.evaluation import evaluate
+    from onceover.analysis.describe import describe
+    from onceover.base.errors import OnceoverError
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.evaluation import evaluate
 
     folder = shutil.copytree(run_dir, tmp_path / "run")
     result = evaluate(read_embeddings(folder / "embeddings.h5"), store)
@@ -803,7 +802,7 @@ def test_trap_a_terminal_that_is_not_utf8_shows_what_it_can(run_dir, tmp_path, e
 
 
 def test_thumbnails_are_read_for_a_drawing_alone(run, run_dir, tmp_path, monkeypatch):
-    from extract.store import Column
+    from onceover.extract.store import Column
 
     monkeypatch.setattr(Column, "__getitem__", lambda self, row: pytest.fail("a thumbnail was read"))
     run("search", "--run", run_dir, "--query", "a red circle", "--device", "cpu")

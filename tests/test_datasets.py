@@ -8,9 +8,9 @@ import unicodedata
 import numpy as np
 import pytest
 
-from extract import datasets
-from extract.datasets import DatasetError, csv_rows, read_captions, read_dataset, read_ids, read_pictures
-from extract.store import caption_ids
+from onceover.extract import datasets
+from onceover.extract.datasets import DatasetError, csv_rows, read_captions, read_dataset, read_ids, read_pictures
+from onceover.extract.store import caption_ids
 
 
 def make(folder, captions: str, names=("a.jpg", "b.jpg", "c.jpg"), pictures="Images", file="captions.txt"):

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from extract import download
-from extract.download import Archive, DownloadError, download_archives
-from extract.outputs import OutputError
+from onceover.base.outputs import OutputError
+from onceover.extract import download
+from onceover.extract.download import Archive, DownloadError, download_archives
 
 
 def zipped(files: dict[str, bytes], links=()) -> bytes:
@@ -85,7 +85,7 @@ def test_both_archives_become_a_dataset_that_can_be_read(server, tmp_path):
     folder = tmp_path / "f"
     download_archives("flickr8k", folder)
     assert visible(folder) == ["Flicker8k_Dataset", "Flickr8k.token.txt", "Flickr_8k.testImages.txt"]
-    from extract.datasets import read_dataset
+    from onceover.extract.datasets import read_dataset
 
     assert read_dataset(folder).splits == ["test"]
     told, asked = [], len(server.asked)

@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from extract import encoders
-from extract.encoders import ImageEncoder, TextEncoder, pick_device
-from extract.files import FileError, digest
-from extract.specs import EncoderError, identity, known_tokenizer_files, parse_spec, without_code
+from onceover.base.files import FileError, digest
+from onceover.extract import encoders
+from onceover.extract.encoders import ImageEncoder, TextEncoder, pick_device
+from onceover.extract.specs import EncoderError, identity, known_tokenizer_files, parse_spec, without_code
 
 SHUFFLENET = "torchvision:shufflenet_v2_x0_5@random"
 
@@ -363,7 +363,7 @@ def test_both_towers_of_a_dual_encoder(tiny_clip):
 def test_trap_a_siglip_caption_does_not_depend_on_its_batch(tmp_path, drawn):
     from transformers import SiglipConfig, SiglipModel
 
-    from extract.datasets import read_dataset
+    from onceover.extract.datasets import read_dataset
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer = encoders._dataset_tokenizer(read_dataset(drawn).captions)

@@ -19,19 +19,19 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
-from extract.files import only_writer
-from extract.store import FeatureStore, StoreError
-from heads import finetune as finetune_module
-from heads.activations import Maps, write_activations
-from heads.checkpoint import RunError, load_run, save_resume
-from heads.finetune import FinetuneError, finetune, finish
-from heads.models import DualHeads
-from heads.noise import Noise
-from heads.sides import SideError
-from heads.thaw import Stages, ThawError
-from heads.workers import Workers
-from retrieval.metrics import quality
+from onceover.base.files import only_writer
+from onceover.configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
+from onceover.extract.store import FeatureStore, StoreError
+from onceover.heads import finetune as finetune_module
+from onceover.heads.activations import Maps, write_activations
+from onceover.heads.checkpoint import RunError, load_run, save_resume
+from onceover.heads.finetune import FinetuneError, finetune, finish
+from onceover.heads.models import DualHeads
+from onceover.heads.noise import Noise
+from onceover.heads.sides import SideError
+from onceover.heads.thaw import Stages, ThawError
+from onceover.heads.workers import Workers
+from onceover.retrieval.metrics import quality
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = FinetuneConfig(num_epochs=3, batch_size=12, micro_batch=12, learning_rate=1e-3, dtype="float32")
@@ -64,8 +64,8 @@ def tuned_config(extract_config, tiny_mobilenet):
 
 @pytest.fixture(scope="module")
 def base_file(tmp_path_factory, drawn, tuned_config):
-    from extract.datasets import read_dataset
-    from extract.pipeline import extract
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.pipeline import extract
 
     path = tmp_path_factory.mktemp("store") / "base.h5"
     extract(read_dataset(drawn), path, tuned_config.extract, device="cpu")
@@ -74,8 +74,8 @@ def base_file(tmp_path_factory, drawn, tuned_config):
 
 @pytest.fixture(scope="module")
 def base_run(tmp_path_factory, base_file, tuned_config):
-    from heads.training import fit
-    from retrieval.hubness import fit_inverted_softmax
+    from onceover.heads.training import fit
+    from onceover.retrieval.hubness import fit_inverted_softmax
 
     folder = tmp_path_factory.mktemp("runs") / "base"
     with FeatureStore(base_file) as store:
@@ -173,7 +173,7 @@ class Killed(Exception):
 
 def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch):
     whole = tune("whole", unfreeze="image.last1,text.last1")
-    monkeypatch.setattr("heads.finetune.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("onceover.heads.finetune.SAVE_EVERY", 0.0)
     train, calls = finetune_module.Training.train, []
 
     def dies(self, *arguments):
@@ -210,9 +210,9 @@ def test_trap_another_encoder_is_refused(tune, tiny_mobilenet, tmp_path):
 
 
 def test_trap_a_fine_tuned_encoder_never_hits_its_bases_cache(tune, base_file, drawn, tuned_config, tmp_path):
-    from extract.datasets import read_dataset
-    from extract.pipeline import extract
-    from retrieval.hubness import fit_inverted_softmax
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.pipeline import extract
+    from onceover.retrieval.hubness import fit_inverted_softmax
 
     made = tune(measure=rising(), unfreeze="image.last1")
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="the image features are not those of the"):
@@ -240,7 +240,7 @@ def test_trap_a_changed_picture_is_noticed(base_file, base_run, drawn, tmp_path)
 
 
 def test_an_ensemble_and_a_run_that_saw_the_selection_pictures_are_refused(base_file, base_run, drawn, tmp_path):
-    from heads.models import Ensemble
+    from onceover.heads.models import Ensemble
 
     loaded = load_run(base_run)
     joined = dataclasses.replace(loaded, heads=Ensemble([loaded.heads, loaded.heads]))
@@ -318,7 +318,7 @@ def test_the_gradient_from_cached_activations_is_that_of_whole_passes(base_file,
 
 @pytest.mark.parametrize("case", ["resnet", "clip image", "clip text", "bert"])
 def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
-    from extract.encoders import ImageEncoder, TextEncoder
+    from onceover.extract.encoders import ImageEncoder, TextEncoder
 
     if case in ("resnet", "clip image"):
         spec = "torchvision:resnet18@random" if case == "resnet" else f"hf:{tiny_clip}"
@@ -350,7 +350,7 @@ def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
 
 def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
     """As on a card, where the way back has a thread of its own."""
-    from extract.encoders import ImageEncoder
+    from onceover.extract.encoders import ImageEncoder
 
     encoder = ImageEncoder("torchvision:resnet18@random", layers="layer4.1.conv1,last", device="cpu", plain=True)
     inputs = encoder.pixels(Image.linear_gradient("L").convert("RGB"))
@@ -413,7 +413,7 @@ def test_an_encoder_that_cannot_be_saved_is_found_before_anything_is_trained(tun
     def damaged(_encoder, _folder):
         raise RuntimeError("size mismatch for pos_embedding")
 
-    monkeypatch.setattr("extract.encoders.ImageEncoder.save", damaged)
+    monkeypatch.setattr("onceover.extract.encoders.ImageEncoder.save", damaged)
     save_resume(tmp_path / "tuned", {})
     (tmp_path / "tuned/.trial/text").mkdir(parents=True)  # of a training that was killed
     with pytest.raises(FinetuneError, match=r"the image encoder cannot be saved.* \(size mismatch for pos_embedding\)"):
@@ -435,14 +435,13 @@ def train_in(processes, folder, base_file, base_run, drawn):
     """Fine-tunes in several processes, as torchrun starts them."""
     script = f"""
 import itertools, sys
-sys.path.insert(0, {str(ROOT)!r})
 import torch
 torch.set_num_threads(1)
-from configs.schema import FinetuneConfig
-from extract.store import FeatureStore
-from heads.checkpoint import load_run
-from heads.finetune import finetune
-from retrieval.metrics import quality
+from onceover.configs.schema import FinetuneConfig
+from onceover.extract.store import FeatureStore
+from onceover.heads.checkpoint import load_run
+from onceover.heads.finetune import finetune
+from onceover.retrieval.metrics import quality
 numbers = itertools.count(1)
 settings = FinetuneConfig(num_epochs=1, batch_size=12, micro_batch=4, dtype="float32")
 with FeatureStore({str(base_file)!r}) as store:

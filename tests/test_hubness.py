@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 from scipy.stats import skew
 
-from retrieval import hubness
-from retrieval.embeddings import read_embeddings
-from retrieval.hubness import bias_by_bank, csls_bias, fit_inverted_softmax, hub_skewness, inverted_softmax_bias
-from retrieval.index import Index, update
-from retrieval.metrics import rank, rank_scores, report
-from retrieval.search import Searcher
+from onceover.retrieval import hubness
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.hubness import (
+    bias_by_bank,
+    csls_bias,
+    fit_inverted_softmax,
+    hub_skewness,
+    inverted_softmax_bias,
+)
+from onceover.retrieval.index import Index, update
+from onceover.retrieval.metrics import rank, rank_scores, report
+from onceover.retrieval.search import Searcher
 
 
 def unit(generator, rows, dim=16):

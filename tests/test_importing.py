@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from safetensors.numpy import save_file
 
-from configs import OnceoverError
-from extract import Failure, arrays
-from extract.arrays import open_array
-from extract.datasets import read_dataset
-from extract.files import FileError, check_disk
-from extract.importing import import_features
-from extract.specs import EncoderError, parse_spec
-from extract.store import FeatureStore
+from onceover.base.errors import OnceoverError
+from onceover.base.files import FileError, check_disk
+from onceover.extract import arrays
+from onceover.extract.arrays import open_array
+from onceover.extract.datasets import read_dataset
+from onceover.extract.importing import import_features
+from onceover.extract.ledger import Failure
+from onceover.extract.specs import EncoderError, parse_spec
+from onceover.extract.store import FeatureStore
 
 PICTURES = ["b.jpg", "a.jpg", "b.jpg", "c.jpg", "a.jpg"]
 ROWS = [(name, f"caption {row}", "train") for row, name in enumerate(PICTURES)]
@@ -399,7 +400,7 @@ def test_a_store_that_is_there_is_kept_unless_told_otherwise(given_files, run, f
     done = run(*command)
     assert "3 pictures, 5 captions" in done.stderr.splitlines()
     assert done.stderr.splitlines()[-2:] == [
-        f"wrote {given_files.path}", f"next: python cli.py fit --store {given_files.path} --run runs/first",
+        f"wrote {given_files.path}", f"next: onceover fit --store {given_files.path} --run runs/first",
     ]  # fmt: skip
     before = given_files.path.read_bytes()
     assert f"{given_files.path} is up to date; nothing to import" in run(*command, "--force").stderr
@@ -435,7 +436,7 @@ def test_parquet_without_pyarrow_names_what_to_install(given_files, monkeypatch)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name in ("image_features", "captions"):
         assert refusal(given_files, **{name: file}) == (
-            "Parquet is read with pyarrow: pip install -r requirements-parquet.txt"
+            "Parquet is read with pyarrow: pip install \"onceover-retrieval[parquet]\""
         )
     given_files.run()
 

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.formats import CURRENT
-from extract.files import FileError, only_writer, write_record
-from extract.outputs import OutputError
-from retrieval import index as module
-from retrieval.embeddings import Gallery
-from retrieval.index import (
+from onceover.base.files import FileError, only_writer, write_record
+from onceover.base.formats import CURRENT
+from onceover.base.outputs import OutputError
+from onceover.retrieval import index as module
+from onceover.retrieval.embeddings import Gallery
+from onceover.retrieval.exact import QueryError, exact_search
+from onceover.retrieval.index import (
     TYPES,
     Index,
     IndexingError,
@@ -27,7 +28,6 @@ from retrieval.index import (
     choose_type,
     claim_index,
     compact,
-    exact_search,
     read_manifest,
     remove,
     update,
@@ -264,9 +264,9 @@ def test_trap_the_index_holds_ids_metric_normalisation_and_the_hash_of_its_vecto
 
 DYING = """
 import os, sys
-sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests")
+sys.path.insert(0, {tests!r})
 import test_index
-from retrieval import index as module
+from onceover.retrieval import index as module
 left = {step}
 real = os.replace
 def replace(source, target):  # every file appears by it
@@ -289,7 +289,7 @@ def test_trap_killed_while_writing_the_last_version_stays_whole(tmp_path, probes
     update(tmp_path / "i", gallery(60), probes, **ROOMY)
     codes = []
     for step in range(8):
-        script = DYING.format(root=str(ROOT), step=step, folder=str(tmp_path / "i"))
+        script = DYING.format(tests=str(ROOT / "tests"), step=step, folder=str(tmp_path / "i"))
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
         codes.append(done.returncode)
         if done.returncode:
@@ -350,9 +350,9 @@ def test_other_heads_or_a_correction_for_hubs_build_it_anew(tmp_path, probes):
 def test_queries_of_the_wrong_shape_or_not_finite_are_refused(tmp_path, probes):
     update(tmp_path / "i", gallery(20), probes, **ROOMY)
     index = Index(tmp_path / "i")
-    with pytest.raises(IndexingError, match="do not fit a gallery of 24 dimensions"):
+    with pytest.raises(QueryError, match="do not fit a gallery of 24 dimensions"):
         index.search(probes[:, :7], 3)
-    with pytest.raises(IndexingError, match="not finite"):
+    with pytest.raises(QueryError, match="not finite"):
         index.search(np.full((1, 24), np.nan), 3)
 
 
@@ -642,7 +642,7 @@ def test_a_failure_removes_what_was_written_and_not_what_came_meanwhile(tmp_path
 
 
 def test_a_first_build_that_was_killed_is_taken_up_again_and_leaves_nothing(tmp_path, probes):
-    script = DYING.format(root=str(ROOT), step=3, folder=str(tmp_path / "i"))
+    script = DYING.format(tests=str(ROOT / "tests"), step=3, folder=str(tmp_path / "i"))
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120).returncode == 9
     assert {"pending.json", "000001.h5", "000001.faiss"} <= set(content(tmp_path / "i"))
     made = update(tmp_path / "i", grown(), probes, **ROOMY).manifest

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from extract import inference
-from extract.inference import (
+from onceover.extract import inference
+from onceover.extract.inference import (
     fold_batch_norms,
     fuse_blocks,
     mkl_keeps_up,

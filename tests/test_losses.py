@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from heads.losses import contrastive_loss
+from onceover.heads.losses import contrastive_loss
 
 
 def unit(*shape, seed=0):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.memory import peak_memory, total_memory
+from onceover.base.memory import peak_memory, total_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ def test_the_peak_of_a_piece_of_work_is_seen_although_it_is_freed():
 def test_a_limit_of_the_system_counts_as_the_memory_there_is():
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31));"
-        "from extract.memory import total_memory; print(total_memory())"
+        "from onceover.base.memory import total_memory; print(total_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) <= 2**31

@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_recall, retrieval_reciprocal_rank
 
-from retrieval import metrics
-from retrieval.embeddings import read_embeddings
-from retrieval.metrics import MetricsError, Ranks, chance, compare, rank, rank_scores, report
+from onceover.retrieval import metrics
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.metrics import MetricsError, Ranks, chance, compare, rank, rank_scores, report
 
 
 def unit(generator, rows, dim):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract import pictures
-from extract.pictures import VIEWS, PictureError, crop, decode, inset, needed, read_picture, thumbnail
+from onceover.extract import pictures
+from onceover.extract.pictures import VIEWS, PictureError, crop, decode, inset, needed, read_picture, thumbnail
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract import pipeline
-from extract.datasets import read_dataset
-from extract.files import FileError, only_writer
-from extract.hdf5 import sign_hdf5
-from extract.pipeline import extract
-from extract.store import FeatureStore, StoreError, parts_folder
-from extract.streams import StreamError, deaths_told, in_order, in_processes, shares
-from extract.verify import verify_sample
+from onceover.base.files import FileError, only_writer
+from onceover.base.hdf5 import sign_hdf5
+from onceover.base.threads import StreamError, deaths_told, in_order, in_processes, shares
+from onceover.extract import pipeline
+from onceover.extract.datasets import read_dataset
+from onceover.extract.pipeline import extract
+from onceover.extract.store import FeatureStore, StoreError, parts_folder
+from onceover.extract.verify import verify_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,7 +47,7 @@ def data(drawn, tmp_path):
 @pytest.fixture
 def counting(monkeypatch):
     """Counts the rows of pictures and captions that are encoded for the store: in threads, unlike trials."""
-    from extract.encoders import ImageEncoder, TextEncoder
+    from onceover.extract.encoders import ImageEncoder, TextEncoder
 
     counts = {"image": 0, "text": 0}
     lock = threading.Lock()
@@ -72,8 +72,8 @@ def test_a_second_extraction_is_up_to_date_and_opens_neither_pictures_nor_encode
         raise AssertionError("nothing is to be read or loaded")
 
     dataset = read_dataset(drawn)
-    monkeypatch.setattr("extract.encoders.ImageEncoder", forbidden)
-    monkeypatch.setattr("extract.encoders.TextEncoder", forbidden)
+    monkeypatch.setattr("onceover.extract.encoders.ImageEncoder", forbidden)
+    monkeypatch.setattr("onceover.extract.encoders.TextEncoder", forbidden)
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     before = store_file.stat().st_mtime_ns
     assert extract(dataset, store_file, extract_config, device="cpu").up_to_date
@@ -309,7 +309,7 @@ def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract
 
 def test_verify_encodes_again_with_the_plain_models(store, monkeypatch):
     """So that it can see a fault in what makes them faster."""
-    from extract import encoders
+    from onceover.extract import encoders
 
     def forbidden(*_):
         raise AssertionError("nothing is to be optimised")
@@ -324,7 +324,7 @@ def test_verify_encodes_again_with_the_plain_models(store, monkeypatch):
 def test_an_extraction_that_other_hardware_began_is_gone_on_with_and_told(
     drawn, tmp_path, extract_config, monkeypatch, interrupt_after
 ):
-    from extract import inference
+    from onceover.extract import inference
 
     path, told = tmp_path / "s.h5", []
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
@@ -341,7 +341,7 @@ def test_an_extraction_that_other_hardware_began_is_gone_on_with_and_told(
 
 def test_a_shard_is_written_as_soon_as_it_is_whole(drawn, tmp_path, extract_config, monkeypatch):
     """Before anything of the next one is waited for, so that what goes wrong there does not cost it."""
-    from extract.encoders import ImageEncoder
+    from onceover.extract.encoders import ImageEncoder
 
     begin, begun = ImageEncoder.begin, []
 
@@ -396,7 +396,7 @@ def test_a_full_memory_is_one_line_whose_advice_can_be_followed(drawn, tmp_path,
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("extract.encoders.TextEncoder.begin", full)
+        patch.setattr("onceover.extract.encoders.TextEncoder.begin", full)
         patch.setattr(pipeline._Job, "_check_room", lambda *_: None)
         with pytest.raises(
             StoreError, match="memory of cpu is full; .* --batch-size 4 --force, which encodes all anew"
@@ -427,12 +427,11 @@ def test_two_writers_on_one_store_the_second_is_refused(drawn, tmp_path, extract
 
 DRIVER = """
 import os, random, signal, sys, time
-sys.path.insert(0, {root!r})
 from pathlib import Path
-from extract import pipeline
-from extract.datasets import read_dataset
-from configs.schema import ExtractConfig
-import torch, extract.encoders
+from onceover.extract import pipeline
+from onceover.extract.datasets import read_dataset
+from onceover.configs.schema import ExtractConfig
+import torch, onceover.extract.encoders
 pipeline.SHARD_ROWS |= {{"image": 4, "text": 16}}
 config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=2, dtype="float32")
 
@@ -551,7 +550,7 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
 
     from click.testing import CliRunner
 
-    from cli import cli
+    from onceover.cli import cli
 
     def run(*arguments):
         result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
@@ -583,7 +582,7 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
 def test_a_mistyped_device_or_encoder_leaves_nothing_that_blocks_the_next_try(
     drawn, tmp_path, extract_config, counting
 ):
-    from extract.specs import EncoderError
+    from onceover.extract.specs import EncoderError
 
     path, dataset = tmp_path / "s.h5", read_dataset(drawn)
     with pytest.raises(EncoderError, match="cannot be used"):
@@ -638,7 +637,7 @@ def test_recipes_are_the_same_read_back_so_that_a_difference_is_named_rightly(dr
 
 
 def test_verify_sample_compares_a_single_record_by_its_norm(drawn, tmp_path, extract_config):
-    from extract.datasets import read_captions
+    from onceover.extract.datasets import read_captions
 
     (tmp_path / "s.txt").write_text("A red circle .\n")
     extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
@@ -710,7 +709,7 @@ def test_trap_images_that_cannot_be_read_for_a_while_are_not_dropped(drawn, tmp_
 def test_features_of_vanished_images_are_kept_beside_the_store_until_they_are_pruned(
     drawn, tmp_path, extract_config, counting
 ):
-    from extract.datasets import read_pictures
+    from onceover.extract.datasets import read_pictures
 
     folder = tmp_path / "images"
     shutil.copytree(drawn / "images", folder)
@@ -775,7 +774,7 @@ def test_a_link_to_a_store_is_followed(drawn, tmp_path, extract_config):
 
 
 def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tmp_path, extract_config, counting):
-    from extract.datasets import read_captions, read_pictures
+    from onceover.extract.datasets import read_captions, read_pictures
 
     made = extract(read_pictures(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
     assert (made.images, made.captions, counting["text"]) == (60, 0, 0)
@@ -904,7 +903,7 @@ def test_trap_processes_end_with_the_one_they_work_for_however_that_ends(tmp_pat
     """Results are larger than a pipe holds, so that they wait to be taken."""
     script = textwrap.dedent("""
         import itertools, os, signal, sys, time
-        from extract.streams import in_processes
+        from onceover.base.threads import in_processes
         results = in_processes(lambda task: (os.getpid(), bytes(200_000)), itertools.count(), 3)
         print(*{next(results)[0] for _ in range(9)}, flush=True)
         time.sleep(60)
@@ -967,7 +966,7 @@ def test_a_picture_is_decoded_once_whatever_the_number_of_views(drawn, tmp_path,
 def test_the_arithmetic_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp_path, extract_config, monkeypatch):
     """Errors of bfloat16 lie between the two bounds that are tried; on a processor without it nothing is tried."""
     config, told = dataclasses.replace(extract_config, dtype="auto"), []
-    monkeypatch.setattr("extract.inference.native_bfloat16", lambda device: True)
+    monkeypatch.setattr("onceover.extract.inference.native_bfloat16", lambda device: True)
     chosen = {}
     for bound in (1e-9, 1e9):
         monkeypatch.setattr(pipeline, "AUTO_ERROR", bound)
@@ -983,7 +982,7 @@ def test_the_arithmetic_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp
     monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e-9)
     summary = extract(read_dataset(data), path, config, device="cpu")
     assert summary.computed == {"image": 0, "text": 1}  # in bfloat16, like what is there
-    monkeypatch.setattr("extract.inference.native_bfloat16", lambda device: False)
+    monkeypatch.setattr("onceover.extract.inference.native_bfloat16", lambda device: False)
     monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e9)
     extract(read_dataset(data), tmp_path / "none.h5", config, device="cpu")
     with FeatureStore(tmp_path / "none.h5") as store:

@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis import plots
-from analysis.plots import (
+from onceover.analysis import plots
+from onceover.analysis.plots import (
     PlotError,
     draw_features,
     draw_hits,
@@ -26,12 +26,12 @@ from analysis.plots import (
     plot_run,
     plot_store,
 )
-from configs import OnceoverError
-from extract.outputs import OutputError
-from retrieval.embeddings import read_embeddings
-from retrieval.evaluation import evaluate
-from retrieval.metrics import rank
-from retrieval.search import Query, Searcher
+from onceover.base.errors import OnceoverError
+from onceover.base.outputs import OutputError
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.evaluation import evaluate
+from onceover.retrieval.metrics import rank
+from onceover.retrieval.search import Query, Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -242,7 +242,7 @@ def test_trap_a_damaged_table_of_a_sweep_is_one_line(fails, tmp_path, old, new):
 
 
 def test_whatever_is_flipped_in_a_table_is_drawn_or_one_line(tmp_path):
-    from analysis import sweeps
+    from onceover.analysis import sweeps
 
     path = tmp_path / "results.csv"
     for seed in range(300):
@@ -298,7 +298,7 @@ def test_a_damaged_thumbnail_is_one_line_and_no_other_format_is_opened(embedding
 
 def test_plotting_loads_no_model(run_dir, tmp_path):
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import analysis.plots as plots\n"
+        f"import sys; import onceover.analysis.plots as plots\n"
         f"print(len(plots.plot_run({str(run_dir)!r}, {str(tmp_path)!r})))\n"
         "print(sorted({'torch', 'transformers', 'faiss'} & set(sys.modules)))"
     )

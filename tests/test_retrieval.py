@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from test_store import write
 
-from analysis.report import error_page
-from configs.schema import ExtractConfig
-from extract import store as module
-from extract.datasets import read_dataset
-from extract.hdf5 import sign_hdf5
-from extract.pipeline import extract
-from extract.store import FeatureStore
-from heads.training import fit
-from retrieval import embeddings as of_embeddings
-from retrieval import evaluation
-from retrieval.embeddings import EmbeddingsError, read_embeddings
-from retrieval.evaluation import (
+from onceover.analysis.report import error_page
+from onceover.base.hdf5 import sign_hdf5
+from onceover.configs.schema import ExtractConfig
+from onceover.extract import store as module
+from onceover.extract.datasets import read_dataset
+from onceover.extract.pipeline import extract
+from onceover.extract.store import FeatureStore
+from onceover.heads.training import fit
+from onceover.retrieval import embeddings as of_embeddings
+from onceover.retrieval import evaluation
+from onceover.retrieval.embeddings import EmbeddingsError, read_embeddings
+from onceover.retrieval.evaluation import (
     EvaluationError,
     compare_runs,
     comparison_notes,
@@ -37,10 +37,10 @@ from retrieval.evaluation import (
     table_rows,
     terminal_table,
 )
-from retrieval.hubness import fit_inverted_softmax
-from retrieval.index import IndexingError
-from retrieval.metrics import quality, rank, report
-from retrieval.search import Query, Searcher, SearchError, check_query
+from onceover.retrieval.exact import QueryError
+from onceover.retrieval.hubness import fit_inverted_softmax
+from onceover.retrieval.metrics import quality, rank, report
+from onceover.retrieval.search import Query, Searcher, SearchError, check_query
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_trap_a_gallery_of_other_heads_is_refused(embeddings):
 
 def test_trap_a_query_that_is_not_finite_raises_instead_of_a_hit(embeddings):
     bad = np.full(embeddings.images.shape[1], np.nan, np.float32)
-    with pytest.raises(IndexingError, match="not finite"):
+    with pytest.raises(QueryError, match="not finite"):
         Searcher(embeddings.gallery("image"), Embedder(bad, embeddings.space)).search("a dog")
 
 

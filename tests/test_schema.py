@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from configs.schema import DEFAULT_CONFIG, MAX_CONFIG, Config, ConfigError, load_config
+from onceover.configs.schema import DEFAULT_CONFIG, MAX_CONFIG, Config, ConfigError, load_config
 
 
 def test_the_default_file_says_what_the_dataclasses_say():

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import OnceoverError
-from extract import Failure
-from extract.files import digest
-from extract.hdf5 import sign_hdf5, strip_checksum, write_column
-from extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_shard
+from onceover.base.errors import OnceoverError
+from onceover.base.files import digest
+from onceover.base.hdf5 import sign_hdf5, strip_checksum, write_column
+from onceover.extract.ledger import Failure
+from onceover.extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_shard
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 RECIPES = {"image": {"weights": "i" * 64, "pooling": "mean"}, "text": {"weights": "t" * 64, "pooling": "mean"}}
@@ -148,7 +148,7 @@ def test_what_is_no_store_is_refused_with_the_way_out(tmp_path):
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "make one: python cli.py extract" in message(tmp_path / "none.h5")
+    assert "make one: onceover extract" in message(tmp_path / "none.h5")
     assert "is a folder" in message(tmp_path)
     (tmp_path / "half.h5.parts").mkdir()
     assert "is unfinished; run the same extract command again" in message(tmp_path / "half.h5")

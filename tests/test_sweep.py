@@ -9,19 +9,19 @@ import pytest
 import torch
 import yaml
 
-from configs.schema import Config, ConfigError, ModelConfig, TrainingConfig, load_config
-from extract.files import read_record, write_record
-from heads import stacking
-from heads import sweep as module
-from heads.checkpoint import load_run
-from heads.embed import embed
-from heads.noise import another, another_view, draw_noise, noisy
-from heads.stacking import advance, bytes_of_point
-from heads.sweep import SweepError, expand, sweep, trial_name
-from heads.training import Data, fit
-from retrieval.hubness import fit_inverted_softmax
-from retrieval.leaderboard import Judge, LeaderboardError, leaderboard, leaderboard_table
-from retrieval.metrics import quality, report
+from onceover.base.files import read_record, write_record
+from onceover.configs.schema import Config, ConfigError, ModelConfig, TrainingConfig, load_config
+from onceover.heads import stacking
+from onceover.heads import sweep as module
+from onceover.heads.checkpoint import load_run
+from onceover.heads.embed import embed
+from onceover.heads.noise import another, another_view, draw_noise, noisy
+from onceover.heads.stacking import advance, bytes_of_point
+from onceover.heads.sweep import SweepError, expand, sweep, trial_name
+from onceover.heads.training import Data, fit
+from onceover.retrieval.hubness import fit_inverted_softmax
+from onceover.retrieval.leaderboard import Judge, LeaderboardError, leaderboard, leaderboard_table
+from onceover.retrieval.metrics import quality, report
 
 SHORT = ["training.num_epochs=4", "training.batch_size=12", "training.check_every=2", "model.embedding_dim=8"]
 
@@ -545,7 +545,7 @@ def test_a_point_restored_is_the_point(data):
 
 
 def test_what_evaluates_the_best_one_keeps_to_the_options_of_the_sweep(run, store_file, tmp_path, monkeypatch):
-    import cli
+    from onceover import cli
 
     given, evaluate = {}, cli._evaluate
 

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from extract.datasets import read_dataset
-from extract.synthetic import all_scenes, draw_dataset
+from onceover.extract.datasets import read_dataset
+from onceover.extract.synthetic import all_scenes, draw_dataset
 
 
 def test_the_demo_dataset_is_what_the_demo_promises(tmp_path):

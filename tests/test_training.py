@@ -14,23 +14,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import OnceoverError
-from configs.schema import Config, ModelConfig, TrainingConfig
-from extract.hdf5 import sign_hdf5
-from extract.outputs import Outputs
-from extract.store import FeatureStore
-from heads import chunks, replacement, stacking, training
-from heads.checkpoint import RunError, load_run, save_resume
-from heads.embed import EmbedError, image_embeddings
-from heads.ensemble import ensemble
-from heads.models import DualHeads, Ensemble, Standardize, unit
-from heads.seeds import seed_for
-from heads.stacking import Batches, learning_rate
-from heads.training import TrainingError
-from retrieval.baselines import Pairs, align, cca
-from retrieval.embeddings import read_embeddings
-from retrieval.hubness import fit_inverted_softmax
-from retrieval.metrics import quality as measure
+from onceover.base.errors import OnceoverError
+from onceover.base.hdf5 import sign_hdf5
+from onceover.base.outputs import Outputs
+from onceover.configs.schema import Config, ModelConfig, TrainingConfig
+from onceover.extract.store import FeatureStore
+from onceover.heads import chunks, replacement, stacking, training
+from onceover.heads.checkpoint import RunError, load_run, save_resume
+from onceover.heads.embed import EmbedError, image_embeddings
+from onceover.heads.ensemble import ensemble
+from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
+from onceover.heads.seeds import seed_for
+from onceover.heads.stacking import Batches, learning_rate
+from onceover.heads.training import TrainingError
+from onceover.retrieval.baselines import Pairs, align, cca
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.hubness import fit_inverted_softmax
+from onceover.retrieval.metrics import quality as measure
 
 fit = functools.partial(training.fit, correct_hubs=fit_inverted_softmax)
 

@@ -25,7 +25,7 @@ def resident_bytes() -> int:
 
 def repeat_fits(store: str, folder: str) -> None:
     """Fits again and again in this process and prints the resident memory after some of the fits."""
-    from cli import cli
+    from onceover.cli import cli
 
     sizes = []
     for number in range(FITS):
@@ -40,7 +40,7 @@ def repeat_fits(store: str, folder: str) -> None:
             "--set",
             f"training.seed={number}",
         ]
-        cli(options, prog_name="python cli.py", standalone_mode=False)
+        cli(options, prog_name="onceover", standalone_mode=False)
         if number + 1 in (WARMING_FITS, FITS):
             sizes.append(resident_bytes())
     json.dump(sizes, sys.stdout)
@@ -80,7 +80,7 @@ def queries(session: Session) -> Verdict:
 
 def write_large_store(folder: str) -> None:
     """Imports a million captions with tiny features, by the program's own command."""
-    from cli import cli
+    from onceover.cli import cli
 
     generator = np.random.default_rng(0)
     place = Path(folder)
@@ -93,12 +93,12 @@ def write_large_store(folder: str) -> None:
             file.writelines(f"{number}.jpg,caption {turn} of {number},{split}\n" for turn in range(CAPTIONS_PER_IMAGE))
     options = ["import", "--image-features", f"{folder}/images.npy", "--text-features", f"{folder}/texts.npy"]
     options += ["--captions", f"{folder}/captions.csv", "--store", f"{folder}/large.h5"]
-    cli(options, prog_name="python cli.py", standalone_mode=False)
+    cli(options, prog_name="onceover", standalone_mode=False)
 
 
 def open_repeatedly(store: str) -> None:
     """Opens a store several times; prints the resident memory after half of them and in the end."""
-    from extract.store import FeatureStore
+    from onceover.extract.store import FeatureStore
 
     sizes = []
     for number in range(OPENED):

@@ -244,10 +244,10 @@ def prepare(command: dict) -> None:
 
 def call(arguments: list[str]) -> int:
     """The exit code of a command line, with the traceback of what nothing has caught, as in a process of its own."""
-    from cli import cli
+    from onceover.cli import cli
 
     try:
-        cli(arguments, prog_name="python cli.py")
+        cli(arguments, prog_name="onceover")
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:

@@ -10,10 +10,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs import OnceoverError
-from configs.schema import Config, load_config
-from extract.datasets import read_captions, read_dataset
-from extract.files import read_json
+from onceover.base.errors import OnceoverError
+from onceover.base.files import read_json
+from onceover.configs.schema import Config, load_config
+from onceover.extract.datasets import read_captions, read_dataset
 from reliability.mutators import BYTE_MUTATORS
 from reliability.text_mutators import alias_bomb, mutate_json, mutate_table, mutate_yaml
 

@@ -67,7 +67,7 @@ class Trap:
 
 def sign_store(name: str) -> None:
     """Writes the checksums of a store for what it holds now."""
-    from extract.hdf5 import sign_hdf5
+    from onceover.base.hdf5 import sign_hdf5
 
     sign_hdf5(name)
 

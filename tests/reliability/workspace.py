@@ -98,9 +98,9 @@ def draw(folder: str) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    from extract.datasets import read_dataset
-    from extract.encoders import _dataset_tokenizer
-    from extract.synthetic import draw_dataset
+    from onceover.extract.datasets import read_dataset
+    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.synthetic import draw_dataset
 
     workspace = Workspace(Path(folder))
     draw_dataset(workspace.data, TRAIN, DEV, TEST)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from configs import OnceoverError
+from onceover.base.errors import OnceoverError
 
 #: what ``fsync`` answers where a file system cannot flush (CIFS, some shared folders of virtual machines)
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs import OnceoverError
-from extract.memory import keep_freed_memory
+from onceover.base.errors import OnceoverError
+from onceover.base.memory import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1
 

@@ -23,8 +23,8 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from configs import OnceoverError
-from extract.files import ForgivingFile, check_regular, digest, forgiving_file, open_regular, parse_json
+from onceover.base.errors import OnceoverError
+from onceover.base.files import ForgivingFile, check_regular, digest, forgiving_file, open_regular, parse_json
 
 CHECKSUM = "sha256"  # the attribute of a dataset that holds the checksum of its values
 ATTRIBUTES_CHECKSUM = "attributes_sha256"  # the file's attribute that holds the checksum of all others

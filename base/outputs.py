@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from configs import OnceoverError
-from extract.files import (
+from onceover.base.errors import OnceoverError
+from onceover.base.files import (
     FileError,
     file_sha256,
     link_target,

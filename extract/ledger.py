@@ -1,0 +1,16 @@
+"""The ledger: a record of each row that was left out of a store, and why."""
+
+from typing import NamedTuple
+
+
+class Failure(NamedTuple):
+    """A row that was left out: its id, the stage at which it failed, and why. Failures go into the store's ledger.
+
+    ``size`` (bytes) and ``mtime_ns`` are the failed image's, so that it is tried again only once it has changed.
+    """
+
+    id: str
+    stage: str  # dataset, split, image or caption
+    reason: str
+    size: int = -1
+    mtime_ns: int = -1
