@@ -6,6 +6,7 @@ stderr and exit code 2 (the call is wrong) or 1 (the rest).
 
 import errno
 import json
+import logging
 import os
 import re
 import shlex
@@ -25,7 +26,9 @@ if not __package__:  # run as `python cli.py` in a checkout: this folder becomes
     sys.modules["onceover"] = module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["onceover"])
 
+from onceover import __version__
 from onceover.base.errors import OnceoverError
+from onceover.base.progress import LOGGER, say
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to others,
@@ -36,10 +39,8 @@ FILE = click.Path(path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 PROGRAM = ("onceover",) if __package__ else ("python", "cli.py")  # how the user calls it
 _TRACEBACK = "onceover.traceback"
-_EVALUATE_AGAIN = "move it elsewhere and evaluate again"
 _FULL_DISK = re.compile(r"no space left|os error 28|file too large|disk quota exceeded", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
-GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
 
 
 class Command(click.Command):
@@ -108,9 +109,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def say(message: str) -> None:
-    """Progress and advice go to stderr; stdout is for results."""
-    click.echo(message, err=True)
+class StderrHandler(logging.Handler):
+    """Shows messages on stderr; stdout is for results."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a message."""
+        click.echo(record.getMessage(), err=True)
 
 
 def command(*parts) -> str:
@@ -197,6 +201,7 @@ json_option = click.option(
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="onceover %(version)s")
 def cli() -> None:
     """Image-text retrieval: encode a dataset once, fit projection heads over and over.
 
@@ -207,9 +212,11 @@ def cli() -> None:
     sweep     feature store -> the best of a grid of settings, for the time of a few fits
     evaluate, compare, ensemble, index, search, plot   from the stored files
 
-    Start with: python cli.py demo
+    Start with: onceover demo
     """
     _forgiving_streams()
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.handlers = [StderrHandler()]
 
 
 def _forgiving_streams() -> None:
@@ -255,46 +262,25 @@ def extract(data, store_file, limit, force, prune, retry_failures, device, confi
     Killed at any moment, it goes on where it stopped when run again; run again on a finished store, it encodes only
     what is new.
     """
-    from onceover.extract.datasets import read_dataset
-    from onceover.extract.pipeline import extract as run
+    from onceover import workflows
 
     check_overrides(overrides, "extract")
     settings = [f"extract.{key}={json.dumps(value)}" for key, value in explicit.items() if value is not None]
     config = load_config(config_file, [*overrides, *settings]).extract
     if store_file.is_dir():
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
-    dataset = read_dataset(data, config.seed)
-    for note in dataset.notes:
-        say(note)
-    options = {"device": device, "force": force, "prune": prune, "retry_failures": retry_failures}
-    summary = run(dataset.first(limit), store_file, config, **options, say=say)
-    _say_summary(summary)
+    options = {"limit": limit, "device": device, "force": force, "prune": prune, "retry_failures": retry_failures}
+    summary = workflows.extract(data, store_file, config, **options)
+    _say_lines(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
         command("fit", "--store", store_file, "--run", "runs/first"),
     )
 
 
-def _say_summary(summary) -> None:
-    from collections import Counter
-
-    new, old = (", ".join(f"{n:,} {kind}" for kind, n in rows.items()) for rows in (summary.computed, summary.reused))
-    took = f"; rows encoded: {new} in {summary.seconds:.0f} s; reused: {old}" if summary.computed else ""
-    say(f"{summary.images:,} pictures, {summary.captions:,} captions{took}")
-    for kind, speed in summary.speed.items():
-        say(f"{kind}: {speed}")
-    if summary.truncated:
-        say(f"{summary.truncated:,} captions are longer than the text encoder takes and were cut")
-    for (stage, reason), count in Counter((f.stage, f.reason.partition(":")[0]) for f in summary.failures).items():
-        example = next(f for f in summary.failures if (f.stage, f.reason.partition(":")[0]) == (stage, reason))
-        say(
-            f"left out: {count:,} at stage {stage}: {reason} (the first: {example.id}); "
-            f"list: {command('info', summary.path)}"
-        )
-    for group in summary.duplicates[:3]:
-        say(f"warning: the same picture lies in several splits: {', '.join(group)}")
-    if len(summary.duplicates) > 3:
-        say(f"warning: {len(summary.duplicates) - 3:,} more pictures lie in several splits")
+def _say_lines(summary) -> None:
+    for line in summary.lines():
+        say(line)
 
 
 @cli.command("import")
@@ -331,7 +317,7 @@ def import_(store_file, **given):
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     names = ("image_features", "text_features", "captions")
     summary = import_features(*(given.pop(name) for name in names), store_file, **given, say=say)
-    _say_summary(summary)
+    _say_lines(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
         command("fit", "--store", store_file, "--run", "runs/first"),
@@ -352,9 +338,13 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
     An interrupted fit goes on where it stopped when run again, to the same result. Features that do not fit the memory
     are read in shuffled chunks.
     """
+    from onceover import workflows
+
     check_overrides(overrides, "model", "training")
-    config = load_config(config_file, [*overrides, *([f"training.members={ensemble}"] if ensemble else [])])
-    provenance = _fit(store_file, run_dir, config, device, memory, force)
+    members = [f"training.members={ensemble}"] if ensemble else []
+    config = load_config(config_file, [*overrides, *members])
+    run = workflows.fit(store_file, run_dir, config, device=device, memory=memory, force=force)
+    provenance = run.provenance
     selection = provenance["selection"]
     epochs = [f"{best} of {ran}" for best, ran in zip(provenance["best_epochs"], provenance["epochs"], strict=True)]
     say(
@@ -362,28 +352,6 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
         f"{selection['pictures']:,} pictures ({selection['split']}), {provenance['seconds']:.0f} s"
     )
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
-
-
-def _fit(
-    store_file: Path,
-    run_dir: Path,
-    config: Config,
-    device: str | None,
-    memory: int | None = None,
-    force: bool = False,
-) -> dict:
-    from onceover.extract.store import FeatureStore
-
-    with FeatureStore(store_file) as store:
-        from onceover.extract.encoders import pick_device
-        from onceover.heads.training import fit as run
-        from onceover.retrieval.baselines import align
-        from onceover.retrieval.hubness import fit_inverted_softmax
-        from onceover.retrieval.metrics import quality
-
-        options = {"quality": quality, "correct_hubs": fit_inverted_softmax, "align": align}
-        options |= {"memory": memory, "force": force}
-        return run(store, run_dir, config, **options, device=pick_device(device), say=say)
 
 
 @cli.command()
@@ -411,11 +379,13 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
 
     An interrupted sweep goes on where it stopped when run again; settings that are fitted already are not fitted again.
     """
+    from onceover import workflows
     from onceover.heads.sweep import expand
 
     check_overrides(overrides, "model", "training")
     settings = expand(config_file, overrides, grid, seeds, sample)
-    rows, keys = _sweep(store_file, out, settings, halving, device, memory)
+    rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory)
+    keys = list(settings[0].values)
     from onceover.retrieval.evaluation import terminal_table
     from onceover.retrieval.leaderboard import leaderboard_table, notes
 
@@ -431,51 +401,12 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     run_dir, best = out / "best", out / "best.yaml"
     following = command("fit", "--store", store_file, "--run", run_dir, "--config", best)
     if test_best:
-        chosen, there = load_config(best), run_dir / "config.yaml"
-        other = there.exists() and load_config(there) != chosen
-        _fit(store_file, run_dir, chosen, device, memory, force=other)
-        result, _ = _evaluate(run_dir, None, store_file, memory=memory, device=device)
-        _print_table(result)
+        chosen = load_config(best)
+        other = (run_dir / "config.yaml").exists() and load_config(run_dir / "config.yaml") != chosen
+        workflows.fit(store_file, run_dir, chosen, device=device, memory=memory, force=other)
+        _print_evaluation(workflows.evaluate(run_dir, store=store_file, memory=memory, device=device))
         following = command("plot", "--run", run_dir, "--out", out / "figures" / "best")
     done(f"wrote results.csv, leaderboard.md, best.yaml and figures to {out}", following)
-
-
-def _sweep(
-    store_file: Path, out: Path, settings: list, halving: bool, device: str | None, memory: int | None
-) -> tuple[list[dict], list[str]]:
-    """The leaderboard's rows and the grid's keys."""
-    from onceover.extract.store import FeatureStore
-
-    with FeatureStore(store_file) as store:
-        import yaml
-
-        from onceover.analysis.sweeps import plot_sweep
-        from onceover.base.formats import BEST, LEADERBOARD, RESULTS
-        from onceover.base.outputs import Outputs
-        from onceover.extract.encoders import pick_device
-        from onceover.heads.sweep import sweep as run
-        from onceover.heads.sweep import trial_name
-        from onceover.retrieval.evaluation import markdown_table
-        from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
-
-        judge = Judge()
-        results = run(store, out, settings, judge, halving=halving, device=pick_device(device), memory=memory, say=say)
-        named = [(setting.values, [trial_name(config) for config in setting.configs]) for setting in settings]
-        rows, keys = leaderboard(judge, named, results, store.roles().selection_name), list(settings[0].values)
-        outputs = Outputs(out, "move it elsewhere and sweep again: finished trials are not fitted again")
-        best = next(
-            setting.configs[0] for setting in settings if all(rows[0][key] == setting.values[key] for key in keys)
-        )
-        texts = {
-            RESULTS: results_csv(rows),
-            LEADERBOARD: markdown_table(leaderboard_table(rows, keys), notes(rows)),
-            BEST: yaml.safe_dump(best.to_dict(), sort_keys=False),
-        }
-        with outputs.writing(texts):
-            for name, text in texts.items():
-                outputs.write_text(name, text)
-        plot_sweep(out, out / "figures", step=lambda name: say(f"drawing {name}"))
-        return rows, keys
 
 
 @cli.command()
@@ -500,15 +431,44 @@ def _sweep(
 @encoder_options[1]
 @device_option
 @config_options
-def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
+def finetune(
+    run_dir,
+    data,
+    store_file,
+    out,
+    unfreeze,
+    re_extract,
+    no_cache,
+    activations,
+    force,
+    image_encoder,
+    text_encoder,
+    device,
+    config_file,
+    overrides,
+):
     """Train layers of the encoders on, together with a run's heads.
 
     What lies below the lowest thawed layer is run once and cached on the disk, so that a step costs little more than
     the thawed part's own. An interrupted training goes on where it stopped when run again, to the same result, which
     is never worse on the selection pictures than the run it started from. Started by torchrun, processes share batches.
     """
+    from onceover import workflows
+
     check_overrides(overrides, "finetune")
-    made = _finetune(run_dir, data, store_file, out, overrides, **options)
+    made = workflows.finetune(
+        run_dir,
+        data,
+        store_file,
+        out,
+        load_config(config_file, overrides),
+        unfreeze=unfreeze,
+        cached=not no_cache,
+        activations=activations,
+        encoders={"image": image_encoder, "text": text_encoder},
+        device=device,
+        force=force,
+    )
     if made is None:  # another process goes on
         return
     say(
@@ -517,7 +477,7 @@ def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
     )
     complete = (out / "run.json").exists()
     if re_extract and not complete:
-        _re_extract(store_file, data, out, options["device"])
+        _say_lines(workflows.complete_finetuned(store_file, data, out, device=device))
     if re_extract or complete:
         done(f"wrote {out}", command("evaluate", "--run", out))
     else:
@@ -526,54 +486,6 @@ def finetune(run_dir, data, store_file, out, re_extract, overrides, **options):
 
 def _same_command() -> str:
     return command(*(part for part in sys.argv[1:] if part != "--force"))
-
-
-def _finetune(
-    run_dir: Path,
-    data: Path,
-    store_file: Path,
-    out: Path,
-    overrides: tuple[str, ...],
-    unfreeze: str,
-    no_cache: bool,
-    activations: Path | None,
-    force: bool,
-    image_encoder: str | None,
-    text_encoder: str | None,
-    device: str | None,
-    config_file: Path,
-) -> dict | None:
-    from onceover.extract.encoders import pick_device
-    from onceover.extract.store import FeatureStore
-    from onceover.heads.checkpoint import load_run
-    from onceover.heads.finetune import finetune as train
-    from onceover.retrieval.metrics import quality
-
-    run = load_run(run_dir)
-    settings = load_config(config_file, overrides).finetune
-    encoders = {"image": image_encoder, "text": text_encoder}
-    options = {"unfreeze": unfreeze, "cached": not no_cache, "activations": activations, "encoders": encoders}
-    with FeatureStore(store_file) as store:
-        options |= {"device": pick_device(device), "force": force, "say": say}
-        return train(store, run, data, out, settings, quality=quality, **options)
-
-
-def _re_extract(store_file: Path, data: Path, out: Path, device: str | None) -> None:
-    from functools import partial
-
-    from onceover.extract.pipeline import extract as run
-    from onceover.extract.store import FeatureStore
-    from onceover.heads.finetune import check_encoder, dataset_of, finish
-    from onceover.retrieval.hubness import fit_inverted_softmax
-    from onceover.retrieval.metrics import quality
-
-    config = load_config(out / "config.yaml").extract
-    with FeatureStore(store_file) as old:
-        options = {"tokenizer_files": old.tokenizer_files, "check_encoder": partial(check_encoder, out), "force": True}
-        summary = run(dataset_of(old, data), out / "store.h5", config, device=device, reuse=old, **options, say=say)
-    _say_summary(summary)
-    with FeatureStore(out / "store.h5") as store:
-        finish(store, out, quality=quality, correct_hubs=fit_inverted_softmax)
 
 
 @cli.command()
@@ -600,22 +512,23 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
     """
     if run_dir is None and (store_file is None or shuffled or errors or rerank):
         raise click.UsageError("name a --run; --store alone gives the baselines, and goes with --split and --json")
+    from onceover import workflows
+    from onceover.base.outputs import check_result, write_result
+
     if json_to and json_to != "-":
-        from onceover.base.outputs import check_result
-
         check_result(json_to)
-    result, written = _evaluate(run_dir, split, store_file, rerank, shuffled, memory, device)
+    options = {"split": split, "rerank": rerank, "shuffled": shuffled, "memory": memory, "device": device}
+    evaluation = workflows.evaluate(run_dir, store=store_file, **options)
+    written = [*evaluation.files]
     if json_to == "-":
-        click.echo(_json_result(result))
+        click.echo(_json_result(evaluation.result))
     else:
-        _print_table(result)
+        _print_evaluation(evaluation)
         if json_to:
-            from onceover.base.outputs import write_result
-
-            write_result(json_to, result)
+            write_result(json_to, evaluation.result)
             written.append(json_to)
     if errors:
-        written.append(_errors(run_dir, result["split"], errors, rerank))
+        written.append(workflows.error_page(run_dir, evaluation.result["split"], errors, rerank))
     done(
         f"wrote {', '.join(map(str, written))}",
         command("search", "--run", run_dir, "--query", "a dog playing in the park")
@@ -631,95 +544,12 @@ def _json_result(result: dict) -> str:
     return json.dumps(sealed(result), indent=2)
 
 
-def _print_table(result: dict) -> None:
-    from onceover.retrieval.evaluation import notes, table_rows, terminal_table
+def _print_evaluation(evaluation) -> None:
+    from onceover.retrieval.evaluation import notes
 
-    click.echo(terminal_table(table_rows(result)))
-    for note in notes(result):
+    click.echo(evaluation)
+    for note in notes(evaluation.result):
         say(note)
-
-
-def _evaluate(
-    run_dir: Path | None,
-    split: str | None,
-    store_file: Path | None = None,
-    rerank: tuple[str, ...] = (),
-    shuffled: bool = False,
-    memory: int | None = None,
-    device: str | None = None,
-) -> tuple[dict, list[Path]]:
-    """The result, and the files it was written to."""
-    from onceover.base.files import json_text, sealed
-    from onceover.base.formats import CONFIG, EMBEDDINGS, EVALUATION, SHUFFLED
-    from onceover.base.outputs import Outputs
-    from onceover.extract.store import FeatureStore
-    from onceover.heads.provenance import RunError, read_provenance
-    from onceover.retrieval import evaluation
-    from onceover.retrieval.embeddings import read_embeddings
-
-    embeddings = control = None
-    if run_dir:
-        store_file = store_file or _store_of(run_dir, read_provenance(run_dir))
-        embeddings = read_embeddings(run_dir / EMBEDDINGS)
-        _check_outputs(run_dir, split or embeddings.report_split)
-    with FeatureStore(store_file) as store:
-        if embeddings:
-            evaluation.check_store(embeddings, store)
-        if shuffled:
-            say("fitting the control")
-            single = {"shuffle_pairs": "true", "members": 1, "cca": "false", "refit": "false"}
-            config = load_config(run_dir / CONFIG, [f"training.{key}={value}" for key, value in single.items()])
-            try:
-                _fit(store_file, run_dir / SHUFFLED, config, device, memory)
-            except RunError:  # of an earlier store or of other settings
-                _fit(store_file, run_dir / SHUFFLED, config, device, memory, force=True)
-            control = read_embeddings(run_dir / SHUFFLED / EMBEDDINGS)
-        result = evaluation.evaluate(embeddings, store, split, rerank=rerank, shuffled=control, memory=memory)
-    stem = EVALUATION.format(result["split"])
-    folder = run_dir or store_file.parent
-    stem = stem if run_dir else f"{store_file.name}.{stem}"
-    texts = {
-        f"{stem}.md": evaluation.markdown_table(evaluation.table_rows(result), evaluation.notes(result)),
-        f"{stem}.csv": evaluation.csv_table(result),
-        f"{stem}.json": json_text(sealed(result)),
-    }
-    outputs = Outputs(folder, _EVALUATE_AGAIN)
-    with outputs.writing(texts):
-        for name, text in texts.items():
-            outputs.write_text(name, text)
-    return result, [folder / name for name in texts]
-
-
-def _check_outputs(run_dir: Path, split: str) -> None:
-    """Refuses to evaluate where the results could not be written, before anything is computed."""
-    from onceover.base.formats import EVALUATION
-    from onceover.base.outputs import Outputs
-
-    outputs = Outputs(run_dir, _EVALUATE_AGAIN)
-    for suffix in (".md", ".csv", ".json"):
-        outputs.check(EVALUATION.format(split) + suffix)
-
-
-def _store_of(run_dir: Path, provenance: dict) -> Path:
-    """The store that a run was fitted on."""
-    store_file = Path(provenance["store"])
-    if not store_file.exists():
-        raise ConfigError(f"{run_dir} was fitted on {store_file}, which is not there; name it: --store FILE.h5")
-    return store_file
-
-
-def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> Path:
-    from onceover.analysis.report import error_page
-    from onceover.base.formats import EMBEDDINGS, ERRORS
-    from onceover.base.outputs import Outputs
-    from onceover.retrieval.embeddings import read_embeddings
-
-    name = ERRORS.format(split)
-    correction = "qbnorm" if "qbnorm" in rerank else None
-    outputs = Outputs(run_dir, _EVALUATE_AGAIN)
-    with outputs.writing([name]):
-        outputs.write_text(name, error_page(read_embeddings(run_dir / EMBEDDINGS), split, count, correction))
-    return run_dir / name
 
 
 @cli.command()
@@ -729,16 +559,11 @@ def _errors(run_dir: Path, split: str, count: int, rerank: tuple[str, ...]) -> P
 @json_option
 def compare(runs, split, rerank, json_to):
     """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
-    from onceover.base.formats import EMBEDDINGS
+    from onceover import workflows
     from onceover.base.outputs import write_result
-    from onceover.heads.provenance import read_provenance
     from onceover.retrieval import evaluation
-    from onceover.retrieval.embeddings import read_embeddings
 
-    for run_dir in runs:
-        read_provenance(run_dir)
-    opened = {str(run_dir): read_embeddings(run_dir / EMBEDDINGS) for run_dir in runs}
-    result = evaluation.compare_runs(opened, split, rerank)
+    result = workflows.compare(runs, split, rerank)
     if json_to == "-":
         click.echo(_json_result(result))
         return
@@ -756,15 +581,9 @@ def compare(runs, split, rerank, json_to):
 @click.option("--store", "store_file", type=FILE, help="The runs' feature store, if it has moved.")
 def ensemble(runs, run_dir, store_file):
     """Join runs of one store: their scores are averaged, by laying their vectors side by side."""
-    from onceover.extract.store import FeatureStore
-    from onceover.heads.checkpoint import load_run
-    from onceover.heads.ensemble import ensemble as join
-    from onceover.retrieval.hubness import fit_inverted_softmax
-    from onceover.retrieval.metrics import quality
+    from onceover import workflows
 
-    opened = [load_run(folder) for folder in runs]
-    with FeatureStore(store_file or _store_of(runs[0], opened[0].provenance)) as store:
-        made = join(store, opened, run_dir, quality=quality, correct_hubs=fit_inverted_softmax)
+    made = workflows.ensemble(runs, run_dir, store=store_file).provenance
     selection = made["selection"]
     say(f"{len(made['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
@@ -820,11 +639,15 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         raise click.UsageError("--prune and --retry-failures go with --images or --captions")
     if run_dir is None and not (index_dir and (remove or compact)):
         raise click.UsageError("name the --run; only --remove and --compact of an --index go without")
-    index_dir = index_dir or run_dir / "index"
+    from onceover import workflows
+
     if remove or compact:
-        _change_index(run_dir, index_dir, remove)
+        workflows.change_index(index_dir or run_dir / "index", remove=remove, run=run_dir)
     else:
-        _index(run_dir, index_dir, images, captions, split, **options)
+        encoders = {"image": options.pop("image_encoder"), "text": options.pop("text_encoder")}
+        choices = workflows.IndexOptions(**options, encoders=encoders)
+        workflows.index(run_dir, index_dir, images=images, captions=captions, split=split, options=choices)
+    index_dir = index_dir or run_dir / "index"
     done(
         f"wrote {index_dir}",
         command(
@@ -832,137 +655,6 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
             *(("PICTURE", "--mode", "image2text") if captions else ("a dog playing in the park",)),
         ),
     )
-
-
-def _index(
-    run_dir: Path,
-    index_dir: Path,
-    images: Path | None,
-    captions: Path | None,
-    split: str | None,
-    *,
-    kind: str | None,
-    memory: int | None,
-    min_recall: float | None,
-    rerank: str | None,
-    prune: bool,
-    retry_failures: bool,
-    force: bool,
-    device: str | None,
-    image_encoder: str | None,
-    text_encoder: str | None,
-) -> None:
-    from onceover.base.formats import EMBEDDINGS
-    from onceover.base.memory import default_memory
-    from onceover.heads.checkpoint import load_run
-    from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index import check_origin, claim_index, compact, update
-
-    run = load_run(run_dir)
-    embeddings = read_embeddings(run_dir / EMBEDDINGS)
-    run.check_space(embeddings.space)
-    source = str((images or captions or run_dir).resolve()) + (f", split {split}" if split else "")
-    for each, foreign in (("image", images), ("text", captions)):
-        if foreign or not (images or captions):
-            origin = index_dir / GALLERIES[each], source, str(run_dir.resolve()), embeddings.space
-            before = check_origin(*origin, force=force)
-            if rerank is None and before:
-                rerank = "qbnorm" if before["biased"] else "none"
-    claim_index(index_dir, GALLERIES.values())  # before anything is encoded
-    if images or captions:
-        places = {"image_encoder": image_encoder, "text_encoder": text_encoder}
-        again = {"force": force, "prune": prune, "retry_failures": retry_failures}
-        galleries = [_foreign_gallery(run, embeddings, index_dir, images, captions, rerank, device, places, **again)]
-    else:
-        galleries = [embeddings.gallery(each, split, rerank) for each in ("image", "text")]
-    for gallery in galleries:
-        folder = index_dir / GALLERIES[gallery.kind]
-        probes = embeddings.probes(gallery.kind, gallery.biased)
-        summary = update(
-            folder,
-            gallery,
-            probes,
-            source=source,
-            run=str(run_dir.resolve()),
-            kind=kind,
-            memory=memory or default_memory(),
-            min_recall=min_recall,
-            force=force,
-            say=say,
-        )
-        noun = "pictures" if gallery.kind == "image" else "captions"
-        if summary.up_to_date:
-            say(f"{summary.rows:,} {noun}: up to date")
-        else:
-            say(f"{summary.rows:,} {noun}: {summary.added:,} added, {summary.removed:,} removed")
-        if prune:
-            compact(folder, probes, say, keep_last=False)
-
-
-def _foreign_gallery(
-    run, embeddings, index_dir: Path, images, captions, rerank, device, places, *, force, prune, retry_failures
-):
-    """A folder's pictures or a file's sentences: a feature store of their own, the run's heads, the run's bank."""
-    from dataclasses import replace
-
-    from onceover.configs.schema import ExtractConfig
-    from onceover.extract.datasets import read_captions, read_pictures
-    from onceover.extract.pipeline import extract as encode
-    from onceover.extract.store import FeatureStore
-    from onceover.heads.embed import image_embeddings, text_embeddings
-    from onceover.retrieval.embeddings import gallery_of_store
-    from onceover.retrieval.hubness import bias_by_bank
-    from onceover.retrieval.index import check_vanished
-
-    kind, made = "image" if images else "text", run.provenance
-    dataset = read_pictures(images) if images else read_captions(captions)
-    if not (prune or force):
-        check_vanished(index_dir / GALLERIES[kind], dataset.ids if images else dataset.captions, images or captions)
-    for note in dataset.notes:
-        say(note)
-    specs = {f"{each}_encoder": places[f"{each}_encoder"] or made["encoders"][each]["encoder"] for each in GALLERIES}
-    specs |= {"seed": made["encoders"][kind]["seed"], "dtype": made["recipes"][kind]["dtype"], "batch_size": None}
-    config = replace(ExtractConfig(**made["extract"]), **specs)
-    store_file = index_dir / f"{GALLERIES[kind]}.h5"
-    given = {"tokenizer_files": run.tokenizer_files, "check_encoder": run.check_encoder, "say": say}
-    given |= {"force": force, "retry_failures": retry_failures, "keep_vanished": True, "prune": prune}
-    _say_summary(encode(dataset, store_file, config, device=device, **given))
-    with FeatureStore(store_file) as store:
-        run.check_encoder(kind, store.recipes[kind])
-        embed, features = (image_embeddings, store.image_features) if images else (text_embeddings, store.text_features)
-        vectors = embed(run.heads, features)
-        corrected = (rerank or embeddings.rerank) == "qbnorm"
-        bias = bias_by_bank(embeddings, kind, vectors) if corrected else None
-        gallery = gallery_of_store(store, kind, vectors, bias, embeddings.space)
-    return replace(gallery, paths=[str(images.resolve() / path) for path in gallery.paths]) if images else gallery
-
-
-def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...]) -> None:
-    """Removes the named items from the galleries of an index that hold them, or compacts all of them."""
-    from onceover.base.formats import CURRENT, EMBEDDINGS
-    from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index import Index, IndexingError, compact, remove
-
-    there = {kind: index_dir / name for kind, name in GALLERIES.items() if (index_dir / name / CURRENT).exists()}
-    if not there:
-        raise IndexingError(f"there is no index at {index_dir}")
-    opened = {kind: Index(folder) for kind, folder in there.items()}
-    run_dir = run_dir or _run_of(index_dir, next(iter(opened.values())))
-    embeddings = read_embeddings(run_dir / EMBEDDINGS)
-    if any(index.space != embeddings.space for index in opened.values()):
-        raise IndexingError(f"{index_dir} was made by other heads than {run_dir}'s; name its own --run, or index again")
-    mine = {kind: set(index.ids()).intersection(removed) for kind, index in opened.items()}
-    missing = sorted(set(removed).difference(*mine.values()))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise IndexingError(f"{index_dir} holds no {missing[0]!r}{more}")
-    for kind, folder in there.items():
-        if removed and not mine[kind]:
-            continue
-        common = {"probes": embeddings.probes(kind, opened[kind].biased), "say": say}
-        summary = remove(folder, sorted(mine[kind]), **common) if removed else compact(folder, **common)
-        what = f"{summary.removed:,} removed" if removed else f"the room of {summary.removed:,} removed ones is free"
-        say(f"{folder}: {summary.rows:,} rows; {what}")
 
 
 @cli.command()
@@ -996,6 +688,8 @@ def _change_index(run_dir: Path | None, index_dir: Path, removed: tuple[str, ...
 @device_option
 def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style, as_json, out, **options):
     """Find pictures by a sentence, or captions by a picture, or either by both together."""
+    from onceover import workflows
+
     if (query is None) == (queries is None):
         raise click.UsageError("name --query or --queries, one of the two")
     if run_dir is None and index_dir is None:
@@ -1010,7 +704,19 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
     asked = [query] if queries is None else _read_queries(queries)
-    results = _hits(run_dir, asked, mode, top_k, index_dir=index_dir, other=other, weight=weight, out=out, **options)
+    encoders = {"image": options.pop("image_encoder"), "text": options.pop("text_encoder")}
+    results = workflows.search_many(
+        run_dir,
+        asked,
+        mode=mode,
+        top_k=top_k,
+        index=index_dir,
+        other=other,
+        weight=weight,
+        figure=out,
+        encoders=encoders,
+        **options,
+    )
     count = _print_hits(results, mode, "json" if as_json else style or "text", queries is not None)
     done(
         f"wrote {out}" if out else f"{count} hits",
@@ -1086,105 +792,6 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
     return "".join(f"{line}\n" for line in lines)
 
 
-def _open_index(index_dir: Path, kind: str):
-    from onceover.base.formats import CURRENT
-    from onceover.retrieval.index import Index, IndexingError
-
-    name = GALLERIES[kind]
-    if not any((index_dir / each / CURRENT).exists() for each in GALLERIES.values()):
-        raise IndexingError(f"there is no index at {index_dir}, or an unfinished one; python cli.py index makes it")
-    if not (index_dir / name / CURRENT).exists():
-        raise IndexingError(
-            f"{index_dir} holds no {name}; index them: python cli.py index --run RUN --index {index_dir} --{name} …"
-        )
-    return Index(index_dir / name)
-
-
-def _run_of(index_dir: Path, index) -> Path:
-    """The run that an index was made with."""
-    run_dir = Path(index.manifest["run"])
-    if not run_dir.exists():
-        raise ConfigError(f"{index_dir} was made with the run {run_dir}, which is not there; name it: --run DIR")
-    return run_dir
-
-
-def _search(run_dir: Path | None, queries: list[str], mode: str, top_k: int, **options) -> list[list]:
-    """The hits of each query."""
-    return [hits for _, hits in _hits(run_dir, queries, mode, top_k, **options)]
-
-
-def _hits(
-    run_dir: Path | None,
-    queries: Iterable[str],
-    mode: str,
-    top_k: int,
-    *,
-    index_dir: Path | None = None,
-    other: str | None = None,
-    weight: float = 0.5,
-    split: str | None = None,
-    rerank: str | None = None,
-    out: Path | None = None,
-    device: str | None = None,
-    image_encoder: str | None = None,
-    text_encoder: str | None = None,
-) -> Iterator[tuple[str, list]]:
-    """Each query with its hits, in batches: no more of them is kept."""
-    from itertools import chain
-
-    from onceover.base.formats import EMBEDDINGS
-    from onceover.heads.checkpoint import load_run
-    from onceover.heads.query import QueryEmbedder
-    from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.search import Query, Searcher
-
-    if out:
-        from onceover.analysis.plots import check_figure, plot_hits
-
-        check_figure(out)
-    if other is not None and mode == "text2image" and not Path(other).is_file():
-        raise ConfigError(f"--with takes a picture's path beside a sentence; {other!r} is no file")
-    batches = _checked_batches(queries, mode, other)
-    first = next(batches)  # what is wrong with it is said before an encoder is loaded
-    kind = "image" if mode == "text2image" else "text"
-    index = _open_index(index_dir, kind) if index_dir else None
-    run_dir = run_dir or _run_of(index_dir, index)
-    run = load_run(run_dir)
-    gallery = read_embeddings(run_dir / EMBEDDINGS).gallery(kind, split, rerank) if index is None else index
-    embedder = QueryEmbedder(run, device=device, image_encoder=image_encoder, text_encoder=text_encoder, say=say)
-    searcher = Searcher(gallery, embedder, thumbnails=out is not None)
-    for batch in chain([first], batches):
-        if mode == "text2image":
-            asked = [Query(sentence=text, picture=other, weight=weight) for text in batch]
-        else:
-            asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in batch]
-        results = searcher.search_many(asked, top_k)
-        if out:
-            plot_hits(results[0], asked[0], kind, out)
-        yield from zip(batch, results, strict=True)
-
-
-def _checked_batches(queries: Iterable[str], mode: str, other: str | None) -> Iterator[list[str]]:
-    """As many queries as are searched together, at a time, none of them without a meaning for ``mode``."""
-    from itertools import islice
-
-    from onceover.extract.pictures import read_picture
-    from onceover.retrieval.search import AT_ONCE, check_query
-
-    opposite = {"text2image": "image2text", "image2text": "text2image"}
-    if other is not None:
-        check_query(other, opposite[mode])
-    pictures = [other] if other is not None and mode == "text2image" else []
-    queries = iter(queries)
-    while batch := list(islice(queries, AT_ONCE)):
-        for query in batch:
-            check_query(query, mode)
-        for path in [*pictures, *(batch if mode == "image2text" else [])]:
-            read_picture(path)
-        pictures = []
-        yield batch
-
-
 @cli.command()
 @click.option(
     "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrix, training, ranks, evaluation."
@@ -1196,43 +803,20 @@ def _checked_batches(queries: Iterable[str], mode: str, other: str | None) -> It
 @memory_option
 def plot(run_dir, store_file, sweep_dir, out, split, memory):
     """Draw figures from stored files; no model is loaded."""
+    from onceover import workflows
+
     if sum(place is not None for place in (run_dir, store_file, sweep_dir)) != 1:
         raise click.UsageError("name one of --run, --store and --sweep")
     if split and not run_dir:
         raise click.UsageError("--split goes with --run")
     if memory and not store_file:
         raise click.UsageError("--memory goes with --store: a run's embeddings and a sweep's table take little")
-    written = _plot(run_dir, store_file, out, split, memory, sweep_dir)
+    written = workflows.plot(out, run=run_dir, store=store_file, sweep=sweep_dir, split=split, memory=memory)
     if store_file:
         following = command("fit", "--store", store_file, "--run", "runs/first")
     else:
         following = command("info", run_dir) if run_dir else None
     done(f"wrote {', '.join(path.name for path in written)} to {out}", following)
-
-
-def _plot(
-    run_dir: Path | None,
-    store_file: Path | None,
-    out: Path,
-    split: str | None = None,
-    memory: int | None = None,
-    sweep_dir: Path | None = None,
-) -> list[Path]:
-    from onceover.analysis.plots import plot_run, plot_store
-
-    if sweep_dir:
-        from onceover.analysis.sweeps import plot_sweep
-
-        return plot_sweep(sweep_dir, out, step=lambda name: say(f"drawing {name}"))
-    if run_dir:
-        from onceover.heads.provenance import read_provenance
-
-        read_provenance(run_dir)
-        return plot_run(run_dir, out, split, step=lambda name: say(f"drawing {name}"))
-    from onceover.extract.store import FeatureStore
-
-    with FeatureStore(store_file) as store:
-        return plot_store(store, out, memory, step=lambda name: say(f"drawing {name}"))
 
 
 @cli.command()
@@ -1259,6 +843,7 @@ def verify(store_file, sample, device, **places):
     from onceover.base.formats import CURRENT
     from onceover.extract.store import FeatureStore
     from onceover.extract.verify import verify_sample
+    from onceover.workflows import GALLERIES
 
     indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
     for folder in indexes:
@@ -1300,32 +885,32 @@ def demo(out, device):
 
     The encoders are untrained (random weights), since none may be downloaded: the heads learn from random features.
     """
+    from onceover import workflows
     from onceover.base.outputs import claim_folder
-    from onceover.extract.datasets import read_dataset
-    from onceover.extract.pipeline import extract as encode
     from onceover.extract.synthetic import draw_dataset
 
     config = load_config(DEFAULT_CONFIG.with_name("demo.yaml"))
     claim_folder(out, "name a new folder: --out DIR")
-    data, store_file, run_dir, figures = out / "data", out / "store.h5", out / "run", out / "figures"
+    run_dir = out / "run"
+    figures = out / "figures"
     say("1/6 draw: a small captioned dataset of coloured shapes")
-    sentence, picture = draw_dataset(data)
+    sentence, picture = draw_dataset(out / "data")
     say("2/6 extract: ResNet50 and DistilBERT with random weights: UNTRAINED encoders, as nothing is downloaded")
-    summary = encode(read_dataset(data), store_file, config.extract, device=device, force=True, say=say)
-    _say_summary(summary)
+    _say_lines(workflows.extract(out / "data", out / "store.h5", config.extract, device=device, force=True))
     say("3/6 fit: projection heads on the cached features")
-    _fit(store_file, run_dir, config, device, force=True)
+    run = workflows.fit(out / "store.h5", run_dir, config, device=device, force=True)
     say("4/6 evaluate")
-    result, _ = _evaluate(run_dir, None)
-    _print_table(result)
+    evaluation = workflows.evaluate(run)
+    result = evaluation.result
+    _print_evaluation(evaluation)
     say("5/6 search, both ways")
     for query, mode in ((sentence, "text2image"), (str(picture), "image2text")):
         click.echo(f"{mode}: {query}")
-        drawn = figures / f"search-{mode}.png"
-        for hit in _search(run_dir, [query], mode, 3, split=result["split"], out=drawn, device=device)[0]:
+        options = {"mode": mode, "split": result["split"], "figure": figures / f"search-{mode}.png", "device": device}
+        for hit in workflows.search(run, query, top_k=3, **options):
             click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {hit.path if mode == 'text2image' else hit.captions[0]}")
     say("6/6 plot")
-    _plot(run_dir, None, figures)
+    workflows.plot(figures, run=run_dir)
     multimodal, guess = result["models"]["multimodal"], result["models"]["chance"]
     for direction, label in (("image_to_text", "picture -> caption"), ("text_to_image", "caption -> picture")):
         ratio = multimodal[direction]["R@1"] / guess[direction]["R@1"]
@@ -1334,7 +919,7 @@ def demo(out, device):
         )
     done(
         f"wrote {out}: the store, the run, and the pictures in {figures}",
-        "python cli.py download flickr8k --to data/flickr8k   (real photographs)",
+        command("download", "flickr8k", "--to", "data/flickr8k") + "   (real photographs)",
     )
 
 

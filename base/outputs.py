@@ -5,7 +5,7 @@ this program's exactly when the record has it and its bytes are those that were 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onceover.base.errors import OnceoverError
@@ -106,6 +106,17 @@ class Outputs:
         """
         with self.file(name) as aside:
             aside.write_bytes(text.encode("utf-8"))
+
+    def write_texts(self, texts: Mapping[str, str]) -> None:
+        """Writes files of UTF-8, by name, or none of them where one would replace somebody else's file.
+
+        Raises:
+            OutputError: a file is there that this program did not write, or that was changed since.
+            FileError: another process writes into the folder.
+        """
+        with self.writing(texts):
+            for name, text in texts.items():
+                self.write_text(name, text)
 
     def remove(self, choose: Callable[[str], bool]) -> None:
         """Removes files that this program wrote and that were not changed since, those whose names are chosen."""

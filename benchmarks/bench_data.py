@@ -78,7 +78,6 @@ def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
 
     from onceover.heads.stacking import advance
     from onceover.heads.training import Data
-    from onceover.retrieval.metrics import quality
 
     data = Data(store, dataclasses.replace(store.roles(), train=pictures), torch.device("cpu"), 2**34)
     point, (chunks, image_index) = data.point(config), data.dealt(config)
@@ -86,7 +85,7 @@ def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
     seen[captions] = image_index[captions]
     while not point.finished:
         advance([point], chunks, seen, point.until_check)
-        data.check(point, quality)
+        data.check(point)
     return point.best_rsum
 
 

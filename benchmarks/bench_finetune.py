@@ -72,8 +72,6 @@ def prepare(folder: Path, pictures: int) -> None:
     from onceover.extract.pipeline import extract
     from onceover.extract.store import FeatureStore
     from onceover.heads.training import fit
-    from onceover.retrieval.hubness import fit_inverted_softmax
-    from onceover.retrieval.metrics import quality
 
     generator = np.random.default_rng(0)
     words = np.array(["".join(generator.choice(list("abcdefghijklmnop"), 7)) for _ in range(WORDS)])
@@ -98,7 +96,7 @@ def prepare(folder: Path, pictures: int) -> None:
     extract(dataset, folder / "store.h5", encoders, device="cpu")
     config = Config(encoders, training=TrainingConfig(num_epochs=1))
     with FeatureStore(folder / "store.h5") as store:
-        fit(store, folder / "run", config, quality=quality, correct_hubs=fit_inverted_softmax)
+        fit(store, folder / "run", config)
         training(store, folder, pictures, pictures)
 
 
@@ -110,14 +108,13 @@ def training(store, folder: Path, batch_size: int, micro_batch: int):
     from onceover.heads.checkpoint import load_run
     from onceover.heads.finetune import Training, cache, sides_of
     from onceover.heads.workers import Workers
-    from onceover.retrieval.metrics import quality
 
     settings = FinetuneConfig(batch_size=batch_size, micro_batch=micro_batch)
     run, device = load_run(folder / "run"), torch.device("cpu")
     specs = {kind: f"hf:{folder / kind}" for kind in CHOSEN}
     sides = sides_of(store, run, folder / "data", settings, CHOSEN, specs, device)
     cache(sides, folder / "activations", lambda _: None)
-    return Training(store, run, sides, settings, Workers(device), quality)
+    return Training(store, run, sides, settings, Workers(device))
 
 
 def times(folder: Path, batch_size: int, rounds: int) -> list[dict[str, float]]:

@@ -91,8 +91,6 @@ def one_round(store, run: Path, config) -> dict[str, float]:
     """Seconds of a fit's heads, of the whole fit, and of the bare products of its steps."""
     from onceover.heads.stacking import Batches
     from onceover.heads.training import fit
-    from onceover.retrieval.hubness import fit_inverted_softmax
-    from onceover.retrieval.metrics import quality
 
     roles = store.roles()
     parts = [
@@ -101,7 +99,7 @@ def one_round(store, run: Path, config) -> dict[str, float]:
     ]
     bare = [[seconds_a_step(config, len(part) / steps) for part, steps in parts]]
     start = time.perf_counter()
-    made = fit(store, run, config, quality=quality, correct_hubs=fit_inverted_softmax, force=True)
+    made = fit(store, run, config, force=True)
     whole = time.perf_counter() - start
     bare.append([seconds_a_step(config, len(part) / steps) for part, steps in parts])
     epochs = made["epochs"][0], made["best_epochs"][0]

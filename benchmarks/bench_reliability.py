@@ -1,7 +1,7 @@
 """Does anything get lost, in, or wrong, when inputs are corrupted, system calls fail and commands are killed?
 
     python benchmarks/bench_reliability.py [AREA ...] --folder DIR [--seed 0] [--count 1000] [--kills 110]
-        [--positions 10] [--jobs 2] [--out FILE.json] [--only KIND:NUMBER]
+        [--positions 10] [--jobs 2] [--out FILE.jsonl] [--only KIND:NUMBER]
 
 Areas: ``fuzz`` (``--count`` corrupted inputs of each kind, 20 of each from cold), ``hostile`` (malicious files),
 ``kills`` (``--kills`` in all, spread over the writing commands), ``faults`` (each failing system call at
@@ -9,8 +9,9 @@ Areas: ``fuzz`` (``--count`` corrupted inputs of each kind, 20 of each from cold
 readers during writes), ``again`` (twice the same, with 1 and 2 threads) and ``long`` (memory over hundreds of fits and
 a hundred thousand queries). Without an area all are run.
 
-Prints a Markdown table for each area and writes every fault with what repeats it to ``--out``: ``--only KIND:NUMBER``
-with the same seed runs exactly that trial. ``KIND`` is as in the tables.
+Prints a Markdown table for each area, and the faults with what repeats each: ``--only KIND:NUMBER`` with the same seed
+runs exactly that trial. Results go to ``--out`` as they come; run again with the same options, only what is missing
+there is tried.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import json
 import multiprocessing
 import queue
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,24 +77,16 @@ def main() -> None:
     if unknown := set(options.areas) - {*AREAS, *fuzz.ALL_KINDS}:
         parser.error(f"no such area: {', '.join(sorted(unknown))}")
     options.folder = options.folder.resolve()
-    begun = time.monotonic()
     results: list[Result] = []
     try:
         for result in run(options):
             results.append(result)
     except KeyboardInterrupt:
         print("interrupted; what follows is what was done", file=sys.stderr)
-    text = report(results, options)
-    print(text)
-    if options.out:
-        told = {
-            "seed": options.seed,
-            "seconds": round(time.monotonic() - begun),
-            "table": text.splitlines(),
-            "counts": counts(results),
-            "faults": [told_fault(result, options) for result in results if is_fault(result)],
-        }
-        options.out.write_text(json.dumps(told, indent=2) + "\n")
+    print(report(results, options))
+    for result in results:
+        if is_fault(result):
+            print(f"{result.kind} {result.number}: {result.outcome}: {result.detail}\n  {repeat(result, options)}")
     sys.exit(any(is_fault(result) for result in results))
 
 
@@ -103,11 +95,10 @@ def is_fault(result: Result) -> bool:
     return Verdict(result.outcome).is_fault
 
 
-def told_fault(result: Result, options) -> dict:
-    """A fault with the command that repeats it."""
+def repeat(result: Result, options) -> str:
+    """The command that runs a trial again."""
     command = f"python benchmarks/bench_reliability.py --folder DIR --seed {options.seed}"
-    command += f" --positions {options.positions} --only '{result.kind}:{result.number}'"
-    return vars(result) | {"repeat": command}
+    return f"{command} --positions {options.positions} --only '{result.kind}:{result.number}'"
 
 
 def run(options) -> Iterator[Result]:
@@ -117,22 +108,44 @@ def run(options) -> Iterator[Result]:
         tasks = [Task(area_of(kind), kind, (int(number),))]
     else:
         tasks = list(plan(options))
-    total = sum(len(task.numbers) for task in tasks)
-    with tqdm(total=total, unit=" trials", smoothing=0) as bar:
-        for results in run_tasks(tasks, options):
-            bar.update(len(results))
-            if results:
-                bar.set_postfix_str(results[-1].kind, refresh=False)
+    recorded = read_results(options.out)
+    for task in tasks:
+        yield from recorded.get(task, [])
+    tasks = [task for task in tasks if task not in recorded]
+    with tqdm(total=sum(len(task.numbers) for task in tasks), unit=" trials", smoothing=0) as bar:
+        for task, results in run_tasks(tasks, options):
+            if options.out:
+                record_results(options.out, task, results)
+            bar.update(len(task.numbers))
+            bar.set_postfix_str(task.kind, refresh=False)
             yield from results
 
 
-def run_tasks(tasks: list[Task], options) -> Iterator[list[Result]]:
-    """The results of each task, as they come."""
+def read_results(path: Path | None) -> dict[Task, list[Result]]:
+    """What earlier runs have recorded, by task."""
+    recorded = {}
+    if path and path.exists():
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            task = Task(entry["area"], entry["kind"], tuple(entry["numbers"]))
+            recorded[task] = [Result(task.area, task.kind, *result) for result in entry["results"]]
+    return recorded
+
+
+def record_results(path: Path, task: Task, results: list[Result]) -> None:
+    """Adds the results of a task to those that are recorded."""
+    triples = [(result.number, result.outcome, result.detail) for result in results]
+    with path.open("a") as file:
+        file.write(json.dumps(vars(task) | {"results": triples}) + "\n")
+
+
+def run_tasks(tasks: list[Task], options) -> Iterator[tuple[Task, list[Result]]]:
+    """Each task with its results, as they come."""
     settings = (options.folder, options.seed, options.positions)
     if options.jobs == 1:
         with open_session(options.folder) as session:
             for task in tasks:
-                yield run_task(session, task, options.seed, options.positions)
+                yield task, run_task(session, task, options.seed, options.positions)
         return
     context = multiprocessing.get_context("spawn")
     waiting, done = context.Queue(), context.Queue()
@@ -142,16 +155,16 @@ def run_tasks(tasks: list[Task], options) -> Iterator[list[Result]]:
     for worker in workers:
         worker.start()
     for _ in tasks:
-        results = next_of(done, workers)
-        if isinstance(results, str):
-            raise RuntimeError(f"the trials themselves failed: {results}")
-        yield results
+        answer = next_of(done, workers)
+        if isinstance(answer, str):
+            raise RuntimeError(f"the trials themselves failed: {answer}")
+        yield answer
     for worker in workers:
         worker.join()
 
 
-def next_of(done, workers: list) -> list[Result] | str:
-    """The next results; an error where a worker has died."""
+def next_of(done, workers: list) -> tuple[Task, list[Result]] | str:
+    """The next task that is done, with its results; an error where a worker has died."""
     while True:
         try:
             return done.get(timeout=5)
@@ -166,7 +179,7 @@ def work(waiting, done, folder: Path, seed: int, positions: int) -> None:
     with open_session(folder) as session:
         while (task := waiting.get()) is not None:
             try:
-                done.put(run_task(session, task, seed, positions))
+                done.put((task, run_task(session, task, seed, positions)))
             except Exception as error:
                 done.put(f"{task.kind}: {type(error).__name__}: {error}")
                 raise
@@ -275,14 +288,6 @@ def try_fault(session: Session, name: str, what: str, seed: int, number: int, po
         if places:
             verdict = faults.try_fault(*arguments, fault, places[number], archives)
             yield Verdict(verdict.outcome, f"call {places[number]} of {clean.calls[fault.call]}: {verdict.detail}")
-
-
-def counts(results: list[Result]) -> dict:
-    """How often each outcome came of each kind of trial."""
-    table: dict[str, Counter] = {}
-    for result in results:
-        table.setdefault(result.kind, Counter())[result.outcome] += 1
-    return {kind: dict(counter) for kind, counter in table.items()}
 
 
 def report(results: list[Result], options) -> str:

@@ -39,7 +39,6 @@ def main() -> None:
     from onceover.heads.sweep import expand, sweep, trial_name
     from onceover.heads.training import Data
     from onceover.retrieval.leaderboard import Judge, leaderboard
-    from onceover.retrieval.metrics import quality
 
     assert cli
     short = [f"training.num_epochs={options.epochs}", "model.learn_temperature=false"]
@@ -75,7 +74,7 @@ def main() -> None:
             while not point.finished:
                 advance([point], *dealt, point.until_check)
                 begun = time.perf_counter()
-                data.check(point, quality)
+                data.check(point)
                 looks += time.perf_counter() - begun
         seconds["one after another, looking after each epoch"] = time.perf_counter() - start
         seconds["one after another"] = time.perf_counter() - start - looks * (1 - 1 / options.epochs)

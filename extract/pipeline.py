@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -99,6 +100,35 @@ class Summary:
     reused: dict[str, int] = field(default_factory=dict)
     speed: dict[str, Speed] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def lines(self) -> Iterator[str]:
+        """The lines to show the user: how many rows, how fast, what was left out and why, and what looks wrong."""
+        rows = f"{self.images:,} pictures, {self.captions:,} captions"
+        if self.computed:
+            encoded = ", ".join(f"{count:,} {kind}" for kind, count in self.computed.items())
+            reused = ", ".join(f"{count:,} {kind}" for kind, count in self.reused.items())
+            rows += f"; rows encoded: {encoded} in {self.seconds:.0f} s; reused: {reused}"
+        yield rows
+        for kind, speed in self.speed.items():
+            yield f"{kind}: {speed}"
+        if self.truncated:
+            yield f"{self.truncated:,} captions are longer than the text encoder takes and were cut"
+        yield from self._left_out()
+        for group in self.duplicates[:3]:
+            yield f"warning: the same picture lies in several splits: {', '.join(group)}"
+        if len(self.duplicates) > 3:
+            yield f"warning: {len(self.duplicates) - 3:,} more pictures lie in several splits"
+
+    def _left_out(self) -> Iterator[str]:
+        """A line for each stage and kind of reason, with the first row that it kept out."""
+        alike: dict[tuple[str, str], list[Failure]] = {}
+        for failure in self.failures:
+            alike.setdefault((failure.stage, failure.reason.partition(":")[0]), []).append(failure)
+        for (stage, reason), failures in alike.items():
+            yield (
+                f"left out: {len(failures):,} at stage {stage}: {reason} (the first: {failures[0].id}); "
+                f"list: onceover info {shlex.quote(str(self.path))}"
+            )
 
 
 def extract(

@@ -1,8 +1,7 @@
 """Feature store + heads -> embeddings: the file that search, evaluation and plots work on (docs/store-format.md)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -14,10 +13,7 @@ from onceover.base.hdf5 import memory_mapped, write_column, write_hdf5
 from onceover.extract.store import SELECTION, FeatureStore, Roles, copy_thumbnails
 from onceover.heads.chunks import blocks
 from onceover.heads.models import DualHeads, Ensemble
-
-#: images (N, D), texts (M, D), image_index (M,), train and selection rows, betas or None -> what gives the bias of
-#: either kind, and its betas
-CorrectHubs = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, float] | None], Any]
+from onceover.retrieval.hubness import fit_inverted_softmax
 
 
 class EmbedError(OnceoverError):
@@ -87,7 +83,6 @@ def write_embeddings(
     roles: Roles,
     space: str,
     rerank: str,
-    correct_hubs: CorrectHubs,
     betas: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """Writes the embeddings of the whole store with their biases, whole or not at all, block by block; gives the betas.
@@ -112,7 +107,7 @@ def write_embeddings(
         writer.check()
         vectors = memory_mapped(image["embedding"], writer.path), memory_mapped(text["embedding"], writer.path)
         bank = np.flatnonzero(splits == "train")
-        hubs = correct_hubs(*vectors, store.image_index, bank, roles.selection, betas)
+        hubs = fit_inverted_softmax(*vectors, store.image_index, bank, roles.selection, betas)
         for kind, group in (("image", image), ("text", text)):
             group["bias"] = hubs.bias(kind)
             group["bias"].attrs["beta"] = hubs.betas[kind]

@@ -11,21 +11,16 @@ from onceover.base.formats import EMBEDDINGS, PROVENANCE
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint
 from onceover.heads.checkpoint import Run, RunError
-from onceover.heads.embed import CorrectHubs, embed, write_embeddings
+from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.models import DualHeads, Ensemble
-from onceover.heads.training import Quality
+from onceover.retrieval.metrics import quality
 
 
-def ensemble(
-    store: FeatureStore, runs: Sequence[Run], folder: str | Path, *, quality: Quality, correct_hubs: CorrectHubs
-) -> dict:
+def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> dict:
     """Joins runs that were fitted on ``store`` and writes the run folder; members may differ in all their settings.
 
     Where members were refitted with the selection pictures, these can tell nothing of the whole: it gets the mean of
     its members' rsum, and of their corrections' betas.
-
-    Args:
-        quality, correct_hubs: as ``heads.training.fit`` takes them.
 
     Returns:
         The run's provenance.
@@ -61,7 +56,7 @@ def ensemble(
         else:
             rsum, betas = quality(*embed(heads, store, roles.selection))["rsum"], None
         rerank = first.config.model.rerank
-        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, rerank, correct_hubs, betas)
+        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, rerank, betas)
         made = first.provenance | {
             "request": request,
             "space": space,

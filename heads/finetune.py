@@ -36,7 +36,7 @@ from onceover.extract.inference import native_bfloat16
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
-from onceover.heads.embed import CorrectHubs, check_units, embed, write_embeddings
+from onceover.heads.embed import check_units, embed, write_embeddings
 from onceover.heads.losses import contrastive_loss
 from onceover.heads.models import Ensemble
 from onceover.heads.noise import Noise, draw_noise, noisy
@@ -44,8 +44,8 @@ from onceover.heads.seeds import seed_for
 from onceover.heads.sides import CAPTIONS, Captions, Part, Pictures, Side
 from onceover.heads.stacking import Batches, learning_rate, with_recalls
 from onceover.heads.thaw import parse_unfreeze
-from onceover.heads.training import Quality
 from onceover.heads.workers import Workers
+from onceover.retrieval.metrics import quality
 
 SAVE_EVERY = 60.0  # seconds, at least, from one save to the next within an epoch: what a kill can cost
 CLIP_NORM = 1.0  # of the whole gradient
@@ -63,7 +63,6 @@ def finetune(
     folder: str | Path,
     settings: FinetuneConfig,
     *,
-    quality: Quality,
     unfreeze: str = "image",
     cached: bool = True,
     activations: str | Path | None = None,
@@ -79,7 +78,6 @@ def finetune(
 
     Args:
         store: the features that ``run`` was fitted on. data: the dataset's folder, which has the pictures.
-        quality: measures the selection pictures: ``retrieval.metrics.quality``.
         unfreeze: which layers thaw (``heads.thaw.parse_unfreeze``).
         cached: whether what lies below the lowest thawed layers is run once and kept in ``activations``, by default a
             folder of that name beside ``folder``. Without, pictures are read and passed whole in every epoch.
@@ -139,7 +137,7 @@ def finetune(
             workers.wait()
             if not first:
                 cache(sides, place, say)
-        training = Training(store, run, sides, settings, workers, quality)
+        training = Training(store, run, sides, settings, workers)
         if "epoch" in (state := checkpoint.load_resume(work, request)):
             training.restore(state)
             say(f"going on in epoch {training.epoch + 1}, after {training.step} of its {training.batches.steps} steps")
@@ -249,11 +247,10 @@ class Training:
         sides: dict[str, Side],
         settings: FinetuneConfig,
         workers: Workers,
-        quality: Quality,
     ):
         self.heads, self._model = run.heads.to(workers.device), run.config.model
         self.sides, self._settings = sides, settings
-        self._workers, self._quality, self._store, self._roles = workers, quality, store, store.roles()
+        self._workers, self._store, self._roles = workers, store, store.roles()
         views = store.image_features.shape[1]
         self.batches = Batches(self._roles.train, store.image_index, views, settings)
         self.epoch, self.step, self._losses, self._seconds = 0, 0, [], 0.0
@@ -371,7 +368,7 @@ class Training:
         images = self.heads.embed_pictures(torch.stack(whole, 1)).cpu().numpy()
         texts = self.heads.embed_texts(self._all_features("text", captions)).cpu().numpy()
         index = np.searchsorted(pictures, self._store.image_index[captions])
-        return self._quality(check_units("picture", images), check_units("caption", texts), index)
+        return quality(check_units("picture", images), check_units("caption", texts), index)
 
     def _all_features(self, kind: str, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
         side, block = self.sides[kind], 4 * CAPTIONS
@@ -595,17 +592,8 @@ def check_encoder(folder: Path, kind: str, recipe: dict) -> None:
         )
 
 
-def finish(
-    store: FeatureStore,
-    folder: str | Path,
-    *,
-    quality: Quality,
-    correct_hubs: CorrectHubs,
-) -> dict:
+def finish(store: FeatureStore, folder: str | Path) -> dict:
     """Makes what ``finetune`` left in ``folder`` a run like any other, on a store of the new encoders' features.
-
-    Args:
-        quality, correct_hubs: as ``heads.training.fit`` takes them.
 
     Returns:
         The run's provenance.
@@ -621,7 +609,7 @@ def finish(
         base, roles = made["base"], store.roles()
         heads, config = checkpoint.load_heads(folder, base | {"files": made["files"]}), load_config(folder / CONFIG)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank, correct_hubs)
+        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank)
         tuned = ("unfreeze", "encoders", "weights", "start", "device", "threads")
         changed = {
             "request": made["request"],

@@ -3,7 +3,7 @@
 A *trial* is one setting with one seed. Trials that see the same batches go through their epochs together
 (``heads.stacking``), as many at a time as pay and fit the memory; what comes of each is what ``fit`` would make of it,
 given half of the memory where features have to be read in chunks.
-What a trial's heads are worth is told by a judge that is passed in, from their embeddings of the selection pictures.
+A judge (``retrieval.leaderboard``) ranks the trials by their embeddings of the selection pictures.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from onceover.heads.checkpoint import load_state, save_state
 from onceover.heads.chunks import MIN_MEMORY, memory_on
 from onceover.heads.stacking import Point, advance, bytes_of_point, same_steps
 from onceover.heads.training import Data
+from onceover.retrieval.leaderboard import Judge
 
 _NO_AXES = {
     "training.seed": "say how many seeds with --seeds",
@@ -52,25 +53,6 @@ class Setting(NamedTuple):
 
     values: dict[str, object]
     configs: list[Config]
-
-
-class Judge(Protocol):
-    """Tells what heads are worth. Trials are known by their names."""
-
-    def measure(self, trial: str, images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> dict:
-        """Ranks the selection pictures' embeddings and remembers the trial's best; a report with "rsum"."""
-
-    def save(self, trial: str, path: Path) -> None:
-        """Writes what is remembered of a trial."""
-
-    def load(self, trial: str, path: Path) -> None:
-        """Remembers it again."""
-
-    def best(self, trials: Sequence[str], most: int) -> list[str]:
-        """So many of the trials, the best first."""
-
-    def contenders(self, trials: Sequence[str], share: float) -> list[str]:
-        """The best share of the trials, and all others that cannot be told from the best one."""
 
 
 def expand(

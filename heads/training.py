@@ -21,18 +21,19 @@ from onceover.configs.schema import Config
 from onceover.extract.store import FeatureStore, Roles
 from onceover.heads import checkpoint, replacement
 from onceover.heads.chunks import MIN_MEMORY, Chunks, blocks, chunks_for, memory_on, standardised
-from onceover.heads.embed import CorrectHubs, check_units, embed, write_embeddings
+from onceover.heads.embed import check_units, embed, write_embeddings
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import Point, advance, bytes_of_point, steps_an_epoch
+from onceover.retrieval.baselines import align
+from onceover.retrieval.hubness import bank_rows, fit_inverted_softmax
+from onceover.retrieval.metrics import quality
 
 SAVE_EVERY = 10.0  # seconds, at least, from one save of an unfinished fit to the next: what a kill can cost
-#: images (N, D), texts (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
-Quality = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
-#: train and selection features with their caption maps, whether to fit again on both, a step -> settings, and one or
-#: two that have an image_map and a text_map
-Align = Callable[[tuple, tuple, bool, Callable[[], object]], tuple[dict, list]]
-BANK = 10_000  # train pictures, at most, that are embedded for no more than the choice of a correction for hubs
+
+
+#: image vectors (N, D), text vectors (M, D), image_index (M,) -> a report with "rsum" and both directions' recalls
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], dict]
 
 
 class TrainingError(OnceoverError):
@@ -44,9 +45,6 @@ def fit(
     folder: str | Path,
     config: Config,
     *,
-    quality: Quality,
-    correct_hubs: CorrectHubs,
-    align: Align | None = None,
     device: str | torch.device = "cpu",
     memory: int | None = None,
     force: bool = False,
@@ -60,9 +58,6 @@ def fit(
     train and selection pictures together.
 
     Args:
-        quality: measures the heads on the selection pictures: ``retrieval.metrics.quality``.
-        correct_hubs: gives the embeddings their biases: ``retrieval.hubness.fit_inverted_softmax``.
-        align: fits linear maps in closed form, for ``training.cca``: ``retrieval.baselines.align``.
         memory: bytes that the fit may take; where the features do not fit, they are read in shuffled chunks. By
             default half of the machine's; no more than a card has free. A fit that was interrupted in training goes
             on with what it was begun with.
@@ -95,7 +90,7 @@ def fit(
         checkpoint.save_settings(work, config, store.tokenizer_files)
         if not store.is_checked:
             say(f"{store.path} was made by an earlier version, and its features cannot be checked as they are read")
-        job = _Fit(store, work, config, state, quality, align, torch.device(device), say)
+        job = _Fit(store, work, config, state, torch.device(device), say)
         start = time.monotonic()
         data, points = job.choose(roles)
         closed = job.closed_form(data, roles) if training.cca else []
@@ -105,7 +100,7 @@ def fit(
         betas, kept, chunks = None, roles, data.count
         del data  # makes room
         if training.refit:
-            betas = _betas(heads, store, roles, correct_hubs)
+            betas = _betas(heads, store, roles)
             kept = roles.together()
             members = [*job.refit(kept, [point.best_epoch for point in points]), *closed[1:]]
             heads = members[0] if len(members) == 1 else Ensemble(members).eval()
@@ -113,7 +108,7 @@ def fit(
         space = checkpoint.save_heads(work, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
         rerank = config.model.rerank
-        betas = write_embeddings(store, heads, work / EMBEDDINGS, kept, space, rerank, correct_hubs, betas)
+        betas = write_embeddings(store, heads, work / EMBEDDINGS, kept, space, rerank, betas)
         provenance = {
             "request": request,
             "space": space,
@@ -191,22 +186,26 @@ class Data:
         """Makes room: the chunks of the last call of ``dealt`` are no longer kept."""
         self._dealt: tuple = (None, None, None)
 
-    def check(self, point: Point, quality: Quality) -> dict:
+    def check(self, point: Point, measure: Measure | None = None) -> dict:
         """Measures a point on the selection pictures, and keeps its heads where they are its best.
+
+        Args:
+            measure: how; by default ``retrieval.metrics.quality``.
 
         Raises:
             EmbedError: an embedding that is not finite or has no direction.
         """
         point.heads.eval()
+        measure = measure or quality
         if self.count > 1:
-            measured = quality(*embed(point.heads, self._store, self._roles.selection))
+            measured = measure(*embed(point.heads, self._store, self._roles.selection))
         else:
             images, texts, image_index = self._selection
             with torch.inference_mode():
                 image_vectors, text_vectors, _ = point.heads(images, texts)
                 vectors = unit(unit(image_vectors).mean(1)), unit(text_vectors)
             sides = zip(("picture", "caption"), vectors, strict=True)
-            measured = quality(*(check_units(what, side.cpu().numpy()) for what, side in sides), image_index)
+            measured = measure(*(check_units(what, side.cpu().numpy()) for what, side in sides), image_index)
         point.keep(measured)
         return measured
 
@@ -236,9 +235,10 @@ class Data:
 class _Fit:
     """A fit under way: passes over the data, whose points are saved while they go on."""
 
-    def __init__(self, store: FeatureStore, folder: Path, config: Config, state: dict, quality, align, device, say):
+    def __init__(self, store: FeatureStore, folder: Path, config: Config, state: dict, device: torch.device, say):
         self._store, self._folder, self._config, self._state = store, folder, config, state
-        self._quality, self._align, self._device, self._say = quality, align, device, say
+        self._device = device
+        self._say = say
         self._saved = time.monotonic()
 
     def choose(self, roles: Roles) -> tuple["Data", list[Point]]:
@@ -278,7 +278,7 @@ class _Fit:
         with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
             parts = (data.averaged(part) for part in (roles.train, roles.selection))
             sides = ((images.numpy(), texts.numpy(), index) for images, texts, index in parts)
-            settings, maps = self._align(*sides, self._config.training.refit, bar.update)
+            settings, maps = align(*sides, self._config.training.refit, bar.update)
         self._say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
         return [self._linear(data, each.image_map, each.text_map) for each in maps]
 
@@ -348,7 +348,7 @@ class _Fit:
                     )
                 shown = {"loss": f"{np.mean([point.history[-1]['loss'] for point in going]):.3f}"}
                 if look:
-                    measured = [data.check(point, self._quality)["rsum"] for point in going]
+                    measured = [data.check(point)["rsum"] for point in going]
                     shown |= {"rsum": f"{np.mean(measured):.1f}", "best": f"{max(p.best_rsum for p in points):.1f}"}
                 bar.set_postfix(shown)
                 under_way = [pair for pair in under_way if left(*pair)]
@@ -363,12 +363,12 @@ class _Fit:
         self._saved = time.monotonic()
 
 
-def _betas(heads: DualHeads | Ensemble, store: FeatureStore, roles: Roles, correct_hubs: CorrectHubs) -> dict:
+def _betas(heads: DualHeads | Ensemble, store: FeatureStore, roles: Roles) -> dict:
     """The correction for hubs that heads, chosen on the selection pictures, choose there."""
-    bank = np.sort(np.random.default_rng(0).permutation(roles.train)[:BANK])
+    bank = bank_rows(roles.train)
     pictures = np.union1d(bank, roles.selection)
     rows = (np.searchsorted(pictures, part) for part in (bank, roles.selection))
-    return correct_hubs(*embed(heads, store, pictures), *rows, None).betas
+    return fit_inverted_softmax(*embed(heads, store, pictures), *rows).betas
 
 
 def _history(points: list[Point]) -> list[dict]:

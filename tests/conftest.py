@@ -118,12 +118,10 @@ def store(store_file):
 def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     from onceover.extract.store import FeatureStore
     from onceover.heads.training import fit
-    from onceover.retrieval.hubness import fit_inverted_softmax
-    from onceover.retrieval.metrics import quality
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with FeatureStore(store_file) as opened:
-        fit(opened, folder, fit_config, quality=quality, correct_hubs=fit_inverted_softmax)
+        fit(opened, folder, fit_config)
     return folder
 
 

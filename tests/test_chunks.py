@@ -15,12 +15,9 @@ from onceover.heads import chunks as module
 from onceover.heads import training
 from onceover.heads.chunks import ChunkError, Chunks, blocks, chunks_for, memory_on
 from onceover.heads.training import TrainingError, fit
-from onceover.retrieval.baselines import align
-from onceover.retrieval.hubness import fit_inverted_softmax
 from onceover.retrieval.metrics import quality
 
 PLAIN = {"image": torch.nn.Identity(), "text": torch.nn.Identity()}
-MEASURES = {"quality": quality, "correct_hubs": fit_inverted_softmax}
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +106,7 @@ def settings():
 def test_heads_fitted_in_chunks_are_as_good_and_the_same_again(store, settings, small_chunks, tmp_path, run_dir):
     told = []
     for name in ("a", "b"):
-        fit(store, tmp_path / name, settings, **MEASURES, memory=300_000, say=told.append)
+        fit(store, tmp_path / name, settings, memory=300_000, say=told.append)
     assert "the features do not fit 0.0 GiB: they are read in 4 shuffled chunks an epoch" in told
     made = [read_json(tmp_path / name / "run.json", "run") for name in ("a", "b")]
     assert made[0]["chunks"] == 4
@@ -122,7 +119,7 @@ def test_heads_fitted_in_chunks_are_as_good_and_the_same_again(store, settings, 
 def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
     store, settings, small_chunks, tmp_path, monkeypatch
 ):
-    fit(store, tmp_path / "whole", settings, **MEASURES, memory=300_000)
+    fit(store, tmp_path / "whole", settings, memory=300_000)
     calls = []
 
     def interrupted(*args):
@@ -131,11 +128,10 @@ def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
             raise KeyboardInterrupt
         return quality(*args)
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(
-            store, tmp_path / "killed", settings, quality=interrupted, correct_hubs=fit_inverted_softmax, memory=300_000
-        )
-    fit(store, tmp_path / "killed", settings, **MEASURES, memory=2**40)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "quality", interrupted)
+        fit(store, tmp_path / "killed", settings, memory=300_000)
+    fit(store, tmp_path / "killed", settings, memory=2**40)
     assert read_json(tmp_path / "killed/run.json", "run")["chunks"] == 4
     files = [(tmp_path / name / "heads.safetensors").read_bytes() for name in ("whole", "killed")]
     assert files[0] == files[1]
@@ -144,10 +140,9 @@ def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
 def test_trap_more_memory_is_taken_where_the_first_was_too_little(store, settings, small_chunks, tmp_path):
     folder = tmp_path / "r"
     with_cca = replace(settings, training=replace(settings.training, num_epochs=1, cca=True))
-    given = {"quality": None, "correct_hubs": None}  # neither is asked: nothing is trained
     with pytest.raises(TrainingError, match="training.cca needs the features in memory; give more --memory"):
-        fit(store, folder, with_cca, **given, align=None, memory=300_000)
-    assert fit(store, folder, with_cca, **MEASURES, align=align, memory=2**40)["chunks"] == 1
+        fit(store, folder, with_cca, memory=300_000)
+    assert fit(store, folder, with_cca, memory=2**40)["chunks"] == 1
 
 
 def test_features_are_read_when_they_are_asked_for(store_file):

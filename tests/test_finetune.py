@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -75,11 +76,10 @@ def base_file(tmp_path_factory, drawn, tuned_config):
 @pytest.fixture(scope="module")
 def base_run(tmp_path_factory, base_file, tuned_config):
     from onceover.heads.training import fit
-    from onceover.retrieval.hubness import fit_inverted_softmax
 
     folder = tmp_path_factory.mktemp("runs") / "base"
     with FeatureStore(base_file) as store:
-        fit(store, folder, tuned_config, quality=quality, correct_hubs=fit_inverted_softmax)
+        fit(store, folder, tuned_config)
     return folder
 
 
@@ -88,9 +88,8 @@ def tune(base_file, base_run, drawn, tmp_path):
     """Fine-tunes into ``tmp_path``; the heads are loaded anew each time, since training moves them."""
 
     def call(name="tuned", settings=SETTINGS, measure=quality, **options):
-        with FeatureStore(base_file) as store:
-            run = load_run(base_run)
-            return finetune(store, run, drawn, tmp_path / name, settings, quality=measure, **options)
+        with FeatureStore(base_file) as store, patch.object(finetune_module, "quality", measure):
+            return finetune(store, load_run(base_run), drawn, tmp_path / name, settings, **options)
 
     return call
 
@@ -196,7 +195,7 @@ def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, mon
 
 def test_trap_stale_features_are_refused(base_run, store_file, drawn, tmp_path):
     with FeatureStore(store_file) as store, pytest.raises(RunError, match="was not fitted on the features of"):
-        finetune(store, load_run(base_run), drawn, tmp_path / "tuned", SETTINGS, quality=quality)
+        finetune(store, load_run(base_run), drawn, tmp_path / "tuned", SETTINGS)
     assert not (tmp_path / "tuned/finetune.json").exists()
 
 
@@ -212,11 +211,10 @@ def test_trap_another_encoder_is_refused(tune, tiny_mobilenet, tmp_path):
 def test_trap_a_fine_tuned_encoder_never_hits_its_bases_cache(tune, base_file, drawn, tuned_config, tmp_path):
     from onceover.extract.datasets import read_dataset
     from onceover.extract.pipeline import extract
-    from onceover.retrieval.hubness import fit_inverted_softmax
 
     made = tune(measure=rising(), unfreeze="image.last1")
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="the image features are not those of the"):
-        finish(store, tmp_path / "tuned", quality=quality, correct_hubs=fit_inverted_softmax)
+        finish(store, tmp_path / "tuned")
     config = dataclasses.replace(tuned_config.extract, image_encoder=made["encoders"]["image"])
     copied = shutil.copy(base_file, tmp_path / "copy.h5")
     with pytest.raises(StoreError, match=r"holds other image features \(they differ in: .*weights"):
@@ -236,7 +234,7 @@ def test_trap_a_changed_picture_is_noticed(base_file, base_run, drawn, tmp_path)
         path = data / store.image_paths[int(store.roles().train[0])]
         path.write_bytes(path.read_bytes() + b"x")
         with pytest.raises(SideError, match="is not the picture that the store was made of"):
-            finetune(store, load_run(base_run), data, tmp_path / "tuned", SETTINGS, quality=quality)
+            finetune(store, load_run(base_run), data, tmp_path / "tuned", SETTINGS)
 
 
 def test_an_ensemble_and_a_run_that_saw_the_selection_pictures_are_refused(base_file, base_run, drawn, tmp_path):
@@ -247,12 +245,12 @@ def test_an_ensemble_and_a_run_that_saw_the_selection_pictures_are_refused(base_
     training = dataclasses.replace(loaded.config.training, refit=True)
     refitted = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, training=training))
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="fitted on the selection pictures as well"):
-        finetune(store, refitted, drawn, tmp_path / "tuned", SETTINGS, quality=quality)
+        finetune(store, refitted, drawn, tmp_path / "tuned", SETTINGS)
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="the run to start from; name a new folder"):
-        finetune(store, loaded, drawn, base_run, SETTINGS, quality=quality, force=True)
+        finetune(store, loaded, drawn, base_run, SETTINGS, force=True)
     assert load_run(base_run).provenance == loaded.provenance
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="is an ensemble"):
-        finetune(store, joined, drawn, tmp_path / "tuned", SETTINGS, quality=quality)
+        finetune(store, joined, drawn, tmp_path / "tuned", SETTINGS)
 
 
 def test_other_settings_do_not_go_on_with_a_training(tune, tmp_path):
@@ -371,10 +369,8 @@ def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
 
 
 def test_a_torchvision_encoder_is_saved_whole(store_file, run_dir, drawn, tmp_path):
-    with FeatureStore(store_file) as store:
-        made = finetune(
-            store, load_run(run_dir), drawn, tmp_path / "tuned", SETTINGS, quality=rising(), unfreeze="image.conv5"
-        )
+    with FeatureStore(store_file) as store, patch.object(finetune_module, "quality", rising()):
+        made = finetune(store, load_run(run_dir), drawn, tmp_path / "tuned", SETTINGS, unfreeze="image.conv5")
     assert made["encoders"]["image"].startswith("torchvision:shufflenet_v2_x0_5@/")
     assert made["encoders"]["image"].endswith("tuned/encoders/image/weights.safetensors")
     assert made["weights"]["image"] != made["base"]["recipes"]["image"]["weights"]
@@ -440,14 +436,15 @@ torch.set_num_threads(1)
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads.checkpoint import load_run
+from onceover.heads import finetune as module
 from onceover.heads.finetune import finetune
-from onceover.retrieval.metrics import quality
+quality = module.quality
 numbers = itertools.count(1)
+module.quality = lambda *vectors: quality(*vectors) | {{"rsum": float(next(numbers))}}
 settings = FinetuneConfig(num_epochs=1, batch_size=12, micro_batch=4, dtype="float32")
 with FeatureStore({str(base_file)!r}) as store:
     finetune(store, load_run({str(base_run)!r}), {str(drawn)!r}, {str(folder)!r}, settings,
-        unfreeze="image.last2,text.last1",
-        quality=lambda *vectors: quality(*vectors) | {{"rsum": float(next(numbers))}})
+        unfreeze="image.last2,text.last1")
 """
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     started = []

@@ -494,7 +494,7 @@ def test_an_imported_store_is_fitted_evaluated_drawn_indexed_and_described(run, 
     assert "zero_shot" not in models
     assert "import:mine" in run("info", folder).stdout
     run("plot", "--store", store, "--out", tmp_path / "figures")
-    assert "81 pictures: 81 added" in run("index", "--run", folder).stderr
+    assert "81 images: 81 added" in run("index", "--run", folder).stderr
     assert fails("search", "--run", folder, "--query", "a dog", *cpu).startswith(f"import:mine: {NO_ENCODER}")
     picture = ("--query", drawn / "query.jpg", "--mode", "image2text")
     assert fails("search", "--run", folder, *picture, *cpu).startswith(f"import:mine: {NO_ENCODER}")

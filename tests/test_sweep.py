@@ -19,7 +19,6 @@ from onceover.heads.noise import another, another_view, draw_noise, noisy
 from onceover.heads.stacking import advance, bytes_of_point
 from onceover.heads.sweep import SweepError, expand, sweep, trial_name
 from onceover.heads.training import Data, fit
-from onceover.retrieval.hubness import fit_inverted_softmax
 from onceover.retrieval.leaderboard import Judge, LeaderboardError, leaderboard, leaderboard_table
 from onceover.retrieval.metrics import quality, report
 
@@ -70,7 +69,7 @@ def test_a_trial_comes_out_as_if_it_were_fitted_alone_dropout_included(data, sto
         assert alone.history[-1]["loss"] == pytest.approx(point.history[-1]["loss"], rel=1e-5)
         for name, tensor in alone.heads.state_dict().items():
             torch.testing.assert_close(point.heads.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
-    fit(store, tmp_path / "run", COMPANY[0], quality=quality, correct_hubs=fit_inverted_softmax)
+    fit(store, tmp_path / "run", COMPANY[0])
     best = load_run(tmp_path / "run").heads
     judged = quality(*embed(best, store, store.roles().selection))
     point = data.point(COMPANY[0])
@@ -545,15 +544,16 @@ def test_a_point_restored_is_the_point(data):
 
 
 def test_what_evaluates_the_best_one_keeps_to_the_options_of_the_sweep(run, store_file, tmp_path, monkeypatch):
-    from onceover import cli
+    from onceover import workflows
 
-    given, evaluate = {}, cli._evaluate
+    given = {}
+    evaluate = workflows.evaluate
 
     def spied(*arguments, **options):
-        given.update(options, store=arguments[2])
+        given.update(options)
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(cli, "_evaluate", spied)
+    monkeypatch.setattr(workflows, "evaluate", spied)
     short = [part for override in SHORT for part in ("--set", override)]
     limits = ["--memory", "3GiB", "--device", "cpu"]
     run("sweep", "--store", store_file, "--out", tmp_path / "s", "--grid", "model.dropout=0.1,0.2", *short, *limits,

@@ -1,11 +1,11 @@
 """Heads, batches and the fit: standardising, exact resume, honest selection, and the mistakes of peers."""
 
 import contextlib
-import functools
 import itertools
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -27,12 +27,15 @@ from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import Batches, learning_rate
 from onceover.heads.training import TrainingError
-from onceover.retrieval.baselines import Pairs, align, cca
+from onceover.retrieval.baselines import Pairs, cca
 from onceover.retrieval.embeddings import read_embeddings
-from onceover.retrieval.hubness import fit_inverted_softmax
 from onceover.retrieval.metrics import quality as measure
 
-fit = functools.partial(training.fit, correct_hubs=fit_inverted_softmax)
+
+def fit(*arguments, quality=measure, **options):
+    """Fits heads, which ``quality`` measures in the place of the real measure."""
+    with patch.object(training, "quality", quality):
+        return training.fit(*arguments, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -178,9 +181,9 @@ def test_same_seed_same_result_to_the_bit_and_another_seed_another(store, tmp_pa
     config = changed(fit_config, model={"head": head, "dropout": 0.3})
     for name in ("a", "b"):
         torch.manual_seed(hash(name) % 1000)  # what the caller did with the global generator does not matter
-        fit(store, tmp_path / name, config, quality=measure)
+        fit(store, tmp_path / name, config)
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
-    fit(store, tmp_path / "c", changed(config, training={"seed": 1}), quality=measure)
+    fit(store, tmp_path / "c", changed(config, training={"seed": 1}))
     assert outputs(tmp_path / "c")[0] != outputs(tmp_path / "a")[0]
 
 
@@ -189,7 +192,7 @@ def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(store, t
     config = changed(
         fit_config, model={"head": "mlp", "dropout": 0.3}, training={"num_epochs": 5, "patience": 3, "check_every": 1}
     )
-    fit(store, tmp_path / "whole", config, quality=measure)
+    fit(store, tmp_path / "whole", config)
     calls = []
 
     def interrupted(*arrays):
@@ -203,7 +206,7 @@ def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(store, t
     with pytest.raises(RunError, match="was interrupted; run the same fit command again"):
         load_run(tmp_path / "resumed")
     told = []
-    fit(store, tmp_path / "resumed", config, quality=measure, say=told.append)
+    fit(store, tmp_path / "resumed", config, say=told.append)
     assert f"going on after epoch {epoch}" in told
     assert outputs(tmp_path / "whole") == outputs(tmp_path / "resumed")
     assert not (tmp_path / "resumed" / "resume.pt").exists()
@@ -222,11 +225,11 @@ def test_an_interrupted_fit_of_other_settings_is_not_gone_on_with(store, tmp_pat
         fit(store, tmp_path / "r", fit_config, quality=second)
     other = changed(fit_config, training={"learning_rate": 0.5})
     with pytest.raises(RunError, match="interrupted fit of other settings"):
-        fit(store, tmp_path / "r", other, quality=measure)
+        fit(store, tmp_path / "r", other)
     (tmp_path / "r" / "resume.pt").write_bytes(b"nonsense")
     with pytest.raises(RunError, match="cannot be read .File is not a zip file.; fit again with --force"):
-        fit(store, tmp_path / "r", fit_config, quality=measure)
-    assert fit(store, tmp_path / "r", other, quality=measure, force=True)["epochs"][0] >= 1
+        fit(store, tmp_path / "r", fit_config)
+    assert fit(store, tmp_path / "r", other, force=True)["epochs"][0] >= 1
 
 
 def test_trap_a_resume_state_is_never_unpickled(store, tmp_path, fit_config):
@@ -240,7 +243,7 @@ def test_trap_a_resume_state_is_never_unpickled(store, tmp_path, fit_config):
     (tmp_path / "r" / "config.yaml").write_text("{}")
     (tmp_path / "r" / "resume.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(RunError, match="cannot be read"):
-        fit(store, tmp_path / "r", fit_config, quality=measure)
+        fit(store, tmp_path / "r", fit_config)
     assert not (tmp_path / "ran").exists()
 
 
@@ -248,15 +251,15 @@ def test_a_finished_run_is_kept_and_another_is_refused_in_its_place(store, run_d
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
     before, told = outputs(folder), []
-    fit(store, folder, fit_config, quality=measure, say=told.append)
+    fit(store, folder, fit_config, say=told.append)
     assert "is fitted with these settings on this store already" in told[0]
     with pytest.raises(RunError, match="holds a run of other settings"):
-        fit(store, folder, changed(fit_config, training={"seed": 9}), quality=measure)
+        fit(store, folder, changed(fit_config, training={"seed": 9}))
     assert outputs(folder) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="is not empty and no run"):
-        fit(store, tmp_path / "mine", fit_config, quality=measure)
+        fit(store, tmp_path / "mine", fit_config)
 
 
 def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_file, tmp_path, fit_config):
@@ -290,7 +293,7 @@ def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path
         return real(self, images, texts, *rest)
 
     monkeypatch.setattr(stacking.Stack, "step", watched)
-    fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.4}), quality=measure)
+    fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.4}))
     assert 0.35 < min(left_out) < max(left_out) < 0.45  # evaluating between epochs does not leave it off
     heads = load_run(tmp_path / "r").heads
     once, again = (image_embeddings(heads, store.image_features) for _ in range(2))
@@ -320,7 +323,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, fit_config
         lambda images, texts, _, temperature: (images.sum((1, 2)) + texts.sum((1, 2))) * temperature * float("nan"),
     )
     with pytest.raises(TrainingError, match="not finite in epoch 1; lower training.learning_rate"):
-        fit(store, tmp_path / "r", fit_config, quality=measure)
+        fit(store, tmp_path / "r", fit_config)
     assert not (tmp_path / "r" / "run.json").exists()
 
 
@@ -357,7 +360,7 @@ def test_trap_force_never_removes_what_is_not_a_runs_own(store, run_dir, tmp_pat
     (foreign / "thesis.txt").write_text("years")
     for force in (False, True):
         with pytest.raises(RunError, match="is not empty and no run; name a new folder"):
-            fit(store, foreign, fit_config, quality=measure, force=force)
+            fit(store, foreign, fit_config, force=force)
     assert {path.name for path in foreign.iterdir()} == {"config.yaml", "thesis.txt"}
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
@@ -366,7 +369,7 @@ def test_trap_force_never_removes_what_is_not_a_runs_own(store, run_dir, tmp_pat
     (folder / "evaluation-mine.md").write_text("mine")
     (folder / "tokenizer/mine.txt").write_text("mine")
     (folder / "shuffled").mkdir()
-    fit(store, folder, fit_config, quality=measure, force=True)
+    fit(store, folder, fit_config, force=True)
     assert (folder / "notes.txt").read_text() == "keep"
     assert (folder / "evaluation-mine.md").read_text() == "mine"
     assert (folder / "tokenizer/mine.txt").read_text() == "mine"
@@ -380,7 +383,7 @@ def test_trap_force_leaves_the_old_run_until_the_new_one_is_there(store, run_dir
     shutil.copytree(run_dir, folder)
     diverging = changed(fit_config, training={"learning_rate": 1e30})
     with pytest.raises(OnceoverError, match="not finite|not unit vectors"):
-        fit(store, folder, diverging, quality=measure, force=True)
+        fit(store, folder, diverging, force=True)
     assert outputs(folder) == outputs(run_dir)
     assert load_run(folder).provenance == load_run(run_dir).provenance
 
@@ -395,7 +398,7 @@ def test_trap_a_replacement_that_was_killed_is_ended_by_the_next_command(
     (folder / "index").mkdir()
     (folder / "store.h5").write_text("of fine-tuning")
     config = changed(fit_config, training={"seed": 5, "num_epochs": 3})
-    fit(store, tmp_path / "new", config, quality=measure)
+    fit(store, tmp_path / "new", config)
     take_place, left = replacement.take_place, [None]
 
     def killed(name):
@@ -417,10 +420,10 @@ def test_trap_a_replacement_that_was_killed_is_ended_by_the_next_command(
         patched.setattr(os, "replace", killed(os.replace))
         patched.setattr(Path, "unlink", killed(Path.unlink))
         with contextlib.suppress(KeyboardInterrupt):
-            fit(store, folder, config, quality=measure, force=True)
+            fit(store, folder, config, force=True)
     left[0] = None
     if steps == 0:
-        fit(store, folder, config, quality=measure, force=True)
+        fit(store, folder, config, force=True)
     assert load_run(folder).provenance["request"] == load_run(tmp_path / "new").provenance["request"]
     assert outputs(folder) == outputs(tmp_path / "new")
     assert (folder / "index").exists()
@@ -436,7 +439,7 @@ def test_trap_strangers_folders_within_a_run_are_left_alone(store, run_dir, tmp_
         (folder / name / "thesis.txt").write_text("years")
         assert load_run(folder)
         with pytest.raises(RunError, match="is where a run is replaced, and holds something else; move it elsewhere"):
-            fit(store, folder, fit_config, quality=measure, force=True)
+            fit(store, folder, fit_config, force=True)
         assert (folder / name / "thesis.txt").read_text() == "years"
         assert outputs(folder) == outputs(run_dir)
 
@@ -445,7 +448,7 @@ def test_a_forced_fit_goes_on_where_it_was_interrupted(store, run_dir, tmp_path,
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
     config = changed(fit_config, training={"seed": 5})
-    fit(store, tmp_path / "new", config, quality=measure)
+    fit(store, tmp_path / "new", config)
     monkeypatch.setattr(training, "SAVE_EVERY", 0)
     counted = iter(range(9))
 
@@ -458,7 +461,7 @@ def test_a_forced_fit_goes_on_where_it_was_interrupted(store, run_dir, tmp_path,
         fit(store, folder, config, quality=interrupted, force=True)
     assert outputs(folder) == outputs(run_dir)
     told = []
-    fit(store, folder, config, quality=measure, force=True, say=told.append)
+    fit(store, folder, config, force=True, say=told.append)
     assert any(line.startswith("going on after epoch") for line in told)
     assert outputs(folder) == outputs(tmp_path / "new")
 
@@ -505,12 +508,9 @@ def test_trap_the_shuffled_control_swaps_every_train_picture_s_captions_and_no_o
 def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
     store, run_dir, tmp_path, fit_config, changed
 ):
-    fit(store, tmp_path / "b", changed(fit_config, model={"embedding_dim": 24}, training={"seed": 5}), quality=measure)
-    runs, how = (
-        [load_run(run_dir), load_run(tmp_path / "b")],
-        {"quality": measure, "correct_hubs": fit_inverted_softmax},
-    )
-    made = ensemble(store, runs, tmp_path / "both", **how)
+    fit(store, tmp_path / "b", changed(fit_config, model={"embedding_dim": 24}, training={"seed": 5}))
+    runs = [load_run(run_dir), load_run(tmp_path / "b")]
+    made = ensemble(store, runs, tmp_path / "both")
     folders = run_dir, tmp_path / "b", tmp_path / "both"
     one, two, both = (read_embeddings(folder / "embeddings.h5") for folder in folders)
     assert both.images.shape == (60, 16 + 24)
@@ -522,17 +522,17 @@ def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
     np.testing.assert_array_equal(again, both.images)
     pictures, captions, index = both.split("dev")
     assert made["selection"]["rsum"] == measure(both.images[pictures], both.texts[captions], index)["rsum"]
-    assert len(ensemble(store, [joined, runs[0]], tmp_path / "three", **how)["members"]) == 3
+    assert len(ensemble(store, [joined, runs[0]], tmp_path / "three")["members"]) == 3
     (tmp_path / "both/run.json").unlink()
     save_resume(tmp_path / "both", {"request": made["request"]})  # as after a kill
-    assert ensemble(store, runs, tmp_path / "both", **how)["space"] == made["space"]
+    assert ensemble(store, runs, tmp_path / "both")["space"] == made["space"]
     with pytest.raises(RunError, match="at least two runs"):
-        ensemble(store, runs[:1], tmp_path / "c", **how)
+        ensemble(store, runs[:1], tmp_path / "c")
     with pytest.raises(RunError, match="is not empty; name a new folder"):
-        ensemble(store, runs, tmp_path / "both", **how)
+        ensemble(store, runs, tmp_path / "both")
     runs[1].provenance["fingerprints"]["image"] = "other"
     with pytest.raises(RunError, match="was not fitted on the features of"):
-        ensemble(store, runs, tmp_path / "c", **how)
+        ensemble(store, runs, tmp_path / "c")
 
 
 def test_members_are_trained_together_and_resume(store, tmp_path, fit_config, changed, monkeypatch):
@@ -553,15 +553,15 @@ def test_members_are_trained_together_and_resume(store, tmp_path, fit_config, ch
     with pytest.raises(KeyboardInterrupt):
         fit(store, tmp_path / "many", config, quality=interrupted)
     told = []
-    made = fit(store, tmp_path / "many", config, quality=measure, say=told.append)
+    made = fit(store, tmp_path / "many", config, say=told.append)
     assert "going on after epoch 2" in told  # the last check that was finished
     assert stacks == [[0, 1, 2]] * 3
-    fit(store, tmp_path / "whole", config, quality=measure)
+    fit(store, tmp_path / "whole", config)
     assert outputs(tmp_path / "many") == outputs(tmp_path / "whole")
     assert (made["epochs"], len(made["members"])) == ([4, 4, 4], 3)
     heads = load_run(tmp_path / "many").heads
     assert isinstance(heads, Ensemble)
-    fit(store, tmp_path / "alone", changed(config, training={"members": 1}), quality=measure)
+    fit(store, tmp_path / "alone", changed(config, training={"members": 1}))
     for name, tensor in load_run(tmp_path / "alone").heads.state_dict().items():
         torch.testing.assert_close(heads.members[0].state_dict()[name], tensor, msg=name)
     weights = [member.image.weight for member in heads.members]
@@ -585,8 +585,8 @@ def test_members_that_end_at_different_epochs_go_on_as_they_would_have(
     rsums = [1, 2, 0, 0], [1, 2, 3, 0, 0], [2, 1, 0]  # of each member after its epochs, on any machine
     check = training.Data.check
 
-    def told(data, point, quality):
-        return check(data, point, lambda *arrays: quality(*arrays) | {"rsum": rsums[point.seed][point.epoch - 1]})
+    def told(data, point):
+        return check(data, point, lambda *arrays: measure(*arrays) | {"rsum": rsums[point.seed][point.epoch - 1]})
 
     def counted(points, *rest):
         if len(companies) == interrupt_at:
@@ -597,7 +597,7 @@ def test_members_that_end_at_different_epochs_go_on_as_they_would_have(
     monkeypatch.setattr(training.Data, "check", told)
     monkeypatch.setattr(training, "advance", counted)
     interrupt_at = None
-    made = fit(store, tmp_path / "whole", config, quality=measure)
+    made = fit(store, tmp_path / "whole", config)
     assert (made["epochs"], made["best_epochs"]) == ([4, 5, 3], [2, 3, 1])
     assert len({*made["epochs"]}) == len({*made["best_epochs"]}) == 3
     expected = [[seed for seed in range(3) if made["epochs"][seed] > epoch] for epoch in range(max(made["epochs"]))]
@@ -608,10 +608,10 @@ def test_members_that_end_at_different_epochs_go_on_as_they_would_have(
         companies.clear()
         interrupt_at = done
         with pytest.raises(KeyboardInterrupt):
-            fit(store, tmp_path / "resumed", config, quality=measure, force=True)
+            fit(store, tmp_path / "resumed", config, force=True)
         companies.clear()
         interrupt_at = None
-        fit(store, tmp_path / "resumed", config, quality=measure, force=True)
+        fit(store, tmp_path / "resumed", config, force=True)
         assert companies == whole[done:]
         assert outputs(tmp_path / "resumed") == outputs(tmp_path / "whole")
 
@@ -625,16 +625,16 @@ def test_members_that_an_earlier_version_left_at_different_epochs_are_refused(st
     state["points"][1]["epoch"] = 0
     save_resume(tmp_path / "r", state)
     with pytest.raises(TrainingError, match="begun by a version which fitted members one after another; fit again"):
-        fit(store, tmp_path / "r", config, quality=measure)
+        fit(store, tmp_path / "r", config)
 
 
 def test_members_in_chunks_and_in_too_little_memory(store, tmp_path, fit_config, changed, monkeypatch):
     config, told = changed(fit_config, training={"members": 3, "num_epochs": 2}), []
     one = stacking.bytes_of_point(config, store.dims)
     with pytest.raises(TrainingError, match=r"3 members take 2\.0 GiB at least; give so much --memory, or fit fewer"):
-        fit(store, tmp_path / "r", config, quality=measure, memory=chunks.MIN_MEMORY + 2 * one - 1)
+        fit(store, tmp_path / "r", config, memory=chunks.MIN_MEMORY + 2 * one - 1)
     monkeypatch.setattr(chunks, "OVERHEAD", chunks.MIN_MEMORY - 20_000)
-    made = fit(store, tmp_path / "r", config, quality=measure, memory=chunks.MIN_MEMORY + 2 * one, say=told.append)
+    made = fit(store, tmp_path / "r", config, memory=chunks.MIN_MEMORY + 2 * one, say=told.append)
     assert made["chunks"] > 1
     assert f"the features do not fit 2.0 GiB: they are read in {made['chunks']} shuffled chunks an epoch" in told
     assert len(load_run(tmp_path / "r").heads.members) == 3
@@ -670,7 +670,7 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
     made = {}
     for refit in (False, True):
         config = changed(fit_config, training={"num_epochs": 2, "cca": True, "refit": refit})
-        made[refit] = fit(store, tmp_path / f"{refit}", config, quality=measure, align=align)
+        made[refit] = fit(store, tmp_path / f"{refit}", config)
     for key in ("selection", "betas", "members"):
         assert made[True][key] == made[False][key]
     one, two = (load_run(tmp_path / f"{refit}").heads.members[1] for refit in (False, True))
@@ -688,7 +688,7 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
 
 def test_trap_a_closed_form_member_beside_mlps_is_loaded_again(store, tmp_path, fit_config, changed):
     config = changed(fit_config, model={"head": "mlp"}, training={"num_epochs": 1, "cca": True})
-    made = fit(store, tmp_path / "r", config, quality=measure, align=align)
+    made = fit(store, tmp_path / "r", config)
     assert [member["head"] for member in made["members"]] == ["mlp", "linear"]
     found = image_embeddings(load_run(tmp_path / "r").heads, store.image_features)
     np.testing.assert_array_equal(found, read_embeddings(tmp_path / "r/embeddings.h5").images)
@@ -701,7 +701,7 @@ def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
     config = changed(
         fit_config, training={"num_epochs": 4, "members": 2, "check_every": 2, "patience": 1, "refit": True}
     )
-    fit(store, tmp_path / "whole", config, quality=measure)
+    fit(store, tmp_path / "whole", config)
     calls, work = [], training.advance
 
     def interrupted(*arguments):
@@ -712,10 +712,10 @@ def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
 
     monkeypatch.setattr(training, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(store, tmp_path / "resumed", config, quality=measure)
+        fit(store, tmp_path / "resumed", config)
     monkeypatch.setattr(training, "advance", work)
     told = []
-    fit(store, tmp_path / "resumed", config, quality=measure, say=told.append)
+    fit(store, tmp_path / "resumed", config, say=told.append)
     assert [line for line in told if line.startswith("going")] == ["going on after epoch 4"] + (steps - 1) * [
         "going on after epoch 2"
     ]
@@ -725,10 +725,9 @@ def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
 def test_refitted_runs_join_without_a_look_at_what_they_were_fitted_on(store, tmp_path, fit_config, changed):
     for seed in (0, 1):
         config = changed(fit_config, training={"seed": seed, "num_epochs": 2, "refit": True})
-        fit(store, tmp_path / f"{seed}", config, quality=measure)
+        fit(store, tmp_path / f"{seed}", config)
     runs = [load_run(tmp_path / name) for name in "01"]
-    how = {"quality": None, "correct_hubs": fit_inverted_softmax}  # quality is not asked
-    made = ensemble(store, runs, tmp_path / "both", **how)
+    made = ensemble(store, runs, tmp_path / "both")
     assert made["selection"]["rsum"] == np.mean([run.provenance["selection"]["rsum"] for run in runs])
     assert made["betas"]["text"] == np.mean([run.provenance["betas"]["text"] for run in runs])
     assert read_embeddings(tmp_path / "both/embeddings.h5").betas == made["betas"]
@@ -736,7 +735,7 @@ def test_refitted_runs_join_without_a_look_at_what_they_were_fitted_on(store, tm
 
 def test_the_correction_that_the_config_asks_for_is_the_runs_own_way_to_search(store, tmp_path, fit_config, changed):
     config = changed(fit_config, model={"rerank": "qbnorm"}, training={"num_epochs": 1})
-    fit(store, tmp_path / "r", config, quality=measure)
+    fit(store, tmp_path / "r", config)
     embeddings = read_embeddings(tmp_path / "r/embeddings.h5")
     assert embeddings.rerank == "qbnorm"
     assert embeddings.gallery("image").biased

@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import resource
 import select
 import signal
@@ -24,35 +25,7 @@ import traceback
 import weakref
 from pathlib import Path
 
-MODULES = [
-    "cli",
-    "extract.arrays",
-    "extract.datasets",
-    "extract.download",
-    "extract.encoders",
-    "extract.importing",
-    "extract.pipeline",
-    "extract.synthetic",
-    "extract.verify",
-    "heads.checkpoint",
-    "heads.embed",
-    "heads.ensemble",
-    "heads.finetune",
-    "heads.query",
-    "heads.sweep",
-    "heads.training",
-    "retrieval.baselines",
-    "retrieval.embeddings",
-    "retrieval.evaluation",
-    "retrieval.hubness",
-    "retrieval.index",
-    "retrieval.leaderboard",
-    "retrieval.metrics",
-    "retrieval.search",
-    "analysis.describe",
-    "analysis.plots",
-    "analysis.report",
-    "analysis.sweeps",
+LIBRARIES = [
     "transformers.models.bert.modeling_bert",
     "torchvision.models",
     "faiss",
@@ -79,9 +52,8 @@ def main() -> None:
         prepare(command)
         sys.exit(call(command["arguments"]) if not command["function"] else call_function(command))
     requests, answers = (int(number) for number in sys.argv[1:3])
-    for name in MODULES:
-        with contextlib.suppress(ImportError):  # modules come and go; what is missing is imported by the fork
-            importlib.import_module(name)
+    for name in [*program_modules(), *LIBRARIES]:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ):
@@ -91,6 +63,13 @@ def main() -> None:
         for line in incoming:
             print(json.dumps(run_all(json.loads(line))), file=outgoing, flush=True)
     os._exit(0)  # libraries that were only imported have nothing to tidy up, and some complain
+
+
+def program_modules() -> list[str]:
+    """The names of all modules of the program."""
+    package = importlib.import_module("onceover")
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, "onceover.")]
+    return [name for name in names if not name.endswith(".__main__")]
 
 
 def run_all(commands: list[dict]) -> list[dict]:

@@ -97,7 +97,7 @@ class Warm:
     def __init__(self, scratch: Path, preload: Path | None = None):
         self.scratch = Path(tempfile.mkdtemp(prefix="output-", dir=scratch))
         environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-        environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONFAULTHANDLER": "1"}
+        environment |= {"PYTHONPATH": python_path(), "PYTHONFAULTHANDLER": "1"}
         environment |= {"LD_PRELOAD": str(preload)} if preload else {}
         for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
             del environment[name]
@@ -151,11 +151,16 @@ class Warm:
         return json.loads(line)
 
 
+def python_path() -> str:
+    """Where Python looks for modules: the tests' folder, too."""
+    return os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+
 def run_cold(command: Command) -> Ended:
     """Runs a command in a process of its own, from the start of Python on. Failing system calls are not for it."""
     begun = time.monotonic()
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment |= {"PYTHONPATH": python_path()}
     program = [str(ROOT / "cli.py"), *command.arguments]
     if command.archives or command.skipped or command.function:
         program = ["-m", "reliability.server", json.dumps(asdict(command))]
