@@ -122,6 +122,7 @@ class ModelConfig:
 class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
+    loss: str = "contrastive"  # CLIP's; sigmoid: SigLIP's; or one that another package adds (heads/losses)
     # pairs of heads, trained together, whose scores are averaged: an ensemble. Member k has the start and the noise of
     # ``seed`` + k, so that the seeds of several ensembles have to lie as far apart as one has members
     members: int = 1

@@ -105,7 +105,11 @@ def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
     """
     data = checked_file(folder, HEADS, provenance)
     dims = provenance["dims"]["image"], provenance["dims"]["text"]
-    members = [DualHeads(*dims, ModelConfig(**settings)) for settings in provenance["members"]]
+    members = []
+    for settings in provenance["members"]:
+        loss = settings.get("loss", "contrastive")
+        model = ModelConfig(**{name: value for name, value in settings.items() if name != "loss"})
+        members.append(DualHeads(*dims, model, loss))
     heads = members[0] if len(members) == 1 else Ensemble(members)
     try:
         heads.load_state_dict(safetensors.torch.load(data))

@@ -37,7 +37,7 @@ from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.embed import check_units, embed, write_embeddings
-from onceover.heads.losses import contrastive_loss
+from onceover.heads.losses import LOSSES
 from onceover.heads.models import Ensemble
 from onceover.heads.noise import Noise, draw_noise, noisy
 from onceover.heads.seeds import seed_for
@@ -340,7 +340,9 @@ class Training:
     def _end_epoch(self, seconds: float) -> None:
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         row = {"epoch": self.epoch + 1, "loss": sum(self._losses) / len(self._losses), "learning_rate": rate}
-        row |= {"temperature": float(self.heads.temperature.detach()), "seconds": seconds}
+        scalars = {name: value.detach() for name, value in self.heads.scalars.items()}
+        row |= {name: float(value) for name, value in LOSSES.load(self.heads.loss).shown(scalars).items()}
+        row["seconds"] = seconds
         self.history.append(row)
         self.epoch, self.step, self._losses, self._seconds = self.epoch + 1, 0, [], 0.0
         self._check()
@@ -436,7 +438,8 @@ class Training:
             kind: self._workers.gather(joined[kind].detach(), step.bounds[kind]).requires_grad_() for kind in KINDS
         }
         self._optimizer.zero_grad()
-        loss = contrastive_loss(leaves["image"], leaves["text"], step.image_of_text, self.heads.temperature)
+        measure = LOSSES.load(self.heads.loss).loss
+        loss = measure(leaves["image"], leaves["text"], step.image_of_text, self.heads.scalars)
         value = loss.item()
         loss.backward()
         rank = self._workers.rank
@@ -448,7 +451,7 @@ class Training:
                 for part in step.parts[kind]:
                     places = torch.from_numpy(part.places).to(gradients[kind].device)
                     self._embed(kind, part, step).backward(gradients[kind][places])
-        shared = [each for name, each in self._trained.items() if name != "heads.log_temperature"]
+        shared = [each for name, each in self._trained.items() if name.removeprefix("heads.") not in self.heads.scalars]
         self._workers.sum_gradients(shared)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), CLIP_NORM)
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -459,7 +462,7 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self._optimizer.step()
-        self.heads.clamp_temperature(self.heads.log_temperature)
+        self.heads.clamp_scalars(self.heads.scalars)
         return value
 
     def _embeddings(self, kind: str, step: _Step) -> Tensor:

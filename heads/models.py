@@ -1,6 +1,5 @@
 """Projection heads: features of two encoders -> one shared space."""
 
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -8,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onceover.configs.schema import ModelConfig
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0  # bounds of a learned temperature (CLIP's own clamp, logit scale <= 100)
+from onceover.heads.losses import LOSSES
 
 
 class Standardize(nn.Module):
@@ -91,24 +89,43 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 class DualHeads(nn.Module):
-    """A head for pictures, a head for captions, and the temperature of their contrast.
+    """A head for images, a head for captions, and the scalars of the loss that trains them, such as a temperature.
 
     Attributes:
-        config: what they were made with.
+        config: the settings they were made with. loss: the name of the loss.
     """
 
-    def __init__(self, image_dim: int, text_dim: int, config: ModelConfig):
+    def __init__(self, image_dim: int, text_dim: int, config: ModelConfig, loss: str = "contrastive"):
         super().__init__()
         self.standardize = nn.ModuleDict({"image": Standardize(image_dim), "text": Standardize(text_dim)})
         self.image, self.text = (_HEADS[config.head](dim, config.embedding_dim) for dim in (image_dim, text_dim))
-        self.config, self.embedding_dim = config, config.embedding_dim
-        self.log_temperature = nn.Parameter(
-            torch.tensor(config.temperature).log(), requires_grad=config.learn_temperature
-        )
+        self.config = config
+        self.embedding_dim = config.embedding_dim
+        self.loss = loss
+        self._scalars = LOSSES.load(loss).scalars(config)
+        for name, scalar in self._scalars.items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(scalar.start), requires_grad=scalar.is_learned))
 
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised features (B, image_dim) and (T, text_dim) -> vectors of any length, and the temperature."""
-        return self.image(images), self.text(texts), self.temperature
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Standardised features (B, image_dim) and (T, text_dim) -> vectors of any length, and the loss's scalars."""
+        return self.image(images), self.text(texts), self.scalars
+
+    @property
+    def scalars(self) -> dict[str, Tensor]:
+        """The loss's scalars by name."""
+        return {name: getattr(self, name) for name in self._scalars}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the heads are."""
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def clamp_scalars(self, scalars: dict[str, Tensor]) -> None:
+        """Keeps learned scalars, the heads' own or a stack's, within their bounds; to be called after each step."""
+        for name, scalar in self._scalars.items():
+            if scalar.is_learned:
+                scalars[name].clamp_(scalar.low, scalar.high)
 
     def embed_images(self, features: Tensor) -> Tensor:
         """float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
@@ -121,18 +138,6 @@ class DualHeads(nn.Module):
     def embed_texts(self, features: Tensor) -> Tensor:
         """float32 (..., text_dim) -> unit vectors (..., embedding_dim)."""
         return unit(self.text(self.standardize["text"](features)))
-
-    @property
-    def temperature(self) -> Tensor:
-        """The divisor of the similarities, a scalar."""
-        return self.log_temperature.exp()
-
-    @staticmethod
-    @torch.no_grad()
-    def clamp_temperature(log_temperature: Tensor) -> None:
-        """Keeps learned temperatures, given as their logarithms, within bounds; to be called after each step."""
-        if log_temperature.requires_grad:
-            log_temperature.clamp_(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
 
 
 class Ensemble(nn.Module):

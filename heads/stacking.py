@@ -20,7 +20,7 @@ from torch.optim.adamw import adamw
 
 from onceover.configs.schema import Config, TrainingConfig
 from onceover.heads.chunks import Chunks
-from onceover.heads.losses import contrastive_loss
+from onceover.heads.losses import LOSSES
 from onceover.heads.models import DualHeads
 from onceover.heads.noise import Noise, draw_noise, noisy
 from onceover.heads.seeds import seed_for
@@ -93,8 +93,8 @@ class Point:
         config: its settings. heads: the pair itself, with what standardises its features.
         seed: of its start and its noise.
         moments: AdamW's two averages for each trained parameter, by name; steps: how often it was stepped.
-        epoch: how many it has been through. history: a row for each: ``loss``, ``learning_rate``, ``temperature``,
-            ``seconds``, its share of the time that those trained together took, and what was measured after it.
+        epoch: how many it has been through. history: a row for each: ``loss``, ``learning_rate``, the loss's
+            scalars, ``seconds`` (its share of the time of all that are trained together), and what was measured.
         best_epoch, best_rsum: of the measured epochs, the one with the best rsum.
     """
 
@@ -104,7 +104,7 @@ class Point:
         self.seed = config.training.seed + member
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.seed, "initialisation"))
-            self.heads = DualHeads(*dims, config.model)
+            self.heads = DualHeads(*dims, config.model, config.training.loss)
         for kind, state in standardize.items():
             self.heads.standardize[kind].load_state_dict(state)
         self.config, self.epoch, self.steps = config, 0, 0
@@ -126,7 +126,7 @@ class Point:
         self._best, self.moments = state["best"], state["moments"]
         for name in _PLAIN:
             setattr(self, name, state[name])
-        self.to(self.heads.log_temperature.device)
+        self.to(self.heads.device)
 
     def keep(self, measured: dict) -> None:
         """Takes down what was measured after the last epoch, and keeps its heads where they are the best so far."""
@@ -179,8 +179,10 @@ def _same_shape(point: Point) -> tuple:
 
     On a processor their seed as well: without features to share a stack of three took 1.18 times as long there.
     """
-    model, device = point.config.model, point.heads.log_temperature.device
-    shape = model.head, model.embedding_dim, model.dropout, model.variation, model.learn_temperature
+    model = point.config.model
+    device = point.heads.device
+    loss = point.config.training.loss
+    shape = model.head, model.embedding_dim, model.dropout, model.variation, model.learn_temperature, loss
     return shape if device.type != "cpu" else (*shape, point.seed)
 
 
@@ -192,7 +194,8 @@ def bytes_of_point(config: Config, dims: tuple[int, int]) -> int:
     """
     training, dim = config.training, config.model.embedding_dim
     with torch.device("meta"):
-        numbers = sum(parameter.numel() for parameter in DualHeads(*dims, config.model).parameters())
+        heads = DualHeads(*dims, config.model, training.loss)
+        numbers = sum(parameter.numel() for parameter in heads.parameters())
     images, texts = training.batch_size, training.batch_size * training.captions_per_image
     batch = images * dims[0] + texts * dims[1] + 4 * ((images + texts) * dim + images * texts)
     return 4 * (9 * numbers + batch)
@@ -258,7 +261,7 @@ def _products_of(dtype: str) -> Iterator[None]:
 def _parts(points: list[Point]) -> list[list[Point]]:
     """Points of one shape, in stacks that pay: a wider one leaves a processor's caches between two operations."""
     most = len(points)
-    if points[0].heads.log_temperature.device.type == "cpu":
+    if points[0].heads.device.type == "cpu":
         most = max(1, CPU_WIDTH // points[0].config.model.embedding_dim)
     return [points[start : start + most] for start in range(0, len(points), most)]
 
@@ -323,6 +326,7 @@ class Stack:
         self._points = sorted(points, key=lambda point: dataclasses.astuple(point.config.training))
         self._model, model = self._points[0].heads, self._points[0].config.model
         self.noise = [point.seed for point in self._points], model.variation, model.dropout
+        self._loss = LOSSES.load(self._model.loss)
         self._steps, self._losses = steps, []
         self._parameters, _ = torch.func.stack_module_state([point.heads for point in self._points])
         self._trained = {name: tensor for name, tensor in self._parameters.items() if tensor.requires_grad}
@@ -337,31 +341,35 @@ class Stack:
         ``number``: of the step, counted over all epochs.
         """
 
-        def embed(parameters: dict[str, Tensor], *features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def embed(parameters: dict[str, Tensor], *features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             return torch.func.functional_call(self._model, parameters, features)
 
         of_each = 0 if images.ndim == 3 else None
         stacked = torch.func.vmap(embed, in_dims=(0, of_each, of_each))
-        image_vectors, text_vectors, temperature = stacked(self._parameters, images, texts)
-        losses = contrastive_loss(image_vectors, text_vectors, image_of_text, temperature)
+        image_vectors, text_vectors, scalars = stacked(self._parameters, images, texts)
+        losses = self._loss.loss(image_vectors, text_vectors, image_of_text, scalars)
         losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
-        gradients = {name: tensor.grad for name, tensor in self._trained.items()}
+        gradients = {}
+        for name, tensor in self._trained.items():  # a loss need not use all of its scalars
+            gradients[name] = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         for alike in self._alike:
             alike.step(gradients, learning_rate(number, alike.training.num_epochs * self._steps, alike.training))
         for tensor in self._trained.values():
             tensor.grad = None
-        self._model.clamp_temperature(self._parameters["log_temperature"])
+        self._model.clamp_scalars(self._parameters)
         self._losses.append(losses.detach())
 
     def end_epoch(self, seconds: float) -> None:
         """Adds an epoch to each point's history; ``seconds``: that it took for one point."""
         losses = iter(torch.stack(self._losses).mean(0).tolist())
-        temperatures = iter(self._parameters["log_temperature"].detach().exp().tolist())
+        scalars = {name: self._parameters[name].detach() for name in self._model.scalars}
+        columns = {name: iter(values.tolist()) for name, values in self._loss.shown(scalars).items()}
         for alike in self._alike:
             for point in alike.points:
                 point.epoch, point.steps = point.epoch + 1, point.steps + len(self._losses)
                 row = {"epoch": point.epoch, "loss": next(losses), "learning_rate": alike.rate}
-                point.history.append(row | {"temperature": next(temperatures), "seconds": seconds})
+                shown = {name: next(values) for name, values in columns.items()}
+                point.history.append(row | shown | {"seconds": seconds})
         self._losses = []
 
     @torch.no_grad()

@@ -112,7 +112,7 @@ def fit(
         provenance = {
             "request": request,
             "space": space,
-            "members": [dataclasses.asdict(member.config) for member in members],
+            "members": [dataclasses.asdict(member.config) | {"loss": member.loss} for member in members],
             "store": str(store.path.resolve()),
             "fingerprints": store.fingerprints,
             "recipes": store.recipes,

@@ -1,6 +1,8 @@
 """Small real things: drawn pictures, a tiny encoder of each kind, a store and a run made from them once."""
 
 import dataclasses
+import importlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,24 @@ def interrupt_after():
         patch.setattr(pipeline, "write_shard", interrupted)
 
     return interrupt
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """Makes a package like an installed one, whose module of the given text is an entry point of a group."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    packages = itertools.count()
+
+    def add(group: str, name: str, text: str) -> None:
+        number = next(packages)
+        module = f"outside_{number}_{folder.parent.name}".replace("-", "_")
+        (folder / f"{module}.py").write_text(text)
+        metadata = folder / f"outside_{number}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{number}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
+        importlib.invalidate_caches()
+
+    return add

@@ -111,7 +111,8 @@ def test_trap_embeddings_are_normalised_in_one_module():
     for name, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and (called := ast.unparse(node.func)) in users:
-                users[called].add(name)
+                if not name.startswith("heads.losses."):  # cosines within a loss
+                    users[called].add(name)
     assert users == {"F.normalize": {"heads.models"}, "unit": {"heads.models", "heads.training"}}
 
 

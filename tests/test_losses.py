@@ -1,4 +1,4 @@
-"""The contrastive loss against explicit loops, and what it must not do."""
+"""Each loss against explicit loops; what every registered loss must do; a loss of another package."""
 
 import math
 
@@ -7,7 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onceover.heads.losses import contrastive_loss
+from onceover.configs.schema import ModelConfig
+from onceover.heads.checkpoint import load_run
+from onceover.heads.losses import LOSSES, sigmoid
+from onceover.heads.losses.contrastive import contrastive_loss
+from onceover.heads.training import fit
 
 
 def unit(*shape, seed=0):
@@ -111,3 +115,89 @@ def test_trap_a_card_gives_the_same_bits_again():
         gradients.append(leaves)
     for again in gradients[1:]:
         assert all(torch.equal(one.grad, other.grad) for one, other in zip(gradients[0], again, strict=True))
+
+
+def test_the_sigmoid_loss_equals_its_formula_written_out():
+    images, texts = unit(3, 8), unit(4, 8, seed=1)
+    owners = [2, 0, 0, 1]
+    total = 0.0
+    for caption, owner in enumerate(owners):
+        for image in range(3):
+            logit = float(images[image] @ texts[caption]) / 0.1 - 3.0
+            total += math.log1p(math.exp(-logit if image == owner else logit))
+    scalars = {"log_temperature": torch.tensor(0.1).double().log(), "bias": torch.tensor(-3.0).double()}
+    loss = sigmoid.loss(images, 7 * texts, torch.tensor(owners), scalars)
+    assert float(loss) == pytest.approx(total / 4)
+
+
+@pytest.fixture(params=LOSSES.names())
+def registered(request):
+    return LOSSES.load(request.param)
+
+
+def test_each_loss_gives_a_number_per_stacked_pair_of_heads_and_the_true_gradient(registered):
+    owners = torch.tensor([0, 1, 1, 2])
+    scalars = registered.scalars(ModelConfig(temperature=0.2))
+    names = list(scalars)
+    images = torch.stack([unit(3, 4, seed=seed) for seed in (0, 1)]).requires_grad_()
+    texts = torch.stack([unit(4, 4, seed=seed) for seed in (2, 3)]).requires_grad_()
+    values = [torch.full((2,), scalars[name].start / 3, dtype=torch.float64, requires_grad=True) for name in names]
+
+    def measured(images, texts, *values):
+        return registered.loss(images, texts, owners, dict(zip(names, values, strict=True)))
+
+    losses = measured(images, texts, *values)
+    assert losses.shape == (2,)
+    assert torch.autograd.gradcheck(measured, (images, texts, *values))
+    alone = measured(images[1], texts[1], *(value[1] for value in values))
+    torch.testing.assert_close(alone, losses[1])
+    longer = measured(3 * images, 5 * texts, *values)  # vectors may have any length
+    torch.testing.assert_close(longer, losses)
+
+
+def test_each_loss_says_what_it_learns_and_shows(registered):
+    for name, scalar in registered.scalars(ModelConfig(learn_temperature=True)).items():
+        assert name.isidentifier()
+        assert scalar.low <= scalar.start <= scalar.high
+    scalars = {name: torch.tensor([scalar.start]) for name, scalar in registered.scalars(ModelConfig()).items()}
+    assert all(values.shape == (1,) for values in registered.shown(scalars).values())
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_heads_are_fitted_with_each_loss_and_found_again(store, tmp_path, fit_config, changed, name):
+    config = changed(fit_config, training={"loss": name, "num_epochs": 12, "members": 2})
+    made = fit(store, tmp_path / "run", config)
+    assert made["selection"]["rsum"] > 0
+    run = load_run(tmp_path / "run")
+    assert [member.loss for member in run.heads.members] == [name, name]
+    columns = (tmp_path / "run/history.csv").read_text().splitlines()[0].split(",")
+    scalars = {key: torch.tensor(0.0) for key in run.heads.members[0].scalars}
+    assert {*LOSSES.load(name).shown(scalars)} <= {*columns}
+
+
+OUTSIDE = """
+from onceover.heads.losses import Scalar
+
+def scalars(config):
+    return {"scale": Scalar(10.0, True, 1.0, 100.0)}
+
+def shown(scalars):
+    return {"scale": scalars["scale"]}
+
+def loss(images, texts, image_of_text, scalars):
+    cosines = texts @ images.transpose(-1, -2) / texts.norm(dim=-1, keepdim=True)
+    cosines = cosines / images.norm(dim=-1).unsqueeze(-2)
+    own = cosines[..., range(len(image_of_text)), image_of_text]
+    return (scales(scalars) * (1 - own)).mean(-1) + 0 * cosines.sum((-2, -1))
+
+def scales(scalars):
+    return scalars["scale"].unsqueeze(-1)
+"""
+
+
+def test_another_package_adds_a_loss(store, tmp_path, fit_config, changed, outside):
+    outside("onceover.losses", "cosine", OUTSIDE)
+    assert "cosine" in LOSSES.names()
+    config = changed(fit_config, training={"loss": "cosine", "num_epochs": 1})
+    fit(store, tmp_path / "run", config)
+    assert "scale" in load_run(tmp_path / "run").heads.scalars

@@ -15,6 +15,7 @@ from onceover.heads import stacking
 from onceover.heads import sweep as module
 from onceover.heads.checkpoint import load_run
 from onceover.heads.embed import embed
+from onceover.heads.losses import contrastive
 from onceover.heads.noise import another, another_view, draw_noise, noisy
 from onceover.heads.stacking import advance, bytes_of_point
 from onceover.heads.sweep import SweepError, expand, sweep, trial_name
@@ -136,9 +137,9 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
     for epoch in range(3):
         order, noise = (np.random.default_rng(stacking.seed_for(0, name, epoch)) for name in ("order", "noise"))
         for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order, {0: noise}):
-            left, right, temperature = reference(*(side.with_noise([0], 0.0, 0.0) for side in (images, texts)))
+            left, right, scalars = reference(*(side.with_noise([0], 0.0, 0.0) for side in (images, texts)))
             left, right = (torch.nn.functional.normalize(side, dim=-1) for side in (left, right))
-            logits = right @ left.T / temperature
+            logits = right @ left.T / scalars["log_temperature"].exp()
             own = torch.nn.functional.one_hot(owners, len(left)).bool()
             others = logits.masked_fill(own, -torch.inf).logsumexp(0)[owners]
             loss = (torch.logaddexp(logits[own], others) - logits[own]).mean()
@@ -218,12 +219,13 @@ def test_another_view_is_another_one_and_each_comes_up():
 
 
 def test_a_diverged_trial_is_written_down_and_harms_no_other(store, tmp_path, monkeypatch):
-    real = stacking.contrastive_loss
+    real = contrastive.loss
 
-    def poisoned(images, texts, owners, temperature):
-        return real(images, texts, owners, torch.where(temperature > 1, temperature * float("nan"), temperature))
+    def poisoned(images, texts, owners, scalars):
+        hot = scalars["log_temperature"] > 0
+        return real(images, texts, owners, scalars) * torch.where(hot, float("nan"), 1.0)
 
-    monkeypatch.setattr(stacking, "contrastive_loss", poisoned)
+    monkeypatch.setattr(contrastive, "loss", poisoned)
     points = settings("model.learn_temperature=false", grid=["model.temperature=0.05,2,0.1"])
     judge = Judge()
     results = sweep(store, tmp_path / "s", points, judge)

@@ -23,6 +23,7 @@ from onceover.heads import chunks, replacement, stacking, training
 from onceover.heads.checkpoint import RunError, load_run, save_resume
 from onceover.heads.embed import EmbedError, image_embeddings
 from onceover.heads.ensemble import ensemble
+from onceover.heads.losses import contrastive
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import Batches, learning_rate
@@ -106,12 +107,13 @@ def test_trap_an_embedding_without_direction_is_an_error_not_a_division_by_zero(
 
 def test_trap_a_learned_temperature_is_clamped_and_a_fixed_one_stays():
     stacked = torch.tensor([1e-6, 50.0, 0.2]).log().requires_grad_()
-    DualHeads.clamp_temperature(stacked)
+    DualHeads(3, 3, ModelConfig()).clamp_scalars({"log_temperature": stacked})
     torch.testing.assert_close(stacked.detach().exp(), torch.tensor([0.01, 1.0, 0.2]))
     fixed = torch.tensor([1e-6]).log()
-    DualHeads.clamp_temperature(fixed)
+    heads = DualHeads(3, 3, ModelConfig(learn_temperature=False))
+    heads.clamp_scalars({"log_temperature": fixed})
     assert float(fixed.exp()) == pytest.approx(1e-6)
-    assert not DualHeads(3, 3, ModelConfig(learn_temperature=False)).log_temperature.requires_grad
+    assert not heads.log_temperature.requires_grad
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(0, 30), st.integers(2, 5), st.integers(1, 6))
@@ -318,9 +320,9 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit(store, tmp_path, fit_c
 
 def test_a_loss_that_is_not_finite_stops_with_advice(store, tmp_path, fit_config, monkeypatch):
     monkeypatch.setattr(
-        stacking,
-        "contrastive_loss",
-        lambda images, texts, _, temperature: (images.sum((1, 2)) + texts.sum((1, 2))) * temperature * float("nan"),
+        contrastive,
+        "loss",
+        lambda images, texts, _, scalars: (images.sum((1, 2)) + texts.sum((1, 2))) * float("nan"),
     )
     with pytest.raises(TrainingError, match="not finite in epoch 1; lower training.learning_rate"):
         fit(store, tmp_path / "r", fit_config)

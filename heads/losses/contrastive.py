@@ -1,25 +1,53 @@
-"""The contrastive loss of image-text retrieval, with its gradient written out."""
+"""The contrastive loss of CLIP, for images with several captions, with its gradient written out.
+
+Its scalar ``log_temperature`` is the logarithm of the divisor of the cosines.
+"""
+
+import math
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from onceover.configs.schema import ModelConfig
+from onceover.heads.losses import Scalar
+
+MIN_TEMPERATURE = 0.01  # CLIP's own bound: a logit scale of at most 100
+MAX_TEMPERATURE = 1.0
 _NO_LENGTH = 1e-12  # what is shorter has no direction
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, image_of_text: Tensor, temperature: Tensor | float) -> Tensor:
-    """Symmetric cross-entropy over in-batch cosines; captions of one picture are never each other's negatives.
+def scalars(config: ModelConfig) -> dict[str, Scalar]:
+    """The logarithm of the temperature, learned unless ``model.learn_temperature`` is false."""
+    start = float(torch.tensor(config.temperature, device="cpu").log())
+    low = math.log(MIN_TEMPERATURE)
+    high = math.log(MAX_TEMPERATURE)
+    return {"log_temperature": Scalar(start, config.learn_temperature, low, high)}
 
-    With s = cosine(images, texts) / temperature, caption t and its picture i give
-    ``-log(exp s_it / (exp s_it + sum of exp s_iu over captions u of other pictures))`` (picture to text) and
-    ``-log(exp s_it / sum of exp s_jt over pictures j)`` (text to picture); the result is the mean over captions of
-    the two's mean. With one caption a picture it is the loss of CLIP (Radford et al. 2021), as in ConVIRT
+
+def shown(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The temperature."""
+    return {"temperature": scalars["log_temperature"].exp()}
+
+
+def loss(images: Tensor, texts: Tensor, image_of_text: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+    """``contrastive_loss`` at the temperature that the scalars give."""
+    return contrastive_loss(images, texts, image_of_text, scalars["log_temperature"].exp())
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, image_of_text: Tensor, temperature: Tensor | float) -> Tensor:
+    """Symmetric cross-entropy over in-batch cosines; captions of one image are never each other's negatives.
+
+    With s = cosine(images, texts) / temperature, caption t and its image i give
+    ``-log(exp s_it / (exp s_it + sum of exp s_iu over captions u of other images))`` (image to text) and
+    ``-log(exp s_it / sum of exp s_jt over images j)`` (text to image); the result is the mean over captions of
+    the two's mean. With one caption per image it is the loss of CLIP (Radford et al. 2021), as in ConVIRT
     (Zhang et al. 2020).
 
     Args:
-        images: vectors (..., B, D) of any length, each picture once. texts: vectors (..., T, D) of any length. Leading
+        images: vectors (..., B, D) of any length, each image once. texts: vectors (..., T, D) of any length. Leading
             dimensions are those of a stack: losses that have nothing to do with each other.
-        image_of_text: int64 (T,), the row in ``images`` of each caption's picture.
+        image_of_text: int64 (T,), the row in ``images`` of each caption's image.
         temperature: divisor of the cosines, a scalar or (...).
 
     Returns:

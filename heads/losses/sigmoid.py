@@ -1,0 +1,56 @@
+"""The sigmoid loss of SigLIP (Zhai et al. 2023): every pair of an image and a caption is a yes-or-no question.
+
+Its scalars are ``log_temperature``, the logarithm of the divisor of the cosines, and ``bias``, which is added to them
+and begins low, since nearly all pairs of a batch are wrong ones.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onceover.configs.schema import ModelConfig
+from onceover.heads.losses import Scalar
+
+BIAS = -10.0  # as in the paper
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 1.0
+
+
+def scalars(config: ModelConfig) -> dict[str, Scalar]:
+    """The logarithm of the temperature, learned unless ``model.learn_temperature`` is false, and the learned bias."""
+    start = float(torch.tensor(config.temperature, device="cpu").log())
+    low = math.log(MIN_TEMPERATURE)
+    high = math.log(MAX_TEMPERATURE)
+    return {
+        "log_temperature": Scalar(start, config.learn_temperature, low, high),
+        "bias": Scalar(BIAS, True, -math.inf, math.inf),
+    }
+
+
+def shown(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The temperature and the bias."""
+    return {"temperature": scalars["log_temperature"].exp(), "bias": scalars["bias"]}
+
+
+def loss(images: Tensor, texts: Tensor, image_of_text: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+    """The mean over captions of ``-log sigmoid`` of each signed logit, summed over the images of the batch.
+
+    The logit of a caption and an image is their cosine, divided by the temperature, plus the bias; its sign is turned
+    where they do not belong together.
+
+    Args:
+        images: vectors (..., B, D) of any length, each image once. texts: vectors (..., T, D) of any length.
+        image_of_text: int64 (T,), the row in ``images`` of each caption's image.
+        scalars: ``log_temperature`` and ``bias``, each (...).
+
+    Returns:
+        (...).
+    """
+    temperature = scalars["log_temperature"].exp()[..., None, None]
+    cosines = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).transpose(-1, -2)
+    logits = cosines / temperature + scalars["bias"][..., None, None]
+    belongs = image_of_text[:, None] == torch.arange(images.shape[-2], device=images.device)
+    signed = torch.where(belongs, logits, -logits)
+    return -F.logsigmoid(signed).sum(-1).mean(-1)
