@@ -206,7 +206,7 @@ def cli() -> None:
     """Image-text retrieval: encode a dataset once, fit projection heads over and over.
 
     \b
-    extract   pictures and captions -> feature store (once)
+    extract   images and captions -> feature store (once)
     import    features computed elsewhere -> feature store
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings, for the time of a few fits
@@ -248,16 +248,16 @@ def _forgiving_streams() -> None:
     help="Of the encoders' arithmetic; auto: float16 on CUDA, bfloat16 where a processor has it, if a sample bears it.",
 )
 @click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Of the features on the disk.")
-@click.option("--batch-size", type=int, help="Pictures a forward pass. [default: chosen for the device]")
+@click.option("--batch-size", type=int, help="Images a forward pass. [default: chosen for the device]")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N pictures.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
 @click.option("--prune", is_flag=True, help="Drop rows of the store that the dataset has no more.")
-@click.option("--retry-failures", is_flag=True, help="Try again the pictures that the ledger records as failed.")
+@click.option("--retry-failures", is_flag=True, help="Try again the images that the ledger records as failed.")
 @device_option
 @config_options
 def extract(data, store_file, limit, force, prune, retry_failures, device, config_file, overrides, **explicit):
-    """Encode a dataset of captioned pictures once into a feature store.
+    """Encode a dataset of captioned images once into a feature store.
 
     Killed at any moment, it goes on where it stopped when run again; run again on a finished store, it encodes only
     what is new.
@@ -300,15 +300,15 @@ def _say_lines(summary) -> None:
     help="A .csv (image,caption[,split]), or a .parquet file or folder with these columns (or image_path).",
 )
 @click.option("--store", "store_file", required=True, type=FILE, help="The .h5 file to write.")
-@click.option("--image-ids", type=FILE, help="The picture of each row of image features, one name a line.")
+@click.option("--image-ids", type=FILE, help="The image of each row of image features, one name a line.")
 @click.option("--name", metavar="TEXT", help="What to call the encoders. [default: as the image features]")
-@click.option("--data", type=DIRECTORY, help="The pictures' folder, if they are at hand. [default: the table's]")
+@click.option("--data", type=DIRECTORY, help="The images' folder, if they are at hand. [default: the table's]")
 @click.option("--force", is_flag=True, help="Replace a store of other features or captions.")
 def import_(store_file, **given):
     """Make a feature store of features that were computed elsewhere.
 
     Row i of the text features belongs to row i of the caption table. Image features have a row for each different
-    picture, in the order of the table, or for each row of the table, or for each line of --image-ids. Pictures are not
+    image, in the order of the table, or for each row of the table, or for each line of --image-ids. Images are not
     needed; queries cannot be embedded, since the encoder is not there.
     """
     from onceover.extract.importing import import_features
@@ -333,7 +333,7 @@ def import_(store_file, **given):
 @device_option
 @config_options
 def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overrides):
-    """Fit projection heads on a feature store's train pictures.
+    """Fit projection heads on a feature store's train images.
 
     An interrupted fit goes on where it stopped when run again, to the same result. Features that do not fit the memory
     are read in shuffled chunks.
@@ -349,7 +349,7 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
     epochs = [f"{best} of {ran}" for best, ran in zip(provenance["best_epochs"], provenance["epochs"], strict=True)]
     say(
         f"best epoch {', '.join(epochs)}: rsum {selection['rsum']:.1f} on "
-        f"{selection['pictures']:,} pictures ({selection['split']}), {provenance['seconds']:.0f} s"
+        f"{selection['pictures']:,} images ({selection['split']}), {provenance['seconds']:.0f} s"
     )
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
 
@@ -375,7 +375,7 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
 @device_option
 @config_options
 def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, device, config_file, overrides):
-    """Fit a grid of settings together and rank them on the selection pictures.
+    """Fit a grid of settings together and rank them on the validation images.
 
     An interrupted sweep goes on where it stopped when run again; settings that are fitted already are not fitted again.
     """
@@ -422,7 +422,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     help="image.NAME,text.NAME,…: a module, lastN (blocks) or all; and what lies above. Or a preset: image, last, all.",
 )
 @click.option("--re-extract", is_flag=True, help="Encode with the new encoders what changed, and complete the run.")
-@click.option("--no-cache", is_flag=True, help="Pass pictures whole in every epoch, with random crops.")
+@click.option("--no-cache", is_flag=True, help="Pass images whole in every epoch, with random crops.")
 @click.option(
     "--activations", type=DIRECTORY, help="Where activations are cached. [default: activations, beside --out]"
 )
@@ -451,7 +451,7 @@ def finetune(
 
     What lies below the lowest thawed layer is run once and cached on the disk, so that a step costs little more than
     the thawed part's own. An interrupted training goes on where it stopped when run again, to the same result, which
-    is never worse on the selection pictures than the run it started from. Started by torchrun, processes share batches.
+    is never worse on the validation images than the run it started from. Started by torchrun, processes share batches.
     """
     from onceover import workflows
 
@@ -472,7 +472,7 @@ def finetune(
     if made is None:  # another process goes on
         return
     say(
-        f"best epoch {made['best_epoch']} of {made['epochs']}: rsum {made['rsum']:.1f} on the selection pictures, "
+        f"best epoch {made['best_epoch']} of {made['epochs']}: rsum {made['rsum']:.1f} on the validation images, "
         f"{made['start']:.1f} before; {made['seconds']:.0f} s"
     )
     complete = (out / "run.json").exists()
@@ -592,9 +592,9 @@ def ensemble(runs, run_dir, store_file):
 @cli.command()
 @click.option("--run", "run_dir", type=DIRECTORY, help="The run whose encoders and heads are used. [required to build]")
 @click.option("--index", "index_dir", type=DIRECTORY, help="The folder to write. [default: index in the run folder]")
-@click.option("--images", type=DIRECTORY, help="Index this folder's pictures, with those below it.")
+@click.option("--images", type=DIRECTORY, help="Index this folder's images, with those below it.")
 @click.option("--captions", type=FILE, help="Index this file's sentences, one a line.")
-@click.option("--split", help="Index this split of the run's own pictures and captions. [default: everything]")
+@click.option("--split", help="Index this split of the run's own images and captions. [default: everything]")
 @click.option(
     "--type",
     "kind",
@@ -623,9 +623,9 @@ def ensemble(runs, run_dir, store_file):
 @encoder_options[1]
 @device_option
 def index(run_dir, index_dir, images, captions, split, remove, compact, **options):
-    """Index a run's pictures and captions, or anyone's, for fast search.
+    """Index a run's images and captions, or anyone's, for fast search.
 
-    Run again, it takes up what is new, changed or gone; pictures of a folder are encoded once. An item that was
+    Run again, it takes up what is new, changed or gone; images of a folder are encoded once. An item that was
     removed comes back when its folder or file is indexed again and still holds it. Features of what is gone are kept
     for its return, until --prune.
     """
@@ -660,13 +660,13 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
 @cli.command()
 @click.option("--run", "run_dir", type=DIRECTORY, help="A run folder, as fit writes it.")
 @click.option(
-    "--index", "index_dir", type=DIRECTORY, help="An index, as index writes it, in the place of the run's own pictures."
+    "--index", "index_dir", type=DIRECTORY, help="An index, as index writes it, in the place of the run's own images."
 )
-@click.option("--query", help="A sentence (text2image), or the path of any picture (image2text).")
+@click.option("--query", help="A sentence (text2image), or the path of any image (image2text).")
 @click.option("--queries", metavar="FILE", help="Many queries, one a line; - reads stdin.")
 @click.option("--mode", type=click.Choice(["text2image", "image2text"]), default="text2image", show_default=True)
 @click.option(
-    "--with", "other", metavar="OTHER", help="Mix in a picture's path (text2image), or a sentence (image2text)."
+    "--with", "other", metavar="OTHER", help="Mix in an image's path (text2image), or a sentence (image2text)."
 )
 @click.option("--weight", type=click.FloatRange(0, 1), help="The share of --query, beside --with. [default: 0.5]")
 @click.option(
@@ -687,7 +687,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
 @encoder_options[1]
 @device_option
 def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style, as_json, out, **options):
-    """Find pictures by a sentence, or captions by a picture, or either by both together."""
+    """Find images by a sentence, or captions by an image, or either by both together."""
     from onceover import workflows
 
     if (query is None) == (queries is None):
@@ -786,7 +786,7 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
     lines = [query] if many else []
     for hit in hits:
         first = hit.captions[0] if hit.captions else "(no caption)"
-        shown = (hit.path, first) if mode == "text2image" else (first, hit.path or "(no picture)")
+        shown = (hit.path, first) if mode == "text2image" else (first, hit.path or "(no image)")
         again = f"   (and {len(hit.same)} like it: {', '.join(hit.same[:3])})" if hit.same else ""
         lines.append(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
     return "".join(f"{line}\n" for line in lines)
@@ -799,7 +799,7 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")
 @click.option("--out", required=True, type=DIRECTORY, help="The folder for the figures, each as PNG and SVG.")
-@click.option("--split", help="Whose pictures to draw. [default: the one to be reported on]")
+@click.option("--split", help="Whose images to draw. [default: the one to be reported on]")
 @memory_option
 def plot(run_dir, store_file, sweep_dir, out, split, memory):
     """Draw figures from stored files; no model is loaded."""
@@ -830,7 +830,7 @@ def info(path):
 
 @cli.command()
 @click.argument("store_file", type=FILE, metavar="FILE.h5_OR_INDEX")
-@click.option("--sample", type=click.IntRange(min=1), help="Encode N pictures and captions again and compare.")
+@click.option("--sample", type=click.IntRange(min=1), help="Encode N images and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
 @click.option("--data", type=DIRECTORY, help="The dataset's folder, if it has moved. (With --sample.)")
@@ -912,13 +912,13 @@ def demo(out, device):
     say("6/6 plot")
     workflows.plot(figures, run=run_dir)
     multimodal, guess = result["models"]["multimodal"], result["models"]["chance"]
-    for direction, label in (("image_to_text", "picture -> caption"), ("text_to_image", "caption -> picture")):
+    for direction, label in (("image_to_text", "image -> caption"), ("text_to_image", "caption -> image")):
         ratio = multimodal[direction]["R@1"] / guess[direction]["R@1"]
         click.echo(
             f"{label}: R@1 {multimodal[direction]['R@1']:.1f} %, {ratio:.0f} times chance, with untrained encoders"
         )
     done(
-        f"wrote {out}: the store, the run, and the pictures in {figures}",
+        f"wrote {out}: the store, the run, and the images in {figures}",
         command("download", "flickr8k", "--to", "data/flickr8k") + "   (real photographs)",
     )
 

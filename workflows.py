@@ -86,7 +86,7 @@ def extract(
         prune: drop rows that the dataset no longer has.
         retry_failures: try images again that the ledger records as failed.
     """
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
 
     config = config or load_config(DEFAULT_CONFIG).extract
@@ -502,7 +502,7 @@ def _foreign_gallery(
     options: IndexOptions,
 ) -> Gallery:
     """A folder's images or a file's captions, encoded into a feature store of their own and embedded by the heads."""
-    from onceover.extract.datasets import read_captions, read_pictures
+    from onceover.extract.dataset.alone import read_captions, read_images
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
     from onceover.heads.embed import image_embeddings, text_embeddings
@@ -512,7 +512,7 @@ def _foreign_gallery(
 
     if images:
         kind = "image"
-        dataset = read_pictures(images)
+        dataset = read_images(images)
         items = dataset.ids
     else:
         kind = "text"
@@ -678,7 +678,7 @@ def search_many(
 
         check_figure(figure)
     if other is not None and mode == "text2image" and not Path(other).is_file():
-        raise ConfigError(f"--with takes a picture's path beside a sentence; {other!r} is no file")
+        raise ConfigError(f"--with takes an image's path beside a sentence; {other!r} is no file")
     batches = _checked_batches(queries, mode, other)
     first = next(batches, None)  # what is wrong with it is said before an encoder is loaded
     if first is None:

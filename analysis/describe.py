@@ -128,9 +128,9 @@ def _describe_store(store: FeatureStore) -> str:
     lines = [
         f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
         f"  made        {made['created']} from {made['data']} ({made['layout']} layout)",
-        f"  pictures    {len(store.image_ids):,}: "
+        f"  images    {len(store.image_ids):,}: "
         + ", ".join(f"{n:,} {split or 'in no split'}" for split, n in splits.items()),
-        f"  captions    {len(store.captions):,}, {per_picture} a picture; "
+        f"  captions    {len(store.captions):,}, {per_picture} an image; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
     ]
     for kind, features, rows in (("image", image, "pictures"), ("text", text, "different captions")):
@@ -158,7 +158,7 @@ def _describe_store(store: FeatureStore) -> str:
     lines += [f"  thumbnails  {size}", f"  dataset     fingerprint {store.fingerprints['dataset'][:16]}"]
     lines += [f"  note        {note}" for note in made["notes"]]
     lines += [
-        f"  warning     the same picture lies in several splits: {', '.join(group)}"
+        f"  warning     the same image lies in several splits: {', '.join(group)}"
         for group in store.duplicates_across_splits()
     ]
     failures = store.failures
@@ -177,12 +177,12 @@ def _describe_run(folder: Path) -> str:
         f"  encoders    {_text(made['encoders']['image'], 'encoder')}, {_text(made['encoders']['text'], 'encoder')}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
-        f"  fitted on   {_count(made, 'train_pictures'):,} pictures{again} in {made['seconds']:.0f} s "
+        f"  fitted on   {_count(made, 'train_pictures'):,} images{again} in {made['seconds']:.0f} s "
         f"({_text(made, 'device')}, {_count(made, 'threads')} threads, torch {_text(made['versions'], 'torch')})",
         f"  chosen on   {_text(made['selection'], 'split')}, {_count(made['selection'], 'pictures'):,} pictures: "
         f"rsum {made['selection']['rsum']:.1f}"
         + ("" if len(made["members"]) > 1 else f" at epoch {made['best_epochs'][0]:d} of {made['epochs'][0]:d}"),
-        f"  report on   {_text(made['report'], 'split')}, {_count(made['report'], 'pictures'):,} pictures",
+        f"  report on   {_text(made['report'], 'split')}, {_count(made['report'], 'pictures'):,} images",
     ]
     if len(made["members"]) > 1:
         lines.insert(1, f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's")
@@ -195,7 +195,7 @@ def _describe_run(folder: Path) -> str:
             lines.append(
                 f"  {_text(result, 'split'):<11} {own}, {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
                 f"median rank {side['median_rank']:g} "
-                f"({result['n_images']:,} pictures, {result['n_captions']:,} captions)"
+                f"({result['n_images']:,} images, {result['n_captions']:,} captions)"
             )
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Figures that could go into a paper, each as PNG and SVG, drawn from stored files alone.
 
-Colours are two of Okabe and Ito's (blue for pictures, vermilion for captions), told apart by shape as well.
+Colours are two of Okabe and Ito's (blue for images, vermilion for captions), told apart by shape as well.
 """
 
 import csv
@@ -38,7 +38,7 @@ SPLIT_COLOURS = {"train": "#0072B2", "dev": "#E69F00", "test": "#009E73", "": "#
 MAP_PICTURES = 400  # of a split, in t-SNE and PCA; each with one caption
 LINKED_PAIRS = 40
 MATRIX_PICTURES = 40
-QUERY_SIZE = 640  # pixels, the longer side of a query's picture
+QUERY_SIZE = 640  # pixels, the longer side of a query's image
 FORMATS = (".png", ".svg", ".pdf")  # others that Matplotlib has need TeX, or are read by few
 _SUFFIXES = (".png", ".svg")  # of each figure of a folder
 _STYLE = {
@@ -71,7 +71,7 @@ def plot_run(
     Once the split has been evaluated, its models' recalls are drawn, too.
 
     Args:
-        split: whose pictures are drawn; the reported split by default.
+        split: whose images are drawn; the reported split by default.
         step: receives the name of each figure before it is drawn.
 
     Returns:
@@ -161,7 +161,7 @@ def _save(figure: Figure, outputs: Outputs, name: str) -> Path:
 
 
 def draw_map(embeddings: Embeddings, split: str, method: str, seed: int = 0) -> Figure:
-    """Pictures and captions of a split in two dimensions by ``t-SNE`` or ``PCA``; some matched pairs are linked."""
+    """Images and captions of a split in two dimensions by ``t-SNE`` or ``PCA``; some matched pairs are linked."""
     pictures, captions, chosen = _pairs(embeddings, split, MAP_PICTURES, seed)
     points = np.concatenate([embeddings.images[pictures], embeddings.texts[captions]])
     if method == "t-SNE":
@@ -196,7 +196,7 @@ def draw_map(embeddings: Embeddings, split: str, method: str, seed: int = 0) -> 
     axes.set(
         xlabel=labels[0],
         ylabel=labels[1],
-        title=f"{method} of the joint embedding\n{split}: {len(pictures):,} of {chosen:,} pictures, one caption each",
+        title=f"{method} of the joint embedding\n{split}: {len(pictures):,} of {chosen:,} images, one caption each",
     )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, markerscale=1.6, handletextpad=0.4)
     if method == "t-SNE":
@@ -205,7 +205,7 @@ def draw_map(embeddings: Embeddings, split: str, method: str, seed: int = 0) -> 
 
 
 def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure:
-    """Cosine similarities of a sample of pictures with one caption each; the matched pairs lie on the diagonal."""
+    """Cosine similarities of a sample of images with one caption each; the matched pairs lie on the diagonal."""
     pictures, captions, chosen = _pairs(embeddings, split, MATRIX_PICTURES, seed)
     scores = embeddings.images[pictures] @ embeddings.texts[captions].T
     best_row = scores.argmax(1) == np.arange(len(scores))
@@ -218,7 +218,7 @@ def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure
     axes.set(
         xlabel="caption",
         ylabel="picture",
-        title=f"Similarity of {len(pictures):,} of the {chosen:,} pictures of {split}\nto one caption of each; "
+        title=f"Similarity of {len(pictures):,} of the {chosen:,} images of {split}\nto one caption of each; "
         f"circles: the own one scores best ({best_row.sum()})",
     )
     return figure
@@ -234,8 +234,8 @@ def draw_training(folder: Path) -> Figure:
     left.plot(epoch, columns["loss"], color="black", marker=".")
     left.set(xlabel="epoch", ylabel="training loss", title="Loss")
     for direction, colour, label in (
-        ("image_to_text", PICTURE, "picture → caption"),
-        ("text_to_image", CAPTION, "caption → picture"),
+        ("image_to_text", PICTURE, "image → caption"),
+        ("text_to_image", CAPTION, "caption → image"),
     ):
         for k, style in ((1, "-"), (5, "--"), (10, ":")):
             recall = columns[f"{direction}_R@{k}"][measured]
@@ -243,7 +243,7 @@ def draw_training(folder: Path) -> Figure:
     right.set(
         xlabel="epoch",
         ylabel="recall in %",
-        title=f"Recall on {split}, {pictures:,} pictures",
+        title=f"Recall on {split}, {pictures:,} images",
         ylim=(0, None),
     )
     for axes in (left, right):
@@ -331,7 +331,7 @@ def draw_ranks(embeddings: Embeddings, split: str) -> Figure:
     found = rank(embeddings.images[pictures], embeddings.texts[captions], image_index, **biases)
     random = chance(len(pictures), image_index)
     figure = Figure(figsize=(9.2, 4.0), layout="constrained")
-    names = ("Picture → caption", "Caption → picture")
+    names = ("Image → caption", "Caption → image")
     for axes, model, guess, name, colour in zip(
         figure.subplots(1, 2, sharey=True), found, random, names, (PICTURE, CAPTION), strict=True
     ):
@@ -394,7 +394,7 @@ def draw_models(result: dict) -> Figure:
     """
     models = result["models"]
     figure = Figure(figsize=(10.4, 1.4 + 0.34 * len(models)), layout="constrained")
-    names = (("image_to_text", "Picture → caption", PICTURE), ("text_to_image", "Caption → picture", CAPTION))
+    names = (("image_to_text", "Image → caption", PICTURE), ("text_to_image", "Caption → image", CAPTION))
     place = np.arange(len(models))
     for axes, (direction, name, colour) in zip(figure.subplots(1, 2, sharey=True), names, strict=True):
         sides = [summary[direction] for summary in models.values()]
@@ -433,7 +433,7 @@ def _hit_curve(ranks: Ranks, cutoffs: np.ndarray) -> np.ndarray:
 
 
 def draw_features(store: FeatureStore, memory: int) -> Figure:
-    """PCA of the picture and caption features, coloured by split, and the share of variance that components hold.
+    """PCA of the image and caption features, coloured by split, and the share of variance that components hold.
 
     A kind that the store has not is left out.
 
@@ -445,15 +445,15 @@ def draw_features(store: FeatureStore, memory: int) -> Figure:
     """
     from sklearn.decomposition import PCA
 
-    splits = np.array([*store.image_splits, ""])  # the last one: of a caption without a picture
+    splits = np.array([*store.image_splits, ""])  # the last one: of a caption without an image
     split_of_row = {"image": splits[:-1], "text": splits[store.image_index]}
     kinds = [kind for kind in KINDS if store.recipes[kind] and len(split_of_row[kind]) > 1]
     if not kinds:
-        raise PlotError(f"{store.path} has no two pictures or captions with features; there is nothing to draw")
+        raise PlotError(f"{store.path} has no two images or captions with features; there is nothing to draw")
     figure = Figure(figsize=(12.5 * (len(kinds) + 1) / 3, 4.2), layout="constrained")
     *scatters, curve = figure.subplots(1, len(kinds) + 1)
     for axes, kind in zip(scatters, kinds, strict=True):
-        name, colour = {"image": ("picture features", PICTURE), "text": ("caption features", CAPTION)}[kind]
+        name, colour = {"image": ("image features", PICTURE), "text": ("caption features", CAPTION)}[kind]
         stored = store.features(kind)
         most = max(1000, memory // (8 * 4 * stored.shape[-1]))
         rows = np.sort(np.random.default_rng(0).permutation(len(stored))[:most])
@@ -509,22 +509,22 @@ def plot_hits(hits: "list[Hit]", query: "Query", kind: str, out: Path) -> None:
     """Draws the hits of one search to the file ``out``.
 
     Raises:
-        PlotError: no thumbnails to draw, or a suffix that names no picture format.
+        PlotError: no thumbnails to draw, or a suffix that names no image format.
     """
     with matplotlib.rc_context(_STYLE):
         save_figure(draw_hits(hits, query, kind), out)
 
 
 def draw_hits(hits: "list[Hit]", query: "Query", kind: str) -> Figure:
-    """The hits of one search: pictures with their scores (``kind`` image), or captions beside the query's picture.
+    """The hits of one search: images with their scores (``kind`` image), or captions beside the query's image.
 
     Raises:
-        PlotError: pictures are to be drawn and the store has no thumbnails.
+        PlotError: images are to be drawn and the store has no thumbnails.
     """
     if kind == "text":
         return _draw_captions(hits, query)
     if any(hit.thumbnail is None for hit in hits):
-        raise PlotError("the store was made with --no-thumbnails; there are no pictures to draw")
+        raise PlotError("the store was made with --no-thumbnails; there are no images to draw")
     columns = min(5, len(hits))
     rows = -(-len(hits) // columns)
     figure = Figure(figsize=(2.5 * columns, 3.0 * rows + 0.5), layout="constrained")
@@ -586,10 +586,10 @@ def _draw_captions(hits: "list[Hit]", query: "Query") -> Figure:
 
 
 def _pairs(embeddings: Embeddings, split: str, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rows of a seeded sample of a split's pictures that have captions, of one caption of each; how many there were."""
+    """Rows of a seeded sample of a split's images that have captions, of one caption of each; how many there were."""
     pictures, captions, image_index = embeddings.split(split)
     first = np.unique(image_index, return_index=True)[1]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(first))[:most])
     if len(chosen) < 3:
-        raise PlotError(f"the split {split!r} has {len(first)} pictures with captions; too few to draw")
+        raise PlotError(f"the split {split!r} has {len(first)} images with captions; too few to draw")
     return pictures[image_index[first[chosen]]], captions[first[chosen]], len(first)

@@ -26,7 +26,7 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
     """The ``count`` worst queries of each direction on a split: rank and score of the truth, and the first hits.
 
     Ranks are those of ``evaluate`` with the same ``rerank`` (the run's own by default). Without thumbnails in the
-    store, pictures are named, not shown.
+    store, images are named, not shown.
 
     Raises:
         EmbeddingsError: no such split.
@@ -49,7 +49,7 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
         said = f"“{escape(embeddings.captions[captions[query]])}”"
         parts.append(_article(said, places[query], len(pictures), f'<div class="row">{"".join(shown)}</div>'))
     places = to_text.expected_rank()
-    parts.append(f"<h2>Picture → caption: the worst {min(count, len(places))} of {len(places):,} pictures</h2>")
+    parts.append(f"<h2>Image → caption: the worst {min(count, len(places))} of {len(places):,} images</h2>")
     for query in _worst(places, count):
         picture = to_text.group[query]
         scores = texts @ images[picture] + biases.get("text_bias", 0)
@@ -73,8 +73,8 @@ def _heading(embeddings: Embeddings, split: str, count: int, rerank: str | None,
     correction = rerank or embeddings.rerank
     chosen = " The heads were chosen on this split." if split == embeddings.selection_split else ""
     return (
-        f'<p class="note">{n_images:,} pictures, {n_captions:,} captions; correction for hubs: {escape(correction)}. '
-        f"The rank of a query is that of its best correct item. A framed picture is the truth.{chosen}</p>"
+        f'<p class="note">{n_images:,} images, {n_captions:,} captions; correction for hubs: {escape(correction)}. '
+        f"The rank of a query is that of its best correct item. A framed image is the truth.{chosen}</p>"
     )
 
 

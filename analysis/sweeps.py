@@ -16,7 +16,7 @@ from onceover.analysis.plots import CAPTION, PICTURE, PlotError, draw_all, numbe
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import RESULTS
 
-_SIDES = (("i2t_R@1", "picture → caption", PICTURE), ("t2i_R@1", "caption → picture", CAPTION))
+_SIDES = (("i2t_R@1", "image → caption", PICTURE), ("t2i_R@1", "caption → image", CAPTION))
 _COLOURS = "cividis"
 _BESIDE = {
     "textcoords": "offset points",
@@ -171,7 +171,7 @@ def draw_parallel(rows: list[dict], keys: list[str]) -> Figure:
 
 def _measured_on(rows: list[dict]) -> str:
     """What the numbers are of: the split, and the sizes of both galleries."""
-    return f"{rows[0]['split']}: galleries of {rows[0]['pictures']:,.0f} pictures, {rows[0]['captions']:,.0f} captions"
+    return f"{rows[0]['split']}: galleries of {rows[0]['pictures']:,.0f} images, {rows[0]['captions']:,.0f} captions"
 
 
 def _read(path: Path) -> tuple[list[dict], list[str]]:

@@ -1,11 +1,11 @@
-"""What limits recall: how much do more pictures, or more captions of a picture, bring?
+"""What limits recall: how much do more images, or more captions of an image, bring?
 
     python benchmarks/bench_data.py --store STORE.h5 [--out FILE.json] [--figures DIR]
 
-The default heads, fitted on a part of the train pictures with all their captions, in as many more epochs, so that all
-take as many steps; and on all train pictures with some of their captions. Each is drawn anew for each seed. What is
-told is the best epoch's rsum on the selection pictures, which are always the same. A caption that is alone has no other
-one to be varied by. Captions are standardised as all of the part's pictures' captions are.
+The default heads, fitted on a part of the train images with all their captions, in as many more epochs, so that all
+take as many steps; and on all train images with some of their captions. Each is drawn anew for each seed. What is
+told is the best epoch's rsum on the validation images, which are always the same. A caption that is alone has no other
+one to be varied by. Captions are standardised as all of the part's images' captions are.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from bench_fit import ROOT, machine
 
-PARTS = (1 / 4, 1 / 2, 1)  # of the train pictures
-CAPTIONS = (1, 2, 3, 5)  # of each picture, at most
+PARTS = (1 / 4, 1 / 2, 1)  # of the train images
+CAPTIONS = (1, 2, 3, 5)  # of each image, at most
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measured(store, seeds: int) -> Iterator[tuple[str, int, float]]:
-    """(``pictures`` or ``captions``, how many, rsum on the selection pictures) for each fit."""
+    """(``pictures`` or ``captions``, how many, rsum on the validation images) for each fit."""
     from onceover.configs.schema import load_config
 
     roles = store.roles()
@@ -73,7 +73,7 @@ def measured(store, seeds: int) -> Iterator[tuple[str, int, float]]:
 
 
 def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
-    """The rsum that heads reach which see some train pictures, and of their captions some, both rows of the store."""
+    """The rsum that heads reach which see some train images, and of their captions some, both rows of the store."""
     import torch
 
     from onceover.heads.stacking import advance
@@ -81,7 +81,7 @@ def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
 
     data = Data(store, dataclasses.replace(store.roles(), train=pictures), torch.device("cpu"), 2**34)
     point, (chunks, image_index) = data.point(config), data.dealt(config)
-    seen = np.full_like(image_index, -1)  # no picture's, so that no batch has it
+    seen = np.full_like(image_index, -1)  # no image's, so that no batch has it
     seen[captions] = image_index[captions]
     while not point.finished:
         advance([point], chunks, seen, point.until_check)
@@ -90,7 +90,7 @@ def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
 
 
 def _place(image_index: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Each caption's place among those of its picture, in an order drawn at random."""
+    """Each caption's place among those of its image, in an order drawn at random."""
     order = np.lexsort((generator.random(len(image_index)), image_index))
     counts = np.bincount(image_index)
     place = np.empty_like(image_index)
@@ -99,13 +99,13 @@ def _place(image_index: np.ndarray, generator: np.random.Generator) -> np.ndarra
 
 
 def draw(result: dict):
-    """Means and the range over seeds, against the pictures and against the captions of each."""
+    """Means and the range over seeds, against the images and against the captions of each."""
     from matplotlib.figure import Figure
 
     from onceover.analysis.plots import PICTURE
 
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-    labels = {"pictures": "train pictures, with all their captions", "captions": "captions of a picture, at most"}
+    labels = {"pictures": "train images, with all their captions", "captions": "captions of an image, at most"}
     for axes, (what, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
         sizes, rsums = zip(*sorted(result[what].items()), strict=True)
         means = [statistics.mean(each) for each in rsums]
@@ -116,7 +116,7 @@ def draw(result: dict):
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.set(xlabel=label)
-    figure.axes[0].set_ylabel("rsum on the selection pictures")
+    figure.axes[0].set_ylabel("rsum on the validation images")
     figure.suptitle("Means over seeds; bands: from the lowest to the highest", fontsize=11)
     return figure
 

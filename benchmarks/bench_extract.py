@@ -13,7 +13,7 @@ loop             Dataset, DataLoader with a worker a core, batches of 32, torchv
                  padded to 77 tokens, float32
 clip-retrieval   its reader and mapper: batches of 256, workers, tokens one caption at a time padded to 77, normalised,
                  stored as float16
-OpenAI-CLIP      the popular simple implementation: a row is a caption with its picture, which is so encoded once a
+OpenAI-CLIP      the popular simple implementation: a row is a caption with its image, which is so encoded once a
                  caption; batches of 8 without workers; captions padded to the longest of all
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=600, help="that the slow loops encode; extract takes all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=1, help="within a process, of each round")
-    parser.add_argument("--size", default="500x375", help="of the larger pictures, made of the dataset's")
+    parser.add_argument("--size", default="500x375", help="of the larger images, made of the dataset's")
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cpu")
@@ -100,7 +100,7 @@ def extract(options) -> dict:
     """The command's own rates; sealing and loading are in ``seconds``, of the whole extraction."""
     from onceover import cli  # sets what torch reads when it starts
     from onceover.configs.schema import ExtractConfig
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as run
 
     assert cli
@@ -122,8 +122,8 @@ def limit(options) -> dict:
 
     from onceover import cli
     from onceover.base.threads import in_order, in_processes
-    from onceover.extract.datasets import read_dataset
     from onceover.extract.encoders import ImageEncoder, TextEncoder, by_length
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pictures import decode
     from onceover.extract.pipeline import BATCH_SIZE, CAPTIONS_PER_PICTURE, ON_A_GPU, PIECE, SAMPLE, SHARD_ROWS
 
@@ -197,10 +197,10 @@ def limit(options) -> dict:
     return {
         "pictures/s": 1 / each_picture,
         "captions/s": len(dataset.captions) / len(captions) / each_caption,
-        "pictures decoded/s": 1 / decoding,
+        "images decoded/s": 1 / decoding,
         "captions tokenised/s": len(captions) / tokenising,
-        "ms to decode a picture": 1000 * decoding,
-        "ms to encode a picture": 1000 * encoding,
+        "ms to decode an image": 1000 * decoding,
+        "ms to encode an image": 1000 * encoding,
         **shares,
     }
 
@@ -244,7 +244,7 @@ def products(device, dtype: str) -> float:
 
 
 def loop(options) -> dict:
-    """What one writes in an hour: pictures and captions apart, each once, in batches of 32."""
+    """What one writes in an hour: images and captions apart, each once, in batches of 32."""
     import torch
 
     paths, captions, image_model, transforms, text_model, tokenizer = plain_models(options)
@@ -264,7 +264,7 @@ def loop(options) -> dict:
 
 
 def clip_retrieval(options) -> dict:
-    """Reader and mapper as its ``inference`` runs them on a folder, pictures and captions apart."""
+    """Reader and mapper as its ``inference`` runs them on a folder, images and captions apart."""
     import torch
 
     paths, captions, image_model, transforms, text_model, tokenizer = plain_models(options)
@@ -284,10 +284,10 @@ def clip_retrieval(options) -> dict:
 
 
 def simple_clip(options) -> dict:
-    """Rows of one caption and its picture: pictures a second are different ones, five rows each in Flickr8k."""
+    """Rows of one caption and its picture: images a second are different ones, five rows each in Flickr8k."""
     import torch
 
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
 
     dataset = read_dataset(options.data).first(options.captions // 5)
     _, _, image_model, transforms, text_model, tokenizer = plain_models(options)
@@ -319,7 +319,7 @@ CONTESTANTS = {
 
 
 class Pictures:
-    """Picture files for a DataLoader."""
+    """Image files for a DataLoader."""
 
     def __init__(self, paths, transforms):
         self.paths, self.transforms = paths, transforms
@@ -348,7 +348,7 @@ class Captions:
 
 
 class Rows(Pictures):
-    """Captions with their pictures, a row each."""
+    """Captions with their images, a row each."""
 
     def __init__(self, paths, transforms, encoded):
         super().__init__(paths, transforms)
@@ -367,8 +367,8 @@ def plain_models(options):
     from torchvision import models
     from transformers import DistilBertConfig, DistilBertModel
 
-    from onceover.extract.datasets import read_dataset
     from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.layouts import read_dataset
 
     dataset = read_dataset(options.data).first(options.pictures)
     tokenizer = _dataset_tokenizer(dataset.captions)
@@ -403,10 +403,10 @@ def half(features):
 
 
 def enlarged(options, folder: Path) -> Path:
-    """The dataset with pictures of another size, as JPEG of quality 90."""
+    """The dataset with images of another size, as JPEG of quality 90."""
     import csv
 
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
 
     dataset = read_dataset(options.data).first(options.pictures)
     with ProcessPoolExecutor() as pool:
@@ -421,7 +421,7 @@ def enlarged(options, folder: Path) -> Path:
 
 
 def enlarge(root: Path, folder: Path, path: str, size: tuple[int, int]) -> None:
-    """One picture of another size."""
+    """One image of another size."""
     from PIL import Image
 
     target = folder / path

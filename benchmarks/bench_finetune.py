@@ -6,7 +6,7 @@ MobileNetV2 (1.0, 224 pixels) and a BERT of MiniLM's size, with random weights, 
 what thaws is the default: three blocks and the last convolution, and two blocks. In each round the same batch is
 trained on (loading, heads, loss, backward, clipping and AdamW included), and its bare arithmetic is run: the thawed
 modules alone, forward and backward, on tensors that are ready. Memory is what a process of its own takes at most for
-two steps, AdamW's averages included, at an effective batch of 512 pictures and 2,560 captions.
+two steps, AdamW's averages included, at an effective batch of 512 images and 2,560 captions.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHOSEN = {"image": ["last3"], "text": ["last2"]}
 EACH, WORDS = 5, 2000
 LENGTHS = 11.8, 3.9  # of Flickr8k's captions, in words: mean and deviation
-PARTS = 64  # pictures that memory holds at a time with gradient caching
+PARTS = 64  # images that memory holds at a time with gradient caching
 
 
 def main() -> None:
@@ -61,14 +61,14 @@ def main() -> None:
 
 
 def prepare(folder: Path, pictures: int) -> None:
-    """Encoders, data, store, run and cached activations in ``folder``, with so many pictures to train on."""
+    """Encoders, data, store, run and cached activations in ``folder``, with so many images to train on."""
     import torch
     from PIL import Image
     from transformers import BertConfig, BertModel, MobileNetV2Config, MobileNetV2ImageProcessor, MobileNetV2Model
 
     from onceover.configs.schema import Config, ExtractConfig, TrainingConfig
-    from onceover.extract.datasets import read_dataset
     from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract
     from onceover.extract.store import FeatureStore
     from onceover.heads.training import fit

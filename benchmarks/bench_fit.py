@@ -2,13 +2,13 @@
 
     python benchmarks/bench_fit.py [--out FILE.json]
 
-Made-up features of Flickr8k's size and of ResNet50's and DistilBERT's dimensions (6,000 train pictures, two views, five
+Made-up features of Flickr8k's size and of ResNet50's and DistilBERT's dimensions (6,000 train images, two views, five
 captions each), so noisy that recall rises until the last epoch, as it does on photographs; default heads and settings,
-in one process. In each round: a fit as far as its heads, chosen and fitted again with the selection pictures; the whole
+in one process. In each round: a fit as far as its heads, chosen and fitted again with the validation images; the whole
 ``fit``, embeddings of everything and biases included; and, before and after, the products of its steps alone, on
 tensors that are ready: two projections, the similarities, and the four products of their way back. Then, with random
-weights, measured steps of the "simple CLIP" way: each row a caption with its picture, both encoders passed forward and
-back; and, more kindly, both encoders frozen, in evaluation mode, each picture passed once an epoch. Both are
+weights, measured steps of the "simple CLIP" way: each row a caption with its image, both encoders passed forward and
+back; and, more kindly, both encoders frozen, in evaluation mode, each image passed once an epoch. Both are
 extrapolated to all epochs.
 """
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_store(folder: Path) -> None:
-    """Features of which each is a noisy image of a noisy copy of its picture's vector, imported."""
+    """Features of which each is a noisy image of a noisy copy of its image's vector, imported."""
     from onceover.extract.importing import import_features
 
     generator = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def make_store(folder: Path) -> None:
         file.write("image,caption,split\n")
         for number in range(len(latent)):
             split = "train" if number < TRAIN else "dev"
-            file.writelines(f"{number:05d}.jpg,picture {number} said {each},{split}\n" for each in range(EACH))
+            file.writelines(f"{number:05d}.jpg,image {number} said {each},{split}\n" for each in range(EACH))
     import_features(folder / "images.npy", folder / "texts.npy", folder / "captions.csv", folder / "store.h5")
 
 
@@ -113,7 +113,7 @@ def one_round(store, run: Path, config) -> dict[str, float]:
 def seconds_a_step(
     config, pictures: float, stacked: int = 1, dims: tuple[int, int] = DIMS, seconds: float = 3.0
 ) -> float:
-    """Seconds that the products of a step over so many pictures take, for ``stacked`` pairs of heads: the mean.
+    """Seconds that the products of a step over so many images take, for ``stacked`` pairs of heads: the mean.
 
     A mean, since what it is compared with is the sum of many steps, with whatever held them up.
     """
@@ -139,7 +139,7 @@ def seconds_a_step(
 
 
 def simple_epoch() -> dict[str, float]:
-    """Seconds of an epoch over the train pictures and captions, trained end to end, and with frozen encoders."""
+    """Seconds of an epoch over the train images and captions, trained end to end, and with frozen encoders."""
     import torch
     import torchvision
     from transformers import DistilBertConfig, DistilBertModel

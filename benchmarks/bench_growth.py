@@ -2,7 +2,7 @@
 
     python benchmarks/bench_growth.py [--out FILE.json]
 
-A drawn dataset, and 4 and 16 times as many pictures, five captions each, are extracted with the smallest ShuffleNet and
+A drawn dataset, and 4 and 16 times as many images, five captions each, are extracted with the smallest ShuffleNet and
 a BERT of four narrow layers, untrained, so that encoding does not hide what grows with the dataset. Each size runs in
 a process of its own, in several rounds; the medians of the milliseconds a record and of the peak memory are reported,
 as a ratio to the smallest size.
@@ -65,8 +65,8 @@ def small_bert(drawn: Path, folder: Path) -> None:
     """A text encoder that takes little time, random, with a vocabulary of the drawn captions."""
     from transformers import BertConfig, BertModel
 
-    from onceover.extract.datasets import read_dataset
     from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.layouts import read_dataset
 
     tokenizer = _dataset_tokenizer(read_dataset(drawn).captions)
     sizes = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768}
@@ -78,7 +78,7 @@ def multiply(drawn: Path, folder: Path, times: int) -> None:
     """The drawn dataset several times over: files of their own, and captions that differ."""
     import csv
 
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
 
     dataset = read_dataset(drawn)
     folder.mkdir()
@@ -94,10 +94,10 @@ def multiply(drawn: Path, folder: Path, times: int) -> None:
 
 
 def extract(data: Path) -> dict:
-    """One extraction: milliseconds a picture and a caption while encoding, a record in all, and peak memory."""
+    """One extraction: milliseconds an image and a caption while encoding, a record in all, and peak memory."""
     from onceover import cli
     from onceover.configs.schema import ExtractConfig
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as run
 
     assert cli
@@ -112,7 +112,7 @@ def extract(data: Path) -> dict:
     status = Path("/proc/self/status").read_text().splitlines()
     encoding = sum(speed.seconds for speed in summary.speed.values())
     return {
-        "ms a picture": 1000 * summary.speed["image"].seconds / summary.speed["image"].rows,
+        "ms an image": 1000 * summary.speed["image"].seconds / summary.speed["image"].rows,
         "ms a different caption": 1000 * summary.speed["text"].seconds / summary.speed["text"].rows,
         "ms a record beside encoding": 1000 * (summary.seconds - encoding) / (summary.images + summary.captions),
         "peak MiB": next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024,

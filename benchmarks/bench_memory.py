@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 
 VIEWS, IMAGE_DIM, TEXT_DIM, EACH, LATENT = 2, 2048, 768, 5, 128
-HELD_OUT = 1000  # pictures of dev, and of test
+HELD_OUT = 1000  # images of dev, and of test
 BLOCK = 1000
 LIMIT = 2 * 2**30
 
@@ -88,7 +88,7 @@ def make(options, store: Path) -> None:
         file.write("image,caption,split\n")
         for picture in range(pictures):
             split = "dev" if picture < HELD_OUT else "test" if picture < 2 * HELD_OUT else "train"
-            file.writelines(f"{picture:07d}.jpg,picture {picture} said {number},{split}\n" for number in range(EACH))
+            file.writelines(f"{picture:07d}.jpg,image {picture} said {number},{split}\n" for number in range(EACH))
     files[1].unlink()
     command = ["import", "--image-features", files[0], "--text-features", options.folder / "captions.npy"]
     command += ["--captions", options.folder / "captions.csv", "--store", store, "--force"]

@@ -5,7 +5,7 @@
 Side by side in one process, medians of several rounds: the bare float32 similarity matrix; that and a count without
 sorting (how many scores of each row, and of each column, exceed the correct one's); ``retrieval.metrics.rank``, which
 gives exact ranks of both directions; and ``report`` without and with 1,000 bootstrap draws. With ``--flickr30k``, time
-and memory of ``rank`` on made-up embeddings of that dataset's size (31,014 pictures, 155,070 captions, 512 dimensions).
+and memory of ``rank`` on made-up embeddings of that dataset's size (31,014 images, 155,070 captions, 512 dimensions).
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--flickr30k", action="store_true")
-    parser.add_argument("--noise", type=float, default=8.0, help="of made-up captions, beside their picture's length 1")
+    parser.add_argument("--noise", type=float, default=8.0, help="of made-up captions, beside their image's length 1")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = {"machine": machine(), **costs(options)}

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_search.py --run RUN [--rows 1000000] [--peer PYTHON] [--out FILE.json]
 
-The vectors are a run's picture embeddings, drawn with replacement and jittered (independent noise would have no
+The vectors are a run's image embeddings, drawn with replacement and jittered (independent noise would have no
 structure to index), the queries are captions that the heads did not train on, so of the other modality. Every type
 is built by ``retrieval.index.update``, as the command line does, in a process of its own, and searched in another
 one. ``--peer`` names a Python that has autofaiss installed (its numpy is an older one); it gets the same vectors,

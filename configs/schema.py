@@ -55,7 +55,7 @@ def _check_finite(settings, section: str, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Stage 1: which encoders, and what is cached of each picture and caption."""
+    """Stage 1: which encoders, and what is cached of each image and caption."""
 
     image_encoder: str = "torchvision:resnet50@IMAGENET1K_V1"
     text_encoder: str = "hf:distilbert-base-uncased"
@@ -63,10 +63,10 @@ class ExtractConfig:
     text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
     text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
     max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
-    views: int = 4  # 1: the plain picture; 2: and its mirror image; 3, 4: both uncropped; 5 to 12: corners
+    views: int = 4  # 1: the plain image; 2: and its mirror image; 3, 4: both uncropped; 5 to 12: corners
     dtype: str = "float32"  # of the encoders' arithmetic; auto: half precision where it is native and a sample bears it
     store_dtype: str = "float32"  # of the features on the disk
-    batch_size: int | None = None  # pictures a forward pass; null: chosen for the device
+    batch_size: int | None = None  # images a forward pass; null: chosen for the device
     thumbnails: bool = True
     seed: int = 0  # of @random encoders and of a split made for want of a published one
 
@@ -98,7 +98,7 @@ class ModelConfig:
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
     dropout: float = 0.3  # of the standardised features, in steps of 1/256
-    variation: float = 1.0  # of what tells two views, or two captions, of another picture apart, added to each
+    variation: float = 1.0  # of what tells two views, or two captions, of another image apart, added to each
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
     rerank: str = "none"  # qbnorm: searches are corrected for hubs with a bank of training queries
@@ -128,22 +128,22 @@ class TrainingConfig:
     members: int = 1
     cca: bool = False  # one member more: a regularised CCA, in closed form
     num_epochs: int = 30  # an epoch passes every caption once
-    batch_size: int = 256  # pictures a step
-    captions_per_image: int = 5  # at most, drawn of each picture of a batch
+    batch_size: int = 256  # images a step
+    captions_per_image: int = 5  # at most, drawn of each image of a batch
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
     check_every: int = 3  # epochs from one look at the selection split to the next; the last epoch is always looked at
     patience: int = 10  # epochs without a better rsum, as far as was looked, before the fit stops; 0: never
-    refit: bool = True  # the selection pictures choose, then the heads are fitted anew with them among the train ones
-    shuffle_pairs: bool = False  # a control: train pictures swap their captions, which leaves nothing to learn
+    refit: bool = True  # the validation images choose, then the heads are fitted anew with them among the train ones
+    shuffle_pairs: bool = False  # a control: train images swap their captions, which leaves nothing to learn
     dtype: str = "float32"  # of what the heads' products multiply; auto: bfloat16, or a card's TF32, where it is native
     seed: int = 0
 
     def __post_init__(self):
         for key in ("members", "num_epochs", "captions_per_image", "check_every"):
             _check(getattr(self, key) >= 1, f"training.{key} is {getattr(self, key)}; it must be at least 1")
-        _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 pictures")
+        _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 images")
         _check(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be above 0")
         _check(self.weight_decay >= 0, f"training.weight_decay is {self.weight_decay}; it cannot be negative")
         _check(0 <= self.warmup <= 1, f"training.warmup is {self.warmup}; it is a share, 0 to 1")
@@ -166,9 +166,9 @@ class FinetuneConfig:
     """The optional third stage: how thawed layers of the encoders and the heads are trained on together."""
 
     num_epochs: int = 8  # an epoch passes every caption once
-    batch_size: int = 256  # pictures a step
-    captions_per_image: int = 5  # at most, drawn of each picture of a batch
-    micro_batch: int = 256  # pictures that memory has to hold activations of; below batch_size: gradient caching
+    batch_size: int = 256  # images a step
+    captions_per_image: int = 5  # at most, drawn of each image of a batch
+    micro_batch: int = 256  # images that memory has to hold activations of; below batch_size: gradient caching
     learning_rate: float = 3e-4  # of the encoders' top layers
     layer_decay: float = 0.8  # factor on the learning rate from one layer to the one below
     heads_factor: float = 3.0  # on the learning rate, for the heads
@@ -184,7 +184,7 @@ class FinetuneConfig:
     def __post_init__(self):
         for key in ("num_epochs", "captions_per_image", "micro_batch"):
             _check(getattr(self, key) >= 1, f"finetune.{key} is {getattr(self, key)}; it must be at least 1")
-        _check(self.batch_size >= 2, f"finetune.batch_size is {self.batch_size}; a contrast needs at least 2 pictures")
+        _check(self.batch_size >= 2, f"finetune.batch_size is {self.batch_size}; a contrast needs at least 2 images")
         for key in ("learning_rate", "heads_factor"):
             _check(getattr(self, key) > 0, f"finetune.{key} is {getattr(self, key)}; it must be above 0")
         _check(0 < self.layer_decay <= 1, f"finetune.layer_decay is {self.layer_decay}; it must lie above 0, up to 1")

@@ -138,7 +138,7 @@ def files_of(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(picture, caption, split) from a Parquet file with the columns image or image_path, caption, and perhaps split.
+    """(image, caption, split) from a Parquet file with the columns image or image_path, caption, and perhaps split.
 
     Raises:
         ArrayError: unreadable, or without these columns.

@@ -1,4 +1,4 @@
-"""Frozen encoders: what turns pictures and captions into features. The only importer of torchvision and transformers.
+"""Frozen encoders: what turns images and captions into features. The only importer of torchvision and transformers.
 
 An encoder is always in eval mode: BatchNorm uses its stored statistics and dropout is inert, so a feature does not
 depend on what else is in its batch beyond the last bits of the arithmetic. Gradients are off, and modules are fused to
@@ -124,9 +124,9 @@ class Preprocessing:
 
     Attributes:
         views: what they show (``pictures.VIEWS``).
-        short_side: pixels that a picture's shorter side must have for nothing to be lost (``pictures.decode``), or
+        short_side: pixels that an image's shorter side must have for nothing to be lost (``pictures.decode``), or
             None where the preprocessing does not say.
-        preprocess: an RGB picture -> uint8 (3, H, W); where the two steps cannot be told apart, float32 and scaled.
+        preprocess: an RGB image -> uint8 (3, H, W); where the two steps cannot be told apart, float32 and scaled.
     """
 
     def __init__(self, steps: "_Steps", views: int):
@@ -144,11 +144,11 @@ class Preprocessing:
         self.preprocess, self._levels = steps.whole, None
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """The P different parts of an RGB picture that its views show: (P, 3, H, W) of ``preprocess``."""
+        """The P different parts of an RGB image that its views show: (P, 3, H, W) of ``preprocess``."""
         return torch.stack([self.preprocess(self._part(picture, part)) for part in self._parts])
 
     def _part(self, picture: Image.Image, part: str | tuple | None) -> Image.Image:
-        """What of a picture goes into the preprocessing for a view to show ``part`` (``pictures.VIEWS``)."""
+        """What of an image goes into the preprocessing for a view to show ``part`` (``pictures.VIEWS``)."""
         if part == pictures.WHOLE:
             return pictures.inset(picture, self._resized, self._cropped)
         return pictures.crop(picture, part)
@@ -259,7 +259,7 @@ class ImageEncoder:
         return torch.stack(views, dim=1).float().to(self._stored)
 
     def outputs(self, pixels: Tensor) -> list[Tensor | None]:
-        """A pass over pictures (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.
+        """A pass over images (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.
 
         ``pixels``: a view of 8-bit pixels, or scaled already. None in the place of a layer without a part in the pass.
         """
@@ -428,7 +428,7 @@ class TextEncoder:
 class _Steps(NamedTuple):
     """The preprocessing of weights as their library has it.
 
-    ``whole``: an RGB picture -> float32 (3, H, W). ``pixels``: its steps up to uint8 (3, H, W). ``levels``: the steps
+    ``whole``: an RGB image -> float32 (3, H, W). ``pixels``: its steps up to uint8 (3, H, W). ``levels``: the steps
     after, for uint8 (3, 1, L). ``resized`` and ``cropped``: pixels of the shorter side, 0 where that is not done.
     """
 
@@ -488,7 +488,7 @@ def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def _views(count: int, cropped: bool) -> list[tuple]:
-    """The first views, without those of the whole picture where the preprocessing crops nothing."""
+    """The first views, without those of the whole image where the preprocessing crops nothing."""
     return [view for view in pictures.VIEWS[:count] if cropped or view[0] != pictures.WHOLE]
 
 

@@ -18,7 +18,8 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, only_writer
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.arrays import Array, files_of, open_array, parquet_rows
-from onceover.extract.datasets import Dataset, captioned, csv_rows, read_ids
+from onceover.extract.dataset import Dataset
+from onceover.extract.dataset.table import captioned, csv_rows, read_ids
 from onceover.extract.pipeline import Say, Summary, summary_of
 from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
 
@@ -35,15 +36,15 @@ class Features:
     """The rows of an array that are for the store, as what ``seal`` copies them from.
 
     Attributes:
-        row: the shape of a row: (V, D) of a picture, (D,) of a caption.
-        sha256: of the rows' bytes; contents: of each picture's row, by its name; zeros: rows that are zeros alone.
+        row: the shape of a row: (V, D) of an image, (D,) of a caption.
+        sha256: of the rows' bytes; contents: of each image's row, by its name; zeros: rows that are zeros alone.
     """
 
     def __init__(self, kind: str, array: Array, chosen: np.ndarray, owners: list[str] | None = None):
-        """Reads everything once. ``chosen``: rows, ascending. ``owners``: the picture of each row of the array.
+        """Reads everything once. ``chosen``: rows, ascending. ``owners``: the image of each row of the array.
 
         Raises:
-            ArrayError: numbers that are not finite. ImportingError: rows of one picture that differ.
+            ArrayError: numbers that are not finite. ImportingError: rows of one image that differ.
         """
         self.kind, self.array = kind, array
         self.row = (1, *array.shape[1:]) if kind == "image" and len(array.shape) == 2 else array.shape[1:]
@@ -61,7 +62,7 @@ class Features:
         self.sha256 = state.hexdigest()
 
     def _add_contents(self, owners: list[str], block: np.ndarray) -> None:
-        """Notes each picture's content; its other rows may differ by the rounding of an encoder's batches.
+        """Notes each image's content; its other rows may differ by the rounding of an encoder's batches.
 
         They are compared by a few random projections, so that no row has to be kept.
         """
@@ -74,7 +75,7 @@ class Features:
             self.contents.setdefault(name, hashlib.sha256(values).hexdigest())
             if np.abs(self._sketches.setdefault(name, sketch) - sketch).max() > _SAME * norm:
                 raise ImportingError(
-                    f"{self.array.source}: rows of the picture {name} differ; give one row for each different picture"
+                    f"{self.array.source}: rows of the image {name} differ; give one row for each different image"
                 )
 
     def copy(self, keys: list[str], group: h5py.Group) -> None:
@@ -103,14 +104,14 @@ def import_features(
 ) -> Summary:
     """Writes the store ``path``. Row i of the text features belongs to row i of the caption table.
 
-    The image features have a row for each different picture of the table, in the order of their first appearance, or
+    The image features have a row for each different image of the table, in the order of their first appearance, or
     one for each row of the table, or one for each line of ``image_ids``.
 
     Args:
         name: what to call the unknown encoders; as the file or folder of image features by default.
-        data: where the pictures' names lead from; the table's folder by default. No picture is looked for.
+        data: where the images' names lead from; the table's folder by default. No image is looked for.
         seed: of the split, where the table has none.
-        force: replace a store of other features, pictures or captions.
+        force: replace a store of other features, images or captions.
 
     Raises:
         ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together.
@@ -128,11 +129,11 @@ def import_features(
     owners = _owners(image_array, [row[0].strip() for row in rows], captions, ids, image_ids)
     dataset, of_captions = captioned(rows, captions, data or captions.absolute().parent, ids, seed)
     first = dict(zip(reversed(owners), reversed(range(len(owners))), strict=True))
-    say(f"importing features of {len(dataset.ids):,} pictures and {len(dataset.captions):,} captions")
+    say(f"importing features of {len(dataset.ids):,} images and {len(dataset.captions):,} captions")
     images = Features("image", image_array, np.array([first[name] for name in dataset.ids]), owners)
     texts = Features("text", text_array, of_captions)
     if images.zeros or texts.zeros:
-        zeros = f"features that are zeros alone: {images.zeros:,} pictures, {texts.zeros:,} captions"
+        zeros = f"features that are zeros alone: {images.zeros:,} images, {texts.zeros:,} captions"
         dataset.notes.append(f"{zeros}; evaluate refuses a split with such, since they have no direction")
     for note in dataset.notes:
         say(note)
@@ -157,7 +158,7 @@ def _check_views(images: Array) -> None:
 
 
 def read_rows(captions: Path) -> list[tuple[str, str, str]]:
-    """(picture, caption, split) of each row of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
+    """(image, caption, split) of each row of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
 
     Raises:
         ArrayError, DatasetError: not there, not readable, or without the columns.
@@ -167,7 +168,7 @@ def read_rows(captions: Path) -> list[tuple[str, str, str]]:
 
 
 def _owners(images: Array, names: list[str], table: Path, ids: list[str] | None, image_ids: Path | None) -> list[str]:
-    """The name of the picture of each row of image features."""
+    """The name of the image of each row of image features."""
     if ids is not None:
         if len(ids) != len(images):
             raise ImportingError(f"{images.source} has {len(images):,} rows, and {image_ids} has {len(ids):,} ids")
@@ -178,7 +179,7 @@ def _owners(images: Array, names: list[str], table: Path, ids: list[str] | None,
             return owners
     raise ImportingError(
         f"{images.source} has {len(images):,} rows, and {table} has {len(names):,} rows with {len(different):,} "
-        "different pictures; give a row for each of these or those, or say which pictures they are with --image-ids"
+        "different images; give a row for each of these or those, or say which images they are with --image-ids"
     )
 
 

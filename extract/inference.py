@@ -63,7 +63,7 @@ def fast_dtype(device: torch.device) -> str | None:
 def relative_error(features: np.ndarray, reference: np.ndarray, spread: np.ndarray | None = None) -> float:
     """Root-mean-square difference of two (N, ...) arrays, in units of the spread of the features over the N records.
 
-    A cosine says little, since features of different pictures can agree to 0.998. The spread is that of ``reference``
+    A cosine says little, since features of different images can agree to 0.998. The spread is that of ``reference``
     unless a larger sample (N', ...) of such features is given. A single record has no spread: infinite.
     """
     if len(reference if spread is None else spread) < 2:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+MAX_ID = 300  # characters of a name in the ledger
+
 
 class Failure(NamedTuple):
     """A row that was left out: its id, the stage at which it failed, and why. Failures go into the store's ledger.

@@ -1,4 +1,4 @@
-"""Bytes of a picture file -> one upright RGB picture, its views, and its thumbnail. Pillow only, no torch."""
+"""Bytes of an image file -> one upright RGB image, its views, and its thumbnail. Pillow only, no torch."""
 
 import contextlib
 import hashlib
@@ -22,14 +22,14 @@ MAX_BYTES = 2**29  # of a file; an uncompressed image of ``MAX_PIXELS`` takes as
 LARGE_PIXELS = 24_000_000  # images of more are decoded one at a time
 #: what Pillow decodes itself and by a signature; others start programs (EPS) or take nearly any bytes for theirs (TGA)
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM")
-MAX_ASPECT = 16  # longer pictures are cut to it about their centre: scaling the short side up would fill the memory
+MAX_ASPECT = 16  # longer images are cut to it about their centre: scaling the short side up would fill the memory
 REDUCED = 2  # times the pixels that are needed, what a JPEG decoded at a fraction of its size must have
 THUMBNAIL_SIZE = 160  # pixels, the longer side
 CROP_SHARE = 7 / 8  # of each side, what a corner view shows
 
 _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # left or right, top or bottom
 WHOLE = "whole"  # a view that shows what an encoder's own centre crop cuts off
-#: (what it shows, mirrored) for each view; None: the picture as the encoder's preprocessing takes it. They and the
+#: (what it shows, mirrored) for each view; None: the image as the encoder's preprocessing takes it. They and the
 #: corners are the ten of Krizhevsky et al. 2012.
 VIEWS = (
     (None, False),
@@ -42,17 +42,17 @@ VIEWS = (
 
 
 class PictureError(OnceoverError):
-    """Bytes that are not a usable picture."""
+    """Bytes that are not a usable image."""
 
 
 def needed(short_side: int, views: tuple) -> int:
-    """Pixels that the shorter side of a picture has to have where its views are resized to ``short_side``."""
+    """Pixels that the shorter side of an image has to have where its views are resized to ``short_side``."""
     corners = any(part not in (None, WHOLE) for part, _ in views)
     return math.ceil(short_side / CROP_SHARE) if corners else short_side
 
 
 def decode(data: bytes, short_side: int | None = None) -> Image.Image:
-    """The picture in ``data``, upright (EXIF), as 8-bit RGB; transparency is laid on white, 16 bits are scaled to 8.
+    """The image in ``data``, upright (EXIF), as 8-bit RGB; transparency is laid on white, 16 bits are scaled to 8.
 
     So are numbers of up to 65,535 and, where they are floats, of up to 1.
 
@@ -64,7 +64,7 @@ def decode(data: bytes, short_side: int | None = None) -> Image.Image:
     the two bytes that end a JPEG.
 
     Raises:
-        PictureError: empty, truncated, no picture at all, or larger than ``MAX_PIXELS``; a fault of the bytes.
+        PictureError: empty, truncated, no image at all, or larger than ``MAX_PIXELS``; a fault of the bytes.
         MemoryError: no room for it now.
     """
     if not data:
@@ -79,10 +79,10 @@ def decode(data: bytes, short_side: int | None = None) -> Image.Image:
 
 
 def read_picture(path: str | Path, short_side: int | None = None) -> Image.Image:
-    """The picture in the file ``path``, as ``decode`` gives it.
+    """The image in the file ``path``, as ``decode`` gives it.
 
     Raises:
-        PictureError: no such file, a folder, a special file, or no usable picture; the path is named.
+        PictureError: no such file, a folder, a special file, or no usable image; the path is named.
         MemoryError: no room for it now.
     """
     try:
@@ -155,7 +155,7 @@ def _decoded(data: bytes, short_side: int | None) -> Image.Image:
     except Image.DecompressionBombError as error:  # raised while the header is read, at the same bound
         raise PictureError(f"more than {MAX_PIXELS:,} pixels; that many are not decoded") from error
     except Image.UnidentifiedImageError as error:
-        raise PictureError("not a picture in a known format") from error
+        raise PictureError("not an image in a known format") from error
     except Exception as error:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error …
         if "out of memory" in str(error):  # a decoder's own code for it
             raise MemoryError(str(error)) from error
@@ -320,7 +320,7 @@ def inset(image: Image.Image, resized: int, shown: int) -> Image.Image:
     """All of ``image``, squashed to a square, as what remains of a larger one when its centre is cut out.
 
     A preprocessing that makes the shorter side ``resized`` pixels and cuts ``shown`` of them from the centre then shows
-    the whole picture, and leaves its pixels alone.
+    the whole image, and leaves its pixels alone.
     """
     square = image.resize((shown, shown), Image.Resampling.BICUBIC)
     canvas = square.resize((resized, resized), Image.Resampling.BICUBIC)

@@ -37,7 +37,6 @@ from onceover.base.files import (
     digest,
     link_target,
     only_writer,
-    read_bytes,
     read_record,
     remove_files,
     write_record,
@@ -45,9 +44,10 @@ from onceover.base.files import (
 from onceover.base.memory import peak_memory, total_memory
 from onceover.base.threads import Speed, ahead, deaths_told, in_order, in_processes, shared, shares
 from onceover.configs.schema import ExtractConfig
-from onceover.extract.datasets import Dataset
+from onceover.extract.dataset import Dataset
+from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import Failure
-from onceover.extract.pictures import MAX_BYTES, PictureError, decode, read_picture, thumbnail
+from onceover.extract.pictures import PictureError, decode, thumbnail
 from onceover.extract.specs import identity, parse_spec
 from onceover.extract.store import (
     KINDS,
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
 ON_A_GPU = {"image": 4, "text": 2}  # times that many there
-PIECE = 16  # pictures that a process decodes at a time for a GPU
+PIECE = 16  # images that a process decodes at a time for a GPU
 MOST_PROCESSES = 64  # each holds some files open, and up to two pieces of memory
 WRITERS = 3  # threads: while one waits for the disk, others prepare and write; so many shards are held in memory
 TOKENIZERS = 4  # processes; more take longer to begin than they save
@@ -103,7 +103,7 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """The lines to show the user: how many rows, how fast, what was left out and why, and what looks wrong."""
-        rows = f"{self.images:,} pictures, {self.captions:,} captions"
+        rows = f"{self.images:,} images, {self.captions:,} captions"
         if self.computed:
             encoded = ", ".join(f"{count:,} {kind}" for kind, count in self.computed.items())
             reused = ", ".join(f"{count:,} {kind}" for kind, count in self.reused.items())
@@ -115,9 +115,9 @@ class Summary:
             yield f"{self.truncated:,} captions are longer than the text encoder takes and were cut"
         yield from self._left_out()
         for group in self.duplicates[:3]:
-            yield f"warning: the same picture lies in several splits: {', '.join(group)}"
+            yield f"warning: the same image lies in several splits: {', '.join(group)}"
         if len(self.duplicates) > 3:
-            yield f"warning: {len(self.duplicates) - 3:,} more pictures lie in several splits"
+            yield f"warning: {len(self.duplicates) - 3:,} more images lie in several splits"
 
     def _left_out(self) -> Iterator[str]:
         """A line for each stage and kind of reason, with the first row that it kept out."""
@@ -148,7 +148,7 @@ def extract(
 ) -> Summary:
     """Encodes what ``dataset`` has and the store at ``path`` lacks, and writes the store.
 
-    A dataset of pictures alone, or of captions alone, needs and loads only the one encoder; the other features of its
+    A dataset of images alone, or of captions alone, needs and loads only the one encoder; the other features of its
     store have no rows.
 
     Args:
@@ -156,21 +156,21 @@ def extract(
         tokenizer_files: the vocabulary of a ``@random`` text encoder, where the captions shall not make it.
         check_encoder: given each encoder's kind and recipe before anything is encoded; raises to refuse it.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
-        retry_failures: try the ledger's pictures again although their files have not changed.
+        retry_failures: try the ledger's images again although their files have not changed.
         prune: drop rows of the store that ``dataset`` has no more.
         keep_vanished: where the dataset has rows of the store no more, keep their features beside the store
             (``FILE.h5.kept``), so that they need not be encoded again when they are back; ``prune`` drops these too.
         say: receives what the user should be told before the work starts.
 
     Raises:
-        StoreError: other features are already there, rows would be dropped, no picture can be encoded, or another
+        StoreError: other features are already there, rows would be dropped, no image can be encoded, or another
             process is writing.
         EncoderError: an encoder cannot be had.
     """
     start = time.monotonic()
     path = link_target(path)
     parts = parts_folder(path)
-    stats = [_stat(dataset.root / name) for name in dataset.paths]
+    stats = [dataset.images.stat(key) for key in dataset.paths]
     left_out = [failure[:3] for failure in dataset.failures]
     listing = digest(
         [dataset.ids, dataset.paths, dataset.splits, dataset.captions, dataset.image_index.tolist(), stats, left_out]
@@ -239,7 +239,7 @@ def _is_up_to_date(old: FeatureStore, dataset: Dataset, listing: str, request: d
         return False
     paths = dict(zip(dataset.ids, dataset.paths, strict=True))
     passing = [failure.id for failure in old.failures if failure.stage == "image" and _is_passing(failure)]
-    return not any(_is_readable(dataset.root / paths[name]) for name in passing if name in paths)
+    return not any(_is_readable(dataset.images, paths[name]) for name in passing if name in paths)
 
 
 def _is_passing(failure: Failure) -> bool:
@@ -247,9 +247,9 @@ def _is_passing(failure: Failure) -> bool:
     return failure.size < 0
 
 
-def _is_readable(path: Path) -> bool:
+def _is_readable(images: ImageSource, key: str) -> bool:
     try:
-        read_bytes(path, MAX_BYTES)
+        images.open(key)
     except (OSError, OnceoverError):
         return False
     return True
@@ -295,15 +295,6 @@ def _discard(parts: Path, store: FeatureStore, say: Say) -> None:
         remove_parts(parts)
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in ns; (-1, -1) where the file cannot be looked at."""
-    try:
-        status = path.stat()
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
 def _joined(batches: list[dict[str, list | np.ndarray]]) -> dict[str, list | np.ndarray]:
     """The columns of batches, one after the other, in the order of ``row``."""
     filled = [columns for columns in batches if len(columns["row"])] or batches[:1]
@@ -342,7 +333,7 @@ def _request(config: ExtractConfig) -> dict:
 
 
 class _Read(NamedTuple):
-    """Pictures read and decoded: (row, SHA-256, thumbnail) of each; the pixels of those that are to be encoded;
+    """Images read and decoded: (row, SHA-256, thumbnail) of each; the pixels of those that are to be encoded;
     (row, reason, whether it may pass) of what failed; seconds that it took."""
 
     records: list[tuple[int, str, bytes]]
@@ -363,7 +354,7 @@ class _Encoded(NamedTuple):
 class _Reader:
     """The work before an image encoder, wherever it is done. ``known``: the contents that have features already."""
 
-    root: Path
+    images: ImageSource
     paths: list[str]
     preprocessing: "Preprocessing"
     known: frozenset[str]
@@ -374,7 +365,7 @@ class _Reader:
         records, pixels, failures = [], [], []
         for row in rows:
             try:
-                data = read_bytes(self.root / self.paths[row], MAX_BYTES)
+                data = self.images.open(self.paths[row])
                 picture, key = decode(data, self.preprocessing.short_side), hashlib.sha256(data).hexdigest()
                 if key not in self.known:
                     pixels.append(self.preprocessing.pixels(picture).numpy())
@@ -484,7 +475,7 @@ class _Job:
         if lost and not kept:
             first = next(iter(lost.values()))
             raise StoreError(
-                f"none of the {len(lost):,} pictures could be encoded; the first: {first.id}: {first.reason}"
+                f"none of the {len(lost):,} images could be encoded; the first: {first.id}: {first.reason}"
             )
         self._refuse_to_lose_images(lost)
         mine = np.isin(self.dataset.image_index, [-1, *kept])
@@ -493,14 +484,14 @@ class _Job:
         if text:
             text_sources = self._encode_captions(text, list(dict.fromkeys(captions)))
 
-        position = np.full(len(self.dataset.ids) + 1, -1)  # the last one: of captions without a picture
+        position = np.full(len(self.dataset.ids) + 1, -1)  # the last one: of captions without an image
         position[kept] = np.arange(len(kept))
         vanished = frozenset[str]()
         if self.keep_vanished and not self.prune:
             vanished = self._keep_vanished(sources, {keys[row] for row in kept}, recipes["image"])
             vanished |= self._keep_vanished(text_sources, set(captions), recipes["text"])
         names = caption_ids(self.dataset.ids, self.dataset.image_index) if lost else []
-        orphans = [Failure(names[row], "caption", "its picture could not be encoded") for row in np.flatnonzero(~mine)]
+        orphans = [Failure(names[row], "caption", "its image could not be encoded") for row in np.flatnonzero(~mine)]
         seal(
             self.path,
             images={
@@ -550,7 +541,7 @@ class _Job:
         for name, path in zip(self.dataset.ids, self.dataset.paths, strict=True):
             if name in names:
                 with contextlib.suppress(OSError, OnceoverError):
-                    contents.add(hashlib.sha256(read_bytes(self.dataset.root / path, MAX_BYTES)).hexdigest())
+                    contents.add(hashlib.sha256(self.dataset.images.open(path)).hexdigest())
         return contents
 
     def _refuse_to_lose_images(self, failures: dict[int, Failure]) -> None:
@@ -565,7 +556,7 @@ class _Job:
         lost = [failure for failure in failures.values() if _is_passing(failure) and failure.id in stored]
         if lost:
             raise StoreError(
-                f"{len(lost):,} pictures of {self.path} cannot be read now and would be dropped (the first: "
+                f"{len(lost):,} images of {self.path} cannot be read now and would be dropped (the first: "
                 f"{lost[0].id}: {lost[0].reason}); mend that and run the same command again, or drop them with --prune"
             )
 
@@ -672,13 +663,13 @@ class _Job:
         return encoder
 
     def _sample_features(self, encoder) -> np.ndarray:
-        """Features of the first pictures that can be decoded."""
+        """Features of the first images that can be decoded."""
         import torch
 
         pixels = []
         for path in self.dataset.paths:
-            with contextlib.suppress(PictureError, OSError, MemoryError):  # the ledger gets it later
-                pixels.append(encoder.pixels(read_picture(self.dataset.root / path, encoder.short_side)))
+            with contextlib.suppress(PictureError, FileError, OSError, MemoryError):  # the ledger gets it later
+                pixels.append(encoder.pixels(decode(self.dataset.images.open(path), encoder.short_side)))
             if len(pixels) == SAMPLE["image"]:
                 break
         if not pixels:
@@ -824,8 +815,8 @@ class _Job:
         known = self._stored("image", encoder.recipe, ())
         bare = sum(key not in sources for key in known)
         if bare:
-            self.say(f"{bare:,} pictures have features already, and only get their thumbnails")
-        read = _Reader(self.dataset.root, self.dataset.paths, encoder.preprocessing, frozenset(known), bool(columns))
+            self.say(f"{bare:,} images have features already, and only get their thumbnails")
+        read = _Reader(self.dataset.images, self.dataset.paths, encoder.preprocessing, frozenset(known), bool(columns))
         self._compute(
             "image",
             shards,
@@ -950,22 +941,22 @@ class _Job:
         return todo
 
     def _failed_before(self, sources: RowSources, row: int) -> bool:
-        """Whether the ledger holds this picture and its file has not changed since."""
+        """Whether the ledger holds this image and its file has not changed since."""
         failure = sources.failures.get(self.dataset.ids[row])
         if failure is None or _is_passing(failure):
             return False
         return (failure.size, failure.mtime_ns) == self.stats[row]
 
     def _content_keys(self, sources: RowSources) -> list[str | None]:
-        """Each picture's SHA-256 where it can be in ``sources``: by size and time first, else by hashing its bytes."""
+        """Each image's SHA-256 where it can be in ``sources``: by size and time first, else by hashing its bytes."""
         keys: list[str | None] = []
         for row, (name, path) in enumerate(zip(self.dataset.ids, self.dataset.paths, strict=True)):
             key = sources.keys_by_stat.get((name, *self.stats[row]))
             if key is None and len(sources) and not self._failed_before(sources, row):
                 try:
-                    key = hashlib.sha256(read_bytes(self.dataset.root / path, MAX_BYTES)).hexdigest()
+                    key = hashlib.sha256(self.dataset.images.open(path)).hexdigest()
                 except (OSError, FileError):
-                    key = None  # the picture is read again for encoding, where the failure goes into the ledger
+                    key = None  # the image is read again for encoding, where the failure goes into the ledger
             keys.append(key)
         return keys
 

@@ -42,7 +42,7 @@ KINDS = ("image", "text")
 SPLITS = ("train", "dev", "test", "")
 KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
 BLOCK = 1024  # rows copied or hashed at a time
-SELECTION = "select"  # the name of the tenth of the train pictures that chooses where dev has to report
+SELECTION = "select"  # the name of the tenth of the train images that chooses where dev has to report
 #: datasets whose rows are checked as they are read, not when a store is opened
 CHECKED_LATER = ("image/features", "text/features")
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5}\.h5")
@@ -77,7 +77,7 @@ def remove_parts(parts: Path) -> None:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which pictures, as rows of the store, a fit trains on, chooses by and reports on; names for the latter two."""
+    """Which images, as rows of the store, a fit trains on, chooses by and reports on; names for the latter two."""
 
     train: np.ndarray
     selection: np.ndarray
@@ -86,7 +86,7 @@ class Roles:
     report_name: str
 
     def together(self) -> "Roles":
-        """The same with the selection pictures among the train ones, for what is fitted once all is chosen."""
+        """The same with the validation images among the train ones, for what is fitted once all is chosen."""
         return replace(self, train=np.union1d(self.train, self.selection))
 
 
@@ -95,7 +95,7 @@ class FeatureStore:
 
     Attributes:
         image_ids, image_paths, image_splits, sha256: lists of N.
-        captions: list of M; image_index: int64 (M,), the picture of each caption; truncated: bool (M,).
+        captions: list of M; image_index: int64 (M,), the image of each caption; truncated: bool (M,).
         fingerprints: of ``image`` and ``text`` features and of the ``dataset``.
         provenance: what made it, as plain values.
 
@@ -152,7 +152,7 @@ class FeatureStore:
         if index.dtype != np.int64:
             yield f"/text/image_index holds {index.dtype}"
         elif len(index) and not (index.min() >= (0 if self.image_ids else -1) and index.max() < len(self.image_ids)):
-            yield "/text/image_index points outside the pictures"
+            yield "/text/image_index points outside the images"
 
     @property
     def is_checked(self) -> bool:
@@ -185,7 +185,7 @@ class FeatureStore:
 
     @property
     def dims(self) -> tuple[int, int]:
-        """Dimensions of a picture's features in a view, and of a caption's."""
+        """Dimensions of an image's features in a view, and of a caption's."""
         return self.image_features.shape[2], self.text_features.shape[1]
 
     @property
@@ -199,16 +199,16 @@ class FeatureStore:
         return known_tokenizer_files({name: data[:].tobytes() for name, data in self._file["tokenizer"].items()})
 
     def thumbnails(self) -> "Column | None":
-        """A small JPEG of each picture, or None where the store was made without."""
+        """A small JPEG of each image, or None where the store was made without."""
         return Column(self._file["image/thumbnail"], self.path) if "image/thumbnail" in self._file else None
 
     def roles(self) -> Roles:
         """Who trains, who chooses, who reports. With a test split: dev chooses, test reports. Without one: a tenth of
-        the train pictures, taken by a hash of their ids and so the same in every store of this dataset, chooses and
+        the train images, taken by a hash of their ids and so the same in every store of this dataset, chooses and
         dev reports.
 
         Raises:
-            StoreError: no train pictures, or nothing to report on.
+            StoreError: no train images, or nothing to report on.
         """
         splits = np.array(self.image_splits)
         rows = {split: np.flatnonzero(splits == split) for split in ("train", "dev", "test")}
@@ -216,21 +216,21 @@ class FeatureStore:
         if not len(rows["train"]) or not len(rows[report]):
             counts = ", ".join(f"{len(chosen)} {split}" for split, chosen in rows.items())
             raise StoreError(
-                f"{self.path} has too few splits to fit and report on ({counts} pictures); extract "
-                "more pictures (a larger --limit), or give the dataset a split column or the official lists"
+                f"{self.path} has too few splits to fit and report on ({counts} images); extract "
+                "more images (a larger --limit), or give the dataset a split column or the official lists"
             )
         if report == "test" and len(rows["dev"]):
             return Roles(rows["train"], rows["dev"], rows["test"], "dev", "test")
         chosen = np.array([_in_selection(self.image_ids[row]) for row in rows["train"]])
         if not chosen.any() or chosen.all():
             raise StoreError(
-                f"{self.path} has {len(chosen)} train pictures; too few to set a tenth of "
+                f"{self.path} has {len(chosen)} train images; too few to set a tenth of "
                 "them aside: extract more (a larger --limit)"
             )
         return Roles(rows["train"][~chosen], rows["train"][chosen], rows[report], SELECTION, report)
 
     def duplicates_across_splits(self) -> list[tuple[str, ...]]:
-        """Ids of pictures with the same bytes that lie in different splits: what they teach leaks into the test."""
+        """Ids of images with the same bytes that lie in different splits: what they teach leaks into the test."""
         groups: dict[str, list[int]] = {}
         for row, content in enumerate(self.sha256):
             groups.setdefault(content, []).append(row)
@@ -320,12 +320,12 @@ def changed_settings(recipe: dict, before: dict) -> str:
 
 
 def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
-    """SHA-256 over what the dataset is: pictures with content and split, captions with their pictures."""
+    """SHA-256 over what the dataset is: images with content and split, captions with their images."""
     return digest([list(ids), list(sha256), list(splits), list(captions), np.asarray(image_index).tolist()])
 
 
 def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
-    """``<image id>#<n>`` for each caption, n counting the captions of its picture."""
+    """``<image id>#<n>`` for each caption, n counting the captions of its image."""
     seen: dict[int, int] = {}
     names = []
     for image in image_index.tolist():

@@ -1,7 +1,7 @@
 """Draws the small captioned dataset that the demo and tests run on: two coloured shapes in a relation, seeded.
 
 Every caption names both shapes, both colours and the relation, and every scene is drawn once, so no caption belongs
-to two pictures.
+to two images.
 """
 
 import csv
@@ -32,7 +32,7 @@ _SENTENCES = {
         "A {a} to the left of a {b} .",
         "A {b} to the right of a {a} .",
         "On the left there is a {a} , and on the right a {b} .",
-        "The picture shows a {a} left of a {b} .",
+        "The image shows a {a} left of a {b} .",
         "Right of the {a} lies a {b} .",
         "A {a} stands beside a {b} , which is further right .",
         "Two shapes side by side : first a {a} , then a {b} .",
@@ -41,7 +41,7 @@ _SENTENCES = {
         "A {a} above a {b} .",
         "A {b} below a {a} .",
         "At the top there is a {a} , and at the bottom a {b} .",
-        "The picture shows a {a} over a {b} .",
+        "The image shows a {a} over a {b} .",
         "Under the {a} lies a {b} .",
         "A {a} hangs over a {b} , which is further down .",
         "Two shapes in a column : first a {a} , then a {b} .",
@@ -64,7 +64,7 @@ class Scene:
         return [_SENTENCES[self.relation][number].format(a=a, b=b) for number in chosen]
 
     def draw(self, generator: np.random.Generator) -> Image.Image:
-        """The scene as an RGB picture; places, sizes and the light background vary."""
+        """The scene as an RGB image; places, sizes and the light background vary."""
         image = Image.new("RGB", (SIZE * 2, SIZE * 2), tuple(int(level) for level in generator.integers(200, 256, 3)))
         canvas = ImageDraw.Draw(image)
         for (colour, shape), near in ((self.first, 0.28), (self.second, 0.72)):
@@ -101,12 +101,12 @@ def all_scenes() -> list[Scene]:
 def draw_dataset(
     folder: str | Path, train: int = 540, dev: int = 60, test: int = 200, seed: int = 0
 ) -> tuple[str, Path]:
-    """Draws pictures and ``captions.csv`` (image, caption, split) into ``folder``, which appears complete.
+    """Draws images and ``captions.csv`` (image, caption, split) into ``folder``, which appears complete.
 
     What is there already is left alone.
 
     Returns:
-        A sentence and a picture, of scenes that are not in the dataset, to try a search with.
+        A sentence and an image, of scenes that are not in the dataset, to try a search with.
     """
     folder = Path(folder)
     generator = np.random.default_rng(seed)

@@ -30,9 +30,9 @@ def verify_sample(
     text_encoder: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[str], list[str]]:
-    """Encodes ``sample`` pictures and captions again, in float32 with the plain models, whatever made the store.
+    """Encodes ``sample`` images and captions again, in float32 with the plain models, whatever made the store.
 
-    The error is relative to the spread of the features over the records, since features of different pictures can
+    The error is relative to the spread of the features over the records, since features of different images can
     agree to a cosine of 0.998; where records do not differ, or there is only one, it is relative to their norm. A kind
     of features that the store does not have is left out. ``data``, ``image_encoder`` and ``text_encoder`` say where
     these are now, if they have moved.
@@ -42,15 +42,15 @@ def verify_sample(
         wrong.
 
     Raises:
-        StoreError: there are no features, or the pictures or the encoders are not those of the store.
-        EncoderError: an encoder cannot be had. PictureError: a picture cannot be read.
+        StoreError: there are no features, or the images or the encoders are not those of the store.
+        EncoderError: an encoder cannot be had. PictureError: an image cannot be read.
     """
     kinds = [kind for kind in KINDS if store.recipes[kind]]
     if not kinds:
         raise StoreError(f"{store.path} holds no features that could be encoded again")
     root = data or Path(store.provenance["data"])
     if "image" in kinds and not root.is_dir():
-        raise StoreError(f"the pictures are not at {root}; name their folder with --data")
+        raise StoreError(f"the images are not at {root}; name their folder with --data")
     places, generator = {"image": image_encoder, "text": text_encoder}, np.random.default_rng(0)
     encoders = {kind: _encoder(store, kind, device, places[kind]) for kind in kinds}
     found = []

@@ -1,4 +1,4 @@
-"""What enters an encoder's lowest thawed layer, cached on the disk: one file for pictures and one for captions.
+"""What enters an encoder's lowest thawed layer, cached on the disk: one file for images and one for captions.
 
 HDF5, in one piece and mapped, so that a batch is gathered straight from the file (docs/store-format.md). No torch.
 """

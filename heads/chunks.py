@@ -15,7 +15,7 @@ from onceover.extract.store import FeatureStore
 
 MIN_MEMORY = 2**31
 AT_A_TIME = 3  # chunks: one is in use, one waits, one is being read
-NEIGHBOURS = 256  # pictures that lie side by side in the store and are read together
+NEIGHBOURS = 256  # images that lie side by side in the store and are read together
 BLOCK = 2**20  # numbers read at a time where all are passed over: 4 MiB
 
 
@@ -24,7 +24,7 @@ class ChunkError(OnceoverError):
 
 
 class Chunk(NamedTuple):
-    """Some pictures, rows of the store in ascending order, and all their captions, with their features.
+    """Some images, rows of the store in ascending order, and all their captions, with their features.
 
     ``images``: float32 (P, V, D). ``texts``: float32 (T, E).
     """
@@ -40,18 +40,18 @@ class Chunk(NamedTuple):
 
 
 class Chunks:
-    """Deals pictures with their captions into chunks that fit the memory, anew in each epoch.
+    """Deals images with their captions into chunks that fit the memory, anew in each epoch.
 
-    Runs of neighbouring pictures are shuffled and a chunk is made of many of them, so that its batches are nearly as
-    mixed as those over all pictures, while a disk reads long stretches. The next chunk is read while one is in use.
+    Runs of neighbouring images are shuffled and a chunk is made of many of them, so that its batches are nearly as
+    mixed as those over all images, while a disk reads long stretches. The next chunk is read while one is in use.
 
     Args:
-        pictures: rows of the store, ascending. image_index: int64 (M,), each caption's picture.
+        pictures: rows of the store, ascending. image_index: int64 (M,), each caption's image.
         standardize: by ``image`` and ``text``, the layers that features go through as they are read.
         count: into how many (``chunks_for``); a single one is read once and kept.
 
     Attributes:
-        views: V, of each picture.
+        views: V, of each image.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Chunks:
         self._whole = self._read(pictures) if count == 1 else None
 
     def groups(self, generator: np.random.Generator | None = None) -> list[np.ndarray]:
-        """The pictures of each chunk: of an epoch whose ``generator`` shuffles, or in the order of the store."""
+        """The images of each chunk: of an epoch whose ``generator`` shuffles, or in the order of the store."""
         runs = self._runs
         if generator is not None and self._count > 1:
             runs = [self._runs[number] for number in generator.permutation(len(self._runs))]
@@ -77,7 +77,7 @@ class Chunks:
         return [np.sort(np.concatenate([runs[number] for number in part])) for part in parts if len(part)]
 
     def epoch(self, generator: np.random.Generator) -> Iterator[Chunk]:
-        """All pictures, chunk by chunk."""
+        """All images, chunk by chunk."""
         if self._whole is not None:
             yield self._whole
             return
@@ -115,9 +115,9 @@ def memory_on(device: torch.device, memory: int) -> int:
 
 
 def chunks_for(store: FeatureStore, train: np.ndarray, selection: np.ndarray, memory: int) -> int:
-    """Into how many chunks the train pictures and their captions have to be dealt for ``memory`` bytes to suffice.
+    """Into how many chunks the train images and their captions have to be dealt for ``memory`` bytes to suffice.
 
-    A single chunk stays, with the features of the selection pictures beside it.
+    A single chunk stays, with the features of the validation images beside it.
 
     Raises:
         ChunkError: less than ``MIN_MEMORY``.
@@ -130,7 +130,7 @@ def chunks_for(store: FeatureStore, train: np.ndarray, selection: np.ndarray, me
 
 
 def _size(store: FeatureStore, pictures: np.ndarray) -> int:
-    """Bytes of the float32 features of pictures and their captions."""
+    """Bytes of the float32 features of images and their captions."""
     captions = np.count_nonzero(np.isin(store.image_index, pictures))
     sides = ((store.image_features, len(pictures)), (store.text_features, captions))
     return sum(4 * rows * math.prod(features.shape[1:]) for features, rows in sides)

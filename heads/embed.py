@@ -67,7 +67,7 @@ def check_units(what: str, vectors: np.ndarray, start: int = 0) -> np.ndarray:
 
 
 def embed(heads: DualHeads | Ensemble, store: FeatureStore, pictures: np.ndarray):
-    """Embeddings of some pictures and of their captions, and the caption map counted among them."""
+    """Embeddings of some images and of their captions, and the caption map counted among them."""
     captions = np.flatnonzero(np.isin(store.image_index, pictures))
     return (
         image_embeddings(heads, store.image_features, pictures),
@@ -87,7 +87,7 @@ def write_embeddings(
 ) -> dict[str, float]:
     """Writes the embeddings of the whole store with their biases, whole or not at all, block by block; gives the betas.
 
-    The pictures that chose the heads stand under the split ``select`` where they were taken from train and have not
+    The images that chose the heads stand under the split ``select`` where they were taken from train and have not
     gone back there. ``betas``: of the biases, where they were chosen before.
     """
     splits = np.array(store.image_splits, dtype=object)

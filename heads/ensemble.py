@@ -19,7 +19,7 @@ from onceover.retrieval.metrics import quality
 def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> dict:
     """Joins runs that were fitted on ``store`` and writes the run folder; members may differ in all their settings.
 
-    Where members were refitted with the selection pictures, these can tell nothing of the whole: it gets the mean of
+    Where members were refitted with the validation images, these can tell nothing of the whole: it gets the mean of
     its members' rsum, and of their corrections' betas.
 
     Returns:
@@ -49,7 +49,7 @@ def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> di
         training = dataclasses.replace(first.config.training, refit=refit)
         checkpoint.save_settings(folder, dataclasses.replace(first.config, training=training), first.tokenizer_files)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        if refit:  # the selection pictures cannot choose any more
+        if refit:  # the validation images cannot choose any more
             roles = roles.together()
             rsum = float(np.mean([run.provenance["selection"]["rsum"] for run in runs]))
             betas = {side: float(np.mean([run.provenance["betas"][side] for run in runs])) for side in KINDS}

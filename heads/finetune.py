@@ -30,7 +30,7 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, only_writer, read_record, whole_folder, write_record
 from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE, TRIAL
 from onceover.configs.schema import FinetuneConfig, load_config
-from onceover.extract.datasets import Dataset
+from onceover.extract.dataset import Dataset
 from onceover.extract.encoders import image_encoder_of, text_encoder_of
 from onceover.extract.inference import native_bfloat16
 from onceover.extract.store import KINDS, FeatureStore
@@ -73,14 +73,14 @@ def finetune(
 ) -> dict | None:
     """Trains a run's heads and encoders on and writes them to ``folder``; goes on with an interrupted training.
 
-    Kept is the epoch with the best rsum on the selection pictures, the run as it was among them. ``folder`` is no run
+    Kept is the epoch with the best rsum on the validation images, the run as it was among them. ``folder`` is no run
     yet: the new encoders' features are to be extracted (``dataset_of``), and ``finish`` makes it one.
 
     Args:
-        store: the features that ``run`` was fitted on. data: the dataset's folder, which has the pictures.
+        store: the features that ``run`` was fitted on. data: the dataset's folder, which has the images.
         unfreeze: which layers thaw (``heads.thaw.parse_unfreeze``).
         cached: whether what lies below the lowest thawed layers is run once and kept in ``activations``, by default a
-            folder of that name beside ``folder``. Without, pictures are read and passed whole in every epoch.
+            folder of that name beside ``folder``. Without, images are read and passed whole in every epoch.
         encoders: by kind, where an encoder is now, if it has moved.
 
     Returns:
@@ -108,7 +108,7 @@ def finetune(
         raise RunError(f"--out is {folder}, the run to start from; name a new folder")
     if run.config.training.refit:
         raise RunError(
-            f"{run.folder} was fitted on the selection pictures as well, which are to choose here; fit one that was "
+            f"{run.folder} was fitted on the validation images as well, which are to choose here; fit one that was "
             "not: --set training.refit=false"
         )
     chosen = parse_unfreeze(unfreeze)
@@ -348,7 +348,7 @@ class Training:
         self._check()
 
     def _check(self) -> None:
-        """Measures the selection pictures; the state after the best epoch is kept."""
+        """Measures the validation images; the state after the best epoch is kept."""
         measured = self._measure() if self._workers.rank == 0 else {"rsum": 0.0}
         rsum = self._workers.agree(measured["rsum"])
         if self.start is None:
@@ -395,7 +395,7 @@ class Training:
                 yield coming.result()
 
     def load(self, number: int, pictures, views, captions, image_of_text) -> _Step:
-        """This process's share of a batch: its pictures, all their captions, and the noise that is theirs."""
+        """This process's share of a batch: its images, all their captions, and the noise that is theirs."""
         shares = self._workers.shares(len(pictures))
         bounds = {"image": shares, "text": np.searchsorted(image_of_text, shares)}
         mine = {kind: slice(*each[self._workers.rank :][:2]) for kind, each in bounds.items()}
@@ -635,7 +635,7 @@ def finish(store: FeatureStore, folder: str | Path) -> dict:
 
 
 def dataset_of(store: FeatureStore, data: str | Path) -> Dataset:
-    """The very pictures and captions of a store, in its order, to be encoded again; ``data``: the dataset's folder."""
+    """The very images and captions of a store, in its order, to be encoded again; ``data``: the dataset's folder."""
     data = Path(data)
     return Dataset(
         root=data if data.is_dir() else data.parent,

@@ -132,7 +132,7 @@ class DualHeads(nn.Module):
         return unit(self.image(self.standardize["image"](features)))
 
     def embed_pictures(self, views: Tensor) -> Tensor:
-        """One unit vector a picture, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
+        """One unit vector an image, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
         return unit(self.embed_images(views).mean(1))
 
     def embed_texts(self, features: Tensor) -> Tensor:

@@ -39,21 +39,21 @@ def draw_noise(
     views_each: int,
     dims: tuple[int, int],
 ) -> tuple[Noise, Noise]:
-    """Noise for a batch's pictures and for its captions; a picture's rows are counted over all views of all pictures.
+    """Noise for a batch's images and for its captions; an image's rows are counted over all views of all images.
 
     Args:
-        pictures, views, captions, image_of_text: as ``Batches.epoch`` gives them.
-        views_each: how many views a picture has. dims: of the features.
+        images, views, captions, image_of_text: as ``Batches.epoch`` gives them.
+        views_each: how many views an image has. dims: of the features.
     """
     rows, others = (pictures * views_each + each for each in (views, another_view(views, views_each, generator)))
     images = _draw(generator, rows, others, dims[0])
     texts = _draw(generator, captions, captions[another(image_of_text, generator)], dims[1])
-    # measured: pictures gain most from whole differences, captions from random parts of them
+    # measured: images gain most from whole differences, captions from random parts of them
     return images, replace(texts, share=generator.random(texts.share.shape, np.float32))
 
 
 def _draw(generator: np.random.Generator, rows: np.ndarray, others: np.ndarray, dim: int) -> Noise:
-    """With whole differences. ``others``: for each row another one of its picture, or the row itself."""
+    """With whole differences. ``others``: for each row another one of its image, or the row itself."""
     count, size = len(rows), len(rows) * dim
     bits = generator.bit_generator.random_raw(math.ceil(size / 8)).view(np.uint8)  # four times as fast as bytes()
     order = generator.permutation(count)
@@ -74,9 +74,9 @@ def another_view(views: np.ndarray, count: int, generator: np.random.Generator) 
 
 
 def noisy(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, rate: float) -> Tensor:
-    """Rows of features that are moved as two views, or two captions, of some other picture differ, and dropped out.
+    """Rows of features that are moved as two views, or two captions, of some other image differ, and dropped out.
 
-    What tells records of one picture apart is no part of what is in it, and much the same for all pictures. (Feature
+    What tells records of one image apart is no part of what is in it, and much the same for all images. (Feature
     transfer: Yin et al. 2019; Delta-encoder: Schwartz et al. 2018.) Then each number is left out with probability
     ``rate`` and the rest scaled, so that expectations stay (Srivastava et al. 2014).
 

@@ -11,11 +11,11 @@ from onceover.heads.checkpoint import Run
 from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings
 from onceover.heads.models import mix
 
-BATCH = 16  # pictures encoded at a time
+BATCH = 16  # images encoded at a time
 
 
 class QueryEmbedder:
-    """Embeds sentences and picture files with a run's own encoders, which are loaded at first use and then kept.
+    """Embeds sentences and image files with a run's own encoders, which are loaded at first use and then kept.
 
     Args:
         run: a finished run (``heads.checkpoint.load_run``).
@@ -50,10 +50,10 @@ class QueryEmbedder:
         return text_embeddings(self._run.heads, features)
 
     def pictures(self, paths: Sequence[str]) -> np.ndarray:
-        """Unit vectors of picture files, float32 (Q, embedding_dim).
+        """Unit vectors of image files, float32 (Q, embedding_dim).
 
         Raises:
-            PictureError: a file that is no usable picture; and those of ``sentences``.
+            PictureError: a file that is no usable image; and those of ``sentences``.
         """
         encoder, blocks = self._encoder("image"), []
         different = list(dict.fromkeys(paths))
@@ -66,7 +66,7 @@ class QueryEmbedder:
         return vectors[[place[path] for path in paths]]
 
     def mixed(self, sentences: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
-        """Normalised weighted sums of sentences' and pictures' vectors; ``weight``, 0 to 1, is the sentences' share.
+        """Normalised weighted sums of sentences' and images' vectors; ``weight``, 0 to 1, is the sentences' share.
 
         Raises:
             EmbedError: a sum without direction; and those of ``sentences`` and ``pictures``.
@@ -74,7 +74,7 @@ class QueryEmbedder:
         pair = (torch.from_numpy(side) for side in (self.sentences(sentences), self.pictures(paths)))
         vectors = mix(*pair, weight).numpy()
         if not vectors.any(1).all():
-            raise EmbedError("the sentence and the picture point in opposite directions; change the weight")
+            raise EmbedError("the sentence and the image point in opposite directions; change the weight")
         return vectors
 
     def _encoder(self, kind: str):

@@ -1,4 +1,4 @@
-"""The two sides of fine-tuning: what pictures and captions go through before the heads, and from where they come.
+"""The two sides of fine-tuning: what images and captions go through before the heads, and from where they come.
 
 A side of which nothing thaws gives the store's features. One that thaws gives its live layers' outputs, from cached
 activations or in full passes, and the store's columns in the place of its frozen layers'.
@@ -34,7 +34,7 @@ _CROP_AREA, _CROP_ASPECT = (0.5, 1.0), (4 / 5, 5 / 4)
 
 
 class SideError(OnceoverError):
-    """Pictures that are not those of the store."""
+    """Images that are not those of the store."""
 
 
 class Part(NamedTuple):
@@ -72,7 +72,7 @@ class Side:
         return {name: parameter for name, parameter in named if name in self.depths}
 
     def parts(self, rows: np.ndarray, views: np.ndarray | None = None, noise: Any = None) -> list[Part]:
-        """Rows of the store (B,), pictures in a view each, as parts of at most ``size``."""
+        """Rows of the store (B,), images in a view each, as parts of at most ``size``."""
         return [
             self._part(places, rows[places], None if views is None else views[places], noise)
             for places in self._dealt(rows)
@@ -158,10 +158,10 @@ class _Thawed(Side):
 
 
 class Pictures(_Thawed):
-    """Pictures with a live encoder, whole or above the cut.
+    """Images with a live encoder, whole or above the cut.
 
     Args:
-        root: the folder that the store's paths are relative to. rows: the pictures that are used, ascending.
+        root: the folder that the store's paths are relative to. rows: the images that are used, ascending.
         augment: random crops and mirror images in the place of the stored views, in whole passes.
     """
 
@@ -177,7 +177,7 @@ class Pictures(_Thawed):
         self._decoders = ThreadPoolExecutor(self._streams())
 
     def cache(self, folder: Path, say: Callable[[str], None]) -> None:
-        """Runs what lies below the cut once over the pictures' views; steps begin there from now on."""
+        """Runs what lies below the cut once over the images' views; steps begin there from now on."""
         self._cut = self.cut_below(self._sample)
         fingerprint = self._fingerprint([self._sha256[row] for row in self._rows])
         path = folder / f"image-{fingerprint[:16]}.h5"
@@ -188,7 +188,7 @@ class Pictures(_Thawed):
         self._maps = Maps(path)
 
     def sample_features(self, encoder: ImageEncoder) -> np.ndarray:
-        """What an encoder makes of the first picture."""
+        """What an encoder makes of the first image."""
         return encoder.encode(self._first)
 
     def _activations(self) -> Iterator[np.ndarray]:
@@ -237,7 +237,7 @@ class Pictures(_Thawed):
                 f"{path} cannot be read: {error.strerror}; name the dataset's folder: --data DIR"
             ) from error
         if hashlib.sha256(data).hexdigest() != self._sha256[row]:
-            raise SideError(f"{path} is not the picture that the store was made of; extract and fit again")
+            raise SideError(f"{path} is not the image that the store was made of; extract and fit again")
         return decode(data, self.encoder.short_side)
 
     def _pixels(self, row: int) -> Tensor:
@@ -247,7 +247,7 @@ class Pictures(_Thawed):
         return self.encoder.preprocessing.view(self._pixels(row), view)
 
     def _cropped(self, row: int, noise: np.ndarray) -> Tensor:
-        """A random part of a picture, mirrored or not, decided by ``noise``: (5,) in [0, 1)."""
+        """A random part of an image, mirrored or not, decided by ``noise``: (5,) in [0, 1)."""
         picture = self._picture(row)
         area, aspect, left, top, mirror = noise.tolist()
         area = picture.width * picture.height * (_CROP_AREA[0] + area * (_CROP_AREA[1] - _CROP_AREA[0]))

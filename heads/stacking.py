@@ -30,9 +30,9 @@ CPU_WIDTH = 4096  # dimensions, of all points of a stack
 
 
 class Batches:
-    """The batches of an epoch over some pictures: each picture at most once a batch, each caption once an epoch.
+    """The batches of an epoch over some pictures: each image at most once a batch, each caption once an epoch.
 
-    An epoch runs in rounds. In a round each picture that has captions left brings ``captions_per_image`` of them, in
+    An epoch runs in rounds. In a round each image that has captions left brings ``captions_per_image`` of them, in
     an order drawn anew for the epoch, with one view drawn at random.
     """
 
@@ -45,7 +45,7 @@ class Batches:
         self.steps = sum(math.ceil(present / self._size) for present in rounds)
 
     def epoch(self, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """Pictures (B,), their views (B,), captions (T,), and each caption's place among the pictures (T,)."""
+        """Images (B,), their views (B,), captions (T,), and each caption's place among the images (T,)."""
         order = np.lexsort((generator.random(len(self._captions)), self._pictures))
         pictures, captions = self._pictures[order], self._captions[order]
         first = np.r_[0, np.flatnonzero(np.diff(pictures)) + 1]
@@ -53,7 +53,7 @@ class Batches:
         for turn in range(int(place.max()) // self._each + 1):
             mine = place // self._each == turn
             present = generator.permutation(np.unique(pictures[mine]))
-            of_present = np.argsort(present)  # pictures in ascending order -> their place in ``present``
+            of_present = np.argsort(present)  # images in ascending order -> their place in ``present``
             where = of_present[np.searchsorted(present[of_present], pictures[mine])]
             by_place = np.argsort(where, kind="stable")
             where, rows = where[by_place], captions[mine][by_place]
@@ -218,8 +218,8 @@ def advance(
     A loss that is not finite stands in the point's history; the others are none the worse.
 
     Args:
-        chunks: the train pictures' standardised features.
-        image_index: int64 (M,), each caption's picture; of a control the swapped one.
+        chunks: the train images' standardised features.
+        image_index: int64 (M,), each caption's image; of a control the swapped one.
         step: is told, after each step, how many points have taken it.
     """
     config, begun = points[0].config.training, points[0].epoch
@@ -267,7 +267,7 @@ def _parts(points: list[Point]) -> list[list[Point]]:
 
 
 def _batches(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig, order, noise: dict) -> Iterator:
-    """The batches of an epoch: pictures, captions, and each caption's picture there.
+    """The batches of an epoch: images, captions, and each caption's image there.
 
     Args:
         order: a generator. noise: by seed, one for each.

@@ -3,7 +3,7 @@
 A *trial* is one setting with one seed. Trials that see the same batches go through their epochs together
 (``heads.stacking``), as many at a time as pay and fit the memory; what comes of each is what ``fit`` would make of it,
 given half of the memory where features have to be read in chunks.
-A judge (``retrieval.leaderboard``) ranks the trials by their embeddings of the selection pictures.
+A judge (``retrieval.leaderboard``) ranks the trials by their embeddings of the validation images.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _NO_AXES = {
     "training.seed": "say how many seeds with --seeds",
     "training.members": "a sweep ranks single pairs of heads",
     "training.cca": "a sweep ranks single pairs of heads",
-    "training.refit": "the selection pictures rank the settings, so no trial is fitted with them; set it for fit",
+    "training.refit": "the validation images rank the settings, so no trial is fitted with them; set it for fit",
     "model.rerank": "it changes nothing in the heads; evaluate compares the ways with --rerank",
 }
 RUNGS = (1 / 8, 1 / 4, 1 / 2)  # of all epochs, after which halving drops trials
@@ -197,7 +197,7 @@ class _Sweep:
         for_features = max(MIN_MEMORY, memory // 2)
         self._data, self._memory = Data(store, roles, device, for_features), memory - for_features
         say(
-            f"sweeping on {device}: {len(roles.train):,} train pictures, chosen on "
+            f"sweeping on {device}: {len(roles.train):,} train images, chosen on "
             f"{len(roles.selection):,} ({roles.selection_name})"
         )
 

@@ -50,12 +50,12 @@ def fit(
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict:
-    """Fits heads on the store's train pictures and writes the run folder; goes on with an interrupted fit.
+    """Fits heads on the store's train images and writes the run folder; goes on with an interrupted fit.
 
-    The heads kept are those of the epoch with the best rsum on the selection pictures; with ``training.members`` those
+    The heads kept are those of the epoch with the best rsum on the validation images; with ``training.members`` those
     of each member, side by side as one space. With ``training.refit`` this only chooses: the number of epochs, a CCA's
     settings, the sharpness of the correction for hubs. The heads kept are then fitted anew, with what was chosen, on
-    train and selection pictures together.
+    train and validation images together.
 
     Args:
         memory: bytes that the fit may take; where the features do not fit, they are read in shuffled chunks. By
@@ -137,13 +137,13 @@ def fit(
 
 
 class Data:
-    """What fits on a store pass over: its train pictures' standardised features, in memory or in chunks.
+    """What fits on a store pass over: its train images' standardised features, in memory or in chunks.
 
     Args:
         memory: bytes that the features may take.
 
     Attributes:
-        standardize: the layers, by ``image`` and ``text``, fitted on the train pictures. dims: of the features.
+        standardize: the layers, by ``image`` and ``text``, fitted on the train images. dims: of the features.
         count: into how many chunks the features are dealt.
     """
 
@@ -170,7 +170,7 @@ class Data:
         return Point(config, self.dims, states, member).to(self._device)
 
     def dealt(self, config: Config) -> tuple[Chunks, np.ndarray]:
-        """The chunks that a fit passes over, and each caption's picture; those of the last call are kept."""
+        """The chunks that a fit passes over, and each caption's image; those of the last call are kept."""
         swapped = config.training.seed if config.training.shuffle_pairs else None
         if self._dealt[0] is None or self._dealt[2] != swapped:
             self.release()
@@ -187,7 +187,7 @@ class Data:
         self._dealt: tuple = (None, None, None)
 
     def check(self, point: Point, measure: Measure | None = None) -> dict:
-        """Measures a point on the selection pictures, and keeps its heads where they are its best.
+        """Measures a point on the validation images, and keeps its heads where they are its best.
 
         Args:
             measure: how; by default ``retrieval.metrics.quality``.
@@ -211,17 +211,17 @@ class Data:
 
     @cached_property
     def _selection(self) -> tuple[Tensor, Tensor, np.ndarray]:
-        """The selection pictures' features, as heads take them, and their captions' pictures."""
+        """The validation images' features, as heads take them, and their captions' images."""
         images, texts, image_index = self.standardised(self._roles.selection)
         return images.to(self._device), texts.to(self._device), image_index
 
     def standardised(self, pictures: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Features of pictures (N, V, D) and their captions (M, E), and the caption map counted among them."""
+        """Features of images (N, V, D) and their captions (M, E), and the caption map counted among them."""
         images = standardised(self.standardize["image"], self._store.image_features, pictures)
         return images, *self._captions_of(pictures)
 
     def averaged(self, pictures: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
-        """As ``standardised``, with the mean of a picture's views in their place: (N, D)."""
+        """As ``standardised``, with the mean of an image's views in their place: (N, D)."""
         layer = self.standardize["image"]
         images = torch.cat([layer(block).mean(1) for block in blocks(self._store.image_features, pictures)])
         return images, *self._captions_of(pictures)
@@ -242,10 +242,10 @@ class _Fit:
         self._saved = time.monotonic()
 
     def choose(self, roles: Roles) -> tuple["Data", list[Point]]:
-        """The members' points, each with the epoch that is best on the selection pictures."""
+        """The members' points, each with the epoch that is best on the validation images."""
         training = self._config.training
         if training.shuffle_pairs:
-            self._say("the control: every train picture is fitted to the captions of another one")
+            self._say("the control: every train image is fitted to the captions of another one")
         data, points = self._begin("points", roles)
         if training.cca and data.count > 1:
             raise TrainingError(
@@ -254,7 +254,7 @@ class _Fit:
             )
         trained = sum(p.numel() for point in points for p in point.heads.parameters() if p.requires_grad)
         self._say(
-            f"fitting {trained:,} parameters on {self._device}: {len(roles.train):,} pictures, "
+            f"fitting {trained:,} parameters on {self._device}: {len(roles.train):,} images, "
             f"{len(data.captions):,} captions, chosen on {len(roles.selection):,} ({roles.selection_name}), to be "
             f"reported on {len(roles.report):,} ({roles.report_name})"
         )
@@ -263,15 +263,15 @@ class _Fit:
 
     def refit(self, roles: Roles, epochs: list[int]) -> list[DualHeads]:
         """The members' heads after so many epochs over all of ``roles.train``; nothing is looked at."""
-        self._say(f"fitting again, on {len(roles.train):,} pictures, those of the selection among them")
+        self._say(f"fitting again, on {len(roles.train):,} images, those of the selection among them")
         data, points = self._begin("again", roles)
         self._advance("again", data, points, epochs, look=False)
         return [point.heads.cpu().eval() for point in points]
 
     def closed_form(self, data: "Data", roles: Roles) -> list[DualHeads]:
-        """Heads whose maps are a regularised CCA of the standardised features, averaged over a picture's views.
+        """Heads whose maps are a regularised CCA of the standardised features, averaged over an image's views.
 
-        With ``training.refit`` two of them: as it was chosen, and fitted on the selection pictures as well.
+        With ``training.refit`` two of them: as it was chosen, and fitted on the validation images as well.
         """
         self._say("aligning in closed form (CCA)")
         data.release()
@@ -364,7 +364,7 @@ class _Fit:
 
 
 def _betas(heads: DualHeads | Ensemble, store: FeatureStore, roles: Roles) -> dict:
-    """The correction for hubs that heads, chosen on the selection pictures, choose there."""
+    """The correction for hubs that heads, chosen on the validation images, choose there."""
     bank = bank_rows(roles.train)
     pictures = np.union1d(bank, roles.selection)
     rows = (np.searchsorted(pictures, part) for part in (bank, roles.selection))
@@ -379,7 +379,7 @@ def _history(points: list[Point]) -> list[dict]:
 
 
 def _swapped(image_index: np.ndarray, pictures: np.ndarray, seed: int) -> np.ndarray:
-    """``image_index`` with each of the pictures' captions moved to another one, none to its own."""
+    """``image_index`` with each of the images' captions moved to another one, none to its own."""
     order = np.random.default_rng(seed).permutation(pictures)
     other = np.arange(max(pictures.max(), image_index.max()) + 1)
     other[order] = np.roll(order, 1)

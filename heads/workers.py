@@ -1,6 +1,6 @@
 """Processes that train together, each on its share of a batch, as ``torchrun`` starts them; one alone needs nothing.
 
-Each process embeds its pictures and captions. The embeddings of all are gathered, every process takes the loss over
+Each process embeds its images and captions. The embeddings of all are gathered, every process takes the loss over
 the whole batch, and sends back through its own part what the loss says of it; the sum of the processes' gradients is
 then the gradient of the whole batch, as with open_clip's gathering with gradients.
 """

@@ -1,7 +1,7 @@
 """What the trained heads have to beat: spaces in which nothing is learned, neighbours, and closed-form alignments.
 
-The learned ones see the train pictures' features, averaged over a picture's views and standardised, and like the heads
-they are chosen on the selection pictures.
+The learned ones see the train images' features, averaged over an image's views and standardised, and like the heads
+they are chosen on the validation images.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ SHARPNESS = (0.02, 0.05, 0.1, 0.2)  # softmax temperature of the neighbours' wei
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Features of N pictures, float (N, D), and of their M captions, (M, E), with the caption map, int64 (M,)."""
+    """Features of N images, float (N, D), and of their M captions, (M, E), with the caption map, int64 (M,)."""
 
     images: np.ndarray
     texts: np.ndarray
@@ -76,7 +76,7 @@ def standardised(train: Pairs, *others: Pairs) -> list[Pairs]:
 def cca(train: Pairs) -> Iterator[Candidate]:
     """Regularised canonical correlation analysis in closed form (Hotelling 1936; Vinod 1976 for the ridge).
 
-    Each caption is a pair with its picture. Projections are weighted by a power of their canonical correlation
+    Each caption is a pair with its image. Projections are weighted by a power of their canonical correlation
     (Gong et al. 2014) and compared by cosine.
     """
     of_images, of_texts, cross = _moments(train)
@@ -140,8 +140,8 @@ def _moments(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def neighbours(train: Pairs, kind: str) -> Iterator[Candidate]:
     """Training pairs as a bridge (the transfer of Ordonez et al. 2011, softened).
 
-    ``text_knn``: a caption enters the picture space as the weighted mean of the pictures of its nearest training
-    captions; ``image_knn``: a picture enters the caption space by the captions of its nearest training pictures.
+    ``text_knn``: a caption enters the image space as the weighted mean of the images of its nearest training
+    captions; ``image_knn``: an image enters the caption space by the captions of its nearest training images.
     """
     images, texts = _unit(train.images), _unit(train.texts)
     if kind == "text_knn":
@@ -161,7 +161,7 @@ def neighbours(train: Pairs, kind: str) -> Iterator[Candidate]:
         kept, scores, rows = nearest(pairs)
         weights = np.exp((scores[:, :count] - scores[:, :1]) / sharpness)
         starts = np.arange(0, weights.size + 1, weights.shape[1])
-        places = carried[rows[:, :count]].ravel()  # a picture stands there once for each of its captions
+        places = carried[rows[:, :count]].ravel()  # an image stands there once for each of its captions
         moved = csr_array((weights.ravel(), places, starts), (len(rows), len(values))) @ values
         return (kept, _unit(moved)) if kind == "text_knn" else (_unit(moved), kept)
 
@@ -235,7 +235,7 @@ def align(
     Args:
         train, selection: images (N, D), texts (M, E) and image_index (M,), standardised already.
         refit: whether there is to be a second one, fitted with the same settings on both; as near to them as there is,
-            since more pictures can have more dimensions.
+            since more images can have more dimensions.
     """
     settings, chosen = choose(cca(Pairs(*train)), Pairs(*selection), step)
     if not refit:

@@ -30,11 +30,11 @@ IN_MEMORY = 256 * 2**20  # bytes of vectors with a bias up to which they need no
 
 @dataclass(frozen=True)
 class Embeddings:
-    """N pictures and M captions in one space, as unit vectors.
+    """N images and M captions in one space, as unit vectors.
 
     Attributes:
         images, texts: float32 (N, D), (M, D), mapped: only what is used is read.
-        image_index: int64 (M,), each caption's picture.
+        image_index: int64 (M,), each caption's image.
         ids, paths, splits, sha256: lists of N; thumbnails: N JPEGs, or None. captions: list of M.
         image_bias, text_bias: float32 (N,), (M,), of the inverted softmax (``retrieval.hubness``), made with ``betas``.
         rerank: whether a search adds these biases (``qbnorm``) or not (``none``) unless told otherwise.
@@ -76,14 +76,14 @@ class Embeddings:
         return facing_bias(rows) if biased else rows
 
     def gallery(self, kind: str, split: str | None = None, rerank: str | None = None) -> "Gallery":
-        """The pictures (``kind`` image) or captions (text) as a gallery, of all splits or of one."""
+        """The images (``kind`` image) or captions (text) as a gallery, of all splits or of one."""
         vectors, bias = getattr(self, f"{kind}s"), self.biases(rerank).get(f"{kind}_bias")
         columns = self.ids, self.paths, self.sha256, self.captions, self.image_index, self.thumbnails
         gallery = _gallery(kind, vectors, bias, self.space, *columns)
         return gallery if split is None else gallery.take(self.split(split)[0 if kind == "image" else 1])
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of the pictures of a split, rows of their captions, and the caption map counted among those pictures.
+        """Rows of the images of a split, rows of their captions, and the caption map counted among those images.
 
         Raises:
             EmbeddingsError: no such split, or one without captions.
@@ -92,21 +92,21 @@ class Embeddings:
         captions = np.flatnonzero(np.isin(self.image_index, pictures))
         if not len(pictures) or not len(captions):
             known = ", ".join(sorted({split for split in self.splits if split}))
-            raise EmbeddingsError(f"the run has no pictures in the split {name!r}; its splits: {known}")
+            raise EmbeddingsError(f"the run has no images in the split {name!r}; its splits: {known}")
         return pictures, captions, np.searchsorted(pictures, self.image_index[captions])
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is searched: N pictures, or N captions, in memory, by exact search.
+    """What is searched: N images, or N captions, in memory, by exact search.
 
     Attributes:
         kind: ``image`` or ``text``.
         vectors: float32 (N, D): unit vectors, with their bias as one more coordinate where ``biased``.
-        ids: the pictures' or captions' ids. paths: of the pictures, "" for a caption that has none.
+        ids: the images' or captions' ids. paths: of the images, "" for a caption that has none.
         captions: for each item its captions, or the caption that it is.
-        contents: equal for items that look the same, to a reader of the hits: SHA-256 of a picture, text of a caption.
-        thumbnails: of the pictures, JPEG, or None.
+        contents: equal for items that look the same, to a reader of the hits: SHA-256 of an image, text of a caption.
+        thumbnails: of the images, JPEG, or None.
         space: names the heads and encoders that made the vectors.
     """
 
@@ -176,7 +176,7 @@ def facing_bias(queries: np.ndarray) -> np.ndarray:
 def gallery_of_store(
     store: FeatureStore, kind: str, vectors: np.ndarray, bias: np.ndarray | None, space: str
 ) -> Gallery:
-    """The pictures or captions of any store as a gallery, with the vectors that heads have made of their features."""
+    """The images or captions of any store as a gallery, with the vectors that heads have made of their features."""
     columns = store.image_ids, store.image_paths, store.sha256, store.captions, store.image_index, store.thumbnails()
     return _gallery(kind, vectors, bias, space, *columns)
 
@@ -275,7 +275,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
             raise EmbeddingsError(f"{path}: there is not one bias for each {name} embedding; fit again")
     index, pictures = embeddings.image_index, len(embeddings.ids)
     if len(index) and not (index.min() >= 0 and index.max() < pictures):
-        raise EmbeddingsError(f"{path}: the caption map points outside the pictures; fit again")
+        raise EmbeddingsError(f"{path}: the caption map points outside the images; fit again")
     return embeddings
 
 

@@ -31,10 +31,10 @@ _NOTES = {
     "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
     "transductive: not to be compared with single queries",
     "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
-    "cca": "cca, ridge, text_knn, image_knn: fitted on the train pictures' standardised features, settings chosen on "
+    "cca": "cca, ridge, text_knn, image_knn: fitted on the train images' standardised features, settings chosen on "
     "the selection split",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
-    "shuffled": "shuffled: heads fitted with the run's settings (an ensemble's first member's) to train pictures that "
+    "shuffled": "shuffled: heads fitted with the run's settings (an ensemble's first member's) to train images that "
     "had swapped their captions",
 }
 
@@ -63,7 +63,7 @@ def evaluate(
         rerank: corrections for hubs (``retrieval.hubness.RERANKS``) that get a row each; the run's own always does.
         shuffled: the embeddings of the control, heads fitted to permuted pairs.
         memory: bytes that the evaluation may take, by default half of the machine's. Metrics are always of the whole
-            split; the learned baselines are fitted on as many train pictures as fit.
+            split; the learned baselines are fitted on as many train images as fit.
 
     Raises:
         EvaluationError: the store's features are not those the run was fitted on, or an unknown correction.
@@ -75,7 +75,7 @@ def evaluate(
     roles = _roles(store)
     split = split or roles.report_name
     if split == "train" and embeddings is not None and roles.selection_name not in embeddings.splits:
-        roles = roles.together()  # the run was fitted on the selection pictures as well
+        roles = roles.together()  # the run was fitted on the validation images as well
     measured, learn = _pictures(store, roles, split), []
     pairs = _pairs(store, measured)
     if len(roles.train):
@@ -104,7 +104,7 @@ def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: 
     """The first run against each other one, query by query, on a split (default: the one the first reports on).
 
     Raises:
-        EvaluationError: fewer than two runs, or runs whose split holds other pictures or captions.
+        EvaluationError: fewer than two runs, or runs whose split holds other images or captions.
     """
     if len(runs) < 2:
         raise EvaluationError("there is nothing to compare; name at least two runs")
@@ -114,7 +114,7 @@ def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: 
     for name, _ in others:
         if found[name][0] != found[first][0]:
             raise EvaluationError(
-                f"{split} is not the same in {first} and {name} (other pictures, captions or order); "
+                f"{split} is not the same in {first} and {name} (other images, captions or order); "
                 "only runs on the same split of the same dataset can be compared"
             )
     pictures, captions, _ = reference.split(split)
@@ -179,9 +179,9 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
 
 
 def _most_pictures(store: FeatureStore, measured: int, memory: int) -> int:
-    """How many pictures with their captions the learned baselines can be fitted on in ``memory`` bytes.
+    """How many images with their captions the learned baselines can be fitted on in ``memory`` bytes.
 
-    Beside those, a split that is measured, of so many pictures, has its captions in the wider of the two spaces.
+    Beside those, a split that is measured, of so many images, has its captions in the wider of the two spaces.
     """
     dims, captions = store.dims, len(store.image_index)
     mapped = measured * max(dims) * captions / len(store.image_splits)
@@ -190,7 +190,7 @@ def _most_pictures(store: FeatureStore, measured: int, memory: int) -> int:
 
 
 def _pictures(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:
-    """Rows of a split's pictures.
+    """Rows of a split's images.
 
     Raises:
         EmbeddingsError: there are none with captions.
@@ -198,7 +198,7 @@ def _pictures(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:
     named = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
     pictures = named.get(split, np.flatnonzero(np.array(store.image_splits) == split))
     if not np.isin(store.image_index, pictures).any():
-        raise EmbeddingsError(f"there are no pictures with captions in the split {split!r}; use {', '.join(named)}")
+        raise EmbeddingsError(f"there are no images with captions in the split {split!r}; use {', '.join(named)}")
     return pictures
 
 
@@ -208,7 +208,7 @@ def _sample(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def _pairs(store: FeatureStore, pictures: np.ndarray) -> Pairs:
-    """The plain features of pictures, each the mean over its views, and of their captions."""
+    """The plain features of images, each the mean over its views, and of their captions."""
     captions = np.flatnonzero(np.isin(store.image_index, pictures))
     images = np.empty((len(pictures), store.image_features.shape[2]), np.float32)
     for rows in row_blocks(len(pictures)):
@@ -278,8 +278,8 @@ def _dual_encoder(store: FeatureStore) -> bool:
 def notes(result: dict) -> list[str]:
     """What a reader of the numbers has to know."""
     lines = [
-        f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; in brackets the size "
-        "of the gallery; R@K: hit@K in percent with 95 % intervals over pictures (true recall@K: in .csv and .json)",
+        f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; in brackets the size "
+        "of the gallery; R@K: hit@K in percent with 95 % intervals over images (true recall@K: in .csv and .json)",
         f"everything that was chosen was chosen on {result['selected_on']}"
         if result["selected_on"]
         else "nothing fitted",
@@ -288,7 +288,7 @@ def notes(result: dict) -> list[str]:
     fitted = result["baselines_fitted_on"]
     if 0 < fitted["pictures"] < fitted["of"]:
         lines.append(
-            f"the learned baselines were fitted on {fitted['pictures']:,} of {fitted['of']:,} train pictures, as many "
+            f"the learned baselines were fitted on {fitted['pictures']:,} of {fitted['of']:,} train images, as many "
             "as --memory allows"
         )
     return lines + _warnings(result["split"], {"heads and settings": result["selected_on"]})
@@ -347,8 +347,8 @@ def _difference(key: str, before: dict, after: dict, difference: dict) -> list[s
 def comparison_notes(result: dict) -> list[str]:
     """What a reader of a comparison has to know."""
     lines = [
-        f"{result['split']}: {result['n_images']:,} pictures, {result['n_captions']:,} captions; intervals resample "
-        "the pictures, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do"
+        f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; intervals resample "
+        "the images, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do"
     ]
     tests = len(result["differences"]) * (len(DIRECTIONS) * len(_DIFFERENCES) + 1)
     lines.append(f"each of the {tests} verdicts stands alone: without any difference, one in twenty would not hold")

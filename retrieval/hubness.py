@@ -33,7 +33,7 @@ class InvertedSoftmax:
     betas: dict[str, float]
 
     def bias(self, kind: str) -> np.ndarray:
-        """The biases of the pictures, float32 (N,), or of the captions, (M,)."""
+        """The biases of the images, float32 (N,), or of the captions, (M,)."""
         return inverted_softmax_bias(self.galleries[kind], self.banks[kind], self.betas[kind])
 
 
@@ -69,7 +69,7 @@ def bank_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def bias_by_bank(embeddings: Embeddings, kind: str, vectors: np.ndarray) -> np.ndarray:
-    """Biases, float32 (N,), of any pictures' (``kind`` image) or captions' vectors, from a run's training queries."""
+    """Biases, float32 (N,), of any images' (``kind`` image) or captions' vectors, from a run's training queries."""
     train = np.flatnonzero(np.array(embeddings.splits) == "train")
     if kind == "image":
         bank = embeddings.texts[bank_rows(np.flatnonzero(np.isin(embeddings.image_index, train)))]
@@ -86,11 +86,11 @@ def fit_inverted_softmax(
     selection: np.ndarray,
     betas: dict[str, float] | None = None,
 ) -> InvertedSoftmax:
-    """A bank of train queries for every picture and caption, and each direction's beta chosen on selection.
+    """A bank of train queries for every image and caption, and each direction's beta chosen on selection.
 
     Args:
         images: unit vectors, float32 (N, D). texts: float32 (M, D). image_index: int64 (M,).
-        train, selection: rows of pictures; their captions belong to them.
+        train, selection: rows of images; their captions belong to them.
         betas: by ``image`` and ``text``, where they were chosen before.
     """
     captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))

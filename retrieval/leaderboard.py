@@ -1,4 +1,4 @@
-"""What the trials of a sweep are worth: ranks on the selection pictures, who stays in the race, and the final table."""
+"""What the trials of a sweep are worth: ranks on the validation images, who stays in the race, and the final table."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ class LeaderboardError(OnceoverError):
 
 
 class Judge:
-    """Remembers each trial's ranks on the selection pictures, those of its best epoch (``heads.sweep.Judge``)."""
+    """Remembers each trial's ranks on the validation images, those of its best epoch (``heads.sweep.Judge``)."""
 
     def __init__(self) -> None:
         self._ranks: dict[str, tuple[Ranks, Ranks]] = {}
@@ -148,7 +148,7 @@ def leaderboard(
         Rows with the setting's values, ``outcome``, ``seeds`` (those that ran), ``epochs`` (the mean), ``seconds`` (the
         sum), ``split``, and, but for diverged ones, the galleries' sizes (``pictures``, ``captions``), both directions'
         recalls in percent as means over seeds with their spread
-        (``_sd``, of several seeds), ``rsum`` with its spread and its 95 % interval over pictures, ``difference`` to the
+        (``_sd``, of several seeds), ``rsum`` with its spread and its 95 % interval over images, ``difference`` to the
         best over the seeds that both have, with an interval that holds for all rows together, and ``verdict``: best,
         tie, worse or dropped. Numbers of dropped ones are from where they were dropped.
 
@@ -211,11 +211,11 @@ def notes(rows: list[dict]) -> list[str]:
     """What a reader of the leaderboard has to know."""
     split, pictures, captions = (rows[0][key] for key in ("split", "pictures", "captions"))
     return [
-        f"measured on {split}, {pictures:,} pictures, {captions:,} captions, which chose the best one: its own numbers "
+        f"measured on {split}, {pictures:,} images, {captions:,} captions, which chose the best one: its own numbers "
         "here flatter it",
-        "R@K: hit@K in percent, i2t: picture → caption, t2i: caption → picture; means over the seeds",
-        "intervals: 95 %, pictures resampled; to the best: paired, over the seeds that both have, holding for all rows "
-        "together. tie: these pictures cannot tell the setting from the best one. Chance between seeds is left out",
+        "R@K: hit@K in percent, i2t: image → caption, t2i: caption → image; means over the seeds",
+        "intervals: 95 %, images resampled; to the best: paired, over the seeds that both have, holding for all rows "
+        "together. tie: these images cannot tell the setting from the best one. Chance between seeds is left out",
         "dropped: measured when it was dropped, against the best one at its end",
     ]
 

@@ -17,7 +17,7 @@ RECALL_AT = (1, 5, 10)
 TIE = 1e-12  # of the scores' scale: float64 scores that differ by less are equal, rounding stays below 1e-13
 MEMORY = 256 * 2**20  # bytes that a block of scores may take
 DRAWS = 1000  # bootstrap resamples
-_BLOCK_ROWS = 256  # more pictures a block would only leave the processor's caches
+_BLOCK_ROWS = 256  # more images a block would only leave the processor's caches
 _BLOCK_BYTES = 24  # a score, with what is counted beside it
 _CROWDED = 1 / 64  # share of a block in doubt, beyond which the whole block is multiplied again in float64
 _NUMBERS = 2**22  # of the rows that are taken up at a time where scores are float64
@@ -39,7 +39,7 @@ class Ranks:
         above: int64 (P,), items of the gallery that score higher than the pair's.
         level: int64 (P,), items that score the same, the pair's own included.
         gallery: how many items are ranked.
-        group: int64 (Q,), the picture that a query belongs to, the unit of resampling.
+        group: int64 (Q,), the image that a query belongs to, the unit of resampling.
     """
 
     query: np.ndarray
@@ -122,13 +122,13 @@ def rank(
 
     Args:
         images: (N, D). texts: (M, D). Any float type, any scale.
-        image_index: int (M,), the picture of each caption; any number of captions a picture, none included.
+        image_index: int (M,), the image of each caption; any number of captions an image, none included.
         image_bias, text_bias: float (N,), (M,), added to an item's scores where it is what is searched for.
         memory: bytes that a block of scores may take. Beside it stand float32 copies of the embeddings, unless they
             are float32 already, and a few numbers a row.
 
     Raises:
-        MetricsError: shapes that do not fit, non-finite numbers, an index outside the pictures.
+        MetricsError: shapes that do not fit, non-finite numbers, an index outside the images.
     """
     image_index = np.asarray(image_index)
     _check(images, texts, image_index)
@@ -168,7 +168,7 @@ def _check(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> No
     ):
         raise MetricsError(f"shapes do not fit: images {images.shape}, texts {texts.shape}, map {image_index.shape}")
     if not len(images) or not len(texts):
-        raise MetricsError(f"nothing to rank: {len(images)} pictures, {len(texts)} captions")
+        raise MetricsError(f"nothing to rank: {len(images)} images, {len(texts)} captions")
     for name, rows in (("image", images), ("text", texts)):
         bad = int((~np.isfinite(rows).all(1)).sum())
         if bad:
@@ -176,14 +176,14 @@ def _check(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> No
                 f"{bad} {name} embeddings are not finite; the heads have diverged or the file is damaged"
             )
     if image_index.min() < 0 or image_index.max() >= len(images):
-        raise MetricsError("the caption map points outside the pictures")
+        raise MetricsError("the caption map points outside the images")
 
 
 class _Scores:
     """Scores block by block in float32 or float64, or pair by pair in float64, without and with the biases.
 
     Attributes:
-        own: float64 (2, M), each caption's score with its picture; a row for each direction, image to text first.
+        own: float64 (2, M), each caption's score with its image; a row for each direction, image to text first.
         tie: two scores that differ by no more are equal.
         doubt: two float32 scores that differ by no more may stand in the wrong order.
     """
@@ -211,7 +211,7 @@ class _Scores:
         self.own = np.stack([self.exact(image_index, captions, direction) for direction in (0, 1)])
 
     def exact(self, pictures: np.ndarray, captions: np.ndarray, direction: int) -> np.ndarray:
-        """Float64 scores of P pairs of a picture and a caption, (P,)."""
+        """Float64 scores of P pairs of an image and a caption, (P,)."""
         result = np.empty(len(pictures))
         for part in self._parts(len(result)):
             left, right = self._images[pictures[part]], self._texts[captions[part]]
@@ -219,7 +219,7 @@ class _Scores:
         return result + self._bias[direction][pictures if direction else captions]
 
     def block(self, rows: slice, dtype: type) -> np.ndarray:
-        """Scores without bias of some pictures with all captions, (rows, M)."""
+        """Scores without bias of some images with all captions, (rows, M)."""
         if dtype == np.float32:
             return self._images32[rows] @ self._texts32.T
         images, result = self._images[rows].astype(np.float64), np.empty((rows.stop - rows.start, len(self._texts)))
@@ -232,7 +232,7 @@ class _Scores:
         return (slice(start, start + step) for start in range(0, rows, step))
 
     def biased(self, block: np.ndarray, rows: slice, direction: int) -> np.ndarray:
-        """A block's scores in one direction: a row for each query, pictures or (direction 1) captions."""
+        """A block's scores in one direction: a row for each query, images or (direction 1) captions."""
         bias = self._bias[direction].astype(block.dtype, copy=False)
         if direction:
             return (block + bias[rows, None] if bias.any() else block).T
@@ -246,7 +246,7 @@ def _tame(rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _count_block(scores: _Scores, rows: slice, above: np.ndarray, level: np.ndarray) -> None:
-    """Adds what a block of pictures holds to the counts of items above and level with each correct pair."""
+    """Adds what a block of images holds to the counts of items above and level with each correct pair."""
     counted = _counted(scores, scores.block(rows, np.float32), rows)
     if counted is None:  # many scores are nearly equal, as in a collapsed model
         counted = _counted(scores, scores.block(rows, np.float64), rows)
@@ -311,7 +311,7 @@ def report(pairs: list[tuple[Ranks, Ranks]], draws: int = DRAWS, seed: int = 0) 
     """Both directions' R@1, R@5, R@10 and true recalls in percent, median and mean rank, MRR; rsum, the sum of all R@K.
 
     Each pair is of the same queries (a baseline's several random maps): their numbers are averaged, and with more than
-    one, ``R@K_sd`` and ``rsum_sd`` are the spread between them. ``…_ci`` are 95 % intervals: pictures are resampled
+    one, ``R@K_sd`` and ``rsum_sd`` are the spread between them. ``…_ci`` are 95 % intervals: images are resampled
     with their queries, the same ones in both directions, while the gallery stays (percentile bootstrap, Efron 1979).
     ``draws=0`` leaves them out.
     """
@@ -388,10 +388,10 @@ def _interval(estimates: np.ndarray) -> list[float]:
 def _resampled(
     values: list[dict[str, np.ndarray]], groups: list[np.ndarray], draws: int, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """Each direction's means in ``draws`` resamples of the pictures, float64 (draws,) each."""
+    """Each direction's means in ``draws`` resamples of the images, float64 (draws,) each."""
     pictures, inverse = np.unique(np.concatenate(groups), return_inverse=True)
     queries = np.split(inverse, np.cumsum([len(group) for group in groups])[:-1])
-    # per picture, of each direction: the sum of each value over its queries, and how many queries it has
+    # per image, of each direction: the sum of each value over its queries, and how many queries it has
     sums = [
         np.stack([*(np.bincount(group, column, len(pictures)) for column in columns.values()),
                   np.bincount(group, minlength=len(pictures))], axis=1)
@@ -408,6 +408,6 @@ def _resampled(
 
 
 def _times_drawn(generator: np.random.Generator, draws: int, pictures: int) -> np.ndarray:
-    """How often each picture is drawn when as many are drawn with replacement, float64 (draws, pictures)."""
+    """How often each image is drawn when as many are drawn with replacement, float64 (draws, images)."""
     drawn = generator.integers(pictures, size=(draws, pictures)) + pictures * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * pictures).reshape(draws, pictures).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Sentences, pictures, or both together -> hits of a gallery.
+"""Sentences, images, or both together -> hits of a gallery.
 
 Load once, then search in milliseconds::
 
@@ -7,11 +7,11 @@ Load once, then search in milliseconds::
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.retrieval.search import Query, Searcher
 
-    pictures = read_embeddings("runs/first/embeddings.h5").gallery("image")  # or Index("runs/first/index/images")
-    searcher = Searcher(pictures, QueryEmbedder(load_run("runs/first")))
+    images = read_embeddings("runs/first/embeddings.h5").gallery("image")  # or Index("runs/first/index/images")
+    searcher = Searcher(images, QueryEmbedder(load_run("runs/first")))
     for hit in searcher.search("a dog playing in the park", top_k=5):
         print(hit.rank, hit.score, hit.path, hit.captions)
-    searcher.search(Query(sentence="in the snow", picture="dog.jpg", weight=0.4))
+    searcher.search(Query(sentence="in the snow", image="dog.jpg", weight=0.4))
 """
 
 import io
@@ -38,7 +38,7 @@ class SearchError(OnceoverError):
 
 @dataclass(frozen=True)
 class Query:
-    """A sentence, a picture file's path, or both: then the sentence counts ``weight`` and the picture the rest."""
+    """A sentence, an image file's path, or both: then the sentence counts ``weight`` and the image the rest."""
 
     sentence: str | None = None
     picture: str | None = None
@@ -47,10 +47,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Hit:
-    """One result: a picture with its captions, or a caption with its picture (if it has one).
+    """One result: an image with its captions, or a caption with its image (if it has one).
 
     ``score`` is the cosine similarity, less what the gallery's correction for hubs takes off; ``same`` lists the ids
-    of further items that look the same (copies of a picture, the same sentence) and are not shown again.
+    of further items that look the same (copies of an image, the same sentence) and are not shown again.
     ``thumbnail`` is a small JPEG, where the searcher was asked for thumbnails and the gallery has them.
     """
 
@@ -108,23 +108,23 @@ def check_query(query: str, mode: str) -> None:
     """Refuses a query that cannot be meant for ``mode``, before any model is loaded.
 
     Raises:
-        SearchError: an empty query, a sentence where a picture's path is wanted, a picture where a sentence is, or
+        SearchError: an empty query, a sentence where an image's path is wanted, an image where a sentence is, or
             bytes that are no text.
     """
     if not query.strip():
-        raise SearchError("the query is empty; give a sentence or a picture's path")
+        raise SearchError("the query is empty; give a sentence or an image's path")
     if mode == "text2image":
         _check_text(query)
     is_file = os.path.isfile(query)  # noqa: PTH113 (False, not an error, for a text too long to be a path)
     if mode == "image2text" and not is_file:
         what = "is a folder" if os.path.isdir(query) else "is no file"  # noqa: PTH112
         raise SearchError(
-            f"{query[:200]!r} {what}; image2text takes a picture's path (for a sentence: --mode text2image)"
+            f"{query[:200]!r} {what}; image2text takes an image's path (for a sentence: --mode text2image)"
         )
     if mode == "text2image" and not is_file and _A_PICTURES_NAME.fullmatch(query.strip()):
-        raise SearchError(f"there is no file {query!r}; to search by a picture, give its path and --mode image2text")
+        raise SearchError(f"there is no file {query!r}; to search by an image, give its path and --mode image2text")
     if mode == "text2image" and is_file and "." in query:
-        raise SearchError(f"{query!r} is a file; to search by a picture, add --mode image2text")
+        raise SearchError(f"{query!r} is a file; to search by an image, add --mode image2text")
 
 
 def read_queries(file: BinaryIO, name: str, say: Callable[[str], None] = lambda _: None) -> Iterator[str]:
@@ -246,7 +246,7 @@ class Searcher:
         groups: dict[tuple, list[int]] = {}
         for number, query in enumerate(queries):
             if not (query.sentence or query.picture):
-                raise SearchError("the query is empty; give a sentence or a picture's path")
+                raise SearchError("the query is empty; give a sentence or an image's path")
             _check_text(query.sentence or "")
             if not 0 <= query.weight <= 1:
                 raise SearchError(f"the weight is {query.weight}; it is the sentence's share, 0 to 1")

@@ -1,4 +1,4 @@
-"""Small real things: drawn pictures, a tiny encoder of each kind, a store and a run made from them once."""
+"""Small real things: drawn images, a tiny encoder of each kind, a store and a run made from them once."""
 
 import dataclasses
 import importlib
@@ -43,8 +43,8 @@ def tiny_bert(tmp_path_factory, drawn) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from onceover.extract.datasets import read_dataset
     from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.layouts import read_dataset
 
     folder = tmp_path_factory.mktemp("tiny") / "bert"
     tokenizer = _dataset_tokenizer(read_dataset(drawn).captions + CAPTIONS)
@@ -60,8 +60,8 @@ def tiny_clip(tmp_path_factory, drawn) -> Path:
     """A CLIP of one layer a tower with random weights in a local Hugging Face folder."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from onceover.extract.datasets import read_dataset
     from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.layouts import read_dataset
 
     folder = tmp_path_factory.mktemp("tiny") / "clip"
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -100,7 +100,7 @@ def fit_config(extract_config) -> Config:
 
 @pytest.fixture(scope="session")
 def store_file(tmp_path_factory, drawn, extract_config) -> Path:
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract
 
     path = tmp_path_factory.mktemp("store") / "drawn.h5"

@@ -24,7 +24,7 @@ from onceover.retrieval.metrics import MetricsError, quality, rank, report
 
 
 def planted(seed, pictures, noise=0.4, captions=2):
-    """Pictures and captions that share four latent numbers, mixed by the same maps for every seed."""
+    """Images and captions that share four latent numbers, mixed by the same maps for every seed."""
     maps = np.random.default_rng(99)
     image_map, text_map = maps.standard_normal((4, 12)), maps.standard_normal((4, 9))
     generator = np.random.default_rng(seed)

@@ -27,7 +27,7 @@ def saved_at_every_look(monkeypatch):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """The drawn store's features do not fit: runs of 4 pictures, about three chunks."""
+    """The drawn store's features do not fit: runs of 4 images, about three chunks."""
     monkeypatch.setattr(module, "NEIGHBOURS", 4)
     monkeypatch.setattr(module, "OVERHEAD", 0)
     monkeypatch.setattr(module, "MIN_MEMORY", 0)

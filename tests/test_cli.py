@@ -27,14 +27,14 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     store, folder = tmp_path / "s.h5", tmp_path / "runs/a"
     made = run("extract", "--data", drawn, "--store", store, *encoders(extract_config))
     assert made.stdout == ""
-    assert "encoding 60 pictures with torchvision:shufflenet_v2_x0_5@random, 4 views on cpu" in made.stderr
+    assert "encoding 60 images with torchvision:shufflenet_v2_x0_5@random, 4 views on cpu" in made.stderr
     assert f"wrote {store}" in made.stderr
     assert f"next: onceover fit --store {store}" in made.stderr
     again = run("extract", "--data", drawn, "--store", store, *encoders(extract_config))
     assert f"{store} is up to date; nothing to encode" in again.stderr
     small = ["--set", "model.embedding_dim=16", "--set", "training.num_epochs=3", "--set", "training.batch_size=16"]
     fitted = run("fit", "--store", store, "--run", folder, "--device", "cpu", *small)
-    assert "36 pictures, 180 captions, chosen on 12 (dev), to be reported on 12 (test)" in fitted.stderr
+    assert "36 images, 180 captions, chosen on 12 (dev), to be reported on 12 (test)" in fitted.stderr
     table = run("evaluate", "--run", folder)
     assert table.stdout.splitlines()[0].split()[:4] == ["model", "direction", "(gallery)", "R@1"]
     assert {path.name for path in folder.glob("evaluation-*")} == {
@@ -67,9 +67,9 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     about = run("info", store).stdout
     assert "60: 36 train, 12 dev, 12 test" in about
     assert "left out    0 records" in about
-    assert "chosen on   dev, 12 pictures" in run("info", folder).stdout
+    assert "chosen on   dev, 12 images" in run("info", folder).stdout
     sound = run("verify", store, "--sample", 2, "--device", "cpu").stdout
-    assert "picture features (float32, stored as float32): 2 encoded again" in sound
+    assert "image features (float32, stored as float32): 2 encoded again" in sound
     assert f"{store} is sound" in sound
 
 
@@ -125,15 +125,15 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
         "fit", "--store", store_file, "--run", out, "--config", tmp_path / "none.yaml", code=2
     )
     assert "is no run folder; make one" in fails("evaluate", "--run", tmp_path / "none")
-    assert "no pictures with captions in the split 'select'" in fails("evaluate", "--run", run_dir, "--split", "select")
-    assert "is no file; image2text takes a picture's path" in fails(
+    assert "no images with captions in the split 'select'" in fails("evaluate", "--run", run_dir, "--split", "select")
+    assert "is no file; image2text takes an image's path" in fails(
         "search", "--run", run_dir, "--query", "x.jpg", "--mode", "image2text"
     )
     (tmp_path / "letter.jpg").write_text("dear")
     message = fails(
         "search", "--run", run_dir, "--query", tmp_path / "letter.jpg", "--mode", "image2text", "--device", "cpu"
     )
-    assert message == f"{tmp_path / 'letter.jpg'} is no usable picture: not a picture in a known format"
+    assert message == f"{tmp_path / 'letter.jpg'} is no usable picture: not an image in a known format"
     assert "is no run folder" in fails("plot", "--run", tmp_path / "none", "--out", out)
     assert "but no run" in fails("info", tmp_path)
     assert "there is no feature store" in fails("info", tmp_path / "none")
@@ -166,7 +166,7 @@ def test_a_damaged_store_makes_verify_fail_with_what_is_wrong(run, store_file, t
 
 def test_info_describes_an_unfinished_extraction(run, drawn, tmp_path, extract_config, monkeypatch, interrupt_after):
     from onceover.extract import pipeline
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
 
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     interrupt_after(monkeypatch, 1)
@@ -192,7 +192,7 @@ def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extra
     assert "with untrained encoders" in result.stdout
     figures = {path.name for path in (tmp_path / "demo/figures").iterdir()}
     assert {"tsne.png", "ranks.svg", "search-text2image.png", "search-image2text.png"} <= figures
-    assert f"the pictures in {tmp_path / 'demo/figures'}" in result.stderr
+    assert f"the images in {tmp_path / 'demo/figures'}" in result.stderr
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -290,9 +290,9 @@ def test_info_shows_a_run_as_it_searches_and_counts_pictures_without_captions(ru
         result["models"][name]["text_to_image"]["R@1"] = 77.7
         write_record(folder / "evaluation-test.json", result)
         assert f"{name}, text to image: R@1/5/10 77.7 /" in run("info", folder).stdout
-    assert "300, 5 to 5 a picture" in _describe_store(store)
+    assert "300, 5 to 5 an image" in _describe_store(store)
     store.image_index[store.image_index == 4] = 3
-    assert "300, 0 to 10 a picture" in _describe_store(store)
+    assert "300, 0 to 10 an image" in _describe_store(store)
 
 
 def test_runs_are_joined_evaluated_drawn_and_searched(run, run_dir, tmp_path):
@@ -313,14 +313,14 @@ def test_runs_are_joined_evaluated_drawn_and_searched(run, run_dir, tmp_path):
 
 @pytest.fixture
 def pictures(drawn, tmp_path):
-    """A stranger's folder: ten pictures, one of them twice, one in a folder below, one that is none, and a text."""
+    """A stranger's folder: ten images, one of them twice, one in a folder below, one that is none, and a text."""
     folder = tmp_path / "mine"
     (folder / "below").mkdir(parents=True)
     names = sorted((drawn / "images").glob("*.jpg"))[:10]
     for path in names:
         shutil.copy(path, folder / path.name)
     shutil.copy(names[0], folder / "below/copy.jpg")
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     (folder / "notes.txt").write_text("a text")
     return folder
 
@@ -328,9 +328,9 @@ def pictures(drawn, tmp_path):
 def test_a_strangers_folder_is_indexed_once_and_searched(run, fails, run_dir, pictures, tmp_path):
     index, cpu = tmp_path / "index", ("--device", "cpu")
     made = run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
-    assert "encoding 12 pictures" in made.stderr
+    assert "encoding 12 images" in made.stderr
     assert "left out: 1 at stage image" in made.stderr
-    assert "left alone: 1 (no pictures by their names)" in made.stderr
+    assert "left alone: 1 (no images by their names)" in made.stderr
     assert "11 images: 11 added, 0 removed" in made.stderr
     assert "flat (exact search over 11 rows answers within milliseconds" in made.stderr
     assert "up to date" in run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu).stderr
@@ -343,7 +343,7 @@ def test_a_strangers_folder_is_indexed_once_and_searched(run, fails, run_dir, pi
     hits = json.loads(run("search", "--index", index, "--query", "a red circle", "--top-k", 50, "--json", *cpu).stdout)[
         "hits"
     ]
-    assert len(hits) == 10  # two pictures are there twice
+    assert len(hits) == 10  # two images are there twice
     assert sum(len(hit["same"]) for hit in hits) == 2
     assert {name for hit in hits for name in [hit["id"], *hit["same"]]} >= {"below/copy.jpg", "new.jpg"}
     assert all(Path(hit["path"]) == pictures / hit["id"] for hit in hits)  # to be opened from anywhere
@@ -513,7 +513,7 @@ def test_sizes_are_read_as_people_write_them(run, run_dir, tmp_path):
 
 
 def test_the_example_of_the_search_module_runs(run_dir, monkeypatch, capsys, drawn):
-    """The docstring's example, with this run's folder and a drawn picture in the place of its names."""
+    """The docstring's example, with this run's folder and a drawn image in the place of its names."""
     import re
 
     from onceover.retrieval import search
@@ -556,7 +556,7 @@ def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_befo
         assert "does not match its SHA-256" in fails(command, index)
     assert "there is no index at" in fails("search", "--index", tmp_path / "nowhere", "--query", "x")
     assert "'x.jpg' is no file" in fails("search", "--run", run_dir, "--query", "red", "--with", "x.jpg", code=2)
-    assert "there is no file 'x.jpg'; to search by a picture" in fails("search", "--run", run_dir, "--query", "x.jpg")
+    assert "there is no file 'x.jpg'; to search by an image" in fails("search", "--run", run_dir, "--query", "x.jpg")
     wrong = ("--image-encoder", "hf:/nope", "--text-encoder", "hf:distilbert-base-uncased@random")
     mistyped = run("extract", "--data", tmp_path / "drawn.csv", "--store", tmp_path / "n.h5", *wrong, code=1).stderr
     assert "error: hf:/nope: there is no such folder, and no model can have that name" in mistyped
@@ -704,7 +704,7 @@ def test_trap_a_disk_that_is_not_mounted_empties_no_index(run, fails, run_dir, p
     for name in names[:6]:
         shutil.move(tmp_path / name, pictures / name)
     told = run(*again).stderr
-    assert "11 pictures, 0 captions; rows encoded: 0 image" in told
+    assert "11 images, 0 captions; rows encoded: 0 image" in told
     assert "11 rows" in run("verify", index).stdout
     for name in names[:6]:
         (pictures / name).unlink()

@@ -1,4 +1,4 @@
-"""Dataset layouts, splits and captions, the odd ones among them. Pictures are named here, never opened."""
+"""Dataset layouts, splits and captions, the odd ones among them. Images are named here, never opened."""
 
 import json
 import os
@@ -8,8 +8,10 @@ import unicodedata
 import numpy as np
 import pytest
 
-from onceover.extract import datasets
-from onceover.extract.datasets import DatasetError, csv_rows, read_captions, read_dataset, read_ids, read_pictures
+from onceover.extract.dataset import DatasetError, text
+from onceover.extract.dataset.alone import read_captions, read_images
+from onceover.extract.dataset.table import csv_rows, read_ids
+from onceover.extract.layouts import read_dataset
 from onceover.extract.store import caption_ids
 
 
@@ -39,7 +41,7 @@ def test_kaggle_layout_in_the_order_of_the_file(tmp_path):
 def test_original_layout(tmp_path):
     text = "a.jpg#0\tA dog .\na.jpg#1\tA\tcat .\nb.jpg#0\tA bird .\n"
     dataset = read_dataset(make(tmp_path, text, ("a.jpg", "b.jpg"), "Flicker8k_Dataset", "Flickr8k.token.txt"))
-    assert (dataset.layout, dataset.captions) == ("original", ["A dog .", "A\tcat .", "A bird ."])
+    assert (dataset.layout, dataset.captions) == ("flickr8k", ["A dog .", "A\tcat .", "A bird ."])
 
 
 def test_original_layout_in_the_folders_that_unpacking_makes(tmp_path):
@@ -52,7 +54,7 @@ def test_trap_the_line_of_a_picture_that_does_not_exist(tmp_path):
     text = "a.jpg#0\tA dog .\n2258277193_586949ec62.jpg.1#0\tsome people .\n"
     dataset = read_dataset(make(tmp_path, text, ["a.jpg"], "Flicker8k_Dataset", "Flickr8k.token.txt"))
     assert dataset.ids == ["a.jpg"]
-    assert "no such picture" in reasons(dataset)["2258277193_586949ec62.jpg.1", "dataset"]
+    assert "no such image" in reasons(dataset)["2258277193_586949ec62.jpg.1", "dataset"]
 
 
 @pytest.mark.parametrize("given", ["folder", "file"])
@@ -66,7 +68,7 @@ def test_plain_csv_with_splits_and_subfolders(tmp_path, given):
 
 
 def karpathy(folder, *pictures, file="dataset_flickr8k.json"):
-    """Pictures as (filename, split, captions) or (filename, split, captions, filepath)."""
+    """Images as (filename, split, captions) or (filename, split, captions, filepath)."""
     images = []
     for name, split, captions, *path in pictures:
         (folder / "".join(path)).mkdir(parents=True, exist_ok=True)
@@ -135,10 +137,10 @@ def test_karpathys_file_beside_the_folder_of_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"tokens": []}]}]}', "picture 0 of images"),
+        ('{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"tokens": []}]}]}', "image 0 of images"),
         ('{"images": [{"file_name": "a.jpg", "id": 7}]}', "needs filename, split and sentences"),
         ('{"images": [7]}', "needs filename, split and sentences"),
-        ('{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": null}]}]}', "picture 0 of images"),
+        ('{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": null}]}]}', "image 0 of images"),
         ('{"images": 7}', "no list of images"),
         ('{"annotations": []}', "no list of images"),
         ('{"images": []}', "holds no captions"),
@@ -194,10 +196,10 @@ def test_captions_without_pictures_and_pictures_without_captions_go_into_the_led
     dataset = read_dataset(make(tmp_path, "image,caption\na.jpg,one\nz.jpg,two\nz.jpg,three\nb.jpg,  \n"))
     assert dataset.ids == ["a.jpg"]
     assert [failure.id for failure in dataset.failures] == ["z.jpg", "z.jpg", "b.jpg", "b.jpg", "c.jpg"]
-    assert "no such picture in Images/: 'two'" in [failure.reason for failure in dataset.failures]
+    assert "no such image in Images/: 'two'" in [failure.reason for failure in dataset.failures]
     assert reasons(dataset)["b.jpg", "caption"].startswith("empty caption")
     assert reasons(dataset)["b.jpg", "dataset"] == "no usable caption"
-    assert reasons(dataset)["c.jpg", "dataset"] == "picture without captions"
+    assert reasons(dataset)["c.jpg", "dataset"] == "image without captions"
 
 
 def test_a_path_that_leaves_the_folder_is_left_out(tmp_path):
@@ -214,7 +216,7 @@ def test_official_lists_decide_and_what_they_leave_out_has_no_split(tmp_path):
     (tmp_path / "Flickr_8k.testImages.txt").write_text("c.jpg\nghost.jpg\n\n")
     dataset = read_dataset(tmp_path)
     assert dataset.splits == ["train", "", "test"]
-    assert reasons(dataset)["ghost.jpg", "split"] == "listed in test, but not a usable picture"
+    assert reasons(dataset)["ghost.jpg", "split"] == "listed in test, but not a usable image"
     assert dataset.notes == ["splits from Flickr_8k.trainImages.txt, Flickr_8k.testImages.txt"]
 
 
@@ -250,7 +252,7 @@ def test_limit_keeps_the_map_right(tmp_path):
     dataset = read_dataset(make(tmp_path, "image,caption\na.jpg,1\nb.jpg,2\na.jpg,3\nc.jpg,4\n")).first(2)
     assert (dataset.ids, dataset.captions) == (["a.jpg", "b.jpg"], ["1", "2", "3"])
     np.testing.assert_array_equal(dataset.image_index, [0, 1, 0])
-    assert dataset.notes[-1] == "limited to the first 2 of 3 pictures"
+    assert dataset.notes[-1] == "limited to the first 2 of 3 images"
 
 
 @pytest.mark.parametrize(
@@ -259,13 +261,13 @@ def test_limit_keeps_the_map_right(tmp_path):
         ("captions.txt", "", "needs a first line with the columns image,caption"),
         ("captions.txt", "image,caption\n", "holds no captions"),
         ("captions.txt", "a.jpg,one\n", "needs a first line"),
-        ("captions.txt", "image,caption\nz.jpg,one\n", "none of the pictures"),
-        ("captions.txt", "image,caption\na.jpg,\n", "no picture is usable"),
+        ("captions.txt", "image,caption\nz.jpg,one\n", "none of the images"),
+        ("captions.txt", "image,caption\na.jpg,\n", "no image is usable"),
         ("captions.txt", "image,caption\na.jpg\n", "line 2: expected 2 fields"),
         ("d.csv", "image,caption,split\na.jpg,one,two,train\n", "quote captions that contain commas"),
         ("d.csv", "image,caption,split\na.jpg,one,other\n", "use train, dev or test"),
         ("Flickr8k.token.txt", "a.jpg A dog\n", "line 1: expected name.jpg#0, a tab and a caption"),
-        ("notes.md", "hello", "holds no captions: looked for captions.txt"),
+        ("notes.md", "hello", "holds no captions: looked for dataset_flickr8k.json"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, file, text, message):
@@ -336,20 +338,20 @@ def test_a_folder_of_pictures_is_a_dataset_without_captions(tmp_path):
     (tmp_path / "b").mkdir()
     for name in ("z.JPG", "b/a.png", "notes.txt", "b/movie.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    dataset = read_pictures(tmp_path)
+    dataset = read_images(tmp_path)
     assert dataset.ids == dataset.paths == ["b/a.png", "z.JPG"]
     assert (dataset.captions, len(dataset.image_index), dataset.splits) == ([], 0, ["", ""])
-    assert dataset.notes == [f"other files in {tmp_path}, left alone: 2 (no pictures by their names)"]
+    assert dataset.notes == [f"other files in {tmp_path}, left alone: 2 (no images by their names)"]
     with pytest.raises(DatasetError, match="is no folder"):
-        read_pictures(tmp_path / "z.JPG")
+        read_images(tmp_path / "z.JPG")
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     (tmp_path / "caf\u00e9\u200b.jpg").write_bytes(b"x")
-    odd = read_pictures(tmp_path)
+    odd = read_images(tmp_path)
     assert odd.ids == ["b/a.png", "caf\u00e9\u200b.jpg", "z.JPG"]
     assert [failure.reason for failure in odd.failures] == ["its name is not UTF-8"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds no pictures"):
-        read_pictures(tmp_path / "empty")
+    with pytest.raises(DatasetError, match="holds no images"):
+        read_images(tmp_path / "empty")
 
 
 def test_a_file_of_sentences_is_a_dataset_without_pictures(tmp_path):
@@ -451,7 +453,7 @@ def test_trap_special_files_are_not_waited_for(tmp_path, monkeypatch):
         assert str(error.value) == f"{tmp_path / 'd.csv'} is a FIFO; a regular file is needed; name another file"
     with pytest.raises(DatasetError, match="/dev/zero is a device; a regular file is needed"):
         read_captions("/dev/zero")
-    monkeypatch.setattr(datasets, "MAX_TEXT", 100)
+    monkeypatch.setattr(text, "MAX_TEXT", 100)
     (tmp_path / "s.txt").write_text("x" * 101)
     with pytest.raises(DatasetError) as error:
         read_captions(tmp_path / "s.txt")
@@ -491,10 +493,10 @@ def test_trap_a_name_that_may_mean_two_files_or_another_rows_is_left_out(tmp_pat
     dataset = read_dataset(tmp_path)
     assert dataset.ids == ["a.jpg"]
     assert [failure.reason for failure in dataset.failures[:4]] == [
-        "no such picture in Images/ (near is X.jpg): 'one'",
-        "no such picture in Images/ (near is a.jpg): 'three'",
-        "no such picture in Images/ (near is c.jpg): 'four'",
-        "no such picture in Images/ (near is c.jpg): 'five'",
+        "no such image in Images/ (near is X.jpg): 'one'",
+        "no such image in Images/ (near is a.jpg): 'three'",
+        "no such image in Images/ (near is c.jpg): 'four'",
+        "no such image in Images/ (near is c.jpg): 'five'",
     ]
 
 
@@ -504,10 +506,10 @@ def test_hidden_and_system_files_are_no_images(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    dataset = read_pictures(tmp_path)
+    dataset = read_images(tmp_path)
     assert dataset.ids == ["a.jpg", "sub/c.jpg"]
     assert dataset.notes == [
-        f"other files in {tmp_path}, left alone: 1 (no pictures by their names)",
+        f"other files in {tmp_path}, left alone: 1 (no images by their names)",
         f"hidden images and folders in {tmp_path}, left alone: 7 (as ._a.jpg and @eaDir)",
     ]
 
@@ -519,7 +521,7 @@ def test_trap_links_in_circles_and_odd_entries_among_images(tmp_path):
     (tmp_path / "self.jpg").symlink_to("self.jpg")
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(tmp_path / "fifo.jpg")
-    dataset = read_pictures(tmp_path)
+    dataset = read_images(tmp_path)
     assert dataset.ids == ["a.jpg"]
     assert [failure[:3] for failure in dataset.failures] == [
         ("fifo.jpg", "dataset", "no regular file"),
@@ -539,9 +541,9 @@ def test_trap_a_folder_that_cannot_be_listed_goes_into_the_ledger(tmp_path, monk
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert [failure[:3] for failure in read_pictures(tmp_path).failures] == [
+    assert [failure[:3] for failure in read_images(tmp_path).failures] == [
         ("closed", "dataset", "a folder that cannot be read: Permission denied")
     ]
     with pytest.raises(DatasetError) as error:
-        read_pictures(tmp_path / "closed")
+        read_images(tmp_path / "closed")
     assert str(error.value) == f"{tmp_path / 'closed'} cannot be read: Permission denied"

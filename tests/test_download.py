@@ -85,7 +85,7 @@ def test_both_archives_become_a_dataset_that_can_be_read(server, tmp_path):
     folder = tmp_path / "f"
     download_archives("flickr8k", folder)
     assert visible(folder) == ["Flicker8k_Dataset", "Flickr8k.token.txt", "Flickr_8k.testImages.txt"]
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
 
     assert read_dataset(folder).splits == ["test"]
     told, asked = [], len(server.asked)

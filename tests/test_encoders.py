@@ -363,7 +363,7 @@ def test_both_towers_of_a_dual_encoder(tiny_clip):
 def test_trap_a_siglip_caption_does_not_depend_on_its_batch(tmp_path, drawn):
     from transformers import SiglipConfig, SiglipModel
 
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer = encoders._dataset_tokenizer(read_dataset(drawn).captions)

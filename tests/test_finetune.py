@@ -40,7 +40,7 @@ SETTINGS = FinetuneConfig(num_epochs=3, batch_size=12, micro_batch=12, learning_
 
 @pytest.fixture(scope="module")
 def tiny_mobilenet(tmp_path_factory):
-    """A narrow MobileNetV2 for pictures of 48 pixels, in a local folder."""
+    """A narrow MobileNetV2 for images of 48 pixels, in a local folder."""
     from transformers import MobileNetV2Config, MobileNetV2ImageProcessor, MobileNetV2Model
 
     folder = tmp_path_factory.mktemp("tiny") / "mobilenet"
@@ -65,7 +65,7 @@ def tuned_config(extract_config, tiny_mobilenet):
 
 @pytest.fixture(scope="module")
 def base_file(tmp_path_factory, drawn, tuned_config):
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract
 
     path = tmp_path_factory.mktemp("store") / "base.h5"
@@ -209,7 +209,7 @@ def test_trap_another_encoder_is_refused(tune, tiny_mobilenet, tmp_path):
 
 
 def test_trap_a_fine_tuned_encoder_never_hits_its_bases_cache(tune, base_file, drawn, tuned_config, tmp_path):
-    from onceover.extract.datasets import read_dataset
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract
 
     made = tune(measure=rising(), unfreeze="image.last1")
@@ -233,7 +233,7 @@ def test_trap_a_changed_picture_is_noticed(base_file, base_run, drawn, tmp_path)
     with FeatureStore(base_file) as store:
         path = data / store.image_paths[int(store.roles().train[0])]
         path.write_bytes(path.read_bytes() + b"x")
-        with pytest.raises(SideError, match="is not the picture that the store was made of"):
+        with pytest.raises(SideError, match="is not the image that the store was made of"):
             finetune(store, load_run(base_run), data, tmp_path / "tuned", SETTINGS)
 
 
@@ -244,7 +244,7 @@ def test_an_ensemble_and_a_run_that_saw_the_selection_pictures_are_refused(base_
     joined = dataclasses.replace(loaded, heads=Ensemble([loaded.heads, loaded.heads]))
     training = dataclasses.replace(loaded.config.training, refit=True)
     refitted = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, training=training))
-    with FeatureStore(base_file) as store, pytest.raises(RunError, match="fitted on the selection pictures as well"):
+    with FeatureStore(base_file) as store, pytest.raises(RunError, match="fitted on the validation images as well"):
         finetune(store, refitted, drawn, tmp_path / "tuned", SETTINGS)
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="the run to start from; name a new folder"):
         finetune(store, loaded, drawn, base_run, SETTINGS, force=True)

@@ -23,8 +23,8 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, check_disk
 from onceover.extract import arrays
 from onceover.extract.arrays import open_array
-from onceover.extract.datasets import read_dataset
 from onceover.extract.importing import import_features
+from onceover.extract.layouts import read_dataset
 from onceover.extract.ledger import Failure
 from onceover.extract.specs import EncoderError, parse_spec
 from onceover.extract.store import FeatureStore
@@ -64,7 +64,7 @@ def numbers(*shape, seed=0, dtype=np.float32) -> np.ndarray:
 
 @pytest.fixture
 def given_files(tmp_path):
-    """Five captions of three pictures: the arrays, and a call that imports what lies in the files."""
+    """Five captions of three images: the arrays, and a call that imports what lies in the files."""
     images, texts = numbers(3, 4), numbers(5, 6, seed=1)
     files = {
         "image_features": write(tmp_path / "image.npy", images),
@@ -127,7 +127,7 @@ def test_every_format_comes_through_bit_for_bit(data):
 def test_a_store_says_where_its_features_came_from(given_files):
     summary = given_files.run(name="my encoder")
     assert (summary.images, summary.captions, summary.up_to_date) == (3, 5, False)
-    assert given_files.said == ["importing features of 3 pictures and 5 captions"]
+    assert given_files.said == ["importing features of 3 images and 5 captions"]
     with FeatureStore(given_files.path) as store:
         assert store.image_splits == ["train"] * 3
         assert store.provenance["image"]["encoder"] == store.provenance["text"]["encoder"] == "import:my encoder"
@@ -158,7 +158,7 @@ def test_what_clip_retrieval_writes(given_files, tmp_path):
         table(tmp_path / f"metadata/metadata_{number}.parquet", metadata, ("image_path", "caption"))
     folders = {"image_features": tmp_path / "img_emb", "text_features": tmp_path / "text_emb"}
     given_files.run(**folders, captions=tmp_path / "metadata")
-    assert "split by picture with seed 0" in given_files.said[1]
+    assert "split by image with seed 0" in given_files.said[1]
     with FeatureStore(given_files.path) as store:
         assert store.image_ids == [names[row] for row in (0, 2, 3, 4)]
         np.testing.assert_array_equal(store.image_features[:, 0], images[[0, 2, 3, 4]])
@@ -181,7 +181,7 @@ def test_the_rows_of_a_picture_that_comes_several_times_have_to_be_equal_up_to_r
     paired[4] += 0.05 * np.linalg.norm(paired[4])
     file = write(given_files.folder / "paired.npy", paired)
     assert refusal(given_files, image_features=file) == (
-        f"{file}: rows of the picture a.jpg differ; give one row for each different picture"
+        f"{file}: rows of the image a.jpg differ; give one row for each different image"
     )
 
 
@@ -210,7 +210,7 @@ def test_an_unusable_row_goes_into_the_ledger_and_takes_its_features_along(given
         assert [failure[:3] for failure in store.failures] == [
             ("b.jpg", "caption", "empty caption: ''"),
             ("c.jpg", "caption", "empty caption: ''"),
-            ("row 5", "dataset", "no picture is named: 'three'"),
+            ("row 5", "dataset", "no image is named: 'three'"),
             ("c.jpg", "dataset", "no usable caption"),
         ]
 
@@ -233,7 +233,7 @@ def test_the_split_is_the_one_that_an_extraction_makes(given_files, tmp_path):
 def test_rows_of_zeros_are_kept_and_mentioned(given_files):
     given_files.texts[[1, 3]] = 0
     given_files.run(text_features=write(given_files.text_features, given_files.texts))
-    assert "features that are zeros alone: 0 pictures, 2 captions; evaluate refuses" in given_files.said[-1]
+    assert "features that are zeros alone: 0 images, 2 captions; evaluate refuses" in given_files.said[-1]
 
 
 def test_one_tensor_of_several(given_files):
@@ -289,7 +289,7 @@ def change(array, place, value):
         ("x.npy", change(numbers(3, 4), (1, 2), np.nan), "x.npy: row 1 (counted from 0) is not finite as float32"),
         ("x.npy", np.full((3, 4), 1e300), "x.npy: row 0 (counted from 0) is not finite as float32"),
         ("x.parquet", change(numbers(3, 4), (2, 0), np.inf), "x.parquet: row 2 (counted from 0) is not finite"),
-        ("x.npy", np.ones((4, 4)), "x.npy has 4 rows, and {table} has 5 rows with 3 different pictures; give"),
+        ("x.npy", np.ones((4, 4)), "x.npy has 4 rows, and {table} has 5 rows with 3 different images; give"),
     ],
     ids=lambda value: None if isinstance(value, np.ndarray) else str(value),
 )
@@ -359,8 +359,8 @@ def test_tables_that_are_refused(given_files, tmp_path):
     def message(file):
         return refusal(given_files, captions=file)
 
-    assert "needs the columns image (or image_path) and caption; it has picture, caption" in message(
-        table(tmp_path / "x.parquet", [("a", "b")], ("picture", "caption"))
+    assert "needs the columns image (or image_path) and caption; it has image, caption" in message(
+        table(tmp_path / "x.parquet", [("a", "b")], ("image", "caption"))
     )
     assert message(table(tmp_path / "x.parquet", [(b"\xff\xd8", "b")], ("image", "caption"))).endswith(
         "x.parquet: the column image holds binary; text is needed"
@@ -398,7 +398,7 @@ def test_a_store_that_is_there_is_kept_unless_told_otherwise(given_files, run, f
     features = ("--image-features", given_files.image_features, "--text-features", given_files.text_features)
     command = ("import", *features, "--captions", given_files.captions, "--store", given_files.path)
     done = run(*command)
-    assert "3 pictures, 5 captions" in done.stderr.splitlines()
+    assert "3 images, 5 captions" in done.stderr.splitlines()
     assert done.stderr.splitlines()[-2:] == [
         f"wrote {given_files.path}", f"next: onceover fit --store {given_files.path} --run runs/first",
     ]  # fmt: skip

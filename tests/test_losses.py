@@ -50,7 +50,7 @@ def test_trap_captions_of_the_same_picture_are_no_negatives():
     images, texts = unit(3, 8), unit(4, 8, seed=1)
     owners = torch.tensor([0, 0, 1, 2])
     before = contrastive_loss(images, texts, owners, 0.1)
-    # the other caption of picture 0 moves onto the picture: the first caption's own terms must not change
+    # the other caption of image 0 moves onto the picture: the first caption's own terms must not change
     moved = texts.clone()
     moved[1] = images[0]
 

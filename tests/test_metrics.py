@@ -42,7 +42,7 @@ def slow(scores: np.ndarray, positives: list[list[int]], k: int) -> tuple[list[f
 def test_ties_uneven_captions_and_all_numbers_match_every_order_written_out(seed, n_images, n_texts, levels):
     generator = np.random.default_rng(seed)
     scores = generator.integers(levels, size=(n_images, n_texts)).astype(float)  # few levels: many ties
-    index = generator.integers(n_images, size=n_texts)  # any number of captions a picture, none among them
+    index = generator.integers(n_images, size=n_texts)  # any number of captions an image, none among them
     to_text, to_image = rank_scores(scores, index)
     for found, matrix, positives in (
         (to_text, scores, [np.flatnonzero(index == image).tolist() for image in range(n_images)]),
@@ -159,7 +159,7 @@ def test_a_comparison_is_paired_and_calls_a_tie_a_tie():
     assert difference["rsum"] == pytest.approx(alone[0]["rsum"] - alone[1]["rsum"])
     low, high = difference["text_to_image"]["R@1_ci"]
     assert 0 < low < difference["text_to_image"]["R@1"] < high
-    # an explicit bootstrap of the pictures
+    # an explicit bootstrap of the images
     gain = good[1].hit_at(1) - bad[1].hit_at(1)
     per_picture = 100 * gain.reshape(200, 3).mean(1)
     drawn = [per_picture[generator.integers(200, size=200)].mean() for _ in range(4000)]
@@ -271,7 +271,7 @@ def test_a_map_that_points_outside_is_named(index):
 
 
 def test_intervals_resample_pictures_with_their_captions():
-    hits = np.repeat(np.arange(100) % 2, 5)  # every caption of a picture hits or misses together
+    hits = np.repeat(np.arange(100) % 2, 5)  # every caption of an image hits or misses together
     found = Ranks(np.arange(500), 1 - hits, np.ones(500, int), 100, np.repeat(np.arange(100), 5))
     low, high = report([(found, found)])["text_to_image"]["R@1_ci"]
     assert 50 - low == pytest.approx(9.8, abs=1.2)  # 1.96 * sqrt(.25 / 100), not sqrt(.25 / 500)

@@ -1,4 +1,4 @@
-"""Every odd kind of picture comes out upright, RGB, 8 bits, or is refused with a reason."""
+"""Every odd kind of image comes out upright, RGB, 8 bits, or is refused with a reason."""
 
 import io
 import os
@@ -110,10 +110,10 @@ def test_a_bomb_by_its_header_alone_is_refused():
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"hello, I am a text file\n", "not a picture in a known format"),
-        (encode(photo(size=(400, 300)), "JPEG")[:2000], "damaged picture"),
-        (encode(photo(size=(400, 300)), "PNG")[:300], "damaged picture"),
-        (b"\xff\xd8\xff\xe0" + b"\0" * 40, "not a picture in a known format|damaged picture"),
+        (b"hello, I am a text file\n", "not an image in a known format"),
+        (encode(photo(size=(400, 300)), "JPEG")[:2000], "damaged image"),
+        (encode(photo(size=(400, 300)), "PNG")[:300], "damaged image"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 40, "not an image in a known format|damaged image"),
     ],
     ids=["zero bytes", "a text", "a truncated JPEG", "a truncated PNG", "a header alone"],
 )
@@ -125,7 +125,7 @@ def test_what_is_no_picture_has_a_reason(data, reason):
 
 def test_a_path_is_named_in_the_error(tmp_path):
     (tmp_path / "a.jpg").write_text("no")
-    with pytest.raises(PictureError, match=r"a\.jpg is no usable picture: not a picture"):
+    with pytest.raises(PictureError, match=r"a\.jpg is no usable picture: not an image"):
         read_picture(tmp_path / "a.jpg")
     with pytest.raises(PictureError, match="cannot be read: No such file"):
         read_picture(tmp_path / "b.jpg")
@@ -223,7 +223,7 @@ def test_broken_exif_costs_the_orientation_alone(kind):
 def test_trap_texts_and_profiles_of_a_png_never_cost_its_pixels(kind, data):
     plain = encode(photo(), "PNG")
     np.testing.assert_array_equal(np.asarray(decode(with_chunk(plain, kind, data))), np.asarray(photo()))
-    with pytest.raises(PictureError, match="damaged picture"):
+    with pytest.raises(PictureError, match="damaged image"):
         decode(with_chunk(plain, kind, data)[:-40])
 
 
@@ -238,7 +238,7 @@ def test_trap_a_jpeg_without_its_end_is_taken_and_one_without_a_pixel_is_not(mod
     for cut in (1, 2):
         np.testing.assert_array_equal(np.asarray(decode(data[:-cut])), expected)
     for cut in (*range(4, 40), *range(40, len(data), 97)):
-        with pytest.raises(PictureError, match=r"damaged picture|not a picture"):
+        with pytest.raises(PictureError, match=r"damaged image|not an image"):
             decode(data[:-cut])
 
 
@@ -255,7 +255,7 @@ def test_trap_no_format_starts_a_program(tmp_path, monkeypatch):
     (tmp_path / "x.jpg").write_bytes(encode(photo(), "EPS"))
     with pytest.raises(PictureError) as error:
         read_picture(tmp_path / "x.jpg")
-    assert str(error.value) == f"{tmp_path / 'x.jpg'} is no usable picture: not a picture in a known format"
+    assert str(error.value) == f"{tmp_path / 'x.jpg'} is no usable picture: not an image in a known format"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in pictures.FORMATS if kind != "JPEG"])

@@ -20,7 +20,7 @@ from onceover.base.files import FileError, only_writer
 from onceover.base.hdf5 import sign_hdf5
 from onceover.base.threads import StreamError, deaths_told, in_order, in_processes, shares
 from onceover.extract import pipeline
-from onceover.extract.datasets import read_dataset
+from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore, StoreError, parts_folder
 from onceover.extract.verify import verify_sample
@@ -46,7 +46,7 @@ def data(drawn, tmp_path):
 
 @pytest.fixture
 def counting(monkeypatch):
-    """Counts the rows of pictures and captions that are encoded for the store: in threads, unlike trials."""
+    """Counts the rows of images and captions that are encoded for the store: in threads, unlike trials."""
     from onceover.extract.encoders import ImageEncoder, TextEncoder
 
     counts = {"image": 0, "text": 0}
@@ -136,7 +136,7 @@ def test_trap_a_bad_picture_goes_into_the_ledger_and_rows_stay_aligned(data, tmp
     summary = extract(read_dataset(data), path, extract_config, device="cpu")
     images = {failure.id: failure.reason for failure in summary.failures if failure.stage == "image"}
     assert images["images/0000.jpg"] == "empty file"
-    assert images["images/0007.jpg"] == "not a picture in a known format"
+    assert images["images/0007.jpg"] == "not an image in a known format"
     assert images["images/0011.jpg"].startswith("damaged picture: image file is truncated")
     assert sum(failure.stage == "caption" for failure in summary.failures) == 15
     dataset = read_dataset(data)
@@ -173,7 +173,7 @@ def test_when_everything_fails_the_first_reason_is_said_and_no_store_appears(dat
     for file in (data / "images").iterdir():
         file.write_bytes(b"no")
     with pytest.raises(
-        StoreError, match=r"none of the 60 pictures could be encoded; the first: images/0000\.jpg: not a picture"
+        StoreError, match=r"none of the 60 images could be encoded; the first: images/0000\.jpg: not an image"
     ):
         extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
     assert not (tmp_path / "s.h5").exists()
@@ -207,7 +207,7 @@ def test_trap_other_features_under_the_same_name_are_refused(drawn, store_file, 
     done = dict(counting)
     other = dataclasses.replace(extract_config, text_pooling="cls")
     summary = extract(dataset, path, other, device="cpu", force=True)
-    assert counting == {"image": done["image"], "text": done["text"] + 300}  # the pictures' features still fit
+    assert counting == {"image": done["image"], "text": done["text"] + 300}  # the images' features still fit
     assert summary.computed == {"image": 0, "text": 300}
 
 
@@ -381,7 +381,7 @@ def test_thumbnails_that_are_wanted_later_need_no_encoding(drawn, tmp_path, extr
         features, done = np.array(store.image_features), dict(counting)
     extract(read_dataset(drawn), path, extract_config, device="cpu", say=told.append)
     assert counting == done
-    assert any("60 pictures have features already" in line for line in told)
+    assert any("60 images have features already" in line for line in told)
     with FeatureStore(path) as store:
         np.testing.assert_array_equal(store.image_features, features)
         assert len(store.thumbnails()) == 60
@@ -429,7 +429,7 @@ DRIVER = """
 import os, random, signal, sys, time
 from pathlib import Path
 from onceover.extract import pipeline
-from onceover.extract.datasets import read_dataset
+from onceover.extract.layouts import read_dataset
 from onceover.configs.schema import ExtractConfig
 import torch, onceover.extract.encoders
 pipeline.SHARD_ROWS |= {{"image": 4, "text": 16}}
@@ -534,7 +534,7 @@ def test_verify_sample_finds_features_of_another_encoder(store_file, tmp_path):
     with FeatureStore(path) as store:
         _, problems = verify_sample(store, 4, device="cpu")
     assert len(problems) == 1
-    assert "the picture features differ from a new encoding" in problems[0]
+    assert "the image features differ from a new encoding" in problems[0]
 
 
 def test_long_captions_are_cut_counted_and_reported(data, tmp_path, extract_config):
@@ -590,7 +590,7 @@ def test_a_mistyped_device_or_encoder_leaves_nothing_that_blocks_the_next_try(
     wrong = dataclasses.replace(extract_config, text_encoder=f"hf:{tmp_path}")
     with pytest.raises(EncoderError, match="holds no usable model"):
         extract(dataset, path, wrong, device="cpu")
-    assert counting["image"] == 0  # said before the pictures are encoded, not after
+    assert counting["image"] == 0  # said before the images are encoded, not after
     assert not parts_folder(path).exists()
     assert extract(dataset, path, extract_config, device="cpu").images == 60
 
@@ -615,7 +615,7 @@ def test_a_new_entry_for_the_ledger_is_not_up_to_date(data, tmp_path, extract_co
     extract(read_dataset(data), path, extract_config, device="cpu")
     done = dict(counting)
     with (data / "captions.csv").open("a") as file:
-        file.write("images/none.jpg,A picture that is not there .,train\n")
+        file.write("images/none.jpg,An image that is not there .,train\n")
     summary = extract(read_dataset(data), path, extract_config, device="cpu")
     assert not summary.up_to_date
     assert counting == done
@@ -637,7 +637,7 @@ def test_recipes_are_the_same_read_back_so_that_a_difference_is_named_rightly(dr
 
 
 def test_verify_sample_compares_a_single_record_by_its_norm(drawn, tmp_path, extract_config):
-    from onceover.extract.datasets import read_captions
+    from onceover.extract.dataset.alone import read_captions
 
     (tmp_path / "s.txt").write_text("A red circle .\n")
     extract(read_captions(tmp_path / "s.txt"), tmp_path / "t.h5", extract_config, device="cpu")
@@ -667,7 +667,7 @@ def test_trap_encoded_rows_are_dropped_only_when_asked(drawn, tmp_path, extract_
     path = tmp_path / "s.h5"
     extract(dataset, path, extract_config, device="cpu")
     whole = contents(path)
-    message = "holds 50 pictures and 250 different captions that .* would be dropped: name another --store, or drop"
+    message = "holds 50 images and 250 different captions that .* would be dropped: name another --store, or drop"
     with pytest.raises(StoreError, match=message):
         extract(dataset.first(10), path, extract_config, device="cpu")
     assert contents(path) == whole
@@ -699,7 +699,7 @@ def test_trap_images_that_cannot_be_read_for_a_while_are_not_dropped(drawn, tmp_
     assert (made.images, made.up_to_date, made.computed["image"]) == (60, False, 1)
     refused.add("images/0005.jpg")
     os.utime(data / "images/0005.jpg")
-    message = "1 pictures of .* cannot be read now and would be dropped .the first: images/0005.jpg: Permission denied."
+    message = "1 images of .* cannot be read now and would be dropped .the first: images/0005.jpg: Permission denied."
     with pytest.raises(StoreError, match=message):
         extract(read_dataset(data), path, extract_config, device="cpu")
     with FeatureStore(path) as store:
@@ -709,31 +709,31 @@ def test_trap_images_that_cannot_be_read_for_a_while_are_not_dropped(drawn, tmp_
 def test_features_of_vanished_images_are_kept_beside_the_store_until_they_are_pruned(
     drawn, tmp_path, extract_config, counting
 ):
-    from onceover.extract.datasets import read_pictures
+    from onceover.extract.dataset.alone import read_images
 
     folder = tmp_path / "images"
     shutil.copytree(drawn / "images", folder)
     path, kept = tmp_path / "i.h5", tmp_path / "i.h5.kept"
     options = {"device": "cpu", "keep_vanished": True}
-    extract(read_pictures(folder), path, extract_config, **options)
+    extract(read_images(folder), path, extract_config, **options)
     whole = contents(path)
     assert not kept.exists()
     (folder / "0003.jpg").rename(tmp_path / "away.jpg")
-    assert extract(read_pictures(folder), path, extract_config, **options).images == 59
+    assert extract(read_images(folder), path, extract_config, **options).images == 59
     assert len(list(kept.iterdir())) == 1
     (folder / "0004.jpg").rename(tmp_path / "away2.jpg")
-    assert extract(read_pictures(folder), path, extract_config, **options).images == 58
+    assert extract(read_images(folder), path, extract_config, **options).images == 58
     (tmp_path / "away.jpg").rename(folder / "0003.jpg")
-    made = extract(read_pictures(folder), path, extract_config, **options)
+    made = extract(read_images(folder), path, extract_config, **options)
     assert (made.images, made.computed, made.reused) == (59, {"image": 0}, {"image": 59})
     (tmp_path / "away2.jpg").rename(folder / "0004.jpg")
-    assert extract(read_pictures(folder), path, extract_config, **options).computed == {"image": 0}
+    assert extract(read_images(folder), path, extract_config, **options).computed == {"image": 0}
     assert contents(path) == whole
     assert not kept.exists()
     (folder / "0003.jpg").unlink()
-    extract(read_pictures(folder), path, extract_config, **options)
+    extract(read_images(folder), path, extract_config, **options)
     assert kept.exists()
-    extract(read_pictures(folder), path, extract_config, **options, prune=True)
+    extract(read_images(folder), path, extract_config, **options, prune=True)
     assert not kept.exists()
 
 
@@ -774,9 +774,9 @@ def test_a_link_to_a_store_is_followed(drawn, tmp_path, extract_config):
 
 
 def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tmp_path, extract_config, counting):
-    from onceover.extract.datasets import read_captions, read_pictures
+    from onceover.extract.dataset.alone import read_captions, read_images
 
-    made = extract(read_pictures(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
+    made = extract(read_images(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
     assert (made.images, made.captions, counting["text"]) == (60, 0, 0)
     with FeatureStore(tmp_path / "i.h5") as store:
         assert store.verify() == []
@@ -784,11 +784,11 @@ def test_pictures_alone_and_captions_alone_need_only_their_own_encoder(drawn, tm
         assert (len(store.text_features), store.recipes["text"], store.tokenizer_files) == (0, {}, {})
         lines, problems = verify_sample(store, 2, device="cpu")
         assert (len(lines), problems) == (1, [])
-        assert lines[0].startswith("picture features")
+        assert lines[0].startswith("image features")
         store.recipes["image"] = {}
         with pytest.raises(StoreError, match="holds no features that could be encoded again"):
             verify_sample(store, 2, device="cpu")
-    again = extract(read_pictures(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
+    again = extract(read_images(drawn / "images"), tmp_path / "i.h5", extract_config, device="cpu")
     assert again.up_to_date
     (tmp_path / "s.txt").write_text("A red circle .\nA blue star .\nA red circle .\n")
     before = counting["image"]
@@ -885,10 +885,10 @@ def test_shards_are_written_at_the_same_time(data, tmp_path, extract_config, apa
 
 
 def test_trap_pieces_of_which_nothing_is_encoded_pass_through_processes(data, tmp_path, extract_config, apart):
-    """A whole piece of broken pictures, and pictures that only get thumbnails."""
+    """A whole piece of broken images, and images that only get thumbnails."""
     names = sorted((data / "images").iterdir())
     for path in names[-5:]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     bare = dataclasses.replace(extract_config, thumbnails=False)
     summary = extract(read_dataset(data), tmp_path / "s.h5", bare, device="cpu")
     assert [failure.stage for failure in summary.failures].count("image") == 5
@@ -945,7 +945,7 @@ def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finish
         return decode(*given)
 
     monkeypatch.setattr(pipeline, "decode", dies)
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 2)  # eight pictures a file
+    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 2)  # eight images a file
     with pytest.raises(
         StreamError, match="a process that works for this one was killed .* run the command again, and it goes on"
     ):
@@ -1029,7 +1029,7 @@ def test_a_batch_size_that_fits_is_found_before_the_first_shard_and_kept(drawn, 
     monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 1)
     monkeypatch.setattr(pipeline, "total_memory", lambda: 100)
     extract(read_dataset(drawn), tmp_path / "s.h5", config, device="cpu", say=told.append)
-    assert tried == [16, 8, 8, 4, 4]  # pictures, then captions
+    assert tried == [16, 8, 8, 4, 4]  # images, then captions
     assert "batches of 16 would not fit the memory of cpu: trying 8" in told
     with FeatureStore(tmp_path / "s.h5") as store:
         assert store.provenance["image"]["batch_size"] == 4

@@ -79,7 +79,7 @@ def test_svgs_are_the_same_each_time(run_dir, tmp_path):
 @pytest.mark.parametrize("method", ["t-SNE", "PCA"])
 def test_a_map_shows_both_kinds_and_links_matched_pairs(embeddings, method):
     figure = draw_map(embeddings, "train", method)
-    assert "train: 36 of 36 pictures" in texts(figure)
+    assert "train: 36 of 36 images" in texts(figure)
     links, *points = figure.axes[0].collections
     assert [len(part.get_offsets()) for part in points] == [36, 36]
     assert len(links.get_segments()) == 36
@@ -129,7 +129,7 @@ def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
     figure = draw_training(run_dir)
     rows = len((run_dir / "history.csv").read_text().splitlines()) - 1
     assert len(figure.axes[0].lines[0].get_xdata()) == rows
-    assert "Recall on dev, 12 pictures" in texts(figure)
+    assert "Recall on dev, 12 images" in texts(figure)
     shutil.copy(run_dir / "run.json", tmp_path)
     with pytest.raises(PlotError, match="missing or damaged"):
         draw_training(tmp_path)
@@ -142,7 +142,7 @@ def test_a_store_is_drawn_by_split(store, tmp_path):
     assert [path.name for path in plot_store(store, tmp_path)] == ["features.png", "features.svg"]
 
 
-@pytest.mark.parametrize(("kind", "title"), [("image", "PCA of picture features"), ("text", "PCA of caption features")])
+@pytest.mark.parametrize(("kind", "title"), [("image", "PCA of image features"), ("text", "PCA of caption features")])
 def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind, title):
     other = "text" if kind == "image" else "image"
     monkeypatch.setitem(store.recipes, other, {})
@@ -154,7 +154,7 @@ def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind
     assert len(figure.axes) == 2
     assert title in figure.axes[0].get_title()
     monkeypatch.setitem(store.recipes, kind, {})
-    with pytest.raises(PlotError, match="no two pictures or captions with features"):
+    with pytest.raises(PlotError, match="no two images or captions with features"):
         draw_features(store, 2**30)
 
 

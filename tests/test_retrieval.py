@@ -18,7 +18,7 @@ from onceover.analysis.report import error_page
 from onceover.base.hdf5 import sign_hdf5
 from onceover.configs.schema import ExtractConfig
 from onceover.extract import store as module
-from onceover.extract.datasets import read_dataset
+from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore
 from onceover.heads.training import fit
@@ -89,7 +89,7 @@ def test_a_split_comes_with_its_own_caption_map(embeddings):
     pictures, captions, index = embeddings.split("dev")
     assert (len(pictures), len(captions)) == (12, 60)
     np.testing.assert_array_equal(pictures[index], embeddings.image_index[captions])
-    with pytest.raises(EmbeddingsError, match="no pictures in the split 'val'; its splits: dev, test, train"):
+    with pytest.raises(EmbeddingsError, match="no images in the split 'val'; its splits: dev, test, train"):
         embeddings.split("val")
 
 
@@ -110,7 +110,7 @@ def test_the_result_has_the_promised_keys_and_every_number_its_gallery_size(embe
     low, high = result["models"]["multimodal"]["rsum_ci"]
     assert low <= result["models"]["multimodal"]["rsum"] <= high
     json.dumps(result, allow_nan=False)
-    assert "12 pictures, 60 captions" in markdown_table(table_rows(result), notes(result))
+    assert "12 images, 60 captions" in markdown_table(table_rows(result), notes(result))
     lines = terminal_table(table_rows(result)).splitlines()
     assert len(lines) == 2 + 2 * 8
     assert all("(60)" in line or "(12)" in line for line in lines[2:])
@@ -127,7 +127,7 @@ def test_a_store_alone_gives_the_baselines(store):
     assert set(result["models"]["cca"]["settings"]) == {"strength", "dimensions", "power", "selection_rsum"}
     assert result["split"] == "test"
     assert evaluate(None, store, "dev")["n_images"] == 12
-    with pytest.raises(EmbeddingsError, match="no pictures with captions in the split 'val'; use train, dev, test"):
+    with pytest.raises(EmbeddingsError, match="no images with captions in the split 'val'; use train, dev, test"):
         evaluate(None, store, "val")
 
 
@@ -142,7 +142,7 @@ def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(pla
     assert asked == [(size, 7)]
     assert result["baselines_fitted_on"] == {"pictures": 150, "of": 300}
     assert (result["n_images"], result["n_captions"]) == (size, 2 * size)  # what is measured is whole
-    assert any("150 of 300 train pictures, as many as --memory allows" in note for note in notes(result))
+    assert any("150 of 300 train images, as many as --memory allows" in note for note in notes(result))
 
 
 def test_a_larger_split_to_be_measured_leaves_less_room_to_fit(planted):
@@ -172,7 +172,7 @@ def test_corrections_for_hubs_get_rows_of_their_own_and_csls_says_that_it_is_tra
 
 @pytest.fixture
 def planted(tmp_path):
-    """A store of 600 pictures with two captions each whose features share six latent numbers."""
+    """A store of 600 images with two captions each whose features share six latent numbers."""
     generator = np.random.default_rng(0)
     latent, index = generator.standard_normal((600, 6)), np.repeat(np.arange(600), 2)
     images = latent @ generator.standard_normal((6, 20)) + 0.3 * generator.standard_normal((600, 20))
@@ -250,7 +250,7 @@ def test_runs_are_compared_query_by_query(embeddings):
     assert "they say nothing about other seeds" in comparison_notes(result)[0]
     assert any("flatter" in note for note in comparison_notes(compare_runs({"a": good, "b": other}, "dev")))
     assert "transductive" in " ".join(comparison_notes(compare_runs({"a": good, "b": other}, "test", "csls")))
-    assert "trained on these pictures" in " ".join(comparison_notes(result))
+    assert "trained on these images" in " ".join(comparison_notes(result))
     better = compare_runs({"b": other, "a": good}, "train")
     assert comparison_rows(better)[1][-1] == "better"
 
@@ -280,7 +280,7 @@ def test_the_page_of_errors_shows_the_worst_queries_with_the_rank_of_the_truth(e
 
 def test_a_split_that_chose_or_taught_the_model_is_said_to_flatter(embeddings, store):
     assert any("warning" in note and "flatter" in note for note in notes(evaluate(embeddings, store, "dev")))
-    assert any("trained on these pictures" in note for note in notes(evaluate(embeddings, store, "train")))
+    assert any("trained on these images" in note for note in notes(evaluate(embeddings, store, "train")))
     assert not any("warning" in note for note in notes(evaluate(embeddings, store)))
 
 
@@ -405,7 +405,7 @@ def test_trap_a_query_that_is_not_finite_raises_instead_of_a_hit(embeddings):
     ("query", "mode", "message"),
     [
         ("  ", "text2image", "the query is empty"),
-        ("a dog", "image2text", "'a dog' is no file; image2text takes a picture's path"),
+        ("a dog", "image2text", "'a dog' is no file; image2text takes an image's path"),
         ("{drawn}", "image2text", "is a folder"),
         ("{drawn}/query.jpg", "text2image", "add --mode image2text"),
     ],

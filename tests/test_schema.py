@@ -48,7 +48,7 @@ def test_settings_survive_a_round_trip_through_yaml(tmp_path):
         ("training:\n  num_epochs: many\n", "training.num_epochs is 'many'; it must be a whole number"),
         ("training:\n  num_epochs: true\n", "training.num_epochs is True; it must be a whole number"),
         ("training:\n  num_epochs: 0\n", "training.num_epochs is 0; it must be at least 1"),
-        ("training:\n  batch_size: 1\n", "a contrast needs at least 2 pictures"),
+        ("training:\n  batch_size: 1\n", "a contrast needs at least 2 images"),
         (
             "training: {shuffle_pairs: true, cca: true}\n",
             "with training.cca a member would see the true pairs; set one",

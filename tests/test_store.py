@@ -115,7 +115,7 @@ def test_everything_survives_the_way_through_shards_and_seal(data):
             "/text/features holds 1 numbers that are not finite",
         ),
         ("text/caption", lambda a: a.__setitem__(0, "another"), "/text/caption does not match its checksum"),
-        ("text/image_index", lambda a: a.__setitem__(0, 99), "/text/image_index points outside the pictures"),
+        ("text/image_index", lambda a: a.__setitem__(0, 99), "/text/image_index points outside the images"),
         ("image/id", lambda a: a.__setitem__(0, "1.jpg"), "/image/id: '1.jpg' stands 2 times"),
         ("image/thumbnail", lambda a: a.__setitem__(0, np.zeros(3, np.uint8)), "/image/thumbnail does not match"),
         ("image/split", lambda a: a.__setitem__(0, "test"), "the dataset's fingerprint does not match its rows"),
@@ -258,7 +258,7 @@ def test_trap_equal_pictures_in_two_splits_are_reported(tmp_path):
 
 
 def test_names_that_are_not_utf8_and_nul_characters_reach_the_ledger_readably(tmp_path):
-    odd = [Failure("caf\udce9.jpg", "dataset", "picture without captions"), Failure("a\0b", "caption", "NUL")]
+    odd = [Failure("caf\udce9.jpg", "dataset", "image without captions"), Failure("a\0b", "caption", "NUL")]
     shard = tmp_path / "image-0.h5"
     shard_images(shard, ["x"], np.ones((1, 1, 2), np.float32), failures=odd)
     with h5py.File(shard) as file:

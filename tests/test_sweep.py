@@ -276,7 +276,7 @@ def test_what_a_grid_may_hold():
         (["training.seed=1,2"], "say how many seeds with --seeds"),
         (["training.members=1,3"], "a sweep ranks single pairs of heads"),
         (["model.rerank=none,qbnorm"], "it changes nothing in the heads"),
-        (["training.refit=true,false"], "the selection pictures rank the settings"),
+        (["training.refit=true,false"], "the validation images rank the settings"),
         (["finetune.num_epochs=1,2"], "finetune.num_epochs changes nothing in heads that a sweep fits"),
         (["num_epochs=1,2"], "names no section; write section.key=value"),
         (["other.views=1,2"], "unknown key other"),
@@ -290,7 +290,7 @@ def test_a_wrong_grid_is_refused_before_anything_is_fitted(grid, message):
 
 
 class Strict(Judge):
-    """Lets the better half go on, so that a few pictures suffice for something to be dropped; interrupted at a look."""
+    """Lets the better half go on, so that a few images suffice for something to be dropped; interrupted at a look."""
 
     def __init__(self, looks=10**9):
         super().__init__()
@@ -505,7 +505,7 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     axes = ["--grid", "model.temperature=0.05,0.2", "--grid", "model.embedding_dim=8,16", "--seeds", "2"]
     short = [part for override in SHORT[:3] for part in ("--set", override)]
     done = run("sweep", "--store", store_file, "--out", out, *axes, *short, "--test-best")
-    assert "measured on dev, 12 pictures, 60 captions, which chose the best one" in done.stderr
+    assert "measured on dev, 12 images, 60 captions, which chose the best one" in done.stderr
     assert "model.temperature was where a learned temperature started" in done.stderr
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 4
@@ -517,7 +517,7 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     assert {(row["split"], row["pictures"], row["captions"]) for row in rows} == {("dev", "12", "60")}
     for figure in ("heatmap-temperature-embedding_dim", "curves", "parallel"):
         drawn = (out / "figures" / f"{figure}.svg").read_text()
-        assert "dev: galleries of 12 pictures, 60 captions" in drawn
+        assert "dev: galleries of 12 images, 60 captions" in drawn
     best = load_config(out / "best.yaml")
     assert best.model.temperature == float(rows[0]["model.temperature"])
     assert best.model.embedding_dim == int(rows[0]["model.embedding_dim"])

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from onceover.extract.datasets import read_dataset
+from onceover.extract.layouts import read_dataset
 from onceover.extract.synthetic import all_scenes, draw_dataset
 
 
@@ -15,7 +15,7 @@ def test_the_demo_dataset_is_what_the_demo_promises(tmp_path):
     assert len(dataset.ids) >= 600
     assert dataset.splits.count("test") >= 200
     assert set(Counter(dataset.image_index.tolist()).values()) == {5}
-    assert len(set(dataset.captions)) == len(dataset.captions)  # no caption belongs to two pictures
+    assert len(set(dataset.captions)) == len(dataset.captions)  # no caption belongs to two images
     assert sentence not in dataset.captions
     with Image.open(picture) as image:
         assert image.size == (224, 224)

@@ -101,7 +101,7 @@ def test_trap_an_embedding_without_direction_is_an_error_not_a_division_by_zero(
     with torch.no_grad():
         for parameter in heads.image.parameters():
             parameter.zero_()
-    with pytest.raises(EmbedError, match="4 picture embeddings are not unit vectors"):
+    with pytest.raises(EmbedError, match="4 image embeddings are not unit vectors"):
         image_embeddings(heads, np.zeros((4, 1, 3), np.float32) + 1)
 
 
@@ -120,7 +120,7 @@ def test_trap_a_learned_temperature_is_clamped_and_a_fixed_one_stays():
 @settings(max_examples=100, deadline=None)
 def test_an_epoch_passes_every_caption_once_and_a_batch_every_picture_at_most_once(seed, n, m, size, each):
     generator = np.random.default_rng(seed)
-    index = np.r_[0, generator.integers(n, size=m)]  # uneven, unsorted, some pictures without captions
+    index = np.r_[0, generator.integers(n, size=m)]  # uneven, unsorted, some images without captions
     pictures = np.unique(np.r_[0, generator.permutation(n)[: n // 2 + 1]])
     batches = Batches(pictures, index, 3, TrainingConfig(batch_size=size, captions_per_image=each))
     seen, steps = [], 0
@@ -503,7 +503,7 @@ def test_trap_the_shuffled_control_swaps_every_train_picture_s_captions_and_no_o
     np.testing.assert_array_equal(swapped[~train], store.image_index[~train])
     assert (swapped[train] != store.image_index[train]).all()
     assert sorted(swapped[train]) == sorted(store.image_index[train])
-    for picture in roles.train:  # a picture's captions stay together
+    for picture in roles.train:  # an image's captions stay together
         assert len(np.unique(swapped[store.image_index == picture])) == 1
 
 
@@ -654,7 +654,7 @@ def test_what_chose_is_fitted_on_as_well_once_all_is_chosen(store, tmp_path, fit
     again = fit(store, tmp_path / "again", changed(config, training={"refit": True}), quality=quality)
     assert (chosen["train_pictures"], again["train_pictures"]) == (36, 48)
     for key in ("best_epochs", "selection", "betas"):
-        assert again[key] == chosen[key]  # chosen by heads that had not seen the selection pictures
+        assert again[key] == chosen[key]  # chosen by heads that had not seen the validation images
     assert outputs(tmp_path / "again")[2] == outputs(tmp_path / "chosen")[2]
     roles = store.roles().together()
     assert sorted(roles.train) == sorted(np.flatnonzero(np.array(store.image_splits) != "test"))

@@ -77,7 +77,7 @@ class _Contrast(torch.autograd.Function):
         among_pictures = (scores - highest).exp_()
         total = among_pictures.sum(-1, keepdim=True)
         text_to_image = highest + total.log() - positive
-        # over captions of other pictures, for each picture; -inf where a batch has none
+        # over captions of other images, for each image; -inf where a batch has none
         scores.scatter_(-1, own, -torch.inf)
         highest = scores.amax(-2, keepdim=True)
         highest.masked_fill_(highest == -torch.inf, 0)
@@ -87,7 +87,7 @@ class _Contrast(torch.autograd.Function):
         either = torch.logaddexp(positive, others)
         image_to_text = either - positive
         # derivatives by the scores, twice the number of captions left out
-        missed = (others - either).exp()  # 1 - the probability of the picture's caption among captions
+        missed = (others - either).exp()  # 1 - the probability of the image's caption among captions
         # a product, since a card's index_add_ adds up in no fixed order
         belongs = missed.new_zeros(scores.shape[-2:]).scatter_(-1, image_of_text[:, None], 1)
         of_picture = missed[..., 0] @ belongs

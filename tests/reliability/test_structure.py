@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_json
 from onceover.configs.schema import Config, load_config
-from onceover.extract.datasets import read_captions, read_dataset
+from onceover.extract.dataset.alone import read_captions
+from onceover.extract.layouts import read_dataset
 from reliability.mutators import BYTE_MUTATORS
 from reliability.text_mutators import alias_bomb, mutate_json, mutate_table, mutate_yaml
 

@@ -98,8 +98,8 @@ def draw(folder: str) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    from onceover.extract.datasets import read_dataset
     from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.layouts import read_dataset
     from onceover.extract.synthetic import draw_dataset
 
     workspace = Workspace(Path(folder))

@@ -1,0 +1,60 @@
+"""A dataset: images with stable keys, their splits, and captions with the map from caption to image."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from onceover.base.errors import OnceoverError
+from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.ledger import Failure
+
+
+class DatasetError(OnceoverError):
+    """A dataset that cannot be read, or that would give wrong results."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N images with M captions, in the order of the captions file.
+
+    Attributes:
+        root: the folder that the dataset lies in.
+        layout: the name of its layout.
+        ids: the images' names. paths: their keys in ``images``; in a folder of files, paths relative to ``root``.
+        splits: train, dev, test or "", by image.
+        image_index: the image of each caption, int64 (M,).
+        failures: each row that was left out. notes: what the user should be told.
+        source: where the images' bytes come from; None stands for the files below ``root``.
+    """
+
+    root: Path
+    layout: str
+    ids: list[str]
+    paths: list[str]
+    splits: list[str]
+    captions: list[str]
+    image_index: np.ndarray
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    source: ImageSource | None = None
+
+    @property
+    def images(self) -> ImageSource:
+        """Where the images' bytes come from."""
+        return self.source or FolderImages(self.root)
+
+    def first(self, limit: int | None) -> "Dataset":
+        """The first ``limit`` images and their captions."""
+        if limit is None or limit >= len(self.ids):
+            return self
+        rows = np.flatnonzero(self.image_index < limit)
+        return replace(
+            self,
+            ids=self.ids[:limit],
+            paths=self.paths[:limit],
+            splits=self.splits[:limit],
+            captions=[self.captions[row] for row in rows],
+            image_index=self.image_index[rows],
+            notes=[*self.notes, f"limited to the first {limit:,} of {len(self.ids):,} images"],
+        )

@@ -1,0 +1,123 @@
+"""The rows of a captions file -> a dataset: which can be used, which images they name, what goes into the ledger."""
+
+import posixpath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onceover.extract.dataset import Dataset, DatasetError
+from onceover.extract.dataset.splits import column_splits
+from onceover.extract.dataset.text import why_unusable
+from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.ledger import MAX_ID, Failure
+from onceover.extract.names import shown
+
+
+class Row(NamedTuple):
+    """A caption of an image, as a captions file has it. ``split`` is "" where the file says nothing of splits."""
+
+    image: str
+    caption: str
+    split: str = ""
+
+
+def folder_images(root: Path, folders: Sequence[str], rows: Sequence[Row], source: Path) -> FolderImages:
+    """The images that rows name, in the first of several folders that has one of them.
+
+    A folder with a file of the very name comes before one with a near name.
+
+    Args:
+        folders: relative to ``root``. source: the captions file, for the error.
+
+    Raises:
+        DatasetError: no folder has any of them.
+    """
+    names = list(dict.fromkeys(image_name(row) for row in rows))
+    candidates = [FolderImages(root, folder) for folder in folders]
+    for images in candidates:
+        if images.has_any(names):
+            return images
+    for images in candidates:
+        if images.has_near(names):
+            return images
+    places = ", ".join(str(root / folder) for folder in folders)
+    raise DatasetError(
+        f"none of the images that {source} names is there (the first: {shown(names[0])}); looked in {places}"
+    )
+
+
+def image_name(row: Row) -> str:
+    """The name that a row gives its image, without blanks, with forward slashes."""
+    return posixpath.normpath(row.image.strip().replace("\\", "/"))
+
+
+def assemble(
+    root: Path, layout: str, rows: Sequence[Row], images: ImageSource, source: Path, list_others: bool
+) -> Dataset:
+    """A dataset of the rows of a captions file.
+
+    Args:
+        source: the captions file. list_others: images that no row names go into the ledger.
+
+    Raises:
+        DatasetError: no row, no usable image, or an image in two splits.
+    """
+    names = [image_name(row) for row in rows]
+    keys, reasons = images.resolve(names)
+    splits = column_splits(names, [row.split for row in rows], source)
+    used, failures = usable_rows(names, rows, reasons)
+    ids = list(dict.fromkeys(names[row] for row in used))
+    failures += [Failure(name, "dataset", "no usable caption") for name in without_captions(reasons, ids)]
+    if list_others:
+        failures += images.images_beside({*keys.values()})
+    if not ids:
+        raise DatasetError(f"{source}: no image is usable; the first reason: {failures[0].id}: {failures[0].reason}")
+    renamed = sum(keys[name] != name and not keys[name].endswith(f"/{name}") for name in ids)
+    notes = [f"images whose names differ in case, Unicode form or blanks, taken: {renamed:,}"] if renamed else []
+    return Dataset(
+        root=root,
+        layout=layout,
+        ids=ids,
+        paths=[keys[name] for name in ids],
+        splits=[splits[name] for name in ids],
+        captions=[rows[row].caption.strip() for row in used],
+        image_index=positions(ids, [names[row] for row in used]),
+        failures=failures,
+        notes=notes,
+        source=images,
+    )
+
+
+def usable_rows(
+    names: Sequence[str], rows: Iterable[Row], reasons: dict[str, str | None]
+) -> tuple[list[int], list[Failure]]:
+    """The rows whose image and caption can be used, and a failure for each other one.
+
+    Args:
+        names: each row's image. reasons: why an image cannot be used, or None.
+    """
+    used = []
+    failures = []
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        caption = row[1].strip()
+        reason = reasons[name] or why_unusable(caption)
+        if reason:
+            stage = "dataset" if reasons[name] else "caption"
+            failures.append(Failure(name[:MAX_ID] or f"row {number + 1}", stage, f"{reason}: {caption[:60]!r}"))
+        else:
+            used.append(number)
+    return used, failures
+
+
+def without_captions(reasons: dict[str, str | None], captioned: Iterable[str]) -> list[str]:
+    """The images that could be used, had they a caption."""
+    known = set(captioned)
+    return [name for name in reasons if not reasons[name] and name not in known]
+
+
+def positions(ids: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """The position of each name among the ids, int64."""
+    position_of = {name: number for number, name in enumerate(ids)}
+    return np.array([position_of[name] for name in names], dtype=np.int64)

@@ -1,0 +1,77 @@
+"""Splits by image: from a table's column, from official lists of names, or seeded."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onceover.extract.dataset import Dataset, DatasetError
+from onceover.extract.dataset.text import read_lines
+from onceover.extract.ledger import MAX_ID, Failure
+from onceover.extract.names import shown
+
+SPLITS = ("train", "dev", "test")  # an image that belongs to none of them has the split ""
+_SPLIT_WORDS = {split: split for split in SPLITS} | {
+    "": "",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "restval": "train",  # COCO's validation images that neither validate nor test
+}
+_SPLIT_LIST = "Flickr_8k.{}Images.txt"
+
+
+def column_splits(names: Sequence[str], words: Sequence[str], source: Path) -> dict[str, str]:
+    """The split of each image, from the words that a table has in its rows.
+
+    Raises:
+        DatasetError: an unknown word, or an image in two splits.
+    """
+    splits: dict[str, str] = {}
+    for name, word in zip(names, words, strict=True):
+        split = _SPLIT_WORDS.get(word.strip().lower())
+        if split is None:
+            raise DatasetError(f"{source}: {shown(name)} has the split {word!r:.80}; use train, dev or test")
+        if splits.setdefault(name, split) != split:
+            raise DatasetError(
+                f"{source}: {shown(name)} is in two splits ({splits[name]!r}, {split!r}); a image has one"
+            )
+    return splits
+
+
+def with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
+    """Splits from the official lists, where they lie in the data folder or beside the captions, else seeded ones."""
+    chosen: dict[str, str] = {}
+    used = []
+    for split in SPLITS:
+        for folder in dict.fromkeys((dataset.root, captions_file.parent)):
+            path = folder / _SPLIT_LIST.format(split)
+            if not path.is_file():
+                continue
+            used.append(path.name)
+            for name in filter(None, map(str.strip, read_lines(path))):
+                if chosen.setdefault(name, split) != split:
+                    raise DatasetError(
+                        f"{path}: {shown(name)} is in the list of {chosen[name]} too; a image has one split"
+                    )
+            break
+    if not used:
+        splits = [_seeded_split(name, seed) for name in dataset.ids]
+        counts = ", ".join(f"{splits.count(split):,} {split}" for split in SPLITS)
+        note = f"no split lists found: split by image with seed {seed} ({counts}); this is not the published split"
+        return replace(dataset, splits=splits, notes=[*dataset.notes, note])
+    absent = sorted(chosen.keys() - set(dataset.ids))
+    failures = []
+    for name in absent:
+        failures.append(Failure(name[:MAX_ID], "split", f"listed in {chosen[name]}, but not a usable image"))
+    return replace(
+        dataset,
+        splits=[chosen.get(name, "") for name in dataset.ids],
+        failures=dataset.failures + failures,
+        notes=[*dataset.notes, f"splits from {', '.join(used)}"],
+    )
+
+
+def _seeded_split(image_id: str, seed: int) -> str:
+    share = int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:8], "big") / 2**64
+    return "train" if share < 0.8 else "dev" if share < 0.9 else "test"

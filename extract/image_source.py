@@ -1,0 +1,227 @@
+"""Where the bytes of a dataset's images come from: files below a folder, or whatever a layout offers instead.
+
+An image has a *key*; a folder's are paths relative to it. A source can be pickled, so that processes can read from it.
+"""
+
+import os
+import posixpath
+import stat
+import unicodedata
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from onceover.base.errors import OnceoverError
+from onceover.base.files import read_bytes
+from onceover.extract.ledger import Failure
+from onceover.extract.names import is_text, shown, why_no_path
+from onceover.extract.pictures import MAX_BYTES
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+_ABSENT = "no such file"
+_SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
+
+
+class ImageSourceError(OnceoverError):
+    """A folder that cannot be listed."""
+
+
+class ImageSource(ABC):
+    """Images by key."""
+
+    @abstractmethod
+    def open(self, key: str) -> bytes:
+        """The bytes of an image, ``MAX_BYTES`` at most.
+
+        Raises:
+            OSError: it cannot be read now. FileError: it is no regular file, or too large.
+        """
+
+    @abstractmethod
+    def stat(self, key: str) -> tuple[int, int]:
+        """Size in bytes and modification time in ns; (-1, -1) where no such image can be looked at."""
+
+    def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
+        """The key of each name, and why a name is left out, or None."""
+        keys = {name: name for name in names}
+        reasons = {name: None if self.stat(name)[0] >= 0 else "no such image" for name in keys}
+        return keys, reasons
+
+    def images_beside(self, keys: set[str]) -> list[Failure]:
+        """A failure for each image of the source that is not among ``keys``; of a source that cannot tell, none."""
+        return []
+
+    def has_any(self, names: Iterable[str]) -> bool:
+        """Whether one of the names leads to an image."""
+        _, reasons = self.resolve(names)
+        return any(reason is None for reason in reasons.values())
+
+
+class FolderImages(ImageSource):
+    """Files below a folder.
+
+    Args:
+        root: keys are paths relative to it. folder: below it, where names are looked for.
+    """
+
+    def __init__(self, root: Path, folder: str = "."):
+        self.root = root
+        self.folder = folder
+
+    def open(self, key: str) -> bytes:
+        """The bytes of a regular file.
+
+        Raises:
+            OSError: it cannot be read now. FileError: it is no regular file, or too large.
+        """
+        return read_bytes(self.root / key, MAX_BYTES)
+
+    def stat(self, key: str) -> tuple[int, int]:
+        """Size in bytes and modification time in ns; (-1, -1) where the file cannot be looked at."""
+        try:
+            status = (self.root / key).stat()
+        except (OSError, ValueError):
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
+
+    def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
+        """The key of each name, and why a name is left out, or None.
+
+        A file whose name differs in case, Unicode form or blanks is taken where it is the only one, and no other name
+        means it.
+        """
+        base = self.root / self.folder
+        files: dict[str, str] = {}
+        reasons: dict[str, str | None] = {}
+        candidates_of: dict[str, list[str]] = {}
+        near = NearNames(base)
+        for name in dict.fromkeys(names):
+            files[name] = name
+            reasons[name] = why_no_path(name) or why_unreadable(base / name)
+            if reasons[name] == _ABSENT:
+                candidates_of[name] = near.files(name)
+        claims = Counter(file for candidates in candidates_of.values() for file in candidates)
+        for name, candidates in candidates_of.items():
+            if len(candidates) == 1 and claims[candidates[0]] == 1 and candidates[0] not in reasons:
+                files[name] = candidates[0]
+                reasons[name] = None
+            else:
+                hint = f" (near is {shown(candidates[0])})" if candidates else ""
+                reasons[name] = f"no such image in {self.folder}/{hint}"
+        keys = {name: posixpath.normpath(posixpath.join(self.folder, file)) for name, file in files.items()}
+        return keys, reasons
+
+    def images_beside(self, keys: set[str]) -> list[Failure]:
+        """A failure for each image in the folder that is not among ``keys``, and for each folder that is unreadable."""
+        listing = list_files(self.root / self.folder)
+        failures = listing.failures
+        for name in sorted(listing.names):
+            key = posixpath.normpath(posixpath.join(self.folder, name))
+            if is_image(name) and key not in keys:
+                failures.append(Failure(name, "dataset", "image without captions"))
+        return failures
+
+    def has_any(self, names: Iterable[str]) -> bool:
+        """Whether one of the names is that of a readable file in the folder, letter for letter."""
+        base = self.root / self.folder
+        return any(not why_no_path(name) and not why_unreadable(base / name) for name in names)
+
+    def has_near(self, names: Iterable[str]) -> bool:
+        """Whether one of the names is near that of a file in the folder."""
+        near = NearNames(self.root / self.folder)
+        return any(not why_no_path(name) and near.files(name) for name in names)
+
+
+class NearNames:
+    """The names below a folder that equal one up to case, Unicode form and outer blanks; it is listed when asked."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._listed: dict[str, dict[str, list[str]]] = {}
+
+    def files(self, name: str) -> list[str]:
+        """The regular files that ``name`` may mean; where they are several, it is not known which."""
+        candidates = [""]
+        for part in name.split("/"):
+            following: list[str] = []
+            for parent in candidates:
+                entries = self._entries(parent).get(_near_form(part), [])
+                following += [posixpath.join(parent, entry) for entry in entries]
+            candidates = following
+        return [file for file in candidates if is_text(file) and not why_unreadable(self._folder / file)]
+
+    def _entries(self, parent: str) -> dict[str, list[str]]:
+        if parent not in self._listed:
+            entries: dict[str, list[str]] = {}
+            for entry in _entries_of(self._folder / parent):
+                entries.setdefault(_near_form(entry), []).append(entry)
+            self._listed[parent] = entries
+        return self._listed[parent]
+
+
+def _entries_of(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where it is no folder or cannot be read."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except (OSError, ValueError):
+        return []
+
+
+def _near_form(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Why a path is no regular file, or None."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _ABSENT
+    except OSError as error:
+        return error.strerror
+    except ValueError:
+        return "a name with a NUL character"
+    return None if stat.S_ISREG(mode) else "no regular file"
+
+
+class Listing(NamedTuple):
+    """The files below a folder by their paths from it, the hidden entries left out, and folders that cannot be read."""
+
+    names: list[str]
+    hidden: int
+    failures: list[Failure]
+
+
+def list_files(folder: Path) -> Listing:
+    """All files below a folder, without what is hidden and what systems put beside people's files. No link is followed.
+
+    Raises:
+        ImageSourceError: the folder itself cannot be read.
+    """
+    errors: list[OSError] = []
+    names: list[str] = []
+    hidden = 0
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
+        shown = [name for name in folders if not _is_hidden(name)]
+        hidden += len(folders) - len(shown) + sum(_is_hidden(name) and is_image(name) for name in files)
+        folders[:] = shown
+        base = Path(parent).relative_to(folder)
+        names += [(base / name).as_posix() for name in files if not _is_hidden(name)]
+    failures = []
+    for error in errors:
+        if Path(error.filename) == folder:
+            raise ImageSourceError(f"{folder} cannot be read: {error.strerror}") from error
+        name = Path(error.filename).relative_to(folder).as_posix()
+        failures.append(Failure(name, "dataset", f"a folder that cannot be read: {error.strerror}"))
+    return Listing(names, hidden, failures)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES

@@ -1,0 +1,43 @@
+"""Flickr8k as it was first published: ``Flickr8k.token.txt`` beside ``Flicker8k_Dataset``."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.rows import Row, folder_images
+from onceover.extract.dataset.text import read_lines
+from onceover.extract.image_source import FolderImages
+
+PRIORITY = 20
+LOOKED_FOR = "Flickr8k.token.txt (with Flicker8k_Dataset/)"
+LISTS_ALL_IMAGES = True
+FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
+
+
+def find(data: Path) -> Path | None:
+    """``Flickr8k.token.txt``, in the folder or in ``Flickr8k_text``; or a file whose name ends in ``.token.txt``."""
+    if data.is_file():
+        return data if data.name.endswith(".token.txt") else None
+    candidates = (data / "Flickr8k.token.txt", data / "Flickr8k_text" / "Flickr8k.token.txt")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def rows(captions: Path) -> Iterator[Row]:
+    """The rows of lines ``name.jpg#0<tab>caption``.
+
+    Raises:
+        DatasetError: unreadable, or a line of another form.
+    """
+    for number, line in enumerate(read_lines(captions), 1):
+        if not line.strip():
+            continue
+        key, tab, caption = line.partition("\t")
+        name, mark, _ = key.rpartition("#")
+        if not tab or not mark:
+            raise DatasetError(f"{captions}, line {number}: expected name.jpg#0, a tab and a caption")
+        yield Row(name, caption)
+
+
+def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
+    """The images' files, in the first folder that has one."""
+    return folder_images(root, FOLDERS, rows, captions)
