@@ -241,7 +241,7 @@ def _forgiving_streams() -> None:
 @click.option(
     "--text-pooling", type=click.Choice(["mean", "cls"]), help="Mean over a caption's tokens, or the first one."
 )
-@click.option("--views", type=int, help="Cached views a picture: 2 with its mirror image, 4 uncropped, 12 and corners.")
+@click.option("--views", type=int, help="Cached views per image: 2 with its mirror image, 4 uncropped, 12 and corners.")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),

@@ -133,7 +133,7 @@ def _describe_store(store: FeatureStore) -> str:
         f"  captions    {len(store.captions):,}, {per_picture} an image; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
     ]
-    for kind, features, rows in (("image", image, "pictures"), ("text", text, "different captions")):
+    for kind, features, rows in (("image", image, "images"), ("text", text, "different captions")):
         if not store.recipes[kind]:
             lines.append(f"  {kind:<11} none")
             continue
@@ -179,7 +179,7 @@ def _describe_run(folder: Path) -> str:
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
         f"  fitted on   {_count(made, 'train_pictures'):,} images{again} in {made['seconds']:.0f} s "
         f"({_text(made, 'device')}, {_count(made, 'threads')} threads, torch {_text(made['versions'], 'torch')})",
-        f"  chosen on   {_text(made['selection'], 'split')}, {_count(made['selection'], 'pictures'):,} pictures: "
+        f"  chosen on   {_text(made['selection'], 'split')}, {_count(made['selection'], 'pictures'):,} images: "
         f"rsum {made['selection']['rsum']:.1f}"
         + ("" if len(made["members"]) > 1 else f" at epoch {made['best_epochs'][0]:d} of {made['epochs'][0]:d}"),
         f"  report on   {_text(made['report'], 'split')}, {_count(made['report'], 'pictures'):,} images",
@@ -208,7 +208,7 @@ def _describe_index(folder: Path) -> str:
     buried = sum(entry["rows"] for entry in made["segments"]) - made["rows"]
     lines = [
         f"index {folder}",
-        f"  holds       {made['rows']:,} {'pictures' if made['kind'] == 'image' else 'captions'} of {made['source']}, "
+        f"  holds       {made['rows']:,} {'images' if made['kind'] == 'image' else 'captions'} of {made['source']}, "
         f"{made['dim']:,} numbers each" + (", corrected for hubs" if made["biased"] else ""),
         f"  run         {made['run']}",
         f"  type        {made['type']} ({made['reason']})",

@@ -191,7 +191,7 @@ def draw_map(embeddings: Embeddings, split: str, method: str, seed: int = 0) -> 
         label=f"matched pair ({len(linked)} shown)",
     )
     axes.add_collection(lines)
-    axes.scatter(*image.T, s=16, c=PICTURE, marker="o", linewidths=0, alpha=0.8, label="picture")
+    axes.scatter(*image.T, s=16, c=PICTURE, marker="o", linewidths=0, alpha=0.8, label="image")
     axes.scatter(*text.T, s=20, c=CAPTION, marker="^", linewidths=0, alpha=0.8, label="caption")
     axes.set(
         xlabel=labels[0],
@@ -217,7 +217,7 @@ def draw_similarity(embeddings: Embeddings, split: str, seed: int = 0) -> Figure
     axes.scatter(place[best_row], place[best_row], s=22, facecolors="none", edgecolors="white", linewidths=1.0)
     axes.set(
         xlabel="caption",
-        ylabel="picture",
+        ylabel="image",
         title=f"Similarity of {len(pictures):,} of the {chosen:,} images of {split}\nto one caption of each; "
         f"circles: the own one scores best ({best_row.sum()})",
     )

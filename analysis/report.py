@@ -36,7 +36,7 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
     images, texts = embeddings.images[pictures], embeddings.texts[captions]
     to_text, to_image = rank(images, texts, image_index, **biases)
     parts = [_heading(embeddings, split, count, rerank, len(pictures), len(captions))]
-    parts.append(f"<h2>Caption → picture: the worst {min(count, len(captions))} of {len(captions):,} captions</h2>")
+    parts.append(f"<h2>Caption → image: the worst {min(count, len(captions))} of {len(captions):,} captions</h2>")
     places = to_image.expected_rank()
     for query in _worst(places, count):
         scores = images @ texts[query] + biases.get("image_bias", 0)

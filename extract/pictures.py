@@ -88,7 +88,7 @@ def read_picture(path: str | Path, short_side: int | None = None) -> Image.Image
     try:
         return decode(read_bytes(path, MAX_BYTES), short_side)
     except PictureError as error:
-        raise PictureError(f"{path} is no usable picture: {error}") from error
+        raise PictureError(f"{path} is no usable image: {error}") from error
     except FileError as error:
         raise PictureError(f"{error}; name an image file") from error
     except OSError as error:
@@ -160,7 +160,7 @@ def _decoded(data: bytes, short_side: int | None) -> Image.Image:
         if "out of memory" in str(error):  # a decoder's own code for it
             raise MemoryError(str(error)) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(f"damaged picture: {reason:.200}") from error
+        raise PictureError(f"damaged image: {reason:.200}") from error
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -527,7 +527,7 @@ class _Job:
             contents = self._contents_of_new(ids.difference(self.old.image_ids))
             lost = [row for row in lost if self.old.sha256[row] not in contents]
         captions = set(self.old.captions).difference(self.dataset.captions)
-        counts = {"pictures": len(lost), "different captions": len(captions)}
+        counts = {"images": len(lost), "different captions": len(captions)}
         if lost or captions:
             rows = " and ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
             raise StoreError(
@@ -879,7 +879,7 @@ class _Job:
         return self._sources("text", encoder.recipe, columns)
 
     def _announce(self, kind: str, shards: list, what: str, total: int) -> None:
-        new, noun = sum(len(items) for _, items in shards), "pictures" if kind == "image" else "different captions"
+        new, noun = sum(len(items) for _, items in shards), "images" if kind == "image" else "different captions"
         done = sum(len(items) for file, items in shards if file.exists())
         self.computed[kind], self.reused[kind] = new - done, total - new + done
         if new - done:

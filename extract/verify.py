@@ -17,7 +17,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 STORAGE_TOLERANCE = {"float32": 0.0, "float16": 0.1}
 NEIGHBOURS = 10
 SPREAD = 4096  # stored rows that the spread is taken over
-_NOUNS = {"image": "picture", "text": "caption"}
+_NOUNS = {"image": "image", "text": "caption"}
 
 
 def verify_sample(
@@ -81,7 +81,7 @@ def _encoder(store: FeatureStore, kind: str, device: str | None, place: str | No
 
 def _pictures(store: FeatureStore, root: Path, encoder: ImageEncoder, rows: np.ndarray) -> np.ndarray:
     again = []
-    for row in tqdm(rows, desc="image", unit=" pictures", disable=None):
+    for row in tqdm(rows, desc="image", unit=" images", disable=None):
         picture = read_picture(root / store.image_paths[row], encoder.short_side)
         again.append(encoder.encode(encoder.pixels(picture)[None])[0])
     return np.stack(again)

@@ -26,7 +26,7 @@ def image_embeddings(heads: DualHeads | Ensemble, features: np.ndarray, rows: np
     Raises:
         EmbedError: a vector that is not finite or has no direction.
     """
-    return np.concatenate(list(_embedded("picture", heads, features, rows)))
+    return np.concatenate(list(_embedded("image", heads, features, rows)))
 
 
 def text_embeddings(heads: DualHeads | Ensemble, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -43,7 +43,7 @@ def _embedded(
     what: str, heads: DualHeads | Ensemble, features: np.ndarray, rows: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
     """The vectors block by block; the features are read as far as they are needed."""
-    embed_rows = heads.embed_pictures if what == "picture" else heads.embed_texts
+    embed_rows = heads.embed_pictures if what == "image" else heads.embed_texts
     device = next(heads.parameters()).device
     start = 0
     for part in blocks(features, rows):
@@ -101,7 +101,7 @@ def write_embeddings(
         file.attrs["selection_split"], file.attrs["report_split"] = roles.selection_name, roles.report_name
         file.attrs["space"], file.attrs["rerank"] = space, rerank
         image, text = file.create_group("image"), file.create_group("text")
-        _write_vectors(image, "picture", heads, store.image_features)
+        _write_vectors(image, "image", heads, store.image_features)
         _write_vectors(text, "caption", heads, store.text_features)
         file.flush()
         writer.check()

@@ -370,7 +370,7 @@ class Training:
         images = self.heads.embed_pictures(torch.stack(whole, 1)).cpu().numpy()
         texts = self.heads.embed_texts(self._all_features("text", captions)).cpu().numpy()
         index = np.searchsorted(pictures, self._store.image_index[captions])
-        return quality(check_units("picture", images), check_units("caption", texts), index)
+        return quality(check_units("image", images), check_units("caption", texts), index)
 
     def _all_features(self, kind: str, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
         side, block = self.sides[kind], 4 * CAPTIONS

@@ -184,7 +184,7 @@ class Pictures(_Thawed):
         with torch.no_grad(), self._autocast(), self._cut.stopping():
             shape = self._below(self._sample).shape[1:]
         whole = (len(self._rows), self._views, *shape)
-        write_activations(path, fingerprint, whole, self._activations, "pictures", say)
+        write_activations(path, fingerprint, whole, self._activations, "images", say)
         self._maps = Maps(path)
 
     def sample_features(self, encoder: ImageEncoder) -> np.ndarray:

@@ -204,7 +204,7 @@ class Data:
             with torch.inference_mode():
                 image_vectors, text_vectors, _ = point.heads(images, texts)
                 vectors = unit(unit(image_vectors).mean(1)), unit(text_vectors)
-            sides = zip(("picture", "caption"), vectors, strict=True)
+            sides = zip(("image", "caption"), vectors, strict=True)
             measured = measure(*(check_units(what, side.cpu().numpy()) for what, side in sides), image_index)
         point.keep(measured)
         return measured

@@ -297,7 +297,7 @@ def notes(result: dict) -> list[str]:
 def _warnings(split: str, selected_on: dict[str, str]) -> list[str]:
     """What makes numbers on a split unfit to be reported; ``selected_on``: by whom what was chosen where."""
     if split == "train":
-        return ["warning: the heads were trained on these pictures: these numbers say nothing about new ones"]
+        return ["warning: the heads were trained on these images: these numbers say nothing about new ones"]
     flattered = [name for name, chosen in selected_on.items() if chosen == split]
     if not flattered:
         return []

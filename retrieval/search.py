@@ -11,7 +11,7 @@ Load once, then search in milliseconds::
     searcher = Searcher(images, QueryEmbedder(load_run("runs/first")))
     for hit in searcher.search("a dog playing in the park", top_k=5):
         print(hit.rank, hit.score, hit.path, hit.captions)
-    searcher.search(Query(sentence="in the snow", image="dog.jpg", weight=0.4))
+    searcher.search(Query(sentence="in the snow", picture="dog.jpg", weight=0.4))
 """
 
 import io

@@ -381,7 +381,7 @@ def test_sentences_are_indexed_and_found_by_a_picture(run, fails, run_dir, drawn
     again = run("index", "--run", run_dir, "--captions", sentences, "--index", index, *cpu)
     assert "up to date" in again.stderr  # the correction stays as it was asked for
     (tmp_path / "empty.txt").write_text("\n\n")
-    assert "holds no sentences" in fails(
+    assert "holds no captions" in fails(
         "index", "--run", run_dir, "--captions", tmp_path / "empty.txt", "--index", tmp_path / "x"
     )
     assert f"{index} holds no images; index them" in fails("search", "--index", index, "--query", "a red circle")

@@ -244,7 +244,7 @@ def test_trap_a_jpeg_without_its_end_is_taken_and_one_without_a_pixel_is_not(mod
 
 def test_trap_a_progressive_jpeg_without_its_last_scan_is_refused():
     data = encode(Image.effect_noise((61, 45), 60), "JPEG", progressive=True)
-    with pytest.raises(PictureError, match="damaged picture: image file is truncated"):
+    with pytest.raises(PictureError, match="damaged image: image file is truncated"):
         decode(data[: data.rindex(b"\xff\xda")])
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from onceover.base.files import FileError, only_writer
 from onceover.base.hdf5 import sign_hdf5
 from onceover.base.threads import StreamError, deaths_told, in_order, in_processes, shares
-from onceover.extract import pipeline
+from onceover.extract import image_source, pipeline
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore, StoreError, parts_folder
@@ -680,14 +680,14 @@ def test_trap_images_that_cannot_be_read_for_a_while_are_not_dropped(drawn, tmp_
     shutil.copytree(drawn, data)
     path = tmp_path / "s.h5"
     refused = {"images/0003.jpg"}
-    read = pipeline.read_bytes
+    read = image_source.read_bytes
 
     def reading(file, most):
         if str(Path(file).relative_to(data)) in refused:
             raise PermissionError(13, "Permission denied", str(file))
         return read(file, most)
 
-    monkeypatch.setattr(pipeline, "read_bytes", reading)
+    monkeypatch.setattr(image_source, "read_bytes", reading)
     made = extract(read_dataset(data), path, extract_config, device="cpu")
     assert made.images == 59
     assert [failure[:3] for failure in made.failures if failure.stage == "image"] == [
