@@ -115,19 +115,21 @@ def sweep_values(folder: Path) -> dict:
 
 
 def index_values(folder: Path) -> dict:
-    """Both galleries of an index: the ids and vectors of the rows of each, whatever its segments are called."""
+    """Both galleries of an index: each item with its vector and content, in whatever segments they lie."""
+    from onceover.retrieval.index import Index
+
     values = {}
     for gallery in ("images", "captions"):
-        current = folder / gallery / "CURRENT"
-        if not current.exists():
+        if not (folder / gallery / "CURRENT").exists():
             continue
-        manifest = json.loads((folder / gallery / json.loads(current.read_text())["manifest"]).read_text())
-        rows = sum(segment["rows"] for segment in manifest["segments"])
-        values[f"{gallery} rows"] = rows
-        values[f"{gallery} vectors"] = [segment["vectors_sha256"] for segment in manifest["segments"]]
-        for number, path in enumerate(sorted((folder / gallery).glob("[0-9]*.h5"))):
-            for name, value in store_values(path).items():
-                values[f"{gallery} {number} {name}"] = value
+        index = Index(folder / gallery)
+        vectors = np.concatenate([block for segment in index.segments for block in segment.vectors()])
+        contents = [content for segment in index.segments for content in segment.living("content")]
+        for name, content, vector in zip(index.ids(), contents, vectors, strict=True):
+            values[f"{gallery} {name}"] = hashlib.blake2b(vector.tobytes() + content.encode()).digest()
+        for number in range(sum(segment.size for segment in index.segments)):
+            item = index.item(number)
+            values[f"{gallery} {item['id']} shown"] = repr(item)
     for path in sorted(folder.glob("*.h5")):
         values |= {f"{path.name} {name}": value for name, value in store_of_extraction(path).items()}
     return values

@@ -208,7 +208,7 @@ def limit(command: dict) -> None:
 def prepare(command: dict) -> None:
     """Changes what the trial asks for: where archives are downloaded from, which system call fails."""
     if command["archives"]:
-        download = importlib.import_module("extract.download")
+        download = importlib.import_module("onceover.extract.download")
         archives = tuple(download.Archive(*archive) for archive in command["archives"])
         download.ARCHIVES["flickr8k"] = archives
     for module, _, name in (skipped.partition(":") for skipped in command["skipped"]):
