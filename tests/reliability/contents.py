@@ -127,8 +127,8 @@ def index_values(folder: Path) -> dict:
         contents = [content for segment in index.segments for content in segment.living("content")]
         for name, content, vector in zip(index.ids(), contents, vectors, strict=True):
             values[f"{gallery} {name}"] = hashlib.blake2b(vector.tobytes() + content.encode()).digest()
-        for number in range(sum(segment.size for segment in index.segments)):
-            item = index.item(number)
+        for number in np.flatnonzero(np.concatenate([segment.alive for segment in index.segments])):
+            item = index.item(int(number))
             values[f"{gallery} {item['id']} shown"] = repr(item)
     for path in sorted(folder.glob("*.h5")):
         values |= {f"{path.name} {name}": value for name, value in store_of_extraction(path).items()}
