@@ -540,8 +540,9 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
 def _json_result(result: dict) -> str:
     """A result as it is written to a file, too."""
     from onceover.base.files import sealed
+    from onceover.base.outputs import result_record
 
-    return json.dumps(sealed(result), indent=2)
+    return json.dumps(sealed(result_record(result)), indent=2)
 
 
 def _print_evaluation(evaluation) -> None:

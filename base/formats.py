@@ -4,6 +4,7 @@ STORE_FORMAT, STORE_VERSION = "onceover feature store", 3
 EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 3
 RUN_FORMAT, RUN_VERSION = "onceover run", 6
 SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 3
+RESULT_FORMAT = "onceover result"
 INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
 ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION = "onceover activations", 2
 

@@ -19,6 +19,7 @@ from onceover.base.files import (
     whole_file,
     write_record,
 )
+from onceover.base.formats import RESULT_FORMAT
 
 RECORD = ".onceover.json"
 _FORMAT = "onceover folder"
@@ -157,16 +158,23 @@ def check_result(path: str | Path) -> None:
     """Refuses a file of the user's choice for a result in JSON where something else than such a result lies.
 
     Raises:
-        OutputError: something else is there.
+        OutputError: something else is there, perhaps another of this program's own files.
     """
     if not link_target(path).exists():
         return
     try:
-        read_record(path, "a result")
+        record = read_record(path, "a result")
     except FileError as error:
         raise OutputError(
             f"{path} was not written by this program, and is left as it is; name a new file"
         ) from error
+    if record.get("format") != RESULT_FORMAT:
+        raise OutputError(f"{path} is another file than a result, and is left as it is; name a new file")
+
+
+def result_record(result: dict) -> dict:
+    """A result as it is written to a file of the user's choice."""
+    return {"format": RESULT_FORMAT} | result
 
 
 def write_result(path: str | Path, result: dict) -> None:
@@ -176,4 +184,4 @@ def write_result(path: str | Path, result: dict) -> None:
         OutputError: something else is there.
     """
     check_result(path)
-    write_record(path, result)
+    write_record(path, result_record(result))

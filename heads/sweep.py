@@ -26,6 +26,7 @@ from onceover.configs.schema import Config, ConfigError, load_config
 from onceover.extract.store import FeatureStore
 from onceover.heads.checkpoint import load_state, save_state
 from onceover.heads.chunks import MIN_MEMORY, memory_on
+from onceover.heads.losses import LOSSES
 from onceover.heads.stacking import Point, advance, bytes_of_point, same_steps
 from onceover.heads.training import Data
 from onceover.retrieval.leaderboard import Judge
@@ -139,6 +140,8 @@ def sweep(
         SweepError: the folder holds another sweep, or something else; or settings that halving cannot compare.
     """
     trainings = [config.training for setting in settings for config in setting.configs]
+    for name in sorted({training.loss for training in trainings}):
+        LOSSES.load(name)  # an unknown one is refused before anything is written
     if halving and len({(one.num_epochs, one.check_every, one.warmup) for one in trainings}) > 1:
         raise SweepError("--halving compares settings half-way; all need the same num_epochs, check_every and warmup")
     grid = digest([[trial_name(config) for config in setting.configs] for setting in settings]) if halving else ""

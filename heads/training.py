@@ -22,6 +22,7 @@ from onceover.extract.store import FeatureStore, Roles
 from onceover.heads import checkpoint, replacement
 from onceover.heads.chunks import MIN_MEMORY, Chunks, blocks, chunks_for, memory_on, standardised
 from onceover.heads.embed import check_units, embed, write_embeddings
+from onceover.heads.losses import LOSSES
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import Point, advance, bytes_of_point, steps_an_epoch
@@ -69,6 +70,7 @@ def fit(
         RunError: the folder holds another run. TrainingError: the loss is not finite. StoreError: too few splits.
     """
     folder, training = Path(folder), config.training
+    LOSSES.load(training.loss)  # an unknown one is refused before anything is written
     roles = store.roles()
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from onceover.base.registry import RegistryError
 from onceover.configs.schema import ModelConfig
 from onceover.heads.checkpoint import load_run
 from onceover.heads.losses import LOSSES, sigmoid
@@ -201,3 +202,9 @@ def test_another_package_adds_a_loss(store, tmp_path, fit_config, changed, outsi
     config = changed(fit_config, training={"loss": "cosine", "num_epochs": 1})
     fit(store, tmp_path / "run", config)
     assert "scale" in load_run(tmp_path / "run").heads.scalars
+
+
+def test_an_unknown_loss_is_refused_before_anything_is_written(store, tmp_path, fit_config, changed):
+    with pytest.raises(RegistryError, match="there is no loss 'contrastve'; did you mean 'contrastive'"):
+        fit(store, tmp_path / "run", changed(fit_config, training={"loss": "contrastve"}))
+    assert not (tmp_path / "run").exists()

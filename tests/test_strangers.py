@@ -1,5 +1,6 @@
 """No file of somebody else's is ever removed or changed: each command that writes, where such files lie already."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -109,3 +110,18 @@ def test_trap_an_evaluation_replaces_no_file_of_somebody_elses(run, fails, run_d
     result = run("evaluate", "--store", store, code=1)
     assert f"{beside} was not written by this program" in result.stderr
     assert beside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["run.json", "evaluation-test.json", ".onceover.json", "config.yaml", "embeddings.h5"])
+def test_a_result_in_json_replaces_no_other_file_of_a_run(run, run_dir, tmp_path, name):
+    """Nor does it replace what this program wrote, unless that is such a result."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    run("evaluate", "--run", folder)
+    before = (folder / name).read_bytes()
+    refused = run("evaluate", "--run", folder, "--json", folder / name, code=1).stderr
+    assert "is left as it is; name a new file" in refused
+    assert (folder / name).read_bytes() == before
+    for _ in range(2):  # its own result it replaces
+        run("evaluate", "--run", folder, "--json", tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["format"] == "onceover result"
