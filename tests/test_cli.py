@@ -133,7 +133,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
     message = fails(
         "search", "--run", run_dir, "--query", tmp_path / "letter.jpg", "--mode", "image2text", "--device", "cpu"
     )
-    assert message == f"{tmp_path / 'letter.jpg'} is no usable picture: not an image in a known format"
+    assert message == f"{tmp_path / 'letter.jpg'} is no usable image: not an image in a known format"
     assert "is no run folder" in fails("plot", "--run", tmp_path / "none", "--out", out)
     assert "but no run" in fails("info", tmp_path)
     assert "there is no feature store" in fails("info", tmp_path / "none")

@@ -125,7 +125,7 @@ def test_what_is_no_picture_has_a_reason(data, reason):
 
 def test_a_path_is_named_in_the_error(tmp_path):
     (tmp_path / "a.jpg").write_text("no")
-    with pytest.raises(PictureError, match=r"a\.jpg is no usable picture: not an image"):
+    with pytest.raises(PictureError, match=r"a\.jpg is no usable image: not an image"):
         read_picture(tmp_path / "a.jpg")
     with pytest.raises(PictureError, match="cannot be read: No such file"):
         read_picture(tmp_path / "b.jpg")
@@ -255,7 +255,7 @@ def test_trap_no_format_starts_a_program(tmp_path, monkeypatch):
     (tmp_path / "x.jpg").write_bytes(encode(photo(), "EPS"))
     with pytest.raises(PictureError) as error:
         read_picture(tmp_path / "x.jpg")
-    assert str(error.value) == f"{tmp_path / 'x.jpg'} is no usable picture: not an image in a known format"
+    assert str(error.value) == f"{tmp_path / 'x.jpg'} is no usable image: not an image in a known format"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in pictures.FORMATS if kind != "JPEG"])

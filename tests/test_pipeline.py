@@ -137,7 +137,7 @@ def test_trap_a_bad_picture_goes_into_the_ledger_and_rows_stay_aligned(data, tmp
     images = {failure.id: failure.reason for failure in summary.failures if failure.stage == "image"}
     assert images["images/0000.jpg"] == "empty file"
     assert images["images/0007.jpg"] == "not an image in a known format"
-    assert images["images/0011.jpg"].startswith("damaged picture: image file is truncated")
+    assert images["images/0011.jpg"].startswith("damaged image: image file is truncated")
     assert sum(failure.stage == "caption" for failure in summary.failures) == 15
     dataset = read_dataset(data)
     with FeatureStore(path) as store:
