@@ -1,0 +1,104 @@
+"""The wheel: it holds the package and nothing else, and works away from the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import onceover
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("analysis", "base", "configs", "extract", "heads", "retrieval")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built of a copy of the checkout's package."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "py.typed"))]:
+        shutil.copy2(path, source)
+    pip(folder, "wheel", "--no-build-isolation", "--wheel-dir", folder, source)
+    return next(folder.glob("*.whl"))
+
+
+def pip(folder, command, *arguments):
+    options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-index")
+    call = [sys.executable, "-m", "pip", command, *options, *map(str, arguments)]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Runs the installed package's Python in a folder of its own, away from the checkout."""
+    site = tmp_path_factory.mktemp("site")
+    pip(site, "install", "--target", site, wheel)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(*arguments):
+        call = [sys.executable, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        done = subprocess.run(call, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run.site = site
+    run.folder = elsewhere
+    return run
+
+
+def test_the_wheel_holds_the_package_and_nothing_at_top_level_but_it(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {name for name in names if name.endswith((".py", ".yaml", ".typed"))}
+    expected = {"onceover/py.typed", *(f"onceover/{path.name}" for path in ROOT.glob("*.py"))}
+    for folder in FOLDERS:
+        for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yaml")]:
+            expected.add(f"onceover/{path.relative_to(ROOT).as_posix()}")
+    assert modules == expected
+    top = {name.split("/")[0] for name in names}
+    assert top == {"onceover", f"onceover_retrieval-{onceover.__version__}.dist-info"}
+
+
+def test_the_installed_package_works_away_from_the_checkout(installed, extract_config):
+    where = installed("-c", "import onceover; print(onceover.__file__)").stdout.strip()
+    assert where == str(installed.site / "onceover/__init__.py")
+    assert installed("-m", "onceover", "--version").stdout == f"onceover {onceover.__version__}\n"
+    draw = "from pathlib import Path; from onceover.extract.synthetic import draw_dataset; draw_dataset(Path('data'))"
+    installed("-c", draw)
+    encoders = ("--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder)
+    done = installed("-m", "onceover", "extract", "--data", "data", "--store", "s.h5", "--device", "cpu", *encoders)
+    assert "next: onceover fit --store s.h5 --run runs/first" in done.stderr
+    script = (
+        "import onceover\n"
+        "config = onceover.load_config(None, ['training.num_epochs=2', 'training.refit=false'])\n"
+        "run = onceover.fit('s.h5', 'run', config, device='cpu')\n"
+        "print(onceover.evaluate(run))\n"
+        "for hit in onceover.search(run, 'a red circle', device='cpu'):\n"
+        "    print(hit.path)\n"
+    )
+    output = installed("-c", script).stdout
+    assert "multimodal" in output
+    assert output.count("images/") == 5
+
+
+def test_a_bare_checkout_answers_without_an_installation(tmp_path):
+    call = [sys.executable, str(ROOT / "cli.py"), "--version"]
+    environment = os.environ | {"PYTHONPATH": ""}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"onceover {onceover.__version__}\n"
+
+
+def test_every_public_name_is_there_and_listed():
+    for name in onceover.__all__:
+        assert getattr(onceover, name) is not None
+        assert name in dir(onceover)
+    with pytest.raises(AttributeError, match="module 'onceover' has no attribute 'nothing'"):
+        _ = onceover.nothing
