@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_bytes
-from onceover.extract.ledger import Failure
+from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
 from onceover.extract.names import is_text, shown, why_no_path
 from onceover.extract.pictures import MAX_BYTES
 
@@ -43,10 +43,14 @@ class ImageSource(ABC):
     def stat(self, key: str) -> tuple[int, int]:
         """Size in bytes and modification time in ns; (-1, -1) where no such image can be looked at."""
 
+    def describe(self, key: str) -> str:
+        """Where an image lies, for messages."""
+        return key
+
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
         """The key of each name, and why a name is left out, or None."""
         keys = {name: name for name in names}
-        reasons = {name: None if self.stat(name)[0] >= 0 else "no such image" for name in keys}
+        reasons = {name: None if self.stat(name)[0] >= 0 else NO_SUCH_IMAGE for name in keys}
         return keys, reasons
 
     def images_beside(self, keys: set[str]) -> list[Failure]:
@@ -86,6 +90,10 @@ class FolderImages(ImageSource):
             return -1, -1
         return status.st_size, status.st_mtime_ns
 
+    def describe(self, key: str) -> str:
+        """The path of the file."""
+        return str(self.root / key)
+
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
         """The key of each name, and why a name is left out, or None.
 
@@ -109,7 +117,7 @@ class FolderImages(ImageSource):
                 reasons[name] = None
             else:
                 hint = f" (near is {shown(candidates[0])})" if candidates else ""
-                reasons[name] = f"no such image in {self.folder}/{hint}"
+                reasons[name] = f"{NO_SUCH_IMAGE} in {self.folder}/{hint}"
         keys = {name: posixpath.normpath(posixpath.join(self.folder, file)) for name, file in files.items()}
         return keys, reasons
 
@@ -120,7 +128,7 @@ class FolderImages(ImageSource):
         for name in sorted(listing.names):
             key = posixpath.normpath(posixpath.join(self.folder, name))
             if is_image(name) and key not in keys:
-                failures.append(Failure(name, "dataset", "image without captions"))
+                failures.append(Failure(name, "dataset", NO_CAPTIONS))
         return failures
 
     def has_any(self, names: Iterable[str]) -> bool:

@@ -3,6 +3,13 @@
 from typing import NamedTuple
 
 MAX_ID = 300  # characters of a name in the ledger
+# Reasons keep the spelling that stores have: a store's listing covers its dataset's, and another one would make every
+# store that has such rows out of date.
+NO_SUCH_IMAGE = "no such picture"
+NO_CAPTIONS = "picture without captions"
+NOT_USABLE = "not a usable picture"
+NO_IMAGE_NAMED = "no picture is named"
+NOT_ENCODED = "its picture could not be encoded"
 
 
 class Failure(NamedTuple):

@@ -46,7 +46,7 @@ from onceover.base.threads import Speed, ahead, deaths_told, in_order, in_proces
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.dataset import Dataset
 from onceover.extract.image_source import ImageSource
-from onceover.extract.ledger import Failure
+from onceover.extract.ledger import NOT_ENCODED, Failure
 from onceover.extract.pictures import PictureError, decode, thumbnail
 from onceover.extract.specs import identity, parse_spec
 from onceover.extract.store import (
@@ -491,7 +491,7 @@ class _Job:
             vanished = self._keep_vanished(sources, {keys[row] for row in kept}, recipes["image"])
             vanished |= self._keep_vanished(text_sources, set(captions), recipes["text"])
         names = caption_ids(self.dataset.ids, self.dataset.image_index) if lost else []
-        orphans = [Failure(names[row], "caption", "its image could not be encoded") for row in np.flatnonzero(~mine)]
+        orphans = [Failure(names[row], "caption", NOT_ENCODED) for row in np.flatnonzero(~mine)]
         seal(
             self.path,
             images={

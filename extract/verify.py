@@ -4,12 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from onceover.base.files import digest
+from onceover.base.files import FileError, digest
 from onceover.extract.encoders import ImageEncoder, TextEncoder, image_encoder_of, text_encoder_of
+from onceover.extract.image_source import ImageSource
 from onceover.extract.inference import neighbour_overlap, relative_error
-from onceover.extract.pictures import read_picture
+from onceover.extract.layouts import images_of
+from onceover.extract.pictures import PictureError, decode
 from onceover.extract.store import KINDS, FeatureStore, StoreError
 
 #: root-mean-square error in units of the features' spread that the arithmetic explains; strangers' is 1.4
@@ -49,7 +52,7 @@ def verify_sample(
     if not kinds:
         raise StoreError(f"{store.path} holds no features that could be encoded again")
     root = data or Path(store.provenance["data"])
-    if "image" in kinds and not root.is_dir():
+    if "image" in kinds and not root.exists():
         raise StoreError(f"the images are not at {root}; name their folder with --data")
     places, generator = {"image": image_encoder, "text": text_encoder}, np.random.default_rng(0)
     encoders = {kind: _encoder(store, kind, device, places[kind]) for kind in kinds}
@@ -58,8 +61,11 @@ def verify_sample(
         count = len(store.image_ids if kind == "image" else store.captions)
         rows = np.sort(generator.permutation(count)[:sample])
         say(f"encoding {len(rows):,} {_NOUNS[kind]}s again on {encoder.device}")
-        again = _pictures if kind == "image" else _captions
-        found.append(_compare(_NOUNS[kind], store, kind, rows, again(store, root, encoder, rows)))
+        if kind == "image":
+            again = _encoded_images(store, images_of(root, store.image_paths), encoder, rows)
+        else:
+            again = encoder.encode([store.captions[row] for row in rows])[0]
+        found.append(_compare(_NOUNS[kind], store, kind, rows, again))
     return [line for line, _ in found], [problem for _, problem in found if problem]
 
 
@@ -79,16 +85,28 @@ def _encoder(store: FeatureStore, kind: str, device: str | None, place: str | No
     return encoder
 
 
-def _pictures(store: FeatureStore, root: Path, encoder: ImageEncoder, rows: np.ndarray) -> np.ndarray:
-    again = []
+def _encoded_images(store: FeatureStore, images: ImageSource, encoder: ImageEncoder, rows: np.ndarray) -> np.ndarray:
+    features = []
     for row in tqdm(rows, desc="image", unit=" images", disable=None):
-        picture = read_picture(root / store.image_paths[row], encoder.short_side)
-        again.append(encoder.encode(encoder.pixels(picture)[None])[0])
-    return np.stack(again)
+        image = _image(images, store.image_paths[row], encoder.short_side)
+        features.append(encoder.encode(encoder.pixels(image)[None])[0])
+    return np.stack(features)
 
 
-def _captions(store: FeatureStore, _root: Path, encoder: TextEncoder, rows: np.ndarray) -> np.ndarray:
-    return encoder.encode([store.captions[row] for row in rows])[0]
+def _image(images: ImageSource, key: str, short_side: int) -> Image.Image:
+    """An image of a source, as ``decode`` gives it.
+
+    Raises:
+        PictureError: it cannot be read or decoded; the image is named.
+    """
+    try:
+        return decode(images.open(key), short_side)
+    except PictureError as error:
+        raise PictureError(f"{images.describe(key)} is no usable image: {error}") from error
+    except FileError as error:
+        raise PictureError(f"{error}; name an image file") from error
+    except OSError as error:
+        raise PictureError(f"{images.describe(key)} cannot be read: {error.strerror or error}") from error
 
 
 def _compare(what: str, store: FeatureStore, kind: str, rows: np.ndarray, again: np.ndarray) -> tuple[str, str | None]:

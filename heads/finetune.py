@@ -33,6 +33,7 @@ from onceover.configs.schema import FinetuneConfig, load_config
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoders import image_encoder_of, text_encoder_of
 from onceover.extract.inference import native_bfloat16
+from onceover.extract.layouts import images_of
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
@@ -196,9 +197,9 @@ def sides_of(
         if kind == "image":
             encoder = image_encoder_of(*given, str(device), specs[kind], plain=True)
             run.check_encoder(kind, encoder.recipe)
-            root = data if data.is_dir() else data.parent
+            images = images_of(data, store.image_paths)
             options = settings.micro_batch, common, names, settings.augment
-            side = Pictures(store, root, pictures, encoder, *options)
+            side = Pictures(store, images, pictures, encoder, *options)
         else:
             encoder = text_encoder_of(*given, run.tokenizer_files, str(device), specs[kind], plain=True)
             run.check_encoder(kind, encoder.recipe)

@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import digest, read_bytes
+from onceover.base.files import digest
 from onceover.base.formats import ACTIVATIONS_VERSION
 from onceover.base.threads import in_order
 from onceover.extract.encoders import ImageEncoder, TextEncoder, by_length
-from onceover.extract.pictures import MAX_BYTES, decode
+from onceover.extract.image_source import ImageSource
+from onceover.extract.pictures import decode
 from onceover.extract.store import FeatureStore
 from onceover.heads.activations import Maps, Tokens, write_activations
 from onceover.heads.thaw import Cut, Stages, ThawError
@@ -161,14 +162,27 @@ class Pictures(_Thawed):
     """Images with a live encoder, whole or above the cut.
 
     Args:
-        root: the folder that the store's paths are relative to. rows: the images that are used, ascending.
+        images: where the store's images come from. rows: those that are used, ascending.
         augment: random crops and mirror images in the place of the stored views, in whole passes.
     """
 
     kind = "image"
 
-    def __init__(self, store: FeatureStore, root: Path, rows: np.ndarray, encoder, size, bfloat16, chosen, augment):
-        self._root, self._paths, self._sha256, self._rows = root, store.image_paths, store.sha256, rows
+    def __init__(
+        self,
+        store: FeatureStore,
+        images: ImageSource,
+        rows: np.ndarray,
+        encoder,
+        size,
+        bfloat16,
+        chosen,
+        augment,
+    ):
+        self._images = images
+        self._keys = store.image_paths
+        self._sha256 = store.sha256
+        self._rows = rows
         self._views, self._augment, self._maps = store.image_features.shape[1], augment, None
         self.encoder = encoder
         self._first = self._pixels(rows[0])[None]
@@ -229,15 +243,18 @@ class Pictures(_Thawed):
         return self._joined(inputs, inputs, part.features)
 
     def _picture(self, row: int) -> Image.Image:
-        path = self._root / self._paths[row]
+        key = self._keys[row]
         try:
-            data = read_bytes(path, MAX_BYTES)
+            data = self._images.open(key)
         except OSError as error:
             raise SideError(
-                f"{path} cannot be read: {error.strerror}; name the dataset's folder: --data DIR"
+                f"{self._images.describe(key)} cannot be read: {error.strerror or error}; "
+                "name the dataset's folder: --data DIR"
             ) from error
         if hashlib.sha256(data).hexdigest() != self._sha256[row]:
-            raise SideError(f"{path} is not the image that the store was made of; extract and fit again")
+            raise SideError(
+                f"{self._images.describe(key)} is not the image that the store was made of; extract and fit again"
+            )
         return decode(data, self.encoder.short_side)
 
     def _pixels(self, row: int) -> Tensor:

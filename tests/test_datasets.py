@@ -41,7 +41,7 @@ def test_kaggle_layout_in_the_order_of_the_file(tmp_path):
 def test_original_layout(tmp_path):
     text = "a.jpg#0\tA dog .\na.jpg#1\tA\tcat .\nb.jpg#0\tA bird .\n"
     dataset = read_dataset(make(tmp_path, text, ("a.jpg", "b.jpg"), "Flicker8k_Dataset", "Flickr8k.token.txt"))
-    assert (dataset.layout, dataset.captions) == ("flickr8k", ["A dog .", "A\tcat .", "A bird ."])
+    assert (dataset.layout, dataset.captions) == ("original", ["A dog .", "A\tcat .", "A bird ."])
 
 
 def test_original_layout_in_the_folders_that_unpacking_makes(tmp_path):
@@ -54,7 +54,7 @@ def test_trap_the_line_of_a_picture_that_does_not_exist(tmp_path):
     text = "a.jpg#0\tA dog .\n2258277193_586949ec62.jpg.1#0\tsome people .\n"
     dataset = read_dataset(make(tmp_path, text, ["a.jpg"], "Flicker8k_Dataset", "Flickr8k.token.txt"))
     assert dataset.ids == ["a.jpg"]
-    assert "no such image" in reasons(dataset)["2258277193_586949ec62.jpg.1", "dataset"]
+    assert "no such picture" in reasons(dataset)["2258277193_586949ec62.jpg.1", "dataset"]
 
 
 @pytest.mark.parametrize("given", ["folder", "file"])
@@ -196,10 +196,10 @@ def test_captions_without_pictures_and_pictures_without_captions_go_into_the_led
     dataset = read_dataset(make(tmp_path, "image,caption\na.jpg,one\nz.jpg,two\nz.jpg,three\nb.jpg,  \n"))
     assert dataset.ids == ["a.jpg"]
     assert [failure.id for failure in dataset.failures] == ["z.jpg", "z.jpg", "b.jpg", "b.jpg", "c.jpg"]
-    assert "no such image in Images/: 'two'" in [failure.reason for failure in dataset.failures]
+    assert "no such picture in Images/: 'two'" in [failure.reason for failure in dataset.failures]
     assert reasons(dataset)["b.jpg", "caption"].startswith("empty caption")
     assert reasons(dataset)["b.jpg", "dataset"] == "no usable caption"
-    assert reasons(dataset)["c.jpg", "dataset"] == "image without captions"
+    assert reasons(dataset)["c.jpg", "dataset"] == "picture without captions"
 
 
 def test_a_path_that_leaves_the_folder_is_left_out(tmp_path):
@@ -216,7 +216,7 @@ def test_official_lists_decide_and_what_they_leave_out_has_no_split(tmp_path):
     (tmp_path / "Flickr_8k.testImages.txt").write_text("c.jpg\nghost.jpg\n\n")
     dataset = read_dataset(tmp_path)
     assert dataset.splits == ["train", "", "test"]
-    assert reasons(dataset)["ghost.jpg", "split"] == "listed in test, but not a usable image"
+    assert reasons(dataset)["ghost.jpg", "split"] == "listed in test, but not a usable picture"
     assert dataset.notes == ["splits from Flickr_8k.trainImages.txt, Flickr_8k.testImages.txt"]
 
 
@@ -493,10 +493,10 @@ def test_trap_a_name_that_may_mean_two_files_or_another_rows_is_left_out(tmp_pat
     dataset = read_dataset(tmp_path)
     assert dataset.ids == ["a.jpg"]
     assert [failure.reason for failure in dataset.failures[:4]] == [
-        "no such image in Images/ (near is X.jpg): 'one'",
-        "no such image in Images/ (near is a.jpg): 'three'",
-        "no such image in Images/ (near is c.jpg): 'four'",
-        "no such image in Images/ (near is c.jpg): 'five'",
+        "no such picture in Images/ (near is X.jpg): 'one'",
+        "no such picture in Images/ (near is a.jpg): 'three'",
+        "no such picture in Images/ (near is c.jpg): 'four'",
+        "no such picture in Images/ (near is c.jpg): 'five'",
     ]
 
 

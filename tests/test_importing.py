@@ -210,7 +210,7 @@ def test_an_unusable_row_goes_into_the_ledger_and_takes_its_features_along(given
         assert [failure[:3] for failure in store.failures] == [
             ("b.jpg", "caption", "empty caption: ''"),
             ("c.jpg", "caption", "empty caption: ''"),
-            ("row 5", "dataset", "no image is named: 'three'"),
+            ("row 5", "dataset", "no picture is named: 'three'"),
             ("c.jpg", "dataset", "no usable caption"),
         ]
 

@@ -1,4 +1,4 @@
-"""What every registered layout must do, and layouts of other packages: a tar, and COCO's own JSON."""
+"""The contract of layouts, over all that are registered, and layouts of other packages: a tar, and COCO's own JSON."""
 
 import json
 import pickle
@@ -8,62 +8,97 @@ import tarfile
 import numpy as np
 import pytest
 
+from onceover.base.files import FileError
+from onceover.base.registry import RegistryError
 from onceover.extract.image_source import FolderImages
-from onceover.extract.layouts import LAYOUTS, read_dataset
+from onceover.extract.layouts import LAYOUTS, images_of, read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore
+from onceover.extract.verify import verify_sample
 
-JPEG = b"not decoded here"
 
-
-def example(name, folder):
-    """A small dataset of a layout, with the images a.jpg and b.jpg."""
-    if name == "karpathy":
-        sentences = [{"raw": "A dog ."}]
-        images = [{"filename": f"{stem}.jpg", "split": "train", "sentences": sentences} for stem in "ab"]
-        (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
-        below = folder
-    elif name == "flickr8k":
-        (folder / "Flickr8k.token.txt").write_text("a.jpg#0\tA dog .\nb.jpg#0\tA cat .\n")
-        below = folder / "Flicker8k_Dataset"
-    elif name == "kaggle":
-        (folder / "captions.txt").write_text("image,caption\na.jpg,A dog .\nb.jpg,A cat .\n")
-        below = folder / "Images"
-    else:
-        assert name == "csv", f"an example of the layout {name} is missing here"
-        (folder / "data.csv").write_text("image,caption\na.jpg,A dog .\nb.jpg,A cat .\n")
-        below = folder
-    below.mkdir(exist_ok=True)
-    for stem in "ab":
-        (below / f"{stem}.jpg").write_bytes(JPEG)
+def check_contract(layout, folder):
+    """Checks a layout on its own example, and on folders that are not its own."""
+    foreign = folder / "foreign"
+    foreign.mkdir()
+    assert layout.find(foreign) is None
+    (foreign / "notes.md").write_text("hello")
+    assert layout.find(foreign) is None
+    assert layout.find(foreign / "notes.md") is None
+    own = folder / "own"
+    own.mkdir()
+    contents = {"a.jpg": b"not decoded here", "b.jpg": b"nor is this"}
+    data = layout.write_example(own, contents)
+    rows = list(layout.rows(layout.find(data)))
+    assert [row.image for row in rows] == ["a.jpg", "b.jpg"]
+    dataset = read_dataset(data)
+    assert (dataset.layout, dataset.ids) == (layout.NAME, ["a.jpg", "b.jpg"])
+    assert dataset.captions == ["Caption 0 .", "Caption 1 ."]
+    assert set(dataset.splits) <= {"train", "dev", "test"}
+    assert dataset.failures == []
+    images = pickle.loads(pickle.dumps(dataset.images))
+    for name, key in zip(dataset.ids, dataset.paths, strict=True):
+        assert images.open(key) == contents[name]
+        size, mtime_ns = images.stat(key)
+        assert size == len(contents[name])
+        assert mtime_ns > 0
+        assert name in images.describe(key)
+    assert images.stat("no such key") == (-1, -1)
+    with pytest.raises((OSError, FileError)):
+        images.open("no such key")
+    again = images_of(data, dataset.paths)
+    assert again.open(dataset.paths[0]) == contents["a.jpg"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS.names())
-def test_each_layout_finds_its_own_and_gives_rows_and_images(tmp_path, name):
-    layout = LAYOUTS.load(name)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/notes.md").write_text("hello")
-    assert layout.find(tmp_path / "foreign") is None
-    assert layout.find(tmp_path / "foreign/notes.md") is None
-    (tmp_path / "own").mkdir()
-    example(name, tmp_path / "own")
-    captions = layout.find(tmp_path / "own")
-    rows = list(layout.rows(captions))
-    assert [row.image for row in rows] == ["a.jpg", "b.jpg"]
-    dataset = read_dataset(tmp_path / "own")
-    assert dataset.layout == name
-    images = pickle.loads(pickle.dumps(dataset.images))
-    assert [images.open(key) for key in dataset.paths] == [JPEG, JPEG]
-    assert images.stat(dataset.paths[0])[0] == len(JPEG)
-    assert images.stat("no such key") == (-1, -1)
+def test_a_registered_layout_keeps_the_contract(tmp_path, name):
+    check_contract(LAYOUTS.load(name), tmp_path)
 
 
-def test_priorities_differ_so_that_the_order_is_stated():
-    priorities = [LAYOUTS.load(name).PRIORITY for name in LAYOUTS.names()]
-    assert len(set(priorities)) == len(priorities)
+def test_names_and_priorities_differ_so_that_the_order_is_stated():
+    layouts = [LAYOUTS.load(name) for name in LAYOUTS.names()]
+    assert len({layout.PRIORITY for layout in layouts}) == len(layouts)
+    assert len({layout.NAME for layout in layouts}) == len(layouts)
 
 
-TAR = '''
+def test_trap_stores_know_layouts_by_these_names():
+    names = {name: LAYOUTS.load(name).NAME for name in ("csv_table", "flickr8k", "kaggle", "karpathy")}
+    assert names == {"csv_table": "csv", "flickr8k": "original", "kaggle": "kaggle", "karpathy": "karpathy"}
+
+
+def test_trap_a_stores_listing_covers_these_reasons_so_that_they_keep_their_spelling(tmp_path):
+    (tmp_path / "Images").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / "Images" / name).write_bytes(b"x")
+    lines = ["image,caption", "a.jpg,A dog .", "z.jpg,A cat .", "b.jpg,"]
+    (tmp_path / "captions.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nghost.jpg\n")
+    assert [failure[:3] for failure in read_dataset(tmp_path).failures] == [
+        ("z.jpg", "dataset", "no such picture in Images/: 'A cat .'"),
+        ("b.jpg", "caption", "empty caption: ''"),
+        ("b.jpg", "dataset", "no usable caption"),
+        ("c.jpg", "dataset", "picture without captions"),
+        ("ghost.jpg", "split", "listed in train, but not a usable picture"),
+    ]
+
+
+def test_the_images_of_a_store_are_found_without_its_captions(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert images_of(tmp_path, ["gone.jpg", "a.jpg"]).open("a.jpg") == b"x"
+    assert images_of(tmp_path / "gone.csv", ["a.jpg"]).open("a.jpg") == b"x"
+    absent = images_of(tmp_path, ["gone.jpg"])
+    assert absent.describe("gone.jpg") == str(tmp_path / "gone.jpg")
+    with pytest.raises(FileNotFoundError):
+        absent.open("gone.jpg")
+
+
+def test_a_broken_layout_of_another_package_is_named(outside, tmp_path):
+    outside("onceover.layouts", "broken", "import no_such_module_at_all")
+    with pytest.raises(RegistryError, match="the layout 'broken' of the package outside-0 cannot be imported"):
+        read_dataset(tmp_path)
+
+
+TAR = """
 import csv
 import io
 import tarfile
@@ -71,6 +106,7 @@ import tarfile
 from onceover.extract.dataset.rows import Row
 from onceover.extract.image_source import ImageSource
 
+NAME = "tar"
 PRIORITY = 5
 LOOKED_FOR = "a .tar with captions.csv"
 LISTS_ALL_IMAGES = False
@@ -81,7 +117,10 @@ class TarImages(ImageSource):
 
     def open(self, key):
         with tarfile.open(self.path) as tar:
-            return tar.extractfile(key).read()
+            try:
+                return tar.extractfile(key).read()
+            except KeyError as error:
+                raise FileNotFoundError(f"{key} is not in {self.path}") from error
 
     def stat(self, key):
         with tarfile.open(self.path) as tar:
@@ -102,7 +141,27 @@ def rows(captions):
 
 def images(root, rows, captions):
     return TarImages(captions)
-'''
+
+def write_example(folder, images):
+    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
+    table = "\\n".join(["image,caption", *lines]).encode()
+    with tarfile.open(folder / "data.tar", "w") as tar:
+        for name, content in {"captions.csv": table, **images}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mtime = 1_000_000_000
+            tar.addfile(member, io.BytesIO(content))
+    return folder / "data.tar"
+"""
+
+
+def test_layouts_of_other_packages_keep_the_contract_too(outside, tmp_path):
+    outside("onceover.layouts", "tar", TAR)
+    outside("onceover.layouts", "coco", COCO)
+    assert {"coco", "tar"} < set(LAYOUTS.names())
+    for name in ("coco", "tar"):
+        (tmp_path / name).mkdir()
+        check_contract(LAYOUTS.load(name), tmp_path / name)
 
 
 def test_another_package_adds_a_layout_whose_images_lie_in_a_tar(outside, drawn, tmp_path, extract_config):
@@ -119,21 +178,23 @@ def test_another_package_adds_a_layout_whose_images_lie_in_a_tar(outside, drawn,
             tar.add(path, path.name)
     dataset = read_dataset(tmp_path / "data.tar")
     assert (dataset.layout, dataset.ids) == ("tar", names)
-    assert [failure[:2] for failure in dataset.failures] == [("absent.jpg", "dataset")]
+    assert [failure[:3] for failure in dataset.failures] == [("absent.jpg", "dataset", "no such picture: 'Nothing .'")]
     extract(dataset, tmp_path / "tar.h5", extract_config, device="cpu")
     extract(read_dataset(folder), tmp_path / "folder.h5", extract_config, device="cpu")
     with FeatureStore(tmp_path / "tar.h5") as one, FeatureStore(tmp_path / "folder.h5") as other:
         assert one.image_ids == other.image_ids
         np.testing.assert_array_equal(one.image_features[:], other.image_features[:])
         np.testing.assert_array_equal(one.text_features[:], other.text_features[:])
+        assert verify_sample(one, 4, data=tmp_path / "data.tar", device="cpu")[1] == []
     assert extract(read_dataset(tmp_path / "data.tar"), tmp_path / "tar.h5", extract_config, device="cpu").up_to_date
 
 
-COCO = '''
+COCO = """
 import json
 
-from onceover.extract.dataset.rows import Row, folder_images
+from onceover.extract.dataset.rows import Row, folder_images, write_images
 
+NAME = "coco"
 PRIORITY = 6
 LOOKED_FOR = "captions_val2017.json (with val2017/)"
 LISTS_ALL_IMAGES = False
@@ -150,13 +211,21 @@ def rows(captions):
 
 def images(root, rows, captions):
     return folder_images(root, ("val2017",), rows, captions)
-'''
+
+def write_example(folder, images):
+    write_images(folder / "val2017", images)
+    entries = [{"id": number, "file_name": name} for number, name in enumerate(images)]
+    annotations = [{"image_id": number, "caption": f"Caption {number} ."} for number in range(len(images))]
+    content = {"images": entries, "annotations": annotations}
+    (folder / "captions_val2017.json").write_text(json.dumps(content))
+    return folder
+"""
 
 
 def test_another_package_adds_a_layout_of_files_in_one_file(outside, tmp_path):
     outside("onceover.layouts", "coco", COCO)
     (tmp_path / "val2017").mkdir()
-    (tmp_path / "val2017/7.jpg").write_bytes(JPEG)
+    (tmp_path / "val2017/7.jpg").write_bytes(b"x")
     content = {
         "images": [{"id": 7, "file_name": "7.jpg"}],
         "annotations": [{"image_id": 7, "caption": "A dog ."}, {"image_id": 7, "caption": "A brown dog ."}],

@@ -12,7 +12,7 @@ from onceover.extract.names import is_text
 
 
 def read_images(folder: str | Path) -> Dataset:
-    """Every image in a folder and the folders below it, without captions, in no split; a image's id is its path.
+    """Every image in a folder and the folders below it, without captions, in no split; an image's id is its path.
 
     Raises:
         DatasetError: no folder, or no image in it.

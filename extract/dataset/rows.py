@@ -10,7 +10,7 @@ import numpy as np
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.splits import column_splits
 from onceover.extract.dataset.text import why_unusable
-from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.image_source import FolderImages, ImageSource, ImageSourceError
 from onceover.extract.ledger import MAX_ID, Failure
 from onceover.extract.names import shown
 
@@ -48,6 +48,13 @@ def folder_images(root: Path, folders: Sequence[str], rows: Sequence[Row], sourc
     )
 
 
+def write_images(folder: Path, images: dict[str, bytes]) -> None:
+    """Writes the images of a layout's example into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in images.items():
+        (folder / name).write_bytes(content)
+
+
 def image_name(row: Row) -> str:
     """The name that a row gives its image, without blanks, with forward slashes."""
     return posixpath.normpath(row.image.strip().replace("\\", "/"))
@@ -71,7 +78,7 @@ def assemble(
     ids = list(dict.fromkeys(names[row] for row in used))
     failures += [Failure(name, "dataset", "no usable caption") for name in without_captions(reasons, ids)]
     if list_others:
-        failures += images.images_beside({*keys.values()})
+        failures += _images_beside(images, {*keys.values()})
     if not ids:
         raise DatasetError(f"{source}: no image is usable; the first reason: {failures[0].id}: {failures[0].reason}")
     renamed = sum(keys[name] != name and not keys[name].endswith(f"/{name}") for name in ids)
@@ -88,6 +95,13 @@ def assemble(
         notes=notes,
         source=images,
     )
+
+
+def _images_beside(images: ImageSource, keys: set[str]) -> list[Failure]:
+    try:
+        return images.images_beside(keys)
+    except ImageSourceError as error:
+        raise DatasetError(str(error)) from error
 
 
 def usable_rows(

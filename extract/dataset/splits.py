@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.text import read_lines
-from onceover.extract.ledger import MAX_ID, Failure
+from onceover.extract.ledger import MAX_ID, NOT_USABLE, Failure
 from onceover.extract.names import shown
 
 SPLITS = ("train", "dev", "test")  # an image that belongs to none of them has the split ""
@@ -34,7 +34,7 @@ def column_splits(names: Sequence[str], words: Sequence[str], source: Path) -> d
             raise DatasetError(f"{source}: {shown(name)} has the split {word!r:.80}; use train, dev or test")
         if splits.setdefault(name, split) != split:
             raise DatasetError(
-                f"{source}: {shown(name)} is in two splits ({splits[name]!r}, {split!r}); a image has one"
+                f"{source}: {shown(name)} is in two splits ({splits[name]!r}, {split!r}); an image has one"
             )
     return splits
 
@@ -52,7 +52,7 @@ def with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
             for name in filter(None, map(str.strip, read_lines(path))):
                 if chosen.setdefault(name, split) != split:
                     raise DatasetError(
-                        f"{path}: {shown(name)} is in the list of {chosen[name]} too; a image has one split"
+                        f"{path}: {shown(name)} is in the list of {chosen[name]} too; an image has one split"
                     )
             break
     if not used:
@@ -63,7 +63,7 @@ def with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
     absent = sorted(chosen.keys() - set(dataset.ids))
     failures = []
     for name in absent:
-        failures.append(Failure(name[:MAX_ID], "split", f"listed in {chosen[name]}, but not a usable image"))
+        failures.append(Failure(name[:MAX_ID], "split", f"listed in {chosen[name]}, but {NOT_USABLE}"))
     return replace(
         dataset,
         splits=[chosen.get(name, "") for name in dataset.ids],

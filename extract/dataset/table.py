@@ -13,7 +13,7 @@ from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.rows import Row, positions, usable_rows, without_captions
 from onceover.extract.dataset.splits import column_splits, with_splits
 from onceover.extract.dataset.text import read_lines
-from onceover.extract.ledger import Failure
+from onceover.extract.ledger import NO_IMAGE_NAMED, Failure
 from onceover.extract.names import shown
 
 _MAX_RECORD = 2**17  # characters of a record of several lines; a quote that is open for longer was never closed
@@ -22,7 +22,7 @@ csv.field_size_limit(MAX_TEXT - 1)  # a long cell is a matter for the ledger (``
 
 
 def read_ids(file: str | Path) -> list[str]:
-    """The images' ids in a text file, one a line.
+    """The images' ids in a text file, one per line.
 
     Raises:
         DatasetError: an unreadable file, an empty line, or an id that stands twice.
@@ -53,37 +53,48 @@ def captioned(
         The dataset, and the row of each of its captions, int64 (M,).
 
     Raises:
-        DatasetError: no usable row, or a image in two splits.
+        DatasetError: no usable row, or an image in two splits.
     """
     names = [name.strip() for name, _, _ in rows]
     known = set(names if gallery is None else gallery)
-    left_out = {name: _why_no_id(name, known) for name in names}
-    kept, failures = usable_rows(names, rows, left_out)
-    usable = {names[row] for row in kept}
-    ids = [name for name in left_out if name in usable]
+    reasons = {name: _why_no_id(name, known) for name in names}
+    used, failures = usable_rows(names, rows, reasons)
+    usable_names = {names[row] for row in used}
+    ids = [name for name in reasons if name in usable_names]
     if gallery is None:
-        failures += [Failure(name, "dataset", "no usable caption") for name in without_captions(left_out, ids)]
+        failures += [Failure(name, "dataset", "no usable caption") for name in without_captions(reasons, ids)]
     if not ids:
         reason = f"; the first reason: {failures[0].id}: {failures[0].reason}" if failures else ""
         raise DatasetError(f"{source} holds no usable caption{reason}")
     named = [row for row, name in enumerate(names) if name]
-    splits = column_splits([names[row] for row in named], [rows[row][2] for row in named], source)
-    of_ids, captions = [splits[name] for name in ids], [rows[row][1].strip() for row in kept]
-    index = positions(ids, [names[row] for row in kept])
-    dataset = Dataset(root, "table", ids, ids, of_ids, captions, index, failures)
-    if not any(of_ids):
+    split_of = column_splits([names[row] for row in named], [rows[row][2] for row in named], source)
+    dataset = Dataset(
+        root=root,
+        layout="table",
+        ids=ids,
+        paths=ids,
+        splits=[split_of[name] for name in ids],
+        captions=[rows[row][1].strip() for row in used],
+        image_index=positions(ids, [names[row] for row in used]),
+        failures=failures,
+    )
+    if not any(dataset.splits):
         dataset = with_splits(dataset, source, seed)
     if gallery is not None:
-        chosen = dict(zip(ids, dataset.splits, strict=True))
-        index = positions(gallery, [names[row] for row in kept])
-        of_ids = [chosen.get(name, "") for name in gallery]
-        dataset = replace(dataset, ids=gallery, paths=gallery, splits=of_ids, image_index=index)
-    return dataset, np.array(kept, dtype=np.int64)
+        split_of = dict(zip(ids, dataset.splits, strict=True))
+        dataset = replace(
+            dataset,
+            ids=gallery,
+            paths=gallery,
+            splits=[split_of.get(name, "") for name in gallery],
+            image_index=positions(gallery, [names[row] for row in used]),
+        )
+    return dataset, np.array(used, dtype=np.int64)
 
 
 def _why_no_id(name: str, known: set[str]) -> str | None:
     if not name:
-        return "no image is named"
+        return NO_IMAGE_NAMED
     if "\0" in name:
         return "a name with a NUL character"
     return None if name in known else "not among the image ids"
@@ -112,7 +123,8 @@ def csv_rows(path: Path) -> Iterator[Row]:
             position += 1
             continue
         if fields is None or len(fields) != len(header):
-            fields, taken = lines[position].split(",", 1), 1
+            fields = lines[position].split(",", 1)
+            taken = 1
             if header != ["image", "caption"] or len(fields) != 2:
                 raise DatasetError(
                     f"{path}, line {position + 1}: expected {len(header)} fields ({shown(','.join(header))}); "

@@ -12,20 +12,23 @@ from onceover.base.registry import Registry
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.rows import Row, assemble
 from onceover.extract.dataset.splits import with_splits
-from onceover.extract.image_source import ImageSource
+from onceover.extract.image_source import FolderImages, ImageSource
 
 LAYOUTS = Registry("onceover.extract.layouts", "onceover.layouts", "layout")
 
 
 class Layout(Protocol):
-    """What a layout offers.
+    """A way in which datasets lie on a disk or elsewhere.
 
     Attributes:
-        PRIORITY: layouts are asked in ascending order; those here have 10 to 40.
+        NAME: what a store's provenance calls it.
+        PRIORITY: layouts are asked in ascending order; those here have 10 to 40, and the last refuses a folder with
+            several CSV files.
         LOOKED_FOR: the files by which it is known, for the message that nothing was found.
         LISTS_ALL_IMAGES: images without captions that lie beside the others go into the ledger.
     """
 
+    NAME: str
     PRIORITY: int
     LOOKED_FOR: str
     LISTS_ALL_IMAGES: bool
@@ -47,6 +50,9 @@ class Layout(Protocol):
             DatasetError: none of them is there.
         """
 
+    def write_example(self, folder: Path, images: dict[str, bytes]) -> Path:
+        """Writes a small dataset of some images (name -> bytes), a caption each; returns what names it (``data``)."""
+
 
 def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
     """Reads the dataset in the folder ``data`` (or of the CSV or JSON file ``data``).
@@ -61,31 +67,44 @@ def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
     data = Path(data)
     if not data.exists():
         raise DatasetError(f"{data} does not exist; name the dataset's folder, or its CSV or JSON file")
-    name, layout, captions = _find(data)
+    layout, captions = _find(data)
     root = captions.parent if data.is_file() else data
     rows = list(layout.rows(captions))
     if not rows:
         raise DatasetError(f"{captions} holds no captions; is the download complete?")
     images = layout.images(root, rows, captions)
-    dataset = assemble(root, name, rows, images, captions, layout.LISTS_ALL_IMAGES)
+    dataset = assemble(root, layout.NAME, rows, images, captions, layout.LISTS_ALL_IMAGES)
     if any(dataset.splits):
         return dataset
     return with_splits(dataset, captions, seed)
 
 
-def _find(data: Path) -> tuple[str, Layout, Path]:
-    """The name of the layout that ``data`` has, the layout, and the file with the captions.
+def images_of(data: Path, keys: Sequence[str]) -> ImageSource:
+    """The source of a store's images: files below a folder, where ``keys`` lead to some; else the layout's at ``data``.
+
+    Captions are not needed, and not read, where the images lie in a folder.
+    """
+    folder = FolderImages(data if data.is_dir() else data.parent)
+    if any(folder.stat(key)[0] >= 0 for key in keys):
+        return folder
+    try:
+        return read_dataset(data).images
+    except DatasetError:
+        return folder  # whose files are missed by name when they are opened
+
+
+def _find(data: Path) -> tuple[Layout, Path]:
+    """The layout that ``data`` has, and the file with the captions.
 
     Raises:
         DatasetError: none.
     """
-    layouts = {name: LAYOUTS.load(name) for name in LAYOUTS.names()}
-    layouts = dict(sorted(layouts.items(), key=lambda item: item[1].PRIORITY))
-    for name, layout in layouts.items():
+    layouts: list[Layout] = sorted(map(LAYOUTS.load, LAYOUTS.names()), key=lambda layout: layout.PRIORITY)
+    for layout in layouts:
         captions = layout.find(data)
         if captions is not None:
-            return name, layout, captions
+            return layout, captions
     if data.is_file():
         raise DatasetError(f"{data} is neither a folder nor a CSV or JSON file; name the dataset's folder")
-    looked_for = ", ".join(layout.LOOKED_FOR for layout in layouts.values())
-    raise DatasetError(f"{data} holds no captions: looked for {looked_for}")
+    *others, last = [layout.LOOKED_FOR for layout in layouts]
+    raise DatasetError(f"{data} holds no captions: looked for {', '.join(others)} and {last}")

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.rows import Row, folder_images
+from onceover.extract.dataset.rows import Row, folder_images, write_images
 from onceover.extract.dataset.text import read_lines
 from onceover.extract.image_source import FolderImages
 
+NAME = "original"
 PRIORITY = 20
 LOOKED_FOR = "Flickr8k.token.txt (with Flicker8k_Dataset/)"
 LISTS_ALL_IMAGES = True
@@ -41,3 +42,11 @@ def rows(captions: Path) -> Iterator[Row]:
 def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
     """The images' files, in the first folder that has one."""
     return folder_images(root, FOLDERS, rows, captions)
+
+
+def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+    """``Flickr8k.token.txt`` beside ``Flicker8k_Dataset``."""
+    write_images(folder / FOLDERS[0], images)
+    lines = [f"{name}#0\tCaption {number} ." for number, name in enumerate(images)]
+    (folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    return folder

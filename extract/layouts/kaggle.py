@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from onceover.extract.dataset.rows import Row, folder_images
+from onceover.extract.dataset.rows import Row, folder_images, write_images
 from onceover.extract.dataset.table import csv_rows
 from onceover.extract.image_source import FolderImages
 
+NAME = "kaggle"
 PRIORITY = 30
 LOOKED_FOR = "captions.txt (with Images/)"
 LISTS_ALL_IMAGES = True
@@ -31,3 +32,11 @@ def rows(captions: Path) -> Iterator[Row]:
 def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
     """The images' files, in the first folder that has one."""
     return folder_images(root, FOLDERS, rows, captions)
+
+
+def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+    """``captions.txt`` beside ``Images``."""
+    write_images(folder / FOLDERS[0], images)
+    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
+    (folder / "captions.txt").write_text("\n".join(["image,caption", *lines]) + "\n")
+    return folder

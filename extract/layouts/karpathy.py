@@ -1,18 +1,20 @@
 """The split files of Karpathy and Fei-Fei 2015: ``dataset_flickr8k.json``, Flickr30k's and COCO's."""
 
+import json
 import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.rows import Row, folder_images
+from onceover.extract.dataset.rows import Row, folder_images, write_images
 from onceover.extract.dataset.text import read_text
 from onceover.extract.image_source import FolderImages
 
+NAME = "karpathy"
 PRIORITY = 10  # the published splits are in it, whatever else lies there
-NAMES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
-LOOKED_FOR = ", ".join(NAMES)
+FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
+LOOKED_FOR = ", ".join(FILES)
 LISTS_ALL_IMAGES = False
 FOLDERS = (
     ".",
@@ -29,7 +31,33 @@ def find(data: Path) -> Path | None:
     """A JSON file, or the first of the published ones in a folder."""
     if data.is_file():
         return data if data.suffix.lower() == ".json" else None
-    return next((data / name for name in NAMES if (data / name).is_file()), None)
+    return next((data / name for name in FILES if (data / name).is_file()), None)
+
+
+def rows(captions: Path) -> Iterator[Row]:
+    """The rows of ``images`` with ``filename``, perhaps ``filepath``, ``split`` and ``sentences``.
+
+    Raises:
+        DatasetError: not such a file.
+    """
+    try:
+        entries = parse_json(read_text(captions))["images"]
+    except (ValueError, TypeError, KeyError):
+        entries = None
+    if not isinstance(entries, list):
+        raise DatasetError(
+            f"{captions} has no list of images; name a split file such as dataset_flickr8k.json, or a CSV"
+        )
+    for number, image in enumerate(entries):
+        try:
+            name = posixpath.join(image.get("filepath") or "", image["filename"])
+            texts = [sentence["raw"] for sentence in image["sentences"]] or [""]
+            rows_of_image = [Row(name, text.strip(), image["split"].strip()) for text in texts]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{captions}: image {number} of images needs filename, split and sentences, each with its raw text"
+            ) from error
+        yield from rows_of_image
 
 
 def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
@@ -37,25 +65,11 @@ def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
     return folder_images(root, FOLDERS, rows, captions)
 
 
-def rows(path: Path) -> Iterator[Row]:
-    """The rows of ``images`` with ``filename``, perhaps ``filepath``, ``split`` and ``sentences``.
-
-    Raises:
-        DatasetError: not such a file.
-    """
-    try:
-        entries = parse_json(read_text(path))["images"]
-    except (ValueError, TypeError, KeyError):
-        entries = None
-    if not isinstance(entries, list):
-        raise DatasetError(f"{path} has no list of images; name a split file such as dataset_flickr8k.json, or a CSV")
-    for number, image in enumerate(entries):
-        try:
-            name = posixpath.join(image.get("filepath") or "", image["filename"])
-            captions = [sentence["raw"] for sentence in image["sentences"]] or [""]
-            rows_of_image = [Row(name, caption.strip(), image["split"].strip()) for caption in captions]
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{path}: image {number} of images needs filename, split and sentences, each with its raw text"
-            ) from error
-        yield from rows_of_image
+def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+    """``dataset_flickr8k.json`` beside its images."""
+    write_images(folder / FOLDERS[0], images)
+    entries = []
+    for number, name in enumerate(images):
+        entries.append({"filename": name, "split": "train", "sentences": [{"raw": f"Caption {number} ."}]})
+    (folder / FILES[0]).write_text(json.dumps({"images": entries}))
+    return folder

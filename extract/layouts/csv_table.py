@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.rows import Row, folder_images
+from onceover.extract.dataset.rows import Row, folder_images, write_images
 from onceover.extract.dataset.table import csv_rows
 from onceover.extract.image_source import FolderImages
 
+NAME = "csv"
 PRIORITY = 40
 LOOKED_FOR = "a .csv with the columns image,caption"
 LISTS_ALL_IMAGES = False
@@ -40,3 +41,11 @@ def rows(captions: Path) -> Iterator[Row]:
 def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
     """The images' files, in the first folder that has one."""
     return folder_images(root, FOLDERS, rows, captions)
+
+
+def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+    """A table beside its images."""
+    write_images(folder / FOLDERS[0], images)
+    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
+    (folder / "data.csv").write_text("\n".join(["image,caption", *lines]) + "\n")
+    return folder
