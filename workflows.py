@@ -64,6 +64,13 @@ def _folder_of(run: Run | str | Path) -> Path:
     return Path(run) if isinstance(run, str | Path) else run.folder
 
 
+def _run_at(run: Run | str | Path) -> Run:
+    """A run by its folder; one that is loaded already stays as it is."""
+    from onceover.heads.checkpoint import load_run
+
+    return load_run(run) if isinstance(run, str | Path) else run
+
+
 def extract(
     data: str | Path,
     store: str | Path,
@@ -217,10 +224,9 @@ def finetune(
     encoders' features are still to be extracted: ``complete_finetuned``.
     """
     from onceover.extract.encoders import pick_device
-    from onceover.heads.checkpoint import load_run
     from onceover.heads.finetune import finetune as train
 
-    loaded = load_run(run) if isinstance(run, str | Path) else run
+    loaded = _run_at(run)
     settings = (config or load_config(DEFAULT_CONFIG)).finetune
     with _opened(store) as opened:
         return train(
@@ -445,11 +451,10 @@ def index(
         The index's folder.
     """
     from onceover.base.memory import default_memory
-    from onceover.heads.checkpoint import load_run
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.retrieval.index import check_origin, claim_index, compact, update
 
-    loaded = load_run(run) if isinstance(run, str | Path) else run
+    loaded = _run_at(run)
     options = options or IndexOptions()
     out = loaded.folder / "index" if out is None else Path(out)
     embeddings = read_embeddings(loaded.folder / EMBEDDINGS)
@@ -668,7 +673,6 @@ def search_many(
         figure: draw the hits of the first query to this .png, .svg or .pdf file.
         encoders: by kind, where an encoder is now, if it has moved.
     """
-    from onceover.heads.checkpoint import load_run
     from onceover.heads.query import QueryEmbedder
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.retrieval.search import Query, Searcher
@@ -685,12 +689,12 @@ def search_many(
         return
     kind = "image" if mode == "text2image" else "text"
     if index is None:
-        loaded = load_run(run) if isinstance(run, str | Path) else run
+        loaded = _run_at(run)
         gallery = read_embeddings(loaded.folder / EMBEDDINGS).gallery(kind, split, rerank)
     else:
         gallery = open_index(index, kind)
         run = run or run_of(Path(index), gallery)
-        loaded = load_run(run) if isinstance(run, str | Path) else run
+        loaded = _run_at(run)
     places = encoders or {}
     embedder = QueryEmbedder(
         loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text"), say=say

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from onceover.base.errors import OnceoverError
+from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import ForgivingFile, check_regular, digest, forgiving_file, open_regular, parse_json
 
 CHECKSUM = "sha256"  # the attribute of a dataset that holds the checksum of its values
@@ -69,11 +69,6 @@ def open_hdf5(path: str | Path, again: bool = False) -> h5py.File:
             raise
         raise Hdf5Error(f"{path} is damaged ({first_line(error)})") from error
     return file
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _refuse_strange_objects(file: h5py.File, path: Path) -> None:

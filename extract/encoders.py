@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from onceover.base.errors import OnceoverError
+from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import check_regular, digest
 from onceover.extract import pictures
 from onceover.extract.inference import fold_batch_norms, optimise, use_onednn
@@ -881,7 +881,7 @@ def _from_pretrained(loader, spec: Spec, **options):
     except Exception as error:  # whatever the network stack raises, the user needs the same three ways out
         raise EncoderError(
             f"{spec.text}: no such folder, not in the Hugging Face cache, and not to be downloaded "
-            f"({type(error).__name__}: {_first_line(error)}); "
+            f"({type(error).__name__}: {first_line(error)}); "
             f"name a local copy (hf:FOLDER) or, untrained, torchvision:resnet50@random and hf:{_DISTILBERT}@random"
         ) from error
 
@@ -966,13 +966,9 @@ def _tensor(output) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _reason(error: BaseException) -> str:
     """An error of another library for a message: on one line, and cut."""
-    line = " ".join(_first_line(error).split()) or type(error).__name__
+    line = " ".join(first_line(error).split()) or type(error).__name__
     return f"{line:.200}"
 
 

@@ -57,11 +57,6 @@ class ImageSource(ABC):
         """A failure for each image of the source that is not among ``keys``; of a source that cannot tell, none."""
         return []
 
-    def has_any(self, names: Iterable[str]) -> bool:
-        """Whether one of the names leads to an image."""
-        _, reasons = self.resolve(names)
-        return any(reason is None for reason in reasons.values())
-
 
 class FolderImages(ImageSource):
     """Files below a folder.
@@ -212,9 +207,9 @@ def list_files(folder: Path) -> Listing:
     names: list[str] = []
     hidden = 0
     for parent, folders, files in os.walk(folder, onerror=errors.append):
-        shown = [name for name in folders if not _is_hidden(name)]
-        hidden += len(folders) - len(shown) + sum(_is_hidden(name) and is_image(name) for name in files)
-        folders[:] = shown
+        visible = [name for name in folders if not _is_hidden(name)]
+        hidden += len(folders) - len(visible) + sum(_is_hidden(name) and is_image(name) for name in files)
+        folders[:] = visible
         base = Path(parent).relative_to(folder)
         names += [(base / name).as_posix() for name in files if not _is_hidden(name)]
     failures = []

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -85,14 +85,24 @@ def read_picture(path: str | Path, short_side: int | None = None) -> Image.Image
         PictureError: no such file, a folder, a special file, or no usable image; the path is named.
         MemoryError: no room for it now.
     """
+    return decode_named(lambda: read_bytes(path, MAX_BYTES), path, short_side)
+
+
+def decode_named(read: Callable[[], bytes], name: str | Path, short_side: int | None = None) -> Image.Image:
+    """The image whose bytes ``read`` gives, as ``decode`` gives it; ``name`` says in errors which one it is.
+
+    Raises:
+        PictureError: it cannot be read or decoded; the image is named.
+        MemoryError: no room for it now.
+    """
     try:
-        return decode(read_bytes(path, MAX_BYTES), short_side)
+        return decode(read(), short_side)
     except PictureError as error:
-        raise PictureError(f"{path} is no usable image: {error}") from error
+        raise PictureError(f"{name} is no usable image: {error}") from error
     except FileError as error:
         raise PictureError(f"{error}; name an image file") from error
     except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+        raise PictureError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
 class _OneAtATime:

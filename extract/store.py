@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from onceover.base.errors import OnceoverError
+from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import digest, parse_json, remove_files, write_bytes
 from onceover.base.formats import STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
@@ -28,7 +28,6 @@ from onceover.base.hdf5 import (
     create_bytes_column,
     damaged_parts,
     fill,
-    first_line,
     hdf5_bytes,
     open_hdf5,
     which_file,

@@ -1,18 +1,18 @@
 """Encodes a sample of a store's records again in float32 and compares the features with the stored ones."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from onceover.base.files import FileError, digest
+from onceover.base.files import digest
 from onceover.extract.encoders import ImageEncoder, TextEncoder, image_encoder_of, text_encoder_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.inference import neighbour_overlap, relative_error
 from onceover.extract.layouts import images_of
-from onceover.extract.pictures import PictureError, decode
+from onceover.extract.pictures import decode_named
 from onceover.extract.store import KINDS, FeatureStore, StoreError
 
 #: root-mean-square error in units of the features' spread that the arithmetic explains; strangers' is 1.4
@@ -88,25 +88,10 @@ def _encoder(store: FeatureStore, kind: str, device: str | None, place: str | No
 def _encoded_images(store: FeatureStore, images: ImageSource, encoder: ImageEncoder, rows: np.ndarray) -> np.ndarray:
     features = []
     for row in tqdm(rows, desc="image", unit=" images", disable=None):
-        image = _image(images, store.image_paths[row], encoder.short_side)
+        key = store.image_paths[row]
+        image = decode_named(partial(images.open, key), images.describe(key), encoder.short_side)
         features.append(encoder.encode(encoder.pixels(image)[None])[0])
     return np.stack(features)
-
-
-def _image(images: ImageSource, key: str, short_side: int) -> Image.Image:
-    """An image of a source, as ``decode`` gives it.
-
-    Raises:
-        PictureError: it cannot be read or decoded; the image is named.
-    """
-    try:
-        return decode(images.open(key), short_side)
-    except PictureError as error:
-        raise PictureError(f"{images.describe(key)} is no usable image: {error}") from error
-    except FileError as error:
-        raise PictureError(f"{error}; name an image file") from error
-    except OSError as error:
-        raise PictureError(f"{images.describe(key)} cannot be read: {error.strerror or error}") from error
 
 
 def _compare(what: str, store: FeatureStore, kind: str, rows: np.ndarray, again: np.ndarray) -> tuple[str, str | None]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from onceover.base.errors import OnceoverError
+from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import check_disk, only_writer
 from onceover.base.formats import ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
-from onceover.base.hdf5 import DAMAGE, StoredRows, first_line, open_hdf5, write_hdf5
+from onceover.base.hdf5 import DAMAGE, StoredRows, open_hdf5, write_hdf5
 
 DTYPE = np.float16
 

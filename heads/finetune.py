@@ -250,6 +250,7 @@ class Training:
         workers: Workers,
     ):
         self.heads, self._model = run.heads.to(workers.device), run.config.model
+        self._loss = LOSSES.load(self.heads.loss)
         self.sides, self._settings = sides, settings
         self._workers, self._store, self._roles = workers, store, store.roles()
         views = store.image_features.shape[1]
@@ -342,7 +343,7 @@ class Training:
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         row = {"epoch": self.epoch + 1, "loss": sum(self._losses) / len(self._losses), "learning_rate": rate}
         scalars = {name: value.detach() for name, value in self.heads.scalars.items()}
-        row |= {name: float(value) for name, value in LOSSES.load(self.heads.loss).shown(scalars).items()}
+        row |= {name: float(value) for name, value in self._loss.shown(scalars).items()}
         row["seconds"] = seconds
         self.history.append(row)
         self.epoch, self.step, self._losses, self._seconds = self.epoch + 1, 0, [], 0.0
@@ -439,8 +440,8 @@ class Training:
             kind: self._workers.gather(joined[kind].detach(), step.bounds[kind]).requires_grad_() for kind in KINDS
         }
         self._optimizer.zero_grad()
-        measure = LOSSES.load(self.heads.loss).loss
-        loss = measure(leaves["image"], leaves["text"], step.image_of_text, self.heads.scalars)
+        scalars = self.heads.scalars
+        loss = self._loss.loss(leaves["image"], leaves["text"], step.image_of_text, scalars)
         value = loss.item()
         loss.backward()
         rank = self._workers.rank
@@ -452,7 +453,7 @@ class Training:
                 for part in step.parts[kind]:
                     places = torch.from_numpy(part.places).to(gradients[kind].device)
                     self._embed(kind, part, step).backward(gradients[kind][places])
-        shared = [each for name, each in self._trained.items() if name.removeprefix("heads.") not in self.heads.scalars]
+        shared = [each for name, each in self._trained.items() if name.removeprefix("heads.") not in scalars]
         self._workers.sum_gradients(shared)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), CLIP_NORM)
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -463,7 +464,7 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self._optimizer.step()
-        self.heads.clamp_scalars(self.heads.scalars)
+        self.heads.clamp_scalars(scalars)
         return value
 
     def _embeddings(self, kind: str, step: _Step) -> Tensor:

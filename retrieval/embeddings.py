@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from onceover.base.errors import OnceoverError
+from onceover.base.errors import OnceoverError, first_line
 from onceover.base.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
-from onceover.base.hdf5 import DAMAGE, first_line, memory_mapped, open_hdf5
+from onceover.base.hdf5 import DAMAGE, memory_mapped, open_hdf5
 from onceover.extract.store import Column, FeatureStore, caption_ids
 
 

@@ -210,7 +210,7 @@ def rows(captions):
         yield Row(names[annotation["image_id"]], annotation["caption"], "dev")
 
 def images(root, rows, captions):
-    return folder_images(root, ("val2017",), rows, captions)
+    return folder_images(root, rows, captions, folders=("val2017",))
 
 def write_example(folder, images):
     write_images(folder / "val2017", images)

@@ -42,7 +42,7 @@ class Dataset:
     @property
     def images(self) -> ImageSource:
         """Where the images' bytes come from."""
-        return self.source or FolderImages(self.root)
+        return FolderImages(self.root) if self.source is None else self.source
 
     def first(self, limit: int | None) -> "Dataset":
         """The first ``limit`` images and their captions."""

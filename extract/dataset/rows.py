@@ -23,13 +23,13 @@ class Row(NamedTuple):
     split: str = ""
 
 
-def folder_images(root: Path, folders: Sequence[str], rows: Sequence[Row], source: Path) -> FolderImages:
+def folder_images(root: Path, rows: Sequence[Row], captions: Path, *, folders: Sequence[str]) -> FolderImages:
     """The images that rows name, in the first of several folders that has one of them.
 
     A folder with a file of the very name comes before one with a near name.
 
     Args:
-        folders: relative to ``root``. source: the captions file, for the error.
+        captions: their file, for the error. folders: relative to ``root``.
 
     Raises:
         DatasetError: no folder has any of them.
@@ -44,7 +44,7 @@ def folder_images(root: Path, folders: Sequence[str], rows: Sequence[Row], sourc
             return images
     places = ", ".join(str(root / folder) for folder in folders)
     raise DatasetError(
-        f"none of the images that {source} names is there (the first: {shown(names[0])}); looked in {places}"
+        f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {places}"
     )
 
 
@@ -53,6 +53,12 @@ def write_images(folder: Path, images: dict[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in images.items():
         (folder / name).write_bytes(content)
+
+
+def write_csv_example(captions: Path, images: Iterable[str]) -> None:
+    """Writes the table of a layout's example: a caption for each image."""
+    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
+    captions.write_text("\n".join(["image,caption", *lines]) + "\n")
 
 
 def image_name(row: Row) -> str:
@@ -69,7 +75,7 @@ def assemble(
         source: the captions file. list_others: images that no row names go into the ledger.
 
     Raises:
-        DatasetError: no row, no usable image, or an image in two splits.
+        DatasetError: no usable image, or an image in two splits.
     """
     names = [image_name(row) for row in rows]
     keys, reasons = images.resolve(names)

@@ -1,4 +1,4 @@
-"""Text files of datasets, read whole within limits; whether a name or caption can be stored."""
+"""Text files of datasets, read whole within limits; which captions can be used."""
 
 from pathlib import Path
 

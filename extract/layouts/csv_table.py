@@ -1,18 +1,19 @@
 """A CSV with the columns image, caption and perhaps split, whose images lie beside it."""
 
-from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.rows import Row, folder_images, write_images
+from onceover.extract.dataset.rows import folder_images, write_csv_example, write_images
 from onceover.extract.dataset.table import csv_rows
-from onceover.extract.image_source import FolderImages
 
 NAME = "csv"
 PRIORITY = 40
 LOOKED_FOR = "a .csv with the columns image,caption"
 LISTS_ALL_IMAGES = False
 FOLDERS = (".", "Images", "images")
+rows = csv_rows
+images = partial(folder_images, folders=FOLDERS)
 
 
 def find(data: Path) -> Path | None:
@@ -29,23 +30,8 @@ def find(data: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def rows(captions: Path) -> Iterator[Row]:
-    """The rows of the CSV.
-
-    Raises:
-        DatasetError: unreadable, or no such columns.
-    """
-    return csv_rows(captions)
-
-
-def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
-    """The images' files, in the first folder that has one."""
-    return folder_images(root, FOLDERS, rows, captions)
-
-
 def write_example(folder: Path, images: dict[str, bytes]) -> Path:
     """A table beside its images."""
     write_images(folder / FOLDERS[0], images)
-    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
-    (folder / "data.csv").write_text("\n".join(["image,caption", *lines]) + "\n")
+    write_csv_example(folder / "data.csv", images)
     return folder

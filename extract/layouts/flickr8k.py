@@ -1,18 +1,19 @@
 """Flickr8k as it was first published: ``Flickr8k.token.txt`` beside ``Flicker8k_Dataset``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.rows import Row, folder_images, write_images
 from onceover.extract.dataset.text import read_lines
-from onceover.extract.image_source import FolderImages
 
 NAME = "original"
 PRIORITY = 20
 LOOKED_FOR = "Flickr8k.token.txt (with Flicker8k_Dataset/)"
 LISTS_ALL_IMAGES = True
 FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
+images = partial(folder_images, folders=FOLDERS)
 
 
 def find(data: Path) -> Path | None:
@@ -37,11 +38,6 @@ def rows(captions: Path) -> Iterator[Row]:
         if not tab or not mark:
             raise DatasetError(f"{captions}, line {number}: expected name.jpg#0, a tab and a caption")
         yield Row(name, caption)
-
-
-def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
-    """The images' files, in the first folder that has one."""
-    return folder_images(root, FOLDERS, rows, captions)
 
 
 def write_example(folder: Path, images: dict[str, bytes]) -> Path:

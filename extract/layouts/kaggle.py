@@ -1,17 +1,18 @@
 """Flickr8k as Kaggle has it: ``captions.txt``, a CSV, beside ``Images``."""
 
-from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from onceover.extract.dataset.rows import Row, folder_images, write_images
+from onceover.extract.dataset.rows import folder_images, write_csv_example, write_images
 from onceover.extract.dataset.table import csv_rows
-from onceover.extract.image_source import FolderImages
 
 NAME = "kaggle"
 PRIORITY = 30
 LOOKED_FOR = "captions.txt (with Images/)"
 LISTS_ALL_IMAGES = True
 FOLDERS = ("Images", "images", ".")
+rows = csv_rows
+images = partial(folder_images, folders=FOLDERS)
 
 
 def find(data: Path) -> Path | None:
@@ -20,23 +21,8 @@ def find(data: Path) -> Path | None:
     return captions if captions.is_file() else None
 
 
-def rows(captions: Path) -> Iterator[Row]:
-    """The rows of the CSV.
-
-    Raises:
-        DatasetError: unreadable, or no such columns.
-    """
-    return csv_rows(captions)
-
-
-def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
-    """The images' files, in the first folder that has one."""
-    return folder_images(root, FOLDERS, rows, captions)
-
-
 def write_example(folder: Path, images: dict[str, bytes]) -> Path:
     """``captions.txt`` beside ``Images``."""
     write_images(folder / FOLDERS[0], images)
-    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
-    (folder / "captions.txt").write_text("\n".join(["image,caption", *lines]) + "\n")
+    write_csv_example(folder / "captions.txt", images)
     return folder

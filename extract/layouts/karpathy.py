@@ -2,14 +2,14 @@
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.rows import Row, folder_images, write_images
 from onceover.extract.dataset.text import read_text
-from onceover.extract.image_source import FolderImages
 
 NAME = "karpathy"
 PRIORITY = 10  # the published splits are in it, whatever else lies there
@@ -25,6 +25,7 @@ FOLDERS = (
     "flickr30k-images",
     "flickr30k_images",
 )
+images = partial(folder_images, folders=FOLDERS)
 
 
 def find(data: Path) -> Path | None:
@@ -58,11 +59,6 @@ def rows(captions: Path) -> Iterator[Row]:
                 f"{captions}: image {number} of images needs filename, split and sentences, each with its raw text"
             ) from error
         yield from rows_of_image
-
-
-def images(root: Path, rows: Sequence[Row], captions: Path) -> FolderImages:
-    """The images' files, in the first folder that has one."""
-    return folder_images(root, FOLDERS, rows, captions)
 
 
 def write_example(folder: Path, images: dict[str, bytes]) -> Path:

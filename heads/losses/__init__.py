@@ -3,14 +3,18 @@
 A loss is a module, or an object, with what ``Loss`` lists.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from onceover.base.registry import Registry
 from onceover.configs.schema import ModelConfig
 
 LOSSES = Registry("onceover.heads.losses", "onceover.losses", "loss")
+MIN_TEMPERATURE = 0.01  # of a learned one; CLIP's own bound: a logit scale of at most 100
+MAX_TEMPERATURE = 1.0
 
 
 class Scalar(NamedTuple):
@@ -20,6 +24,12 @@ class Scalar(NamedTuple):
     is_learned: bool
     low: float
     high: float
+
+
+def log_temperature(config: ModelConfig) -> Scalar:
+    """The logarithm of the divisor of cosines, learned unless ``model.learn_temperature`` is false."""
+    start = float(torch.tensor(config.temperature, device="cpu").log())
+    return Scalar(start, config.learn_temperature, math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
 
 
 class Loss(Protocol):

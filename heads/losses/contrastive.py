@@ -3,26 +3,19 @@
 Its scalar ``log_temperature`` is the logarithm of the divisor of the cosines.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from onceover.configs.schema import ModelConfig
-from onceover.heads.losses import Scalar
+from onceover.heads.losses import Scalar, log_temperature
 
-MIN_TEMPERATURE = 0.01  # CLIP's own bound: a logit scale of at most 100
-MAX_TEMPERATURE = 1.0
 _NO_LENGTH = 1e-12  # what is shorter has no direction
 
 
 def scalars(config: ModelConfig) -> dict[str, Scalar]:
     """The logarithm of the temperature, learned unless ``model.learn_temperature`` is false."""
-    start = float(torch.tensor(config.temperature, device="cpu").log())
-    low = math.log(MIN_TEMPERATURE)
-    high = math.log(MAX_TEMPERATURE)
-    return {"log_temperature": Scalar(start, config.learn_temperature, low, high)}
+    return {"log_temperature": log_temperature(config)}
 
 
 def shown(scalars: dict[str, Tensor]) -> dict[str, Tensor]:

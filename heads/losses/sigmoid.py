@@ -11,22 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onceover.configs.schema import ModelConfig
-from onceover.heads.losses import Scalar
+from onceover.heads.losses import Scalar, log_temperature
 
 BIAS = -10.0  # as in the paper
-MIN_TEMPERATURE = 0.01
-MAX_TEMPERATURE = 1.0
 
 
 def scalars(config: ModelConfig) -> dict[str, Scalar]:
     """The logarithm of the temperature, learned unless ``model.learn_temperature`` is false, and the learned bias."""
-    start = float(torch.tensor(config.temperature, device="cpu").log())
-    low = math.log(MIN_TEMPERATURE)
-    high = math.log(MAX_TEMPERATURE)
-    return {
-        "log_temperature": Scalar(start, config.learn_temperature, low, high),
-        "bias": Scalar(BIAS, True, -math.inf, math.inf),
-    }
+    return {"log_temperature": log_temperature(config), "bias": Scalar(BIAS, True, -math.inf, math.inf)}
 
 
 def shown(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
