@@ -401,9 +401,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     run_dir, best = out / "best", out / "best.yaml"
     following = command("fit", "--store", store_file, "--run", run_dir, "--config", best)
     if test_best:
-        chosen = load_config(best)
-        other = (run_dir / "config.yaml").exists() and load_config(run_dir / "config.yaml") != chosen
-        workflows.fit(store_file, run_dir, chosen, device=device, memory=memory, force=other)
+        workflows.fit_best(store_file, out, device=device, memory=memory)
         _print_evaluation(workflows.evaluate(run_dir, store=store_file, memory=memory, device=device))
         following = command("plot", "--run", run_dir, "--out", out / "figures" / "best")
     done(f"wrote results.csv, leaderboard.md, best.yaml and figures to {out}", following)

@@ -7,6 +7,7 @@ are imported when they are needed, so that evaluating and drawing load no model.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,11 +22,13 @@ from onceover.base.formats import (
     CONFIG,
     CURRENT,
     EMBEDDINGS,
+    ENCODERS,
     ERRORS,
     EVALUATION,
     LEADERBOARD,
     RESULTS,
     SHUFFLED,
+    TRIALS,
 )
 from onceover.base.outputs import Outputs
 from onceover.base.progress import say
@@ -192,6 +195,24 @@ def sweep(
         return rows
 
 
+def fit_best(
+    store: FeatureStore | str | Path, out: str | Path, *, device: str | None = None, memory: int | None = None
+) -> Run:
+    """Fits the best setting of the sweep in ``out`` to the run ``out/best``; that of an earlier best is replaced.
+
+    Raises:
+        WorkflowError: another run lies there, which the sweep knows nothing of.
+    """
+    from onceover.heads.sweep import trial_name
+
+    folder = Path(out) / "best"
+    config = load_config(Path(out) / BEST)
+    is_other = (folder / CONFIG).is_file() and load_config(folder / CONFIG) != config
+    if is_other and not (Path(out) / TRIALS / f"{trial_name(load_config(folder / CONFIG))}.json").is_file():
+        raise WorkflowError(f"{folder} holds a run of settings that this sweep has not tried; move it elsewhere")
+    return fit(store, folder, config, device=device, memory=memory, force=is_other)
+
+
 def _best_config(settings: Sequence[Setting], row: dict) -> Config:
     """The configuration of a leaderboard's row."""
     for setting in settings:
@@ -254,6 +275,7 @@ def complete_finetuned(
     from onceover.heads.finetune import check_encoder, dataset_of, finish
 
     out = Path(out)
+    force = _has_own_store(out)
     with _opened(store) as old:
         summary = encode(
             dataset_of(old, data),
@@ -263,12 +285,37 @@ def complete_finetuned(
             reuse=old,
             tokenizer_files=old.tokenizer_files,
             check_encoder=partial(check_encoder, out),
-            force=True,
+            force=force,
             say=say,
         )
     with FeatureStore(out / "store.h5") as new:
         finish(new, out)
     return summary
+
+
+def _has_own_store(out: Path) -> bool:
+    """Whether ``store.h5`` in a fine-tuned run's folder is of its encoders, and may be replaced when they change.
+
+    Raises:
+        WorkflowError: it is a link, or another store that was copied there.
+    """
+    from onceover.extract.store import FeatureStore
+
+    path = out / "store.h5"
+    if not os.path.lexists(path):
+        return False
+    if not path.is_symlink():
+        with FeatureStore(path) as store:
+            specs = {store.provenance[kind]["encoder"] for kind in GALLERIES}
+        config = load_config(out / CONFIG).extract
+        own = f"{(out / ENCODERS).resolve()}{os.sep}"
+        if any(own in spec for spec in specs):
+            return True
+        if specs == {config.image_encoder, config.text_encoder}:  # no epoch was better, and they are the run's before
+            return False
+    raise WorkflowError(
+        f"{path} is not a store of the encoders in {out}, and would be replaced by theirs; move it elsewhere"
+    )
 
 
 @dataclass(frozen=True)
@@ -312,7 +359,8 @@ def evaluate(
     folder = None if run is None else _folder_of(run)
     embeddings = None
     if folder:
-        store = store or store_of(folder, read_provenance(folder))
+        provenance = read_provenance(folder)
+        store = store or store_of(folder, provenance)
         embeddings = read_embeddings(folder / EMBEDDINGS)
         _check_evaluation(folder, split or embeddings.report_split)
     if store is None:
@@ -336,18 +384,31 @@ def evaluate(
 
 
 def _fit_shuffled(folder: Path, store: FeatureStore, memory: int | None, device: str | None) -> Embeddings:
-    """The embeddings of heads that were fitted to shuffled pairs, beside the run in ``folder``."""
+    """The embeddings of heads that were fitted to shuffled pairs, beside the run in ``folder``.
+
+    A sanity check of an earlier store or of other settings is replaced.
+
+    Raises:
+        WorkflowError: something else is where the sanity check is to lie.
+    """
     from onceover.heads.provenance import RunError
     from onceover.retrieval.embeddings import read_embeddings
 
     say("fitting the sanity check: heads of shuffled pairs")
+    shuffled = folder / SHUFFLED
+    if shuffled.is_symlink():
+        raise WorkflowError(f"{shuffled} is a link, and the sanity check is fitted there; move it elsewhere")
     single = {"shuffle_pairs": "true", "members": 1, "cca": "false", "refit": "false"}
     config = load_config(folder / CONFIG, [f"training.{key}={value}" for key, value in single.items()])
     try:
-        fit(store, folder / SHUFFLED, config, memory=memory, device=device)
-    except RunError:  # of an earlier store or of other settings
-        fit(store, folder / SHUFFLED, config, memory=memory, device=device, force=True)
-    return read_embeddings(folder / SHUFFLED / EMBEDDINGS)
+        fit(store, shuffled, config, memory=memory, device=device)
+    except RunError:
+        if (shuffled / CONFIG).is_file() and not load_config(shuffled / CONFIG).training.shuffle_pairs:
+            raise WorkflowError(
+                f"{shuffled} holds another run, and the sanity check is fitted there; move it elsewhere"
+            ) from None
+        fit(store, shuffled, config, memory=memory, device=device, force=True)
+    return read_embeddings(shuffled / EMBEDDINGS)
 
 
 def _check_evaluation(folder: Path, split: str) -> None:

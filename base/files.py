@@ -95,8 +95,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.{os.getpid()}.aside{path.suffix}")
     try:
         yield aside
-        with open(aside, "rb+") as file:
-            flush(file.fileno())
+        flush_file(aside)
         os.replace(aside, path)
         sync_folder(path.parent)
     finally:
@@ -156,7 +155,18 @@ def forgiving_file(path: str | Path) -> Iterator[ForgivingFile]:
     Raises:
         OSError: the first error of writing, whatever the library made of it.
     """
-    with whole_file(path) as aside, ForgivingFile(aside, "w+b") as raw:
+    with whole_file(path) as aside, forgiving(aside) as raw:
+        yield raw
+
+
+@contextlib.contextmanager
+def forgiving(path: str | Path) -> Iterator[ForgivingFile]:
+    """Opens a file for a library that writes it, and tells the disk's own reason where it cannot be written.
+
+    Raises:
+        OSError: the first error of writing, whatever the library made of it.
+    """
+    with ForgivingFile(path, "w+b") as raw:
         try:
             yield raw
         except Exception as error:
@@ -167,27 +177,21 @@ def forgiving_file(path: str | Path) -> Iterator[ForgivingFile]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder beside ``path`` to fill; on leaving, flushes its files and lets it take the place of ``path``.
-
-    Raises:
-        FileError: the folder that is there holds files of other names.
-    """
-    aside = path.with_name(f".{path.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def aside_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty hidden folder beside ``path`` to work in, which is removed on leaving."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside.mkdir()
     try:
         yield aside
-        for file in aside.iterdir():
-            with open(file, "rb+") as opened:
-                flush(opened.fileno())
-        remove_files(path, [file.name for file in aside.iterdir()])
-        if path.exists():
-            raise FileError(f"{path} holds files that are not this program's; move them elsewhere")
-        os.replace(aside, path)
-        sync_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush_file(path: Path) -> None:
+    """Flushes a file to the disk, where its file system can."""
+    with open(path, "rb+") as file:
+        flush(file.fileno())
 
 
 def link_target(path: str | Path) -> Path:
@@ -271,9 +275,14 @@ def sealed(record: dict) -> dict:
     return {**record, SELF_DIGEST: digest(record)}
 
 
+def plain_values(record: dict) -> dict:
+    """``record`` as it is when it is read again: with lists for tuples, and strings for other keys."""
+    return json.loads(json.dumps(record, allow_nan=False))
+
+
 def write_record(path: str | Path, record: dict) -> None:
     """Writes a JSON object with a digest of itself, whole or not at all."""
-    write_json(path, sealed(json.loads(json.dumps(record, allow_nan=False))))
+    write_json(path, sealed(plain_values(record)))
 
 
 def read_record(path: str | Path, what: str, strict: bool = True) -> dict:
@@ -337,12 +346,19 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def remove_asides(folder: Path, name: str | None = None) -> None:
-    """Removes what ``whole_file`` was writing in a folder, or at one name in it, when a process was killed."""
+    """Removes what was being made in a folder, or for one name in it, when a process was killed.
+
+    Only names that ``whole_file`` and ``aside_folder`` give are removed, and only those of processes that are gone.
+    """
     for file in list(folder.iterdir()):
         parts = _ASIDE.fullmatch(file.name)
-        if parts is None or not file.is_file() or _is_running(int(parts["pid"])):
+        if parts is None or file.is_symlink() or _is_running(int(parts["pid"])):
             continue
-        if name is None or name == f"{parts['stem']}{parts['suffix'] or ''}":
+        if name is not None and name != f"{parts['stem']}{parts['suffix'] or ''}":
+            continue
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
             file.unlink(missing_ok=True)
 
 

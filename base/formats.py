@@ -21,7 +21,6 @@ ENCODERS = "encoders"
 EVALUATION = "evaluation-{}"  # of a split; .md, .csv and .json
 ERRORS = "errors-{}.html"  # of a split
 SHUFFLED = "shuffled"  # the control's run folder
-TRIAL = ".trial"  # a folder in which fine-tuning tries whether the encoders can be saved
 NEXT = ".next"  # what fit --force makes, until it is complete
 SWAP = ".swap"  # the same, complete, on its way into the place of what it replaces
 

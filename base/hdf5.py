@@ -122,6 +122,13 @@ def check_bytes(path: str | Path) -> bool:
     return True
 
 
+def stated_checksum(path: str | Path) -> str | None:
+    """The checksum that stands behind a file's end, by which one file is told from another; None without one."""
+    with open_regular(path) as file:
+        stated = _read_trailer(file)
+    return None if stated is None else stated["sha256"]
+
+
 def _read_trailer(file: BinaryIO) -> dict | None:
     """The checksum behind a file's end: ``size`` of the HDF5 file, ``left_out`` (start, size) of it, ``sha256``."""
     end = len(_END) + _LENGTH.size

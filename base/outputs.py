@@ -5,21 +5,29 @@ this program's exactly when the record has it and its bytes are those that were 
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePosixPath
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import (
     FileError,
     file_sha256,
+    flush_file,
+    json_text,
     link_target,
     only_writer,
+    plain_values,
     read_record,
     remove_asides,
+    sealed,
+    sync_folder,
     whole_file,
     write_record,
 )
 from onceover.base.formats import RESULT_FORMAT
+from onceover.base.progress import say
 
 RECORD = ".onceover.json"
 _FORMAT = "onceover folder"
@@ -66,11 +74,47 @@ class Outputs:
             OutputError: a file is there that this program did not write, or that was changed since.
             FileError: another process writes into the folder.
         """
-        with only_writer(self.folder / "outputs", "into", wait=_WAIT):
+        with self.locked():
             for name in names:
                 remove_asides(self.folder, name)
                 self.check(name)
             yield
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second writer of results out of the folder.
+
+        Raises:
+            FileError: another process writes into the folder.
+        """
+        with only_writer(self.folder / "outputs", "into", wait=_WAIT):
+            yield
+
+    def names(self) -> list[str]:
+        """The names of all files in the record, those in folders within as ``folder/name``."""
+        return list(self._record()["files"])
+
+    def holds(self, name: str) -> bool:
+        """Whether a file of this name is there that this program once wrote; it may have been changed since."""
+        return name in self._record()["files"] and (self.folder / name).is_file()
+
+    def check_origin(self, name: str) -> None:
+        """Refuses a name at which something lies that this program never wrote, or that a link leads to.
+
+        Raises:
+            OutputError: there is such a file, or a folder on the way to it is a link.
+        """
+        path = self.folder / name
+        link = self._link_to(name)
+        if link is not None:
+            raise OutputError(f"{link} is a link to another folder, and is not written to; {self._mend}")
+        if os.path.lexists(path) and name not in self._record()["files"]:
+            raise OutputError(f"{path} was not written by this program, and is left as it is; {self._mend}")
+
+    def _link_to(self, name: str) -> Path | None:
+        """The folder on the way to a name that is a link, if one is."""
+        within = [self.folder / parent for parent in Path(name).parents if parent != Path()]
+        return next((parent for parent in within if parent.is_symlink()), None)
 
     def check(self, name: str) -> None:
         """Refuses a name at which something lies that is not this program's.
@@ -78,14 +122,17 @@ class Outputs:
         Raises:
             OutputError: a file that this program did not write, or that was changed since.
         """
+        self.check_origin(name)
+        if not self._is_replaceable(name):
+            path = link_target(self.folder / name)
+            raise OutputError(f"{path} was changed since it was written, and is left as it is; {self._mend}")
+
+    def _is_replaceable(self, name: str) -> bool:
+        """Whether nothing is at a name, or a file whose bytes are those that this program wrote."""
         path = link_target(self.folder / name)
         if not path.exists():
-            return
-        written = self._record()["files"].get(name)
-        if written is None:
-            raise OutputError(f"{path} was not written by this program, and is left as it is; {self._mend}")
-        if not path.is_file() or file_sha256(path) not in written:
-            raise OutputError(f"{path} was changed since it was written, and is left as it is; {self._mend}")
+            return True
+        return path.is_file() and file_sha256(path) in self._record()["files"].get(name, ())
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[Path]:
@@ -105,8 +152,45 @@ class Outputs:
         Raises:
             OutputError: a file is there that this program did not write, or that was changed since.
         """
+        self.write_bytes(name, text.encode("utf-8"))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes a file.
+
+        Raises:
+            OutputError: a file is there that this program did not write, or that was changed since.
+        """
         with self.file(name) as aside:
-            aside.write_bytes(text.encode("utf-8"))
+            aside.write_bytes(data)
+
+    def write_record(self, name: str, record: dict) -> None:
+        """Writes a JSON object with a digest of itself (``base.files.read_record``).
+
+        Raises:
+            OutputError: a file is there that this program did not write, or that was changed since.
+        """
+        self.write_text(name, json_text(sealed(plain_values(record))))
+
+    def move_in(self, file: Path, name: str) -> None:
+        """Moves a complete file from elsewhere on the same disk to a name; what else is there is set aside."""
+        target = self.folder / name
+        self.set_aside(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flush_file(file)
+        self._note(name, file_sha256(file))
+        os.replace(file, target)
+        sync_folder(target.parent)
+
+    def set_aside(self, name: str) -> None:
+        """Renames a file that is not as this program wrote it, so that its name is free and nothing is lost."""
+        path = self.folder / name
+        if not os.path.lexists(path) or self._is_replaceable(name):
+            return
+        other = next(
+            other for number in count(1) if not os.path.lexists(other := path.with_name(f"{path.name}.{number}.old"))
+        )
+        os.replace(path, other)
+        say(f"{path} was changed since it was written; what it held is kept as {other.name}")
 
     def write_texts(self, texts: Mapping[str, str]) -> None:
         """Writes files of UTF-8, by name, or none of them where one would replace somebody else's file.
@@ -120,14 +204,23 @@ class Outputs:
                 self.write_text(name, text)
 
     def remove(self, choose: Callable[[str], bool]) -> None:
-        """Removes files that this program wrote and that were not changed since, those whose names are chosen."""
+        """Removes the files of some names that this program wrote; those that were changed since are set aside.
+
+        What lies in a folder that is a link is left alone.
+        """
         record = self._record()
         for name in [name for name in record["files"] if choose(name)]:
-            path = self.folder / name
-            if path.is_file() and file_sha256(path) in record["files"][name]:
-                path.unlink()
+            if self._link_to(name) is None:
+                self.set_aside(name)
+                (self.folder / name).unlink(missing_ok=True)
             del record["files"][name]
             write_record(self.folder / RECORD, record)
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Adds files to the record as they are now: those of a folder that an earlier version wrote without one."""
+        record = self._record()
+        record["files"] |= {name: [file_sha256(self.folder / name)] for name in names}
+        write_record(self.folder / RECORD, record)
 
     def _note(self, name: str, sha256: str) -> None:
         """Adds a file to the record before it appears; the one before stays known, in case of a kill between."""
@@ -149,9 +242,16 @@ def _read_record(folder: Path) -> dict:
     if not path.is_file():
         return {"format": _FORMAT, "claimed": False, "files": {}}
     record = read_record(path, "the record of what was written here")
-    if record.get("format") != _FORMAT:
+    files = record.get("files")
+    if record.get("format") != _FORMAT or not isinstance(files, dict) or not all(map(_is_within, files)):
         raise FileError(f"{path} is no record of this program's; move it elsewhere")
     return record
+
+
+def _is_within(name: str) -> bool:
+    """Whether a name in a record stays within the folder."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def check_result(path: str | Path) -> None:
@@ -165,9 +265,7 @@ def check_result(path: str | Path) -> None:
     try:
         record = read_record(path, "a result")
     except FileError as error:
-        raise OutputError(
-            f"{path} was not written by this program, and is left as it is; name a new file"
-        ) from error
+        raise OutputError(f"{path} was not written by this program, and is left as it is; name a new file") from error
     if record.get("format") != RESULT_FORMAT:
         raise OutputError(f"{path} is another file than a result, and is left as it is; name a new file")
 

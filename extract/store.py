@@ -417,7 +417,6 @@ class _RowFile:
         if file.attrs.get("format") == STORE_FORMAT:
             self._store = FeatureStore(path)
 
-
     def shape_of(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of a column."""
         with open_hdf5(self._path, again=True) as file:
@@ -516,9 +515,7 @@ def _open(path: Path) -> tuple[h5py.File, bool]:
     if not path.exists():
         if parts_folder(path).exists():
             raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")
-        raise StoreError(
-            f"there is no feature store at {path}; make one: onceover extract --data DIR --store {path}"
-        )
+        raise StoreError(f"there is no feature store at {path}; make one: onceover extract --data DIR --store {path}")
     try:
         is_whole = check_bytes(path)
         file = open_hdf5(path, again=True)

@@ -16,15 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from onceover.base.files import (
-    digest,
-    file_sha256,
-    forgiving_file,
-    open_regular,
-    write_bytes,
-    write_record,
-    write_text,
-)
+from onceover.base.files import digest, file_sha256, forgiving, forgiving_file, open_regular
 from onceover.base.formats import (
     CONFIG,
     EMBEDDINGS,
@@ -37,12 +29,13 @@ from onceover.base.formats import (
     RUN_VERSION,
     TOKENIZER,
 )
+from onceover.base.hdf5 import stated_checksum
 from onceover.configs.schema import Config, ModelConfig, load_config
 from onceover.extract.specs import known_tokenizer_files
 from onceover.extract.store import changed_settings
 from onceover.heads.models import DualHeads, Ensemble
 from onceover.heads.provenance import RunError, checked_file, read_provenance
-from onceover.heads.replacement import remove_run
+from onceover.heads.replacement import remove_run, run_files
 
 
 @dataclass(frozen=True)
@@ -120,6 +113,7 @@ def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
 
 def begin(folder: Path, state: dict) -> None:
     """Makes a folder an unfinished run that is no more than ``state``; what a run consists of is removed, no more."""
+    run_files(folder).set_aside(RESUME)
     save_resume(folder, state)  # first: what is left after a kill is a run too
     remove_run(folder)
 
@@ -128,15 +122,16 @@ def save_settings(folder: Path, config: Config, tokenizer_files: dict[str, bytes
     """Writes the settings and the tokenizer, the part of a run that is known before it starts."""
     import yaml
 
-    write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    outputs = run_files(folder)
+    outputs.write_text(CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
     for name, data in known_tokenizer_files(tokenizer_files).items():
-        write_bytes(folder / TOKENIZER / name, data)
+        outputs.write_bytes(f"{TOKENIZER}/{name}", data)
 
 
 def save_heads(folder: Path, heads: DualHeads | Ensemble, fingerprints: dict[str, str]) -> str:
     """Writes the heads as safetensors; returns the name of their space, a digest of heads and features."""
     data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()})
-    write_bytes(folder / HEADS, data)
+    run_files(folder).write_bytes(HEADS, data)
     return digest([hashlib.sha256(data).hexdigest(), fingerprints["image"], fingerprints["text"]])
 
 
@@ -146,7 +141,7 @@ def save_history(folder: Path, rows: list[dict]) -> None:
     writer = csv.DictWriter(buffer, fieldnames=list(max(rows, key=len)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / HISTORY, buffer.getvalue())
+    run_files(folder).write_text(HISTORY, buffer.getvalue())
 
 
 def save_provenance(folder: Path, provenance: dict) -> None:
@@ -158,8 +153,9 @@ def save_provenance(folder: Path, provenance: dict) -> None:
     about = {"format": RUN_FORMAT, "format_version": RUN_VERSION, **provenance, "files": files_of_run(folder)}
     if not (folder / EMBEDDINGS).is_file():
         raise RunError(f"{folder / EMBEDDINGS} was removed while the run was being written; fit again")
-    write_record(folder / PROVENANCE, about)
-    (folder / RESUME).unlink(missing_ok=True)
+    outputs = run_files(folder)
+    outputs.write_record(PROVENANCE, about | {"embeddings": stated_checksum(folder / EMBEDDINGS)})
+    outputs.remove(RESUME.__eq__)
 
 
 def files_of_run(folder: Path) -> dict[str, str]:
@@ -172,7 +168,7 @@ def files_of_run(folder: Path) -> dict[str, str]:
     if (folder / HISTORY).exists():
         names.append(HISTORY)
     if (folder / TOKENIZER).is_dir():
-        names += sorted(f"{TOKENIZER}/{file.name}" for file in (folder / TOKENIZER).iterdir())
+        names += sorted(name for name in run_files(folder).names() if name.startswith(f"{TOKENIZER}/"))
     try:
         return {name: file_sha256(folder / name) for name in names}
     except FileNotFoundError as error:
@@ -181,7 +177,8 @@ def files_of_run(folder: Path) -> dict[str, str]:
 
 def save_resume(folder: Path, state: dict) -> None:
     """Writes the state after an epoch. From the first file on it marks the folder as an unfinished run."""
-    save_state(folder / RESUME, state)
+    with run_files(folder).file(RESUME) as aside, forgiving(aside) as file:
+        torch.save(state, file)
 
 
 def save_state(path: Path, state: dict) -> None:

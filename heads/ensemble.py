@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.files import digest, only_writer
-from onceover.base.formats import EMBEDDINGS, PROVENANCE
+from onceover.base.formats import EMBEDDINGS, FINETUNED, PROVENANCE
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.models import DualHeads, Ensemble
+from onceover.heads.replacement import claim_folder, run_files
 from onceover.retrieval.metrics import quality
 
 
@@ -41,9 +42,13 @@ def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> di
     heads = Ensemble(members).eval()
     with only_writer(folder, "the run"):
         request = digest([run.provenance["space"] for run in runs])
-        begun = checkpoint.load_resume(folder, request) if not (folder / PROVENANCE).exists() else None
-        if folder.exists() and any(folder.iterdir()) and not begun:
-            raise RunError(f"{folder} is not empty; name a new folder")
+        claim_folder(folder)
+        if (folder / PROVENANCE).exists() or (folder / FINETUNED).exists():
+            raise RunError(f"{folder} holds a run; name a new folder")
+        try:
+            checkpoint.load_resume(folder, request)
+        except RunError as error:
+            raise RunError(f"{folder} holds an interrupted fit of something else; name a new folder") from error
         checkpoint.save_resume(folder, {"request": request})
         refit = any(run.config.training.refit for run in runs)
         training = dataclasses.replace(first.config.training, refit=refit)
@@ -56,7 +61,8 @@ def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> di
         else:
             rsum, betas = quality(*embed(heads, store, roles.selection))["rsum"], None
         rerank = first.config.model.rerank
-        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, rerank, betas)
+        with run_files(folder).file(EMBEDDINGS) as aside:
+            betas = write_embeddings(store, heads, aside, roles, space, rerank, betas)
         made = first.provenance | {
             "request": request,
             "space": space,

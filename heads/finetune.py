@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import math
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import digest, only_writer, read_record, whole_folder, write_record
-from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE, TRIAL
+from onceover.base.files import aside_folder, digest, only_writer, read_record
+from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE
 from onceover.configs.schema import FinetuneConfig, load_config
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoders import image_encoder_of, text_encoder_of
@@ -512,8 +511,7 @@ def _save(
     weights = {kind: run.provenance["recipes"][kind]["weights"] for kind in KINDS}
     for kind, side in sides.items():
         if side.encoder is not None and training.best_epoch:
-            spec, weights[kind] = _save_encoder(work / ENCODERS / kind, kind, side, run)
-            specs[kind] = spec.replace(str(work.resolve()), str(folder.resolve()))
+            specs[kind], weights[kind] = _save_encoder(work, folder, kind, side, run)
     if training.history:
         checkpoint.save_history(work, training.history)
     extract = replace(run.config.extract, **run.provenance["extract"])
@@ -536,7 +534,7 @@ def _save(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}},
     }
     made["files"] = checkpoint.files_of_run(work)
-    write_record(work / FINETUNED, made)
+    replacement.run_files(work).write_record(FINETUNED, made)
     checkpoint.save_resume(work, {"request": request})
     return made
 
@@ -547,28 +545,41 @@ def _try_saving(folder: Path, sides: dict[str, Side], run: Run) -> None:
     Raises:
         FinetuneError: one cannot.
     """
-    place = folder / TRIAL
-    try:
-        for kind, side in sides.items():
-            if side.encoder is not None:
-                _save_encoder(place / kind, kind, side, run)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    for kind, side in sides.items():
+        if side.encoder is not None:
+            with aside_folder(folder / kind) as aside:
+                _save_checked(aside, kind, side, run)
 
 
-def _save_encoder(folder: Path, kind: str, side: Side, run: Run) -> tuple[str, str]:
-    """Writes a fine-tuned encoder, whole or not at all, and loads it again to see that it is the one that was trained.
+def _save_encoder(work: Path, folder: Path, kind: str, side: Side, run: Run) -> tuple[str, str]:
+    """Writes a fine-tuned encoder into the run that is made in ``work``, and that will lie in ``folder``.
 
     Returns:
-        Its spec, and the hash of its weights.
+        Its spec in ``folder``, and the hash of its weights.
+
+    Raises:
+        FinetuneError: loaded again it is another one.
+    """
+    place = f"{ENCODERS}/{kind}"
+    with aside_folder(work / kind) as aside:
+        spec, weights = _save_checked(aside, kind, side, run)
+        for file in sorted(aside.iterdir()):
+            replacement.run_files(work).move_in(file, f"{place}/{file.name}")
+    return spec.replace(str(aside.resolve()), str((folder / place).resolve())), weights
+
+
+def _save_checked(aside: Path, kind: str, side: Side, run: Run) -> tuple[str, str]:
+    """Writes a fine-tuned encoder into an empty folder and loads it again, to see that it is the one that was trained.
+
+    Returns:
+        Its spec there, and the hash of its weights.
 
     Raises:
         FinetuneError: it is another one.
     """
     cannot = f"the {kind} encoder cannot be saved, so that nothing could be kept: thaw the other side alone"
     try:
-        with whole_folder(folder) as aside:
-            spec = side.encoder.save(aside).replace(str(aside), str(folder.resolve()))
+        spec = side.encoder.save(aside).replace(str(aside), str(aside.resolve()))
     except RuntimeError as error:  # weights that do not fit the architecture as it is built
         raise FinetuneError(f"{cannot} ({str(error).splitlines()[0]})") from error
     made, device = run.provenance, str(side.device)
@@ -614,7 +625,8 @@ def finish(store: FeatureStore, folder: str | Path) -> dict:
         base, roles = made["base"], store.roles()
         heads, config = checkpoint.load_heads(folder, base | {"files": made["files"]}), load_config(folder / CONFIG)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        betas = write_embeddings(store, heads, folder / EMBEDDINGS, roles, space, config.model.rerank)
+        with replacement.run_files(folder).file(EMBEDDINGS) as aside:
+            betas = write_embeddings(store, heads, aside, roles, space, config.model.rerank)
         tuned = ("unfreeze", "encoders", "weights", "start", "device", "threads")
         changed = {
             "request": made["request"],

@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 
 from onceover.base.files import FileError, read_bytes, read_record
-from onceover.base.formats import FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
+from onceover.base.formats import EMBEDDINGS, FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
+from onceover.base.hdf5 import stated_checksum
 from onceover.heads.replacement import RunError, end_interrupted_swap
 
 MAX_HEADS = 2**36  # bytes
@@ -27,7 +28,21 @@ def read_provenance(folder: str | Path) -> dict:
     for name in provenance["files"]:
         if name != HEADS:  # large, and checked when it is loaded
             checked_file(folder, name, provenance)
+    _check_embeddings(folder / EMBEDDINGS, provenance)
     return provenance
+
+
+def _check_embeddings(path: Path, provenance: dict) -> None:
+    """Refuses embeddings of another run; whether those of this one are damaged is seen when they are read.
+
+    Raises:
+        RunError: they are not those that the fit wrote.
+    """
+    stated = provenance.get("embeddings")  # earlier versions did not write it down
+    if stated and path.is_file() and stated_checksum(path) != stated:
+        raise RunError(
+            f"{path} is not the file that the fit wrote, or is damaged; restore it, or fit again with --force"
+        )
 
 
 def checked_file(folder: Path, name: str, provenance: dict) -> bytes:

@@ -1,15 +1,16 @@
 """Run folders: which are ours, what they consist of, and how a new run takes the place of an old one. No torch.
 
-A run that replaces another is made in the hidden folder ``.next`` within. Once it is complete, it becomes ``.swap``,
-which decides: from then on the old run is given up, and whatever command comes next on that folder ends the swap.
+A run's files are those in the folder's record (``base.outputs``), whatever else lies beside them. A run that replaces
+another is made in the hidden folder ``.next`` within. Once it is complete, it becomes ``.swap``, which decides: from
+then on the old run is given up, and whatever command comes next on that folder ends the swap.
 """
 
 import os
-import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import only_writer, open_regular, remove_asides, remove_files, write_bytes
+from onceover.base.files import FileError, only_writer, open_regular, read_record, remove_files, write_bytes
 from onceover.base.formats import (
     CONFIG,
     EMBEDDINGS,
@@ -21,25 +22,33 @@ from onceover.base.formats import (
     PROVENANCE,
     RESUME,
     RUN_FORMAT,
-    SHUFFLED,
     SWAP,
     TOKENIZER,
-    TRIAL,
 )
-from onceover.base.outputs import Outputs
+from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.specs import ENCODER_FILES, TOKENIZER_FILES
 from onceover.extract.store import KINDS
 
 _CLEARED = ".cleared"  # in SWAP: the files of the old run are gone
+_MARKS = (RESUME, FINETUNED, PROVENANCE)  # the files that make a folder a run, in the order in which they appear
+_FILES = (CONFIG, HEADS, HISTORY, EMBEDDINGS, *_MARKS)
+_FOLDERS = (f"{TOKENIZER}/", f"{ENCODERS}/")
+_RESULTS = ("evaluation-", "errors-")
 
 
 class RunError(OnceoverError):
     """A run folder that is missing, unfinished, damaged, or of other settings or features."""
 
 
+def run_files(folder: Path) -> Outputs:
+    """The files of the run in a folder, which are written through this, so that no others are ever replaced."""
+    return Outputs(folder, "move it elsewhere, or name another folder for the run")
+
+
 def holds_run(folder: Path) -> bool:
     """Whether ``folder`` is a run of this program, finished or not, whatever its version, damaged or not."""
-    if any((folder / name).is_file() for name in (RESUME, FINETUNED, _CLEARED)) or is_swapping(folder):
+    outputs = run_files(folder)
+    if any(outputs.holds(name) for name in _MARKS) or is_swapping(folder) or _is_finetuned(folder / FINETUNED):
         return True
     if not (folder / PROVENANCE).is_file():
         return False
@@ -47,28 +56,62 @@ def holds_run(folder: Path) -> bool:
         return RUN_FORMAT.encode() in file.read(2**20)
 
 
+def _is_finetuned(path: Path) -> bool:
+    """Whether a file is a record of what fine-tuning made; earlier versions kept no record of a run's files."""
+    if not path.is_file():
+        return False
+    try:
+        return {"request", "unfreeze", "weights"} <= read_record(path, "what fine-tuning made").keys()
+    except FileError:
+        return False
+
+
 def is_swapping(folder: Path) -> bool:
     """Whether a complete new run is about to take the place of the one in ``folder``."""
-    return (folder / SWAP).is_dir() and holds_run(folder / SWAP)
+    swap = folder / SWAP
+    if swap.is_symlink() or not (swap / RECORD).is_file():
+        return False
+    return any((swap / name).is_file() for name in (PROVENANCE, FINETUNED, _CLEARED))
 
 
 def claim_folder(folder: Path) -> None:
-    """Sees that nothing but a run is in a folder, and ends a replacement that was interrupted.
+    """Sees that a folder is empty or a run and that its files are ours, and ends a replacement that was interrupted.
 
     Raises:
-        RunError: it holds something else.
+        RunError: it holds something else. OutputError: a file of somebody else's has a name that a run needs.
     """
-    if folder.exists() and not folder.is_dir():
+    if not folder.is_dir() and os.path.lexists(folder):
         raise RunError(f"{folder} is no folder; name a new one")
-    if folder.exists() and any(folder.iterdir()) and not holds_run(folder):
+    if not _is_empty(folder) and not holds_run(folder):
         raise RunError(f"{folder} is not empty and no run; name a new folder")
     for within in (folder / NEXT, folder / SWAP):
-        if within.exists() and not (within.is_dir() and (holds_run(within) or not any(within.iterdir()))):
+        is_ours = within.is_dir() and not within.is_symlink() and (holds_run(within) or _is_empty(within))
+        if os.path.lexists(within) and not (is_ours or is_swapping(folder)):
             raise RunError(f"{within} is where a run is replaced, and holds something else; move it elsewhere")
-    for within in (folder / TOKENIZER, folder / NEXT, folder / NEXT / TOKENIZER, folder / SWAP):
-        if within.is_dir():
-            remove_asides(within)
     _end_swap(folder)
+    for leftover in (folder / NEXT, folder / SWAP):
+        if _is_empty(leftover):
+            remove_files(leftover, [RECORD])
+    outputs = run_files(folder)
+    if holds_run(folder) and not any(outputs.holds(name) for name in _MARKS):
+        outputs.adopt(_names_in(folder))  # an earlier version kept no record of them
+    for name in _names_in(folder):
+        outputs.check_origin(name)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder, the record of its files aside, or there is none."""
+    return not folder.is_dir() or all(entry.name in (RECORD, ".outputs.lock") for entry in folder.iterdir())
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    """The names of all files in a folder that have the names of a run's files."""
+    yield from (name for name in _FILES if os.path.lexists(folder / name))
+    yield from (f"{TOKENIZER}/{name}" for name in sorted(TOKENIZER_FILES) if (folder / TOKENIZER / name).is_file())
+    for kind in KINDS:
+        encoder = folder / ENCODERS / kind
+        entries: Iterable[Path] = sorted(encoder.iterdir()) if encoder.is_dir() else ()
+        yield from (f"{ENCODERS}/{kind}/{file.name}" for file in entries if ENCODER_FILES.fullmatch(file.name))
 
 
 def place_to_work(folder: Path, force: bool) -> Path:
@@ -78,20 +121,20 @@ def place_to_work(folder: Path, force: bool) -> Path:
 
 
 def remove_run(folder: Path) -> None:
-    """Removes what a run consists of, its resume state aside; files of other names stay."""
-    for name in (PROVENANCE, FINETUNED, CONFIG, HEADS, HISTORY, EMBEDDINGS):
-        (folder / name).unlink(missing_ok=True)
-    Outputs(folder, "").remove(lambda name: name.startswith(("evaluation-", "errors-")))
-    remove_files(folder / TOKENIZER, TOKENIZER_FILES)
-    for kind in KINDS:
-        encoder = folder / ENCODERS / kind
-        if encoder.is_dir():
-            remove_files(encoder, [file.name for file in encoder.iterdir() if ENCODER_FILES.fullmatch(file.name)])
-    remove_files(folder / ENCODERS, [])
-    shutil.rmtree(folder / TRIAL, ignore_errors=True)
-    if (folder / SHUFFLED).is_dir():
-        remove_run(folder / SHUFFLED)
-        remove_files(folder / SHUFFLED, [RESUME])
+    """Removes the files of a run and its results, the state of an unfinished one aside; all other files stay."""
+    run_files(folder).remove(lambda name: name != RESUME and _is_of_run(name))
+    _remove_empty_folders(folder)
+
+
+def _is_of_run(name: str) -> bool:
+    """Whether a name in a folder's record is one of a run's, or of its evaluation's."""
+    return name in _FILES or name.startswith((*_FOLDERS, *_RESULTS))
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    for name in (TOKENIZER, *(f"{ENCODERS}/{kind}" for kind in KINDS), ENCODERS):
+        if not (folder / name).is_symlink():
+            remove_files(folder / name, [])
 
 
 def take_place(work: Path, folder: Path) -> None:
@@ -111,17 +154,18 @@ def end_interrupted_swap(folder: Path) -> None:
 
 def _end_swap(folder: Path) -> None:
     """Moves the files of a complete new run into the folder, ``run.json`` last, once those of the old one are gone."""
-    swap = folder / SWAP
     if not is_swapping(folder):
         return
-    if not (swap / _CLEARED).exists():
-        remove_run(folder)
-        (folder / RESUME).unlink(missing_ok=True)
-        write_bytes(swap / _CLEARED, b"")
-    files = [file for file in swap.rglob("*") if file.is_file() and file.name != _CLEARED]
-    last = (FINETUNED, PROVENANCE)
-    for file in sorted(files, key=lambda file: (file.name in last, file.name == PROVENANCE, str(file))):
-        target = folder / file.relative_to(swap)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
-    shutil.rmtree(swap)
+    swap, outputs = folder / SWAP, run_files(folder)
+    with outputs.locked():
+        if not (swap / _CLEARED).exists():
+            outputs.remove(_is_of_run)
+            _remove_empty_folders(folder)
+            write_bytes(swap / _CLEARED, b"")
+        last = (FINETUNED, PROVENANCE)
+        names = sorted(run_files(swap).names(), key=lambda name: (name in last, name == PROVENANCE, name))
+        for name in names:
+            if (swap / name).is_file():
+                outputs.move_in(swap / name, name)
+    _remove_empty_folders(swap)
+    remove_files(swap, [_CLEARED, RECORD])  # in this order: without the record nothing is a swap

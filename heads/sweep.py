@@ -256,12 +256,12 @@ class _Sweep:
         if name in self.results:
             return
         last = point.state() if point else self._parked(config)
-        result = {"outcome": outcome, "epochs": last["epoch"], "best_epoch": last["best_epoch"]}
+        result = self._origin(config) | {"outcome": outcome, "epochs": last["epoch"], "best_epoch": last["best_epoch"]}
         result["seconds"] = sum(row["seconds"] for row in last["history"])
         result["history"] = [row for row in last["history"] if math.isfinite(row["loss"])]
         if outcome != "diverged":
             ranks = self._folder / f"{name}.npz"
-            self._judge.save(name, ranks)
+            self._judge.save(name, ranks, digest(self._origin(config)))
             result["ranks_sha256"] = file_sha256(ranks)
         write_record(self._folder / f"{name}.json", result)
         self._file(config).unlink(missing_ok=True)
@@ -272,19 +272,30 @@ class _Sweep:
         """Whether a trial is done, in this sweep or before it was interrupted."""
         name = trial_name(config)
         if name not in self.results and (self._folder / f"{name}.json").exists():
-            self.results[name] = self._finished(name)
+            self.results[name] = self._finished(config)
             self.bar.update(config.training.num_epochs)
         return name in self.results
 
-    def _finished(self, name: str) -> dict:
+    def _origin(self, config: Config) -> dict:
+        """The trial and the features that a trial's files are of, by which files of another one are refused."""
+        return {"trial": trial_name(config), "fingerprints": self._request["fingerprints"]}
+
+    def _is_of(self, config: Config, record: dict) -> bool:
+        """Whether a trial's file is of the trial that it is named after; earlier versions did not write it down."""
+        return all(record.get(key, value) == value for key, value in self._origin(config).items())
+
+    def _finished(self, config: Config) -> dict:
         """The result of a trial that is done, whose ranks the judge remembers again.
 
         Raises:
-            SweepError: a file that is missing, or not as it was written.
+            SweepError: a file that is missing, of another trial, or not as it was written.
         """
+        name = trial_name(config)
         ranks = self._folder / f"{name}.npz"
         try:
             result = read_record(self._folder / f"{name}.json", "a trial")
+            if not self._is_of(config, result):
+                raise FileError(f"{self._folder / name}.json is of another trial, or of other features")
             if result["outcome"] == "diverged":
                 return result
             if file_sha256(ranks) != result["ranks_sha256"]:
@@ -293,7 +304,7 @@ class _Sweep:
             raise SweepError(
                 f"{error}; remove all files {self._folder / name}.* and sweep again: that trial is then fitted anew"
             ) from error
-        self._judge.load(name, ranks)
+        self._judge.load(name, ranks, digest(self._origin(config)))
         return result
 
     def _run_together(self, points: list[Point], end: int | None) -> None:
@@ -322,8 +333,8 @@ class _Sweep:
 
     def _park(self, point: Point) -> None:
         name = trial_name(point.config)
-        self._judge.save(name, self._folder / f"{name}.npz")
-        save_state(self._file(point.config), point.state())
+        self._judge.save(name, self._folder / f"{name}.npz", digest(self._origin(point.config)))
+        save_state(self._file(point.config), point.state() | self._origin(point.config))
 
     def _point(self, config: Config) -> Point:
         """A trial at its start, or where it was parked."""
@@ -337,14 +348,17 @@ class _Sweep:
         name, parked = trial_name(config), self._file(config)
         if not parked.exists():
             return None
-        self._judge.load(name, self._folder / f"{name}.npz")
+        self._judge.load(name, self._folder / f"{name}.npz", digest(self._origin(config)))
         try:
-            return load_state(parked)
+            state = load_state(parked)
+            if not self._is_of(config, state):
+                raise ValueError("it is of another trial, or of other features")
         except ValueError as error:
             raise SweepError(
-                f"{parked} cannot be read; remove all files {parked.with_suffix('.*')} and sweep again: that trial "
-                "is then fitted anew"
+                f"{parked} cannot be gone on with ({error}); remove all files {parked.with_suffix('.*')} and sweep "
+                "again: that trial is then fitted anew"
             ) from error
+        return state
 
     def _file(self, config: Config) -> Path:
         return self._folder / f"{trial_name(config)}{_PARKED}"

@@ -110,7 +110,8 @@ def fit(
         space = checkpoint.save_heads(work, heads, store.fingerprints)
         say("embedding everything, and choosing the correction for hubs")
         rerank = config.model.rerank
-        betas = write_embeddings(store, heads, work / EMBEDDINGS, kept, space, rerank, betas)
+        with replacement.run_files(work).file(EMBEDDINGS) as aside:
+            betas = write_embeddings(store, heads, aside, kept, space, rerank, betas)
         provenance = {
             "request": request,
             "space": space,

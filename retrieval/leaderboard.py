@@ -42,25 +42,25 @@ class Judge:
             self._remember(trial, found, measured["rsum"])
         return measured
 
-    def save(self, trial: str, path: Path) -> None:
-        """Writes a trial's ranks as arrays in a .npz file, whole or not at all."""
+    def save(self, trial: str, path: Path, origin: str) -> None:
+        """Writes a trial's ranks as arrays in a .npz file, whole or not at all; ``origin`` names trial and features."""
         sides = zip(_SHORT.values(), self._ranks[trial], strict=True)
         arrays = {f"{side}_{field}": getattr(ranks, field) for side, ranks in sides for field in _FIELDS}
         data = io.BytesIO()
-        np.savez(data, **arrays)
+        np.savez(data, origin=np.array(origin), **arrays)
         write_bytes(path, data.getbuffer())
 
-    def load(self, trial: str, path: Path) -> None:
+    def load(self, trial: str, path: Path, origin: str) -> None:
         """Remembers a trial's ranks again.
 
         Raises:
-            LeaderboardError: the file is missing or damaged.
+            LeaderboardError: the file is missing, damaged, or of another origin.
         """
         try:
-            ranks = _read_ranks(path)
+            ranks = _read_ranks(path, origin)
         except Exception as error:  # of NumPy's and zipfile's parsers anything
             raise LeaderboardError(
-                f"{path} is missing or damaged; remove all files {path.with_suffix('.*')} and sweep again: that trial "
+                f"{path} is missing, damaged or of another trial; remove all files {path.with_suffix('.*')} and sweep again: that trial "
                 "is then fitted anew"
             ) from error
         self._remember(trial, ranks, report([ranks], draws=0)["rsum"])
@@ -85,8 +85,8 @@ class Judge:
         self._ranks[trial], self._rsum[trial] = found, rsum
 
 
-def _read_ranks(path: Path) -> tuple[Ranks, Ranks]:
-    """A trial's ranks, both ways.
+def _read_ranks(path: Path, origin: str) -> tuple[Ranks, Ranks]:
+    """A trial's ranks, both ways; files of earlier versions do not name their origin.
 
     Raises:
         Exception: of whatever kind, where the file is missing, damaged, or holds no ranks.
@@ -96,6 +96,8 @@ def _read_ranks(path: Path) -> tuple[Ranks, Ranks]:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("compressed arrays, which are not written here")
     with np.load(data, allow_pickle=False) as arrays:
+        if "origin" in arrays and str(arrays["origin"]) != origin:
+            raise ValueError("the ranks of another trial")
         image_to_text, text_to_image = (
             _checked_ranks({field: arrays[f"{side}_{field}"] for field in _FIELDS}) for side in _SHORT.values()
         )

@@ -411,10 +411,10 @@ def test_an_encoder_that_cannot_be_saved_is_found_before_anything_is_trained(tun
 
     monkeypatch.setattr("onceover.extract.encoders.ImageEncoder.save", damaged)
     save_resume(tmp_path / "tuned", {})
-    (tmp_path / "tuned/.trial/text").mkdir(parents=True)  # of a training that was killed
+    (tmp_path / "tuned/.text.4194305.aside/model").mkdir(parents=True)  # of a training that was killed
     with pytest.raises(FinetuneError, match=r"the image encoder cannot be saved.* \(size mismatch for pos_embedding\)"):
         tune(measure=None)  # which the first look would call
-    assert [path.name for path in (tmp_path / "tuned").iterdir()] == ["resume.pt"]
+    assert {path.name for path in (tmp_path / "tuned").iterdir()} == {".onceover.json", "resume.pt"}
 
 
 def test_where_nothing_was_better_heads_and_encoders_stay(tune, base_run, tmp_path, tiny_mobilenet):
