@@ -105,11 +105,19 @@ class Outputs:
             OutputError: there is such a file, or a folder on the way to it is a link.
         """
         path = self.folder / name
+        self.check_links(name)
+        if os.path.lexists(path) and name not in self._record()["files"]:
+            raise OutputError(f"{path} was not written by this program, and is left as it is; {self._mend}")
+
+    def check_links(self, name: str) -> None:
+        """Refuses a name in a folder that is a link.
+
+        Raises:
+            OutputError: it is one.
+        """
         link = self._link_to(name)
         if link is not None:
             raise OutputError(f"{link} is a link to another folder, and is not written to; {self._mend}")
-        if os.path.lexists(path) and name not in self._record()["files"]:
-            raise OutputError(f"{path} was not written by this program, and is left as it is; {self._mend}")
 
     def _link_to(self, name: str) -> Path | None:
         """The folder on the way to a name that is a link, if one is."""
@@ -172,8 +180,13 @@ class Outputs:
         self.write_text(name, json_text(sealed(plain_values(record))))
 
     def move_in(self, file: Path, name: str) -> None:
-        """Moves a complete file from elsewhere on the same disk to a name; what else is there is set aside."""
+        """Moves a complete file from elsewhere on the same disk to a name; what else is there is set aside.
+
+        Raises:
+            OutputError: a folder on the way to it is a link.
+        """
         target = self.folder / name
+        self.check_links(name)
         self.set_aside(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         flush_file(file)

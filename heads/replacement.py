@@ -93,6 +93,8 @@ def claim_folder(folder: Path) -> None:
         if _is_empty(leftover):
             remove_files(leftover, [RECORD])
     outputs = run_files(folder)
+    for name in (TOKENIZER, *(f"{ENCODERS}/{kind}" for kind in KINDS)):
+        outputs.check_links(f"{name}/*")
     if holds_run(folder) and not any(outputs.holds(name) for name in _MARKS):
         outputs.adopt(_names_in(folder))  # an earlier version kept no record of them
     for name in _names_in(folder):

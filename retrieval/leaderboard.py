@@ -60,8 +60,8 @@ class Judge:
             ranks = _read_ranks(path, origin)
         except Exception as error:  # of NumPy's and zipfile's parsers anything
             raise LeaderboardError(
-                f"{path} is missing, damaged or of another trial; remove all files {path.with_suffix('.*')} and sweep again: that trial "
-                "is then fitted anew"
+                f"{path} is missing, damaged or of another trial; remove all files {path.with_suffix('.*')} and sweep "
+                "again: that trial is then fitted anew"
             ) from error
         self._remember(trial, ranks, report([ranks], draws=0)["rsum"])
 

@@ -398,15 +398,31 @@ def test_ranks_survive_the_disk_and_a_damaged_file_is_named(tmp_path):
     judge = Judge()
     images = np.eye(4)
     measured = judge.measure("t", images, images[[0, 0, 1, 2]], np.array([0, 0, 1, 2]))
-    judge.save("t", tmp_path / "t.npz")
+    judge.save("t", tmp_path / "t.npz", "origin")
     other = Judge()
-    other.load("t", tmp_path / "t.npz")
+    other.load("t", tmp_path / "t.npz", "origin")
     assert report(other.of(["t"]), draws=0)["rsum"] == measured["rsum"]
     whole = (tmp_path / "t.npz").read_bytes()
     for damaged in (b"no", b"", whole[:200]):
         (tmp_path / "t.npz").write_bytes(damaged)
-        with pytest.raises(LeaderboardError, match=r"t.npz is missing or damaged; remove all files .*t\.\* and sweep"):
-            other.load("t", tmp_path / "t.npz")
+        with pytest.raises(LeaderboardError, match=r"t.npz is missing, damaged or of another trial; remove all files"):
+            other.load("t", tmp_path / "t.npz", "origin")
+
+
+def test_trap_trials_that_were_exchanged_are_refused(store, tmp_path):
+    """Their digests are right, and each is a file that a sweep wrote, but of another trial."""
+    points = settings("training.num_epochs=2", grid=["model.temperature=0.03,0.05"], seeds=1)
+    sweep(store, tmp_path / "s", points, Judge())
+    first, second = (tmp_path / "s/trials" / trial_name(point.configs[0]) for point in points)
+    for suffix in (".json", ".npz"):
+        data = [name.with_suffix(suffix).read_bytes() for name in (first, second)]
+        first.with_suffix(suffix).write_bytes(data[1])
+        second.with_suffix(suffix).write_bytes(data[0])
+    with pytest.raises(SweepError, match=r"\.json is of another trial, or of other features; remove all files"):
+        sweep(store, tmp_path / "s", points, Judge())
+    ranks = first.with_suffix(".npz")
+    with pytest.raises(LeaderboardError, match="is missing, damaged or of another trial"):
+        Judge().load(first.name, ranks, "of another trial")
 
 
 def test_groups_are_split_where_memory_or_the_machine_says_so(store, data, tmp_path, monkeypatch):
@@ -490,8 +506,8 @@ def test_a_folder_of_something_else_is_left_alone(store, store_file, tmp_path):
 
 def test_results_that_are_removed_while_a_sweep_runs_are_missed(store, tmp_path):
     class Removing(Judge):
-        def save(self, trial, path):
-            super().save(trial, path)
+        def save(self, trial, path, origin):
+            super().save(trial, path, origin)
             for file in (tmp_path / "s/trials").glob("*.json"):
                 file.unlink()
 
@@ -570,8 +586,8 @@ def judged(tmp_path):
     images = np.random.default_rng(0).standard_normal((40, 8))
     judge = Judge()
     judge.measure("a", images, images[index], index)
-    judge.save("a", tmp_path / "a.npz")
-    Judge().load("a", tmp_path / "a.npz")
+    judge.save("a", tmp_path / "a.npz", "origin")
+    Judge().load("a", tmp_path / "a.npz", "origin")
     return tmp_path / "a.npz"
 
 
@@ -591,9 +607,9 @@ def test_trap_ranks_that_point_elsewhere_are_refused(judged, name, change):
         values = dict(arrays)
     np.savez(judged, **values | {name: change(values[name])})
     with pytest.raises(
-        LeaderboardError, match=r"a.npz is missing or damaged; remove all files .*a\.\* and sweep again"
+        LeaderboardError, match=r"a.npz is missing, damaged or of another trial; remove all files"
     ):
-        Judge().load("a", judged)
+        Judge().load("a", judged, "origin")
 
 
 def test_whatever_is_flipped_in_a_file_of_ranks_is_refused_or_as_it_was(judged):
@@ -604,7 +620,7 @@ def test_whatever_is_flipped_in_a_file_of_ranks_is_refused_or_as_it_was(judged):
         data[int(generator.integers(len(data)))] ^= 1 << int(generator.integers(8))
         judged.write_bytes(data)
         try:
-            Judge().load("a", judged)
+            Judge().load("a", judged, "origin")
         except LeaderboardError as error:
             assert len(str(error).splitlines()) == 1
 

@@ -1,0 +1,171 @@
+"""A run's folder: only files in its record are removed or replaced, no link is followed, nobody's folder is a run."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from onceover import workflows
+from onceover.base.files import file_sha256
+from onceover.base.outputs import OutputError
+from onceover.heads.checkpoint import RunError, load_run
+from onceover.heads.training import fit
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its name."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.endswith(".lock"))
+    return {str(file.relative_to(folder)): file_sha256(file) for file in files}
+
+
+@pytest.fixture
+def mine(run_dir, tmp_path) -> Path:
+    """A copy of the run."""
+    return shutil.copytree(run_dir, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("name", [".swap", ".next", "tokenizer", "encoders/text", "shuffled"])
+def test_trap_no_link_in_a_run_leads_to_the_loss_of_another_ones_files(name, run, store, mine, run_dir, fit_config):
+    """A command on a run whose inner folder is a link touches nothing of what the link leads to."""
+    other = shutil.copytree(run_dir, mine.parent / "other")
+    if name == "encoders/text":
+        (mine / "encoders").mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (other / file).write_text("weights")
+    if (mine / name).exists():
+        shutil.rmtree(mine / name)
+    (mine / name).symlink_to(other)
+    before = contents(other)
+    for arguments in (("evaluate", "--run", mine), ("search", "--run", mine, "--query", "a dog", "--device", "cpu")):
+        with contextlib.suppress(AssertionError):  # it may work, or end with an error
+            run(*arguments)
+    if name == "shuffled":
+        run("evaluate", "--run", mine, "--shuffled", code=1)
+    else:
+        with pytest.raises((RunError, OutputError)):
+            fit(store, mine, fit_config, force=True)
+    assert contents(other) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["shuffled/run.json", ".trial/notes.txt", "encoders/image/notes.txt", "tokenizer/a.txt"]
+)
+def test_trap_force_leaves_strangers_files_within_a_run(name, store, mine, fit_config):
+    (mine / name).parent.mkdir(parents=True, exist_ok=True)
+    (mine / name).write_text("mine")
+    fit(store, mine, fit_config, force=True)
+    assert (mine / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["tokenizer/spiece.model", "encoders/image/config.json", "finetune.json"])
+def test_trap_force_refuses_where_somebody_elses_file_has_a_name_that_a_run_needs(name, store, mine, fit_config):
+    (mine / name).parent.mkdir(parents=True, exist_ok=True)
+    (mine / name).write_text("mine")
+    before = contents(mine)
+    with pytest.raises(OutputError, match="was not written by this program, and is left as it is; move it elsewhere"):
+        fit(store, mine, fit_config, force=True)
+    assert contents(mine) == before
+
+
+def test_trap_a_strangers_file_in_next_does_not_replace_the_runs_own(store, mine, fit_config, monkeypatch):
+    (mine / "notes.txt").write_text("of the run")
+    monkeypatch.setattr("onceover.heads.replacement.take_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(store, mine, fit_config, force=True)
+    monkeypatch.undo()
+    (mine / ".next/notes.txt").write_text("of a stranger")
+    fit(store, mine, fit_config, force=True)
+    assert (mine / "notes.txt").read_text() == "of the run"
+    assert (mine / ".swap/notes.txt").read_text() == "of a stranger"
+    assert load_run(mine)
+
+
+def test_trap_what_was_changed_in_a_run_is_kept_when_force_replaces_it(store, mine, fit_config):
+    (mine / "config.yaml").write_text("# my notes")
+    fit(store, mine, fit_config, force=True)
+    assert (mine / "config.yaml.1.old").read_text() == "# my notes"
+    (mine / "config.yaml").write_text("# more of them")
+    fit(store, mine, fit_config, force=True)
+    assert (mine / "config.yaml.2.old").read_text() == "# more of them"
+    assert load_run(mine)
+
+
+@pytest.mark.parametrize("name", ["resume.pt", "finetune.json"])
+@pytest.mark.parametrize("force", [False, True])
+def test_trap_a_folder_with_a_file_of_our_names_is_no_run(name, force, store, fit_config, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for file in (name, "config.yaml", "history.csv"):
+        (folder / file).write_text("{}")
+    before = contents(folder)
+    with pytest.raises(RunError, match="theirs is not empty and no run; name a new folder"):
+        fit(store, folder, fit_config, force=force)
+    assert contents(folder) == before
+
+
+def test_a_run_of_an_earlier_version_has_no_record_and_is_replaced_all_the_same(store, mine, fit_config, changed):
+    (mine / ".onceover.json").unlink()
+    (mine / "notes.txt").write_text("mine")
+    config = changed(fit_config, training={"seed": 3})
+    fit(store, mine, config, force=True)
+    assert load_run(mine).config.training.seed == 3
+    assert (mine / "notes.txt").read_text() == "mine"
+    assert not list(mine.glob("*.old"))
+
+
+def test_trap_a_hostile_record_names_nothing_outside_its_folder(store, mine, fit_config):
+    from onceover.base.files import read_record, write_record
+
+    victim = mine.parent / "victim.txt"
+    victim.write_text("theirs")
+    record = read_record(mine / ".onceover.json", "a record")
+    for name in ("../victim.txt", str(victim), "tokenizer/../../victim.txt"):
+        write_record(mine / ".onceover.json", record | {"files": {name: [file_sha256(victim)]}})
+        with pytest.raises(Exception, match="is no record of this program's; move it elsewhere"):
+            fit(store, mine, fit_config, force=True)
+        assert victim.read_text() == "theirs"
+
+
+def test_trap_embeddings_of_another_run_are_refused_everywhere(run, store, mine, fit_config, changed):
+    """Whether its heads are others, or the same ones with another correction."""
+    other_way = {"none": "qbnorm", "qbnorm": "none"}[fit_config.model.rerank]
+    others = {
+        "heads": changed(fit_config, training={"seed": 7}),
+        "correction": changed(fit_config, model={"rerank": other_way}),
+    }
+    for name, config in others.items():
+        other = mine.parent / name
+        fit(store, other, config)
+        shutil.copy(other / "embeddings.h5", mine / "embeddings.h5")
+        for arguments in (
+            ("evaluate", "--run", mine),
+            ("compare", mine, other),
+            ("ensemble", mine, other, "--out", mine.parent / "joined"),
+            ("plot", "--run", mine, "--out", mine.parent / "figures"),
+            ("index", "--run", mine),
+            ("search", "--run", mine, "--query", "a dog", "--device", "cpu"),
+        ):
+            stderr = run(*arguments, code=1).stderr
+            assert f"{mine / 'embeddings.h5'} is not the file that the fit wrote, or is damaged" in stderr, arguments
+
+
+def test_trap_a_users_run_in_the_place_of_the_sanity_check_is_left_alone(mine, run_dir, store_file):
+    shutil.copytree(run_dir, mine / "shuffled")
+    before = contents(mine / "shuffled")
+    with pytest.raises(workflows.WorkflowError, match="holds another run, and the sanity check"):
+        workflows.evaluate(mine, store=store_file, shuffled=True)
+    assert contents(mine / "shuffled") == before
+
+
+def test_trap_a_users_run_in_best_is_left_alone(run, run_dir, store_file, tmp_path):
+    grid = ("--store", store_file, "--out", tmp_path / "s", "--grid", "model.temperature=0.04,0.06")
+    short = ("--set", "training.num_epochs=2", "--set", "model.embedding_dim=8", "--set", "training.refit=false")
+    run("sweep", *grid, *short)
+    shutil.copytree(run_dir, tmp_path / "s/best")
+    before = contents(tmp_path / "s/best")
+    refused = run("sweep", *grid, *short, "--test-best", code=1).stderr
+    assert "best holds a run of settings that this sweep has not tried; move it elsewhere" in refused
+    assert contents(tmp_path / "s/best") == before
+    shutil.rmtree(tmp_path / "s/best")
+    run("sweep", *grid, *short, "--test-best")
