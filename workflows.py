@@ -584,13 +584,15 @@ def _foreign_gallery(
         kind = "text"
         dataset = read_captions(captions)
         items = dataset.captions
+    store_file = out / f"{GALLERIES[kind]}.h5"
+    _check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
         check_vanished(out / GALLERIES[kind], items, images or captions)
     for note in dataset.notes:
         say(note)
     encode_summary = encode(
         dataset,
-        out / f"{GALLERIES[kind]}.h5",
+        store_file,
         _extraction_of(run, kind, options),
         device=options.device,
         tokenizer_files=run.tokenizer_files,
@@ -616,6 +618,31 @@ def _foreign_gallery(
         return gallery
     root = Path(images).resolve()
     return replace(gallery, paths=[str(root / path) for path in gallery.paths])
+
+
+def _check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
+    """Refuses to write over a store in an index's folder that is not of the index's own items.
+
+    Args:
+        kind: of the items: ``image`` or ``text``. root: where they are. force: replace that of items elsewhere.
+
+    Raises:
+        WorkflowError: it is a link, holds features of the other kind, or of other items.
+    """
+    from onceover.extract.store import FeatureStore
+
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink():
+        raise WorkflowError(f"{path} is a link, and an index keeps features there; move it elsewhere")
+    with FeatureStore(path) as store:
+        is_paired = len(store.image_ids) > 0 and len(store.captions) > 0
+        holds_kind = len(store.image_ids if kind == "image" else store.captions) > 0
+        is_of_others = store.provenance["data"] != str(root.resolve())
+    if is_paired or not holds_kind:
+        raise WorkflowError(f"{path} is another feature store, and an index keeps features there; move it elsewhere")
+    if is_of_others and not force:
+        raise WorkflowError(f"{path} holds features of other items than those in {root}; move it elsewhere, or --force")
 
 
 def _extraction_of(run: Run, kind: str, options: IndexOptions) -> ExtractConfig:

@@ -60,11 +60,14 @@ class Outputs:
 
     Args:
         folder: it need not be there. mend: what to do where a file is somebody else's, for the error.
+        keep_changed: take a file that was changed since it was written for somebody else's; False where only this
+            program has anything to write, so that such a file is merely damaged.
     """
 
-    def __init__(self, folder: str | Path, mend: str):
+    def __init__(self, folder: str | Path, mend: str, keep_changed: bool = True):
         self.folder = Path(folder)
         self._mend = mend
+        self._keep_changed = keep_changed
 
     @contextlib.contextmanager
     def writing(self, names: Iterable[str]) -> Iterator[None]:
@@ -140,7 +143,9 @@ class Outputs:
         path = link_target(self.folder / name)
         if not path.exists():
             return True
-        return path.is_file() and file_sha256(path) in self._record()["files"].get(name, ())
+        if not path.is_file():
+            return False
+        return not self._keep_changed or file_sha256(path) in self._record()["files"].get(name, ())
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[Path]:

@@ -23,3 +23,8 @@ class Failure(NamedTuple):
     reason: str
     size: int = -1
     mtime_ns: int = -1
+
+
+def is_passing(failure: Failure) -> bool:
+    """Whether an image failed for a reason that is none of its content, so that it is tried again each time."""
+    return failure.size < 0

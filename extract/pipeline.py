@@ -37,16 +37,14 @@ from onceover.base.files import (
     digest,
     link_target,
     only_writer,
-    read_record,
     remove_files,
-    write_record,
 )
 from onceover.base.memory import peak_memory, total_memory
 from onceover.base.threads import Speed, ahead, deaths_told, in_order, in_processes, shared, shares
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.dataset import Dataset
 from onceover.extract.image_source import ImageSource
-from onceover.extract.ledger import NOT_ENCODED, Failure
+from onceover.extract.ledger import NOT_ENCODED, Failure, is_passing
 from onceover.extract.pictures import PictureError, decode, thumbnail
 from onceover.extract.specs import identity, parse_spec
 from onceover.extract.store import (
@@ -58,12 +56,11 @@ from onceover.extract.store import (
     changed_settings,
     describe_shard,
     kept_folder,
-    parts_folder,
-    remove_parts,
     seal,
     shard_files,
     write_shard,
 )
+from onceover.extract.unfinished import Unfinished, is_readable
 
 if TYPE_CHECKING:
     from onceover.extract.encoders import Preprocessing
@@ -79,7 +76,7 @@ CAPTIONS_PER_PICTURE = 4  # in a batch: a caption takes that much less memory an
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
 SAMPLE = {"image": 32, "text": 256}  # records that ``--dtype auto`` decides by
 AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neighbours stay (docs/results.md)
-_SETTINGS = "settings.json"
+MOST_LOST = 0.5  # of the images whose features are kept, what may be unreadable without a refusal
 _LIBRARIES = ("torch", "torchvision", "transformers", "numpy", "pillow", "h5py")
 
 Say = Callable[[str], None]
@@ -169,7 +166,7 @@ def extract(
     """
     start = time.monotonic()
     path = link_target(path)
-    parts = parts_folder(path)
+    unfinished = Unfinished(path)
     stats = [dataset.images.stat(key) for key in dataset.paths]
     left_out = [failure[:3] for failure in dataset.failures]
     listing = digest(
@@ -177,11 +174,12 @@ def extract(
     )
     request = _request(config)
     with only_writer(path, "the store"):
-        _refuse_strangers(parts)
+        unfinished.claim()
+        _refuse_link(kept_folder(path))
         old = FeatureStore(path) if path.exists() else None
         try:
             if old and not retry_failures and _is_up_to_date(old, dataset, listing, request):
-                _discard(parts, old, say)
+                _discard(unfinished, old, say)
                 if prune:
                     _remove_kept(path)
                 return summary_of(old, up_to_date=True)
@@ -191,7 +189,7 @@ def extract(
                 listing,
                 config,
                 path,
-                parts,
+                unfinished,
                 old,
                 device,
                 force,
@@ -209,28 +207,10 @@ def extract(
                 old.close()
         with FeatureStore(path) as store:
             summary = summary_of(store, up_to_date=False)
-            _discard(parts, store, say)
+            _discard(unfinished, store, say)
     summary.computed, summary.reused, summary.speed = job.computed, job.reused, job.speed
     summary.seconds = time.monotonic() - start
     return summary
-
-
-def _refuse_strangers(parts: Path) -> None:
-    """Refuses a folder for shards that holds something else.
-
-    Raises:
-        StoreError: it does.
-    """
-    if parts.exists() and not parts.is_dir():
-        raise StoreError(f"{parts} is where an extraction keeps its shards, and it is no folder; move it elsewhere")
-    if parts.is_dir() and not shard_files(parts) and not (parts / _SETTINGS).exists():
-        strange = sorted(entry.name for entry in parts.iterdir() if not entry.name.startswith("."))
-        strange = [name for name in strange if not name.endswith(".plan.json")]
-        if strange:
-            raise StoreError(
-                f"{parts} is where an extraction keeps its shards, and it holds something else ({strange[0]}); "
-                "move that elsewhere, or name another --store"
-            )
 
 
 def _is_up_to_date(old: FeatureStore, dataset: Dataset, listing: str, request: dict) -> bool:
@@ -238,21 +218,8 @@ def _is_up_to_date(old: FeatureStore, dataset: Dataset, listing: str, request: d
     if (old.provenance["listing"], old.provenance["request"]) != (listing, request):
         return False
     paths = dict(zip(dataset.ids, dataset.paths, strict=True))
-    passing = [failure.id for failure in old.failures if failure.stage == "image" and _is_passing(failure)]
-    return not any(_is_readable(dataset.images, paths[name]) for name in passing if name in paths)
-
-
-def _is_passing(failure: Failure) -> bool:
-    """Whether an image failed for a reason that is none of its content: it is tried again each time."""
-    return failure.size < 0
-
-
-def _is_readable(images: ImageSource, key: str) -> bool:
-    try:
-        images.open(key)
-    except (OSError, OnceoverError):
-        return False
-    return True
+    passing = [failure.id for failure in old.failures if failure.stage == "image" and is_passing(failure)]
+    return not any(is_readable(dataset.images, paths[name]) for name in passing if name in paths)
 
 
 def _remove_kept(path: Path, but: frozenset[str] = frozenset()) -> None:
@@ -274,11 +241,21 @@ def summary_of(store: FeatureStore, up_to_date: bool) -> Summary:
     )
 
 
-def _discard(parts: Path, store: FeatureStore, say: Say) -> None:
+def _refuse_link(folder: Path) -> None:
+    """Refuses a link where features are kept, and removed later.
+
+    Raises:
+        StoreError: it is one.
+    """
+    if folder.is_symlink():
+        raise StoreError(f"{folder} is a link, and an extraction keeps features there; move it elsewhere")
+
+
+def _discard(unfinished: Unfinished, store: FeatureStore, say: Say) -> None:
     """Removes the shards whose rows went into the store; those of another, larger extraction stay, and are told of."""
     known = {kind: set(keys) for kind, keys in (("image", store.sha256), ("text", store.captions))}
     kept = 0
-    for shard in shard_files(parts):
+    for shard in unfinished.shards():
         try:
             kind, fingerprint, keys = describe_shard(shard)
         except OnceoverError as error:
@@ -290,9 +267,10 @@ def _discard(parts: Path, store: FeatureStore, say: Say) -> None:
         else:
             kept += len(keys)
     if kept:
-        say(f"{kept:,} rows of another unfinished extraction stay in {parts}, for when that is gone on with")
+        where = unfinished.folder
+        say(f"{kept:,} rows of another unfinished extraction stay in {where}, for when that is gone on with")
     else:
-        remove_parts(parts)
+        unfinished.remove()
 
 
 def _joined(batches: list[dict[str, list | np.ndarray]]) -> dict[str, list | np.ndarray]:
@@ -392,7 +370,7 @@ class _Job:
     listing: str
     config: ExtractConfig
     path: Path
-    parts: Path
+    unfinished: Unfinished
     old: FeatureStore | None
     device: str | None
     force: bool
@@ -414,14 +392,17 @@ class _Job:
         from onceover.extract.encoders import pick_device
         from onceover.extract.inference import hardware
 
-        self._remove_damaged_shards()
+        for reason in self.unfinished.remove_damaged_shards():
+            self.say(f"encoding a damaged shard again: {reason}")
+        paths = dict(zip(self.dataset.ids, self.dataset.paths, strict=True))
+        self.unfinished.remove_shards_with_passed_failures(self.dataset.images, paths)
         device = pick_device(self.device)
         self.settings = self._settings(str(device), hardware(device))
         try:
             self._run()
         except torch.OutOfMemoryError as error:
             half = max(1, (self.settings["batch_size"] or BATCH_SIZE["cpu"]) // 2)
-            anew = " --force, which encodes all anew" if shard_files(self.parts) else ""
+            anew = " --force, which encodes all anew" if self.unfinished.shards() else ""
             raise StoreError(
                 f"the memory of {self.settings['device']} is full; make room there and run the command again, or give "
                 f"it --batch-size {half}{anew}"
@@ -466,7 +447,7 @@ class _Job:
         self._refuse_to_drop_rows()
         if not self.settings["batch_size"]:
             self.settings["batch_size"] = self._fitting_batch(pictures, text)
-        write_record(self.parts / _SETTINGS, self.settings)
+        self.unfinished.write_settings(self.settings)
         self._check_room(pictures, text)
 
         sources, keys = self._encode_images(pictures) if pictures else (RowSources("image", "", ()), [])
@@ -545,29 +526,23 @@ class _Job:
         return contents
 
     def _refuse_to_lose_images(self, failures: dict[int, Failure]) -> None:
-        """Refuses to write a store without images that it has and that cannot be read at the moment.
+        """Refuses to write a store without images that it has and that cannot be read or decoded any more.
+
+        Where the features of what is gone are kept (``keep_vanished``), so many have to be lost that a disk may fail.
 
         Raises:
             StoreError: there are some.
         """
-        if self.old is None or self.force or self.prune or self.keep_vanished:
+        if self.old is None or self.force or self.prune:
             return
         stored = set(self.old.image_ids)
-        lost = [failure for failure in failures.values() if _is_passing(failure) and failure.id in stored]
-        if lost:
-            raise StoreError(
-                f"{len(lost):,} images of {self.path} cannot be read now and would be dropped (the first: "
-                f"{lost[0].id}: {lost[0].reason}); mend that and run the same command again, or drop them with --prune"
-            )
-
-    def _remove_damaged_shards(self) -> None:
-        """Removes shards of the unfinished extraction that are not as they were written; they are encoded again."""
-        for shard in shard_files(self.parts):
-            try:
-                describe_shard(shard)
-            except OnceoverError as error:
-                self.say(f"encoding a damaged shard again: {error}")
-                shard.unlink()
+        lost = [failure for failure in failures.values() if failure.id in stored]
+        if not lost or (self.keep_vanished and len(lost) <= MOST_LOST * len(stored)):
+            return
+        raise StoreError(
+            f"{len(lost):,} images of {self.path} cannot be read now and would be dropped (the first: {lost[0].id}: "
+            f"{lost[0].reason}); mend that and run the same command again, or drop them with --prune"
+        )
 
     def _keep_vanished(self, sources: RowSources, present: set[str | None], recipe: dict) -> frozenset[str]:
         """Writes the rows of earlier stores that the dataset has no more into shards beside the store.
@@ -609,38 +584,25 @@ class _Job:
         null, or missing.
         """
         wanted = {"device": device, "hardware": hardware, "batch_size": self.config.batch_size, "dtypes": {}}
-        if not shard_files(self.parts):
+        if not self.unfinished.shards():
             return wanted
-        settings = self.parts / _SETTINGS
-        if not settings.exists():  # a kill came while all was being removed
-            remove_parts(self.parts)
+        begun = self.unfinished.settings()
+        if begun is None:
+            self.unfinished.remove()
             return wanted
-        begun = self._begun(settings)
         if begun["device"] != device and not self.force:
             raise StoreError(
-                f"{self.parts} was begun on {begun['device']}; go on with --device {begun['device']}, "
+                f"{self.unfinished.folder} was begun on {begun['device']}; go on with --device {begun['device']}, "
                 "or discard it with --force"
             )
         if begun["device"] != device or (self.force and wanted["batch_size"] not in (None, begun["batch_size"])):
-            remove_parts(self.parts)
+            self.unfinished.remove()
             return wanted
-        self.say(f"going on with the unfinished extraction in {self.parts}")
+        self.say(f"going on with the unfinished extraction in {self.unfinished.folder}")
         if begun.get("hardware", hardware) != hardware:
             self.say(f"begun on {begun['hardware']}; {hardware} may round the last bits of what is left in another way")
         if wanted["batch_size"] not in (None, begun["batch_size"]):
             self.say(f"as it was begun: batches of {begun['batch_size']}")
-        return begun
-
-    def _begun(self, settings: Path) -> dict:
-        """The settings that an unfinished extraction was begun with.
-
-        Raises:
-            FileError: they are damaged.
-        """
-        begun = read_record(settings, "the unfinished extraction's settings", strict=False)
-        sound = isinstance(begun.get("device"), str) and isinstance(begun.get("batch_size"), int)
-        if not sound or not isinstance(begun.get("dtypes"), dict):
-            raise FileError(f"{settings} is damaged; remove {self.parts} and run the command again")
         return begun
 
     def _in_best_dtype(self, kind: str, make: Callable, sample: Callable):
@@ -732,7 +694,7 @@ class _Job:
             row = trial(1)[0].nbytes + ROW_BYTES[kind]
             rows = len(self.dataset.ids if kind == "image" else self.dataset.captions)
             known = len((old.image_ids if kind == "image" else old.captions) if old else ())
-            known += self._shard_rows(kind) * len(shard_files(self.parts, kind))
+            known += self._shard_rows(kind) * len(self.unfinished.shards(kind))
             needed += row * (rows + max(0, rows - known))
         check_disk(self.path, needed)
 
@@ -750,12 +712,12 @@ class _Job:
                 f"{self.path} holds other {kind} features (they differ in: {changed}); "
                 "name another --store, or replace them with --force"
             )
-        for shard in shard_files(self.parts, kind):
+        for shard in self.unfinished.shards(kind):
             if describe_shard(shard)[1] == digest(recipe):
                 continue
             if not self.force:
                 raise StoreError(
-                    f"{self.parts} holds an unfinished extraction of other {kind} features; "
+                    f"{self.unfinished.folder} holds an unfinished extraction of other {kind} features; "
                     "run that command again, or discard it with --force"
                 )
             shard.unlink()
@@ -773,37 +735,28 @@ class _Job:
     def _sources(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
         """The same, and those of this extraction's shards."""
         sources = self._stored(kind, recipe, columns)
-        for shard in shard_files(self.parts, kind):
+        for shard in self.unfinished.shards(kind):
             sources.add(shard)
         return sources
 
     def _shards(self, kind: str, recipe: dict, listing: str, columns: tuple[str, ...], choose: Callable[[], list[int]]):
         """(file, items) of each shard. An unfinished run's plan, made from the same things, is taken up again."""
-        file = self.parts / f"{kind}.plan.json"
-        plan = self._plan(file)
+        try:
+            plan = self.unfinished.plan(kind)
+        except FileError as error:  # finished shards are taken over all the same
+            self.say(f"planning anew: {error}")
+            plan = {}
         beside = [store.fingerprints for store in (self.old, self.reuse) if store]
         wanted = {"listing": listing, "fingerprint": digest(recipe), "columns": list(columns), "beside": beside}
         wanted["retry_failures"] = self.retry_failures
         if not wanted.items() <= plan.items():
             plan = wanted | {"rows": self._shard_rows(kind), "todo": choose()}
-            write_record(file, plan)
+            self.unfinished.write_plan(kind, plan)
         tag, rows, todo = digest(plan)[:12], plan["rows"], plan["todo"]
         return [
-            (self.parts / f"{kind}-{tag}-{start // rows:05d}.h5", todo[start : start + rows])
+            (self.unfinished.folder / f"{kind}-{tag}-{start // rows:05d}.h5", todo[start : start + rows])
             for start in range(0, len(todo), rows)
         ]
-
-    def _plan(self, file: Path) -> dict:
-        """The plan of an unfinished extraction; a damaged one is made anew, and finished shards are taken over."""
-        if not file.exists():
-            return {}
-        try:
-            plan = read_record(file, "the plan", strict=False)
-        except FileError as error:
-            self.say(f"planning anew: {error}")
-            return {}
-        sound = isinstance(plan.get("todo"), list) and isinstance(plan.get("rows"), int) and plan["rows"] > 0
-        return plan if sound else {}
 
     def _encode_images(self, encoder) -> tuple[RowSources, list[str | None]]:
         columns = ("thumbnail",) if self.config.thumbnails else ()
@@ -943,7 +896,7 @@ class _Job:
     def _failed_before(self, sources: RowSources, row: int) -> bool:
         """Whether the ledger holds this image and its file has not changed since."""
         failure = sources.failures.get(self.dataset.ids[row])
-        if failure is None or _is_passing(failure):
+        if failure is None or is_passing(failure):
             return False
         return (failure.size, failure.mtime_ns) == self.stats[row]
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from onceover.base.errors import OnceoverError, first_line
-from onceover.base.files import digest, parse_json, remove_files, write_bytes
+from onceover.base.files import digest, parse_json, write_bytes
 from onceover.base.formats import STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
     DAMAGE,
@@ -45,7 +45,6 @@ SELECTION = "select"  # the name of the tenth of the train images that chooses w
 #: datasets whose rows are checked as they are read, not when a store is opened
 CHECKED_LATER = ("image/features", "text/features")
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5}\.h5")
-_PARTS = (*(f"{kind}.plan.json" for kind in KINDS), "settings.json")
 
 
 class StoreError(OnceoverError):
@@ -67,11 +66,6 @@ def shard_files(parts: Path, kind: str = "") -> list[Path]:
     if not parts.is_dir():
         return []
     return sorted(file for file in parts.iterdir() if _SHARD.fullmatch(file.name) and file.name.startswith(kind))
-
-
-def remove_parts(parts: Path) -> None:
-    """Removes what an unfinished store consists of; what else lies in its folder stays."""
-    remove_files(parts, [*(file.name for file in shard_files(parts)), *_PARTS])
 
 
 @dataclass(frozen=True)
@@ -495,6 +489,16 @@ def describe_shard(path: Path) -> tuple[str, str, list[str]]:
         kind = next(kind for kind in KINDS if kind in file)
         group = file[kind]
         return kind, group["features"].attrs["fingerprint"], _strings(group[KEYS[kind]])
+
+
+def shard_failures(path: Path) -> list[Failure]:
+    """The rows that could not be encoded when a shard was made.
+
+    Raises:
+        StoreError: a damaged shard.
+    """
+    with _readable(path), open_hdf5(path) as file:
+        return _read_failures(file)
 
 
 @contextlib.contextmanager

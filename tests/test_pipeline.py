@@ -409,7 +409,7 @@ def test_a_full_memory_is_one_line_whose_advice_can_be_followed(drawn, tmp_path,
 
 
 def test_a_store_with_a_longer_name_keeps_the_file_that_is_being_written(tmp_path):
-    ours, theirs = tmp_path / ".a[1].77.aside.h5", tmp_path / ".a[1].b.77.aside.h5"
+    ours, theirs = tmp_path / ".a[1].4194305.aside.h5", tmp_path / ".a[1].b.4194305.aside.h5"
     ours.touch()
     theirs.touch()
     with only_writer(tmp_path / "a[1].h5", "the store"):
@@ -704,6 +704,88 @@ def test_trap_images_that_cannot_be_read_for_a_while_are_not_dropped(drawn, tmp_
         extract(read_dataset(data), path, extract_config, device="cpu")
     with FeatureStore(path) as store:
         assert len(store.image_ids) == 60
+
+
+@pytest.mark.parametrize("data_now", [b"", b"\xff\xd8 cut short", b"<html>not found</html>"])
+def test_trap_a_stored_image_that_is_damaged_later_is_not_dropped_without_a_word(
+    drawn, tmp_path, extract_config, data_now
+):
+    data = tmp_path / "data"
+    shutil.copytree(drawn, data)
+    path = tmp_path / "s.h5"
+    extract(read_dataset(data), path, extract_config, device="cpu")
+    (data / "images/0003.jpg").write_bytes(data_now)
+    with pytest.raises(StoreError, match=r"1 images of .* would be dropped \(the first: images/0003.jpg: .*\); mend"):
+        extract(read_dataset(data), path, extract_config, device="cpu")
+    with FeatureStore(path) as store:
+        assert len(store.image_ids) == 60
+    assert extract(read_dataset(data), path, extract_config, device="cpu", prune=True).images == 59
+
+
+def test_trap_features_kept_of_vanished_images_do_not_excuse_losing_most_of_them(drawn, tmp_path, extract_config):
+    from onceover.extract.dataset.alone import read_images
+
+    folder = tmp_path / "images"
+    shutil.copytree(drawn / "images", folder)
+    path = tmp_path / "s.h5"
+    options = {"device": "cpu", "keep_vanished": True}
+    extract(read_images(folder), path, extract_config, **options)
+    files = sorted(folder.iterdir())
+    for file in files[:40]:
+        file.write_bytes(b"")
+    with pytest.raises(StoreError, match="40 images of .* cannot be read now and would be dropped"):
+        extract(read_images(folder), path, extract_config, **options)
+    for file in files[10:40]:
+        shutil.copy(drawn / "images" / file.name, file)
+    assert extract(read_images(folder), path, extract_config, **options).images == 50
+
+
+def test_trap_an_image_that_failed_in_an_extraction_that_ended_is_tried_again(
+    drawn, tmp_path, extract_config, monkeypatch
+):
+    """The shard with its failure is there, the file's size and time are what they were, and now it can be read."""
+    path = tmp_path / "s.h5"
+    extract(read_dataset(drawn).first(5), path, extract_config, device="cpu")
+    refused = {"0007.jpg"}
+    read = image_source.read_bytes
+
+    def reading(file, most):
+        if Path(file).name in refused:
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file, most)
+
+    monkeypatch.setattr(image_source, "read_bytes", reading)
+    sealing = monkeypatch.context()
+    with sealing as patched:
+        patched.setattr(pipeline, "seal", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            extract(read_dataset(drawn), path, extract_config, device="cpu")
+    refused.clear()
+    made = extract(read_dataset(drawn), path, extract_config, device="cpu")
+    assert (made.images, made.failures) == (60, [])
+
+
+@pytest.mark.parametrize("name", ["settings.json", "image.plan.json", "text.plan.json"])
+def test_trap_strangers_files_where_shards_are_kept_stay(drawn, tmp_path, extract_config, name):
+    path = tmp_path / "s.h5"
+    parts = parts_folder(path)
+    parts.mkdir()
+    (parts / name).write_text('{"mine": 1}')
+    with pytest.raises(StoreError, match=f"holds something else .{name}.; move that elsewhere"):
+        extract(read_dataset(drawn), path, extract_config, device="cpu")
+    assert (parts / name).read_text() == '{"mine": 1}'
+
+
+def test_trap_no_link_is_followed_where_shards_are_kept(drawn, tmp_path, extract_config):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "settings.json").write_text("{}")
+    for name in ("s.h5.parts", "s.h5.kept"):
+        (tmp_path / name).symlink_to(theirs)
+        with pytest.raises(StoreError, match=f"{name} is a link, and an extraction keeps"):
+            extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
+        (tmp_path / name).unlink()
+    assert [file.name for file in theirs.iterdir()] == ["settings.json"]
 
 
 def test_features_of_vanished_images_are_kept_beside_the_store_until_they_are_pruned(

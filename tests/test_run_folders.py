@@ -169,3 +169,36 @@ def test_trap_a_users_run_in_best_is_left_alone(run, run_dir, store_file, tmp_pa
     assert contents(tmp_path / "s/best") == before
     shutil.rmtree(tmp_path / "s/best")
     run("sweep", *grid, *short, "--test-best")
+
+
+@pytest.mark.parametrize("way", ["copied", "linked"])
+def test_trap_another_store_in_an_index_is_left_alone(way, fails, run_dir, store_file, drawn, tmp_path):
+    (tmp_path / "index").mkdir()
+    store = shutil.copy(store_file, tmp_path / "store.h5")
+    if way == "copied":
+        shutil.copy(store, tmp_path / "index/images.h5")
+    else:
+        (tmp_path / "index/images.h5").symlink_to(store)
+    (tmp_path / "index/.onceover.json").write_text(_claimed())
+    before = contents(tmp_path)
+    message = fails("index", "--run", run_dir, "--images", drawn / "images", "--index", tmp_path / "index")
+    assert "images.h5 is " in message
+    assert "and an index keeps features there; move it elsewhere" in message
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("way", ["copied", "linked"])
+def test_trap_another_store_in_a_fine_tuned_run_is_left_alone(way, mine, store_file, drawn, monkeypatch):
+    if way == "copied":
+        shutil.copy(store_file, mine / "store.h5")
+    else:
+        (mine / "store.h5").symlink_to(store_file)
+    (mine / "config.yaml").write_text(f"extract:\n  image_encoder: hf:{mine / 'encoders/image'}\n")
+    with pytest.raises(workflows.WorkflowError, match="is not a store of the encoders in .*; move it elsewhere"):
+        workflows.complete_finetuned(store_file, drawn, mine, device="cpu")
+
+
+def _claimed() -> str:
+    from onceover.base.files import json_text, sealed
+
+    return json_text(sealed({"format": "onceover folder", "claimed": True, "files": {}}))

@@ -1,0 +1,140 @@
+"""The folder of an unfinished extraction, ``FILE.h5.parts``: its settings, its plans and its finished shards."""
+
+from pathlib import Path
+
+from onceover.base.errors import OnceoverError
+from onceover.base.files import FileError, read_json, read_record, remove_files
+from onceover.base.outputs import RECORD, Outputs
+from onceover.extract.image_source import ImageSource
+from onceover.extract.ledger import is_passing
+from onceover.extract.store import KINDS, StoreError, describe_shard, parts_folder, shard_failures, shard_files
+
+_SETTINGS = "settings.json"
+_PLANS = tuple(f"{kind}.plan.json" for kind in KINDS)
+
+
+class Unfinished:
+    """An unfinished extraction of the store at ``path``.
+
+    Attributes:
+        folder: where it lies; it need not be there.
+    """
+
+    def __init__(self, path: Path):
+        self.folder = parts_folder(path)
+        self._outputs = Outputs(self.folder, "move it elsewhere, or name another --store", keep_changed=False)
+
+    def claim(self) -> None:
+        """Refuses a folder that is somebody else's.
+
+        Raises:
+            StoreError: it is a link, no folder, or holds something else.
+        """
+        if self.folder.is_symlink():
+            raise StoreError(f"{self.folder} is a link, and an extraction keeps its shards there; move it elsewhere")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreError(
+                f"{self.folder} is where an extraction keeps its shards, and it is no folder; move it elsewhere"
+            )
+        if not self.folder.is_dir() or _SETTINGS in self._outputs.names():
+            return
+        if _are_settings(self.folder / _SETTINGS):  # an earlier version kept no record
+            self._outputs.adopt(name for name in (_SETTINGS, *_PLANS) if (self.folder / name).is_file())
+            return
+        strange = sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
+        if strange:
+            raise StoreError(
+                f"{self.folder} is where an extraction keeps its shards, and it holds something else ({strange[0]}); "
+                "move that elsewhere, or name another --store"
+            )
+
+    def shards(self, kind: str = "") -> list[Path]:
+        """The finished shards, of one kind or of both, in their order."""
+        return shard_files(self.folder, kind)
+
+    def remove(self) -> None:
+        """Removes settings, plans and shards; what else lies in the folder stays."""
+        for shard in self.shards():
+            shard.unlink()
+        self._outputs.remove(lambda name: name in _PLANS)
+        self._outputs.remove(_SETTINGS.__eq__)  # last: what is left after a kill is still an extraction's
+        remove_files(self.folder, [RECORD])
+
+    def remove_damaged_shards(self) -> list[str]:
+        """Removes shards that are not as they were written, whose rows are then encoded again; why, for each."""
+        reasons = []
+        for shard in self.shards():
+            try:
+                describe_shard(shard)
+            except OnceoverError as error:
+                reasons.append(str(error))
+                shard.unlink()
+        return reasons
+
+    def remove_shards_with_passed_failures(self, images: ImageSource, paths: dict[str, str]) -> None:
+        """Removes shards without images that could not be read then and can be read now; they are encoded again.
+
+        Args:
+            paths: by the id of each image, its key in ``images``.
+        """
+        for shard in self.shards("image"):
+            failed = [failure.id for failure in shard_failures(shard) if is_passing(failure)]
+            if any(is_readable(images, paths[name]) for name in failed if name in paths):
+                shard.unlink()
+
+    def settings(self) -> dict | None:
+        """Device, compute dtypes and batch size that it was begun with; None where a kill came while it was removed.
+
+        Raises:
+            FileError: they are damaged.
+        """
+        path = self.folder / _SETTINGS
+        if not path.exists():
+            return None
+        begun = read_record(path, "the unfinished extraction's settings", strict=False)
+        is_sound = isinstance(begun.get("device"), str) and isinstance(begun.get("batch_size"), int)
+        if not is_sound or not isinstance(begun.get("dtypes"), dict):
+            raise FileError(f"{path} is damaged; remove {self.folder} and run the command again")
+        return begun
+
+    def write_settings(self, settings: dict) -> None:
+        """Writes what it is begun with, which also makes the folder an extraction's."""
+        self._outputs.write_record(_SETTINGS, settings)
+
+    def plan(self, kind: str) -> dict:
+        """The plan for the images or captions; empty where there is none.
+
+        Raises:
+            FileError: it is damaged.
+        """
+        path = self.folder / f"{kind}.plan.json"
+        if not self._outputs.holds(path.name):
+            return {}
+        plan = read_record(path, "the plan", strict=False)
+        is_sound = isinstance(plan.get("todo"), list) and isinstance(plan.get("rows"), int) and plan["rows"] > 0
+        return plan if is_sound else {}
+
+    def write_plan(self, kind: str, plan: dict) -> None:
+        """Writes the plan for the images or captions.
+
+        Raises:
+            OutputError: a file of somebody else's has its name.
+        """
+        self._outputs.write_record(f"{kind}.plan.json", plan)
+
+
+def is_readable(images: ImageSource, key: str) -> bool:
+    """Whether the bytes of an image can be read at the moment."""
+    try:
+        images.open(key)
+    except (OSError, OnceoverError):
+        return False
+    return True
+
+
+def _are_settings(path: Path) -> bool:
+    """Whether a file has what an extraction's settings have."""
+    try:
+        return {"device", "batch_size", "dtypes"} <= read_json(path, "settings").keys()
+    except FileError:
+        return False
