@@ -35,12 +35,69 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave t
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # after a fraction of a millisecond: waking one costs a step a tenth
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large arrays in huge pages
 
-FILE = click.Path(path_type=Path)
-DIRECTORY = click.Path(file_okay=False, path_type=Path)
 PROGRAM = ("onceover",) if __package__ else ("python", "cli.py")  # how the user calls it
 _TRACEBACK = "onceover.traceback"
 _FULL_DISK = re.compile(r"no space left|os error 28|file too large|disk quota exceeded", re.IGNORECASE)
-_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|failed to map segment", re.IGNORECASE
+)
+
+
+class PathName(click.Path):
+    """A path that can be written down in a file of ours, and that leads somewhere."""
+
+    def convert(self, value, param, ctx):
+        """``value`` as a path."""
+        text = os.fspath(value)
+        if not text:
+            self.fail("an empty path; name a file or a folder", param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{click.format_filename(text)!r} {_why_not_utf8(text)}", param, ctx)
+        try:
+            Path(text).stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                self.fail(f"{text!r} is a link that leads back to itself", param, ctx)
+            if self.dir_okay and not self.file_okay and Path(text).is_symlink():
+                self.fail(f"{text!r} is a link that leads nowhere", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _why_not_utf8(text: str) -> str:
+    """What is wrong with a name that is no Unicode, and how to mend it."""
+    try:
+        os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError:
+        return "is not UTF-8, and names are written into files as UTF-8; rename it"
+    return "is not understood here: Python does not read names as UTF-8; set the environment variable PYTHONUTF8=1"
+
+
+FILE = PathName(path_type=Path)
+DIRECTORY = PathName(file_okay=False, path_type=Path)
+
+
+class Fraction(click.FloatRange):
+    """A number from 0 to 1, which NaN is not."""
+
+    def __init__(self):
+        super().__init__(0, 1)
+
+    def convert(self, value, param, ctx):
+        """``value`` as a number."""
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is no number from 0 to 1", param, ctx)
+        return number
+
+
+def text_of(argument: str) -> str:
+    """A text from the command line, which is taken for UTF-8 where Python does not read it so."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 class Command(click.Command):
@@ -363,7 +420,7 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
     metavar="KEY=V1,V2,…",
     help="An axis of the grid: any setting of model or training. Repeat.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits of each setting.")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Fits of each setting.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N settings of the grid, drawn at random.")
 @click.option(
     "--halving",
@@ -559,9 +616,11 @@ def _print_evaluation(evaluation) -> None:
 def compare(runs, split, rerank, json_to):
     """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
     from onceover import workflows
-    from onceover.base.outputs import write_result
+    from onceover.base.outputs import check_result, write_result
     from onceover.retrieval import evaluation
 
+    if json_to and json_to != "-":
+        check_result(json_to)
     result = workflows.compare(runs, split, rerank)
     if json_to == "-":
         click.echo(_json_result(result))
@@ -603,7 +662,7 @@ def ensemble(runs, run_dir, store_file):
 @click.option("--memory", type=Size(), help="What the index may take, for auto. [default: half of the machine's]")
 @click.option(
     "--min-recall",
-    type=click.FloatRange(0, 1),
+    type=Fraction(),
     help="Refuse an approximate index whose recall@10 is lower. [default: 0.95, or as before]",
 )
 @click.option(
@@ -667,7 +726,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
 @click.option(
     "--with", "other", metavar="OTHER", help="Mix in an image's path (text2image), or a sentence (image2text)."
 )
-@click.option("--weight", type=click.FloatRange(0, 1), help="The share of --query, beside --with. [default: 0.5]")
+@click.option("--weight", type=Fraction(), help="The share of --query, beside --with. [default: 0.5]")
 @click.option(
     "--top-k", "--top_k", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Hits to show."
 )
@@ -702,6 +761,10 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
     weight = 0.5 if weight is None else weight
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
+    if mode == "text2image" and query is not None:
+        query = text_of(query)
+    elif mode == "image2text" and other is not None:
+        other = text_of(other)
     asked = [query] if queries is None else _read_queries(queries)
     encoders = {"image": options.pop("image_encoder"), "text": options.pop("text_encoder")}
     results = workflows.search_many(
@@ -924,7 +987,30 @@ def demo(out, device):
 
 def main() -> None:
     """Runs the command line."""
-    cli(prog_name=" ".join(PROGRAM))
+    _open_closed_streams()
+    try:
+        cli(prog_name=" ".join(PROGRAM))
+    except OSError as error:  # of printing a help text: within a command the error is caught there
+        print(f"error: the output cannot be printed: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still held back has nowhere to go
+        sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Opens what the caller closed of stdin, stdout and stderr, so that no other file takes its place.
+
+    Input is then empty, messages go nowhere, and results that cannot be printed end in an error.
+    """
+    ways = (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w"))
+    for number, (name, flag, mode) in enumerate(ways):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, flag)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":

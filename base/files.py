@@ -390,11 +390,17 @@ def only_writer(path: str | Path, what: str, wait: float = 0) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = link_target(path)
+    if path.name in ("", ".."):  # of "." and "..", which have names of their own
+        path = path.resolve()
+    if not path.name:
+        raise FileError(f"{path} is no place for {what}; name a folder or file of its own")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=wait)
     try:
         lock.acquire()
     except Timeout as error:
+        if not Path(lock.lock_file).exists():
+            raise FileError(f"nothing can be written into {path.parent}; name a place elsewhere") from error
         raise FileError(f"another process is writing {what} {path}; wait for it or stop it") from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -506,7 +506,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Turns what h5py and the decoders raise on a damaged file into an error with a way out."""
     try:
         yield
-    except OnceoverError:
+    except (OnceoverError, PermissionError):
         raise
     except DAMAGE as error:
         raise StoreError(f"{path} is damaged ({first_line(error)}); remove it and extract again") from error
@@ -523,6 +523,8 @@ def _open(path: Path) -> tuple[h5py.File, bool]:
     try:
         is_whole = check_bytes(path)
         file = open_hdf5(path, again=True)
+    except PermissionError:
+        raise
     except OSError as error:
         raise StoreError(f"{path} is no HDF5 file, or a damaged one ({first_line(error)})") from error
     try:

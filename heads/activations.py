@@ -89,6 +89,8 @@ def _is_cached(path: Path, fingerprint: str) -> bool:
     try:
         with open_hdf5(path) as file:
             return file.attrs.get("fingerprint") == fingerprint
+    except PermissionError:
+        raise
     except DAMAGE as error:
         raise ActivationError(
             f"{path} is damaged ({first_line(error)}); remove it, and it is computed again"

@@ -38,6 +38,7 @@ _NO_AXES = {
     "training.refit": "the validation images rank the settings, so no trial is fitted with them; set it for fit",
     "model.rerank": "it changes nothing in the heads; evaluate compares the ways with --rerank",
 }
+MAX_SETTINGS = 100_000
 RUNGS = (1 / 8, 1 / 4, 1 / 2)  # of all epochs, after which halving drops trials
 KEPT = 1 / 4  # of the settings, at a rung; and whatever cannot be told from the best
 AT_ONCE = {"cpu": 8}  # trials; more in a stack bring nothing there, and a kill costs those that are under way
@@ -85,6 +86,9 @@ def expand(
         axes[key] = values
     if not axes:
         raise ConfigError("the grid is empty; name at least one axis: --grid model.temperature=0.03,0.05,0.07")
+    size = math.prod(len(values) for values in axes.values())
+    if size > MAX_SETTINGS:
+        raise ConfigError(f"the grid has {size:,} settings; at most {MAX_SETTINGS:,} are swept: name fewer values")
     points = list(itertools.product(*axes.values()))
     if sample is not None and sample < len(points):
         points = [points[number] for number in sorted(np.random.default_rng(0).permutation(len(points))[:sample])]

@@ -262,7 +262,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
             if (file.attrs.get("format"), file.attrs.get("format_version")) != (EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION):
                 raise EmbeddingsError(f"{path} is no embeddings file of the format {EMBEDDINGS_VERSION}; fit again")
             embeddings = _read(file, path)
-    except OnceoverError:
+    except (OnceoverError, PermissionError):
         raise
     except DAMAGE as error:
         raise EmbeddingsError(f"{path} is damaged ({first_line(error)}); fit again") from error

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from onceover.base.files import read_record, write_record
-from onceover.cli import cli
+from onceover.cli import cli, text_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -801,3 +802,70 @@ def test_thumbnails_are_read_for_a_drawing_alone(run, run_dir, tmp_path, monkeyp
 
     monkeypatch.setattr(Column, "__getitem__", lambda self, row: pytest.fail("a thumbnail was read"))
     run("search", "--run", run_dir, "--query", "a red circle", "--device", "cpu")
+
+
+def from_shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """What a shell makes of a command line in which {} stands for this program."""
+    program = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'cli.py'))}"
+    variables = os.environ | environment
+    return subprocess.run(
+        ["bash", "-c", line.replace("{}", program)], capture_output=True, cwd=folder, env=variables, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "expected"),
+    [
+        ("{} --help > /dev/full", 1, "error: the output cannot be printed: No space left on device"),
+        ("{} --help >&-", 1, "error: the output cannot be printed: Bad file descriptor"),
+        ("{} fit --store none.h5 --run r 2>&-", 1, ""),
+        ("{} search --run r --queries - <&-", 1, "error: stdin holds no queries; write one a line"),
+        ("{} plot --store s.h5 --out ''", 2, "Invalid value for '--out': an empty path; name a file or a folder"),
+        (
+            "{} fit --store $'\\xff.h5' --run r",
+            2,
+            "is not UTF-8, and names are written into files as UTF-8; rename it",
+        ),
+        (
+            "ln -s loop loop; {} index --run r --images loop",
+            2,
+            "Error: Invalid value for '--images': 'loop' is a link that leads back to itself",
+        ),
+        (
+            "ln -s none dangling; {} fit --store s.h5 --run dangling",
+            2,
+            "Error: Invalid value for '--run': 'dangling' is a link that leads nowhere",
+        ),
+        ("{} search --run r --query x --with y --weight nan", 2, "'nan' is no number from 0 to 1"),
+        ("{} sweep --store s.h5 --out s --grid model.temperature=1 --seeds 1000000000", 2, "1<=x<=1000"),
+    ],
+)
+def test_trap_closed_streams_and_odd_paths_end_in_a_line(line, code, expected, tmp_path):
+    made = from_shell(line, tmp_path)
+    stderr = made.stderr.decode(errors="replace")
+    assert made.returncode == code, stderr
+    assert expected in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_query_is_utf8_where_python_takes_it_for_something_else():
+    assert text_of("h\udcc3\udca9") == "h\u00e9"
+    assert text_of("h\u00e9") == "h\u00e9"
+    assert text_of("\udcff") == "\udcff"
+
+
+def test_run_folders_by_the_names_of_folders(store_file, tmp_path, monkeypatch, run):
+    """``.`` is the folder itself, and leaves no lock with a strange name."""
+    (tmp_path / "r").mkdir()
+    monkeypatch.chdir(tmp_path / "r")
+    short = ("--set", "training.num_epochs=1", "--set", "training.refit=false", "--set", "model.embedding_dim=8")
+    run("fit", "--store", store_file, "--run", ".", *short)
+    assert (tmp_path / "r/run.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == [".r.lock"]
+
+
+def test_a_strangers_file_for_the_result_of_compare_is_refused_before_anything_is_read(fails, tmp_path):
+    (tmp_path / "mine.json").write_text("[]")
+    message = fails("compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "mine.json")
+    assert message.endswith("was not written by this program, and is left as it is; name a new file")

@@ -261,6 +261,7 @@ def test_limit_keeps_the_map_right(tmp_path):
         ("captions.txt", "", "needs a first line with the columns image,caption"),
         ("captions.txt", "image,caption\n", "holds no captions"),
         ("captions.txt", "a.jpg,one\n", "needs a first line"),
+        ("captions.txt", "image,caption,Caption\na.jpg,one,two\n", "has several columns called caption; leave one"),
         ("captions.txt", "image,caption\nz.jpg,one\n", "none of the images"),
         ("captions.txt", "image,caption\na.jpg,\n", "no image is usable"),
         ("captions.txt", "image,caption\na.jpg\n", "line 2: expected 2 fields"),

@@ -16,6 +16,7 @@ from onceover.base.files import digest
 from onceover.base.hdf5 import sign_hdf5, strip_checksum, write_column
 from onceover.extract.ledger import Failure
 from onceover.extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_shard
+from onceover.retrieval.embeddings import read_embeddings
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 RECIPES = {"image": {"weights": "i" * 64, "pooling": "mean"}, "text": {"weights": "t" * 64, "pooling": "mean"}}
@@ -396,3 +397,13 @@ def test_thumbnails_are_read_when_their_store_is_closed_and_never_from_another_o
     assert column[1] == b"three"  # of the file that is open
     with pytest.raises(StoreError, match="was replaced while it was in use; run the command again"):
         unread[1]
+
+
+@pytest.mark.parametrize("read", [FeatureStore, read_embeddings])
+def test_trap_a_file_that_may_not_be_read_is_not_called_damaged(read, store_file, run_dir, monkeypatch):
+    def refused(path, *_options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("onceover.base.hdf5.open_regular", refused)
+    with pytest.raises(PermissionError):
+        read(store_file if read is FeatureStore else run_dir / "embeddings.h5")

@@ -271,6 +271,13 @@ def test_what_a_grid_may_hold():
         (["model.temperature=0.1,cold"], "model.temperature is 'cold'; it must be a number"),
         (["model.temperature=0.1,99"], "model.temperature is 99.0; use 0.001 to 10"),
         (["model.temperature"], "is no axis of a grid; write key=v1,v2"),
+        (
+            [
+                f"{key}={','.join(map(str, range(1, 101)))}"
+                for key in ("model.embedding_dim", "training.patience", "training.batch_size")
+            ],
+            "the grid has 1,000,000 settings; at most 100,000 are swept: name fewer values",
+        ),
         (["model.temperature=0.1,,0.2"], "is no axis of a grid"),
         (["model.head=mlp", "model.head=linear"], "stands in the grid twice"),
         (["training.seed=1,2"], "say how many seeds with --seeds"),
@@ -606,9 +613,7 @@ def test_trap_ranks_that_point_elsewhere_are_refused(judged, name, change):
     with np.load(judged) as arrays:
         values = dict(arrays)
     np.savez(judged, **values | {name: change(values[name])})
-    with pytest.raises(
-        LeaderboardError, match=r"a.npz is missing, damaged or of another trial; remove all files"
-    ):
+    with pytest.raises(LeaderboardError, match=r"a.npz is missing, damaged or of another trial; remove all files"):
         Judge().load("a", judged, "origin")
 
 

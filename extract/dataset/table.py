@@ -114,6 +114,9 @@ def csv_rows(path: Path) -> Iterator[Row]:
     header = [name.strip().lower() for name in columns or ()]
     if "image" not in header or "caption" not in header:
         raise DatasetError(f"{path} needs a first line with the columns image,caption[,split]; it has {lines[0]!r:.80}")
+    twice = [name for name in ("image", "caption", "split") if header.count(name) > 1]
+    if twice:
+        raise DatasetError(f"{path} has several columns called {twice[0]}; leave one, with a line for each caption")
     image, caption = header.index("image"), header.index("caption")
     split = header.index("split") if "split" in header else None
     position = 1
