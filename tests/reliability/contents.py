@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -89,7 +91,15 @@ def store_of_extraction(path: Path) -> dict:
 
 
 def run_values(folder: Path) -> dict:
-    """A run's heads and embeddings."""
+    """A run's heads and embeddings, as a command reads them: where a run is being replaced, it ends that first."""
+    from onceover.heads.replacement import end_interrupted_swap, is_swapping
+
+    if is_swapping(folder):
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            copy = Path(place) / folder.name
+            shutil.copytree(folder, copy)
+            end_interrupted_swap(copy)
+            return run_values(copy)
     values = {f"embeddings {name}": value for name, value in store_values(folder / "embeddings.h5").items()}
     values["heads"] = hashlib.blake2b((folder / "heads.safetensors").read_bytes()).digest()
     return values | {"finished": (folder / "run.json").exists()}
