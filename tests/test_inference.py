@@ -7,17 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from onceover.extract import inference
-from onceover.extract.inference import (
-    fold_batch_norms,
-    fuse_blocks,
-    mkl_keeps_up,
-    neighbour_overlap,
-    optimise,
-    relative_error,
-    use_onednn,
-    use_winograd,
-)
+from onceover.extract.backends import _mkl
+from onceover.extract.backends._mkl import fuse_blocks, mkl_keeps_up, optimise, use_onednn, use_winograd
+from onceover.extract.backends.eager import fold_batch_norms
+from onceover.extract.comparison import neighbour_overlap, relative_error
 
 
 def with_statistics(model):
@@ -251,7 +244,7 @@ def test_trap_a_faster_way_that_changes_features_or_hides_what_is_not_finite_is_
     if fault == "not finite":
         model.conv1.weight[0] = float("nan")
     else:
-        monkeypatch.setattr(inference, "_residual", lambda _downsample, layers, batch: layers[0](batch))
+        monkeypatch.setattr(_mkl, "_residual", lambda _downsample, layers, batch: layers[0](batch))
     expected = model(pixels)
     optimise(model, lambda: model(pixels))
     assert not any("forward" in vars(module) for module in model.modules())
