@@ -9,9 +9,11 @@ def relative_error(features: np.ndarray, reference: np.ndarray, spread: np.ndarr
     A cosine says little, since features of different images can agree to 0.998. The spread is that of ``reference``
     unless a larger sample (N', ...) of such features is given. A single record has no spread: infinite.
     """
-    if len(reference if spread is None else spread) < 2:
+    if spread is None:
+        spread = reference
+    if len(spread) < 2:
         return float("inf")
-    deviation = float(np.std(reference if spread is None else spread, axis=0, dtype=np.float64).mean())
+    deviation = float(np.std(spread, axis=0, dtype=np.float64).mean())
     error = float(np.sqrt(np.mean(np.square(features.astype(np.float64) - reference))))
     return error / max(deviation, np.finfo(np.float32).tiny)
 

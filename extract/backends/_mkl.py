@@ -17,7 +17,7 @@ WINOGRAD_CHANNELS = 128  # with fewer, transforming costs what it saves (docs/re
 WINOGRAD_WASTE = 1.5  # times an image's size that its tiles may cover
 _BLOCK = 256  # tiles at a time, or an image's: what lies between two steps stays in the cache
 
-# F(4x4, 3x3) of Lavin and Gray 2016: what transforms weights, and tiles of the input and the output, along an axis
+# F(4x4, 3x3) of Lavin and Gray 2016: transforms of weights, and of tiles of input and output, along an axis
 _OF_WEIGHTS = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # to be divided by 24
 _OF_INPUT = [
     [4, 0, -5, 0, 1, 0],
@@ -35,9 +35,9 @@ _FUSED = ("_convolution_pointwise", "_convolution_pointwise_")  # torch's own, n
 
 
 def optimise(model: nn.Module, forward: Callable[[], Tensor], left_alone: Sequence[str] = ()) -> None:
-    """Lets a float32 model on a processor compute in the ways below. Its features stay the same but for rounding.
+    """Replaces parts of a float32 model on a processor by faster ones that give the same features but for rounding.
 
-    Where ``forward``, one pass, would then put out something else, or nothing finite, all is left as it was.
+    Where ``forward``, one pass, then gives other features, or some that are not finite, all is left as it was.
     """
     replaced = {module for module in model.modules() if _is_replaced(module)}
     with torch.no_grad():
@@ -169,7 +169,9 @@ def fuse_blocks(model: nn.Module, left_alone: Sequence[str] = ()) -> None:
 
 def _residual(downsample: nn.Module | None, layers: list[nn.Conv2d], batch: Tensor) -> Tensor:
     """The output of a residual block."""
-    shortcut = downsample(batch) if downsample else batch
+    shortcut = batch
+    if downsample:
+        shortcut = downsample(batch)
     for layer in layers[:-1]:
         batch = _rectified(layer, batch)
     return _rectified(layers[-1], batch, shortcut)

@@ -46,7 +46,7 @@ def change_stamp(spec: Spec) -> dict:
 
 
 def load_image(spec: Spec, seed: int) -> ImageModel:
-    """The classifier with an identity in the place of its last layer, and the preprocessing of its weights."""
+    """The classifier without its last layer, and the preprocessing of its weights."""
     weights_enum = _weights_of(spec)
     names = list(weights_enum.__members__)
     if spec.weights not in names and not spec.random and not Path(spec.weights).is_file():
@@ -89,7 +89,7 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
 
 
 def save(spec: Spec, kind: str, module: "nn.Module", folder: Path) -> str:
-    """Writes ``weights.safetensors``, a state dict that a classifier which was never used makes complete."""
+    """Writes ``weights.safetensors``, a complete state dict, whose classifier has random weights."""
     import safetensors.torch
     from torchvision import models
 
@@ -192,7 +192,7 @@ def _pretrained(spec: Spec, entry: Any) -> "nn.Module":
 
 
 def _drop_classifier(model: "nn.Module") -> str:
-    """Puts an identity in the place of the last layer with weights, the classifier of every torchvision model.
+    """Replaces the last layer with weights, the classifier of every torchvision model, by an identity.
 
     Returns:
         The classifier's name.

@@ -11,7 +11,7 @@ from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding.library_errors import reason
 
 STREAMS = 2  # batches on a GPU at a time: one is copied while the other is computed
-_NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what processors call it that multiply in bfloat16
+_NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # capabilities of processors that multiply in bfloat16
 
 
 def pick_device(name: str | None = None) -> torch.device:

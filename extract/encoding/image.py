@@ -120,7 +120,7 @@ class ImageEncoder:
     def outputs(self, pixels: Tensor) -> list[Tensor | None]:
         """A pass over images (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.
 
-        ``pixels``: a view of 8-bit pixels, or scaled already. None in the place of a layer without a part in the pass.
+        ``pixels``: a view of 8-bit pixels, or scaled already. None for a layer that plays no part in the pass.
         """
         return self._network.outputs(self._scaled(pixels))
 

@@ -25,7 +25,7 @@ def reason(error: BaseException) -> str:
 def loading(spec: Spec) -> Iterator[None]:
     """Turns whatever libraries raise on a damaged model or tokenizer into an error of one line.
 
-    A want of room or memory is none of the model's faults, and stays what it is.
+    A full disk or memory is not the model's fault: those errors pass as they are.
     """
     try:
         with system_errors(tempfile.gettempdir()):
@@ -42,7 +42,7 @@ def loading(spec: Spec) -> Iterator[None]:
 
 @contextlib.contextmanager
 def system_errors(folder: str | Path) -> Iterator[None]:
-    """Turns the system's errors, which libraries in Rust hand on as text, into those that they were."""
+    """Turns system errors that libraries in Rust pass on as text back into ``OSError``."""
     try:
         yield
     except OSError:
@@ -56,7 +56,7 @@ def system_errors(folder: str | Path) -> Iterator[None]:
 
 
 def _unusable(spec: Spec) -> str:
-    """The fault of a model that cannot be loaded, for a message."""
+    """What is wrong with a model that cannot be loaded, for a message."""
     if Path(spec.name).exists():
         return "the folder holds no usable model"
     return "the model or its tokenizer cannot be loaded"

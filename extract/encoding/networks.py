@@ -64,14 +64,14 @@ class ImageNetwork:
         return torch.cat(outputs, dim=1)
 
     def outputs(self, batch: Tensor) -> list[Tensor | None]:
-        """One pass: (B, D) of each layer, None in the place of one that played no part in it; gradients flow."""
+        """One pass: (B, D) of each layer, None for one that played no part in it; gradients flow."""
         self._recorded.outputs = {}
         self._recorded.outputs[LAST] = self.own_feature(batch)
         return [self._recorded.outputs.get(name) for name in self.layers]
 
     def _record(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
         """Records a module's output, averaged; a hook of the module."""
-        # there are none where autograd's own thread passes a checkpointed block again
+        # a thread of autograd that repeats a checkpointed block has none
         outputs = getattr(self._recorded, "outputs", {})
         if not isinstance(output, Tensor):
             output = output[0]

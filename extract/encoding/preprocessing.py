@@ -39,7 +39,7 @@ class Preprocessing:
             self.preprocess = steps.whole
 
     def _split(self, steps: PreprocessSteps) -> bool:
-        """Tries to scale by a table of 256 levels; whether a sample then comes out as from the steps as a whole."""
+        """Makes the table of 256 levels; whether it gives a sample the numbers that the steps as a whole give it."""
         gradient = Image.linear_gradient("L")
         sample = Image.merge("RGB", [gradient.rotate(angle) for angle in (0, 90, 180)])
         whole = steps.whole(sample)
@@ -53,7 +53,7 @@ class Preprocessing:
         return torch.stack([self.preprocess(self._part(image, part)) for part in self._parts])
 
     def _part(self, image: Image.Image, part: str | tuple | None) -> Image.Image:
-        """What of an image goes into the preprocessing for a view to show ``part`` (``pictures.VIEWS``)."""
+        """The image to preprocess so that the result shows ``part`` (``pictures.VIEWS``) of ``image``."""
         if part == pictures.WHOLE:
             return pictures.inset(image, self._resized, self._cropped)
         return pictures.crop(image, part)

@@ -10,7 +10,7 @@ from onceover.base.files import digest
 
 
 def as_stored(recipe: dict) -> dict:
-    """``recipe`` as it will be read back from JSON: lists in the place of tuples."""
+    """``recipe`` as it will be read back from JSON: lists instead of tuples."""
     return json.loads(json.dumps(recipe))
 
 

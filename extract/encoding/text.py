@@ -1,4 +1,4 @@
-"""Frozen text encoders: captions and queries -> features. As ``encoding.image``."""
+"""Frozen text encoders: captions and queries -> features. They are in eval mode, as image encoders are."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +55,7 @@ class TextEncoder:
             seed: of random weights.
             device: as ``pick_device``.
             captions: those of the dataset, which give a ``@random`` encoder its vocabulary.
-            tokenizer_files: the tokenizer, in the place of the model's own or of one of ``captions``.
+            tokenizer_files: the tokenizer's files, instead of the model's own tokenizer or one made of ``captions``.
             plain: computes in float32 by the backend ``plain``, whatever ``dtype`` and ``backend`` say.
             backend: the name of a backend.
         """
@@ -70,7 +70,7 @@ class TextEncoder:
             loaded = self._library.load_text(self._spec, seed, captions, tokenizer_files)
         self.tokenizer = loaded.tokenizer
         self.tokenizer_files = loaded.tokenizer.files
-        self._tokenizer_free = threading.Lock()  # it changes while it works
+        self._tokenizer_lock = threading.Lock()  # tokenizers change while they work
         self._max_length = min(max_length, loaded.max_length)
         self._takes_full_length = loaded.takes_full_length
         if loaded.is_projection:
@@ -110,7 +110,7 @@ class TextEncoder:
         for number, caption in enumerate(captions, 1):
             if caption.encode("utf-8", "ignore").decode() != caption:
                 raise EncoderError(f"text {number:,} of {len(captions):,} holds half a character; write it as UTF-8")
-        with self._tokenizer_free:
+        with self._tokenizer_lock:
             return self._tokenized(captions)
 
     def _tokenized(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
