@@ -140,7 +140,7 @@ def fit(
         force: replace the run that is there.
     """
     with _opened(store) as opened:
-        from onceover.extract.encoders import pick_device
+        from onceover.extract.encoding.devices import pick_device
         from onceover.heads.checkpoint import load_run
         from onceover.heads.training import fit as train
 
@@ -170,7 +170,7 @@ def sweep(
         import yaml
 
         from onceover.analysis.sweeps import plot_sweep
-        from onceover.extract.encoders import pick_device
+        from onceover.extract.encoding.devices import pick_device
         from onceover.heads.sweep import sweep as train
         from onceover.heads.sweep import trial_name
         from onceover.retrieval.evaluation import markdown_table
@@ -244,7 +244,7 @@ def finetune(
     Returns what ``finetune.json`` says; None in all processes but the first, where several share the batches. The new
     encoders' features are still to be extracted: ``complete_finetuned``.
     """
-    from onceover.extract.encoders import pick_device
+    from onceover.extract.encoding.devices import pick_device
     from onceover.heads.finetune import finetune as train
 
     loaded = _run_at(run)

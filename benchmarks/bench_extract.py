@@ -122,7 +122,8 @@ def limit(options) -> dict:
 
     from onceover import cli
     from onceover.base.threads import in_order, in_processes
-    from onceover.extract.encoders import ImageEncoder, TextEncoder, by_length
+    from onceover.extract.encoding.image import ImageEncoder
+    from onceover.extract.encoding.text import TextEncoder, by_length
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pictures import decode
     from onceover.extract.pipeline import BATCH_SIZE, CAPTIONS_PER_PICTURE, ON_A_GPU, PIECE, SAMPLE, SHARD_ROWS
@@ -207,7 +208,8 @@ def limit(options) -> dict:
 
 def chosen(options, make, features):
     """The encoder that ``extract`` takes (``--dtype``)."""
-    from onceover.extract.inference import fast_dtype, relative_error
+    from onceover.extract.comparison import relative_error
+    from onceover.extract.encoding.devices import fast_dtype
     from onceover.extract.pipeline import AUTO_ERROR
 
     exact = make("float32" if options.dtype == "auto" else options.dtype)
@@ -367,11 +369,11 @@ def plain_models(options):
     from torchvision import models
     from transformers import DistilBertConfig, DistilBertModel
 
-    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.encoding.vocabulary import dataset_tokenizer
     from onceover.extract.layouts import read_dataset
 
     dataset = read_dataset(options.data).first(options.pictures)
-    tokenizer = _dataset_tokenizer(dataset.captions)
+    tokenizer = dataset_tokenizer(dataset.captions)
     image_model = models.resnet50(weights=None).eval()
     image_model.fc = torch.nn.Identity()
     text_model = DistilBertModel(DistilBertConfig(vocab_size=len(tokenizer))).eval()
@@ -433,7 +435,7 @@ def machine(device: str) -> dict:
     """Where and with what this ran."""
     import torch
 
-    from onceover.extract.inference import hardware
+    from onceover.extract.encoding.devices import hardware
 
     libraries = {name: version(name) for name in ("torch", "torchvision", "transformers", "pillow")}
     card = {"card": hardware(torch.device(device))} if device.startswith("cuda") else {}

@@ -67,7 +67,7 @@ def prepare(folder: Path, pictures: int) -> None:
     from transformers import BertConfig, BertModel, MobileNetV2Config, MobileNetV2ImageProcessor, MobileNetV2Model
 
     from onceover.configs.schema import Config, ExtractConfig, TrainingConfig
-    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.encoding.vocabulary import dataset_tokenizer
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract
     from onceover.extract.store import FeatureStore
@@ -88,7 +88,7 @@ def prepare(folder: Path, pictures: int) -> None:
     torch.manual_seed(0)
     MobileNetV2Model(MobileNetV2Config()).save_pretrained(folder / "image")
     MobileNetV2ImageProcessor().save_pretrained(folder / "image")
-    tokenizer = _dataset_tokenizer(dataset.captions)
+    tokenizer = dataset_tokenizer(dataset.captions)
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "text")
     tokenizer.save_pretrained(folder / "text")

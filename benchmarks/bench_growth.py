@@ -65,10 +65,10 @@ def small_bert(drawn: Path, folder: Path) -> None:
     """A text encoder that takes little time, random, with a vocabulary of the drawn captions."""
     from transformers import BertConfig, BertModel
 
-    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.encoding.vocabulary import dataset_tokenizer
     from onceover.extract.layouts import read_dataset
 
-    tokenizer = _dataset_tokenizer(read_dataset(drawn).captions)
+    tokenizer = dataset_tokenizer(read_dataset(drawn).captions)
     sizes = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768}
     BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -43,10 +43,11 @@ from onceover.base.memory import peak_memory, total_memory
 from onceover.base.threads import Speed, ahead, deaths_told, in_order, in_processes, shared, shares
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.dataset import Dataset
+from onceover.extract.encoders import change_stamp as identity
+from onceover.extract.encoders import parse_spec
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NOT_ENCODED, Failure, is_passing
 from onceover.extract.pictures import PictureError, decode, thumbnail
-from onceover.extract.specs import identity, parse_spec
 from onceover.extract.store import (
     KINDS,
     FeatureStore,
@@ -63,7 +64,7 @@ from onceover.extract.store import (
 from onceover.extract.unfinished import Unfinished, is_readable
 
 if TYPE_CHECKING:
-    from onceover.extract.encoders import Preprocessing
+    from onceover.extract.encoding.preprocessing import Preprocessing
 
 SHARD_ROWS = {"image": 128, "text": 1024}  # what a kill can cost: some seconds of work
 ON_A_GPU = {"image": 4, "text": 2}  # times that many there
@@ -389,8 +390,7 @@ class _Job:
     def run(self) -> None:
         import torch
 
-        from onceover.extract.encoders import pick_device
-        from onceover.extract.inference import hardware
+        from onceover.extract.encoding.devices import hardware, pick_device
 
         for reason in self.unfinished.remove_damaged_shards():
             self.say(f"encoding a damaged shard again: {reason}")
@@ -409,7 +409,8 @@ class _Job:
             ) from error
 
     def _run(self) -> None:
-        from onceover.extract.encoders import ImageEncoder, TextEncoder
+        from onceover.extract.encoding.image import ImageEncoder
+        from onceover.extract.encoding.text import TextEncoder
 
         common = {
             "store_dtype": self.config.store_dtype,
@@ -607,7 +608,8 @@ class _Job:
 
     def _in_best_dtype(self, kind: str, make: Callable, sample: Callable):
         """The encoder in the arithmetic that was asked for, or has been used, or that a sample shows to be enough."""
-        from onceover.extract.inference import fast_dtype, relative_error
+        from onceover.extract.comparison import relative_error
+        from onceover.extract.encoding.devices import fast_dtype
 
         known = self._before.recipes[kind] if self._before else {}
         dtype = self.config.dtype if self.config.dtype != "auto" else None
@@ -642,7 +644,7 @@ class _Job:
         """The usual batch size of the device, halved until batches fit its memory; found by trying."""
         import torch
 
-        from onceover.extract.encoders import STREAMS
+        from onceover.extract.encoding.devices import STREAMS
 
         size = BATCH_SIZE.get(self.settings["device"].partition(":")[0], BATCH_SIZE["cpu"])
         room, abreast = total_memory() / 2 / self._streams(), STREAMS if "cuda" in self.settings["device"] else 1
@@ -785,7 +787,8 @@ class _Job:
         return sources, self._content_keys(sources)
 
     def _encode_captions(self, encoder, captions: list[str]) -> RowSources:
-        from onceover.extract.encoders import STREAMS, by_length
+        from onceover.extract.encoding.devices import STREAMS
+        from onceover.extract.encoding.text import by_length
 
         columns = ("truncated",)
         sources = self._sources("text", encoder.recipe, columns)
@@ -915,7 +918,7 @@ class _Job:
 
     def _encoded_pictures(self, read: _Reader, begin: Callable, shards: Iterator) -> Iterator[tuple[Path, _Encoded]]:
         """(file, rows) of each shard -> (file, ``_Encoded``) of its batches. ``begin``: as ``_begin_pictures``."""
-        from onceover.extract.encoders import STREAMS
+        from onceover.extract.encoding.devices import STREAMS
 
         tasks = ((file, batch) for file, rows in shards for batch in _split(rows, self.settings["batch_size"]))
         if not self._apart:
@@ -954,7 +957,7 @@ class _Job:
         """Begins to encode a batch, but for what is ``known``; the call that is returned gives (file, ``_Encoded``)."""
         import torch
 
-        from onceover.extract.encoders import joined
+        from onceover.extract.encoding.devices import joined
 
         (file, pieces), start = task, time.perf_counter()
         pixels = [torch.from_numpy(piece.pixels) for piece in pieces if len(piece.pixels)]

@@ -34,8 +34,8 @@ from onceover.base.hdf5 import (
     write_column,
     write_hdf5,
 )
+from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.ledger import Failure
-from onceover.extract.specs import known_tokenizer_files
 
 KINDS = ("image", "text")
 SPLITS = ("train", "dev", "test", "")

@@ -8,9 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from onceover.base.files import digest
-from onceover.extract.encoders import ImageEncoder, TextEncoder, image_encoder_of, text_encoder_of
+from onceover.extract.comparison import neighbour_overlap, relative_error
+from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
+from onceover.extract.encoding.text import TextEncoder, text_encoder_of
 from onceover.extract.image_source import ImageSource
-from onceover.extract.inference import neighbour_overlap, relative_error
 from onceover.extract.layouts import images_of
 from onceover.extract.pictures import decode_named
 from onceover.extract.store import KINDS, FeatureStore, StoreError

@@ -31,7 +31,7 @@ from onceover.base.formats import (
 )
 from onceover.base.hdf5 import stated_checksum
 from onceover.configs.schema import Config, ModelConfig, load_config
-from onceover.extract.specs import known_tokenizer_files
+from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.store import changed_settings
 from onceover.heads.models import DualHeads, Ensemble
 from onceover.heads.provenance import RunError, checked_file, read_provenance

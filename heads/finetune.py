@@ -30,8 +30,9 @@ from onceover.base.files import aside_folder, digest, only_writer, read_record
 from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED, NEXT, PROVENANCE
 from onceover.configs.schema import FinetuneConfig, load_config
 from onceover.extract.dataset import Dataset
-from onceover.extract.encoders import image_encoder_of, text_encoder_of
-from onceover.extract.inference import native_bfloat16
+from onceover.extract.encoding.devices import native_bfloat16
+from onceover.extract.encoding.image import image_encoder_of
+from onceover.extract.encoding.text import text_encoder_of
 from onceover.extract.layouts import images_of
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from onceover.extract.encoders import image_encoder_of, text_encoder_of
+from onceover.extract.encoding.image import image_encoder_of
+from onceover.extract.encoding.text import text_encoder_of
 from onceover.extract.pictures import read_picture
 from onceover.heads.checkpoint import Run
 from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings

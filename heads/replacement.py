@@ -26,7 +26,7 @@ from onceover.base.formats import (
     TOKENIZER,
 )
 from onceover.base.outputs import RECORD, Outputs
-from onceover.extract.specs import ENCODER_FILES, TOKENIZER_FILES
+from onceover.extract.encoder_files import ENCODER_FILES, TOKENIZER_FILES
 from onceover.extract.store import KINDS
 
 _CLEARED = ".cleared"  # in SWAP: the files of the old run are gone

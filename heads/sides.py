@@ -20,7 +20,8 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import digest
 from onceover.base.formats import ACTIVATIONS_VERSION
 from onceover.base.threads import in_order
-from onceover.extract.encoders import ImageEncoder, TextEncoder, by_length
+from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.text import TextEncoder, by_length
 from onceover.extract.image_source import ImageSource
 from onceover.extract.pictures import decode
 from onceover.extract.store import FeatureStore

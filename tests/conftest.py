@@ -43,11 +43,11 @@ def tiny_bert(tmp_path_factory, drawn) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.encoding.vocabulary import dataset_tokenizer
     from onceover.extract.layouts import read_dataset
 
     folder = tmp_path_factory.mktemp("tiny") / "bert"
-    tokenizer = _dataset_tokenizer(read_dataset(drawn).captions + CAPTIONS)
+    tokenizer = dataset_tokenizer(read_dataset(drawn).captions + CAPTIONS)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)
@@ -60,12 +60,12 @@ def tiny_clip(tmp_path_factory, drawn) -> Path:
     """A CLIP of one layer a tower with random weights in a local Hugging Face folder."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.encoding.vocabulary import dataset_tokenizer
     from onceover.extract.layouts import read_dataset
 
     folder = tmp_path_factory.mktemp("tiny") / "clip"
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokenizer = _dataset_tokenizer(read_dataset(drawn).captions)
+    tokenizer = dataset_tokenizer(read_dataset(drawn).captions)
     special = {"bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
     ids = {f"{name}_token_id": number for name, number in special.items()}
     config = CLIPConfig(

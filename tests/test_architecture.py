@@ -16,8 +16,8 @@ PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis")
 ONLY_IMPORTER = {
     "pyarrow": {"extract.arrays"},
     "faiss": {"retrieval.exact", "retrieval.index"},
-    "torchvision": {"extract.encoders"},
-    "transformers": {"extract.encoders"},
+    "torchvision": {"extract.encoders.torchvision"},
+    "transformers": {"extract.encoders.huggingface", "extract.encoding.vocabulary"},
 }
 WITHOUT_TORCH = ("configs", "retrieval", "analysis", "extract.store", "extract.dataset", "extract.layouts")
 

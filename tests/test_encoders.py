@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 
 from onceover.base.files import FileError, digest
-from onceover.extract import encoders
-from onceover.extract.encoders import ImageEncoder, TextEncoder, pick_device
-from onceover.extract.specs import EncoderError, identity, known_tokenizer_files, parse_spec, without_code
+from onceover.extract.encoder_files import known_tokenizer_files, without_code
+from onceover.extract.encoders import EncoderError, change_stamp, huggingface, parse_spec
+from onceover.extract.encoding.devices import pick_device
+from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.preprocessing import views_for
+from onceover.extract.encoding.text import TextEncoder
+from onceover.extract.encoding.vocabulary import dataset_tokenizer
 
 SHUFFLENET = "torchvision:shufflenet_v2_x0_5@random"
 
@@ -103,8 +107,8 @@ def test_trap_pixels_and_their_numbers_are_what_the_weights_own_preprocessing_gi
 
 def test_a_preprocessing_whose_steps_cannot_be_told_apart_is_left_whole(tiny_clip, monkeypatch):
     whole = ImageEncoder(f"hf:{tiny_clip}", views=2, device="cpu")
-    processed = encoders._processed
-    monkeypatch.setattr(encoders, "_processed", lambda processor, picture, **_steps: processed(processor, picture))
+    processed = huggingface._processed
+    monkeypatch.setattr(huggingface, "_processed", lambda processor, picture, **_steps: processed(processor, picture))
     encoder = ImageEncoder(f"hf:{tiny_clip}", views=2, device="cpu")
     pixels = encoder.pixels(noise())
     assert pixels.dtype == torch.float32
@@ -121,8 +125,8 @@ def test_a_preprocessing_that_crops_nothing_has_no_view_of_the_whole_picture(tin
     whole = views_of(encoder, wide.resize((32, 32), Image.Resampling.BICUBIC))[0]
     torch.testing.assert_close(views_of(encoder, wide)[2], whole)
     assert not torch.equal(views_of(encoder, wide)[0], whole)
-    assert encoders._views(4, cropped=False) == [(None, False), (None, True)]
-    assert len(encoders._views(12, cropped=False)) == 10
+    assert views_for(4, is_cropped=False) == [(None, False), (None, True)]
+    assert len(views_for(12, is_cropped=False)) == 10
 
 
 def test_features_are_what_stands_before_the_classifier(image_encoder):
@@ -203,7 +207,7 @@ def test_the_dataset_vocabulary_is_reproducible_and_kept_for_queries():
     assert later.recipe == encoder.recipe
     query = ["a reddog 犬 unseen"]
     np.testing.assert_array_equal(later.encode(query)[0], encoder.encode(query)[0])
-    words = later._tokenizer.tokenize("A RED dog gods")
+    words = later.tokenizer.wrapped.tokenize("A RED dog gods")
     assert words == ["a", "red", "dog", "g", "##o", "##d", "##s"]
     with pytest.raises(EncoderError, match="takes its vocabulary from a dataset"):
         TextEncoder(spec, device="cpu")
@@ -236,10 +240,10 @@ def test_identity_sees_changed_files_without_loading(tiny_bert, tmp_path):
 
     folder = tmp_path / "bert"
     shutil.copytree(tiny_bert, folder)
-    before = identity(parse_spec(f"hf:{folder}"), 0)
-    assert identity(parse_spec(f"hf:{folder}"), 0) == before
+    before = change_stamp(parse_spec(f"hf:{folder}"), 0)
+    assert change_stamp(parse_spec(f"hf:{folder}"), 0) == before
     os.utime(folder / "model.safetensors", ns=(1, 1))
-    assert identity(parse_spec(f"hf:{folder}"), 0) != before
+    assert change_stamp(parse_spec(f"hf:{folder}"), 0) != before
 
 
 def test_local_torchvision_weights_are_read_without_pickle(tmp_path):
@@ -366,7 +370,7 @@ def test_trap_a_siglip_caption_does_not_depend_on_its_batch(tmp_path, drawn):
     from onceover.extract.layouts import read_dataset
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokenizer = encoders._dataset_tokenizer(read_dataset(drawn).captions)
+    tokenizer = dataset_tokenizer(read_dataset(drawn).captions)
     tokenizer.model_max_length = 24
     text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_size": 32}
     SiglipModel(

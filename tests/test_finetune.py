@@ -316,7 +316,8 @@ def test_the_gradient_from_cached_activations_is_that_of_whole_passes(base_file,
 
 @pytest.mark.parametrize("case", ["resnet", "clip image", "clip text", "bert"])
 def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
-    from onceover.extract.encoders import ImageEncoder, TextEncoder
+    from onceover.extract.encoding.image import ImageEncoder
+    from onceover.extract.encoding.text import TextEncoder
 
     if case in ("resnet", "clip image"):
         spec = "torchvision:resnet18@random" if case == "resnet" else f"hf:{tiny_clip}"
@@ -348,7 +349,7 @@ def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
 
 def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
     """As on a card, where the way back has a thread of its own."""
-    from onceover.extract.encoders import ImageEncoder
+    from onceover.extract.encoding.image import ImageEncoder
 
     encoder = ImageEncoder("torchvision:resnet18@random", layers="layer4.1.conv1,last", device="cpu", plain=True)
     inputs = encoder.pixels(Image.linear_gradient("L").convert("RGB"))
@@ -409,7 +410,7 @@ def test_an_encoder_that_cannot_be_saved_is_found_before_anything_is_trained(tun
     def damaged(_encoder, _folder):
         raise RuntimeError("size mismatch for pos_embedding")
 
-    monkeypatch.setattr("onceover.extract.encoders.ImageEncoder.save", damaged)
+    monkeypatch.setattr("onceover.extract.encoding.image.ImageEncoder.save", damaged)
     save_resume(tmp_path / "tuned", {})
     (tmp_path / "tuned/.text.4194305.aside/model").mkdir(parents=True)  # of a training that was killed
     with pytest.raises(FinetuneError, match=r"the image encoder cannot be saved.* \(size mismatch for pos_embedding\)"):

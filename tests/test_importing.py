@@ -23,10 +23,10 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, check_disk
 from onceover.extract import arrays
 from onceover.extract.arrays import open_array
+from onceover.extract.encoders import EncoderError, parse_spec
 from onceover.extract.importing import import_features
 from onceover.extract.layouts import read_dataset
 from onceover.extract.ledger import Failure
-from onceover.extract.specs import EncoderError, parse_spec
 from onceover.extract.store import FeatureStore
 
 PICTURES = ["b.jpg", "a.jpg", "b.jpg", "c.jpg", "a.jpg"]

@@ -47,7 +47,8 @@ def data(drawn, tmp_path):
 @pytest.fixture
 def counting(monkeypatch):
     """Counts the rows of images and captions that are encoded for the store: in threads, unlike trials."""
-    from onceover.extract.encoders import ImageEncoder, TextEncoder
+    from onceover.extract.encoding.image import ImageEncoder
+    from onceover.extract.encoding.text import TextEncoder
 
     counts = {"image": 0, "text": 0}
     lock = threading.Lock()
@@ -72,8 +73,8 @@ def test_a_second_extraction_is_up_to_date_and_opens_neither_pictures_nor_encode
         raise AssertionError("nothing is to be read or loaded")
 
     dataset = read_dataset(drawn)
-    monkeypatch.setattr("onceover.extract.encoders.ImageEncoder", forbidden)
-    monkeypatch.setattr("onceover.extract.encoders.TextEncoder", forbidden)
+    monkeypatch.setattr("onceover.extract.encoding.image.ImageEncoder", forbidden)
+    monkeypatch.setattr("onceover.extract.encoding.text.TextEncoder", forbidden)
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     before = store_file.stat().st_mtime_ns
     assert extract(dataset, store_file, extract_config, device="cpu").up_to_date
@@ -309,13 +310,13 @@ def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract
 
 def test_verify_encodes_again_with_the_plain_models(store, monkeypatch):
     """So that it can see a fault in what makes them faster."""
-    from onceover.extract import encoders
+    from onceover.extract.backends import eager
 
     def forbidden(*_):
         raise AssertionError("nothing is to be optimised")
 
     for name in ("optimise", "use_onednn", "fold_batch_norms"):
-        monkeypatch.setattr(encoders, name, forbidden)
+        monkeypatch.setattr(eager, name, forbidden)
     lines, problems = verify_sample(store, 5, device="cpu")
     assert problems == []
     assert all("5 encoded again" in line for line in lines)
@@ -324,12 +325,12 @@ def test_verify_encodes_again_with_the_plain_models(store, monkeypatch):
 def test_an_extraction_that_other_hardware_began_is_gone_on_with_and_told(
     drawn, tmp_path, extract_config, monkeypatch, interrupt_after
 ):
-    from onceover.extract import inference
+    from onceover.extract.encoding import devices
 
     path, told = tmp_path / "s.h5", []
     monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "hardware", lambda _: "an abacus")
+        patch.setattr(devices, "hardware", lambda _: "an abacus")
         interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             extract(read_dataset(drawn), path, extract_config, device="cpu")
@@ -341,7 +342,7 @@ def test_an_extraction_that_other_hardware_began_is_gone_on_with_and_told(
 
 def test_a_shard_is_written_as_soon_as_it_is_whole(drawn, tmp_path, extract_config, monkeypatch):
     """Before anything of the next one is waited for, so that what goes wrong there does not cost it."""
-    from onceover.extract.encoders import ImageEncoder
+    from onceover.extract.encoding.image import ImageEncoder
 
     begin, begun = ImageEncoder.begin, []
 
@@ -396,7 +397,7 @@ def test_a_full_memory_is_one_line_whose_advice_can_be_followed(drawn, tmp_path,
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("onceover.extract.encoders.TextEncoder.begin", full)
+        patch.setattr("onceover.extract.encoding.text.TextEncoder.begin", full)
         patch.setattr(pipeline._Job, "_check_room", lambda *_: None)
         with pytest.raises(
             StoreError, match="memory of cpu is full; .* --batch-size 4 --force, which encodes all anew"
@@ -431,7 +432,7 @@ from pathlib import Path
 from onceover.extract import pipeline
 from onceover.extract.layouts import read_dataset
 from onceover.configs.schema import ExtractConfig
-import torch, onceover.extract.encoders
+import torch, onceover.extract.encoding.image, onceover.extract.encoding.text
 pipeline.SHARD_ROWS |= {{"image": 4, "text": 16}}
 config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=2, dtype="float32")
 
@@ -582,7 +583,7 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
 def test_a_mistyped_device_or_encoder_leaves_nothing_that_blocks_the_next_try(
     drawn, tmp_path, extract_config, counting
 ):
-    from onceover.extract.specs import EncoderError
+    from onceover.extract.encoders import EncoderError
 
     path, dataset = tmp_path / "s.h5", read_dataset(drawn)
     with pytest.raises(EncoderError, match="cannot be used"):
@@ -1048,7 +1049,7 @@ def test_a_picture_is_decoded_once_whatever_the_number_of_views(drawn, tmp_path,
 def test_the_arithmetic_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp_path, extract_config, monkeypatch):
     """Errors of bfloat16 lie between the two bounds that are tried; on a processor without it nothing is tried."""
     config, told = dataclasses.replace(extract_config, dtype="auto"), []
-    monkeypatch.setattr("onceover.extract.inference.native_bfloat16", lambda device: True)
+    monkeypatch.setattr("onceover.extract.encoding.devices.native_bfloat16", lambda device: True)
     chosen = {}
     for bound in (1e-9, 1e9):
         monkeypatch.setattr(pipeline, "AUTO_ERROR", bound)
@@ -1064,7 +1065,7 @@ def test_the_arithmetic_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp
     monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e-9)
     summary = extract(read_dataset(data), path, config, device="cpu")
     assert summary.computed == {"image": 0, "text": 1}  # in bfloat16, like what is there
-    monkeypatch.setattr("onceover.extract.inference.native_bfloat16", lambda device: False)
+    monkeypatch.setattr("onceover.extract.encoding.devices.native_bfloat16", lambda device: False)
     monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e9)
     extract(read_dataset(data), tmp_path / "none.h5", config, device="cpu")
     with FeatureStore(tmp_path / "none.h5") as store:

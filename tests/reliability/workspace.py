@@ -98,13 +98,13 @@ def draw(folder: str) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    from onceover.extract.encoders import _dataset_tokenizer
+    from onceover.extract.encoding.vocabulary import dataset_tokenizer
     from onceover.extract.layouts import read_dataset
     from onceover.extract.synthetic import draw_dataset
 
     workspace = Workspace(Path(folder))
     draw_dataset(workspace.data, TRAIN, DEV, TEST)
-    tokenizer = _dataset_tokenizer(read_dataset(workspace.data).captions)
+    tokenizer = dataset_tokenizer(read_dataset(workspace.data).captions)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))

@@ -1,23 +1,19 @@
-"""Faster inference: the features stay what they were, and what would change them is left alone."""
+"""Backends: features stay what they were, what would change them is left alone, and another package adds one."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from onceover.extract import inference
-from onceover.extract.inference import (
-    fold_batch_norms,
-    fuse_blocks,
-    mkl_keeps_up,
-    neighbour_overlap,
-    optimise,
-    relative_error,
-    use_onednn,
-    use_winograd,
-)
+from onceover.base.registry import RegistryError
+from onceover.extract.backends import BACKENDS, _mkl, agree
+from onceover.extract.backends._mkl import fuse_blocks, mkl_keeps_up, optimise, use_onednn, use_winograd
+from onceover.extract.backends.eager import fold_batch_norms
+from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.text import TextEncoder
 
 
 def with_statistics(model):
@@ -251,32 +247,86 @@ def test_trap_a_faster_way_that_changes_features_or_hides_what_is_not_finite_is_
     if fault == "not finite":
         model.conv1.weight[0] = float("nan")
     else:
-        monkeypatch.setattr(inference, "_residual", lambda _downsample, layers, batch: layers[0](batch))
+        monkeypatch.setattr(_mkl, "_residual", lambda _downsample, layers, batch: layers[0](batch))
     expected = model(pixels)
     optimise(model, lambda: model(pixels))
     assert not any("forward" in vars(module) for module in model.modules())
     torch.testing.assert_close(model(pixels), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_an_error_is_told_in_units_of_the_spread_over_records():
-    reference = np.array([[1000.0, 0.0], [1002.0, 0.0]])  # cosine 1, and yet two records
-    assert relative_error(reference + 0.5, reference) == pytest.approx(0.5 / np.mean([1, 0]))
-    assert relative_error(reference[:1], reference[:1]) == float("inf")
-    assert relative_error(reference[:1] + 1, reference[:1], spread=reference) == pytest.approx(2)
+SHUFFLENET = "torchvision:shufflenet_v2_x0_5@random"
+CAPTIONS = ["A red circle .", "On the left there is a blue star ."]
 
 
-def test_trap_a_cosine_says_nothing_of_features_that_all_agree():
-    generator = np.random.default_rng(0)
-    features = 1 + 0.01 * generator.standard_normal((50, 64))
-    wrong = features[generator.permutation(50)]
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (features, wrong)]
-    assert (unit[0] * unit[1]).sum(1).min() > 0.999
-    assert relative_error(wrong, features) > 1.2
-    assert neighbour_overlap(wrong, features, 10) < 0.4
+def check_contract(name, text_spec):
+    """Checks a backend by its features, which are the plain model's but for rounding."""
+    image = Image.linear_gradient("L").convert("RGB")
+    features = {}
+    for backend in ("plain", name):
+        encoder = ImageEncoder(SHUFFLENET, layers="stage3, last", views=2, device="cpu", backend=backend)
+        pixels = torch.stack([encoder.pixels(image.rotate(angle)) for angle in (0, 90, 200)])
+        features[backend] = torch.from_numpy(encoder.encode(pixels))
+        with ThreadPoolExecutor(3) as pool:
+            for row, alone in enumerate(pool.map(encoder.encode, pixels.split(1))):
+                assert agree(torch.from_numpy(alone[0]), features[backend][row])
+    assert features[name].shape == (3, 2, 96 + 1024)
+    assert agree(features[name], features["plain"])
+    for layers in ("auto", "last"):
+        texts = {}
+        for backend in ("plain", name):
+            encoder = TextEncoder(text_spec, layers=layers, device="cpu", backend=backend)
+            texts[backend] = torch.from_numpy(encoder.encode(CAPTIONS)[0])
+        assert agree(texts[name], texts["plain"])
+    half = ImageEncoder(SHUFFLENET, dtype="bfloat16", device="cpu", backend=name)
+    assert torch.from_numpy(half.encode(half.pixels(image)[None])).isfinite().all()
 
 
-def test_the_overlap_of_neighbours_counts_the_ones_in_common():
-    line = np.column_stack([np.cos(np.arange(5) / 10), np.sin(np.arange(5) / 10)])
-    assert neighbour_overlap(line, line, 2) == 1
-    moved = line[[0, 4, 2, 3, 1]]  # each record keeps one of its two neighbours
-    assert neighbour_overlap(moved, line, 2) == 0.5
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_a_registered_backend_keeps_the_contract(name, tiny_bert):
+    check_contract(name, f"hf:{tiny_bert}")
+
+
+def test_a_backend_changes_no_fingerprint():
+    recipes = [ImageEncoder(SHUFFLENET, device="cpu", backend=name).recipe for name in BACKENDS.names()]
+    assert all(recipe == recipes[0] for recipe in recipes)
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(RegistryError, match="there is no backend 'eagre'; did you mean 'eager'"):
+        ImageEncoder(SHUFFLENET, device="cpu", backend="eagre")
+
+
+COUNTING = """
+from onceover.extract.backends import plain
+
+batches = []
+
+def image(network, sample, device, dtype):
+    compute = plain.image(network, sample, device, dtype)
+
+    def features(batch):
+        batches.append(len(batch))
+        return compute(batch)
+
+    return features
+
+def text(network, device, dtype):
+    compute = plain.text(network, device, dtype)
+
+    def features(inputs):
+        batches.append(len(inputs["input_ids"]))
+        return compute(inputs)
+
+    return features
+"""
+
+
+def test_another_package_adds_a_backend(outside, tiny_bert):
+    outside("onceover.backends", "counting", COUNTING)
+    assert "counting" in BACKENDS.names()
+    check_contract("counting", f"hf:{tiny_bert}")
+    batches = BACKENDS.load("counting").batches
+    batches.clear()
+    encoder = ImageEncoder(SHUFFLENET, views=2, device="cpu", backend="counting")
+    encoder.encode(torch.stack([encoder.pixels(Image.new("RGB", (50, 40)))] * 3))
+    assert batches == [3, 3], "a pass per view"

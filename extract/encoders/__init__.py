@@ -1,0 +1,257 @@
+"""Encoder libraries, found by the prefix of a specification: each is one file here, or a module of another package.
+
+``torchvision:resnet50@IMAGENET1K_V1`` names a model of the library whose ``NAME`` is ``torchvision``. Another package
+adds a library by an entry point of the group ``onceover.encoders``. A library is a module, or an object, with what
+``Library`` lists; it imports torch only within the functions that load and save, so that specifications are parsed, and
+a store that is up to date is recognised, at once. ``extract.encoding`` turns a loaded model into an encoder.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from onceover.base.errors import OnceoverError
+from onceover.base.registry import Registry
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+ENCODERS = Registry("onceover.extract.encoders", "onceover.encoders", "encoder library")
+IMPORTED = "import"  # the prefix that stands in a store for the unknown encoder of imported features
+NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
+_MAX_NAME = 255  # bytes of a file's or folder's name
+
+
+class EncoderError(OnceoverError):
+    """An encoder that cannot be had, or that is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed specification of an encoder.
+
+    Attributes:
+        text: the specification as it was written.
+        library: the ``NAME`` of its library.
+        name: the model, or the folder that it lies in.
+        weights: a name or a file, ``random``, or "" where a library has one set of weights per model.
+        revision: a version of the model, where a library has several.
+    """
+
+    text: str
+    library: str
+    name: str
+    weights: str
+    revision: str | None = None
+
+    def located(self) -> str:
+        """The specification with a local folder or file as an absolute path, good from anywhere."""
+        for path in (self.name, self.weights):
+            if path and Path(path).exists():
+                return self.text.replace(path, str(Path(path).resolve()), 1)
+        return self.text
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are a seeded initialisation."""
+        return self.weights == "random"
+
+
+class PreprocessSteps(NamedTuple):
+    """The preprocessing that belongs to an image model's weights, as its library has it.
+
+    Attributes:
+        whole: all steps, an RGB image -> float32 (3, H, W).
+        pixels: the steps up to pixels of 8 bits, an RGB image -> uint8 (3, H, W).
+        levels: the steps after that, uint8 (3, 1, L) -> float32 (3, 1, L).
+        resized: pixels of the shorter side after resizing; 0 where nothing is resized.
+        cropped: pixels of a side after the centre is cut out; 0 where nothing is.
+    """
+
+    whole: Callable[["Image.Image"], "Tensor"]
+    pixels: Callable[["Image.Image"], "Tensor"]
+    levels: Callable[["Tensor"], "Tensor"]
+    resized: int
+    cropped: int
+
+
+class ImageModel(NamedTuple):
+    """A loaded image model.
+
+    Attributes:
+        module: the network, float32 on the processor.
+        steps: its preprocessing.
+        pool: (module, float32 (B, 3, H, W)) -> its own feature (B, D).
+        recipe: ``architecture``, ``preprocessing`` and ``pooling`` as plain values. The pooling ``projection`` marks a
+            dual encoder's image tower, whose feature is its own projection alone.
+    """
+
+    module: "nn.Module"
+    steps: PreprocessSteps
+    pool: Callable[["nn.Module", "Tensor"], "Tensor"]
+    recipe: dict
+
+
+class Tokenizer(Protocol):
+    """A tokenizer; one call of it is under way at a time.
+
+    Attributes:
+        files: its files by name, enough to make it again without the dataset; names as in
+            ``encoder_files.TOKENIZER_FILES``.
+        pad_id: the id that fills up a batch.
+        frame_ids: the ids that stand around each caption and are no words.
+    """
+
+    files: dict[str, bytes]
+    pad_id: int
+    frame_ids: list[int]
+
+    def token_ids(self, captions: list[str], max_length: int | None) -> list[list[int]]:
+        """The token ids of captions, cut at ``max_length`` tokens unless it is None."""
+
+
+class TextModel(NamedTuple):
+    """A loaded text model.
+
+    Attributes:
+        module: the network, float32 on the processor.
+        tokenizer: its tokenizer.
+        states: (module, ``input_ids`` and ``attention_mask``, int64 (B, L)) -> hidden states (B, L, D) by layer:
+            ``last``, and numbers from 0, what enters the first layer, to ``depth``. Of a projection: (B, D), ``last``.
+        words: (module, ``input_ids``) -> the embeddings of its tokens, (B, L, D).
+        recipe: ``architecture`` as a plain value.
+        max_length: the most tokens that it takes.
+        depth: how many layers it has.
+        is_projection: whether it is a dual encoder's text tower, whose feature is its own projection alone.
+        takes_full_length: whether captions are padded to the maximum length, with no mask.
+    """
+
+    module: "nn.Module"
+    tokenizer: Tokenizer
+    states: Callable[["nn.Module", dict[str, "Tensor"]], dict[str | int, "Tensor"]]
+    words: Callable[["nn.Module", "Tensor"], "Tensor"]
+    recipe: dict
+    max_length: int
+    depth: int
+    is_projection: bool = False
+    takes_full_length: bool = False
+
+
+class Library(Protocol):
+    """A library that models come from.
+
+    Attributes:
+        NAME: the prefix of its specifications.
+        FORM: how its specifications are written, for messages.
+    """
+
+    NAME: str
+    FORM: str
+
+    def parse(self, text: str) -> Spec:
+        """Parses a specification, ``NAME:`` and at least one more character."""
+
+    def change_stamp(self, spec: Spec) -> dict:
+        """Plain values that differ when the model behind ``spec`` may have changed, had without loading it."""
+
+    def load_image(self, spec: Spec, seed: int) -> ImageModel:
+        """Loads an image model; ``seed`` is for random weights. Code that lies beside weights is never run.
+
+        Raises:
+            EncoderError: it cannot be had, or is no image model.
+        """
+
+    def load_text(
+        self, spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None
+    ) -> TextModel:
+        """Loads a text model, its tokenizer from ``tokenizer_files`` where they are given.
+
+        ``captions`` are there for a tokenizer whose vocabulary is the dataset's.
+
+        Raises:
+            EncoderError: it cannot be had, or is no text model.
+        """
+
+    def save(self, spec: Spec, kind: str, module: "nn.Module", folder: Path) -> str:
+        """Writes the weights of the ``image`` or ``text`` model of ``spec``, and what it needs beside them.
+
+        A tokenizer's files are there already. Files are named as in ``encoder_files.ENCODER_FILES``.
+
+        Returns:
+            The specification of what was written.
+        """
+
+    def write_example(self, folder: Path) -> dict[str, str]:
+        """Writes small untrained models, where any file is needed; returns their specifications by kind."""
+
+
+def parse_spec(text: str) -> Spec:
+    """Parses an encoder specification.
+
+    Raises:
+        EncoderError: not of a known form, or of features that were imported.
+        RegistryError: a library of another package cannot be imported.
+    """
+    prefix, colon, rest = text.partition(":")
+    if prefix == IMPORTED and rest:
+        raise EncoderError(
+            f"{text}: these features were imported, and there is no encoder to embed a query or to extend the store "
+            "with; onceover extract makes a store that has one"
+        )
+    libraries = _libraries()
+    if not colon or not rest or prefix not in libraries or not _can_be_path(rest):
+        forms = ", ".join(libraries[name].FORM for name in sorted(libraries, reverse=True))
+        raise EncoderError(f"{text!r:.80} is no encoder specification; write {forms}")
+    return libraries[prefix].parse(text)
+
+
+def library_of(spec: Spec) -> Library:
+    """The library of a parsed specification."""
+    return _libraries()[spec.library]
+
+
+def change_stamp(spec: Spec, seed: int) -> dict:
+    """Plain values that tell whether the encoder behind ``spec`` may have changed, had without loading it.
+
+    File names, sizes and modification times of local weights; a cached model's commit; library versions where those
+    decide. Equal stamps mean the same features; different ones, that the encoder has to be loaded and hashed.
+    """
+    stamp: dict = {"library": spec.library, "weights": spec.weights}
+    if spec.random:
+        stamp |= {"seed": seed, "torch": version("torch"), "transformers": version("transformers")}
+    return stamp | library_of(spec).change_stamp(spec)
+
+
+def file_stamps(paths: Iterable[Path]) -> list[list]:
+    """Names, sizes and modification times of files, for a change stamp."""
+    stamps = []
+    for path in paths:
+        stat = path.stat()
+        stamps.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return stamps
+
+
+def _libraries() -> dict[str, Library]:
+    """All libraries by their prefixes.
+
+    Raises:
+        EncoderError: two with one prefix. RegistryError: one cannot be imported.
+    """
+    libraries: dict[str, Library] = {}
+    for name in ENCODERS.names():
+        library = ENCODERS.load(name)
+        if library.NAME in libraries:
+            raise EncoderError(f"the prefix {library.NAME}: is claimed by several encoder libraries; keep one of them")
+        libraries[library.NAME] = library
+    return libraries
+
+
+def _can_be_path(name: str) -> bool:
+    """Whether a file system could have that name; to ask it for any other is an error."""
+    if "\0" in name:
+        return False
+    return max(len(part) for part in os.fsencode(name).split(b"/")) <= _MAX_NAME

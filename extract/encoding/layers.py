@@ -1,0 +1,81 @@
+"""The layers of a model whose outputs are laid side by side in a feature, as the settings name them."""
+
+from onceover.extract.encoders import EncoderError, TextModel
+
+LAST = "last"  # the model's own feature, or the last hidden state
+WORDS = "words"  # the word embeddings, before positions and without the ids that frame a caption
+PROJECTION = "projection"  # the pooling of a dual encoder's own feature, which has no other layers
+_IMAGE_LAYERS = {  # the start of an architecture's name -> layers that pay together
+    "MobileNetV2Model": [LAST, "layer.15.conv_3x3", "layer.12.expand_1x1"],
+    "torchvision:resnet": [LAST, "layer3"],  # not measured: pretrained weights could not be had
+}
+
+
+def image_layers(setting: str, recipe: dict) -> list[str]:
+    """The names of an image model's layers: ``last`` is its own feature, others are modules within it.
+
+    ``auto``: the layers that are known to pay for an architecture (``_IMAGE_LAYERS``); else ``last``.
+
+    Raises:
+        EncoderError: layers of a dual encoder.
+    """
+    is_dual = recipe["pooling"] == PROJECTION
+    names = _names(setting)
+    if names == ["auto"]:
+        if is_dual:
+            return [LAST]
+        return _known_layers(recipe["architecture"])
+    if is_dual and names != [LAST]:
+        raise EncoderError("a dual encoder's own projection is its feature; leave extract.image_layers at last")
+    return names
+
+
+def text_layers(setting: str, model: TextModel) -> list[str | int]:
+    """A text model's layers: ``last``, hidden states by number (0: what enters the first layer), and ``words``.
+
+    ``words`` is the mean of the word embeddings, before positions and without the first and last special token;
+    ``middle`` the hidden state half-way; ``auto`` is ``last,middle,words``, but for dual encoders.
+
+    Raises:
+        EncoderError: no such layer, or layers of a dual encoder.
+    """
+    names = _names(setting)
+    if names == ["auto"]:
+        names = [LAST]
+        if not model.is_projection:
+            names = [LAST, "middle", WORDS]
+    if model.is_projection and names != [LAST]:
+        raise EncoderError("a dual encoder's own projection is its feature; leave extract.text_layers at last")
+    depth = 0
+    if names != [LAST]:
+        depth = model.depth
+    layers: list[str | int] = []
+    for name in names:
+        layer = _text_layer(name, depth)
+        if layer not in (LAST, WORDS, *range(depth + 1)):
+            raise EncoderError(f"{name!r} is no layer of the text encoder; use last, middle, words, or 0 to {depth}")
+        if layer not in layers:
+            layers.append(layer)
+    return layers
+
+
+def _names(setting: str) -> list[str]:
+    """The names in a setting."""
+    return [name.strip() for name in setting.split(",")]
+
+
+def _known_layers(architecture: str) -> list[str]:
+    """The layers that are known to pay for an architecture."""
+    for start, layers in _IMAGE_LAYERS.items():
+        if architecture.startswith(start):
+            return layers
+    return [LAST]
+
+
+def _text_layer(name: str, depth: int) -> str | int:
+    """A layer by its name, numbers as such."""
+    if name == "middle":
+        return depth // 2
+    if name.isdecimal():
+        return int(name)
+    return name

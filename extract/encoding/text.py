@@ -1,0 +1,199 @@
+"""Frozen text encoders: captions and queries -> features. They are in eval mode, as image encoders are."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onceover.extract.backends import BACKENDS
+from onceover.extract.encoders import EncoderError, library_of, parse_spec
+from onceover.extract.encoding.devices import BatchQueue, pick_device
+from onceover.extract.encoding.layers import PROJECTION, text_layers
+from onceover.extract.encoding.library_errors import loading
+from onceover.extract.encoding.networks import TextNetwork
+from onceover.extract.encoding.recipes import as_stored, hash_tokenizer, hash_weights
+
+
+class TextEncoder:
+    """A frozen text encoder with its tokenizer.
+
+    Attributes:
+        recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
+        tokenizer: as its library gave it.
+        tokenizer_files: the tokenizer's files by name, enough to encode a query later without the dataset.
+        model: the network.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        *,
+        layers: str = "last",
+        pooling: str = "mean",
+        max_length: int = 128,
+        dtype: str = "float32",
+        store_dtype: str = "float32",
+        seed: int = 0,
+        device: str | None = None,
+        captions: list[str] | None = None,
+        tokenizer_files: dict[str, bytes] | None = None,
+        plain: bool = False,
+        backend: str = "eager",
+    ):
+        """Loads the encoder.
+
+        Args:
+            spec: as ``extract.text_encoder`` in the settings.
+            layers: the layers that lie side by side in a feature, as ``extract.text_layers`` in the settings.
+            pooling: over tokens, ``mean`` or ``cls``; a dual encoder has its own.
+            max_length: tokens at which captions are cut.
+            dtype: of the arithmetic. store_dtype: of the features.
+            seed: of random weights.
+            device: as ``pick_device``.
+            captions: those of the dataset, which give a ``@random`` encoder its vocabulary.
+            tokenizer_files: the tokenizer's files, instead of the model's own tokenizer or one made of ``captions``.
+            plain: computes in float32 by the backend ``plain``, whatever ``dtype`` and ``backend`` say.
+            backend: the name of a backend.
+        """
+        self._spec = parse_spec(spec)
+        self._library = library_of(self._spec)
+        self.device = pick_device(device)
+        compute_dtype = getattr(torch, dtype)
+        if plain:
+            backend = "plain"
+            compute_dtype = torch.float32
+        with loading(self._spec):
+            loaded = self._library.load_text(self._spec, seed, captions, tokenizer_files)
+        self.tokenizer = loaded.tokenizer
+        self.tokenizer_files = loaded.tokenizer.files
+        self._tokenizer_lock = threading.Lock()  # tokenizers change while they work
+        self._max_length = min(max_length, loaded.max_length)
+        self._takes_full_length = loaded.takes_full_length
+        if loaded.is_projection:
+            pooling = PROJECTION
+        self._network = TextNetwork(loaded, text_layers(layers, loaded), pooling)
+        self.model = loaded.module.eval().requires_grad_(False)
+        self.recipe = as_stored(
+            loaded.recipe
+            | {
+                "weights": hash_weights(self.model),
+                "tokenizer": hash_tokenizer(self.tokenizer_files),
+                "layers": self._network.layers,
+                "pooling": pooling,
+                "max_length": self._max_length,
+                "dtype": dtype,
+                "store_dtype": store_dtype,
+            }
+        )
+        self._store_dtype = getattr(torch, store_dtype)
+        self._compute = BACKENDS.load(backend).text(self._network, self.device, compute_dtype)
+        self._queue = BatchQueue(self.device)
+
+    def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+        """Features of M captions, (M, D) as stored, in their order, and which were cut, bool (M,)."""
+        token_ids, truncated = self.tokenize(captions)
+        batches = list(by_length(token_ids, batch_size))
+        features = np.concatenate([self.encode_tokens(ids) for _, ids in batches])
+        order = np.argsort(np.concatenate([rows for rows, _ in batches]))
+        return features[order], truncated
+
+    def tokenize(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
+        """Token ids of M captions, and which were cut at the maximum length, bool (M,). Called from any thread.
+
+        Raises:
+            EncoderError: a caption that is no text.
+        """
+        for number, caption in enumerate(captions, 1):
+            if caption.encode("utf-8", "ignore").decode() != caption:
+                raise EncoderError(f"text {number:,} of {len(captions):,} holds half a character; write it as UTF-8")
+        with self._tokenizer_lock:
+            return self._tokenized(captions)
+
+    def _tokenized(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
+        """As ``tokenize``, of captions that are text; one call at a time."""
+        token_ids = self.tokenizer.token_ids(captions, self._max_length)
+        truncated = np.array([len(ids) == self._max_length for ids in token_ids], dtype=bool)
+        full = np.flatnonzero(truncated)
+        if len(full):
+            whole = self.tokenizer.token_ids([captions[row] for row in full], None)
+            truncated[full] = [len(ids) > self._max_length for ids in whole]
+        return token_ids, truncated
+
+    def encode_tokens(self, token_ids: list[list[int]]) -> np.ndarray:
+        """Features of a batch of B captions, padded to the longest: (B, D) as stored. From several threads at will."""
+        return self.begin(token_ids)()
+
+    @torch.inference_mode()
+    def begin(self, token_ids: list[list[int]]) -> Callable[[], np.ndarray]:
+        """Begins to encode; the call that is returned waits for what ``encode_tokens`` gives."""
+        inputs = self._padded(token_ids)
+
+        def features(*tensors: Tensor) -> Tensor:
+            return self._compute(dict(zip(inputs, tensors, strict=True))).to(self._store_dtype)
+
+        return self._queue.begin(features, *inputs.values())
+
+    def padded(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """A batch on the device as the model takes it: ``input_ids`` (B, L) and, but for SigLIP, ``attention_mask``."""
+        return {name: tensor.to(self.device) for name, tensor in self._padded(token_ids).items()}
+
+    def _padded(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """As ``padded``, on the processor."""
+        lengths = np.array([len(row) for row in token_ids])
+        width = lengths.max()
+        if self._takes_full_length:
+            width = self._max_length
+        mask = np.arange(width) < lengths[:, None]
+        ids = np.full(mask.shape, self.tokenizer.pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate(token_ids)
+        inputs = {"input_ids": torch.from_numpy(ids)}
+        if not self._takes_full_length:
+            inputs["attention_mask"] = torch.from_numpy(mask).long()
+        return inputs
+
+    def outputs(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """A pass over a padded batch: float32 (B, D) of each of the recipe's layers; gradients flow."""
+        return self._network.outputs(inputs)
+
+    def save(self, folder: Path) -> str:
+        """Writes the weights as safetensors, and the tokenizer; returns their spec."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self.tokenizer_files.items():
+            (folder / name).write_bytes(data)
+        return self._library.save(self._spec, "text", self.model, folder)
+
+
+def by_length(token_ids: list[list[int]], size: int) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+    """Batches of captions of similar length, so that little is padded: their rows, int64 (B,), and their token ids."""
+    order = np.argsort([len(ids) for ids in token_ids], kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, [token_ids[row] for row in rows]
+
+
+def text_encoder_of(
+    provenance: dict,
+    recipe: dict,
+    settings: dict,
+    tokenizer_files: dict,
+    device: str | None = None,
+    spec: str | None = None,
+    plain: bool = False,
+) -> TextEncoder:
+    """The text encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
+    return TextEncoder(
+        spec or provenance["encoder"],
+        layers=settings["text_layers"],
+        pooling=settings["text_pooling"],
+        max_length=settings["max_length"],
+        dtype=recipe["dtype"],
+        store_dtype=recipe["store_dtype"],
+        seed=provenance["seed"],
+        device=device,
+        tokenizer_files=tokenizer_files,
+        plain=plain,
+    )
