@@ -306,6 +306,7 @@ def _forgiving_streams() -> None:
 )
 @click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Of the features on the disk.")
 @click.option("--batch-size", type=int, help="Images a forward pass. [default: chosen for the device]")
+@click.option("--engine", default="auto", show_default=True, help="threads, processes (they feed a GPU), or auto.")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
@@ -313,7 +314,7 @@ def _forgiving_streams() -> None:
 @click.option("--retry-failures", is_flag=True, help="Try again the images that the ledger records as failed.")
 @device_option
 @config_options
-def extract(data, store_file, limit, force, prune, retry_failures, device, config_file, overrides, **explicit):
+def extract(data, store_file, limit, force, prune, retry_failures, engine, device, config_file, overrides, **explicit):
     """Encode a dataset of captioned images once into a feature store.
 
     Killed at any moment, it goes on where it stopped when run again; run again on a finished store, it encodes only
@@ -326,8 +327,17 @@ def extract(data, store_file, limit, force, prune, retry_failures, device, confi
     config = load_config(config_file, [*overrides, *settings]).extract
     if store_file.is_dir():
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
-    options = {"limit": limit, "device": device, "force": force, "prune": prune, "retry_failures": retry_failures}
-    summary = workflows.extract(data, store_file, config, **options)
+    summary = workflows.extract(
+        data,
+        store_file,
+        config,
+        limit=limit,
+        device=device,
+        engine=engine,
+        force=force,
+        prune=prune,
+        retry_failures=retry_failures,
+    )
     _say_lines(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
@@ -373,7 +383,7 @@ def import_(store_file, **given):
     if store_file.is_dir():
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     names = ("image_features", "text_features", "captions")
-    summary = import_features(*(given.pop(name) for name in names), store_file, **given, say=say)
+    summary = import_features(*(given.pop(name) for name in names), store_file, **given)
     _say_lines(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
@@ -917,7 +927,7 @@ def verify(store_file, sample, device, **places):
     with FeatureStore(store_file) as store:
         problems = store.verify()
         if sample and not problems:
-            lines, problems = verify_sample(store, sample, device=device, say=say, **places)
+            lines, problems = verify_sample(store, sample, device=device, **places)
             for line in lines:
                 click.echo(line)
     for problem in problems:
@@ -935,7 +945,7 @@ def download(name, folder):
     """Download a dataset: resumable, checked, unpacked safely."""
     from onceover.extract.download import download_archives
 
-    download_archives(name, folder, say)
+    download_archives(name, folder)
     done(f"wrote {folder}", command("extract", "--data", folder, "--store", f"{folder}.h5"))
 
 

@@ -35,8 +35,8 @@ from onceover.base.progress import say
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
 if TYPE_CHECKING:
-    from onceover.extract.pipeline import Summary
     from onceover.extract.store import FeatureStore
+    from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
     from onceover.heads.sweep import Setting
     from onceover.retrieval.embeddings import Embeddings, Gallery
@@ -81,6 +81,7 @@ def extract(
     *,
     limit: int | None = None,
     device: str | None = None,
+    engine: str = "auto",
     force: bool = False,
     prune: bool = False,
     retry_failures: bool = False,
@@ -92,6 +93,7 @@ def extract(
         config: encoders and settings; by default those of ``configs/config.yaml``.
         limit: only so many images, the first ones.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best one at hand.
+        engine: ``threads``, ``processes`` (they feed a GPU), that of another package, or ``auto``.
         force: replace features of other encoders or settings.
         prune: drop rows that the dataset no longer has.
         retry_failures: try images again that the ledger records as failed.
@@ -108,10 +110,10 @@ def extract(
         store,
         config,
         device=device,
+        engine=engine,
         force=force,
         prune=prune,
         retry_failures=retry_failures,
-        say=say,
     )
 
 
@@ -286,7 +288,6 @@ def complete_finetuned(
             tokenizer_files=old.tokenizer_files,
             check_encoder=partial(check_encoder, out),
             force=force,
-            say=say,
         )
     with FeatureStore(out / "store.h5") as new:
         finish(new, out)
@@ -601,7 +602,6 @@ def _foreign_gallery(
         retry_failures=options.retry_failures,
         keep_vanished=True,
         prune=options.prune,
-        say=say,
     )
     for line in encode_summary.lines():
         say(line)

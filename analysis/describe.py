@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_regular, digest, read_record
+from onceover.base.files import check_regular, read_record
 from onceover.base.formats import (
     CONFIG,
     CURRENT,
@@ -19,6 +19,7 @@ from onceover.base.formats import (
     TRIALS,
 )
 from onceover.configs.schema import ConfigError, load_config
+from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder
 from onceover.retrieval.embeddings import model_name
 
@@ -225,8 +226,8 @@ def _describe_parts(parts: Path) -> str:
     for kind in ("image", "text"):
         plan = parts / f"{kind}.plan.json"
         if plan.exists():
-            todo = read_record(plan, "the plan", strict=False)
-            shards = len(list(parts.glob(f"{kind}-{digest(todo)[:12]}-*.h5")))
-            total = -(-len(todo["todo"]) // todo["rows"])
-            lines.append(f"  {kind:<11} {shards:,} of {total:,} shards done ({len(todo['todo']):,} rows in all)")
+            shards = shards_of(read_record(plan, "the plan"), kind, parts)
+            done = sum(shard.file.exists() for shard in shards)
+            rows = sum(shard.size for shard in shards)
+            lines.append(f"  {kind:<11} {done:,} of {len(shards):,} shards done ({rows:,} rows in all)")
     return "\n".join([*lines, "  run the same extract command again to go on"])
