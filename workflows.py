@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
     from onceover.heads.checkpoint import Run
     from onceover.heads.sweep import Setting
-    from onceover.retrieval.embeddings import Embeddings, Gallery
+    from onceover.retrieval.embeddings import Embeddings
+    from onceover.retrieval.gallery import Gallery
     from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
@@ -511,7 +512,7 @@ def _foreign_gallery(
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
     from onceover.heads.embed import image_embeddings, text_embeddings
-    from onceover.retrieval.embeddings import gallery_of_store
+    from onceover.retrieval.gallery import gallery_of_store
     from onceover.retrieval.hubness import bias_by_bank
     from onceover.retrieval.index import check_vanished
 
@@ -702,9 +703,9 @@ def search_many(
     searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
     for batch in chain([first], batches):
         if mode == "text2image":
-            asked = [Query(sentence=text, picture=other, weight=weight) for text in batch]
+            asked = [Query(text=text, image=other, weight=weight) for text in batch]
         else:
-            asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in batch]
+            asked = [Query(text=other, image=path, weight=1 - weight) for path in batch]
         results = searcher.search_many(asked, top_k)
         if figure:
             plot_hits(results[0], asked[0], kind, figure)

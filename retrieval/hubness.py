@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onceover.retrieval.embeddings import Embeddings, facing_bias
+from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
+from onceover.retrieval.gallery import facing_bias
 from onceover.retrieval.metrics import RECALL_AT, rank, report
 
 RERANKS = ("none", "qbnorm", "csls")

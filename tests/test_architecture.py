@@ -15,7 +15,7 @@ FLOORS = (("base",), ("configs",), ("extract",), ("retrieval",), ("heads", "anal
 PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis")
 ONLY_IMPORTER = {
     "pyarrow": {"extract.arrays"},
-    "faiss": {"retrieval.exact", "retrieval.index"},
+    "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders"},
     "transformers": {"extract.encoders"},
 }

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def search(embeddings, kind, top_k):
     """Hits of the fourth caption's own embedding."""
-    embedder = types.SimpleNamespace(space=embeddings.space, sentences=lambda queries: embeddings.texts[[3]])
+    embedder = types.SimpleNamespace(space=embeddings.space, embed_texts=lambda queries: embeddings.texts[[3]])
     return Searcher(embeddings.gallery(kind), embedder, thumbnails=True).search("a red circle", top_k)
 
 
@@ -160,15 +160,15 @@ def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind
 
 def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):
     hits = search(embeddings, "image", 7)
-    figure = draw_hits(hits, Query(sentence="a red circle"), "image")
+    figure = draw_hits(hits, Query(text="a red circle"), "image")
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 7
     with Image.open(drawn / hits[0].path) as picture:
         expected = np.asarray(picture.resize((160, 160)), float)
     assert np.abs(np.asarray(shown[0], float) - expected).mean() < 8
     with pytest.raises(PlotError, match="no-thumbnails"):
-        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], Query(sentence="a red circle"), "image")
-    for query in (Query(picture=str(drawn / "query.jpg")), Query(sentence="red")):
+        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], Query(text="a red circle"), "image")
+    for query in (Query(image=str(drawn / "query.jpg")), Query(text="red")):
         assert isinstance(draw_hits(search(embeddings, "text", 5), query, "text"), Figure)
 
 
@@ -293,7 +293,7 @@ def test_a_damaged_thumbnail_is_one_line_and_no_other_format_is_opened(embedding
     hit = search(embeddings, "image", 1)[0]
     for data in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", hit.thumbnail[:200]):
         with pytest.raises(PlotError, match="the thumbnail of .* is damaged; verify the store, or extract again"):
-            draw_hits([dataclasses.replace(hit, thumbnail=data)], Query(sentence="x"), "image")
+            draw_hits([dataclasses.replace(hit, thumbnail=data)], Query(text="x"), "image")
 
 
 def test_plotting_loads_no_model(run_dir, tmp_path):
@@ -308,8 +308,8 @@ def test_plotting_loads_no_model(run_dir, tmp_path):
 
 def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
     hits = [dataclasses.replace(hit, captions=[r"a $5__x and $6 {"]) for hit in search(embeddings, "image", 2)]
-    plots.plot_hits(hits, Query(sentence=r"a $\foo$ b", picture=str(drawn / "query.jpg")), "image", tmp_path / "a.png")
-    plots.plot_hits(hits, Query(picture=str(drawn / "query.jpg")), "text", tmp_path / "b.svg")
+    plots.plot_hits(hits, Query(text=r"a $\foo$ b", image=str(drawn / "query.jpg")), "image", tmp_path / "a.png")
+    plots.plot_hits(hits, Query(image=str(drawn / "query.jpg")), "text", tmp_path / "b.svg")
     assert "a $5__x and $6 {" in (tmp_path / "b.svg").read_text()
 
 
