@@ -17,7 +17,8 @@ from onceover.retrieval.hubness import (
     inverted_softmax_bias,
 )
 from onceover.retrieval.index import Index, update
-from onceover.retrieval.metrics import rank, rank_scores, report
+from onceover.retrieval.metrics import report
+from onceover.retrieval.ranks import rank, rank_scores
 from onceover.retrieval.search import Searcher
 
 

@@ -24,23 +24,23 @@ from onceover.extract.store import FeatureStore
 from onceover.heads.training import fit
 from onceover.retrieval import evaluation
 from onceover.retrieval import gallery as galleries
+from onceover.retrieval.comparison import compare_runs
 from onceover.retrieval.embeddings import EmbeddingsError, read_embeddings
-from onceover.retrieval.evaluation import (
-    EvaluationError,
-    compare_runs,
+from onceover.retrieval.evaluation import EvaluationError, evaluate
+from onceover.retrieval.exact import QueryError
+from onceover.retrieval.gallery import GalleryError
+from onceover.retrieval.metrics import report
+from onceover.retrieval.ranks import rank
+from onceover.retrieval.search import Query, Searcher, SearchError, check_query
+from onceover.retrieval.tables import (
     comparison_notes,
     comparison_rows,
     csv_table,
-    evaluate,
     markdown_table,
     notes,
     table_rows,
     terminal_table,
 )
-from onceover.retrieval.exact import QueryError
-from onceover.retrieval.gallery import GalleryError
-from onceover.retrieval.metrics import rank, report
-from onceover.retrieval.search import Query, Searcher, SearchError, check_query
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_store_alone_gives_the_baselines(store):
 def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(planted, monkeypatch, split):
     asked = []
     monkeypatch.setattr(
-        evaluation, "_most_pictures", lambda store, measured, memory: asked.append((measured, memory)) or 150
+        evaluation, "_most_images", lambda store, measured, memory: asked.append((measured, memory)) or 150
     )
     result = evaluate(None, planted, split, memory=7)
     size = {"train": 300, "dev": 100, "test": 200}[split]
@@ -147,14 +147,14 @@ def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(pla
 
 
 def test_a_larger_split_to_be_measured_leaves_less_room_to_fit(planted):
-    few, many = (evaluation._most_pictures(planted, measured, 2**31) for measured in (10**4, 10**5))
+    few, many = (evaluation._most_images(planted, measured, 2**31) for measured in (10**4, 10**5))
     assert few > many > 1000
 
 
 def test_views_are_averaged_block_by_block_to_the_same_features(store, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 7)
     rows = np.flatnonzero(np.array(store.image_splits) == "train")
-    pairs = evaluation._pairs(store, rows)
+    pairs = evaluation._read_pairs(store, rows)
     np.testing.assert_array_equal(pairs.images, store.image_features[rows].mean(1, dtype=np.float32))
     np.testing.assert_array_equal(rows[pairs.image_index], store.image_index[np.isin(store.image_index, rows)])
 

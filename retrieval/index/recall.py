@@ -71,6 +71,6 @@ def _best_scores(hits: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def _recall(scores: np.ndarray, truth: np.ndarray) -> float:
-    """The share of the first ten hits (all rows, if fewer) that score as high as the last exact hit; copies are equal."""
+    """The share of the first ten hits (or of all rows) that score as high as the last exact hit; copies are equal."""
     last = truth[:, -1:] - _EQUAL
     return float((scores[:, : truth.shape[1]] >= last).mean())
