@@ -543,9 +543,7 @@ def test_compacting_streams_thumbnails(tmp_path, probes, monkeypatch):
     update(folder, items, probes, **ROOMY)
     remove(folder, ["p0"], probes)
     read, real = [], rows_module.SegmentRows.thumbnail
-    monkeypatch.setattr(
-        rows_module.SegmentRows, "thumbnail", lambda self, row: read.append(row) or real(self, row)
-    )
+    monkeypatch.setattr(rows_module.SegmentRows, "thumbnail", lambda self, row: read.append(row) or real(self, row))
     before, write = [], rows_module.write_column
 
     def column(file, name, values):
