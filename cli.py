@@ -453,8 +453,8 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     settings = expand(config_file, overrides, grid, seeds, sample)
     rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory)
     keys = list(settings[0].values)
-    from onceover.retrieval.evaluation import terminal_table
     from onceover.retrieval.leaderboard import leaderboard_table, notes
+    from onceover.retrieval.tables import terminal_table
 
     click.echo(terminal_table(leaderboard_table(rows, keys, most=10)))
     for note in notes(rows):
@@ -611,7 +611,7 @@ def _json_result(result: dict) -> str:
 
 
 def _print_evaluation(evaluation) -> None:
-    from onceover.retrieval.evaluation import notes
+    from onceover.retrieval.tables import notes
 
     click.echo(evaluation)
     for note in notes(evaluation.result):
@@ -627,7 +627,7 @@ def compare(runs, split, rerank, json_to):
     """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
     from onceover import workflows
     from onceover.base.outputs import check_result, write_result
-    from onceover.retrieval import evaluation
+    from onceover.retrieval import tables
 
     if json_to and json_to != "-":
         check_result(json_to)
@@ -635,8 +635,8 @@ def compare(runs, split, rerank, json_to):
     if json_to == "-":
         click.echo(_json_result(result))
         return
-    click.echo(evaluation.terminal_table(evaluation.comparison_rows(result)))
-    for note in evaluation.comparison_notes(result):
+    click.echo(tables.terminal_table(tables.comparison_rows(result)))
+    for note in tables.comparison_notes(result):
         say(note)
     if json_to:
         write_result(json_to, result)

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
     from onceover.heads.sweep import Setting
-    from onceover.retrieval.embeddings import Embeddings, Gallery
+    from onceover.retrieval.embeddings import Embeddings
+    from onceover.retrieval.gallery import Gallery
     from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
@@ -171,12 +172,12 @@ def sweep(
     with _opened(store) as opened:
         import yaml
 
-        from onceover.analysis.sweeps import plot_sweep
+        from onceover.analysis.figures import plot_sweep
         from onceover.extract.encoding.devices import pick_device
         from onceover.heads.sweep import sweep as train
         from onceover.heads.sweep import trial_name
-        from onceover.retrieval.evaluation import markdown_table
         from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
+        from onceover.retrieval.tables import markdown_table
 
         out = Path(out)
         judge = Judge()
@@ -327,7 +328,7 @@ class Evaluation:
     files: list[Path]
 
     def __str__(self) -> str:
-        from onceover.retrieval.evaluation import table_rows, terminal_table
+        from onceover.retrieval.tables import table_rows, terminal_table
 
         return terminal_table(table_rows(self.result))
 
@@ -354,7 +355,7 @@ def evaluate(
     """
     from onceover.extract.store import FeatureStore
     from onceover.heads.provenance import read_provenance
-    from onceover.retrieval import evaluation
+    from onceover.retrieval import evaluation, tables
     from onceover.retrieval.embeddings import read_embeddings
 
     folder = None if run is None else _folder_of(run)
@@ -376,8 +377,8 @@ def evaluate(
         stem = f"{Path(store).name}.{stem}"
         folder = Path(store).parent
     texts = {
-        f"{stem}.md": evaluation.markdown_table(evaluation.table_rows(result), evaluation.notes(result)),
-        f"{stem}.csv": evaluation.csv_table(result),
+        f"{stem}.md": tables.markdown_table(tables.table_rows(result), tables.notes(result)),
+        f"{stem}.csv": tables.csv_table(result),
         f"{stem}.json": json_text(sealed(result)),
     }
     Outputs(folder, _EVALUATE_AGAIN).write_texts(texts)
@@ -447,13 +448,13 @@ def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[s
 def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict:
     """Compares runs with the first one, query by query; differences come with 95 % intervals."""
     from onceover.heads.provenance import read_provenance
-    from onceover.retrieval import evaluation
+    from onceover.retrieval.comparison import compare_runs
     from onceover.retrieval.embeddings import read_embeddings
 
     for folder in runs:
         read_provenance(Path(folder))
     opened = {str(folder): read_embeddings(Path(folder) / EMBEDDINGS) for folder in runs}
-    return evaluation.compare_runs(opened, split, rerank)
+    return compare_runs(opened, split, rerank)
 
 
 def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
@@ -573,7 +574,7 @@ def _foreign_gallery(
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
     from onceover.heads.embed import image_embeddings, text_embeddings
-    from onceover.retrieval.embeddings import gallery_of_store
+    from onceover.retrieval.gallery import gallery_of_store
     from onceover.retrieval.hubness import bias_by_bank
     from onceover.retrieval.index import check_vanished
 
@@ -766,7 +767,8 @@ def search_many(
     from onceover.retrieval.search import Query, Searcher
 
     if figure:
-        from onceover.analysis.plots import check_figure, plot_hits
+        from onceover.analysis.drawing import check_figure
+        from onceover.analysis.hits import plot_hits
 
         check_figure(figure)
     if other is not None and mode == "text2image" and not Path(other).is_file():
@@ -790,9 +792,9 @@ def search_many(
     searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
     for batch in chain([first], batches):
         if mode == "text2image":
-            asked = [Query(sentence=text, picture=other, weight=weight) for text in batch]
+            asked = [Query(text=text, image=other, weight=weight) for text in batch]
         else:
-            asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in batch]
+            asked = [Query(text=other, image=path, weight=1 - weight) for path in batch]
         results = searcher.search_many(asked, top_k)
         if figure:
             plot_hits(results[0], asked[0], kind, figure)
@@ -829,11 +831,9 @@ def plot(
     memory: int | None = None,
 ) -> list[Path]:
     """Draws the figures of a run, a store or a sweep to the folder ``out``, and returns their files."""
-    from onceover.analysis.plots import plot_run, plot_store
+    from onceover.analysis.figures import plot_run, plot_store, plot_sweep
 
     if sweep:
-        from onceover.analysis.sweeps import plot_sweep
-
         return plot_sweep(sweep, out, step=_drawing)
     if run:
         from onceover.heads.provenance import read_provenance
