@@ -193,8 +193,8 @@ def _read(file: h5py.File, path: Path) -> Embeddings:
     if "thumbnail" in image:
         thumbnails = Column(image["thumbnail"], path)
     return Embeddings(
-        images=memory_mapped(image["embedding"], path),
-        texts=memory_mapped(text["embedding"], path),
+        images=memory_mapped(image["embedding"]),
+        texts=memory_mapped(text["embedding"]),
         image_index=text["image_index"][:],
         ids=strings["id"],
         paths=strings["path"],
