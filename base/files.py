@@ -203,7 +203,8 @@ def aside_folder(path: Path) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for _ in range(2):  # again, where the disk failed once
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def flush_file(path: Path) -> None:

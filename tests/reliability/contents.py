@@ -13,7 +13,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-WORKING = (".lock", ".part", "resume.pt")  # files of a command under way, which it may write, keep and remove
+#: files of a command under way, which it may write, keep and remove, and the record of what it wrote
+WORKING = (".lock", ".part", "resume.pt", ".onceover.json")
 LEFTOVER_PATTERNS = (".*.aside*", ".unpack-*", ".*.old*", ".*.new*")
 VOLATILE = {"seconds", "created", "rows_per_second", "queries_per_second", "learning_seconds", "store", "run", "data"}
 
