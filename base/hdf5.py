@@ -343,7 +343,7 @@ def fill(target: h5py.Dataset, rows: slice, block) -> None:
 
 
 def which_file(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What tells one file from another at the same path, and from itself once it was written to."""
+    """Numbers that differ between two files at one path, and between a file before and after it was written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -123,12 +123,12 @@ def limit(options) -> dict:
     from onceover import cli
     from onceover.base.threads import in_order, in_processes
     from onceover.extract.begin import BATCH_SIZE, SAMPLE
+    from onceover.extract.computing import CAPTION_BLOCKS_ON_GPU
     from onceover.extract.encoding.image import ImageEncoder
     from onceover.extract.encoding.text import TextEncoder, by_length
     from onceover.extract.engines.processes import PIECE
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pictures import decode
-    from onceover.extract.pipeline import CAPTION_BLOCKS_ON_GPU
     from onceover.extract.plan import CAPTION_BLOCK, CAPTIONS_PER_IMAGE
 
     assert cli

@@ -104,7 +104,8 @@ def open_array(source: Path, dimensions: tuple[int, ...]) -> Array:
         if len(file.shape) not in dimensions or 0 in file.shape[1:]:
             wanted = " or ".join(("", "", "(rows, numbers)", "(rows, views, numbers)")[count] for count in dimensions)
             raise ArrayError(f"{file.path} has the shape {file.shape}; {wanted} is needed")
-    row, dtype = files[0].shape[1:], files[0].dtype
+    row = files[0].shape[1:]
+    dtype = files[0].dtype
     for file in files:
         if (file.shape[1:], file.dtype) != (row, dtype):
             raise ArrayError(
@@ -215,7 +216,8 @@ def _safetensors(path: Path, name: str | None) -> _File:
         if name not in names:
             raise ArrayError(f"{path} holds the tensors {', '.join(names)}; name one of them: {path}:NAME")
         tensor = file.get_slice(name)
-        shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+        shape = tuple(tensor.get_shape())
+        dtype = tensor.get_dtype()
     return _File(path, shape, _SAFETENSORS.get(dtype, dtype), blocks)
 
 
@@ -246,7 +248,8 @@ def _parquet(path: Path) -> _File:
             start += len(column)
 
     with pa.parquet.ParquetFile(path) as file:
-        count, schema = file.metadata.num_rows, file.schema_arrow
+        count = file.metadata.num_rows
+        schema = file.schema_arrow
     name, of = _numbers(pa, path, schema)
     size = len(next(lists(1))[0].values or ()) if count else 0
     return _File(path, (count, size), np.dtype(of.to_pandas_dtype()).name, blocks)
@@ -256,8 +259,10 @@ def _numbers(pa, path: Path, schema) -> tuple[str, object]:
     """The column that holds the features, and the type of their numbers."""
     is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     is_number = (pa.types.is_floating, pa.types.is_integer)
-    lists = [field for field in schema if any(test(field.type) for test in is_list)]
-    types = {field.name: of for field in lists if any(test(of := field.type.value_type) for test in is_number)}
+    types = {}
+    for field in schema:
+        if any(test(field.type) for test in is_list) and any(test(field.type.value_type) for test in is_number):
+            types[field.name] = field.type.value_type
     chosen = ["embedding"] if "embedding" in types else list(types)
     if len(chosen) != 1:
         found = f"several columns of lists of numbers ({', '.join(types)})" if types else "no column of such lists"

@@ -32,7 +32,7 @@ AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neigh
 
 
 class Settings(TypedDict):
-    """What an extraction is begun with; the batch size is None until it is known."""
+    """The settings of an extraction; the batch size is None until it is known."""
 
     device: str
     hardware: str

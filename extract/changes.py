@@ -7,7 +7,8 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError
 from onceover.extract.dataset import Dataset
 from onceover.extract.ledger import is_passing
-from onceover.extract.store import FeatureStore, RowSources
+from onceover.extract.shards import RowSources
+from onceover.extract.store import FeatureStore
 from onceover.extract.unfinished import is_readable
 
 Stats = list[tuple[int, int]]  # size in bytes and modification time in ns of each image's file

@@ -8,6 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import Failure
 from onceover.extract.pictures import PictureError, decode, thumbnail
 from onceover.extract.plan import Shard
-from onceover.extract.store import RowSources, write_shard
+from onceover.extract.shards import RowSources, write_shard
 
 if TYPE_CHECKING:
     from onceover.extract.encoding.image import ImageEncoder
@@ -139,12 +140,12 @@ class Encoding(ABC):
 
     @abstractmethod
     def columns(self, rows: list[int]) -> dict[str, Any]:
-        """What a shard's file says of rows besides what was encoded."""
+        """The columns of rows that are known without encoding: ids or captions."""
 
     def write(self, shard: Shard, batches: list[EncodedBatch]) -> None:
         """Writes the file of a shard, whole or not at all, with its rows in the dataset's order."""
         columns = _joined([batch.columns for batch in batches])
-        failures = [failure for batch in batches for failure in batch.failures]
+        failures = list(chain.from_iterable(batch.failures for batch in batches))
         rows = columns.pop("row")
         write_shard(shard.file, self.kind, self.columns(rows) | columns, self.encoder.recipe, failures)
 
@@ -236,8 +237,9 @@ class ImageEncoding(Encoding):
         new_features = encoder.begin(joined(pixels, encoder.device)) if pixels else list
 
         def finish() -> EncodedBatch:
-            records = [record for piece in batch for record in piece.records]
-            failures = [self._failure(*failure) for piece in batch for failure in piece.failures]
+            records = list(chain.from_iterable(piece.records for piece in batch))
+            failed = chain.from_iterable(piece.failures for piece in batch)
+            failures = [self._failure(*failure) for failure in failed]
             features = self._with_known(records, new_features())
             seconds = {"decode": sum(piece.seconds for piece in batch)}
             return self._encoded(records, features, failures, seconds)
@@ -368,7 +370,7 @@ class TextEncoding(Encoding):
 def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
     """The columns of batches, one after the other, in the order of ``row``."""
     filled = [columns for columns in batches if len(columns["row"])] or batches[:1]
-    order = np.argsort([row for columns in filled for row in columns["row"]])
+    order = np.argsort(list(chain.from_iterable(columns["row"] for columns in filled)))
     is_ascending = bool((np.diff(order) == 1).all())
     joined: dict[str, Any] = {}
     for name, first in filled[0].items():
@@ -376,6 +378,6 @@ def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
             whole = np.concatenate([columns[name] for columns in filled])
             joined[name] = whole if is_ascending else whole[order]
         else:
-            values = [value for columns in filled for value in columns[name]]
+            values = list(chain.from_iterable(columns[name] for columns in filled))
             joined[name] = [values[number] for number in order]
     return joined

@@ -24,7 +24,9 @@ from onceover.extract.dataset.table import captioned, csv_rows, read_ids
 from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
 from onceover.extract.summary import Summary, summary_of
 
-_PROJECTIONS, _SAME = 8, 0.01  # random directions, and the share of a row's length by which equal rows may differ
+# random directions, and the share of a row's length by which equal rows may differ
+_PROJECTIONS = 8
+_SAME = 0.01
 _MAX_VIEWS = 12  # of an image; an extraction makes no more
 _OTHER_COLUMNS = 512  # bytes a row, about
 
@@ -47,13 +49,16 @@ class Features:
         Raises:
             ArrayError: numbers that are not finite. ImportingError: rows of one image that differ.
         """
-        self.kind, self.array = kind, array
+        self.kind = kind
+        self.array = array
         self.row = (1, *array.shape[1:]) if kind == "image" and len(array.shape) == 2 else array.shape[1:]
         self.nbytes = len(chosen) * int(np.prod(self.row)) * np.dtype(array.dtype).itemsize
         self._kept = np.zeros(len(array), bool)
         self._kept[chosen] = True
         self._sketches: dict[str, np.ndarray] = {}
-        self.contents, self.zeros, state = {}, 0, hashlib.sha256()
+        self.contents = {}
+        self.zeros = 0
+        state = hashlib.sha256()
         for rows, block in array.blocks(f"checking {kind}"):
             kept = block[self._kept[rows]]
             state.update(kept)
@@ -69,7 +74,8 @@ class Features:
         """
         rows = block.reshape(len(block), -1).astype(np.float32)
         directions = np.random.default_rng(0).standard_normal((rows.shape[1], _PROJECTIONS), np.float32)
-        sketches, norms = rows @ directions, np.linalg.norm(rows, axis=1)
+        sketches = rows @ directions
+        norms = np.linalg.norm(rows, axis=1)
         for name, values, sketch, norm in zip(owners, block, sketches, norms, strict=True):
             if not name:
                 continue
@@ -81,7 +87,8 @@ class Features:
 
     def copy(self, keys: list[str], group: h5py.Group) -> None:
         """Writes the rows, one for each of ``keys``, as the datasets that a store has for them."""
-        target, end = group.create_dataset("features", (len(keys), *self.row), dtype=self.array.dtype), 0
+        target = group.create_dataset("features", (len(keys), *self.row), dtype=self.array.dtype)
+        end = 0
         for rows, block in self.array.blocks(f"writing {self.kind}"):
             kept = block[self._kept[rows]]
             target[end : end + len(kept)] = kept.reshape(len(kept), *self.row)
@@ -117,8 +124,10 @@ def import_features(
         ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together.
         StoreError: another store is there. FileError: no room, or another process is writing.
     """
-    start, path = time.monotonic(), Path(path)
-    image_array, text_array = open_array(image_features, (2, 3)), open_array(text_features, (2,))
+    start = time.monotonic()
+    path = Path(path)
+    image_array = open_array(image_features, (2, 3))
+    text_array = open_array(text_features, (2,))
     _check_views(image_array)
     rows = read_rows(captions)
     if len(text_array) != len(rows):
@@ -164,7 +173,11 @@ def read_rows(captions: Path) -> list[tuple[str, str, str]]:
         ArrayError, DatasetError: not there, not readable, or without the columns.
     """
     files = files_of(captions, (".parquet",) if captions.is_dir() else (".csv", ".txt", ".parquet"))
-    return [row for file in files for row in (parquet_rows if file.suffix == ".parquet" else csv_rows)(file)]
+    rows: list[tuple[str, str, str]] = []
+    for file in files:
+        read = parquet_rows if file.suffix == ".parquet" else csv_rows
+        rows.extend(read(file))
+    return rows
 
 
 def _owners(images: Array, names: list[str], table: Path, ids: list[str] | None, image_ids: Path | None) -> list[str]:
@@ -215,7 +228,7 @@ def _write(path: Path, dataset: Dataset, images: Features, texts: Features, name
 
 
 def _recipe(name: str, features: Features) -> dict:
-    """What tells the features apart; of the encoder nothing is known but the name it was given."""
+    """The recipe of imported features: of the encoder nothing is known but the name it was given."""
     return {
         "architecture": "imported",
         "name": name,
@@ -229,7 +242,7 @@ def _recipe(name: str, features: Features) -> dict:
 
 
 def _provenance(dataset: Dataset, images: Features, texts: Features, name: str, seed: int) -> dict:
-    """What made the store, under the keys of an extraction's."""
+    """The provenance of an imported store, under the keys of an extraction's."""
     encoder = f"import:{name}"
     config = ExtractConfig(image_encoder=encoder, text_encoder=encoder, thumbnails=False, seed=seed)
     made = {"encoder": encoder, "seed": seed, "python": platform.python_version()}

@@ -322,7 +322,8 @@ def crop(image: Image.Image, corner: tuple[float, float] | None) -> Image.Image:
     if corner is None:
         return image
     width, height = (max(1, round(side * CROP_SHARE)) for side in image.size)
-    left, top = round(corner[0] * (image.width - width)), round(corner[1] * (image.height - height))
+    left = round(corner[0] * (image.width - width))
+    top = round(corner[1] * (image.height - height))
     return image.crop((left, top, left + width, top + height))
 
 

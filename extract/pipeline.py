@@ -9,49 +9,34 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import FileError, check_disk, digest, link_target, only_writer
+from onceover.base.files import check_disk, digest, link_target, only_writer
 from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
-from onceover.extract.changes import Stats, content_keys, is_up_to_date, new_images
+from onceover.extract.changes import Stats, content_keys, is_up_to_date
+from onceover.extract.computing import encode_captions, encode_images
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoders import change_stamp, parse_spec
+from onceover.extract.extraction import Counts, Extraction, Options, Work
 from onceover.extract.ledger import NOT_ENCODED, Failure
-from onceover.extract.plan import CAPTIONS_PER_IMAGE, Shard, plan_shards, shards_of
 from onceover.extract.refusals import refuse_other_features, refuse_to_drop_rows, refuse_to_lose_images
-from onceover.extract.store import (
-    KINDS,
-    FeatureStore,
-    RowSources,
-    StoreError,
-    caption_ids,
-    describe_shard,
-    kept_folder,
-    seal,
-    shard_files,
-)
-from onceover.extract.summary import Speed, Summary, shares, summary_of
+from onceover.extract.shards import RowSources, describe_shard
+from onceover.extract.store import KINDS, FeatureStore, StoreError, caption_ids, seal
+from onceover.extract.summary import Summary, summary_of
 from onceover.extract.unfinished import Unfinished
 from onceover.extract.vanished import check_kept, keep_vanished, remove_kept
 
 if TYPE_CHECKING:
     from onceover.extract.begin import Settings
-    from onceover.extract.encode import Encoding
-    from onceover.extract.encoding.image import ImageEncoder
-    from onceover.extract.encoding.text import TextEncoder
-    from onceover.extract.engines import Engine
 
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
-CAPTION_BLOCKS_ON_GPU = 2  # captions are sorted in larger blocks there, since batches are larger
 MAX_LOST = 0.5  # of the images whose features are kept, what may be unreadable without a refusal
 _LIBRARIES = ("torch", "torchvision", "transformers", "numpy", "pillow", "h5py")
 
@@ -94,7 +79,7 @@ def extract(
     """
     start = time.monotonic()
     path = link_target(path)
-    options = _Options(force, retry_failures, prune, keep_vanished)
+    options = Options(force, retry_failures, prune, keep_vanished)
     stats = [dataset.images.stat(key) for key in dataset.paths]
     listing = _listing(dataset, stats)
     unfinished = Unfinished(path)
@@ -108,7 +93,7 @@ def extract(
                 if options.prune:
                     remove_kept(path)
                 return summary_of(old, up_to_date=True)
-            extraction = _Extraction(
+            extraction = Extraction(
                 dataset, stats, listing, config, path, unfinished, options, old, reuse, tokenizer_files, check_encoder
             )
             counts = _run(extraction, device, engine)
@@ -125,96 +110,6 @@ def extract(
     return summary
 
 
-@dataclass(frozen=True)
-class _Options:
-    """How an extraction treats what is there, as in ``extract``."""
-
-    force: bool
-    retry_failures: bool
-    prune: bool
-    keep_vanished: bool
-
-
-@dataclass(frozen=True)
-class _Extraction:
-    """What is to be extracted, and what is there already."""
-
-    dataset: Dataset
-    stats: Stats
-    listing: str
-    config: ExtractConfig
-    path: Path
-    unfinished: Unfinished
-    options: _Options
-    old: FeatureStore | None
-    reuse: FeatureStore | None
-    tokenizer_files: dict[str, bytes] | None
-    check_encoder: Callable[[str, dict], None]
-
-    @property
-    def before(self) -> FeatureStore | None:
-        """The store whose features are gone on with, if there is one."""
-        if self.old is not None and not self.options.force:
-            return self.old
-        return self.reuse
-
-    def stored(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
-        """The rows of earlier stores that can be taken over."""
-        sources = RowSources(kind, digest(recipe), columns)
-        for store in (self.old, self.reuse):
-            if store is not None:
-                sources.add(store.path)
-        for shard in shard_files(kept_folder(self.path), kind):
-            sources.add(shard)
-        return sources
-
-    def sources(self, kind: str, recipe: dict, columns: tuple[str, ...]) -> RowSources:
-        """The same, and the rows of this extraction's shards."""
-        sources = self.stored(kind, recipe, columns)
-        for shard in self.unfinished.shards(kind):
-            sources.add(shard)
-        return sources
-
-
-@dataclass
-class _Counts:
-    """Rows that were computed and reused, and how fast, by kind."""
-
-    computed: dict[str, int] = field(default_factory=dict)
-    reused: dict[str, int] = field(default_factory=dict)
-    speed: dict[str, Speed] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Who encodes: the settings, the engine with its name, the encoders, and what was counted."""
-
-    settings: "Settings"
-    engine_name: str
-    engine: "Engine"
-    image: "ImageEncoder | None"
-    text: "TextEncoder | None"
-    make: dict[str, Callable[..., Any]]
-    counts: _Counts = field(default_factory=_Counts)
-
-    @property
-    def batch_size(self) -> int:
-        """Images in a batch."""
-        size = self.settings["batch_size"]
-        assert size is not None
-        return size
-
-    def encoder(self, kind: str) -> Any:
-        """The encoder of a kind."""
-        return self.image if kind == "image" else self.text
-
-    def device(self) -> Any:
-        """The device, as torch names it."""
-        import torch
-
-        return torch.device(self.settings["device"])
-
-
 def _listing(dataset: Dataset, stats: Stats) -> str:
     """A digest of all that a dataset lists, by which a store is known to be up to date."""
     left_out = [failure[:3] for failure in dataset.failures]
@@ -223,7 +118,7 @@ def _listing(dataset: Dataset, stats: Stats) -> str:
 
 
 def _request(config: ExtractConfig) -> dict:
-    """What is asked for, told without loading an encoder: when it and the dataset's listing agree, nothing is new."""
+    """The features that are asked for, without loading an encoder: where they and the listing agree, nothing is new."""
     return {
         "image": change_stamp(parse_spec(config.image_encoder), config.seed),
         "text": change_stamp(parse_spec(config.text_encoder), config.seed),
@@ -262,7 +157,7 @@ def _discard(unfinished: Unfinished, store: FeatureStore) -> None:
         unfinished.remove()
 
 
-def _run(extraction: _Extraction, device: str | None, engine: str) -> _Counts:
+def _run(extraction: Extraction, device: str | None, engine: str) -> Counts:
     """Loads the encoders, has what is new encoded, and seals the store."""
     import torch
 
@@ -287,7 +182,7 @@ def _run(extraction: _Extraction, device: str | None, engine: str) -> _Counts:
         ) from error
 
 
-def _load(extraction: _Extraction, settings: "Settings", engine: str) -> _Work:
+def _load(extraction: Extraction, settings: "Settings", engine: str) -> Work:
     """Loads the encoders that are needed, and writes down the settings that all shards share.
 
     Raises:
@@ -300,7 +195,8 @@ def _load(extraction: _Extraction, settings: "Settings", engine: str) -> _Work:
     from onceover.extract.encoding.text import TextEncoder
     from onceover.extract.engines import engine_for
 
-    dataset, config = extraction.dataset, extraction.config
+    dataset = extraction.dataset
+    config = extraction.config
     common = {"store_dtype": config.store_dtype, "seed": config.seed, "device": settings["device"]}
     recipes = extraction.before.recipes if extraction.before else {}
     make: dict[str, Callable[..., Any]] = {}
@@ -331,9 +227,7 @@ def _load(extraction: _Extraction, settings: "Settings", engine: str) -> _Work:
     for kind, encoder in (("image", image), ("text", text)):
         if encoder is not None:
             extraction.check_encoder(kind, encoder.recipe)
-            refuse_other_features(
-                kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force
-            )
+            refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
     if extraction.old is not None and not _may_lose_rows(extraction.options):
         refuse_to_drop_rows(extraction.old, dataset)
     device = torch.device(settings["device"])
@@ -343,15 +237,15 @@ def _load(extraction: _Extraction, settings: "Settings", engine: str) -> _Work:
         settings["batch_size"] = fitting_batch(encode, device, chosen.workers(device))
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
-    return _Work(settings, engine_name, chosen, image, text, make)
+    return Work(settings, engine_name, chosen, image, text, make)
 
 
-def _may_lose_rows(options: _Options) -> bool:
+def _may_lose_rows(options: Options) -> bool:
     """Whether the user wants rows to be dropped, or their features are kept."""
     return options.force or options.prune or options.keep_vanished
 
 
-def _stored_vocabulary(extraction: _Extraction) -> dict[str, bytes] | None:
+def _stored_vocabulary(extraction: Extraction) -> dict[str, bytes] | None:
     """The vocabulary of a @random encoder comes from the captions; captions that join later do not change it."""
     spec = parse_spec(extraction.config.text_encoder)
     old = extraction.old
@@ -362,7 +256,7 @@ def _stored_vocabulary(extraction: _Extraction) -> dict[str, bytes] | None:
     return old.tokenizer_files
 
 
-def _check_room(extraction: _Extraction, encode: dict[str, Callable[[int], np.ndarray]]) -> None:
+def _check_room(extraction: Extraction, encode: dict[str, Callable[[int], np.ndarray]]) -> None:
     """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, the whole store.
 
     Args:
@@ -379,14 +273,15 @@ def _check_room(extraction: _Extraction, encode: dict[str, Callable[[int], np.nd
     check_disk(extraction.path, needed)
 
 
-def _encode_all(extraction: _Extraction, work: _Work) -> _Counts:
+def _encode_all(extraction: Extraction, work: Work) -> Counts:
     """Has the images encoded, then the captions of those that could be, and seals the store."""
-    dataset, options = extraction.dataset, extraction.options
+    dataset = extraction.dataset
+    options = extraction.options
     recipes = {kind: work.encoder(kind).recipe if work.encoder(kind) else {} for kind in KINDS}
     image_sources = RowSources("image", "", ())
     keys: list[str | None] = []
     if work.image is not None:
-        image_sources = _encode_images(extraction, work)
+        image_sources = encode_images(extraction, work)
         keys = content_keys(dataset, extraction.stats, image_sources)
     rows = [row for row, key in enumerate(keys) if key in image_sources]
     lost = {row: image_sources.failures[dataset.ids[row]] for row, key in enumerate(keys) if key not in image_sources}
@@ -399,7 +294,7 @@ def _encode_all(extraction: _Extraction, work: _Work) -> _Counts:
     captions = [dataset.captions[row] for row in np.flatnonzero(has_image)]
     text_sources = RowSources("text", "", ())
     if work.text is not None:
-        text_sources = _encode_captions(extraction, work, list(dict.fromkeys(captions)))
+        text_sources = encode_captions(extraction, work, list(dict.fromkeys(captions)))
     vanished = frozenset[str]()
     if options.keep_vanished and not options.prune:
         present = {key for key in keys if key is not None and key in image_sources}
@@ -430,133 +325,10 @@ def _encode_all(extraction: _Extraction, work: _Work) -> _Counts:
     return work.counts
 
 
-def _encode_images(extraction: _Extraction, work: _Work) -> RowSources:
-    """Has the new images encoded; gives the rows of all."""
-    from onceover.extract.encode import ImageEncoding
-
-    assert work.image is not None
-    dataset, config = extraction.dataset, extraction.config
-    recipe = work.image.recipe
-    columns = ("thumbnail",) if config.thumbnails else ()
-    sources = extraction.sources("image", recipe, columns)
-    choose = partial(new_images, dataset, extraction.stats, sources, extraction.options.retry_failures)
-    shards = _shards(extraction, work, "image", extraction.listing, columns, choose)
-    _announce(work, "image", shards, f"{config.image_encoder}, {len(recipe['views'])} views", len(dataset.ids))
-    known = extraction.stored("image", recipe, ())
-    bare = sum(key not in sources for key in known)
-    if bare:
-        say(f"{bare:,} images have features already, and only get their thumbnails")
-    encoding = ImageEncoding(
-        partial(work.make["image"], dtype=recipe["dtype"]),
-        work.image,
-        images=dataset.images,
-        ids=dataset.ids,
-        paths=dataset.paths,
-        stats=extraction.stats,
-        known=known,
-        batch_size=work.batch_size,
-        thumbnails=config.thumbnails,
-        store_dtype=config.store_dtype,
-    )
-    _compute(work, encoding, shards)
-    return extraction.sources("image", recipe, columns)
-
-
-def _encode_captions(extraction: _Extraction, work: _Work, captions: list[str]) -> RowSources:
-    """Has the new ones of some captions, each of which stands there once, encoded; gives the rows of all."""
-    from onceover.extract.encode import TextEncoding
-
-    assert work.text is not None
-    recipe = work.text.recipe
-    columns = ("truncated",)
-    sources = extraction.sources("text", recipe, columns)
-
-    def choose() -> list[int]:
-        return [row for row, caption in enumerate(captions) if caption not in sources]
-
-    shards = _shards(extraction, work, "text", digest(captions), columns, choose)
-    _announce(work, "text", shards, extraction.config.text_encoder, len(captions))
-    encoding = TextEncoding(
-        partial(work.make["text"], dtype=recipe["dtype"]),
-        work.text,
-        captions=captions,
-        batch_size=work.batch_size * CAPTIONS_PER_IMAGE,
-        described=extraction.config.text_encoder,
-        store_dtype=extraction.config.store_dtype,
-    )
-    _compute(work, encoding, shards)
-    return extraction.sources("text", recipe, columns)
-
-
-def _shards(
-    extraction: _Extraction,
-    work: _Work,
-    kind: str,
-    listing: str,
-    columns: tuple[str, ...],
-    choose: Callable[[], list[int]],
-) -> list[Shard]:
-    """The shards of a kind. An unfinished extraction's plan, made from the same things, is taken up again.
-
-    Args:
-        choose: gives the rows that are to be encoded, for a new plan.
-    """
-    unfinished = extraction.unfinished
-    try:
-        plan = unfinished.plan(kind)
-    except FileError as error:  # finished shards are taken over all the same
-        say(f"planning anew: {error}")
-        plan = {}
-    beside = [store.fingerprints for store in (extraction.old, extraction.reuse) if store]
-    origin = {
-        "listing": listing,
-        "fingerprint": digest(work.encoder(kind).recipe),
-        "columns": list(columns),
-        "beside": beside,
-        "retry_failures": extraction.options.retry_failures,
-    }
-    if not origin.items() <= plan.items():
-        device = work.device()
-        blocks = 1 if device.type == "cpu" else CAPTION_BLOCKS_ON_GPU
-        plan = origin | plan_shards(kind, choose(), work.batch_size, work.engine.workers(device), blocks)
-        unfinished.write_plan(kind, plan)
-    return shards_of(plan, kind, unfinished.folder)
-
-
-def _announce(work: _Work, kind: str, shards: list[Shard], what: str, total: int) -> None:
-    """Counts what is there and what is to be done, and tells the user."""
-    new = sum(shard.size for shard in shards if not shard.file.exists())
-    work.counts.computed[kind] = new
-    work.counts.reused[kind] = total - new
-    if not new:
-        return
-    noun = "images" if kind == "image" else "different captions"
-    size = work.batch_size * (CAPTIONS_PER_IMAGE if kind == "text" else 1)
-    there = f" ({total - new:,} are there already)" if total > new else ""
-    where = f"{work.settings['device']}, {work.engine.describe(kind, work.device())}, batches of {size}"
-    say(f"encoding {new:,} {noun}{there} with {what} on {where}")
-
-
-def _compute(work: _Work, encoding: "Encoding", shards: list[Shard]) -> None:
-    """Has the shards encoded that are not there yet, under a progress bar."""
-    todo = [shard for shard in shards if not shard.file.exists()]
-    rows = sum(shard.size for shard in todo)
-    if not todo:
-        return
-    total = sum(shard.size for shard in shards)
-    seconds: Counter[str] = Counter()
-    start = time.perf_counter()
-    with tqdm(total=total, initial=total - rows, desc=encoding.kind, unit=" rows", disable=None) as bar:
-        for progress in work.engine.run(encoding, todo, work.device()):
-            seconds.update(progress.seconds)
-            bar.set_postfix_str(shares(seconds), refresh=False)
-            bar.update(progress.rows)
-    work.counts.speed[encoding.kind] = Speed(rows, time.perf_counter() - start, dict(seconds))
-
-
-def _provenance(extraction: _Extraction, work: _Work) -> dict:
-    """What made the store. A kind of which nothing was computed keeps the provenance it had."""
-    dataset, config = extraction.dataset, extraction.config
+def _provenance(extraction: Extraction, work: Work) -> dict:
+    """The provenance of the store. A kind of which nothing was computed keeps the one it had."""
+    dataset = extraction.dataset
+    config = extraction.config
     now = {
         **work.settings,
         "engine": work.engine_name,

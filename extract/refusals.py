@@ -1,10 +1,11 @@
-"""What an extraction refuses to do to the store that is there: other features in it, and rows that would be lost."""
+"""Refusals of an extraction: other features in the store that is there, and rows that would be lost."""
 
 from onceover.base.files import digest
 from onceover.extract.changes import contents_of
 from onceover.extract.dataset import Dataset
 from onceover.extract.ledger import Failure
-from onceover.extract.store import FeatureStore, StoreError, changed_settings, describe_shard
+from onceover.extract.shards import describe_shard
+from onceover.extract.store import FeatureStore, StoreError, changed_settings
 from onceover.extract.unfinished import Unfinished
 
 

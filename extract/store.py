@@ -9,17 +9,17 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
 
 from onceover.base.errors import OnceoverError, first_line
-from onceover.base.files import digest, parse_json, write_bytes
+from onceover.base.files import digest, parse_json
 from onceover.base.formats import STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
     DAMAGE,
@@ -28,7 +28,6 @@ from onceover.base.hdf5 import (
     create_bytes_column,
     damaged_parts,
     fill,
-    hdf5_bytes,
     open_hdf5,
     which_file,
     write_column,
@@ -44,7 +43,6 @@ BLOCK = 1024  # rows copied or hashed at a time
 SELECTION = "select"  # the name of the tenth of the train images that chooses where dev has to report
 #: datasets whose rows are checked as they are read, not when a store is opened
 CHECKED_LATER = ("image/features", "text/features")
-_SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5,}\.h5")
 
 
 class StoreError(OnceoverError):
@@ -54,18 +52,6 @@ class StoreError(OnceoverError):
 def parts_folder(path: str | Path) -> Path:
     """Where the shards of an unfinished store lie."""
     return Path(f"{path}.parts")
-
-
-def kept_folder(path: str | Path) -> Path:
-    """Where features lie, as shards, of rows that a store had and its dataset has no more."""
-    return Path(f"{path}.kept")
-
-
-def shard_files(parts: Path, kind: str = "") -> list[Path]:
-    """The shards in the folder of an unfinished store, of one kind or of both, in their order."""
-    if not parts.is_dir():
-        return []
-    return sorted(file for file in parts.iterdir() if _SHARD.fullmatch(file.name) and file.name.startswith(kind))
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,7 @@ class FeatureStore:
         self.path = Path(path)
         self._file, self._is_whole = _open(self.path)
         try:
-            with _readable(self.path):
+            with readable(self.path):
                 self._read()
                 if check:
                     self._check()
@@ -111,10 +97,14 @@ class FeatureStore:
             raise
 
     def _read(self) -> None:
-        image, text = self._file["image"], self._file["text"]
-        self.image_ids, self.image_paths = _strings(image["id"]), _strings(image["path"])
-        self.image_splits, self.sha256 = _strings(image["split"]), _strings(image["sha256"])
-        self.captions, self.image_index = _strings(text["caption"]), text["image_index"][:]
+        image = self._file["image"]
+        text = self._file["text"]
+        self.image_ids = strings(image["id"])
+        self.image_paths = strings(image["path"])
+        self.image_splits = strings(image["split"])
+        self.sha256 = strings(image["sha256"])
+        self.captions = strings(text["caption"])
+        self.image_index = text["image_index"][:]
         self.truncated = text["truncated"][:]
         self.provenance = parse_json(self._file.attrs["provenance"])
         self.recipes = {kind: parse_json(self._file[kind]["features"].attrs["recipe"]) for kind in KINDS}
@@ -184,7 +174,7 @@ class FeatureStore:
     @property
     def failures(self) -> list[Failure]:
         """The ledger: every record that was left out."""
-        return _read_failures(self._file)
+        return read_failures(self._file)
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -196,9 +186,10 @@ class FeatureStore:
         return Column(self._file["image/thumbnail"], self.path) if "image/thumbnail" in self._file else None
 
     def roles(self) -> Roles:
-        """Who trains, who chooses, who reports. With a test split: dev chooses, test reports. Without one: a tenth of
-        the train images, taken by a hash of their ids and so the same in every store of this dataset, chooses and
-        dev reports.
+        """The images to train on, to choose by (validation) and to report on.
+
+        With a test split dev is for validation and test is reported. Without one a tenth of the train images is for
+        validation, taken by a hash of their ids and so the same in every store of this dataset, and dev is reported.
 
         Raises:
             StoreError: no train images, or nothing to report on.
@@ -227,19 +218,20 @@ class FeatureStore:
         groups: dict[str, list[int]] = {}
         for row, content in enumerate(self.sha256):
             groups.setdefault(content, []).append(row)
-        return [
-            tuple(self.image_ids[row] for row in rows)
-            for rows in groups.values()
-            if len({self.image_splits[row] for row in rows} - {""}) > 1
-        ]
+        duplicates = []
+        for rows in groups.values():
+            splits = {self.image_splits[row] for row in rows}
+            if len(splits - {""}) > 1:
+                duplicates.append(tuple(self.image_ids[row] for row in rows))
+        return duplicates
 
     def verify(self) -> list[str]:
-        """What is wrong with the file: shapes, checksums, non-finite numbers, ids, splits, the caption map.
+        """Lists what is wrong with the file: shapes, checksums, numbers, ids, splits, the caption map.
 
         Raises:
             StoreError: so damaged that it cannot be read to its end.
         """
-        with _readable(self.path):
+        with readable(self.path):
             return self._problems()
 
     def _problems(self) -> list[str]:
@@ -327,134 +319,11 @@ def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
     return names
 
 
-class RowSources:
-    """Rows of one kind that were computed before, found by key, in shards and an earlier store.
-
-    Only files whose features carry ``fingerprint`` and that hold all ``columns`` are used.
-    """
-
-    def __init__(self, kind: str, fingerprint: str, columns: tuple[str, ...]):
-        self.kind = kind
-        self.fingerprint = fingerprint
-        self.columns = columns
-        self._paths: list[Path] = []
-        self._files: list[_RowFile] = []
-        self._where: dict[str, tuple[int, int]] = {}
-        self.keys_by_stat: dict[tuple[str, int, int], str] = {}
-        self.failures: dict[str, Failure] = {}
-
-    def __reduce__(self) -> tuple:
-        return _row_sources, (self.kind, self.fingerprint, self.columns, self._paths)
-
-    def __contains__(self, key: str | None) -> bool:
-        return key in self._where
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
-
-    def add(self, path: Path) -> None:
-        """Adds the rows of a shard or store, unless they are of other features.
-
-        Raises:
-            StoreError: a damaged file.
-        """
-        self._paths.append(path)
-        with _readable(path), open_hdf5(path) as file:
-            group = file.get(self.kind)
-            if group is None or group["features"].attrs["fingerprint"] != self.fingerprint:
-                return
-            self.failures |= {failure.id: failure for failure in _read_failures(file) if failure.stage == self.kind}
-            if not len(group["features"]) or any(name not in group for name in self.columns):
-                return
-            rows = _RowFile(path, self.kind, file)
-            for row, key in enumerate(_strings(group[KEYS[self.kind]])):
-                self._where.setdefault(key, (len(self._files), row))
-            if self.kind == "image":
-                stats = zip(
-                    _strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist(), strict=True
-                )
-                self.keys_by_stat |= dict(zip(stats, _strings(group["sha256"]), strict=True))
-            self._files.append(rows)
+class Rows(Protocol):
+    """Rows of one kind with their features, wherever they lie."""
 
     def copy(self, keys: list[str], group: h5py.Group) -> None:
-        """Writes the columns of the rows with ``keys``, in their order, into new datasets of ``group``."""
-        if not keys and not self._files:  # a store of the other kind alone
-            group["features"] = np.zeros((0, 0, 0) if self.kind == "image" else (0, 0), np.float32)
-            group["truncated"] = np.zeros(0, bool)
-            return
-        for name in ("features", *self.columns):
-            shape, dtype = self._files[0].shape_of(name)
-            target = group.create_dataset(name, (len(keys), *shape[1:]), dtype=dtype)
-            for rows in row_blocks(len(keys)):
-                fill(target, rows, self.gather(name, keys[rows]))
-
-    def gather(self, name: str, keys: list[str]) -> np.ndarray:
-        """The values of the rows with ``keys``, one file open at a time: there can be more than a process may open."""
-        places = np.array([self._where[key] for key in keys])
-        block = None
-        for number in np.unique(places[:, 0]):
-            chosen = np.flatnonzero(places[:, 0] == number)
-            rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
-            values = self._files[number].read(name, rows)[inverse]
-            if block is None:
-                block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
-            block[chosen] = values
-        return block
-
-
-def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: list[Path]) -> RowSources:
-    """The rows of some files; sources are pickled as their files' paths."""
-    sources = RowSources(kind, fingerprint, columns)
-    for path in paths:
-        sources.add(path)
-    return sources
-
-
-class _RowFile:
-    """A shard, which is checked whole when it is added, or a store, whose rows are checked as they are read.
-
-    A shard is opened anew for each read: there can be more of them than a process may have open.
-    """
-
-    def __init__(self, path: Path, kind: str, file: h5py.File):
-        self._path = Path(path)
-        self._kind = kind
-        self._store: FeatureStore | None = None
-        if file.attrs.get("format") == STORE_FORMAT:
-            self._store = FeatureStore(path)
-
-    def shape_of(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of a column."""
-        with open_hdf5(self._path, again=True) as file:
-            column = file[self._kind][name]
-            return column.shape, column.dtype
-
-    def read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows of a column, in ascending order."""
-        if self._store is not None and name == "features":
-            return self._store.features(self._kind)[rows]
-        with _readable(self._path), open_hdf5(self._path, again=True) as file:
-            return file[self._kind][name][rows]
-
-
-def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> None:
-    """Writes finished rows as one small HDF5 file, whole or not at all.
-
-    ``columns``: name -> array or list, among them ``features``, which gets the recipe. Zero rows are allowed: a shard
-    whose records all failed keeps their ledger.
-    """
-
-    def fill_file(file: h5py.File) -> None:
-        group = file.create_group(kind)
-        for name, values in columns.items():
-            write_column(group, name, values)
-        _stamp(group["features"], recipe, {})
-        _write_failures(file, failures)
-
-    write_bytes(path, hdf5_bytes(fill_file))  # not by HDF5, so that a full disk fails in a plain write
+        """Writes the rows with ``keys``, in their order, into new datasets of a store's group."""
 
 
 def seal(
@@ -462,7 +331,7 @@ def seal(
     *,
     images: dict,
     texts: dict,
-    sources: dict[str, RowSources],
+    sources: Mapping[str, "Rows"],
     recipes: dict[str, dict],
     provenance: dict,
     failures: list[Failure],
@@ -478,7 +347,8 @@ def seal(
     )
     with write_hdf5(path, CHECKED_LATER) as writer:
         file = writer.file
-        file.attrs["format"], file.attrs["format_version"] = STORE_FORMAT, STORE_VERSION
+        file.attrs["format"] = STORE_FORMAT
+        file.attrs["format_version"] = STORE_VERSION
         file.attrs["dataset_fingerprint"] = fingerprint
         file.attrs["provenance"] = json.dumps(provenance)
         for kind, columns in (("image", images), ("text", texts)):
@@ -487,37 +357,15 @@ def seal(
                 write_column(group, name, values)
             sources[kind].copy(columns[KEYS[kind]], group)
             writer.check()
-            _stamp(group["features"], recipes[kind], provenance[kind])
+            stamp(group["features"], recipes[kind], provenance[kind])
         file.create_group("tokenizer")
         for name, data in tokenizer_files.items():
             file.create_dataset(f"tokenizer/{name}", data=np.frombuffer(data, dtype=np.uint8))
-        _write_failures(file, failures)
-
-
-def describe_shard(path: Path) -> tuple[str, str, list[str]]:
-    """A shard's kind, the fingerprint of its features, and the keys of its rows.
-
-    Raises:
-        StoreError: a damaged shard.
-    """
-    with _readable(path), open_hdf5(path) as file:
-        kind = next(kind for kind in KINDS if kind in file)
-        group = file[kind]
-        return kind, group["features"].attrs["fingerprint"], _strings(group[KEYS[kind]])
-
-
-def shard_failures(path: Path) -> list[Failure]:
-    """The rows that could not be encoded when a shard was made.
-
-    Raises:
-        StoreError: a damaged shard.
-    """
-    with _readable(path), open_hdf5(path) as file:
-        return _read_failures(file)
+        write_failures(file, failures)
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turns what h5py and the decoders raise on a damaged file into an error with a way out."""
     try:
         yield
@@ -543,8 +391,9 @@ def _open(path: Path) -> tuple[h5py.File, bool]:
     except OSError as error:
         raise StoreError(f"{path} is no HDF5 file, or a damaged one ({first_line(error)})") from error
     try:
-        with _readable(path):
-            kind, version = file.attrs.get("format"), file.attrs.get("format_version")
+        with readable(path):
+            kind = file.attrs.get("format")
+            version = file.attrs.get("format_version")
     except StoreError:
         file.close()
         raise
@@ -565,17 +414,20 @@ def row_blocks(rows: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
 
 
-def _strings(dataset: h5py.Dataset) -> list[str]:
+def strings(dataset: h5py.Dataset) -> list[str]:
+    """The values of a column of text."""
     return dataset.asstr()[:].tolist()
 
 
-def _stamp(features: h5py.Dataset, recipe: dict, provenance: dict) -> None:
+def stamp(features: h5py.Dataset, recipe: dict, provenance: dict) -> None:
+    """Writes the recipe, its fingerprint and the provenance as attributes of features."""
     features.attrs["recipe"] = json.dumps(recipe, sort_keys=True)
     features.attrs["fingerprint"] = digest(recipe)
     features.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
 
 
-def _write_failures(file: h5py.File, failures: Iterable[Failure]) -> None:
+def write_failures(file: h5py.File, failures: Iterable[Failure]) -> None:
+    """Writes the ledger into a store or a shard."""
     failures = list(failures)
     group = file.create_group("failures")
     for name in ("id", "stage", "reason"):
@@ -589,8 +441,9 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
-def _read_failures(file: h5py.File) -> list[Failure]:
+def read_failures(file: h5py.File) -> list[Failure]:
+    """The ledger of a store or a shard."""
     group = file["failures"]
-    columns = [_strings(group[name]) for name in ("id", "stage", "reason")]
+    columns = [strings(group[name]) for name in ("id", "stage", "reason")]
     columns += [group[name][:].tolist() for name in ("size", "mtime_ns")]
     return [Failure(*row) for row in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""What an extraction did, as plain values and as lines for the user."""
+"""The summary of an extraction: counts, speed, the ledger; as plain values and as lines for the user."""
 
 import shlex
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def shares(stages: dict[str, float]) -> str:
 
 @dataclass
 class Summary:
-    """What an extraction did.
+    """The outcome of an extraction.
 
     Attributes:
         path: of the store.

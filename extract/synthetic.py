@@ -60,7 +60,8 @@ class Scene:
     def captions(self, generator: np.random.Generator, count: int = 5) -> list[str]:
         """Different sentences that describe the scene, in a random order."""
         chosen = generator.permutation(len(_SENTENCES[self.relation]))[:count]
-        a, b = " ".join(self.first), " ".join(self.second)
+        a = " ".join(self.first)
+        b = " ".join(self.second)
         return [_SENTENCES[self.relation][number].format(a=a, b=b) for number in chosen]
 
     def draw(self, generator: np.random.Generator) -> Image.Image:
@@ -121,7 +122,8 @@ def draw_dataset(
         try:
             (aside / "images").mkdir(parents=True)
             for number, split in enumerate(splits):
-                scene, name = scenes[order[number]], f"images/{number:04d}.jpg"
+                scene = scenes[order[number]]
+                name = f"images/{number:04d}.jpg"
                 scene.draw(generator).save(aside / name, quality=92)
                 table.writerows((name, caption, split) for caption in scene.captions(generator))
             (aside / "captions.csv").write_text(rows.getvalue(), encoding="utf-8")

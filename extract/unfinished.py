@@ -8,7 +8,8 @@ from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import is_passing
 from onceover.extract.plan import is_plan
-from onceover.extract.store import KINDS, StoreError, describe_shard, parts_folder, shard_failures, shard_files
+from onceover.extract.shards import describe_shard, shard_failures, shard_files
+from onceover.extract.store import KINDS, StoreError, parts_folder
 
 _SETTINGS = "settings.json"
 _PLANS = tuple(f"{kind}.plan.json" for kind in KINDS)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.files import digest, remove_files
-from onceover.extract.store import RowSources, StoreError, kept_folder, shard_files, write_shard
+from onceover.extract.shards import RowSources, kept_folder, shard_files, write_shard
+from onceover.extract.store import StoreError
 
 _ROWS = {"image": 128, "text": 1024}  # of a shard
 

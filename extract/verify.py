@@ -54,7 +54,8 @@ def verify_sample(
     root = data or Path(store.provenance["data"])
     if "image" in kinds and not root.exists():
         raise StoreError(f"the images are not at {root}; name their folder with --data")
-    places, generator = {"image": image_encoder, "text": text_encoder}, np.random.default_rng(0)
+    places = {"image": image_encoder, "text": text_encoder}
+    generator = np.random.default_rng(0)
     encoders = {kind: _encoder(store, kind, device, places[kind]) for kind in kinds}
     found = []
     for kind, encoder in encoders.items():
@@ -96,10 +97,13 @@ def _encoded_images(store: FeatureStore, images: ImageSource, encoder: ImageEnco
 
 def _compare(what: str, store: FeatureStore, kind: str, rows: np.ndarray, again: np.ndarray) -> tuple[str, str | None]:
     features = store.image_features if kind == "image" else store.text_features
-    recipe, stored, known = store.recipes[kind], features[rows], features[:SPREAD]
+    recipe = store.recipes[kind]
+    stored = features[rows]
+    known = features[:SPREAD]
     unit = f"spread over {what}s"
     if (known == known[0]).all():  # no spread: around zero, it is the norm
-        unit, known = "norm", np.stack([again[0], -again[0]])
+        unit = "norm"
+        known = np.stack([again[0], -again[0]])
     error = relative_error(stored, again, spread=known)
     line = (
         f"{what} features ({recipe['dtype']}, stored as {recipe['store_dtype']}): {len(rows):,} encoded again in "

@@ -117,7 +117,8 @@ def csv_rows(path: Path) -> Iterator[Row]:
     twice = [name for name in ("image", "caption", "split") if header.count(name) > 1]
     if twice:
         raise DatasetError(f"{path} has several columns called {twice[0]}; leave one, with a line for each caption")
-    image, caption = header.index("image"), header.index("caption")
+    image = header.index("image")
+    caption = header.index("caption")
     split = header.index("split") if "split" in header else None
     position = 1
     while position < len(lines):

@@ -56,7 +56,7 @@ def system_errors(folder: str | Path) -> Iterator[None]:
 
 
 def _unusable(spec: Spec) -> str:
-    """What is wrong with a model that cannot be loaded, for a message."""
+    """The fault of a model that cannot be loaded, for a message."""
     if Path(spec.name).exists():
         return "the folder holds no usable model"
     return "the model or its tokenizer cannot be loaded"

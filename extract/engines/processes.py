@@ -87,9 +87,7 @@ def _write(encoding: Encoding, shard: Shard, batches: list[EncodedBatch]) -> flo
 def _tokenised(encoding: Encoding, shards: Sequence[Shard], device: torch.device) -> Iterator[tuple[Shard, Any]]:
     """The batches of captions, with their shards, tokenised by processes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the library's threads would not outlive the fork
-    by_shard = in_processes(
-        lambda shard: list(encoding.read(shard)), iter(shards), min(TOKENISERS, workers(device))
-    )
+    by_shard = in_processes(lambda shard: list(encoding.read(shard)), iter(shards), min(TOKENISERS, workers(device)))
     for shard, batches in zip(shards, by_shard, strict=True):
         for batch in batches:
             yield shard, batch

@@ -1,0 +1,142 @@
+"""Engines: whichever has the shards encoded, the store is the same; one can be added from outside."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from onceover.base.hdf5 import damaged_parts, open_hdf5
+from onceover.base.registry import RegistryError
+from onceover.extract import encode
+from onceover.extract.encode import Progress
+from onceover.extract.engines import ENGINES, engine_for
+from onceover.extract.layouts import read_dataset
+from onceover.extract.pipeline import extract
+from onceover.extract.plan import is_plan, plan_shards, shards_of
+from onceover.extract.store import FeatureStore
+
+OUTSIDE = """
+import pickle
+from onceover.extract.encode import Progress
+
+ENCODED = []
+
+def workers(device):
+    return 1
+
+def describe(kind, device):
+    return "one by one, the last first"
+
+def run(encoding, shards, device):
+    copy = pickle.loads(pickle.dumps(encoding))
+    for shard in reversed(shards):
+        copy(pickle.loads(pickle.dumps(shard)))
+        ENCODED.append(shard.file.name)
+        yield Progress(shard.size, {"encode": 1.0})
+"""
+
+
+def values(path: Path) -> dict:
+    """All that a store holds, but for what says how and when it was made."""
+    with FeatureStore(path) as store, open_hdf5(path) as file:
+        assert damaged_parts(file) == []
+        return {
+            "images": store.image_features[:].tobytes(),
+            "texts": store.text_features[:].tobytes(),
+            "ids": store.image_ids,
+            "captions": store.captions,
+            "fingerprints": store.fingerprints,
+            "failures": store.failures,
+        }
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_every_engine_makes_the_same_store(name, drawn, store_file, extract_config, tmp_path):
+    """The contract: every shard is encoded and written once, and what is done adds up to all rows."""
+    engine = ENGINES.load(name)
+    assert engine.workers(torch.device("cpu")) >= 1
+    for kind in ("image", "text"):
+        assert engine.describe(kind, torch.device("cpu"))
+    made = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu", engine=name)
+    assert made.computed == {"image": 60, "text": 300}
+    assert {kind: speed.rows for kind, speed in made.speed.items()} == {"image": 60, "text": 300}
+    assert values(tmp_path / "s.h5") == values(store_file)
+    with FeatureStore(tmp_path / "s.h5") as store:
+        assert store.provenance["image"]["engine"] == name
+
+
+def test_an_engine_of_another_package_gets_shards_that_can_be_pickled(
+    outside, drawn, store_file, extract_config, tmp_path
+):
+    outside("onceover.engines", "backwards", OUTSIDE)
+    extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu", engine="backwards")
+    assert values(tmp_path / "s.h5") == values(store_file)
+    encoded = ENGINES.load("backwards").ENCODED
+    images = [name for name in encoded if name.startswith("image")]
+    assert len(images) == 8
+    assert images == sorted(images, reverse=True)
+
+
+def test_an_unknown_engine_is_refused_before_anything_is_encoded(drawn, extract_config, tmp_path):
+    with pytest.raises(RegistryError, match="no engine 'clouds'"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu", engine="clouds")
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_auto_takes_threads_on_a_processor_and_processes_that_feed_anything_else():
+    assert engine_for("auto", torch.device("cpu"))[0] == "threads"
+    assert engine_for("auto", torch.device("meta"))[0] == "processes"
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_an_error_in_one_shard_ends_an_engine_and_keeps_what_is_written(
+    name, drawn, extract_config, tmp_path, monkeypatch
+):
+    write = encode.write_shard
+    written = []
+
+    def failing(file, *rest):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        write(file, *rest)
+        written.append(file)
+
+    monkeypatch.setattr(encode, "write_shard", failing)
+    with pytest.raises(OSError, match="No space left on device"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu", engine=name)
+    assert all(file.exists() for file in written)
+    monkeypatch.setattr(encode, "write_shard", write)
+    made = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu", engine=name)
+    assert made.reused["image"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "workers", "sizes"),
+    [
+        ("image", 0, 2, []),
+        ("image", 1, 2, [1]),
+        ("image", 50, 2, [16, 16, 16, 2]),
+        ("image", 16 * 64 * 3 + 5, 2, [48] * 64 + [5]),
+        ("image", 10**5, 2, [128] * 781 + [32]),
+        ("text", 1100, 2, [64] * 16 + [64, 12]),
+        ("text", 64 * 64 * 8, 2, [512] * 64),
+    ],
+)
+def test_shards_are_runs_of_whole_batches_and_as_many_as_keep_workers_busy(kind, count, workers, sizes, tmp_path):
+    plan = plan_shards(kind, list(range(count)), 16, workers)
+    assert is_plan(plan)
+    shards = shards_of(plan, kind, tmp_path)
+    assert [shard.size for shard in shards] == sizes
+    assert len({shard.file for shard in shards}) == len(shards)
+    covered = []
+    for shard in shards:
+        first = shard.batches.start * plan["batch"]
+        covered += shard.rows[first : first + shard.size]
+    assert covered == list(range(count))
+
+
+def test_progress_and_shards_are_plain_values(tmp_path):
+    shard = shards_of(plan_shards("image", [3, 4], 1, 1), "image", tmp_path)[0]
+    assert pickle.loads(pickle.dumps(shard)) == shard
+    assert pickle.loads(pickle.dumps(Progress(1, {"encode": 2.0}))) == Progress(1, {"encode": 2.0})
