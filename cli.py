@@ -905,7 +905,7 @@ def info(path):
 @click.option("--sample", type=click.IntRange(min=1), help="Encode N images and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
-@click.option("--data", type=DIRECTORY, help="The dataset's folder, if it has moved. (With --sample.)")
+@click.option("--data", type=FILE, help="The dataset's folder, if it has moved. (With --sample.)")
 @device_option
 def verify(store_file, sample, device, **places):
     """Check a feature store: structure, checksums, finite numbers; with --sample, the features themselves.

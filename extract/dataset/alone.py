@@ -6,7 +6,7 @@ import numpy as np
 
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.text import read_lines, why_unusable
-from onceover.extract.image_source import IMAGE_SUFFIXES, ImageSourceError, is_image, list_files, why_unreadable
+from onceover.extract.image_source import IMAGE_SUFFIXES, is_image, list_files, why_unreadable
 from onceover.extract.ledger import Failure
 from onceover.extract.names import is_text
 
@@ -15,15 +15,12 @@ def read_images(folder: str | Path) -> Dataset:
     """Every image in a folder and the folders below it, without captions, in no split; an image's id is its path.
 
     Raises:
-        DatasetError: no folder, or no image in it.
+        DatasetError: no folder, or no image in it. ImageSourceError: it cannot be listed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; name one that holds images")
-    try:
-        listing = list_files(folder)
-    except ImageSourceError as error:
-        raise DatasetError(str(error)) from error
+    listing = list_files(folder)
     images = sorted(filter(is_image, listing.names), key=lambda name: name.split("/"))
     failures = listing.failures
     paths = []

@@ -10,7 +10,7 @@ import numpy as np
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.splits import column_splits
 from onceover.extract.dataset.text import why_unusable
-from onceover.extract.image_source import FolderImages, ImageSource, ImageSourceError
+from onceover.extract.image_source import FolderImages, ImageSource
 from onceover.extract.ledger import MAX_ID, Failure
 from onceover.extract.names import shown
 
@@ -84,7 +84,7 @@ def assemble(
     ids = list(dict.fromkeys(names[row] for row in used))
     failures += [Failure(name, "dataset", "no usable caption") for name in without_captions(reasons, ids)]
     if list_others:
-        failures += _images_beside(images, {*keys.values()})
+        failures += images.images_beside({*keys.values()})
     if not ids:
         raise DatasetError(f"{source}: no image is usable; the first reason: {failures[0].id}: {failures[0].reason}")
     renamed = sum(keys[name] != name and not keys[name].endswith(f"/{name}") for name in ids)
@@ -101,13 +101,6 @@ def assemble(
         notes=notes,
         source=images,
     )
-
-
-def _images_beside(images: ImageSource, keys: set[str]) -> list[Failure]:
-    try:
-        return images.images_beside(keys)
-    except ImageSourceError as error:
-        raise DatasetError(str(error)) from error
 
 
 def usable_rows(
