@@ -11,6 +11,7 @@ import pytest
 from onceover.extract.dataset import DatasetError, text
 from onceover.extract.dataset.alone import read_captions, read_images
 from onceover.extract.dataset.table import csv_rows, read_ids
+from onceover.extract.image_source import ImageSourceError
 from onceover.extract.layouts import read_dataset
 from onceover.extract.store import caption_ids
 
@@ -545,6 +546,6 @@ def test_trap_a_folder_that_cannot_be_listed_goes_into_the_ledger(tmp_path, monk
     assert [failure[:3] for failure in read_images(tmp_path).failures] == [
         ("closed", "dataset", "a folder that cannot be read: Permission denied")
     ]
-    with pytest.raises(DatasetError) as error:
+    with pytest.raises(ImageSourceError) as error:
         read_images(tmp_path / "closed")
     assert str(error.value) == f"{tmp_path / 'closed'} cannot be read: Permission denied"
