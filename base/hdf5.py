@@ -14,6 +14,7 @@ import json
 import math
 import os
 import struct
+import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ _LENGTH = struct.Struct("<I")
 _MAX_TRAILER = 4096  # bytes
 _STRING = h5py.string_dtype()
 _BYTES = h5py.vlen_dtype(np.uint8)
+_SEEKING = threading.Lock()  # where a file's place is shared by threads (Windows)
 
 
 class Hdf5Error(OnceoverError):
@@ -347,6 +349,17 @@ def which_file(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def read_at(descriptor: int, view: memoryview, place: int) -> int:
+    """Reads from a place in a file into ``view``; gives how many bytes came. From several threads at will."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [view], place)
+    with _SEEKING:
+        os.lseek(descriptor, place, os.SEEK_SET)
+        data = os.read(descriptor, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
 class StoredRows:
     """The rows of a dataset that lies in its file in one piece, read when they are asked for.
 
@@ -452,7 +465,7 @@ class StoredRows:
         view = memoryview(values.reshape(-1).view(np.uint8)) if values.nbytes else memoryview(b"")
         place = self._offset + start * self._row_bytes
         while len(view):
-            count = os.preadv(self._descriptor, [view], place)
+            count = read_at(self._descriptor, view, place)
             if not count:
                 raise OSError(errno.EIO, f"{self._path} ends before the rows of {self._name} do")
             view = view[count:]

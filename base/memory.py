@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +14,28 @@ _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_ARENA_MAX": -8}
 
 def total_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or less where a container or ``ulimit`` says so."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    if _CGROUP_LIMIT.is_file() and (limit := _CGROUP_LIMIT.read_text().strip()).isdigit():
-        limits.append(int(limit))
-    for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
-        if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
-            limits.append(limit)
+    limits = [_machine_memory()]
+    if _CGROUP_LIMIT.is_file():
+        limit = _CGROUP_LIMIT.read_text().strip()
+        if limit.isdigit():
+            limits.append(int(limit))
+    with contextlib.suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
+            soft_limit = resource.getrlimit(kind)[0]
+            if soft_limit != resource.RLIM_INFINITY:
+                limits.append(soft_limit)
     return min(limits)
+
+
+def _machine_memory() -> int:
+    """Bytes of the machine's memory."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kilobytes = ctypes.c_ulonglong()
+    ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))  # type: ignore[attr-defined]
+    return kilobytes.value * 1024
 
 
 def default_memory() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import onceover
+from onceover.base.hdf5 import read_at
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("analysis", "base", "configs", "extract", "heads", "retrieval")
@@ -102,3 +103,39 @@ def test_every_public_name_is_there_and_listed():
         assert name in dir(onceover)
     with pytest.raises(AttributeError, match="module 'onceover' has no attribute 'nothing'"):
         _ = onceover.nothing
+
+
+def test_trap_every_module_is_imported_without_what_unix_alone_has():
+    """Windows has neither resource nor fcntl, nor some functions of os."""
+    script = """
+import importlib, os, pkgutil, sys
+import faiss, h5py, matplotlib.pyplot, sklearn.manifold, torch, torchvision, transformers
+sys.modules["resource"] = None
+sys.modules["fcntl"] = None
+for name in ("sysconf", "preadv", "pread", "posix_fallocate", "sched_getaffinity", "register_at_fork", "fork"):
+    delattr(os, name)
+import onceover
+from onceover.base.hdf5 import read_at
+modules = [module.name for module in pkgutil.walk_packages(onceover.__path__, "onceover.")]
+wanted = [name for name in modules if not name.startswith(("onceover.tests", "onceover.benchmarks", "onceover.docs"))]
+for name in wanted:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(wanted))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 80
+
+
+def test_rows_are_read_alike_where_a_file_has_one_place_for_all_threads(tmp_path, monkeypatch):
+    (tmp_path / "f").write_bytes(bytes(range(100)))
+    descriptor = os.open(tmp_path / "f", os.O_RDONLY)
+    results = []
+    for _ in range(2):
+        view = memoryview(bytearray(9))
+        results.append((read_at(descriptor, view, 90), bytes(view)))
+        results.append((read_at(descriptor, view, 95), bytes(view)[:5]))
+        monkeypatch.delattr(os, "preadv", raising=False)
+    os.close(descriptor)
+    assert results[:2] == results[2:] == [(9, bytes(range(90, 99))), (5, bytes(range(95, 100)))]
