@@ -218,6 +218,14 @@ def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] 
 
     Raises:
         ConfigError: an unreadable file, an unknown key, a wrong type, a value out of range.
+
+    Example:
+        >>> config = onceover.load_config(None, ["training.num_epochs=5", "model.temperature=0.05"])
+        >>> config.training.num_epochs, config.training.batch_size
+        (5, 256)
+        >>> onceover.load_config(None, ["training.num_epoch=5"])
+        Traceback (most recent call last):
+        onceover.configs.schema.ConfigError: ...; did you mean training.num_epochs?
     """
     tree = {} if path is None else _read_tree(path)
     for override in overrides:
