@@ -123,8 +123,8 @@ class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
     loss: str = "contrastive"  # CLIP's; sigmoid: SigLIP's; or one that another package adds (heads/losses)
-    # ensemble members, trained together; their scores are averaged. Member k has the start and the noise of ``seed`` + k,
-    # so the seeds of several ensembles must be at least as far apart as an ensemble has members
+    # ensemble members, trained together; their scores are averaged. Member k has the start and the noise of
+    # ``seed`` + k, so the seeds of several ensembles must be at least as far apart as an ensemble has members
     members: int = 1
     cca: bool = False  # add a regularised CCA as one more member, in closed form
     num_epochs: int = 30  # one epoch passes every caption once
