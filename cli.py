@@ -323,6 +323,9 @@ def _forgiving_streams() -> None:
 )
 @click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Storage dtype of the features.")
 @click.option("--batch-size", type=int, help="Images per forward pass. [default: chosen for the device]")
+@click.option(
+    "--engine", default="auto", show_default=True, help="Engine: threads, processes (they feed a GPU) or auto."
+)
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Encode only the first N images.")
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
@@ -330,7 +333,7 @@ def _forgiving_streams() -> None:
 @click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
 @device_option
 @config_options
-def extract(data, store_file, limit, force, prune, retry_failures, device, config_file, overrides, **explicit):
+def extract(data, store_file, limit, force, prune, retry_failures, engine, device, config_file, overrides, **explicit):
     """Encode a dataset of captioned images into a feature store, once.
 
     Run the same command again to resume after an interruption, or to encode only what is new.
@@ -347,8 +350,17 @@ def extract(data, store_file, limit, force, prune, retry_failures, device, confi
     config = load_config(config_file, [*overrides, *settings]).extract
     if store_file.is_dir():
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
-    options = {"limit": limit, "device": device, "force": force, "prune": prune, "retry_failures": retry_failures}
-    summary = workflows.extract(data, store_file, config, **options)
+    summary = workflows.extract(
+        data,
+        store_file,
+        config,
+        limit=limit,
+        device=device,
+        engine=engine,
+        force=force,
+        prune=prune,
+        retry_failures=retry_failures,
+    )
     _say_lines(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
@@ -401,7 +413,7 @@ def import_(store_file, **given):
     if store_file.is_dir():
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     names = ("image_features", "text_features", "captions")
-    summary = import_features(*(given.pop(name) for name in names), store_file, **given, say=say)
+    summary = import_features(*(given.pop(name) for name in names), store_file, **given)
     _say_lines(summary)
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
@@ -490,8 +502,8 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     settings = expand(config_file, overrides, grid, seeds, sample)
     rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory)
     keys = list(settings[0].values)
-    from onceover.retrieval.evaluation import terminal_table
     from onceover.retrieval.leaderboard import leaderboard_table, notes
+    from onceover.retrieval.tables import terminal_table
 
     click.echo(terminal_table(leaderboard_table(rows, keys, most=10)))
     for note in notes(rows):
@@ -670,7 +682,7 @@ def _json_result(result: dict) -> str:
 
 
 def _print_evaluation(evaluation) -> None:
-    from onceover.retrieval.evaluation import notes
+    from onceover.retrieval.tables import notes
 
     click.echo(evaluation)
     for note in notes(evaluation.result):
@@ -700,7 +712,7 @@ def compare(runs, split, rerank, json_to):
     """
     from onceover import workflows
     from onceover.base.outputs import check_result, write_result
-    from onceover.retrieval import evaluation
+    from onceover.retrieval import tables
 
     if json_to and json_to != "-":
         check_result(json_to)
@@ -708,8 +720,8 @@ def compare(runs, split, rerank, json_to):
     if json_to == "-":
         click.echo(_json_result(result))
         return
-    click.echo(evaluation.terminal_table(evaluation.comparison_rows(result)))
-    for note in evaluation.comparison_notes(result):
+    click.echo(tables.terminal_table(tables.comparison_rows(result)))
+    for note in tables.comparison_notes(result):
         say(note)
     if json_to:
         write_result(json_to, result)
@@ -1054,7 +1066,7 @@ def verify(store_file, sample, device, **places):
     with FeatureStore(store_file) as store:
         problems = store.verify()
         if sample and not problems:
-            lines, problems = verify_sample(store, sample, device=device, say=say, **places)
+            lines, problems = verify_sample(store, sample, device=device, **places)
             for line in lines:
                 click.echo(line)
     for problem in problems:
@@ -1077,7 +1089,7 @@ def download(name, folder):
     """
     from onceover.extract.download import download_archives
 
-    download_archives(name, folder, say)
+    download_archives(name, folder)
     done(f"wrote {folder}", command("extract", "--data", folder, "--store", f"{folder}.h5"))
 
 

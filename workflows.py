@@ -38,11 +38,12 @@ from onceover.base.progress import say
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
 if TYPE_CHECKING:
-    from onceover.extract.pipeline import Summary
     from onceover.extract.store import FeatureStore
+    from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
     from onceover.heads.sweep import Setting
-    from onceover.retrieval.embeddings import Embeddings, Gallery
+    from onceover.retrieval.embeddings import Embeddings
+    from onceover.retrieval.gallery import Gallery
     from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
@@ -84,6 +85,7 @@ def extract(
     *,
     limit: int | None = None,
     device: str | None = None,
+    engine: str = "auto",
     force: bool = False,
     prune: bool = False,
     retry_failures: bool = False,
@@ -95,6 +97,7 @@ def extract(
         config: encoders and settings; by default those of ``configs/config.yaml``.
         limit: encode only the first images, this many.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available.
+        engine: ``threads``, ``processes`` (they feed a GPU), one of another package, or ``auto``.
         force: replace features of other encoders or settings.
         prune: drop rows that are no longer in the dataset.
         retry_failures: retry images that the ledger records as failed.
@@ -111,10 +114,10 @@ def extract(
         store,
         config,
         device=device,
+        engine=engine,
         force=force,
         prune=prune,
         retry_failures=retry_failures,
-        say=say,
     )
 
 
@@ -125,8 +128,9 @@ def extract_features(data: str | Path, store: str | Path, **options) -> FeatureS
         data: the dataset's folder, or its CSV or JSON file.
         store: the .h5 file to write.
         options: ``config`` (encoders and settings; by default those of ``configs/config.yaml``), ``limit`` (encode only
-            the first images), ``device``, ``force`` (replace features of other encoders or settings), ``prune`` (drop
-            rows that are no longer in the dataset), ``retry_failures`` (retry images that are recorded as failed).
+            the first images), ``device``, ``engine``, ``force`` (replace features of other encoders or settings),
+            ``prune`` (drop rows that are no longer in the dataset), ``retry_failures`` (retry images that are recorded
+            as failed).
 
     Example:
         >>> store = onceover.extract_features("data", "new.h5")
@@ -193,12 +197,12 @@ def sweep(
     with _opened(store) as opened:
         import yaml
 
-        from onceover.analysis.sweeps import plot_sweep
+        from onceover.analysis.figures import plot_sweep
         from onceover.extract.encoding.devices import pick_device
         from onceover.heads.sweep import sweep as train
         from onceover.heads.sweep import trial_name
-        from onceover.retrieval.evaluation import markdown_table
         from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
+        from onceover.retrieval.tables import markdown_table
 
         out = Path(out)
         judge = Judge()
@@ -310,7 +314,6 @@ def complete_finetuned(
             tokenizer_files=old.tokenizer_files,
             check_encoder=partial(check_encoder, out),
             force=force,
-            say=say,
         )
     with FeatureStore(out / "store.h5") as new:
         finish(new, out)
@@ -350,7 +353,7 @@ class Evaluation:
     files: list[Path]
 
     def __str__(self) -> str:
-        from onceover.retrieval.evaluation import table_rows, terminal_table
+        from onceover.retrieval.tables import table_rows, terminal_table
 
         return terminal_table(table_rows(self.result))
 
@@ -389,7 +392,7 @@ def evaluate(
     """
     from onceover.extract.store import FeatureStore
     from onceover.heads.provenance import read_provenance
-    from onceover.retrieval import evaluation
+    from onceover.retrieval import evaluation, tables
     from onceover.retrieval.embeddings import read_embeddings
 
     folder = None if run is None else _folder_of(run)
@@ -411,8 +414,8 @@ def evaluate(
         stem = f"{Path(store).name}.{stem}"
         folder = Path(store).parent
     texts = {
-        f"{stem}.md": evaluation.markdown_table(evaluation.table_rows(result), evaluation.notes(result)),
-        f"{stem}.csv": evaluation.csv_table(result),
+        f"{stem}.md": tables.markdown_table(tables.table_rows(result), tables.notes(result)),
+        f"{stem}.csv": tables.csv_table(result),
         f"{stem}.json": json_text(sealed(result)),
     }
     Outputs(folder, _EVALUATE_AGAIN).write_texts(texts)
@@ -496,13 +499,13 @@ def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | 
         True
     """
     from onceover.heads.provenance import read_provenance
-    from onceover.retrieval import evaluation
+    from onceover.retrieval.comparison import compare_runs
     from onceover.retrieval.embeddings import read_embeddings
 
     for folder in runs:
         read_provenance(Path(folder))
     opened = {str(folder): read_embeddings(Path(folder) / EMBEDDINGS) for folder in runs}
-    return evaluation.compare_runs(opened, split, rerank)
+    return compare_runs(opened, split, rerank)
 
 
 def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
@@ -637,7 +640,7 @@ def _foreign_gallery(
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
     from onceover.heads.embed import image_embeddings, text_embeddings
-    from onceover.retrieval.embeddings import gallery_of_store
+    from onceover.retrieval.gallery import gallery_of_store
     from onceover.retrieval.hubness import bias_by_bank
     from onceover.retrieval.index import check_vanished
 
@@ -666,7 +669,6 @@ def _foreign_gallery(
         retry_failures=options.retry_failures,
         keep_vanished=True,
         prune=options.prune,
-        say=say,
     )
     for line in encode_summary.lines():
         say(line)
@@ -852,7 +854,8 @@ def search_many(
     from onceover.retrieval.search import Query, Searcher
 
     if figure:
-        from onceover.analysis.plots import check_figure, plot_hits
+        from onceover.analysis.drawing import check_figure
+        from onceover.analysis.hits import plot_hits
 
         check_figure(figure)
     if other is not None and mode == "text2image" and not Path(other).is_file():
@@ -876,9 +879,9 @@ def search_many(
     searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
     for batch in chain([first], batches):
         if mode == "text2image":
-            asked = [Query(sentence=text, picture=other, weight=weight) for text in batch]
+            asked = [Query(text=text, image=other, weight=weight) for text in batch]
         else:
-            asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in batch]
+            asked = [Query(text=other, image=path, weight=1 - weight) for path in batch]
         results = searcher.search_many(asked, top_k)
         if figure:
             plot_hits(results[0], asked[0], kind, figure)
@@ -927,11 +930,9 @@ def plot(
         >>> sorted(path.name for path in files)
         ['features.png', 'features.svg']
     """
-    from onceover.analysis.plots import plot_run, plot_store
+    from onceover.analysis.figures import plot_run, plot_store, plot_sweep
 
     if sweep:
-        from onceover.analysis.sweeps import plot_sweep
-
         return plot_sweep(sweep, out, step=_drawing)
     if run:
         from onceover.heads.provenance import read_provenance

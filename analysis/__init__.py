@@ -1,1 +1,1 @@
-"""Figures from stored files alone; no model is loaded."""
+"""Figures and descriptions of stored files; no model is loaded."""

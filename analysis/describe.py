@@ -1,4 +1,4 @@
-"""What a file or folder of the project holds, as readable text."""
+"""Describes a file or folder of the project as readable text: a store, a run, a sweep, an index."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_regular, digest, read_record
+from onceover.base.files import check_regular, read_record
 from onceover.base.formats import (
     CONFIG,
     CURRENT,
@@ -18,25 +18,28 @@ from onceover.base.formats import (
     SWEEP,
     TRIALS,
 )
+from onceover.base.hdf5 import StoredRows
 from onceover.configs.schema import ConfigError, load_config
+from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder
 from onceover.retrieval.embeddings import model_name
+from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
 
 class DescribeError(OnceoverError):
-    """Nothing that this program makes, or something of it that is damaged."""
+    """A file or folder that this program did not write, or that is damaged."""
 
 
 def describe(path: str | Path) -> str:
-    """Readable lines about a store, a run, a sweep or an index, or about what is unfinished of one.
+    """Describes a store, a run, a sweep or an index, or an unfinished one of these, in readable lines.
 
     Raises:
-        DescribeError: none of these, or damaged; and what a store or an index raises itself.
+        DescribeError: none of these, or damaged; and the errors of a store or an index.
     """
     path = Path(path)
     try:
         return _describe(path)
-    except Exception as error:  # what a damaged file makes of any of the lines
+    except Exception as error:  # a damaged file makes errors of many kinds
         if isinstance(error, OnceoverError) and not isinstance(error, ConfigError):
             raise
         reason = next(iter(str(error).splitlines()), "")
@@ -57,7 +60,7 @@ def _describe(path: Path) -> str:
 
 
 def _describe_folder(path: Path) -> str:
-    """A folder, by the first file in it that tells what it is."""
+    """Describes a folder, by the first file in it that tells its kind."""
     kinds = {PROVENANCE: _describe_run, FINETUNED: _describe_finetuning, RESUME: _describe_fit, SWEEP: _describe_sweep}
     for name, describe_it in kinds.items():
         if (path / name).is_file():
@@ -78,11 +81,12 @@ def _describe_fit(folder: Path) -> str:
 
 
 def _describe_finetuning(folder: Path) -> str:
-    made = read_record(folder / FINETUNED, "what fine-tuning made", strict=False)
+    record = read_record(folder / FINETUNED, "what fine-tuning made", strict=False)
+    encoders = record["encoders"]
     return "\n".join(
         [
             f"unfinished fine-tuning {folder}",
-            f"  encoders    {_text(made['encoders'], 'image')}, {_text(made['encoders'], 'text')}: trained",
+            f"  encoders    {_text(encoders, 'image')}, {_text(encoders, 'text')}: trained",
             "  features    none of these encoders yet",
             "  run the same finetune command again with --re-extract to go on",
         ]
@@ -90,17 +94,14 @@ def _describe_finetuning(folder: Path) -> str:
 
 
 def _describe_sweep(folder: Path) -> str:
-    made = read_record(folder / SWEEP, "the sweep", strict=False)
+    record = read_record(folder / SWEEP, "the sweep", strict=False)
     trials = len(list((folder / TRIALS).glob("*.json")))
-    is_finished = (folder / RESULTS).is_file()
-    return "\n".join(
-        [
-            f"{'sweep' if is_finished else 'unfinished sweep'} {folder}",
-            f"  store       {_text(made, 'store')}",
-            f"  trials      {trials:,} ended",
-            f"  results     {folder / RESULTS}" if is_finished else "  run the same sweep command again to go on",
-        ]
-    )
+    title = f"unfinished sweep {folder}"
+    last = "  run the same sweep command again to go on"
+    if (folder / RESULTS).is_file():
+        title = f"sweep {folder}"
+        last = f"  results     {folder / RESULTS}"
+    return "\n".join([title, f"  store       {_text(record, 'store')}", f"  trials      {trials:,} ended", last])
 
 
 def _text(record: dict, name: str) -> str:
@@ -118,104 +119,146 @@ def _count(record: dict, name: str) -> int:
 
 
 def _describe_store(store: FeatureStore) -> str:
-    made = store.provenance
-    image, text = store.image_features, store.text_features
-    splits = Counter(store.image_splits)
-    per_picture = "0"
-    if store.image_ids:
-        counts = np.bincount(store.image_index, minlength=len(store.image_ids))
-        per_picture = f"{counts.min()} to {counts.max()}"
+    provenance = store.provenance
     lines = [
         f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
-        f"  made        {made['created']} from {made['data']} ({made['layout']} layout)",
-        f"  images    {len(store.image_ids):,}: "
-        + ", ".join(f"{n:,} {split or 'in no split'}" for split, n in splits.items()),
-        f"  captions    {len(store.captions):,}, {per_picture} an image; "
-        f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
+        f"  made        {provenance['created']} from {provenance['data']} ({provenance['layout']} layout)",
+        *_dataset_lines(store),
+        *_feature_lines(store, "image"),
+        *_feature_lines(store, "text"),
     ]
-    for kind, features, rows in (("image", image, "images"), ("text", text, "different captions")):
-        if not store.recipes[kind]:
-            lines.append(f"  {kind:<11} none")
-            continue
-        how = made[kind]
-        shape = " x ".join(f"{side:,}" for side in features.shape)
-        size, views = features.nbytes / 2**20, features.shape[1] if kind == "image" else 1
-        each = f"; {views} views of {size / views:,.1f} MiB" if views > 1 else ""
-        pace = f"{how['rows_per_second']:,} {rows} a second, " if "rows_per_second" in how else ""
-        lines += [
-            f"  {kind:<11} {how['encoder']}, {shape} {features.dtype} ({size:,.1f} MiB{each})",
-            f"              fingerprint {store.fingerprints[kind][:16]}, "
-            f"weights {store.recipes[kind]['weights'][:16]}, pooling: {store.recipes[kind]['pooling']}, "
-            f"layers: {', '.join(map(str, store.recipes[kind].get('layers', ['unknown'])))}, "
-            f"arithmetic {store.recipes[kind]['dtype']}",
-            f"              imported from {how['source']}"
-            if "source" in how
-            else f"              on {how['device']}, {how['streams']} batches of {how['batch_size']} at a time, "
-            f"{pace}torch {how['torch']}, transformers {how['transformers']}",
-        ]
     thumbnails = store.thumbnails()
-    size = f"{sum(map(len, thumbnails)) / 2**20:,.1f} MiB" if thumbnails is not None else "none"
-    lines += [f"  thumbnails  {size}", f"  dataset     fingerprint {store.fingerprints['dataset'][:16]}"]
-    lines += [f"  note        {note}" for note in made["notes"]]
-    lines += [
-        f"  warning     the same image lies in several splits: {', '.join(group)}"
-        for group in store.duplicates_across_splits()
-    ]
+    size = "none"
+    if thumbnails is not None:
+        size = f"{sum(map(len, thumbnails)) / 2**20:,.1f} MiB"
+    lines.append(f"  thumbnails  {size}")
+    lines.append(f"  dataset     fingerprint {store.fingerprints['dataset'][:16]}")
+    lines += [f"  note        {note}" for note in provenance["notes"]]
+    for group in store.duplicates_across_splits():
+        lines.append(f"  warning     the same image lies in several splits: {', '.join(group)}")
     failures = store.failures
     lines.append(f"  left out    {len(failures):,} records")
     lines += [f"    {failure.stage:<8} {failure.id}: {failure.reason}" for failure in failures]
     return "\n".join(lines)
 
 
+def _dataset_lines(store: FeatureStore) -> list[str]:
+    """The numbers of images by split, and of captions by image."""
+    splits = [f"{count:,} {split or 'in no split'}" for split, count in Counter(store.image_splits).items()]
+    per_image = "0"
+    if store.image_ids:
+        counts = np.bincount(store.image_index, minlength=len(store.image_ids))
+        per_image = f"{counts.min()} to {counts.max()}"
+    return [
+        f"  images    {len(store.image_ids):,}: {', '.join(splits)}",
+        f"  captions    {len(store.captions):,}, {per_image} an image; "
+        f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
+    ]
+
+
+def _feature_lines(store: FeatureStore, kind: str) -> list[str]:
+    """The encoder of a kind of features, their shape, their recipe and the machine that computed them."""
+    recipe = store.recipes[kind]
+    if not recipe:
+        return [f"  {kind:<11} none"]
+    record = store.provenance[kind]
+    features = store.features(kind)
+    shape = " x ".join(f"{length:,}" for length in features.shape)
+    layers = ", ".join(map(str, recipe.get("layers", ["unknown"])))
+    return [
+        f"  {kind:<11} {record['encoder']}, {shape} {features.dtype} ({_size(features, kind)})",
+        f"              fingerprint {store.fingerprints[kind][:16]}, weights {recipe['weights'][:16]}, "
+        f"pooling: {recipe['pooling']}, layers: {layers}, arithmetic {recipe['dtype']}",
+        f"              {_computed_by(record, kind)}",
+    ]
+
+
+def _size(features: StoredRows, kind: str) -> str:
+    """The size of features in MiB, and that of each view where there are several."""
+    size = features.nbytes / 2**20
+    text = f"{size:,.1f} MiB"
+    if kind == "image" and features.shape[1] > 1:
+        views = features.shape[1]
+        text += f"; {views} views of {size / views:,.1f} MiB"
+    return text
+
+
+def _computed_by(record: dict, kind: str) -> str:
+    """The source of imported features, or the device, batches, speed and libraries of an extraction."""
+    if "source" in record:
+        return f"imported from {record['source']}"
+    pace = ""
+    if "rows_per_second" in record:
+        rows = {"image": "images", "text": "different captions"}[kind]
+        pace = f"{record['rows_per_second']:,} {rows} a second, "
+    return (
+        f"on {record['device']}, {record['streams']} batches of {record['batch_size']} at a time, "
+        f"{pace}torch {record['torch']}, transformers {record['transformers']}"
+    )
+
+
 def _describe_run(folder: Path) -> str:
-    made = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
+    run = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
     settings = load_config(folder / CONFIG).to_dict()
-    again = ", those that chose among them," if settings["training"]["refit"] else ""
-    lines = [
-        f"run {folder}",
-        f"  store       {_text(made, 'store')}",
-        f"  encoders    {_text(made['encoders']['image'], 'encoder')}, {_text(made['encoders']['text'], 'encoder')}",
+    encoders = run["encoders"]
+    chosen = run["selection"]
+    also = ", those that chose among them," if settings["training"]["refit"] else ""
+    lines = [f"run {folder}"]
+    epoch = ""
+    if len(run["members"]) > 1:
+        lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
+    else:
+        epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
+    lines += [
+        f"  store       {_text(run, 'store')}",
+        f"  encoders    {_text(encoders['image'], 'encoder')}, {_text(encoders['text'], 'encoder')}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
-        f"  fitted on   {_count(made, 'train_pictures'):,} images{again} in {made['seconds']:.0f} s "
-        f"({_text(made, 'device')}, {_count(made, 'threads')} threads, torch {_text(made['versions'], 'torch')})",
-        f"  chosen on   {_text(made['selection'], 'split')}, {_count(made['selection'], 'pictures'):,} images: "
-        f"rsum {made['selection']['rsum']:.1f}"
-        + ("" if len(made["members"]) > 1 else f" at epoch {made['best_epochs'][0]:d} of {made['epochs'][0]:d}"),
-        f"  report on   {_text(made['report'], 'split')}, {_count(made['report'], 'pictures'):,} images",
+        f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "
+        f"({_text(run, 'device')}, {_count(run, 'threads')} threads, torch {_text(run['versions'], 'torch')})",
+        f"  chosen on   {_text(chosen, 'split')}, {_count(chosen, 'pictures'):,} images: "
+        f"rsum {chosen['rsum']:.1f}{epoch}",
+        f"  report on   {_text(run['report'], 'split')}, {_count(run['report'], 'pictures'):,} images",
     ]
-    if len(made["members"]) > 1:
-        lines.insert(1, f"  ensemble    {len(made['members'])} pairs of heads; the settings are the first one's")
     for file in sorted(folder.glob(EVALUATION.format("*.json"))):
-        result = read_record(file, "the evaluation", strict=False)
-        own = model_name(settings["model"]["rerank"])
-        for direction in ("image_to_text", "text_to_image"):
-            side = result["models"][own][direction]
-            recalls = " / ".join(f"{side[f'R@{k}']:.1f}" for k in (1, 5, 10))
-            lines.append(
-                f"  {_text(result, 'split'):<11} {own}, {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
-                f"median rank {side['median_rank']:g} "
-                f"({result['n_images']:,} images, {result['n_captions']:,} captions)"
-            )
+        lines += _evaluation_lines(file, model_name(settings["model"]["rerank"]))
     return "\n".join(lines)
+
+
+def _evaluation_lines(file: Path, model: str) -> list[str]:
+    """The recalls of a run's own model in an evaluation."""
+    result = read_record(file, "the evaluation", strict=False)
+    split = _text(result, "split")
+    sizes = f"{result['n_images']:,} images, {result['n_captions']:,} captions"
+    lines = []
+    for direction in DIRECTIONS:
+        numbers = result["models"][model][direction]
+        recalls = " / ".join(f"{numbers[f'R@{k}']:.1f}" for k in RECALL_AT)
+        lines.append(
+            f"  {split:<11} {model}, {direction.replace('_', ' ')}: R@1/5/10 {recalls}, "
+            f"median rank {numbers['median_rank']:g} ({sizes})"
+        )
+    return lines
 
 
 def _describe_index(folder: Path) -> str:
     from onceover.retrieval.index import Index  # with faiss
 
-    made = Index(folder).manifest  # its files are checked
-    segments = [f"{entry['name']} {entry['type']} {entry['rows']:,} rows" for entry in made["segments"]]
-    buried = sum(entry["rows"] for entry in made["segments"]) - made["rows"]
+    manifest = Index(folder).manifest  # its files are checked
+    segments = [f"{entry['name']} {entry['type']} {entry['rows']:,} rows" for entry in manifest["segments"]]
+    buried = sum(entry["rows"] for entry in manifest["segments"]) - manifest["rows"]
+    noun = "images" if manifest["kind"] == "image" else "captions"
+    corrected = ", corrected for hubs" if manifest["biased"] else ""
     lines = [
         f"index {folder}",
-        f"  holds       {made['rows']:,} {'images' if made['kind'] == 'image' else 'captions'} of {made['source']}, "
-        f"{made['dim']:,} numbers each" + (", corrected for hubs" if made["biased"] else ""),
-        f"  run         {made['run']}",
-        f"  type        {made['type']} ({made['reason']})",
+        f"  holds       {manifest['rows']:,} {noun} of {manifest['source']}, "
+        f"{manifest['dim']:,} numbers each{corrected}",
+        f"  run         {manifest['run']}",
+        f"  type        {manifest['type']} ({manifest['reason']})",
         f"  segments    {len(segments):,}: {', '.join(segments)}",
         f"  removed     {buried:,} rows wait for --compact",
-        f"  recall@10   {made['recall@10']:.3f} against exact search with {made['probes']:,} queries of the other kind,"
-        f" {made['queries_per_second']:,.0f} queries a second one by one",
+        f"  recall@10   {manifest['recall@10']:.3f} against exact search with {manifest['probes']:,} queries of the "
+        f"other kind, {manifest['queries_per_second']:,.0f} queries a second one by one",
     ]
     return "\n".join(lines)
 
@@ -225,8 +268,8 @@ def _describe_parts(parts: Path) -> str:
     for kind in ("image", "text"):
         plan = parts / f"{kind}.plan.json"
         if plan.exists():
-            todo = read_record(plan, "the plan", strict=False)
-            shards = len(list(parts.glob(f"{kind}-{digest(todo)[:12]}-*.h5")))
-            total = -(-len(todo["todo"]) // todo["rows"])
-            lines.append(f"  {kind:<11} {shards:,} of {total:,} shards done ({len(todo['todo']):,} rows in all)")
+            shards = shards_of(read_record(plan, "the plan"), kind, parts)
+            done = sum(shard.file.exists() for shard in shards)
+            rows = sum(shard.size for shard in shards)
+            lines.append(f"  {kind:<11} {done:,} of {len(shards):,} shards done ({rows:,} rows in all)")
     return "\n".join([*lines, "  run the same extract command again to go on"])

@@ -1,4 +1,4 @@
-"""The page of errors: the queries that a run answers worst, with what it found instead, as one HTML file."""
+"""The page of errors: the queries that a run answers worst, with the hits it returned instead, as one HTML file."""
 
 import base64
 from html import escape
@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 
 from onceover.retrieval.embeddings import Embeddings
-from onceover.retrieval.metrics import rank
+from onceover.retrieval.ranks import Ranks, rank
 
 HITS = 5  # shown of each query
 _STYLE = """
@@ -23,7 +23,7 @@ ol { margin: .2rem 0; padding-left: 1.4rem }
 
 
 def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | None = None) -> str:
-    """The ``count`` worst queries of each direction on a split: rank and score of the truth, and the first hits.
+    """Writes the ``count`` worst queries of each direction on a split: rank and score of the truth, and the first hits.
 
     Ranks are those of ``evaluate`` with the same ``rerank`` (the run's own by default). Without thumbnails in the
     store, images are named, not shown.
@@ -31,37 +31,9 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
     Raises:
         EmbeddingsError: no such split.
     """
-    pictures, captions, image_index = embeddings.split(split)
-    biases = embeddings.biases(rerank, split)
-    images, texts = embeddings.images[pictures], embeddings.texts[captions]
-    to_text, to_image = rank(images, texts, image_index, **biases)
-    parts = [_heading(embeddings, split, count, rerank, len(pictures), len(captions))]
-    parts.append(f"<h2>Caption → image: the worst {min(count, len(captions))} of {len(captions):,} captions</h2>")
-    places = to_image.expected_rank()
-    for query in _worst(places, count):
-        scores = images @ texts[query] + biases.get("image_bias", 0)
-        truth = image_index[query]
-        shown = [_picture(embeddings, pictures[truth], f"the truth, {scores[truth]:.3f}", "truth")]
-        shown += [
-            _picture(embeddings, pictures[row], f"{place}. {scores[row]:.3f}")
-            for place, row in enumerate(np.argsort(-scores, kind="stable")[:HITS], 1)
-        ]
-        said = f"“{escape(embeddings.captions[captions[query]])}”"
-        parts.append(_article(said, places[query], len(pictures), f'<div class="row">{"".join(shown)}</div>'))
-    places = to_text.expected_rank()
-    parts.append(f"<h2>Image → caption: the worst {min(count, len(places))} of {len(places):,} images</h2>")
-    for query in _worst(places, count):
-        picture = to_text.group[query]
-        scores = texts @ images[picture] + biases.get("text_bias", 0)
-        own = np.flatnonzero(image_index == picture)
-        found = np.argsort(-scores, kind="stable")[:HITS]
-        lists = ""
-        for title, rows in (("Found first", found), ("Its own captions", own[np.argsort(-scores[own])])):
-            lines = [_sentence(embeddings.captions[captions[row]], scores[row]) for row in rows]
-            lists += f"<div><b>{title}</b><ol>{''.join(lines)}</ol></div>"
-        body = f'<div class="row">{_picture(embeddings, pictures[picture], "")}{lists}</div>'
-        parts.append(_article(escape(embeddings.ids[pictures[picture]]), places[query], len(captions), body))
+    page = _Page(embeddings, split, rerank)
     title = f"Errors on {escape(split)}"
+    parts = [_heading(embeddings, split, rerank), *page.worst_captions(count), *page.worst_images(count)]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
@@ -69,32 +41,92 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
     )
 
 
-def _heading(embeddings: Embeddings, split: str, count: int, rerank: str | None, n_images: int, n_captions: int) -> str:
+def _heading(embeddings: Embeddings, split: str, rerank: str | None) -> str:
+    """A note on the numbers of the page."""
+    images, captions, _ = embeddings.split(split)
     correction = rerank or embeddings.rerank
-    chosen = " The heads were chosen on this split." if split == embeddings.selection_split else ""
+    chosen = ""
+    if split == embeddings.validation_split:
+        chosen = " The heads were chosen on this split."
     return (
-        f'<p class="note">{n_images:,} images, {n_captions:,} captions; correction for hubs: {escape(correction)}. '
-        f"The rank of a query is that of its best correct item. A framed image is the truth.{chosen}</p>"
+        f'<p class="note">{len(images):,} images, {len(captions):,} captions; correction for hubs: '
+        f"{escape(correction)}. The rank of a query is that of its best correct item. A framed image is the truth."
+        f"{chosen}</p>"
     )
 
 
-def _worst(places: np.ndarray, count: int) -> np.ndarray:
-    return np.argsort(-places, kind="stable")[:count]
+class _Page:
+    """The articles of a page, for one split of a run."""
+
+    def __init__(self, embeddings: Embeddings, split: str, rerank: str | None):
+        self._embeddings = embeddings
+        self._image_rows, self._caption_rows, _ = embeddings.split(split)
+        self._images, self._texts, self._image_index = embeddings.vectors_of(split)
+        self._biases = embeddings.biases(rerank, split)
+        self._to_text, self._to_image = rank(self._images, self._texts, self._image_index, **self._biases)
+
+    def worst_captions(self, count: int) -> list[str]:
+        """A title, and an article for each of the captions that find their image last."""
+        total = len(self._caption_rows)
+        parts = [f"<h2>Caption → image: the worst {min(count, total)} of {total:,} captions</h2>"]
+        for query, query_rank in _worst(self._to_image, count):
+            scores = self._images @ self._texts[query] + self._biases.get("image_bias", 0)
+            truth = self._image_index[query]
+            figures = [self._figure(truth, f"the truth, {scores[truth]:.3f}", "truth")]
+            for number, row in enumerate(_first_hits(scores), 1):
+                figures.append(self._figure(row, f"{number}. {scores[row]:.3f}"))
+            title = f"“{escape(self._caption(query))}”"
+            body = f'<div class="row">{"".join(figures)}</div>'
+            parts.append(_article(title, query_rank, len(self._image_rows), body))
+        return parts
+
+    def worst_images(self, count: int) -> list[str]:
+        """A title, and an article for each of the images that find their captions last."""
+        total = len(self._to_text.group)
+        parts = [f"<h2>Image → caption: the worst {min(count, total)} of {total:,} images</h2>"]
+        for query, query_rank in _worst(self._to_text, count):
+            image = self._to_text.group[query]
+            scores = self._texts @ self._images[image] + self._biases.get("text_bias", 0)
+            own = np.flatnonzero(self._image_index == image)
+            own = own[np.argsort(-scores[own])]
+            lists = self._caption_list("Found first", _first_hits(scores), scores)
+            lists += self._caption_list("Its own captions", own, scores)
+            body = f'<div class="row">{self._figure(image, "")}{lists}</div>'
+            title = escape(self._embeddings.ids[self._image_rows[image]])
+            parts.append(_article(title, query_rank, len(self._caption_rows), body))
+        return parts
+
+    def _caption(self, row: int) -> str:
+        return self._embeddings.captions[self._caption_rows[row]]
+
+    def _caption_list(self, title: str, rows: np.ndarray, scores: np.ndarray) -> str:
+        """Captions with their scores under a title."""
+        lines = ""
+        for row in rows:
+            lines += f"<li>{escape(self._caption(row))} <span class='note'>{scores[row]:.3f}</span></li>"
+        return f"<div><b>{title}</b><ol>{lines}</ol></div>"
+
+    def _figure(self, image: int, label: str, kind: str = "hit") -> str:
+        """An image with a label and its id."""
+        row = self._image_rows[image]
+        name = escape(self._embeddings.ids[row])
+        tag = ""
+        if self._embeddings.thumbnails is not None:
+            data = base64.b64encode(self._embeddings.thumbnails[row]).decode()
+            tag = f'<img alt="{name}" src="data:image/jpeg;base64,{data}">'
+        return f'<figure class="{kind}">{tag}<figcaption>{label} {name}</figcaption></figure>'
 
 
-def _article(query: str, place: float, gallery: int, body: str) -> str:
-    head = f'<span class="query">{query}</span> <span class="rank">rank {place:,.0f} of {gallery:,}</span>'
+def _worst(ranks: Ranks, count: int) -> list[tuple[int, float]]:
+    """The queries with the highest ranks, the worst first, with these ranks."""
+    expected = ranks.expected_rank()
+    return [(query, expected[query]) for query in np.argsort(-expected, kind="stable")[:count]]
+
+
+def _first_hits(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, kind="stable")[:HITS]
+
+
+def _article(title: str, query_rank: float, gallery: int, body: str) -> str:
+    head = f'<span class="query">{title}</span> <span class="rank">rank {query_rank:,.0f} of {gallery:,}</span>'
     return f"<article>{head}{body}</article>"
-
-
-def _sentence(caption: str, score: float) -> str:
-    return f"<li>{escape(caption)} <span class='note'>{score:.3f}</span></li>"
-
-
-def _picture(embeddings: Embeddings, row: int, label: str, kind: str = "hit") -> str:
-    name = escape(embeddings.ids[row])
-    image = ""
-    if embeddings.thumbnails is not None:
-        data = base64.b64encode(embeddings.thumbnails[row]).decode()
-        image = f'<img alt="{name}" src="data:image/jpeg;base64,{data}">'
-    return f'<figure class="{kind}">{image}<figcaption>{label} {name}</figcaption></figure>'

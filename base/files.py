@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -174,6 +176,22 @@ def forgiving(path: str | Path) -> Iterator[ForgivingFile]:
                 raise
             raise raw.error from error
         raw.check()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off until the end, for a library that would make an obscure error of it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone Ctrl-C reaches
+        yield
+        return
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

@@ -460,9 +460,16 @@ class StoredRows:
         return values
 
 
-def memory_mapped(dataset: h5py.Dataset, path: str | Path) -> np.ndarray:
-    """The values of a dataset that lies in its file in one piece, mapped and read-only: they take up no memory."""
+def memory_mapped(dataset: h5py.Dataset, path: str | Path | None = None) -> np.ndarray:
+    """The values of a dataset that lies in its file in one piece, mapped and read-only: they take up no memory.
+
+    Args:
+        path: of the file, where it is being written; else the file that is open is mapped, whatever lies at its path.
+    """
     offset = dataset.id.get_offset()
     if offset is None:  # nothing in it, or written by others in chunks
         return dataset[:]
-    return np.memmap(path, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)
+    if path is not None:
+        return np.memmap(path, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)
+    with os.fdopen(os.dup(dataset.file.id.get_vfd_handle()), "rb") as file:
+        return np.memmap(file, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)

@@ -1,4 +1,4 @@
-"""Work that keeps cores and a GPU busy: in threads, in processes, begun ahead; results in order; where time went."""
+"""Work that keeps cores and a GPU busy: in threads, in processes, begun ahead; results in order."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,23 +20,6 @@ _PR_SET_PDEATHSIG = 1
 
 class StreamError(OnceoverError):
     """A process that worked for this one was killed."""
-
-
-class Speed(NamedTuple):
-    """Rows encoded, the seconds that it took, and the seconds of each stage; tokenising is part of encoding."""
-
-    rows: int
-    seconds: float
-    stages: dict[str, float]
-
-    def __str__(self) -> str:
-        return f"{self.rows / self.seconds:.1f} rows a second ({shares(self.stages)})"
-
-
-def shares(stages: dict[str, float]) -> str:
-    """What the time goes to, the most first, since that is what limits: ``encode 93 %, decode 6 %, write 1 %``."""
-    whole = sum(stages.values())
-    return ", ".join(f"{name} {100 * stages[name] / whole:.0f} %" for name in sorted(stages, key=stages.get)[::-1])
 
 
 def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:

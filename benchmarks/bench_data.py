@@ -45,9 +45,9 @@ def main() -> None:
     if options.out:
         options.out.write_text(text + "\n")
     if options.figures:
-        from onceover.analysis.plots import draw_all
+        from onceover.analysis.drawing import draw_all
 
-        draw_all({"data": lambda: draw(result)}, options.figures, lambda _: None)
+        draw_all({"data": lambda: draw(result)}, options.figures)
 
 
 def measured(store, seeds: int) -> Iterator[tuple[str, int, float]]:
@@ -102,15 +102,17 @@ def draw(result: dict):
     """Means and the range over seeds, against the images and against the captions of each."""
     from matplotlib.figure import Figure
 
-    from onceover.analysis.plots import PICTURE
+    from onceover.analysis.drawing import IMAGE_COLOUR
 
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     labels = {"pictures": "train images, with all their captions", "captions": "captions of an image, at most"}
     for axes, (what, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
         sizes, rsums = zip(*sorted(result[what].items()), strict=True)
         means = [statistics.mean(each) for each in rsums]
-        axes.fill_between(sizes, [min(each) for each in rsums], [max(each) for each in rsums], color=PICTURE, alpha=0.2)
-        axes.plot(sizes, means, color=PICTURE, marker="o")
+        lowest = [min(each) for each in rsums]
+        highest = [max(each) for each in rsums]
+        axes.fill_between(sizes, lowest, highest, color=IMAGE_COLOUR, alpha=0.2)
+        axes.plot(sizes, means, color=IMAGE_COLOUR, marker="o")
         for size, mean in zip(sizes, means, strict=True):
             axes.annotate(f"{mean:.0f}", (size, mean), textcoords="offset points", xytext=(0, 9), ha="center")
         axes.set_xscale("log", base=2)

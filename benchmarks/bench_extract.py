@@ -107,7 +107,7 @@ def extract(options) -> dict:
     config = ExtractConfig(image_encoder=IMAGE, text_encoder=TEXT, views=options.views, dtype=options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         dataset = read_dataset(options.data).first(options.pictures)
-        summary = run(dataset, Path(folder) / "s.h5", config, device=options.device, say=say)
+        summary = run(dataset, Path(folder) / "s.h5", config, device=options.device)
     image, text = summary.speed["image"], summary.speed["text"]
     rates = {"pictures/s": image.rows / image.seconds, "captions/s": summary.captions / text.seconds}
     for kind, speed in summary.speed.items():
@@ -122,11 +122,14 @@ def limit(options) -> dict:
 
     from onceover import cli
     from onceover.base.threads import in_order, in_processes
+    from onceover.extract.begin import BATCH_SIZE, SAMPLE
     from onceover.extract.encoding.image import ImageEncoder
     from onceover.extract.encoding.text import TextEncoder, by_length
+    from onceover.extract.engines.processes import PIECE
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pictures import decode
-    from onceover.extract.pipeline import BATCH_SIZE, CAPTIONS_PER_PICTURE, ON_A_GPU, PIECE, SAMPLE, SHARD_ROWS
+    from onceover.extract.pipeline import CAPTION_BLOCKS_ON_GPU
+    from onceover.extract.plan import CAPTION_BLOCK, CAPTIONS_PER_IMAGE
 
     assert cli
     gpu, device = options.device != "cpu", torch.device(options.device)
@@ -166,9 +169,9 @@ def limit(options) -> dict:
     texts = chosen(options, texts_in, lambda encoder: encoder.encode(captions[: SAMPLE["text"]])[0])
     start = time.perf_counter()
     token_ids, _ = texts.tokenize(captions)
-    tokenising, rows = time.perf_counter() - start, SHARD_ROWS["text"] * (ON_A_GPU["text"] if gpu else 1)
+    tokenising, rows = time.perf_counter() - start, CAPTION_BLOCK * (CAPTION_BLOCKS_ON_GPU if gpu else 1)
     batches = [ids for first in range(0, len(token_ids), rows)
-               for _, ids in by_length(token_ids[first : first + rows], size * CAPTIONS_PER_PICTURE)]  # fmt: skip
+               for _, ids in by_length(token_ids[first : first + rows], size * CAPTIONS_PER_IMAGE)]  # fmt: skip
     shares = {}
     if gpu:
         few, start = dataset.paths[:4096], time.perf_counter()
@@ -208,9 +211,9 @@ def limit(options) -> dict:
 
 def chosen(options, make, features):
     """The encoder that ``extract`` takes (``--dtype``)."""
+    from onceover.extract.begin import AUTO_ERROR
     from onceover.extract.comparison import relative_error
     from onceover.extract.encoding.devices import fast_dtype
-    from onceover.extract.pipeline import AUTO_ERROR
 
     exact = make("float32" if options.dtype == "auto" else options.dtype)
     if options.dtype != "auto" or not fast_dtype(exact.device):

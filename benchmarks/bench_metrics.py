@@ -3,7 +3,7 @@
     python benchmarks/bench_metrics.py --run RUN [--out FILE.json]
 
 Side by side in one process, medians of several rounds: the bare float32 similarity matrix; that and a count without
-sorting (how many scores of each row, and of each column, exceed the correct one's); ``retrieval.metrics.rank``, which
+sorting (how many scores of each row, and of each column, exceed the correct one's); ``retrieval.ranks.rank``, which
 gives exact ranks of both directions; and ``report`` without and with 1,000 bootstrap draws. With ``--flickr30k``, time
 and memory of ``rank`` on made-up embeddings of that dataset's size (31,014 images, 155,070 captions, 512 dimensions).
 """
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from onceover.retrieval.embeddings import read_embeddings
-from onceover.retrieval.metrics import rank, report
+from onceover.retrieval.metrics import report
+from onceover.retrieval.ranks import rank
 
 
 def main() -> None:

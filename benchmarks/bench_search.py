@@ -136,7 +136,7 @@ def make(folder: Path, options) -> dict:
 
 def build(folder: Path, kind: str, options) -> dict:
     """Builds an index as the command line does."""
-    from onceover.retrieval.embeddings import Gallery
+    from onceover.retrieval.gallery import Gallery
     from onceover.retrieval.index import update
 
     vectors, queries = np.load(folder / "vectors.npy"), np.load(folder / "queries.npy")

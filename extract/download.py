@@ -11,7 +11,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from onceover.base.errors import OnceoverError
 from onceover.base.files import only_writer
 from onceover.base.outputs import claim_folder
+from onceover.base.progress import say
 
 BLOCK = 2**14  # bytes; what is read of a block that is cut off is lost
 TIMEOUT = 10  # seconds without an answer
@@ -54,7 +55,7 @@ ARCHIVES = {
 }
 
 
-def download_archives(name: str, folder: str | Path, say: Callable[[str], None] = lambda _: None) -> None:
+def download_archives(name: str, folder: str | Path) -> None:
     """Fetches and unpacks the dataset's archives into ``folder``; what is there already is left alone.
 
     Raises:

@@ -16,12 +16,13 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, only_writer
+from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.arrays import Array, files_of, open_array, parquet_rows
 from onceover.extract.dataset import Dataset
 from onceover.extract.dataset.table import captioned, csv_rows, read_ids
-from onceover.extract.pipeline import Say, Summary, summary_of
 from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
+from onceover.extract.summary import Summary, summary_of
 
 _PROJECTIONS, _SAME = 8, 0.01  # random directions, and the share of a row's length by which equal rows may differ
 _MAX_VIEWS = 12  # of an image; an extraction makes no more
@@ -100,7 +101,6 @@ def import_features(
     data: Path | None = None,
     seed: int = 0,
     force: bool = False,
-    say: Say = lambda _: None,
 ) -> Summary:
     """Writes the store ``path``. Row i of the text features belongs to row i of the caption table.
 

@@ -44,7 +44,7 @@ BLOCK = 1024  # rows copied or hashed at a time
 SELECTION = "select"  # the name of the tenth of the train images that chooses where dev has to report
 #: datasets whose rows are checked as they are read, not when a store is opened
 CHECKED_LATER = ("image/features", "text/features")
-_SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5}\.h5")
+_SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5,}\.h5")
 
 
 class StoreError(OnceoverError):
@@ -341,11 +341,17 @@ class RowSources:
     """
 
     def __init__(self, kind: str, fingerprint: str, columns: tuple[str, ...]):
-        self.kind, self.fingerprint, self.columns = kind, fingerprint, columns
+        self.kind = kind
+        self.fingerprint = fingerprint
+        self.columns = columns
+        self._paths: list[Path] = []
         self._files: list[_RowFile] = []
         self._where: dict[str, tuple[int, int]] = {}
         self.keys_by_stat: dict[tuple[str, int, int], str] = {}
         self.failures: dict[str, Failure] = {}
+
+    def __reduce__(self) -> tuple:
+        return _row_sources, (self.kind, self.fingerprint, self.columns, self._paths)
 
     def __contains__(self, key: str | None) -> bool:
         return key in self._where
@@ -362,6 +368,7 @@ class RowSources:
         Raises:
             StoreError: a damaged file.
         """
+        self._paths.append(path)
         with _readable(path), open_hdf5(path) as file:
             group = file.get(self.kind)
             if group is None or group["features"].attrs["fingerprint"] != self.fingerprint:
@@ -403,6 +410,14 @@ class RowSources:
                 block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
             block[chosen] = values
         return block
+
+
+def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: list[Path]) -> RowSources:
+    """The rows of some files; sources are pickled as their files' paths."""
+    sources = RowSources(kind, fingerprint, columns)
+    for path in paths:
+        sources.add(path)
+    return sources
 
 
 class _RowFile:

@@ -7,6 +7,7 @@ from onceover.base.files import FileError, read_json, read_record, remove_files
 from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import is_passing
+from onceover.extract.plan import is_plan
 from onceover.extract.store import KINDS, StoreError, describe_shard, parts_folder, shard_failures, shard_files
 
 _SETTINGS = "settings.json"
@@ -111,8 +112,7 @@ class Unfinished:
         if not self._outputs.holds(path.name):
             return {}
         plan = read_record(path, "the plan", strict=False)
-        is_sound = isinstance(plan.get("todo"), list) and isinstance(plan.get("rows"), int) and plan["rows"] > 0
-        return plan if is_sound else {}
+        return plan if is_plan(plan) else {}
 
     def write_plan(self, kind: str, plan: dict) -> None:
         """Writes the plan for the images or captions.

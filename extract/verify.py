@@ -1,6 +1,5 @@
 """Encodes a sample of a store's records again in float32 and compares the features with the stored ones."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onceover.base.files import digest
+from onceover.base.progress import say
 from onceover.extract.comparison import neighbour_overlap, relative_error
 from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
 from onceover.extract.encoding.text import TextEncoder, text_encoder_of
@@ -32,7 +32,6 @@ def verify_sample(
     device: str | None = None,
     image_encoder: str | None = None,
     text_encoder: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[str], list[str]]:
     """Encodes ``sample`` images and captions again, in float32 with the plain models, whatever made the store.
 

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from onceover.base.files import digest, file_sha256, forgiving, forgiving_file, open_regular
+from onceover.base.files import digest, file_sha256, forgiving, forgiving_file, open_regular, uninterrupted
 from onceover.base.formats import (
     CONFIG,
     EMBEDDINGS,
@@ -182,13 +182,13 @@ def files_of_run(folder: Path) -> dict[str, str]:
 
 def save_resume(folder: Path, state: dict) -> None:
     """Writes the state after an epoch. From the first file on it marks the folder as an unfinished run."""
-    with run_files(folder).file(RESUME) as aside, forgiving(aside) as file:
+    with run_files(folder).file(RESUME) as aside, forgiving(aside) as file, uninterrupted():
         torch.save(state, file)
 
 
 def save_state(path: Path, state: dict) -> None:
     """Writes tensors and plain values as torch does, whole or not at all."""
-    with forgiving_file(path) as file:
+    with forgiving_file(path) as file, uninterrupted():
         torch.save(state, file)
 
 

@@ -16,13 +16,13 @@ BATCH = 16  # images encoded at a time
 
 
 class QueryEmbedder:
-    """Embeds sentences and image files with a run's own encoders, which are loaded at first use and then kept.
+    """Embeds texts and image files with a run's own encoders, which are loaded at first use and then kept.
 
     Args:
         run: a finished run (``heads.checkpoint.load_run``).
         device: as ``--device``; the best one at hand by default.
         image_encoder, text_encoder: where an encoder is now, if it has moved.
-        say: receives what the user should be told, such as that a sentence was cut.
+        say: receives what the user should be told, such as that a text was cut.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class QueryEmbedder:
         self._encoders: dict = {}
         self.space = run.provenance["space"]
 
-    def sentences(self, sentences: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 (Q, embedding_dim).
 
         Raises:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
-        features, truncated = self._encoder("text").encode(list(sentences))
+        features, truncated = self._encoder("text").encode(list(texts))
         for number in np.flatnonzero(truncated):
-            self._say(f"longer than the text encoder takes, and cut: {sentences[number][:60]!r}…")
+            self._say(f"longer than the text encoder takes, and cut: {texts[number][:60]!r}…")
         return text_embeddings(self._run.heads, features)
 
-    def pictures(self, paths: Sequence[str]) -> np.ndarray:
+    def embed_images(self, paths: Sequence[str]) -> np.ndarray:
         """Unit vectors of image files, float32 (Q, embedding_dim).
 
         Raises:
-            PictureError: a file that is no usable image; and those of ``sentences``.
+            PictureError: a file that is no usable image; and those of ``embed_texts``.
         """
         encoder, blocks = self._encoder("image"), []
         different = list(dict.fromkeys(paths))
@@ -66,16 +66,16 @@ class QueryEmbedder:
         vectors = image_embeddings(self._run.heads, np.concatenate(blocks))
         return vectors[[place[path] for path in paths]]
 
-    def mixed(self, sentences: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
-        """Normalised weighted sums of sentences' and images' vectors; ``weight``, 0 to 1, is the sentences' share.
+    def embed_mixed(self, texts: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
+        """Normalised weighted sums of texts' and images' vectors; ``weight``, 0 to 1, is the texts' share.
 
         Raises:
-            EmbedError: a sum without direction; and those of ``sentences`` and ``pictures``.
+            EmbedError: a sum without direction; and those of ``embed_texts`` and ``embed_images``.
         """
-        pair = (torch.from_numpy(side) for side in (self.sentences(sentences), self.pictures(paths)))
+        pair = (torch.from_numpy(side) for side in (self.embed_texts(texts), self.embed_images(paths)))
         vectors = mix(*pair, weight).numpy()
         if not vectors.any(1).all():
-            raise EmbedError("the sentence and the image point in opposite directions; change the weight")
+            raise EmbedError("the text and the image point in opposite directions; change the weight")
         return vectors
 
     def _encoder(self, kind: str):

@@ -26,7 +26,7 @@ from onceover.heads.losses import LOSSES
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import Point, advance, bytes_of_point, steps_an_epoch
-from onceover.retrieval.baselines import align
+from onceover.retrieval.closed_form import align
 from onceover.retrieval.hubness import bank_rows, fit_inverted_softmax
 from onceover.retrieval.metrics import quality
 

@@ -1,1 +1,1 @@
-"""Metrics, baselines and search over embeddings files. Knows neither torch nor how embeddings are made."""
+"""Metrics, baselines, indexes and search over embeddings files, without torch and whatever made the embeddings."""

@@ -1,7 +1,7 @@
-"""What the trained heads have to beat: spaces in which nothing is learned, neighbours, and closed-form alignments.
+"""Baselines that the trained heads have to beat: spaces in which nothing is learned, and nearest neighbours.
 
-The learned ones see the train images' features, averaged over an image's views and standardised, and like the heads
-they are chosen on the validation images.
+``retrieval.closed_form`` holds those that are linear maps. The fitted ones see the train images' features, averaged
+over an image's views and standardised, and like the heads they are chosen on the validation images.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
-from scipy.linalg import eigh
 from scipy.sparse import csr_array
 
 from onceover.retrieval.exact import exact_search
-from onceover.retrieval.metrics import MetricsError, Ranks, quality, rank
+from onceover.retrieval.metrics import quality
+from onceover.retrieval.ranks import MetricsError, Ranks, rank
 
 MAPS = 10  # random maps averaged: a single one strays from chance by luck
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
-DIMENSIONS = (64, 128, 256, 512)
-POWERS = (0, 1, 2, 4)  # of the canonical correlations
 NEIGHBOURS = (1, 3, 10, 30, 100, 300)
 SHARPNESS = (0.02, 0.05, 0.1, 0.2)  # softmax temperature of the neighbours' weights
 
@@ -32,23 +29,32 @@ class Pairs:
     image_index: np.ndarray
 
 
-#: what a baseline is: settings, and a function from pairs to image and text vectors of one space
-Candidate = tuple[dict, Callable[[Pairs], tuple[np.ndarray, np.ndarray]]]
+#: a function from pairs to image and text vectors of one space
+Embed = Callable[[Pairs], tuple[np.ndarray, np.ndarray]]
+#: a baseline that may be chosen: its settings, and its function
+Candidate = tuple[dict, Embed]
 
 
-def choose(
-    candidates: Iterator[Candidate], selection: Pairs, step: Callable[[], object] = lambda: None
-) -> tuple[dict, Callable[[Pairs], tuple[np.ndarray, np.ndarray]]]:
-    """The candidate with the best rsum on the selection pairs; its settings get that rsum."""
-    best, found = -1.0, None
+def choose(candidates: Iterator[Candidate], validation: Pairs, step: Callable[[], object] = lambda: None) -> Candidate:
+    """Chooses the candidate with the best rsum on the validation pairs; its settings get that rsum.
+
+    Args:
+        step: called after each candidate.
+
+    Raises:
+        MetricsError: there are no candidates.
+    """
+    best_rsum = -1.0
+    best: Candidate | None = None
     for settings, embed in candidates:
-        rsum = quality(*embed(selection), selection.image_index)["rsum"]
-        if rsum > best:
-            best, found = rsum, (settings | {"selection_rsum": round(rsum, 1)}, embed)
+        rsum = quality(*embed(validation), validation.image_index)["rsum"]
+        if rsum > best_rsum:
+            best_rsum = rsum
+            best = (settings | {"selection_rsum": round(rsum, 1)}, embed)
         step()
-    if found is None:
+    if best is None:
         raise MetricsError("no candidate of the baseline could be made")
-    return found
+    return best
 
 
 def standardised(train: Pairs, *others: Pairs) -> list[Pairs]:
@@ -56,123 +62,97 @@ def standardised(train: Pairs, *others: Pairs) -> list[Pairs]:
 
     Features that are never negative over ``train`` are square-rooted first; one that is constant there becomes 0.
     """
-    transforms = []
-    for features in (train.images, train.texts):
-        root = features.min() >= 0
-        rows = np.sqrt(features, dtype=np.float64) if root else features.astype(np.float64)
-        mean, deviation = rows.mean(0), rows.std(0)
-        constant = deviation <= np.finfo(np.float32).eps * np.abs(rows).max(0)
-        transforms.append((root, mean, np.where(constant, 0, 1 / np.where(constant, 1, deviation))))
-
-    def apply(features: np.ndarray, transform: tuple) -> np.ndarray:
-        root, mean, scale = transform
-        rows = np.sqrt(np.maximum(features, 0), dtype=np.float64) if root else features.astype(np.float64)
-        return (rows - mean) * scale
-
-    return [Pairs(apply(pairs.images, transforms[0]), apply(pairs.texts, transforms[1]), pairs.image_index)
-            for pairs in (train, *others)]  # fmt: skip
+    images = _Standardiser(train.images)
+    texts = _Standardiser(train.texts)
+    return [Pairs(images(pairs.images), texts(pairs.texts), pairs.image_index) for pairs in (train, *others)]
 
 
-def cca(train: Pairs) -> Iterator[Candidate]:
-    """Regularised canonical correlation analysis in closed form (Hotelling 1936; Vinod 1976 for the ridge).
+class _Standardiser:
+    """Brings features to mean 0 and deviation 1 over the train features that it is made with."""
 
-    Each caption is a pair with its image. Projections are weighted by a power of their canonical correlation
-    (Gong et al. 2014) and compared by cosine.
-    """
-    of_images, of_texts, cross = _moments(train)
-    (image_values, image_basis), (text_values, text_basis) = np.linalg.eigh(of_images), np.linalg.eigh(of_texts)
-    cross = image_basis.T @ cross @ text_basis
-    for strength in STRENGTHS:
-        image_scale, text_scale = (
-            1 / np.sqrt(np.maximum(values, 0) + strength * values.mean()) for values in (image_values, text_values)
-        )
-        left, correlations, right = _leading(image_scale[:, None] * cross * text_scale, max(DIMENSIONS))
-        image_map, text_map = image_basis @ (image_scale[:, None] * left), text_basis @ (text_scale[:, None] * right)
-        for dimensions in sorted({min(wanted, len(correlations)) for wanted in DIMENSIONS}):
-            for power in POWERS:
-                weights = correlations[:dimensions] ** power
-                maps = image_map[:, :dimensions] * weights, text_map[:, :dimensions] * weights
-                yield {"strength": strength, "dimensions": dimensions, "power": power}, Linear(*maps)
+    def __init__(self, train: np.ndarray):
+        self._takes_root = train.min() >= 0
+        rows = self._rooted(train)
+        deviation = rows.std(0)
+        is_constant = deviation <= np.finfo(np.float32).eps * np.abs(rows).max(0)
+        self._mean = rows.mean(0)
+        self._scale = np.where(is_constant, 0, 1 / np.where(is_constant, 1, deviation))
 
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return (self._rooted(features) - self._mean) * self._scale
 
-def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The leading singular vectors, (rows, K) and (columns, K), with their values (K,) between them.
-
-    By the smaller product's eigenvectors, for a fraction of a full decomposition's cost. What lies below 1e-6 of the
-    largest value, and would be blurred, is left out.
-    """
-    if matrix.shape[0] < matrix.shape[1]:
-        right, values, left = _leading(matrix.T, most)
-        return left, values, right
-    size = matrix.shape[1]
-    squares, right = eigh(matrix.T @ matrix, subset_by_index=(max(0, size - most), size - 1))
-    values = np.sqrt(np.maximum(squares[::-1], 0))
-    kept = values > 1e-6 * values[0]
-    right = right[:, ::-1][:, kept]
-    return matrix @ right / values[kept], values[kept], right
-
-
-def ridge(train: Pairs) -> Iterator[Candidate]:
-    """Ridge regression of one side's features on the other's (Hoerl and Kennard 1970), compared by cosine there."""
-    of_images, of_texts, cross = _moments(train)
-    for onto, known, shared in (("image", of_texts, cross.T), ("text", of_images, cross)):
-        values, basis = np.linalg.eigh(known)
-        shared = basis.T @ shared
-        for strength in STRENGTHS:
-            mapping = basis @ (shared / (np.maximum(values, 0) + strength * values.mean())[:, None])
-            maps = (None, mapping) if onto == "image" else (mapping, None)
-            yield {"onto": onto, "strength": strength}, Linear(*maps)
-
-
-def _moments(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Second moments over captions with their pictures: of images, of texts, and of both; no row is repeated."""
-    counts = np.bincount(pairs.image_index, minlength=len(pairs.images))[:, None]
-    said = np.zeros((len(pairs.images), pairs.texts.shape[1]))
-    np.add.at(said, pairs.image_index, pairs.texts)
-    count = len(pairs.texts)
-    return (
-        pairs.images.T @ (counts * pairs.images) / count,
-        pairs.texts.T @ pairs.texts / count,
-        pairs.images.T @ said / count,
-    )
+    def _rooted(self, features: np.ndarray) -> np.ndarray:
+        if self._takes_root:
+            return np.sqrt(np.maximum(features, 0), dtype=np.float64)
+        return features.astype(np.float64)
 
 
 def neighbours(train: Pairs, kind: str) -> Iterator[Candidate]:
-    """Training pairs as a bridge (the transfer of Ordonez et al. 2011, softened).
+    """Training pairs as a bridge between the modalities (the transfer of Ordonez et al. 2011, softened).
 
-    ``text_knn``: a caption enters the image space as the weighted mean of the images of its nearest training
-    captions; ``image_knn``: an image enters the caption space by the captions of its nearest training images.
+    Args:
+        kind: ``text_knn``: a caption enters the image space as the weighted mean of the images of its nearest
+            training captions; ``image_knn``: an image enters the caption space by the captions of its nearest
+            training images.
     """
-    images, texts = _unit(train.images), _unit(train.texts)
-    if kind == "text_knn":
-        memory, values, carried = texts, images, train.image_index
-    else:
-        asked, picture = np.unique(train.image_index, return_inverse=True)
-        sums = np.zeros((len(asked), texts.shape[1]))
-        np.add.at(sums, picture, texts)
-        memory, values, carried = images[asked], sums / np.bincount(picture)[:, None], np.arange(len(asked))
+    bridge = _Bridge(train, kind)
+    for count in sorted({min(count, bridge.size) for count in NEIGHBOURS}):
+        for sharpness in SHARPNESS if count > 1 else SHARPNESS[:1]:
+            yield {"neighbours": count, "sharpness": sharpness}, partial(bridge.embed, count, sharpness)
 
-    @lru_cache(maxsize=1)
-    def nearest(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        kept, moved = (pairs.images, pairs.texts) if kind == "text_knn" else (pairs.texts, pairs.images)
-        return _unit(kept), *exact_search(memory, _unit(moved), max(NEIGHBOURS))
 
-    def bridge(count: int, sharpness: float, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        kept, scores, rows = nearest(pairs)
+class _Bridge:
+    """Carries one modality (a query's) into the space of the other by its nearest training items.
+
+    Attributes:
+        size: how many training items there are to be near.
+    """
+
+    def __init__(self, train: Pairs, kind: str):
+        self._moves_texts = kind == "text_knn"
+        images = unit_rows(train.images)
+        texts = unit_rows(train.texts)
+        if self._moves_texts:
+            self._memory = texts
+            self._values = images
+            self._value_of = train.image_index  # an image serves each of its captions
+        else:
+            having, image = np.unique(train.image_index, return_inverse=True)
+            sums = np.zeros((len(having), texts.shape[1]))
+            np.add.at(sums, image, texts)
+            self._memory = images[having]
+            self._values = sums / np.bincount(image)[:, None]
+            self._value_of = np.arange(len(having))
+        self.size = len(self._memory)
+        self._nearest = lru_cache(maxsize=1)(self._search)  # settings that follow each other share a search
+
+    def embed(self, count: int, sharpness: float, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of images and texts by so many neighbours."""
+        unmoved, scores, rows = self._nearest(pairs)
         weights = np.exp((scores[:, :count] - scores[:, :1]) / sharpness)
         starts = np.arange(0, weights.size + 1, weights.shape[1])
-        places = carried[rows[:, :count]].ravel()  # an image stands there once for each of its captions
-        moved = csr_array((weights.ravel(), places, starts), (len(rows), len(values))) @ values
-        return (kept, _unit(moved)) if kind == "text_knn" else (_unit(moved), kept)
+        values = self._value_of[rows[:, :count]].ravel()
+        mixture = csr_array((weights.ravel(), values, starts), (len(rows), len(self._values)))
+        moved = unit_rows(mixture @ self._values)
+        if self._moves_texts:
+            return unmoved, moved
+        return moved, unmoved
 
-    for count in sorted({min(count, len(memory)) for count in NEIGHBOURS}):
-        for sharpness in SHARPNESS if count > 1 else SHARPNESS[:1]:
-            yield {"neighbours": count, "sharpness": sharpness}, partial(bridge, count, sharpness)
+    def _search(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The vectors that are not moved, and the scores and rows of the nearest training items of the others."""
+        unmoved = pairs.images
+        queries = pairs.texts
+        if not self._moves_texts:
+            unmoved = pairs.texts
+            queries = pairs.images
+        unmoved = unit_rows(unmoved)
+        scores, rows = exact_search(self._memory, unit_rows(queries), max(NEIGHBOURS))
+        return unmoved, scores, rows
 
 
 def zero_shot(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     """A dual encoder's own features, compared by cosine: nothing is learned here."""
-    return _unit(pairs.images), _unit(pairs.texts)
+    return unit_rows(pairs.images), unit_rows(pairs.texts)
 
 
 def unlearned(
@@ -194,61 +174,40 @@ def unlearned(
     Raises:
         MetricsError: features that are not finite, or a row without direction.
     """
-    space, others = _unit(space), _unit(others)
+    space = unit_rows(space)
+    others = unit_rows(others)
     pairs = []
     for number in range(MAPS):
         mapping = random_orthogonal(others.shape[1], space.shape[1], [seed, images_are_space, number])
-        # a map into more dimensions keeps lengths, so that the same scores are had in the fewer ones
-        sides = (space @ mapping.T, others) if len(mapping) < len(mapping.T) else (space, _unit(others @ mapping))
-        images, texts = sides if images_are_space else reversed(sides)
-        pairs.append(rank(images, texts, image_index))
+        if mapping.shape[0] < mapping.shape[1]:
+            # a map into more dimensions keeps lengths, so that the fewer dimensions give the same scores
+            in_space = space @ mapping.T
+            moved = others
+        else:
+            in_space = space
+            moved = unit_rows(others @ mapping)
+        if images_are_space:
+            pairs.append(rank(in_space, moved, image_index))
+        else:
+            pairs.append(rank(moved, in_space, image_index))
         step()
     return pairs
 
 
 def random_orthogonal(rows: int, columns: int, seed: int | list[int]) -> np.ndarray:
-    """Haar-random, float64 (rows, columns): its rows or columns, the fewer, are orthonormal (Mezzadri 2007)."""
+    """A Haar-random matrix, float64 (rows, columns): its rows or its columns are orthonormal (Mezzadri 2007)."""
     gaussian = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
     basis, upper = np.linalg.qr(gaussian)
     basis *= np.sign(np.diag(upper))
     return basis if rows >= columns else basis.T
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear map of each side into one space, float64 (D, K) and (E, K); None: the side is that space."""
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64.
 
-    image_map: np.ndarray | None
-    text_map: np.ndarray | None
-
-    def __call__(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors of pairs."""
-        sides = ((pairs.images, self.image_map), (pairs.texts, self.text_map))
-        return tuple(_unit(rows if mapping is None else rows @ mapping) for rows, mapping in sides)
-
-
-def align(
-    train: tuple, selection: tuple, refit: bool, step: Callable[[], object] = lambda: None
-) -> tuple[dict, list[Linear]]:
-    """The regularised CCA that ranks the selection pairs best, with its settings; for heads that are an ensemble.
-
-    Args:
-        train, selection: images (N, D), texts (M, E) and image_index (M,), standardised already.
-        refit: whether there is to be a second one, fitted with the same settings on both; as near to them as there is,
-            since more images can have more dimensions.
+    Raises:
+        MetricsError: a row that is not finite, or zero.
     """
-    settings, chosen = choose(cca(Pairs(*train)), Pairs(*selection), step)
-    if not refit:
-        return settings, [chosen]
-    (images, texts, index), (more_images, more_texts, more_index) = train, selection
-    both = np.concatenate([images, more_images]), np.concatenate([texts, more_texts])
-    candidates = cca(Pairs(*both, np.concatenate([index, more_index + len(images)])))
-    same = (each for each in candidates if all(each[0][key] == settings[key] for key in ("strength", "power")))
-    _, again = min(same, key=lambda each: abs(each[0]["dimensions"] - settings["dimensions"]))
-    return settings, [chosen, again]
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, np.float64)
     norms = np.sqrt(np.einsum("rd,rd->r", features, features))[:, None]  # without an array of squares
     if not (np.isfinite(norms).all() and (norms > 0).all()):

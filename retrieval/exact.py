@@ -11,7 +11,7 @@ class QueryError(OnceoverError):
 
 
 def exact_search(gallery: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` rows of ``gallery`` with the largest inner products, best first; all of them where k is larger.
+    """Finds the ``k`` rows of ``gallery`` with the largest inner products, best first; all of them where k is larger.
 
     Args:
         gallery: float (N, D). queries: float (Q, D). They are compared in float32.
@@ -28,7 +28,7 @@ def exact_search(gallery: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.n
 
 
 def checked_queries(queries: np.ndarray, dim: int) -> np.ndarray:
-    """Queries as contiguous float32 (Q, ``dim``).
+    """Returns queries as contiguous float32 (Q, ``dim``).
 
     Raises:
         QueryError: another shape, or numbers that are not finite, for which faiss would return the row -1.

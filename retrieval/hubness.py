@@ -1,7 +1,7 @@
-"""Hubs, items that come up for everything, and what is done about them: one bias for each item of a gallery.
+"""Corrections for hubs, items that come up for every query: a bias for each item of a gallery.
 
 Both corrections add to an item's inner products a number that does not depend on the query, so that a corrected
-gallery is searched like any other: with the bias as one more coordinate, and a 1 in the query's place for it.
+gallery is searched like any other: with the bias as one more coordinate, and a 1 for it in the query.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onceover.retrieval.embeddings import Embeddings, facing_bias
+from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
-from onceover.retrieval.metrics import RECALL_AT, rank, report
+from onceover.retrieval.gallery import facing_bias
+from onceover.retrieval.metrics import RECALL_AT, report
+from onceover.retrieval.ranks import rank
 
 RERANKS = ("none", "qbnorm", "csls")
 BETAS = (5.0, 10.0, 15.0, 20.0, 30.0, 50.0)
 BANK = 10_000  # training queries at most
 NEIGHBOURS = 10
-_BLOCK_BYTES = 8 * 2**20  # what stays in a processor's caches
+_BLOCK_BYTES = 8 * 2**20  # of scores that stay in a processor's caches
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) ->
     """``-log(mean over the bank of exp(beta * score)) / beta`` for each item, float32 (N,).
 
     An item that is near everything in the bank is moved away from every query (the inverted softmax of Smith et al.
-    2017; with a bank of training queries, as in QB-Norm, Bogolin et al. 2022). What is searched later plays no part.
+    2017; with a bank of training queries, as in QB-Norm, Bogolin et al. 2022). Later queries play no part.
 
     Args:
         gallery: float32 (N, D). bank: queries of the other modality, float32 (B, D).
@@ -65,7 +67,9 @@ def _biases(gallery: np.ndarray, bank: np.ndarray, betas: Sequence[float]) -> np
 
 def bank_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:
     """At most ``BANK`` of the training queries ``rows``, drawn with a seed, in ascending order."""
-    return rows if len(rows) <= BANK else np.sort(np.random.default_rng(seed).permutation(rows)[:BANK])
+    if len(rows) <= BANK:
+        return rows
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:BANK])
 
 
 def bias_by_bank(embeddings: Embeddings, kind: str, vectors: np.ndarray) -> np.ndarray:
@@ -78,46 +82,66 @@ def bias_by_bank(embeddings: Embeddings, kind: str, vectors: np.ndarray) -> np.n
     return inverted_softmax_bias(vectors, bank, embeddings.betas[kind])
 
 
+def biases_of_split(embeddings: Embeddings, split: str, rerank: str) -> dict[str, np.ndarray]:
+    """``image_bias`` and ``text_bias`` of a split's items by one of ``RERANKS``; nothing without a correction."""
+    if rerank != "csls":
+        return embeddings.biases(rerank, split)
+    images, texts, _ = embeddings.vectors_of(split)
+    return {"image_bias": csls_bias(images, texts), "text_bias": csls_bias(texts, images)}
+
+
 def fit_inverted_softmax(
     images: np.ndarray,
     texts: np.ndarray,
     image_index: np.ndarray,
     train: np.ndarray,
-    selection: np.ndarray,
+    validation: np.ndarray,
     betas: dict[str, float] | None = None,
 ) -> InvertedSoftmax:
-    """A bank of train queries for every image and caption, and each direction's beta chosen on selection.
+    """Fits the correction: a bank of train queries for images and for captions, and each one's beta.
 
     Args:
         images: unit vectors, float32 (N, D). texts: float32 (M, D). image_index: int64 (M,).
-        train, selection: rows of images; their captions belong to them.
+        train, validation: rows of images; their captions belong to them. The validation ones choose the betas.
         betas: by ``image`` and ``text``, where they were chosen before.
     """
     captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
     banks = {"image": texts[captions], "text": images[bank_rows(train)]}
-    best = betas or _best_betas(images, texts, image_index, banks, selection)
+    best = betas or _best_betas(images, texts, image_index, banks, validation)
     return InvertedSoftmax({"image": images, "text": texts}, banks, best)
 
 
-def _best_betas(images, texts, image_index, banks: dict[str, np.ndarray], selection: np.ndarray) -> dict[str, float]:
-    """The beta that ranks the selection pairs best, by the kind of gallery."""
-    chosen = np.flatnonzero(np.isin(image_index, selection))
-    split = images[selection], texts[chosen], np.searchsorted(selection, image_index[chosen])
-    best = {}
-    for kind, gallery, direction in (("image", split[0], "text_to_image"), ("text", split[1], "image_to_text")):
-        sums = {}
-        for beta, bias in zip(BETAS, _biases(gallery, banks[kind], BETAS), strict=True):
-            side = report([rank(*split, **{f"{kind}_bias": bias})], draws=0)[direction]
-            sums[beta] = sum(side[f"R@{k}"] for k in RECALL_AT)
-        best[kind] = max(sums, key=sums.get)
-    return best
+def _best_betas(
+    images: np.ndarray,
+    texts: np.ndarray,
+    image_index: np.ndarray,
+    banks: dict[str, np.ndarray],
+    validation: np.ndarray,
+) -> dict[str, float]:
+    """The beta that ranks the validation pairs best, by the kind of gallery."""
+    captions = np.flatnonzero(np.isin(image_index, validation))
+    images = images[validation]
+    texts = texts[captions]
+    image_index = np.searchsorted(validation, image_index[captions])
+    recalls: dict[str, dict[float, float]] = {"image": {}, "text": {}}
+    for beta, bias in zip(BETAS, _biases(images, banks["image"], BETAS), strict=True):
+        pair = rank(images, texts, image_index, image_bias=bias)
+        recalls["image"][beta] = _recall_sum(report([pair], draws=0)["text_to_image"])
+    for beta, bias in zip(BETAS, _biases(texts, banks["text"], BETAS), strict=True):
+        pair = rank(images, texts, image_index, text_bias=bias)
+        recalls["text"][beta] = _recall_sum(report([pair], draws=0)["image_to_text"])
+    return {kind: max(sums, key=sums.get) for kind, sums in recalls.items()}
+
+
+def _recall_sum(numbers: dict) -> float:
+    return sum(numbers[f"R@{k}"] for k in RECALL_AT)
 
 
 def csls_bias(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Minus half the mean score with the ``NEIGHBOURS`` nearest of ``queries``, float32 (N,).
 
-    CSLS (Conneau et al. 2018) ranks by twice the score less the mean score of either side's neighbours; the query's
-    own mean changes no ranking, which leaves this. It needs all queries at once: it is transductive.
+    CSLS (Conneau et al. 2018) ranks by twice the score less the mean score of both items' neighbours; the query's own
+    mean changes no ranking, which leaves this. It needs all queries at once: it is transductive.
     """
     scores, _ = exact_search(queries, gallery, NEIGHBOURS)
     return (-scores.mean(1) / 2).astype(np.float32)
@@ -128,7 +152,9 @@ def hub_skewness(gallery: np.ndarray, queries: np.ndarray, bias: np.ndarray | No
     if bias is not None:
         gallery = np.column_stack([gallery, bias])
         queries = facing_bias(queries)
-    _, found = exact_search(gallery, queries, NEIGHBOURS)
-    counts = np.bincount(found.ravel(), minlength=len(gallery))
+    _, nearest = exact_search(gallery, queries, NEIGHBOURS)
+    counts = np.bincount(nearest.ravel(), minlength=len(gallery))
     spread = counts.std()
-    return float(np.mean((counts - counts.mean()) ** 3) / spread**3) if spread else 0.0
+    if not spread:
+        return 0.0
+    return float(np.mean((counts - counts.mean()) ** 3) / spread**3)

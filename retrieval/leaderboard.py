@@ -1,10 +1,10 @@
-"""What the trials of a sweep are worth: ranks on the validation images, who stays in the race, and the final table."""
+"""The leaderboard of a sweep: trials ranked on the validation images, those that stay in the race, and the table."""
 
-import csv
 import io
 import math
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
@@ -12,11 +12,14 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import MAX_TEXT, read_bytes, write_bytes
-from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, Ranks, compare, rank, report
+from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, RankPair, compare, report
+from onceover.retrieval.ranks import Ranks, rank
+from onceover.retrieval.tables import csv_text
 
 _FIELDS = ("query", "above", "level", "gallery", "group")
-_SURE = ("diverged", "dropped", "finished")  # outcomes, the one that says most of a setting first
+_OUTCOMES = ("diverged", "dropped", "finished")  # of a setting's trials the first of these says most about it
 _SHORT = {"image_to_text": "i2t", "text_to_image": "t2i"}
+_MAX_GALLERY = 2**40
 
 
 class LeaderboardError(OnceoverError):
@@ -24,10 +27,10 @@ class LeaderboardError(OnceoverError):
 
 
 class Judge:
-    """Remembers each trial's ranks on the validation images, those of its best epoch (``heads.sweep.Judge``)."""
+    """Remembers each trial's ranks on the validation images, those of its best epoch."""
 
     def __init__(self) -> None:
-        self._ranks: dict[str, tuple[Ranks, Ranks]] = {}
+        self._ranks: dict[str, RankPair] = {}
         self._rsum: dict[str, float] = {}
 
     def measure(self, trial: str, images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> dict:
@@ -36,16 +39,18 @@ class Judge:
         Raises:
             MetricsError: embeddings that are not finite.
         """
-        found = rank(images, texts, image_index)
-        measured = report([found], draws=0)
+        ranks = rank(images, texts, image_index)
+        measured = report([ranks], draws=0)
         if measured["rsum"] > self._rsum.get(trial, -1.0):
-            self._remember(trial, found, measured["rsum"])
+            self._remember(trial, ranks, measured["rsum"])
         return measured
 
     def save(self, trial: str, path: Path, origin: str) -> None:
         """Writes a trial's ranks as arrays in a .npz file, whole or not at all; ``origin`` names trial and features."""
-        sides = zip(_SHORT.values(), self._ranks[trial], strict=True)
-        arrays = {f"{side}_{field}": getattr(ranks, field) for side, ranks in sides for field in _FIELDS}
+        arrays = {}
+        for direction, ranks in zip(_SHORT.values(), self._ranks[trial], strict=True):
+            for field in _FIELDS:
+                arrays[f"{direction}_{field}"] = getattr(ranks, field)
         data = io.BytesIO()
         np.savez(data, origin=np.array(origin), **arrays)
         write_bytes(path, data.getbuffer())
@@ -58,7 +63,7 @@ class Judge:
         """
         try:
             ranks = _read_ranks(path, origin)
-        except Exception as error:  # of NumPy's and zipfile's parsers anything
+        except Exception as error:  # the parsers of NumPy and zipfile raise errors of many kinds
             raise LeaderboardError(
                 f"{path} is missing, damaged or of another trial; remove all files {path.with_suffix('.*')} and sweep "
                 "again: that trial is then fitted anew"
@@ -66,26 +71,29 @@ class Judge:
         self._remember(trial, ranks, report([ranks], draws=0)["rsum"])
 
     def best(self, trials: Sequence[str], most: int) -> list[str]:
-        """So many of the trials, those with the highest rsum, the best first."""
+        """At most so many of the trials, those with the highest rsum, the best first."""
         return sorted(trials, key=lambda trial: -self._rsum[trial])[:most]
 
     def contenders(self, trials: Sequence[str], share: float) -> list[str]:
         """The best share of the trials by rsum, and all others that cannot be told from the best one (``_behind``)."""
         order = self.best(trials, len(trials))
-        sure = max(1, math.ceil(share * len(order)))
-        best = [self._ranks[order[0]]] if order else []
-        rest = (trial for trial in order[sure:] if _behind(best, [self._ranks[trial]], len(order))["high"] >= 0)
-        return order[:sure] + list(rest)
+        certain = max(1, math.ceil(share * len(order)))
+        staying = order[:certain]
+        for trial in order[certain:]:
+            if _behind(self.of(order[:1]), self.of([trial]), len(order)).high >= 0:
+                staying.append(trial)
+        return staying
 
-    def of(self, trials: Sequence[str]) -> list[tuple[Ranks, Ranks]]:
+    def of(self, trials: Sequence[str]) -> list[RankPair]:
         """The ranks of several trials, as ``report`` and ``compare`` take them."""
         return [self._ranks[trial] for trial in trials]
 
-    def _remember(self, trial: str, found: tuple[Ranks, Ranks], rsum: float) -> None:
-        self._ranks[trial], self._rsum[trial] = found, rsum
+    def _remember(self, trial: str, ranks: RankPair, rsum: float) -> None:
+        self._ranks[trial] = ranks
+        self._rsum[trial] = rsum
 
 
-def _read_ranks(path: Path, origin: str) -> tuple[Ranks, Ranks]:
+def _read_ranks(path: Path, origin: str) -> RankPair:
     """A trial's ranks, both ways; files of earlier versions do not name their origin.
 
     Raises:
@@ -95,22 +103,22 @@ def _read_ranks(path: Path, origin: str) -> tuple[Ranks, Ranks]:
     with zipfile.ZipFile(data) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("compressed arrays, which are not written here")
+    pair = []
     with np.load(data, allow_pickle=False) as arrays:
         if "origin" in arrays and str(arrays["origin"]) != origin:
             raise ValueError("the ranks of another trial")
-        image_to_text, text_to_image = (
-            _checked_ranks({field: arrays[f"{side}_{field}"] for field in _FIELDS}) for side in _SHORT.values()
-        )
-    images = text_to_image.gallery
-    if max(image_to_text.group.max(), text_to_image.group.max()) >= images:
+        for direction in _SHORT.values():
+            pair.append(_checked_ranks({field: arrays[f"{direction}_{field}"] for field in _FIELDS}))
+    image_to_text, text_to_image = pair
+    if max(image_to_text.group.max(), text_to_image.group.max()) >= text_to_image.gallery:
         raise ValueError("images that are not in the gallery")
     return image_to_text, text_to_image
 
 
 def _checked_ranks(arrays: dict[str, np.ndarray]) -> Ranks:
-    """Ranks out of arrays, if these are such that ``retrieval.metrics`` can count with them."""
+    """Ranks made of arrays, once these are such that ``retrieval.metrics`` can count with them."""
     gallery = arrays.pop("gallery")
-    if gallery.shape != () or gallery.dtype.kind != "i" or not 1 <= gallery < 2**40:
+    if gallery.shape != () or gallery.dtype.kind != "i" or not 1 <= gallery < _MAX_GALLERY:
         raise ValueError("the gallery has no size")
     if any(array.dtype != np.int64 or array.ndim != 1 for array in arrays.values()):
         raise ValueError("ranks are whole numbers in a row")
@@ -125,15 +133,25 @@ def _checked_ranks(arrays: dict[str, np.ndarray]) -> Ranks:
     return ranks
 
 
-def _behind(best: list[tuple[Ranks, Ranks]], other: list[tuple[Ranks, Ranks]], among: int) -> dict[str, float]:
-    """The difference in rsum to the best of so many, and its interval: low, high.
+@dataclass(frozen=True)
+class _Behind:
+    """The difference in rsum to the best of several, and its interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def _behind(best: list[RankPair], other: list[RankPair], among: int) -> _Behind:
+    """Compares with the best of so many.
 
     The intervals of all hold together with 95 %: the best of many is the best by luck, too, and comparing each with it
     at 95 % would lose one in four that are as good (Bonferroni's bound, with the paired bootstrap's standard error).
     """
-    found = compare(best, other)
-    margin = NormalDist().inv_cdf(1 - 0.025 / max(1, among - 1)) * found["rsum_se"]
-    return {"difference": found["rsum"], "low": found["rsum"] - margin, "high": found["rsum"] + margin}
+    difference = compare(best, other)
+    margin = NormalDist().inv_cdf(1 - 0.025 / max(1, among - 1)) * difference["rsum_se"]
+    rsum = difference["rsum"]
+    return _Behind(rsum, rsum - margin, rsum + margin)
 
 
 def leaderboard(
@@ -143,7 +161,7 @@ def leaderboard(
 
     Args:
         settings: the values that a setting stands for, by key, and its trials' names, a seed each.
-        results: of each trial that was begun, what ``heads.sweep.sweep`` says of it.
+        results: of each trial that was begun, the record that ``heads.sweep.sweep`` returns.
         split: that the judge measured on.
 
     Returns:
@@ -158,35 +176,60 @@ def leaderboard(
         LeaderboardError: no setting came to its end, or a trial's record is damaged.
     """
     _check_results(results)
-    rows = []
+    entries = []
     for values, names in settings:
-        ran = [name for name in names if name in results]
-        outcomes = {results[name]["outcome"] for name in ran}
-        outcome = next(each for each in _SURE if each in outcomes)
-        row = {**values, "outcome": outcome, "split": split, "seeds": len(ran), "rsum": -1.0}
-        row |= {"epochs": float(np.mean([results[name]["epochs"] for name in ran]))}
-        row |= {"seconds": sum(results[name]["seconds"] for name in ran)}
-        if outcome != "diverged":
-            row |= _measured(judge, ran)
-        rows.append((row, ran))
-    rows.sort(key=lambda pair: (-_SURE.index(pair[0]["outcome"]), -pair[0]["seeds"], -pair[0]["rsum"]))
-    if rows[0][0]["outcome"] != "finished":
+        trials = [name for name in names if name in results]
+        entries.append((_row(judge, values, trials, results, split), trials))
+    entries.sort(key=lambda entry: _sort_key(entry[0]))
+    best, best_trials = entries[0]
+    if best["outcome"] != "finished":
         raise LeaderboardError("no setting came to its end: all diverged; lower training.learning_rate")
-    for number, (row, ran) in enumerate(rows):
+    for row, trials in entries:
         if row["outcome"] == "diverged":
             del row["rsum"]
             continue
-        behind = _behind(judge.of(rows[0][1][: len(ran)]), judge.of(ran), len(rows))
-        row["difference"], row["difference_low"], row["difference_high"] = behind.values()
-        tied = "tie" if row["difference_high"] >= 0 else "worse"
-        row["verdict"] = "best" if number == 0 else tied if row["outcome"] == "finished" else "dropped"
-    return [row for row, _ in rows]
+        behind = _behind(judge.of(best_trials[: len(trials)]), judge.of(trials), len(entries))
+        row["difference"] = behind.difference
+        row["difference_low"] = behind.low
+        row["difference_high"] = behind.high
+        row["verdict"] = _verdict(row, row is best)
+    return [row for row, _ in entries]
+
+
+def _row(judge: Judge, values: dict, trials: list[str], results: dict[str, dict], split: str) -> dict:
+    """The row of a setting, but for its difference to the best one."""
+    records = [results[trial] for trial in trials]
+    outcome = min((record["outcome"] for record in records), key=_OUTCOMES.index)
+    row = {
+        **values,
+        "outcome": outcome,
+        "split": split,
+        "seeds": len(trials),
+        "rsum": -1.0,
+        "epochs": float(np.mean([record["epochs"] for record in records])),
+        "seconds": sum(record["seconds"] for record in records),
+    }
+    if outcome != "diverged":
+        row |= _measured(judge, trials)
+    return row
+
+
+def _sort_key(row: dict) -> tuple:
+    return (-_OUTCOMES.index(row["outcome"]), -row["seeds"], -row["rsum"])
+
+
+def _verdict(row: dict, is_best: bool) -> str:
+    if is_best:
+        return "best"
+    if row["outcome"] != "finished":
+        return "dropped"
+    return "tie" if row["difference_high"] >= 0 else "worse"
 
 
 def _check_results(results: dict[str, dict]) -> None:
-    """Refuses records of trials that lack what the table says of each."""
+    """Refuses records of trials that lack a number that the table needs."""
     for name, result in results.items():
-        is_record = isinstance(result, dict) and result.get("outcome") in _SURE
+        is_record = isinstance(result, dict) and result.get("outcome") in _OUTCOMES
         if not is_record or any(type(result.get(key)) not in (int, float) for key in ("epochs", "seconds")):
             raise LeaderboardError(
                 f"the record of trial {name} is damaged; remove all files of that name from trials/ and sweep again"
@@ -194,27 +237,34 @@ def _check_results(results: dict[str, dict]) -> None:
 
 
 def _measured(judge: Judge, trials: list[str]) -> dict:
-    found = report(judge.of(trials))
-    row: dict = {"pictures": found["text_to_image"]["gallery"], "captions": found["image_to_text"]["gallery"]}
+    """The numbers of a setting as columns."""
+    measured = report(judge.of(trials))
+    row: dict = {
+        "pictures": measured["text_to_image"]["gallery"],
+        "captions": measured["image_to_text"]["gallery"],
+    }
+    has_spread = len(trials) > 1
     for direction in DIRECTIONS:
+        numbers = measured[direction]
         for k in RECALL_AT:
             name = f"{_SHORT[direction]}_R@{k}"
-            row[name] = found[direction][f"R@{k}"]
-            row[f"{name}_low"], row[f"{name}_high"] = found[direction][f"R@{k}_ci"]
-            if len(trials) > 1:
-                row[f"{name}_sd"] = found[direction][f"R@{k}_sd"]
-    row |= {"rsum": found["rsum"], "rsum_low": found["rsum_ci"][0], "rsum_high": found["rsum_ci"][1]}
-    if len(trials) > 1:
-        row["rsum_sd"] = found["rsum_sd"]
+            row[name] = numbers[f"R@{k}"]
+            row[f"{name}_low"], row[f"{name}_high"] = numbers[f"R@{k}_ci"]
+            if has_spread:
+                row[f"{name}_sd"] = numbers[f"R@{k}_sd"]
+    row["rsum"] = measured["rsum"]
+    row["rsum_low"], row["rsum_high"] = measured["rsum_ci"]
+    if has_spread:
+        row["rsum_sd"] = measured["rsum_sd"]
     return row
 
 
 def notes(rows: list[dict]) -> list[str]:
-    """What a reader of the leaderboard has to know."""
-    split, pictures, captions = (rows[0][key] for key in ("split", "pictures", "captions"))
+    """Notes that a reader of the leaderboard needs."""
+    best = rows[0]
     return [
-        f"measured on {split}, {pictures:,} images, {captions:,} captions, which chose the best one: its own numbers "
-        "here flatter it",
+        f"measured on {best['split']}, {best['pictures']:,} images, {best['captions']:,} captions, which chose the "
+        "best one: its own numbers here flatter it",
         "R@K: hit@K in percent, i2t: image → caption, t2i: caption → image; means over the seeds",
         "intervals: 95 %, images resampled; to the best: paired, over the seeds that both have, holding for all rows "
         "together. tie: these images cannot tell the setting from the best one. Chance between seeds is left out",
@@ -223,29 +273,25 @@ def notes(rows: list[dict]) -> list[str]:
 
 
 def results_csv(rows: list[dict]) -> str:
-    """Every number in full, a row for each setting; what a setting has not is blank."""
-    buffer = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    """The leaderboard as CSV, every number in full, a row for each setting; a number that a setting lacks is blank."""
+    return csv_text(rows)
 
 
 def leaderboard_table(rows: list[dict], keys: Sequence[str], most: int | None = None) -> list[list[str]]:
     """Header and the first ``most`` rows, as text; ``keys``: the grid's."""
-    recalls = [f"{side}_R@{k}" for side in _SHORT.values() for k in RECALL_AT]
+    recalls = []
+    for direction in _SHORT.values():
+        recalls += [f"{direction}_R@{k}" for k in RECALL_AT]
     table = [["", *keys, *recalls, "rsum", "to the best [95 % together]", "seeds", "epochs", "verdict"]]
-    for place, row in enumerate(rows[:most], 1):
-        cells = [str(place), *(str(row[key]) for key in keys)]
+    for number, row in enumerate(rows[:most], 1):
+        values = [str(row[key]) for key in keys]
+        effort = [str(row["seeds"]), f"{row['epochs']:g}"]
         if row["outcome"] == "diverged":
-            table.append(
-                [*cells, *("–" for _ in recalls), "–", "–", str(row["seeds"]), f"{row['epochs']:g}", "diverged"]
-            )
+            dashes = ["–"] * (len(recalls) + 2)
+            table.append([str(number), *values, *dashes, *effort, "diverged"])
             continue
-        cells += [f"{row[name]:.1f}" for name in recalls] + [
-            f"{row['rsum']:.1f} [{row['rsum_low']:.1f}, {row['rsum_high']:.1f}]"
-        ]
-        cells.append(f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]")
-        table.append([*cells, str(row["seeds"]), f"{row['epochs']:g}", row["verdict"]])
+        measured = [f"{row[name]:.1f}" for name in recalls]
+        rsum = f"{row['rsum']:.1f} [{row['rsum_low']:.1f}, {row['rsum_high']:.1f}]"
+        behind = f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
+        table.append([str(number), *values, *measured, rsum, behind, *effort, row["verdict"]])
     return table

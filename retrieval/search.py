@@ -1,4 +1,4 @@
-"""Sentences, images, or both together -> hits of a gallery.
+"""Search: finds the items of a gallery that are nearest to a text, an image, or both together.
 
 Load once, then search in milliseconds::
 
@@ -11,25 +11,25 @@ Load once, then search in milliseconds::
     searcher = Searcher(images, QueryEmbedder(load_run("runs/first")))
     for hit in searcher.search("a dog playing in the park", top_k=5):
         print(hit.rank, hit.score, hit.path, hit.captions)
-    searcher.search(Query(sentence="in the snow", picture="dog.jpg", weight=0.4))
+    searcher.search(Query(text="in the snow", image="dog.jpg", weight=0.4))
 """
 
 import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.retrieval.embeddings import Gallery, facing_bias
+from onceover.retrieval.gallery import facing_bias
 
-_A_PICTURES_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
 AT_ONCE = 256  # queries searched together
 MAX_QUERY = 10_000  # characters of a line of queries
-_EQUAL = 1e-5  # copies have the same score, but for the arithmetic
+_IMAGE_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
+_EQUAL = 1e-5  # copies have the same score, up to rounding
 
 
 class SearchError(OnceoverError):
@@ -38,20 +38,30 @@ class SearchError(OnceoverError):
 
 @dataclass(frozen=True)
 class Query:
-    """A sentence, an image file's path, or both: then the sentence counts ``weight`` and the image the rest."""
+    """A text, an image file's path, or both: then the text counts ``weight`` and the image the rest."""
 
-    sentence: str | None = None
-    picture: str | None = None
+    text: str | None = None
+    image: str | None = None
     weight: float = 0.5
+
+    @property
+    def kind(self) -> str:
+        """``text``, ``image`` or ``both``."""
+        if self.text is None:
+            return "image"
+        if self.image is None:
+            return "text"
+        return "both"
 
 
 @dataclass(frozen=True)
 class Hit:
     """One result: an image with its captions, or a caption with its image (if it has one).
 
-    ``score`` is the cosine similarity, less what the gallery's correction for hubs takes off; ``same`` lists the ids
-    of further items that look the same (copies of an image, the same sentence) and are not shown again.
-    ``thumbnail`` is a small JPEG, where the searcher was asked for thumbnails and the gallery has them.
+    Attributes:
+        score: the cosine similarity, less the gallery's correction for hubs.
+        same: ids of further items that look the same (copies of an image, equal captions) and are not shown again.
+        thumbnail: a small JPEG, where the searcher was asked for thumbnails and the gallery has them.
     """
 
     rank: int
@@ -70,7 +80,7 @@ class Hit:
 
 
 class Searchable(Protocol):
-    """What ``retrieval.embeddings.Gallery``, exact, and ``retrieval.index.Index``, on disk, have in common."""
+    """A gallery that can be searched: ``gallery.Gallery``, in memory, or ``index.Index``, on disk."""
 
     kind: str
     biased: bool
@@ -82,59 +92,75 @@ class Searchable(Protocol):
         """Scores and rows of the best ``k``, for each query."""
 
     def contents_of(self, rows: list[int]) -> list[str]:
-        """For each of the rows what is equal where two look the same."""
+        """For each of the rows a string that is equal for items that look the same."""
 
     def item(self, row: int) -> dict:
-        """What a hit shows of a row."""
+        """The id, path, captions and thumbnail of a row, for a hit."""
 
     def without_thumbnails(self) -> "Searchable":
-        """The same, whose items come without thumbnails; not of a ``Gallery``."""
-
-
-def _without_thumbnails(gallery: Searchable) -> Searchable:
-    return replace(gallery, thumbnails=None) if isinstance(gallery, Gallery) else gallery.without_thumbnails()
+        """The same gallery, whose items come without their thumbnails."""
 
 
 class Embedder(Protocol):
-    """What turns queries into unit vectors: ``heads.query.QueryEmbedder``."""
+    """Turns queries into unit vectors: ``heads.query.QueryEmbedder``."""
 
     space: str
-    sentences: Callable[[Sequence[str]], np.ndarray]
-    pictures: Callable[[Sequence[str]], np.ndarray]
-    mixed: Callable[[Sequence[str], Sequence[str], float], np.ndarray]
+    embed_texts: Callable[[Sequence[str]], np.ndarray]
+    embed_images: Callable[[Sequence[str]], np.ndarray]
+    embed_mixed: Callable[[Sequence[str], Sequence[str], float], np.ndarray]
 
 
 def check_query(query: str, mode: str) -> None:
     """Refuses a query that cannot be meant for ``mode``, before any model is loaded.
 
     Raises:
-        SearchError: an empty query, a sentence where an image's path is wanted, an image where a sentence is, or
-            bytes that are no text.
+        SearchError: an empty query, a text where an image's path is wanted, an image where a text is, or bytes that
+            are no text.
     """
     if not query.strip():
-        raise SearchError("the query is empty; give a sentence or an image's path")
-    if mode == "text2image":
-        _check_text(query)
-    is_file = os.path.isfile(query)  # noqa: PTH113 (False, not an error, for a text too long to be a path)
-    if mode == "image2text" and not is_file:
-        what = "is a folder" if os.path.isdir(query) else "is no file"  # noqa: PTH112
-        raise SearchError(
-            f"{query[:200]!r} {what}; image2text takes an image's path (for a sentence: --mode text2image)"
-        )
-    if mode == "text2image" and not is_file and _A_PICTURES_NAME.fullmatch(query.strip()):
-        raise SearchError(f"there is no file {query!r}; to search by an image, give its path and --mode image2text")
-    if mode == "text2image" and is_file and "." in query:
+        raise SearchError("the query is empty; give a text or an image's path")
+    if mode == "image2text":
+        _check_image_query(query)
+    else:
+        _check_text_query(query)
+
+
+def _check_image_query(query: str) -> None:
+    if os.path.isfile(query):  # noqa: PTH113 (False, not an error, for a text too long to be a path)
+        return
+    problem = "is no file"
+    if os.path.isdir(query):  # noqa: PTH112
+        problem = "is a folder"
+    raise SearchError(f"{query[:200]!r} {problem}; image2text takes an image's path (for a text: --mode text2image)")
+
+
+def _check_text_query(query: str) -> None:
+    _check_encoding(query)
+    is_file = os.path.isfile(query)  # noqa: PTH113
+    if is_file and "." in query:
         raise SearchError(f"{query!r} is a file; to search by an image, add --mode image2text")
+    if not is_file and _IMAGE_NAME.fullmatch(query.strip()):
+        raise SearchError(f"there is no file {query!r}; to search by an image, give its path and --mode image2text")
+
+
+def _check_encoding(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SearchError(
+            f"the query {text[:60]!r} holds bytes that are no UTF-8; write it in UTF-8, or use another terminal"
+        ) from error
 
 
 def read_queries(file: BinaryIO, name: str, say: Callable[[str], None] = lambda _: None) -> Iterator[str]:
-    """Queries, one a line, as they are read; empty lines are left out, and counted at the end.
+    """Yields queries, one a line, as they are read; empty lines are left out, and counted at the end.
 
     Raises:
         SearchError: no UTF-8, a line longer than ``MAX_QUERY`` characters, or no queries.
     """
     lines = io.TextIOWrapper(file, encoding="utf-8-sig")
-    number = queries = 0
+    number = 0
+    queries = 0
     try:
         while line := lines.readline(MAX_QUERY + 2):
             number += 1
@@ -153,15 +179,6 @@ def read_queries(file: BinaryIO, name: str, say: Callable[[str], None] = lambda 
         raise SearchError(f"{name} holds no queries; write one a line")
     if number > queries:
         say(f"empty lines left out: {number - queries}")
-
-
-def _check_text(sentence: str) -> None:
-    try:
-        sentence.encode()
-    except UnicodeEncodeError as error:
-        raise SearchError(
-            f"the query {sentence[:60]!r} holds bytes that are no UTF-8; write it in UTF-8, or use another terminal"
-        ) from error
 
 
 class Searcher:
@@ -183,13 +200,15 @@ class Searcher:
             )
         if not len(gallery):
             raise SearchError("the gallery is empty")
-        self._gallery = gallery if thumbnails else _without_thumbnails(gallery)
+        if not thumbnails:
+            gallery = gallery.without_thumbnails()
+        self._gallery = gallery
         self._embedder = embedder
 
     def search(self, query: Query | str, top_k: int = 5) -> list[Hit]:
-        """The best ``top_k`` hits, best first, none that looks like an earlier one; fewer where there are fewer.
+        """Finds the best ``top_k`` hits, best first, none that looks like an earlier one; fewer where there are fewer.
 
-        A plain string is a sentence.
+        A plain string is a text.
 
         Raises:
             SearchError: ``top_k`` below 1, or a query without content or with a weight outside [0, 1].
@@ -197,69 +216,91 @@ class Searcher:
         return self.search_many([query], top_k)[0]
 
     def search_many(self, queries: Sequence[Query | str], top_k: int = 5) -> list[list[Hit]]:
-        """The hits of each query; what is encoded is encoded in batches."""
-        queries = [Query(sentence=query) if isinstance(query, str) else query for query in queries]
+        """Finds the hits of each query; queries are encoded in batches."""
+        queries = [Query(text=query) if isinstance(query, str) else query for query in queries]
         if top_k < 1:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
-        vectors = self._embedded(queries)
+        vectors = self._embed(queries)
         if self._gallery.biased:
             vectors = facing_bias(vectors)
         results: list[list[Hit]] = []
         for start in range(0, len(vectors), AT_ONCE):
-            results += self._found(vectors[start : start + AT_ONCE], top_k)
+            results += self._search_vectors(vectors[start : start + AT_ONCE], top_k)
         return results
 
-    def _found(self, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
-        """The hits of some queries; more rows are asked for until they hold ``top_k`` and all of these hits' copies."""
+    def _search_vectors(self, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
+        """Finds hits for some vectors; asks for more rows until they hold ``top_k`` and all copies of these hits."""
         results: list[list[Hit]] = [[] for _ in vectors]
-        open_, wanted = np.arange(len(vectors)), top_k
-        while len(open_):
-            wanted = min(2 * wanted, len(self._gallery))
+        unfinished = np.arange(len(vectors))
+        rows_wanted = top_k
+        while len(unfinished):
+            rows_wanted = min(2 * rows_wanted, len(self._gallery))
+            is_all = rows_wanted == len(self._gallery)
             short = []
-            for number, (scores, rows) in zip(open_, self._gallery.search(vectors[open_], wanted), strict=True):
-                groups = self._groups(rows.tolist(), top_k)
-                last = groups[-1][0] if len(groups) == top_k else None
-                if wanted < len(self._gallery) and (last is None or scores[-1] >= scores[last] - _EQUAL):
-                    short.append(number)
-                else:
+            nearest = self._gallery.search(vectors[unfinished], rows_wanted)
+            for number, (scores, rows) in zip(unfinished, nearest, strict=True):
+                groups = self._group_copies(rows.tolist(), top_k)
+                if is_all or _is_complete(groups, scores, top_k):
                     results[number] = self._hits(groups, scores, rows)
-            open_ = np.array(short, int)
+                else:
+                    short.append(number)
+            unfinished = np.array(short, int)
         return results
 
-    def _groups(self, rows: list[int], top_k: int) -> list[list[int]]:
-        """Places in ``rows`` of what looks the same, for the first ``top_k`` different contents, best first."""
+    def _group_copies(self, rows: list[int], top_k: int) -> list[list[int]]:
+        """Groups positions in ``rows`` by content, for the first ``top_k`` different contents, best first."""
         groups: dict[str, list[int]] = {}
-        for place, content in enumerate(self._gallery.contents_of(rows)):
+        for position, content in enumerate(self._gallery.contents_of(rows)):
             if content in groups or len(groups) < top_k:
-                groups.setdefault(content, []).append(place)
+                groups.setdefault(content, []).append(position)
         return list(groups.values())
 
     def _hits(self, groups: list[list[int]], scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
         hits = []
-        for rank, (first, *others) in enumerate(groups, 1):
-            same = [self._gallery.item(int(rows[place]))["id"] for place in others]
+        for rank, (first, *copies) in enumerate(groups, 1):
+            same = [self._gallery.item(int(rows[position]))["id"] for position in copies]
             hits.append(Hit(rank, float(scores[first]), **self._gallery.item(int(rows[first])), same=same))
         return hits
 
-    def _embedded(self, queries: Sequence[Query]) -> np.ndarray:
-        """float32 (Q, D); queries of the same kind and weight are embedded together."""
-        groups: dict[tuple, list[int]] = {}
+    def _embed(self, queries: Sequence[Query]) -> np.ndarray:
+        """Vectors of the queries, float32 (Q, D); those of the same kind and weight are embedded together."""
+        numbers_of: dict[tuple[str, float], list[int]] = {}
         for number, query in enumerate(queries):
-            if not (query.sentence or query.picture):
-                raise SearchError("the query is empty; give a sentence or an image's path")
-            _check_text(query.sentence or "")
-            if not 0 <= query.weight <= 1:
-                raise SearchError(f"the weight is {query.weight}; it is the sentence's share, 0 to 1")
-            both = query.sentence is not None and query.picture is not None
-            groups.setdefault((query.sentence is None, both, query.weight if both else 0), []).append(number)
-        parts = []
-        for (picture_alone, both, weight), numbers in groups.items():
-            sentences, pictures = ([getattr(queries[n], side) for n in numbers] for side in ("sentence", "picture"))
-            if both:
-                parts.append(self._embedder.mixed(sentences, pictures, weight))
-            else:
-                parts.append(
-                    self._embedder.pictures(pictures) if picture_alone else self._embedder.sentences(sentences)
-                )
-        order = np.argsort(np.concatenate(list(groups.values())) if groups else np.empty(0, int))
-        return np.concatenate(parts)[order] if parts else np.empty((0, 0), np.float32)
+            _check_content(query)
+            weight = query.weight if query.kind == "both" else 0.0
+            numbers_of.setdefault((query.kind, weight), []).append(number)
+        if not numbers_of:
+            return np.empty((0, 0), np.float32)
+        blocks = []
+        order: list[int] = []
+        for (kind, weight), numbers in numbers_of.items():
+            blocks.append(self._embed_alike([queries[number] for number in numbers], kind, weight))
+            order += numbers
+        return np.concatenate(blocks)[np.argsort(order)]
+
+    def _embed_alike(self, queries: Sequence[Query], kind: str, weight: float) -> np.ndarray:
+        """Vectors of queries of one kind and weight, float32 (Q, D)."""
+        texts = [query.text for query in queries]
+        images = [query.image for query in queries]
+        if kind == "both":
+            return self._embedder.embed_mixed(texts, images, weight)
+        if kind == "image":
+            return self._embedder.embed_images(images)
+        return self._embedder.embed_texts(texts)
+
+
+def _check_content(query: Query) -> None:
+    """Refuses a query without content, of bytes that are no text, or with a weight outside [0, 1]."""
+    if not (query.text or query.image):
+        raise SearchError("the query is empty; give a text or an image's path")
+    _check_encoding(query.text or "")
+    if not 0 <= query.weight <= 1:
+        raise SearchError(f"the weight is {query.weight}; it is the text's share, 0 to 1")
+
+
+def _is_complete(groups: list[list[int]], scores: np.ndarray, top_k: int) -> bool:
+    """Whether there are ``top_k`` groups, and the last score is so low that no copy of theirs can follow."""
+    if len(groups) < top_k:
+        return False
+    first_of_last_group = groups[-1][0]
+    return bool(scores[-1] < scores[first_of_last_group] - _EQUAL)

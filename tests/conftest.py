@@ -3,11 +3,13 @@
 import dataclasses
 import importlib
 import itertools
+import logging
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from onceover.base.progress import LOGGER
 from onceover.cli import cli
 from onceover.configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
 
@@ -167,19 +169,35 @@ def fails(run):
 
 
 @pytest.fixture
+def told():
+    """The messages about the work under way, as they come."""
+    messages: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    listener = Listener()
+    LOGGER.addHandler(listener)
+    LOGGER.setLevel(logging.INFO)
+    yield messages
+    LOGGER.removeHandler(listener)
+
+
+@pytest.fixture
 def interrupt_after():
     """Given a monkeypatch and a number: Ctrl-C after so many finished shards, whichever thread writes them."""
-    from onceover.extract import pipeline
+    from onceover.extract import encode
 
     def interrupt(patch, shards):
-        write, left = pipeline.write_shard, iter(range(shards))
+        write, left = encode.write_shard, iter(range(shards))
 
         def interrupted(*args):
             if next(left, None) is None:
                 raise KeyboardInterrupt
             write(*args)
 
-        patch.setattr(pipeline, "write_shard", interrupted)
+        patch.setattr(encode, "write_shard", interrupted)
 
     return interrupt
 

@@ -7,20 +7,19 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 
 from onceover.heads.models import Standardize
-from onceover.retrieval import baselines
+from onceover.retrieval import baselines, closed_form
 from onceover.retrieval.baselines import (
     MAPS,
     Pairs,
-    align,
-    cca,
     choose,
     neighbours,
     random_orthogonal,
-    ridge,
     standardised,
     unlearned,
 )
-from onceover.retrieval.metrics import MetricsError, quality, rank, report
+from onceover.retrieval.closed_form import align, cca, ridge
+from onceover.retrieval.metrics import quality, report
+from onceover.retrieval.ranks import MetricsError, rank
 
 
 def planted(seed, pictures, noise=0.4, captions=2):
@@ -60,16 +59,16 @@ def test_moments_are_those_of_captions_with_their_pictures(data):
     train = data[0]
     images = train.images[train.image_index]
     expected = images.T @ images, train.texts.T @ train.texts, images.T @ train.texts
-    for found, wanted in zip(baselines._moments(train), expected, strict=True):
+    for found, wanted in zip(closed_form._moments(train), expected, strict=True):
         np.testing.assert_allclose(found, wanted / 600, atol=1e-10)
 
 
 def test_cca_finds_the_canonical_correlations_that_scikit_learn_finds(data, monkeypatch):
     train = data[0]
-    monkeypatch.setattr(baselines, "STRENGTHS", (1e-9,))
-    monkeypatch.setattr(baselines, "DIMENSIONS", (4,))
-    monkeypatch.setattr(baselines, "POWERS", (0,))
-    monkeypatch.setattr(baselines, "_unit", lambda rows: rows)
+    monkeypatch.setattr(closed_form, "STRENGTHS", (1e-9,))
+    monkeypatch.setattr(closed_form, "DIMENSIONS", (4,))
+    monkeypatch.setattr(closed_form, "POWERS", (0,))
+    monkeypatch.setattr(closed_form, "unit_rows", lambda rows: rows)
     ((settings, embed),) = cca(train)
     assert settings == {"strength": 1e-9, "dimensions": 4, "power": 0}
     images, texts = embed(Pairs(train.images[train.image_index], train.texts, np.arange(600)))
@@ -83,18 +82,18 @@ def test_cca_finds_the_canonical_correlations_that_scikit_learn_finds(data, monk
 def test_leading_singular_vectors_are_those_of_the_full_decomposition(shape):
     matrix = np.random.default_rng(0).standard_normal(shape)
     matrix[:, 3] = matrix[:, 4]  # one value is zero
-    left, values, right = baselines._leading(matrix, 7)
+    left, values, right = closed_form._leading(matrix, 7)
     np.testing.assert_allclose(values, np.linalg.svd(matrix, compute_uv=False)[:7])
     for vectors in (left, right):
         np.testing.assert_allclose(vectors.T @ vectors, np.eye(7), atol=1e-9)
     np.testing.assert_allclose(left.T @ matrix @ right, np.diag(values), atol=1e-9)
-    assert len(baselines._leading(matrix, 99)[1]) == 11 + (shape[0] < shape[1])
+    assert len(closed_form._leading(matrix, 99)[1]) == 11 + (shape[0] < shape[1])
 
 
 def test_ridge_predicts_what_scikit_learn_predicts(data, monkeypatch):
     train = data[0]
-    monkeypatch.setattr(baselines, "STRENGTHS", (0.1,))
-    monkeypatch.setattr(baselines, "_unit", lambda rows: rows)
+    monkeypatch.setattr(closed_form, "STRENGTHS", (0.1,))
+    monkeypatch.setattr(closed_form, "unit_rows", lambda rows: rows)
     for settings, embed in ridge(train):
         known, wanted = (train.texts, train.images) if settings["onto"] == "image" else (train.images, train.texts)
         known, wanted = (

@@ -170,12 +170,11 @@ def test_info_describes_an_unfinished_extraction(run, drawn, tmp_path, extract_c
     from onceover.extract import pipeline
     from onceover.extract.layouts import read_dataset
 
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     interrupt_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         pipeline.extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     about = run("info", tmp_path / "s.h5").stdout
-    assert "image       1 of 4 shards done (60 rows in all)" in about
+    assert "image       1 of 8 shards done (60 rows in all)" in about
 
 
 def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extract_config, changed):

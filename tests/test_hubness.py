@@ -17,7 +17,8 @@ from onceover.retrieval.hubness import (
     inverted_softmax_bias,
 )
 from onceover.retrieval.index import Index, update
-from onceover.retrieval.metrics import rank, rank_scores, report
+from onceover.retrieval.metrics import report
+from onceover.retrieval.ranks import rank, rank_scores
 from onceover.retrieval.search import Searcher
 
 
@@ -100,7 +101,7 @@ def test_what_is_searched_with_is_what_is_reported(run_dir, tmp_path):
     embeddings = read_embeddings(run_dir / "embeddings.h5")
     pictures, captions, index = embeddings.split("train")
     embedder = types.SimpleNamespace(
-        space=embeddings.space, sentences=lambda rows: embeddings.texts[list(map(int, rows))]
+        space=embeddings.space, embed_texts=lambda rows: embeddings.texts[list(map(int, rows))]
     )
     found = {}
     for rerank in ("none", "qbnorm"):

@@ -63,7 +63,7 @@ def numbers(*shape, seed=0, dtype=np.float32) -> np.ndarray:
 
 
 @pytest.fixture
-def given_files(tmp_path):
+def given_files(tmp_path, told):
     """Five captions of three images: the arrays, and a call that imports what lies in the files."""
     images, texts = numbers(3, 4), numbers(5, 6, seed=1)
     files = {
@@ -72,11 +72,11 @@ def given_files(tmp_path):
         "captions": table(tmp_path / "table.csv"),
         "path": tmp_path / "store.h5",
     }
-    said = []
+    said = told
 
     def run(**others):
         said.clear()
-        return import_features(**files | others, say=said.append)
+        return import_features(**files | others)
 
     return types.SimpleNamespace(images=images, texts=texts, run=run, said=said, folder=tmp_path, **files)
 

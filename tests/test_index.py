@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from onceover.base.files import FileError, only_writer, write_record
 from onceover.base.formats import CURRENT
 from onceover.base.outputs import OutputError
-from onceover.retrieval import index as module
-from onceover.retrieval.embeddings import Gallery
 from onceover.retrieval.exact import QueryError, exact_search
+from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index import (
     TYPES,
     Index,
@@ -28,10 +27,16 @@ from onceover.retrieval.index import (
     choose_type,
     claim_index,
     compact,
+    faiss_files,
     read_manifest,
     remove,
+    types,
     update,
+    updating,
 )
+from onceover.retrieval.index import manifest as manifests
+from onceover.retrieval.index import rows as rows_module
+from onceover.retrieval.index.folder import IndexFiles
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMY = {"memory": 2**40, "run": "runs/first", "source": "here"}
@@ -103,7 +108,7 @@ def test_every_type_finds_what_exact_search_finds_and_shows_its_rows(tmp_path, p
 
 def test_an_approximate_index_under_the_floor_is_refused_and_the_old_one_stays(tmp_path, probes, monkeypatch):
     update(tmp_path / "i", gallery(300), probes, **ROOMY)
-    monkeypatch.setitem(module._EFFORTS, "ivf", (1,))
+    monkeypatch.setitem(types.EFFORTS, "ivf", (1,))
     before = read_manifest(tmp_path / "i")
     with pytest.raises(IndexingError, match=r"is 0\.\d+, under 0.99; use --type hnsw or flat, or lower --min-recall"):
         update(tmp_path / "i", gallery(3000), probes, kind="ivf", min_recall=0.99, **ROOMY)
@@ -221,7 +226,7 @@ def test_auto_is_decided_anew_and_an_asked_type_is_kept(tmp_path, probes, monkey
     auto = update(tmp_path / "a", gallery(300), probes, **ROOMY).manifest
     asked = update(tmp_path / "b", gallery(300), probes, kind="hnsw", **ROOMY).manifest
     assert (auto["type"], asked["type"]) == ("flat", "hnsw")
-    monkeypatch.setattr(module, "FLAT_ROWS", 100)
+    monkeypatch.setattr(types, "FLAT_ROWS", 100)
     told = []
     again = update(tmp_path / "a", gallery(300), probes, say=told.append, **ROOMY).manifest
     assert again["type"] == "hnsw"
@@ -238,7 +243,7 @@ def test_few_new_rows_beside_an_approximate_index_are_searched_exactly(tmp_path,
 def test_trap_a_file_that_was_changed_is_refused_before_faiss_sees_a_byte(tmp_path, probes, monkeypatch):
     update(tmp_path / "i", gallery(300), probes, kind="ivfpq", min_recall=0, **ROOMY)
     remove(tmp_path / "i", ["p3"], probes)
-    monkeypatch.setattr(module.faiss, "read_index", lambda *_: pytest.fail("faiss was handed damaged bytes"))
+    monkeypatch.setattr(faiss_files.faiss, "read_index", lambda *_: pytest.fail("faiss was handed damaged bytes"))
     current = json.loads((tmp_path / "i" / CURRENT).read_text())
     names = [current["manifest"], *read_manifest(tmp_path / "i")["segments"][0]["files"]]
     assert {name.rpartition(".")[2] for name in names} == {"json", "faiss", "h5", "npy"}
@@ -266,7 +271,7 @@ DYING = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import test_index
-from onceover.retrieval import index as module
+from onceover.retrieval.index import update
 left = {step}
 real = os.replace
 def replace(source, target):  # every file appears by it
@@ -277,7 +282,7 @@ def replace(source, target):  # every file appears by it
     real(source, target)
 os.replace = replace
 probes = test_index.unit(test_index.np.random.default_rng(5), 60)
-module.update({folder!r}, test_index.grown(), probes, **test_index.ROOMY)
+update({folder!r}, test_index.grown(), probes, **test_index.ROOMY)
 """
 
 
@@ -362,7 +367,7 @@ def test_a_full_disk_leaves_the_last_version(tmp_path, probes, monkeypatch):
     def full(index, path):
         raise RuntimeError("Error: 'ret == (size)' failed: write error")
 
-    monkeypatch.setattr(module.faiss, "write_index", full)
+    monkeypatch.setattr(faiss_files.faiss, "write_index", full)
     with pytest.raises(IndexingError, match="could not be written; is the disk full"):
         update(tmp_path / "i", gallery(80), probes, **ROOMY)
     assert len(Index(tmp_path / "i")) == 50
@@ -401,7 +406,7 @@ def test_what_fails_once_the_new_version_is_there_leaves_it_whole(tmp_path, prob
     def interrupted(files, versions):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_sweep", interrupted)
+    monkeypatch.setattr(IndexFiles, "sweep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         update(folder, gallery(51), probes, **ROOMY)
     assert len(Index(folder)) == 51
@@ -419,7 +424,7 @@ def test_files_stay_while_a_manifest_cannot_be_read_and_go_once_it_can(tmp_path,
         return json.loads(path.read_text())
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_json", unreadable)
+        patch.setattr(manifests, "read_json", unreadable)
         update(folder, gallery(51), probes, **ROOMY)
     assert (folder / "000009.h5").exists()
     assert len(Index(folder)) == 51
@@ -497,16 +502,16 @@ def test_many_small_changes_end_in_one_segment_again(tmp_path, probes):
     folder, items = tmp_path / "i", gallery(100)
     update(folder, items, probes, **ROOMY)
     most = 0
-    for number in range(module.MAX_SEGMENTS + 3):
+    for number in range(updating.MAX_SEGMENTS + 3):
         items = joined(items, gallery(1, first=1000 + number))
         most = max(most, len(update(folder, items, probes, **ROOMY).manifest["segments"]))
-    assert most == module.MAX_SEGMENTS
+    assert most == updating.MAX_SEGMENTS
     assert len(Index(folder).segments) < 6
     assert found_ids(Index(folder), probes, 5) == exact_ids(items, probes, 5)
 
 
 def test_a_refused_first_build_leaves_no_segment_behind(tmp_path, probes, monkeypatch):
-    monkeypatch.setitem(module._EFFORTS, "ivf", (1,))
+    monkeypatch.setitem(types.EFFORTS, "ivf", (1,))
     with pytest.raises(IndexingError, match="under 0.99"):
         update(tmp_path / "i", gallery(3000), probes, kind="ivf", min_recall=0.99, **ROOMY)
     assert list((tmp_path / "i").glob("*")) == []
@@ -537,15 +542,15 @@ def test_compacting_streams_thumbnails(tmp_path, probes, monkeypatch):
     folder, items = tmp_path / "i", gallery(60)
     update(folder, items, probes, **ROOMY)
     remove(folder, ["p0"], probes)
-    read, real = [], module._Segment.thumbnail
-    monkeypatch.setattr(module._Segment, "thumbnail", lambda self, row: read.append(row) or real(self, row))
-    before, write = [], module.write_column
+    read, real = [], rows_module.SegmentRows.thumbnail
+    monkeypatch.setattr(rows_module.SegmentRows, "thumbnail", lambda self, row: read.append(row) or real(self, row))
+    before, write = [], rows_module.write_column
 
     def column(file, name, values):
         before.append((name, len(read)))
         write(file, name, values)
 
-    monkeypatch.setattr(module, "write_column", column)
+    monkeypatch.setattr(rows_module, "write_column", column)
     compact(folder, probes)
     assert ("thumbnail", 0) in before  # nothing was read until it was written
     monkeypatch.undo()
@@ -635,7 +640,7 @@ def test_a_failure_removes_what_was_written_and_not_what_came_meanwhile(tmp_path
         (folder / "2021.d").mkdir()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_measured", fails)
+    monkeypatch.setattr(updating, "measure", fails)
     with pytest.raises(OSError, match="No space left"):
         update(folder, gallery(60), probes, **ROOMY)
     assert content(folder) == before | {"000077.h5": b"mine: 000077.h5"}
@@ -684,7 +689,7 @@ def signed(folder, change=None, files=None):
     return folder
 
 
-@pytest.mark.parametrize("key", [*module._FIELDS, *module._SEGMENT_FIELDS])
+@pytest.mark.parametrize("key", [*manifests.MANIFEST_FIELDS, *manifests.SEGMENT_FIELDS])
 @pytest.mark.parametrize("value", ["missing", None, -1, [], {}, True, 1e400, "x"], ids=repr)
 def test_trap_a_manifest_signed_again_by_hand_ends_in_one_line(tmp_path_factory, probes, key, value, built):
     folder = shutil.copytree(built, tmp_path_factory.mktemp("signed") / "i")
@@ -718,13 +723,13 @@ def built(tmp_path_factory):
 
 
 def faiss_bytes(recipe, rows=40, dim=24):
-    index = module.faiss.index_factory(dim, recipe, module.faiss.METRIC_INNER_PRODUCT)
+    index = faiss_files.faiss.index_factory(dim, recipe, faiss_files.faiss.METRIC_INNER_PRODUCT)
     index.train(gallery(rows).vectors)
     if recipe.startswith("IDMap"):
         index.add_with_ids(gallery(rows).vectors, np.arange(rows) + 10**6)
     else:
         index.add(gallery(rows).vectors)
-    return module.faiss.serialize_index(index).tobytes()
+    return faiss_files.faiss.serialize_index(index).tobytes()
 
 
 @pytest.mark.parametrize("recipe", ["IDMap,Flat", "HNSW8", "IVF4,Flat", "SQ8", "PCA12,Flat"])

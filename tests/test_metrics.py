@@ -9,9 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_recall, retrieval_reciprocal_rank
 
-from onceover.retrieval import metrics
+from onceover.retrieval import ranks as module
 from onceover.retrieval.embeddings import read_embeddings
-from onceover.retrieval.metrics import MetricsError, Ranks, chance, compare, rank, rank_scores, report
+from onceover.retrieval.metrics import compare, report
+from onceover.retrieval.ranks import MetricsError, Ranks, chance, rank, rank_scores
 
 
 def unit(generator, rows, dim):
@@ -245,7 +246,7 @@ def test_blocks_of_any_size_and_half_precision_give_the_same_ranks(monkeypatch):
     index = generator.integers(37, size=90)
     whole = rank_scores(images.astype(float) @ texts.astype(float).T, index)
     for rows in (1, 5, 36, 37, 38):
-        monkeypatch.setattr(metrics, "_BLOCK_ROWS", rows)
+        monkeypatch.setattr(module, "_BLOCK_ROWS", rows)
         for found, expected in zip(rank(images, texts, index), whole, strict=True):
             for name in ("query", "above", "level", "group", "greater", "tied", "correct"):
                 np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

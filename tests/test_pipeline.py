@@ -18,11 +18,13 @@ from PIL import Image
 
 from onceover.base.files import FileError, only_writer
 from onceover.base.hdf5 import sign_hdf5
-from onceover.base.threads import StreamError, deaths_told, in_order, in_processes, shares
-from onceover.extract import image_source, pipeline
+from onceover.base.threads import StreamError, deaths_told, in_order, in_processes
+from onceover.extract import begin, encode, image_source, pipeline, plan
+from onceover.extract.engines import processes, threads
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore, StoreError, parts_folder
+from onceover.extract.summary import shares
 from onceover.extract.verify import verify_sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,7 +163,6 @@ def test_trap_a_bad_picture_goes_into_the_ledger_and_rows_stay_aligned(data, tmp
 
 
 def test_trap_a_batch_and_a_shard_in_which_everything_fails(data, tmp_path, extract_config, monkeypatch):
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 8)
     for number in range(24):
         (data / f"images/{number:04d}.jpg").write_bytes(b"no")
     summary = extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
@@ -216,7 +217,6 @@ def test_an_unfinished_extraction_of_other_features_is_not_mixed_in(
     drawn, tmp_path, extract_config, monkeypatch, interrupt_after
 ):
     dataset, path = read_dataset(drawn), tmp_path / "s.h5"
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     interrupt_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         extract(dataset, path, extract_config, device="cpu")
@@ -235,7 +235,6 @@ def test_a_dataset_that_grows_while_unfinished_keeps_what_is_done(
     path = tmp_path / "s.h5"
     text = (data / "captions.csv").read_text()
     (data / "captions.csv").write_text("".join(line for line in text.splitlines(keepends=True) if "0059" not in line))
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
@@ -243,20 +242,19 @@ def test_a_dataset_that_grows_while_unfinished_keeps_what_is_done(
     (data / "captions.csv").write_text(text)
     counting["image"] = 0
     summary = extract(read_dataset(data), path, extract_config, device="cpu")
-    assert counting["image"] == 60 - 32
+    assert counting["image"] == 60 - 16
     assert summary.images == 60
 
 
 def test_a_resumed_extraction_keeps_batch_size_and_threads(
-    drawn, tmp_path, extract_config, monkeypatch, interrupt_after
+    drawn, tmp_path, extract_config, monkeypatch, interrupt_after, told
 ):
-    dataset, path, told = read_dataset(drawn), tmp_path / "s.h5", []
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    dataset, path = read_dataset(drawn), tmp_path / "s.h5"
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             extract(dataset, path, extract_config, device="cpu")
-    extract(dataset, path, dataclasses.replace(extract_config, batch_size=3), device="cpu", say=told.append)
+    extract(dataset, path, dataclasses.replace(extract_config, batch_size=3), device="cpu")
     assert any("as it was begun: batches of 8" in line for line in told)
     with FeatureStore(path) as store:
         assert store.provenance["image"]["batch_size"] == 8
@@ -270,36 +268,34 @@ def test_pictures_that_join_are_planned_anew_once_the_store_they_joined_is_gone(
     extract(read_dataset(data), path, extract_config, device="cpu")
     (data / "captions.csv").write_text(text)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
+        interrupt_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             extract(read_dataset(data), path, extract_config, device="cpu")
     path.unlink()
     counting["image"] = 0
     assert extract(read_dataset(data), path, extract_config, device="cpu").images == 60
-    assert counting["image"] == 50  # those that joined are in a shard
+    assert counting["image"] == 50  # those that joined are in two shards
 
 
 def test_finished_shards_of_a_larger_extraction_outlive_a_smaller_one(
-    drawn, tmp_path, extract_config, monkeypatch, counting, interrupt_after
+    drawn, tmp_path, extract_config, monkeypatch, counting, interrupt_after, told
 ):
-    path, told = tmp_path / "s.h5", []
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    path = tmp_path / "s.h5"
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             extract(read_dataset(drawn), path, extract_config, device="cpu")
     for _ in range(2):  # made, and up to date
-        extract(read_dataset(drawn).first(10), path, extract_config, device="cpu", say=told.append)
+        extract(read_dataset(drawn).first(10), path, extract_config, device="cpu")
         assert "rows of another unfinished extraction stay in" in told[-1]
     counting["image"] = 0
     extract(read_dataset(drawn), path, extract_config, device="cpu")
-    assert counting["image"] <= 60 - 32
+    assert counting["image"] <= 60 - 16
     assert not parts_folder(path).exists()
 
 
 def test_parts_whose_removal_was_killed_are_no_obstacle(drawn, tmp_path, extract_config, monkeypatch, interrupt_after):
     path = tmp_path / "s.h5"
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
@@ -323,18 +319,15 @@ def test_verify_encodes_again_with_the_plain_models(store, monkeypatch):
 
 
 def test_an_extraction_that_other_hardware_began_is_gone_on_with_and_told(
-    drawn, tmp_path, extract_config, monkeypatch, interrupt_after
+    drawn, tmp_path, extract_config, monkeypatch, interrupt_after, told
 ):
-    from onceover.extract.encoding import devices
-
-    path, told = tmp_path / "s.h5", []
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    path = tmp_path / "s.h5"
     with monkeypatch.context() as patch:
-        patch.setattr(devices, "hardware", lambda _: "an abacus")
+        patch.setattr("onceover.extract.begin.hardware", lambda _: "an abacus")
         interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             extract(read_dataset(drawn), path, extract_config, device="cpu")
-    extract(read_dataset(drawn), path, extract_config, device="cpu", say=told.append)
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
     assert any(line.startswith("begun on an abacus; ") for line in told)
     with FeatureStore(path) as store:
         assert store.provenance["image"]["hardware"] == "an abacus"
@@ -354,8 +347,8 @@ def test_a_shard_is_written_as_soon_as_it_is_whole(drawn, tmp_path, extract_conf
         return begin(self, pixels)
 
     monkeypatch.setattr(ImageEncoder, "begin", failing)
-    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 1)
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
+    monkeypatch.setattr(threads, "workers", lambda _device: 1)
+    monkeypatch.setattr(plan, "SHARDS_PER_WORKER", 3)  # two batches a shard
     with pytest.raises(RuntimeError, match="the third batch"):
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert len(list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))) == 1
@@ -367,20 +360,19 @@ def test_a_write_that_fails_ends_an_extraction_at_the_next_shard(
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "write_shard", full)
-    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 1)
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 8)
+    monkeypatch.setattr(encode, "write_shard", full)
+    monkeypatch.setattr(threads, "workers", lambda _device: 1)
     with pytest.raises(OSError, match="No space left"):
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert counting["image"] <= 8 * 6, "of 60: two batches are begun ahead, one waits to be encoded"
 
 
-def test_thumbnails_that_are_wanted_later_need_no_encoding(drawn, tmp_path, extract_config, counting):
-    path, told = tmp_path / "s.h5", []
+def test_thumbnails_that_are_wanted_later_need_no_encoding(drawn, tmp_path, extract_config, counting, told):
+    path = tmp_path / "s.h5"
     extract(read_dataset(drawn), path, dataclasses.replace(extract_config, thumbnails=False), device="cpu")
     with FeatureStore(path) as store:
         features, done = np.array(store.image_features), dict(counting)
-    extract(read_dataset(drawn), path, extract_config, device="cpu", say=told.append)
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
     assert counting == done
     assert any("60 images have features already" in line for line in told)
     with FeatureStore(path) as store:
@@ -398,7 +390,7 @@ def test_a_full_memory_is_one_line_whose_advice_can_be_followed(drawn, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr("onceover.extract.encoding.text.TextEncoder.begin", full)
-        patch.setattr(pipeline._Job, "_check_room", lambda *_: None)
+        patch.setattr(pipeline, "_check_room", lambda *_: None)
         with pytest.raises(
             StoreError, match="memory of cpu is full; .* --batch-size 4 --force, which encodes all anew"
         ):
@@ -433,7 +425,6 @@ from onceover.extract import pipeline
 from onceover.extract.layouts import read_dataset
 from onceover.configs.schema import ExtractConfig
 import torch, onceover.extract.encoding.image, onceover.extract.encoding.text
-pipeline.SHARD_ROWS |= {{"image": 4, "text": 16}}
 config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=2, dtype="float32")
 
 def child():
@@ -600,7 +591,6 @@ def test_an_extraction_begun_without_thumbnails_goes_on_with_them(
     drawn, tmp_path, extract_config, monkeypatch, interrupt_after
 ):
     path, dataset = tmp_path / "s.h5", read_dataset(drawn)
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 16)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
@@ -820,9 +810,8 @@ def test_features_of_vanished_images_are_kept_beside_the_store_until_they_are_pr
     assert not kept.exists()
 
 
-def test_a_damaged_shard_is_encoded_again(drawn, tmp_path, extract_config, interrupt_after, monkeypatch):
+def test_a_damaged_shard_is_encoded_again(drawn, tmp_path, extract_config, interrupt_after, monkeypatch, told):
     path = tmp_path / "s.h5"
-    monkeypatch.setattr(pipeline, "SHARD_ROWS", {"image": 16, "text": 64})
     extract(read_dataset(drawn), tmp_path / "whole.h5", extract_config, device="cpu")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         interrupt_after(patched, 3)
@@ -831,8 +820,7 @@ def test_a_damaged_shard_is_encoded_again(drawn, tmp_path, extract_config, inter
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    told = []
-    extract(read_dataset(drawn), path, extract_config, device="cpu", say=told.append)
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
     assert any(line.startswith("encoding a damaged shard again: ") for line in told)
     assert contents(path) == contents(tmp_path / "whole.h5")
 
@@ -919,28 +907,29 @@ def test_tasks_run_in_threads_of_one_thread_and_come_back_in_order():
 
 
 def test_the_number_of_cores_changes_nothing(drawn, tmp_path, extract_config, monkeypatch):
-    for streams in (1, 3):
-        monkeypatch.setattr(pipeline._Job, "_streams", lambda self, streams=streams: streams)
-        extract(read_dataset(drawn), tmp_path / f"{streams}.h5", extract_config, device="cpu")
+    """Nor does the size of shards, which is chosen by it."""
+    monkeypatch.setattr(plan, "SHARDS_PER_WORKER", 1)
+    for count in (1, 3):
+        monkeypatch.setattr(threads, "workers", lambda _device, count=count: count)
+        extract(read_dataset(drawn), tmp_path / f"{count}.h5", extract_config, device="cpu")
     assert contents(tmp_path / "1.h5") == contents(tmp_path / "3.h5")
 
 
 @pytest.fixture
 def apart(monkeypatch):
     """Has processes decode, as where a GPU encodes."""
-    monkeypatch.setattr(pipeline._Job, "_apart", True)
-    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 2)
-    monkeypatch.setattr(pipeline, "PIECE", 3)
+    monkeypatch.setattr("onceover.extract.engines.engine_for", lambda _name, _device: ("processes", processes))
+    monkeypatch.setattr(processes, "workers", lambda _device: 2)
+    monkeypatch.setattr(processes, "PIECE", 3)
 
 
-def test_a_gpu_is_fed_by_processes_and_the_store_is_the_same(data, tmp_path, extract_config, request):
+def test_a_gpu_is_fed_by_processes_and_the_store_is_the_same(data, tmp_path, extract_config, request, told):
     whole = (data / "images/0007.jpg").read_bytes()
     (data / "images/0007.jpg").write_bytes(whole[: len(whole) // 2])
     (data / "images/0040.jpg").unlink()
     threads = extract(read_dataset(data), tmp_path / "threads.h5", extract_config, device="cpu")
     request.getfixturevalue("apart")
-    told = []
-    processes = extract(read_dataset(data), tmp_path / "processes.h5", extract_config, device="cpu", say=told.append)
+    processes = extract(read_dataset(data), tmp_path / "processes.h5", extract_config, device="cpu")
     assert [line for line in told if "2 processes decode, batches of 8" in line]
     assert contents(tmp_path / "processes.h5") == contents(tmp_path / "threads.h5")
     assert processes.failures == threads.failures
@@ -950,19 +939,18 @@ def test_a_gpu_is_fed_by_processes_and_the_store_is_the_same(data, tmp_path, ext
 
 def test_shards_are_written_at_the_same_time(data, tmp_path, extract_config, apart, monkeypatch):
     """A write that waits for the disk holds up neither the next ones nor the encoder."""
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 4)
-    met = threading.Barrier(pipeline.WRITERS, timeout=30)
-    written, write = [], pipeline.write_shard
+    met = threading.Barrier(processes.WRITERS, timeout=30)
+    written, write = [], encode.write_shard
 
     def slow(file, kind, *rest):
-        if kind == "image" and len(written) < pipeline.WRITERS:
+        if kind == "image" and len(written) < processes.WRITERS:
             written.append(file)
             met.wait()  # broken, and so an error, unless all writers come
         write(file, kind, *rest)
 
-    monkeypatch.setattr(pipeline, "write_shard", slow)
+    monkeypatch.setattr(encode, "write_shard", slow)
     extract(read_dataset(data), tmp_path / "s.h5", extract_config, device="cpu")
-    assert len(written) == pipeline.WRITERS > 1
+    assert len(written) == processes.WRITERS > 1
     with FeatureStore(tmp_path / "s.h5") as store:
         assert store.verify() == []
 
@@ -1019,7 +1007,7 @@ def test_an_error_of_the_work_itself_is_not_told_as_a_killed_process():
 def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finished_is_lost(
     drawn, tmp_path, extract_config, monkeypatch, apart
 ):
-    decode, seen = pipeline.decode, []
+    decode, seen = encode.decode, []
 
     def dies(*given):
         seen.append(1)
@@ -1027,34 +1015,33 @@ def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finish
             os.kill(os.getpid(), 9)
         return decode(*given)
 
-    monkeypatch.setattr(pipeline, "decode", dies)
-    monkeypatch.setitem(pipeline.SHARD_ROWS, "image", 2)  # eight images a file
+    monkeypatch.setattr(encode, "decode", dies)
     with pytest.raises(
         StreamError, match="a process that works for this one was killed .* run the command again, and it goes on"
     ):
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))
-    monkeypatch.setattr(pipeline, "decode", decode)
+    monkeypatch.setattr(encode, "decode", decode)
     summary = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert summary.reused["image"] > 0
 
 
 def test_a_picture_is_decoded_once_whatever_the_number_of_views(drawn, tmp_path, extract_config, monkeypatch):
-    decoded, decode = [], pipeline.decode
-    monkeypatch.setattr(pipeline, "decode", lambda *given: decoded.append(1) or decode(*given))
+    decoded, decode = [], encode.decode
+    monkeypatch.setattr(encode, "decode", lambda *given: decoded.append(1) or decode(*given))
     extract(read_dataset(drawn), tmp_path / "s.h5", dataclasses.replace(extract_config, views=6), device="cpu")
     assert len(decoded) == 60
 
 
-def test_the_arithmetic_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp_path, extract_config, monkeypatch):
+def test_the_dtype_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp_path, extract_config, monkeypatch, told):
     """Errors of bfloat16 lie between the two bounds that are tried; on a processor without it nothing is tried."""
-    config, told = dataclasses.replace(extract_config, dtype="auto"), []
+    config = dataclasses.replace(extract_config, dtype="auto")
     monkeypatch.setattr("onceover.extract.encoding.devices.native_bfloat16", lambda device: True)
     chosen = {}
     for bound in (1e-9, 1e9):
-        monkeypatch.setattr(pipeline, "AUTO_ERROR", bound)
+        monkeypatch.setattr(begin, "AUTO_ERROR", bound)
         path = tmp_path / f"{bound}.h5"
-        extract(read_dataset(data), path, config, device="cpu", say=told.append)
+        extract(read_dataset(data), path, config, device="cpu")
         with FeatureStore(path) as store:
             chosen[bound] = [recipe["dtype"] for recipe in store.recipes.values()]
             assert verify_sample(store, 12, data=data, device="cpu")[1] == []
@@ -1062,11 +1049,11 @@ def test_the_arithmetic_is_chosen_by_a_sample_and_stays_with_the_store(data, tmp
     assert any("text: bfloat16 would move the features by" in line for line in told)
     text = (data / "captions.csv").read_text()
     (data / "captions.csv").write_text(text + "images/0059.jpg,A new red circle .,test\n")
-    monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e-9)
+    monkeypatch.setattr(begin, "AUTO_ERROR", 1e-9)
     summary = extract(read_dataset(data), path, config, device="cpu")
     assert summary.computed == {"image": 0, "text": 1}  # in bfloat16, like what is there
     monkeypatch.setattr("onceover.extract.encoding.devices.native_bfloat16", lambda device: False)
-    monkeypatch.setattr(pipeline, "AUTO_ERROR", 1e9)
+    monkeypatch.setattr(begin, "AUTO_ERROR", 1e9)
     extract(read_dataset(data), tmp_path / "none.h5", config, device="cpu")
     with FeatureStore(tmp_path / "none.h5") as store:
         assert store.recipes["text"]["dtype"] == "float32"
@@ -1095,7 +1082,7 @@ def test_what_does_not_fit_the_disk_is_not_begun(drawn, tmp_path, extract_config
     assert not (tmp_path / "s.h5").exists()
 
 
-def test_a_batch_size_that_fits_is_found_before_the_first_shard_and_kept(drawn, tmp_path, extract_config, monkeypatch):
+def test_a_batch_size_that_fits_is_found_by_trying_and_kept(drawn, tmp_path, extract_config, monkeypatch, told):
     import torch
 
     tried = []
@@ -1107,11 +1094,11 @@ def test_a_batch_size_that_fits_is_found_before_the_first_shard_and_kept(drawn, 
             raise torch.OutOfMemoryError
         return 10 * size
 
-    monkeypatch.setattr(pipeline, "peak_memory", peak)
-    told, config = [], dataclasses.replace(extract_config, batch_size=None)
-    monkeypatch.setattr(pipeline._Job, "_streams", lambda self: 1)
-    monkeypatch.setattr(pipeline, "total_memory", lambda: 100)
-    extract(read_dataset(drawn), tmp_path / "s.h5", config, device="cpu", say=told.append)
+    monkeypatch.setattr(begin, "peak_memory", peak)
+    config = dataclasses.replace(extract_config, batch_size=None)
+    monkeypatch.setattr(threads, "workers", lambda _device: 1)
+    monkeypatch.setattr(begin, "total_memory", lambda: 100)
+    extract(read_dataset(drawn), tmp_path / "s.h5", config, device="cpu")
     assert tried == [16, 8, 8, 4, 4]  # images, then captions
     assert "batches of 16 would not fit the memory of cpu: trying 8" in told
     with FeatureStore(tmp_path / "s.h5") as store:

@@ -13,24 +13,29 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from onceover.analysis import plots
-from onceover.analysis.plots import (
+from onceover.analysis.drawing import save_figure
+from onceover.analysis.figures import plot_run, plot_store
+from onceover.analysis.figures.curves import draw_curves
+from onceover.analysis.figures.embedding_map import draw_map
+from onceover.analysis.figures.features import draw_features
+from onceover.analysis.figures.models import draw_models
+from onceover.analysis.figures.parallel import draw_parallel
+from onceover.analysis.figures.ranks import draw_ranks
+from onceover.analysis.figures.similarity import MAX_IMAGES, draw_similarity
+from onceover.analysis.figures.training import draw_training
+from onceover.analysis.hits import draw_hits, plot_hits
+from onceover.analysis.sources import (
     PlotError,
-    draw_features,
-    draw_hits,
-    draw_map,
-    draw_models,
-    draw_ranks,
-    draw_similarity,
-    draw_training,
-    plot_run,
-    plot_store,
+    RunFiles,
+    check_evaluation,
+    read_evaluation,
+    read_sweep,
 )
 from onceover.base.errors import OnceoverError
 from onceover.base.outputs import OutputError
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.evaluation import evaluate
-from onceover.retrieval.metrics import rank
+from onceover.retrieval.ranks import rank
 from onceover.retrieval.search import Query, Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,13 +43,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def search(embeddings, kind, top_k):
     """Hits of the fourth caption's own embedding."""
-    embedder = types.SimpleNamespace(space=embeddings.space, sentences=lambda queries: embeddings.texts[[3]])
+    embedder = types.SimpleNamespace(space=embeddings.space, embed_texts=lambda queries: embeddings.texts[[3]])
     return Searcher(embeddings.gallery(kind), embedder, thumbnails=True).search("a red circle", top_k)
 
 
 @pytest.fixture
 def embeddings(run_dir):
     return read_embeddings(run_dir / "embeddings.h5")
+
+
+@pytest.fixture
+def files(run_dir, embeddings):
+    """A run's files, with a split to be drawn."""
+    return lambda split, of=embeddings: RunFiles(run_dir, of, split)
 
 
 def texts(figure):
@@ -77,8 +88,8 @@ def test_svgs_are_the_same_each_time(run_dir, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["t-SNE", "PCA"])
-def test_a_map_shows_both_kinds_and_links_matched_pairs(embeddings, method):
-    figure = draw_map(embeddings, "train", method)
+def test_a_map_shows_both_kinds_and_links_matched_pairs(files, method):
+    figure = draw_map(files("train"), method)
     assert "train: 36 of 36 images" in texts(figure)
     links, *points = figure.axes[0].collections
     assert [len(part.get_offsets()) for part in points] == [36, 36]
@@ -89,18 +100,18 @@ def test_a_map_shows_both_kinds_and_links_matched_pairs(embeddings, method):
         np.testing.assert_array_equal(captions[row], end)
 
 
-def test_the_similarity_matrix_holds_the_matched_pairs_on_its_diagonal(embeddings):
-    figure = draw_similarity(embeddings, "test")
+def test_the_similarity_matrix_holds_the_matched_pairs_on_its_diagonal(files, embeddings):
+    figure = draw_similarity(files("test"))
     matrix = figure.axes[0].images[0].get_array()
-    pictures, captions, _ = plots._pairs(embeddings, "test", plots.MATRIX_PICTURES, 0)
+    pictures, captions, _ = files("test").sample_pairs(MAX_IMAGES)
     assert (embeddings.image_index[captions] == pictures).all()
     np.testing.assert_allclose(
         np.diag(matrix), np.sum(embeddings.images[pictures] * embeddings.texts[captions], 1), rtol=1e-4
     )
 
 
-def test_rank_curves_end_at_100_and_name_the_gallery(embeddings):
-    figure = draw_ranks(embeddings, "test")
+def test_rank_curves_end_at_100_and_name_the_gallery(files):
+    figure = draw_ranks(files("test"))
     assert "gallery of 60" in texts(figure)
     assert "gallery of 12" in texts(figure)
     for axes in figure.axes:
@@ -109,7 +120,7 @@ def test_rank_curves_end_at_100_and_name_the_gallery(embeddings):
         assert (np.diff(model.get_ydata()) >= 0).all()
 
 
-def test_a_run_that_searches_with_a_correction_is_drawn_with_it_and_says_so(embeddings):
+def test_a_run_that_searches_with_a_correction_is_drawn_with_it_and_says_so(files, embeddings):
     generator = np.random.default_rng(0)
     corrected = dataclasses.replace(
         embeddings,
@@ -119,10 +130,10 @@ def test_a_run_that_searches_with_a_correction_is_drawn_with_it_and_says_so(embe
     )
     pictures, captions, index = embeddings.split("test")
     found = rank(embeddings.images[pictures], embeddings.texts[captions], index, **corrected.biases(split="test"))
-    for axes, ranks in zip(draw_ranks(corrected, "test").axes, found, strict=True):
+    for axes, ranks in zip(draw_ranks(files("test", corrected)).axes, found, strict=True):
         assert axes.lines[0].get_label() == "multimodal_qbnorm"
         assert axes.lines[0].get_ydata()[0] == pytest.approx(100 * ranks.hit_at(1).mean())
-    assert draw_ranks(embeddings, "test").axes[0].lines[0].get_label() == "multimodal"
+    assert draw_ranks(files("test")).axes[0].lines[0].get_label() == "multimodal"
 
 
 def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
@@ -160,27 +171,27 @@ def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind
 
 def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):
     hits = search(embeddings, "image", 7)
-    figure = draw_hits(hits, Query(sentence="a red circle"), "image")
+    figure = draw_hits(hits, Query(text="a red circle"), "image")
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 7
     with Image.open(drawn / hits[0].path) as picture:
         expected = np.asarray(picture.resize((160, 160)), float)
     assert np.abs(np.asarray(shown[0], float) - expected).mean() < 8
     with pytest.raises(PlotError, match="no-thumbnails"):
-        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], Query(sentence="a red circle"), "image")
-    for query in (Query(picture=str(drawn / "query.jpg")), Query(sentence="red")):
+        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], Query(text="a red circle"), "image")
+    for query in (Query(image=str(drawn / "query.jpg")), Query(text="red")):
         assert isinstance(draw_hits(search(embeddings, "text", 5), query, "text"), Figure)
 
 
 def test_a_format_that_cannot_be_written_and_a_folder_in_the_way(tmp_path):
     for name in ("a.xyz", "a.pgf", "a.eps", "a.jpg", "a"):
         with pytest.raises(PlotError, match=r"names no image format; use \.png, \.svg or \.pdf"):
-            plots.save_figure(Figure(), tmp_path / name)
+            save_figure(Figure(), tmp_path / name)
     for name in ("a.png", "a.svg", "a.PDF"):
-        assert plots.save_figure(Figure(), tmp_path / name).stat().st_size > 500
+        assert save_figure(Figure(), tmp_path / name).stat().st_size > 500
     (tmp_path / "b.png").mkdir()
     with pytest.raises(OutputError, match="was not written by this program, and is left as it is; name another file"):
-        plots.save_figure(Figure(), tmp_path / "b.png")
+        save_figure(Figure(), tmp_path / "b.png")
 
 
 def test_trap_a_strangers_image_is_never_drawn_over_and_nothing_is_drawn_then(fails, run, run_dir, tmp_path):
@@ -242,19 +253,17 @@ def test_trap_a_damaged_table_of_a_sweep_is_one_line(fails, tmp_path, old, new):
 
 
 def test_whatever_is_flipped_in_a_table_is_drawn_or_one_line(tmp_path):
-    from onceover.analysis import sweeps
-
     path = tmp_path / "results.csv"
     for seed in range(300):
         path.write_bytes(flipped(TABLE.encode(), seed))
         try:
-            rows, keys = sweeps._read(path)
+            table = read_sweep(tmp_path)
         except PlotError as error:
             assert len(str(error).splitlines()) == 1
             continue
-        if seed % 20 == 0 and keys:
-            for draw in (sweeps.draw_curves, sweeps.draw_parallel):
-                draw(rows, keys).canvas.draw()
+        if seed % 20 == 0 and table.keys:
+            for draw in (draw_curves, draw_parallel):
+                draw(table, table.keys).canvas.draw()
 
 
 def test_whatever_is_flipped_in_a_history_or_a_record_is_drawn_or_one_line(run_dir, tmp_path):
@@ -280,12 +289,12 @@ def test_whatever_is_flipped_in_a_history_or_a_record_is_drawn_or_one_line(run_d
 def test_trap_a_damaged_evaluation_is_one_line(tmp_path, change):
     side = {"queries": 12, "gallery": 60} | {f"R@{k}": 20.0 for k in (1, 5, 10)}
     good = {"split": "test", "models": {"x": {"image_to_text": side, "text_to_image": dict(side)}}}
-    plots.check_evaluation(good)
+    check_evaluation(good)
     for key, value in change.items():
         (good if key in good else side)[key] = value
     (tmp_path / "evaluation-test.json").write_text(json.dumps(good))
     with pytest.raises(PlotError) as error:
-        plots._draw_evaluation(tmp_path / "evaluation-test.json")
+        read_evaluation(tmp_path / "evaluation-test.json")
     assert str(error.value) == (f"{tmp_path}/evaluation-test.json is damaged, or of another version; evaluate again")
 
 
@@ -293,13 +302,13 @@ def test_a_damaged_thumbnail_is_one_line_and_no_other_format_is_opened(embedding
     hit = search(embeddings, "image", 1)[0]
     for data in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", hit.thumbnail[:200]):
         with pytest.raises(PlotError, match="the thumbnail of .* is damaged; verify the store, or extract again"):
-            draw_hits([dataclasses.replace(hit, thumbnail=data)], Query(sentence="x"), "image")
+            draw_hits([dataclasses.replace(hit, thumbnail=data)], Query(text="x"), "image")
 
 
 def test_plotting_loads_no_model(run_dir, tmp_path):
     script = (
-        f"import sys; import onceover.analysis.plots as plots\n"
-        f"print(len(plots.plot_run({str(run_dir)!r}, {str(tmp_path)!r})))\n"
+        f"import sys; from onceover.analysis import figures\n"
+        f"print(len(figures.plot_run({str(run_dir)!r}, {str(tmp_path)!r})))\n"
         "print(sorted({'torch', 'transformers', 'faiss'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -308,8 +317,8 @@ def test_plotting_loads_no_model(run_dir, tmp_path):
 
 def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
     hits = [dataclasses.replace(hit, captions=[r"a $5__x and $6 {"]) for hit in search(embeddings, "image", 2)]
-    plots.plot_hits(hits, Query(sentence=r"a $\foo$ b", picture=str(drawn / "query.jpg")), "image", tmp_path / "a.png")
-    plots.plot_hits(hits, Query(picture=str(drawn / "query.jpg")), "text", tmp_path / "b.svg")
+    plot_hits(hits, Query(text=r"a $\foo$ b", image=str(drawn / "query.jpg")), "image", tmp_path / "a.png")
+    plot_hits(hits, Query(image=str(drawn / "query.jpg")), "text", tmp_path / "b.svg")
     assert "a $5__x and $6 {" in (tmp_path / "b.svg").read_text()
 
 

@@ -22,24 +22,25 @@ from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore
 from onceover.heads.training import fit
-from onceover.retrieval import embeddings as of_embeddings
 from onceover.retrieval import evaluation
+from onceover.retrieval import gallery as galleries
+from onceover.retrieval.comparison import compare_runs
 from onceover.retrieval.embeddings import EmbeddingsError, read_embeddings
-from onceover.retrieval.evaluation import (
-    EvaluationError,
-    compare_runs,
+from onceover.retrieval.evaluation import EvaluationError, evaluate
+from onceover.retrieval.exact import QueryError
+from onceover.retrieval.gallery import GalleryError
+from onceover.retrieval.metrics import report
+from onceover.retrieval.ranks import rank
+from onceover.retrieval.search import Query, Searcher, SearchError, check_query
+from onceover.retrieval.tables import (
     comparison_notes,
     comparison_rows,
     csv_table,
-    evaluate,
     markdown_table,
     notes,
     table_rows,
     terminal_table,
 )
-from onceover.retrieval.exact import QueryError
-from onceover.retrieval.metrics import rank, report
-from onceover.retrieval.search import Query, Searcher, SearchError, check_query
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_a_store_alone_gives_the_baselines(store):
 def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(planted, monkeypatch, split):
     asked = []
     monkeypatch.setattr(
-        evaluation, "_most_pictures", lambda store, measured, memory: asked.append((measured, memory)) or 150
+        evaluation, "_most_images", lambda store, measured, memory: asked.append((measured, memory)) or 150
     )
     result = evaluate(None, planted, split, memory=7)
     size = {"train": 300, "dev": 100, "test": 200}[split]
@@ -146,14 +147,14 @@ def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(pla
 
 
 def test_a_larger_split_to_be_measured_leaves_less_room_to_fit(planted):
-    few, many = (evaluation._most_pictures(planted, measured, 2**31) for measured in (10**4, 10**5))
+    few, many = (evaluation._most_images(planted, measured, 2**31) for measured in (10**4, 10**5))
     assert few > many > 1000
 
 
 def test_views_are_averaged_block_by_block_to_the_same_features(store, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 7)
     rows = np.flatnonzero(np.array(store.image_splits) == "train")
-    pairs = evaluation._pairs(store, rows)
+    pairs = evaluation._read_pairs(store, rows)
     np.testing.assert_array_equal(pairs.images, store.image_features[rows].mean(1, dtype=np.float32))
     np.testing.assert_array_equal(rows[pairs.image_index], store.image_index[np.isin(store.image_index, rows)])
 
@@ -300,14 +301,14 @@ class Embedder:
         self.asked.append((kind, count))
         return self.vectors[np.arange(count) % len(self.vectors)]
 
-    def sentences(self, sentences):
-        return self._given("sentences", len(sentences))
+    def embed_texts(self, texts):
+        return self._given("texts", len(texts))
 
-    def pictures(self, paths):
-        return self._given("pictures", len(paths))
+    def embed_images(self, paths):
+        return self._given("images", len(paths))
 
-    def mixed(self, sentences, paths, weight):
-        return self._given(("mixed", weight), len(sentences))
+    def embed_mixed(self, texts, paths, weight):
+        return self._given(("mixed", weight), len(texts))
 
 
 def test_search_returns_pictures_with_captions_and_captions_with_pictures(embeddings):
@@ -327,7 +328,7 @@ def test_search_returns_pictures_with_captions_and_captions_with_pictures(embedd
 
 def test_search_by_picture_and_within_a_split(embeddings):
     searcher = Searcher(embeddings.gallery("text", "dev"), Embedder(embeddings.images[50], embeddings.space))
-    hits = searcher.search(Query(picture="any.jpg"), 3)
+    hits = searcher.search(Query(image="any.jpg"), 3)
     assert all(embeddings.splits[embeddings.paths.index(hit.path)] == "dev" for hit in hits)
     rows = np.flatnonzero(np.isin(embeddings.image_index, np.flatnonzero(np.array(embeddings.splits) == "dev")))
     assert hits[0].captions == [embeddings.captions[rows[np.argmax(embeddings.texts[rows] @ embeddings.images[50])]]]
@@ -365,10 +366,10 @@ def test_all_copies_of_a_hit_are_listed_however_few_hits_are_asked_for(embedding
 def test_many_queries_are_encoded_together_and_answered_in_order(embeddings):
     embedder = Embedder(embeddings.texts[[0, 60]], embeddings.space)
     searcher = Searcher(embeddings.gallery("image"), embedder)
-    queries = ["a", Query(picture="p"), "b", Query("c", "q", 0.3), Query("d", "r", 0.3), Query("e", "s", 0.9)]
+    queries = ["a", Query(image="p"), "b", Query("c", "q", 0.3), Query("d", "r", 0.3), Query("e", "s", 0.9)]
     found = [[hit.id for hit in hits] for hits in searcher.search_many(queries, 2)]
     assert sorted(embedder.asked, key=str) == [
-        ("pictures", 1), ("sentences", 2), (("mixed", 0.3), 2), (("mixed", 0.9), 1)
+        ("images", 1), ("texts", 2), (("mixed", 0.3), 2), (("mixed", 0.9), 1)
     ]  # fmt: skip
     one = [hit.id for hit in searcher.search("a", 2)]
     assert found[0] == one == found[1] == found[5] == found[3]  # the first of its group
@@ -430,14 +431,14 @@ def with_bias(rows=5000, dim=7):
 def test_vectors_get_their_bias_in_memory_or_in_a_file_whose_room_is_reserved(monkeypatch, way):
     vectors, bias = with_bias()
     if way != "memory":
-        monkeypatch.setattr(of_embeddings, "IN_MEMORY", 1000)
+        monkeypatch.setattr(galleries, "IN_MEMORY", 1000)
 
     def unsupported(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     if way == "zeros":
         monkeypatch.setattr(os, "posix_fallocate", unsupported)
-    joined = of_embeddings._beside(vectors, bias)
+    joined = galleries.with_bias(vectors, bias)
     assert isinstance(joined, np.memmap) == (way != "memory")
     np.testing.assert_array_equal(joined, np.column_stack([vectors, bias]))
 
@@ -446,10 +447,10 @@ def test_trap_a_full_temporary_folder_is_one_line_and_no_crash(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(of_embeddings, "IN_MEMORY", 1000)
+    monkeypatch.setattr(galleries, "IN_MEMORY", 1000)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(EmbeddingsError) as error:
-        of_embeddings._beside(*with_bias(rows=100_000))
+    with pytest.raises(GalleryError) as error:
+        galleries.with_bias(*with_bias(rows=100_000))
     assert str(error.value) == (
         f"{tempfile.gettempdir()} has no room for a temporary file of 3 MiB (No space left on device); make room "
         "there, or name another folder in the environment variable TMPDIR"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import digest
-from onceover.base.hdf5 import sign_hdf5, strip_checksum, write_column
+from onceover.base.files import digest, uninterrupted
+from onceover.base.hdf5 import memory_mapped, open_hdf5, sign_hdf5, strip_checksum, write_column, write_hdf5
 from onceover.extract.ledger import Failure
 from onceover.extract.store import Column, FeatureStore, RowSources, StoreError, seal, write_shard
 from onceover.retrieval.embeddings import read_embeddings
@@ -407,3 +408,26 @@ def test_trap_a_file_that_may_not_be_read_is_not_called_damaged(read, store_file
     monkeypatch.setattr("onceover.base.hdf5.open_regular", refused)
     with pytest.raises(PermissionError):
         read(store_file if read is FeatureStore else run_dir / "embeddings.h5")
+
+
+def test_trap_what_is_mapped_is_the_file_that_was_opened(tmp_path):
+    """A writer may have replaced it since."""
+    for name, value in (("old", 1), ("new", 2)):
+        with write_hdf5(tmp_path / f"{name}.h5") as writer:
+            writer.file["values"] = np.full((9, 3), value, np.float32)
+    with open_hdf5(tmp_path / "old.h5") as file:
+        os.replace(tmp_path / "new.h5", tmp_path / "old.h5")
+        mapped = memory_mapped(file["values"])
+    assert isinstance(mapped, np.memmap)
+    assert (mapped == 1).all()
+
+
+def test_trap_ctrl_c_waits_for_a_file_that_a_library_is_writing(tmp_path):
+    """In the midst of it, torch would make another error of it."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+    assert done == [1]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

@@ -28,7 +28,8 @@ from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import Batches, learning_rate
 from onceover.heads.training import TrainingError
-from onceover.retrieval.baselines import Pairs, cca
+from onceover.retrieval.baselines import Pairs
+from onceover.retrieval.closed_form import cca
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.metrics import quality as measure
 

@@ -134,8 +134,7 @@ def index_values(folder: Path) -> dict:
             continue
         index = Index(folder / gallery)
         vectors = np.concatenate([block for segment in index.segments for block in segment.vectors()])
-        contents = [content for segment in index.segments for content in segment.living("content")]
-        for name, content, vector in zip(index.ids(), contents, vectors, strict=True):
+        for name, content, vector in zip(index.ids(), index.living("content"), vectors, strict=True):
             values[f"{gallery} {name}"] = hashlib.blake2b(vector.tobytes() + content.encode()).digest()
         for number in np.flatnonzero(np.concatenate([segment.alive for segment in index.segments])):
             item = index.item(int(number))

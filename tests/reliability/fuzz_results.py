@@ -105,7 +105,7 @@ def fuzz_sweep_file(session: Session, scratch: Path, pattern: str, generator: ra
         return judge(session, scratch, options, lambda: "", ("figures",))
     options = ("sweep", "--store", base.store, "--out", scratch / "sweep", *GRID, *FIT)
     expected = contents.sweep_values(base.sweep)
-    skipped = ("onceover.analysis.sweeps:plot_sweep",)
+    skipped = ("onceover.analysis.figures:plot_sweep",)
     return judge(
         session,
         scratch,

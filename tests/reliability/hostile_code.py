@@ -25,7 +25,7 @@ def pickled_resume(trap: Trap) -> Commands:
 def pickled_trial(trap: Trap) -> Commands:
     """A sweep whose waiting trials are pickles with code."""
     options = ("sweep", "--store", trap.base.store, "--out", trap.folder / "sweep", *GRID, *FIT, "--halving")
-    command = Command(tuple(str(part) for part in options), skipped=("onceover.analysis.sweeps:plot_sweep",))
+    command = Command(tuple(str(part) for part in options), skipped=("onceover.analysis.figures:plot_sweep",))
     trap.session.warm.run(command)
     for path in sorted((trap.folder / "sweep/trials").glob("*.json")):
         path.with_suffix(".pt").write_bytes(trap.pickle())

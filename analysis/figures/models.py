@@ -1,0 +1,55 @@
+"""The recalls of an evaluation's models in both directions, with their intervals or spreads."""
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR
+from onceover.analysis.sources import RunFiles, interval_of, read_evaluation
+
+SOURCE = "run"
+ORDER = 50
+_MARKERS = {1: "o", 5: "s", 10: "^"}
+_DIRECTIONS = (
+    ("image_to_text", "Image → caption", IMAGE_COLOUR),
+    ("text_to_image", "Caption → image", CAPTION_COLOUR),
+)
+
+
+def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
+    """The recalls, once the split has been evaluated."""
+    file = source.evaluation_file
+    if not file.exists():
+        return {}
+    return {"models": lambda: draw_models(read_evaluation(file))}
+
+
+def draw_models(result: dict) -> Figure:
+    """Draws the recalls of an evaluation, as ``retrieval.evaluation.evaluate`` gives it."""
+    models = result["models"]
+    figure = Figure(figsize=(10.4, 1.4 + 0.34 * len(models)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (direction, name, colour) in zip(panels, _DIRECTIONS, strict=True):
+        rows = [summary[direction] for summary in models.values()]
+        _draw_recalls(axes, rows, colour)
+        sizes = f"{rows[0]['queries']:,} queries, gallery of {rows[0]['gallery']:,}"
+        axes.set(xlim=(0, None), xlabel="recall in %", title=f"{name}\n{result['split']}: {sizes}")
+        axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+        axes.legend(loc="lower right")
+    labels = [name.replace("_transductive", "\n(transductive)") for name in models]
+    panels[0].set_yticks(np.arange(len(models)), labels)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _draw_recalls(axes: Axes, rows: list[dict], colour: str) -> None:
+    """Draws a marker with a bar for each model and K; a row for each model, from 0."""
+    heights = np.arange(len(rows))
+    for k, marker in _MARKERS.items():
+        name = f"R@{k}"
+        recalls = np.array([numbers[name] for numbers in rows])
+        low, high = np.array([interval_of(numbers, name) for numbers in rows]).T
+        bars = np.maximum([recalls - low, high - recalls], 0)
+        axes.errorbar(recalls, heights, xerr=bars, fmt=marker, color=colour, capsize=2, markersize=5, label=name)

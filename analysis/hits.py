@@ -1,0 +1,105 @@
+"""The figure of one search: its hits as images with their scores, or as captions beside the query's image."""
+
+import io
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from onceover.analysis.drawing import STYLE, save_figure
+from onceover.analysis.sources import PlotError
+from onceover.extract.pictures import read_picture
+
+if TYPE_CHECKING:
+    from onceover.retrieval.search import Hit, Query
+
+QUERY_SIZE = 640  # pixels, the longer side of a query's image
+_COLUMNS = 5  # images beside each other
+
+
+def plot_hits(hits: "list[Hit]", query: "Query", kind: str, out: Path) -> None:
+    """Draws the hits of one search to the file ``out``.
+
+    Raises:
+        PlotError: no thumbnails to draw, or a suffix that names no image format.
+    """
+    with matplotlib.rc_context(STYLE):
+        save_figure(draw_hits(hits, query, kind), out)
+
+
+def draw_hits(hits: "list[Hit]", query: "Query", kind: str) -> Figure:
+    """Draws the hits of one search: images with their scores (``kind`` image), or captions beside the query's image.
+
+    Raises:
+        PlotError: images are to be drawn and the store has no thumbnails.
+    """
+    if kind == "text":
+        return _draw_captions(hits, query)
+    if any(hit.thumbnail is None for hit in hits):
+        raise PlotError("the store was made with --no-thumbnails; there are no images to draw")
+    columns = min(_COLUMNS, len(hits))
+    rows = -(-len(hits) // columns)
+    figure = Figure(figsize=(2.5 * columns, 3.0 * rows + 0.5), layout="constrained")
+    parts = []
+    if query.text:
+        parts.append(f"“{query.text}”")
+    if query.image:
+        parts.append(Path(query.image).name)
+    figure.suptitle("\n".join(textwrap.wrap(" + ".join(parts), 30 * columns)))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, hit in zip(grid.flat, hits, strict=False):
+        _draw_image(axes, hit)
+    return figure
+
+
+def _draw_image(axes: Axes, hit: "Hit") -> None:
+    """Draws a hit's image with its rank, score and first caption."""
+    axes.imshow(_thumbnail(hit))
+    caption = hit.captions[0] if hit.captions else hit.id
+    axes.set_title(f"{hit.rank}. {hit.score:.3f}", fontsize=11)
+    lines = textwrap.wrap(caption, 30)[:3]
+    axes.text(0.5, -0.03, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=8)
+
+
+def _thumbnail(hit: "Hit") -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(hit.thumbnail), formats=("JPEG",)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PlotError(f"the thumbnail of {hit.id} is damaged; verify the store, or extract again") from error
+
+
+def _draw_captions(hits: "list[Hit]", query: "Query") -> Figure:
+    """Draws captions with their scores beside the query."""
+    blocks = []
+    line_count = 0
+    for hit in hits:
+        lines = textwrap.wrap(f"{hit.rank}.  {hit.score:.3f}  {hit.captions[0]}", 70, subsequent_indent="      ")
+        blocks.append("\n".join(lines))
+        line_count += len(lines)
+    height = max(3.2, 0.5 + 0.24 * line_count + 0.12 * len(blocks))
+    figure = Figure(figsize=(11, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2))
+    _draw_query(left, query)
+    right.axis("off")
+    right.text(0, 1, "\n\n".join(blocks), transform=right.transAxes, va="top", fontsize=11, linespacing=1.3)
+    return figure
+
+
+def _draw_query(axes: Axes, query: "Query") -> None:
+    """Draws the query's image, if it has one, with its name and the query's text above."""
+    axes.axis("off")
+    title = []
+    if query.image:
+        image = read_picture(query.image)
+        image.thumbnail((QUERY_SIZE, QUERY_SIZE))
+        axes.imshow(image)
+        title.append(Path(query.image).name)
+    if query.text:
+        title += textwrap.wrap(f"“{query.text}”", 36)
+    axes.set_title("\n".join(title))

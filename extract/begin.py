@@ -1,0 +1,150 @@
+"""The settings that an extraction is begun with, and keeps when it is resumed: device, compute dtypes, batch size.
+
+Features differ in the last bits between them, so that they are fixed before the first shard.
+"""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+
+from onceover.base.files import FileError
+from onceover.base.memory import peak_memory, total_memory
+from onceover.base.progress import say
+from onceover.configs.schema import ExtractConfig
+from onceover.extract.comparison import relative_error
+from onceover.extract.dataset import Dataset
+from onceover.extract.encoding.devices import STREAMS, fast_dtype, hardware
+from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.text import TextEncoder
+from onceover.extract.pictures import PictureError, decode
+from onceover.extract.plan import CAPTIONS_PER_IMAGE
+from onceover.extract.store import StoreError
+from onceover.extract.unfinished import Unfinished
+
+BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
+SAMPLE = {"image": 32, "text": 256}  # records that ``--dtype auto`` decides by
+AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neighbours stay (docs/results.md)
+
+
+class Settings(TypedDict):
+    """What an extraction is begun with; the batch size is None until it is known."""
+
+    device: str
+    hardware: str
+    batch_size: int | None
+    dtypes: dict[str, str]
+
+
+def begin_settings(unfinished: Unfinished, config: ExtractConfig, device: torch.device, force: bool) -> Settings:
+    """The settings of an extraction: those of an unfinished one, or new ones.
+
+    One processor or GPU differs from another in the last bits, too, which is told.
+
+    Raises:
+        StoreError: it was begun on another device, and ``force`` does not discard it. FileError: it is damaged.
+    """
+    name = hardware(device)
+    wanted = Settings(device=str(device), hardware=name, batch_size=config.batch_size, dtypes={})
+    if not unfinished.shards():
+        return wanted
+    begun = unfinished.settings()
+    if begun is None:
+        unfinished.remove()
+        return wanted
+    is_elsewhere = begun["device"] != str(device)
+    if is_elsewhere and not force:
+        raise StoreError(
+            f"{unfinished.folder} was begun on {begun['device']}; go on with --device {begun['device']}, "
+            "or discard it with --force"
+        )
+    is_other_size = config.batch_size not in (None, begun["batch_size"])
+    if is_elsewhere or (force and is_other_size):
+        unfinished.remove()
+        return wanted
+    say(f"going on with the unfinished extraction in {unfinished.folder}")
+    if begun.get("hardware", name) != name:
+        say(f"begun on {begun['hardware']}; {name} may round the last bits of what is left in another way")
+    if is_other_size:
+        say(f"as it was begun: batches of {begun['batch_size']}")
+    return Settings(**{"hardware": name} | begun)
+
+
+def in_best_dtype(
+    kind: str,
+    make: Callable[..., Any],
+    sample: Callable[[Any], np.ndarray],
+    settings: Settings,
+    wanted: str,
+    before: str | None,
+) -> Any:
+    """The encoder of a kind in the compute dtype that was asked for, or was used before, or that a sample shows to do.
+
+    Args:
+        make: gives the encoder in a ``dtype``. sample: gives the features of a few records.
+        settings: the dtype is noted there. wanted: ``auto`` or a dtype. before: that of features that are gone on with.
+    """
+    dtype = settings["dtypes"].get(kind) or before
+    if wanted != "auto":
+        dtype = wanted
+    encoder = make(dtype=dtype or "float32")
+    fast = fast_dtype(encoder.device)
+    if dtype is None and fast is not None:
+        faster = make(dtype=fast)
+        error = relative_error(sample(faster), sample(encoder))
+        if error <= AUTO_ERROR:
+            encoder = faster
+        say(
+            f"{kind}: {fast} would move the features by {error:.2%} of their spread (at most {AUTO_ERROR:.2%}): "
+            f"encoding in {encoder.recipe['dtype']}"
+        )
+    settings["dtypes"][kind] = encoder.recipe["dtype"]
+    return encoder
+
+
+def sample_features(dataset: Dataset, encoder: ImageEncoder) -> np.ndarray:
+    """Features of the first images of a dataset that can be decoded."""
+    pixels: list[torch.Tensor] = []
+    for path in dataset.paths:
+        with contextlib.suppress(PictureError, FileError, OSError, MemoryError):  # the ledger gets it later
+            pixels.append(encoder.pixels(decode(dataset.images.open(path), encoder.short_side)))
+        if len(pixels) == SAMPLE["image"]:
+            break
+    if not pixels:
+        return np.zeros((0, 1))
+    return np.concatenate([encoder.encode(batch) for batch in torch.stack(pixels).split(BATCH_SIZE["cpu"])])
+
+
+def trials(
+    image_encoder: ImageEncoder | None, text_encoder: TextEncoder | None, captions: list[str]
+) -> dict[str, Callable[[int], np.ndarray]]:
+    """By kind, a function that encodes a batch of so many images, or captions for them, as large as it can become."""
+    encode: dict[str, Callable[[int], np.ndarray]] = {}
+    if image_encoder is not None:
+        pixels = image_encoder.pixels(Image.new("RGB", (256, 256)))
+        encode["image"] = lambda size: image_encoder.encode(torch.stack([pixels] * size))
+    if text_encoder is not None:
+        longest = text_encoder.tokenize([max(captions, key=len)])[0]
+        encode["text"] = lambda size: text_encoder.encode_tokens(longest * size * CAPTIONS_PER_IMAGE)
+    return encode
+
+
+def fitting_batch(encode: dict[str, Callable[[int], np.ndarray]], device: torch.device, workers: int) -> int:
+    """The usual batch size of a device, halved until batches fit its memory; tried with the functions of ``trials``."""
+    size = BATCH_SIZE.get(device.type, BATCH_SIZE["cpu"])
+    memory_limit = total_memory() / 2 / workers
+    at_once = STREAMS if device.type == "cuda" else 1
+    while size > 1:
+        tried = (partial(trial, size * at_once) for trial in encode.values())
+        try:
+            if max(map(peak_memory, tried)) <= memory_limit:
+                break
+        except torch.OutOfMemoryError:
+            pass
+        size //= 2
+        say(f"batches of {2 * size} would not fit the memory of {device}: trying {size}")
+    return size

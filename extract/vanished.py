@@ -1,0 +1,62 @@
+"""Features of rows that a dataset has no more, kept as shards beside the store (``FILE.h5.kept``) for their return."""
+
+from pathlib import Path
+
+import numpy as np
+
+from onceover.base.files import digest, remove_files
+from onceover.extract.store import RowSources, StoreError, kept_folder, shard_files, write_shard
+
+_ROWS = {"image": 128, "text": 1024}  # of a shard
+
+
+def check_kept(path: Path) -> None:
+    """Refuses a link in the place of the folder beside the store at ``path``, since files in it are removed later.
+
+    Raises:
+        StoreError: it is one.
+    """
+    folder = kept_folder(path)
+    if folder.is_symlink():
+        raise StoreError(f"{folder} is a link, and an extraction keeps features there; move it elsewhere")
+
+
+def keep_vanished(path: Path, sources: RowSources, present: set[str], recipe: dict) -> frozenset[str]:
+    """Writes the rows of earlier stores that are not ``present`` into shards beside the store.
+
+    Returns:
+        The names of the shards.
+    """
+    vanished = [key for key in sources if key not in present]
+    size = _ROWS[sources.kind]
+    names = set()
+    for number, start in enumerate(range(0, len(vanished), size)):
+        keys = vanished[start : start + size]
+        name = f"{sources.kind}-{digest(keys)[:12]}-{number:05d}.h5"
+        names.add(name)
+        if not (kept_folder(path) / name).exists():
+            write_shard(kept_folder(path) / name, sources.kind, _columns(sources, keys), recipe, [])
+    return frozenset(names)
+
+
+def _columns(sources: RowSources, keys: list[str]) -> dict:
+    """The columns of a shard with some of the rows."""
+    columns: dict = {column: sources.gather(column, keys) for column in ("features", *sources.columns)}
+    if "thumbnail" in columns:
+        columns["thumbnail"] = [value.tobytes() for value in columns["thumbnail"]]
+    if sources.kind == "text":
+        return columns | {"caption": keys}
+    origins = {key: origin for origin, key in sources.keys_by_stat.items()}
+    rows = [origins[key] for key in keys]
+    return columns | {
+        "sha256": keys,
+        "id": [name for name, _, _ in rows],
+        "size": np.array([size for _, size, _ in rows], np.int64),
+        "mtime_ns": np.array([time for _, _, time in rows], np.int64),
+    }
+
+
+def remove_kept(path: Path, but: frozenset[str] = frozenset()) -> None:
+    """Removes features that were kept of rows that had vanished, ``but`` those in some files."""
+    folder = kept_folder(path)
+    remove_files(folder, [file.name for file in shard_files(folder) if file.name not in but])

@@ -1,0 +1,229 @@
+"""Galleries: the images or captions that a search goes through, in memory, with what a hit shows of each."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from onceover.base.errors import OnceoverError
+from onceover.extract.store import FeatureStore, caption_ids
+
+BLOCK = 8192  # rows copied at a time
+IN_MEMORY = 256 * 2**20  # bytes of vectors with a bias up to which they need no temporary file
+
+
+class GalleryError(OnceoverError):
+    """A gallery that cannot be laid out, since the temporary folder has no room for it."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """N images, or N captions, in memory, searched exactly.
+
+    Attributes:
+        kind: ``image`` or ``text``.
+        vectors: float32 (N, D): unit vectors, with their bias as one more coordinate where ``biased``.
+        ids: the images' or captions' ids.
+        paths: the images' paths, "" for a caption that has none.
+        captions: for each item its captions, or the caption that it is.
+        contents: equal for items that look the same to a reader: SHA-256 of an image, text of a caption.
+        thumbnails: JPEGs of the images, or None.
+        space: names the heads and encoders that made the vectors.
+    """
+
+    kind: str
+    vectors: np.ndarray
+    biased: bool
+    ids: list[str]
+    paths: list[str]
+    captions: list[list[str]]
+    contents: list[str]
+    thumbnails: Sequence[bytes] | None
+    space: str
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows, best first, for each of the queries, float32 (Q, D) with a 1 for the bias where biased."""
+        from onceover.retrieval.exact import exact_search  # with faiss, which figures do without
+
+        return list(zip(*exact_search(self.vectors, queries, k), strict=True))
+
+    def contents_of(self, rows: list[int]) -> list[str]:
+        """For each of the rows a string that is equal for items that look the same."""
+        return [self.contents[row] for row in rows]
+
+    def item(self, row: int) -> dict:
+        """The id, path, captions and thumbnail of a row, for a hit."""
+        thumbnail = None
+        if self.thumbnails is not None:
+            thumbnail = self.thumbnails[row]
+        return {
+            "id": self.ids[row],
+            "path": self.paths[row],
+            "captions": self.captions[row],
+            "thumbnail": thumbnail,
+        }
+
+    def take(self, rows: np.ndarray) -> "Gallery":
+        """Some of the items; thumbnails are read when one is asked for."""
+        numbers = np.asarray(rows).tolist()
+        thumbnails = None
+        if self.thumbnails is not None:
+            thumbnails = LazyRows(self.thumbnails.__getitem__, numbers)
+        return replace(
+            self,
+            vectors=self.vectors[rows],
+            ids=[self.ids[row] for row in numbers],
+            paths=[self.paths[row] for row in numbers],
+            captions=[self.captions[row] for row in numbers],
+            contents=[self.contents[row] for row in numbers],
+            thumbnails=thumbnails,
+        )
+
+    def without_thumbnails(self) -> "Gallery":
+        """The same gallery, whose items come without their thumbnails."""
+        return replace(self, thumbnails=None)
+
+
+class LazyRows(Sequence):
+    """A sequence whose values are read when they are asked for: ``read(key)`` for each of some keys."""
+
+    def __init__(self, read: Callable[[Any], bytes], keys: list):
+        self._read = read
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, number: int) -> bytes:
+        return self._read(self._keys[number])
+
+
+@dataclass(frozen=True)
+class Items:
+    """N images and M captions, with what a hit shows of them.
+
+    Attributes:
+        ids, paths, sha256: of the images. thumbnails: of the images, or None.
+        captions: texts. image_index: int (M,), each caption's image, -1 for a caption without one.
+    """
+
+    ids: list[str]
+    paths: list[str]
+    sha256: list[str]
+    captions: list[str]
+    image_index: np.ndarray
+    thumbnails: Sequence[bytes] | None
+
+    def gallery(self, kind: str, vectors: np.ndarray, bias: np.ndarray | None, space: str) -> Gallery:
+        """The images (``kind`` image) or captions (text) as a gallery.
+
+        Args:
+            vectors: float32, one row an item. bias: float32, one number an item, or None.
+
+        Raises:
+            GalleryError: the temporary folder has no room.
+        """
+        is_biased = bias is not None
+        if is_biased:
+            vectors = with_bias(vectors, bias)
+        if kind == "text":
+            return self._caption_gallery(vectors, is_biased, space)
+        captions: list[list[str]] = [[] for _ in self.ids]
+        for caption, image in zip(self.captions, self.image_index.tolist(), strict=True):
+            captions[image].append(caption)
+        return Gallery("image", vectors, is_biased, self.ids, self.paths, captions, self.sha256, self.thumbnails, space)
+
+    def _caption_gallery(self, vectors: np.ndarray, is_biased: bool, space: str) -> Gallery:
+        paths = []
+        for image in self.image_index.tolist():
+            paths.append("" if image < 0 else self.paths[image])
+        names = caption_ids(self.ids, self.image_index) if self.ids else _text_ids(self.captions)
+        captions = [[caption] for caption in self.captions]
+        return Gallery("text", vectors, is_biased, names, paths, captions, self.captions, None, space)
+
+
+def gallery_of_store(
+    store: FeatureStore, kind: str, vectors: np.ndarray, bias: np.ndarray | None, space: str
+) -> Gallery:
+    """The images or captions of any store as a gallery, with the vectors that heads have made of their features.
+
+    Raises:
+        GalleryError: the temporary folder has no room.
+    """
+    items = Items(
+        ids=store.image_ids,
+        paths=store.image_paths,
+        sha256=store.sha256,
+        captions=store.captions,
+        image_index=store.image_index,
+        thumbnails=store.thumbnails(),
+    )
+    return items.gallery(kind, vectors, bias, space)
+
+
+def facing_bias(queries: np.ndarray) -> np.ndarray:
+    """Queries (Q, D) with a 1 as one more coordinate, to meet the bias of a gallery's items; float32 stays float32."""
+    return np.column_stack([queries, np.ones(len(queries), np.float32)])
+
+
+def with_bias(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Vectors with their bias as one more coordinate: in memory, or in a mapped temporary file where they are many.
+
+    Raises:
+        GalleryError: the temporary folder has no room for it.
+    """
+    joined = _reserved_array((len(vectors), vectors.shape[1] + 1))
+    for start in range(0, len(vectors), BLOCK):
+        rows = slice(start, start + BLOCK)
+        joined[rows, :-1] = vectors[rows]
+        joined[rows, -1] = bias[rows]
+    return joined
+
+
+def _reserved_array(shape: tuple[int, int]) -> np.ndarray:
+    """A float32 array to be filled; its room is reserved, since a mapped file without room ends the process."""
+    size = 4 * shape[0] * shape[1]
+    if size <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    try:
+        with tempfile.TemporaryFile() as file:
+            _reserve(file, size)
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        raise GalleryError(
+            f"{tempfile.gettempdir()} has no room for a temporary file of {size / 2**20:,.0f} MiB ({error.strerror}); "
+            "make room there, or name another folder in the environment variable TMPDIR"
+        ) from error
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Makes a file so many bytes long, all of them on the disk."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        zeros = bytes(2**20)
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: size - start])
+        file.flush()
+
+
+def _text_ids(texts: list[str]) -> list[str]:
+    """A stable id for each text: the beginning of its SHA-256, and a number where it occurs several times."""
+    seen: Counter[str] = Counter()
+    names = []
+    for text in texts:
+        name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        names.append(f"{name}#{seen[name]}")
+        seen[name] += 1
+    return names

@@ -1,0 +1,79 @@
+"""Checks before an index is changed: is it of the same source and run, and are its images still there."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from onceover.base.formats import CURRENT
+from onceover.retrieval.index.manifest import read_manifest
+from onceover.retrieval.index.reader import Index
+from onceover.retrieval.index.types import IndexingError
+
+_MOST_VANISHED = 0.5  # of the indexed items; more than that do not vanish by themselves
+
+
+def check_vanished(folder: str | Path, items: Iterable[str], source: str) -> None:
+    """Refuses to go on where so many items have vanished that a disk may not be mounted.
+
+    That is more than half of the items of the index in ``folder``, or all images of a subfolder.
+
+    Args:
+        items: ids of the images, or the captions, that are in ``source`` now.
+
+    Raises:
+        IndexingError: so many have vanished, or a damaged index.
+    """
+    if not (Path(folder) / CURRENT).exists():
+        return
+    index = Index(folder)
+    now = set(items)
+    empty: list[str] = []
+    if index.kind == "image":
+        noun = "images"
+        before = index.ids()
+        empty = sorted(_subfolders(before) - _subfolders(now), key=lambda name: (name.count("/"), name))
+    else:
+        noun = "captions"
+        before = index.captions()
+    gone = [name for name in before if name not in now]
+    if len(gone) <= _MOST_VANISHED * len(before) and not empty:
+        return
+    hint = ""
+    if empty:
+        hint = f" (no image of {empty[0]}/ is there)"
+    raise IndexingError(
+        f"{len(gone):,} of {len(before):,} indexed {noun} are no longer in {source}{hint}; is a disk not mounted? "
+        "--prune drops them, --force goes on without them and keeps their features"
+    )
+
+
+def _subfolders(ids: Iterable[str]) -> set[str]:
+    """All folders, as whole paths, that hold one of the images or a folder that does."""
+    folders: set[str] = set()
+    for name in ids:
+        folders.update(str(parent) for parent in PurePosixPath(name).parents)
+    return folders - {"."}
+
+
+def check_origin(folder: str | Path, source: str, run: str, space: str, force: bool = False) -> dict | None:
+    """Returns the manifest of the index that is in ``folder``, if there is one; ``force`` overlooks a damaged one.
+
+    A run that was fitted again may replace what it made before; another run may not.
+
+    Raises:
+        IndexingError: it is an index of something else or by another run, or damaged, and ``force`` is not given.
+    """
+    if not (Path(folder) / CURRENT).exists():
+        return None
+    try:
+        before = read_manifest(folder)
+    except IndexingError:
+        if force:
+            return None
+        raise
+    if before["source"] != source and not force:
+        raise IndexingError(f"{folder} indexes {before['source']}, not {source}; name another --index, or --force")
+    if before["run"] != run and before["space"] != space and not force:
+        raise IndexingError(
+            f"{folder} was made with the run {before['run']}; name that one, another --index, or --force"
+        )
+    return before

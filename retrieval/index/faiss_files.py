@@ -1,0 +1,143 @@
+"""The faiss file of a segment: built, written, opened, checked and searched. Only this module imports faiss here."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+from faiss.contrib.exhaustive_search import knn_ground_truth
+from tqdm import tqdm
+
+from onceover.base.files import open_regular, whole_file
+from onceover.retrieval.index.types import CODE_DIMS, LINKS, REBUILD, IndexingError, cell_count, code_count
+
+# faiss multiplies matrices with BLAS only above this many queries (default: 128,000); with 4 it is five times as fast
+faiss.cvar.distance_compute_blas_threshold = 4
+
+BLOCK = 16_384  # rows added or read at a time
+_BUILD_EFFORT = 100  # nodes visited while hnsw lays its links
+_FIRST_BYTES = {"flat": b"IxFI", "hnsw": b"IHNf", "ivf": b"IwFl", "ivfpq": b"IxPT"}
+_CLASSES = {
+    "flat": faiss.IndexFlatIP,
+    "hnsw": faiss.IndexHNSWFlat,
+    "ivf": faiss.IndexIVFFlat,
+    "ivfpq": faiss.IndexPreTransform,
+}
+
+
+@contextlib.contextmanager
+def faiss_errors(name: object) -> Iterator[None]:
+    """Turns an exception of faiss into an error of one line that names the file or index."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise IndexingError(f"{name} cannot be used by faiss: it is damaged; {REBUILD}") from error
+
+
+class RowFilter:
+    """Restricts a search to the rows that are alive, bool (N,); ``selector`` is None where all are."""
+
+    def __init__(self, alive: np.ndarray):
+        self._bits = np.packbits(alive, bitorder="little")  # faiss reads them here and makes no copy
+        self.selector = None if alive.all() else faiss.IDSelectorBitmap(self._bits)
+
+
+def search_parameters(kind: str, effort: int, rows: RowFilter) -> faiss.SearchParameters:
+    """Parameters for searching an index of type ``kind`` with an effort (``EFFORTS``)."""
+    if kind == "flat":
+        return faiss.SearchParameters(sel=rows.selector)
+    if kind == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=effort, sel=rows.selector)
+    parameters = faiss.SearchParametersIVF(nprobe=effort, sel=rows.selector)
+    if kind == "ivf":
+        return parameters
+    return faiss.SearchParametersPreTransform(index_params=parameters)
+
+
+def search_blocks(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact search over vectors that come block by block: scores and rows of the best ``k``, each (Q, k)."""
+    return knn_ground_truth(queries, blocks, k, metric_type=faiss.METRIC_INNER_PRODUCT)
+
+
+def open_faiss(path: Path, kind: str, size: int, dim: int) -> faiss.Index:
+    """Opens a faiss file, memory-mapped.
+
+    Raises:
+        IndexingError: it is not of the type, class and size that are written here; others can end the process.
+    """
+    with open_regular(path) as file:
+        first = file.read(4)
+    if first == _FIRST_BYTES[kind]:
+        with faiss_errors(path):
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        if type(index) is _CLASSES[kind] and _is_as_described(index, kind, size, dim):
+            return index
+    raise IndexingError(f"{path} is not the index that its manifest describes; {REBUILD}")
+
+
+def _is_as_described(index: faiss.Index, kind: str, size: int, dim: int) -> bool:
+    """Whether an opened index, and the parts it is made of, have the size and classes that its manifest implies."""
+    if (index.ntotal, index.d, index.metric_type) != (size, dim, faiss.METRIC_INNER_PRODUCT):
+        return False
+    if kind == "hnsw":
+        storage = faiss.downcast_index(index.storage)
+        return isinstance(storage, faiss.IndexFlat) and storage.ntotal == size
+    if kind == "ivfpq":
+        if index.chain.size() != 1:
+            return False
+        padding = faiss.downcast_VectorTransform(index.chain.at(0))
+        quantized = faiss.downcast_index(index.index)
+        if not isinstance(padding, faiss.RemapDimensionsTransform):
+            return False
+        return isinstance(quantized, faiss.IndexIVFPQFastScan) and quantized.ntotal == size
+    return True
+
+
+def write_faiss(index: faiss.Index, path: Path) -> None:
+    """Writes an index through Python, which, unlike faiss, reports a full disk in time."""
+    try:
+        with whole_file(path) as aside, open(aside, "wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+    except RuntimeError as error:
+        raise IndexingError(f"{path} could not be written; is the disk full?") from error
+
+
+def build_faiss(vectors: np.ndarray, kind: str) -> faiss.Index:
+    """Builds an index of type ``kind`` over the vectors, float32 (N, D)."""
+    rows, dim = vectors.shape
+    index = faiss.index_factory(dim, _recipe(kind, rows, dim), faiss.METRIC_INNER_PRODUCT)
+    if kind == "hnsw":
+        index.hnsw.efConstruction = _BUILD_EFFORT
+        # reserves the room at once; grown block by block, the array would be held twice at times
+        index.storage.add(vectors)
+        index.storage.reset()
+    if kind in ("ivf", "ivfpq"):
+        _train_cells(index, vectors)
+    is_quiet = None if rows > BLOCK else True
+    with tqdm(total=rows, desc=f"building {kind}", unit=" rows", disable=is_quiet) as bar:
+        for start in range(0, rows, BLOCK):
+            index.add(vectors[start : start + BLOCK])
+            bar.update(min(BLOCK, rows - start))
+    return index
+
+
+def _recipe(kind: str, rows: int, dim: int) -> str:
+    """A type of index in the language of ``faiss.index_factory``."""
+    if kind == "flat":
+        return "Flat"
+    if kind == "hnsw":
+        return f"HNSW{LINKS}"
+    if kind == "ivf":
+        return f"IVF{cell_count(rows)},Flat"
+    codes = code_count(dim)
+    return f"Pad{codes * CODE_DIMS},IVF{cell_count(rows)},PQ{codes}x4fs"
+
+
+def _train_cells(index: faiss.Index, vectors: np.ndarray) -> None:
+    """Trains the cells of an inverted file on a seeded sample of the vectors."""
+    cells = faiss.extract_index_ivf(index)
+    cells.cp.niter = 10
+    cells.cp.min_points_per_centroid = 1
+    sample = np.random.default_rng(0).permutation(len(vectors))[: max(64 * cells.nlist, 1024)]
+    index.train(vectors[np.sort(sample)])

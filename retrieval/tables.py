@@ -1,0 +1,206 @@
+"""Tables and notes of evaluations and comparisons: rows of text, in the terminal, in Markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from onceover.retrieval.baselines import MAPS
+from onceover.retrieval.comparison import verdict
+from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
+
+_RECALLS = tuple(f"R@{k}" for k in RECALL_AT)
+_COLUMNS = (*_RECALLS, "median_rank", "mean_rank", "mrr", "hub_skewness")
+_COMPARED = (*_RECALLS, "mrr")
+_ARROWS = {"image_to_text": "image→text", "text_to_image": "text→image"}
+_MODEL_NOTES = {
+    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, its sharpness chosen on "
+    "the validation split; inductive: the split's queries play no part in it",
+    "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
+    "transductive: not to be compared with single queries",
+    "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
+    "cca": "cca, ridge, text_knn, image_knn: fitted on the train images' standardised features, settings chosen on "
+    "the validation split",
+    "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
+    "shuffled": "shuffled: heads fitted with the run's settings (an ensemble's first member's) to train images that "
+    "had swapped their captions",
+}
+
+
+def table_rows(result: dict) -> list[list[str]]:
+    """The table of an evaluation: a header, and a row for each model and direction."""
+    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum"]]
+    for model, summary in result["models"].items():
+        for direction in DIRECTIONS:
+            numbers = summary[direction]
+            cells = [_cell(numbers, column) for column in _COLUMNS]
+            rows.append([model, _direction_label(direction, numbers), *cells, f"{summary['rsum']:.1f}"])
+    return rows
+
+
+def _direction_label(direction: str, numbers: dict) -> str:
+    """A direction with the size of its gallery."""
+    return f"{_ARROWS[direction]} ({numbers['gallery']:,})"
+
+
+def _cell(numbers: dict, column: str) -> str:
+    """A number with its interval or spread; a dash where a model lacks it."""
+    if column not in numbers:
+        return "–"
+    number = numbers[column]
+    if column == "mrr":
+        return f"{number:.3f}"
+    if column == "hub_skewness":
+        return f"{number:.2f}"
+    if column not in _RECALLS:
+        return f"{number:.1f}"
+    digits = 1 if number >= 2 else 2
+    text = f"{number:.{digits}f}"
+    if f"{column}_sd" in numbers:
+        return f"{text} ± {numbers[f'{column}_sd']:.{digits}f}"
+    if f"{column}_ci" in numbers:
+        low, high = numbers[f"{column}_ci"]
+        return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    return text
+
+
+def notes(result: dict) -> list[str]:
+    """Notes that a reader of an evaluation needs."""
+    chosen = "nothing fitted"
+    if result["selected_on"]:
+        chosen = f"everything that was chosen was chosen on {result['selected_on']}"
+    lines = [
+        f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; in brackets the size "
+        "of the gallery; R@K: hit@K in percent with 95 % intervals over images (true recall@K: in .csv and .json)",
+        chosen,
+        *(note for model, note in _MODEL_NOTES.items() if model in result["models"]),
+    ]
+    fitted = result["baselines_fitted_on"]
+    if 0 < fitted["pictures"] < fitted["of"]:
+        lines.append(
+            f"the learned baselines were fitted on {fitted['pictures']:,} of {fitted['of']:,} train images, as many "
+            "as --memory allows"
+        )
+    return lines + _warnings(result["split"], {"heads and settings": result["selected_on"]})
+
+
+def _warnings(split: str, chosen_on: Mapping[str, str]) -> list[str]:
+    """Reasons why numbers on a split are unfit to be reported.
+
+    Args:
+        chosen_on: the split that each of several things was chosen on.
+    """
+    if split == "train":
+        return ["warning: the heads were trained on these images: these numbers say nothing about new ones"]
+    flattered = [name for name, chosen in chosen_on.items() if chosen == split]
+    if not flattered:
+        return []
+    chosen = f"{', '.join(flattered)} were chosen on {split}, and heads by default fitted on it in the end"
+    return [f"warning: {chosen}: these numbers flatter them"]
+
+
+def comparison_rows(result: dict) -> list[list[str]]:
+    """The table of a comparison: a header, and a row for each other run, direction and number."""
+    first = result["reference"]
+    rows = [["run", "direction (gallery)", "number", first, "run's", "difference [95 %]", "verdict"]]
+    before = result["runs"][first]
+    for name, difference in result["differences"].items():
+        after = result["runs"][name]
+        for direction in DIRECTIONS:
+            label = _direction_label(direction, before[direction])
+            for key in _COMPARED:
+                cells = _comparison_cells(key, before[direction], after[direction], difference[direction])
+                rows.append([name, label, *cells])
+        rows.append([name, "both", *_comparison_cells("rsum", before, after, difference)])
+    return rows
+
+
+def _comparison_cells(key: str, before: dict, after: dict, difference: dict) -> list[str]:
+    """A number's name, its values before and after, their difference with its interval, and the verdict."""
+    digits = 3 if key == "mrr" else 1
+    low, high = difference[f"{key}_ci"]
+    return [
+        key,
+        f"{before[key]:.{digits}f}",
+        f"{after[key]:.{digits}f}",
+        f"{difference[key]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
+        verdict((low, high)),
+    ]
+
+
+def comparison_notes(result: dict) -> list[str]:
+    """Notes that a reader of a comparison needs."""
+    tests = len(result["differences"]) * (len(DIRECTIONS) * len(_COMPARED) + 1)
+    lines = [
+        f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; intervals resample "
+        "the images, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do",
+        f"each of the {tests} verdicts stands alone: without any difference, one in twenty would not hold",
+        f"correction for hubs: {_corrections(result['rerank'])}",
+    ]
+    if "csls" in result["rerank"].values():
+        lines.append("csls is transductive: it uses all queries of the split at once")
+    return lines + _warnings(result["split"], result["selected_on"])
+
+
+def _corrections(methods: dict[str, str]) -> str:
+    """The correction that all runs share, or that of each run."""
+    different = set(methods.values())
+    if len(different) == 1:
+        return different.pop()
+    return ", ".join(f"{name}: {method}" for name, method in methods.items())
+
+
+def terminal_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:
+    """A table in Markdown, with its notes."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks), ""])
+
+
+def csv_table(result: dict) -> str:
+    """An evaluation as CSV, every number in full, one row for each model and direction."""
+    rows: list[dict] = []
+    for model, summary in result["models"].items():
+        for direction in DIRECTIONS:
+            row = {
+                "split": result["split"],
+                "n_images": result["n_images"],
+                "n_captions": result["n_captions"],
+                "model": model,
+                "direction": direction,
+            }
+            for column, value in summary[direction].items():
+                row |= _flat(column, value)
+            row["rsum"] = summary["rsum"]
+            rows.append(row)
+    return csv_text(rows)
+
+
+def _flat(column: str, value: object) -> dict:
+    """A number as a column; an interval as two."""
+    if not isinstance(value, list):
+        return {column: value}
+    low, high = value
+    return {f"{column}_low": low, f"{column}_high": high}
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as CSV with a header of all their columns; a column that a row lacks is blank there."""
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
