@@ -1,4 +1,4 @@
-# make demo, make test: both set up everything they need in .venv first.
+# make demo, make test, make docs: each sets up everything it needs in .venv first.
 # PYTHON=python3.12 chooses another Python; else the newest one here that can make a virtual environment.
 PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
 PYTHON ?= $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c 'import ensurepip, venv, sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
@@ -17,8 +17,9 @@ test: $(VENV)/.developers lint
 lint: $(VENV)/.developers
 	$(BIN)/ruff check .
 
-docs: $(VENV)/.users
+docs: $(VENV)/.developers
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python -W error docs/make_api.py --out docs/api
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python of 3.11 or later was found; name one: make PYTHON=/path/to/python3"; exit 1; }
@@ -33,4 +34,4 @@ $(VENV)/.developers: $(VENV)/bin/python pyproject.toml
 	touch $@ $(VENV)/.users
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo docs/api

@@ -1,7 +1,7 @@
-"""onceover's command line: options in, one call or a short chain of calls, what was written and what to run next.
+"""onceover's command line: read the options, make one call, print what was written and the next command.
 
-Stages are imported when a command runs, so that ``--help`` answers at once. An error the user can mend is one line on
-stderr and exit code 2 (the call is wrong) or 1 (the rest).
+Stages are imported when a command runs, so that ``--help`` answers at once. An error is one line on stderr that says
+how to fix it, with exit code 2 (a wrong call) or 1 (anything else).
 """
 
 import errno
@@ -31,9 +31,9 @@ from onceover.base.errors import OnceoverError
 from onceover.base.progress import LOGGER, say
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to others,
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # after a fraction of a millisecond: waking one costs a step a tenth
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large arrays in huge pages
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads yield their core to others,
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # but not at once: waking a thread costs a tenth of a training step
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch allocates large arrays in huge pages
 
 PROGRAM = ("onceover",) if __package__ else ("python", "cli.py")  # how the user calls it
 _TRACEBACK = "onceover.traceback"
@@ -44,7 +44,7 @@ _NO_MEMORY = re.compile(
 
 
 class PathName(click.Path):
-    """A path that can be written down in a file of ours, and that leads somewhere."""
+    """A path that can be stored as UTF-8 and is not a broken link."""
 
     def convert(self, value, param, ctx):
         """``value`` as a path."""
@@ -66,7 +66,7 @@ class PathName(click.Path):
 
 
 def _why_not_utf8(text: str) -> str:
-    """What is wrong with a name that is no Unicode, and how to mend it."""
+    """Says why a name cannot be read as Unicode, and how to fix that."""
     try:
         os.fsencode(text).decode("utf-8")
     except UnicodeDecodeError:
@@ -93,7 +93,7 @@ class Fraction(click.FloatRange):
 
 
 def text_of(argument: str) -> str:
-    """A text from the command line, which is taken for UTF-8 where Python does not read it so."""
+    """A text from the command line, decoded as UTF-8 even where Python used another encoding."""
     try:
         return os.fsencode(argument).decode("utf-8")
     except UnicodeError:
@@ -101,7 +101,7 @@ def text_of(argument: str) -> str:
 
 
 class Command(click.Command):
-    """A command with --traceback."""
+    """A command with the option --traceback."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -110,13 +110,13 @@ class Command(click.Command):
             is_flag=True,
             expose_value=False,
             callback=lambda context, _, value: context.find_root().meta.update({_TRACEBACK: value}),
-            help="Show where in the program an unexpected error came from, for a report.",
+            help="Print the traceback of an error, for a bug report.",
         )
         self.params.append(traceback)
 
 
 class Main(click.Group):
-    """A group that turns every error into one line; what a user cannot mend asks for a report."""
+    """A group that turns every error into one line; an unexpected one asks for a bug report."""
 
     command_class = Command
 
@@ -145,7 +145,7 @@ class Main(click.Group):
 
 
 def _system_error(error: Exception) -> str:
-    """What went wrong outside the program, or else a line that asks for a report."""
+    """The reason of an error outside the program, or a line that asks for a bug report."""
     text = str(error)
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _FULL_DISK.search(text):
@@ -167,7 +167,7 @@ def _one_line(text: str) -> str:
 
 
 class StderrHandler(logging.Handler):
-    """Shows messages on stderr; stdout is for results."""
+    """Prints messages on stderr; stdout is for results."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a message."""
@@ -175,18 +175,18 @@ class StderrHandler(logging.Handler):
 
 
 def command(*parts) -> str:
-    """A call of this program to be copied into a shell, with what needs quotes in quotes."""
+    """A call of this program, quoted so that it can be copied into a shell."""
     return shlex.join([*PROGRAM, *map(str, parts)])
 
 
 def given(options: dict) -> list[str]:
-    """What the options among these that were given are called on the command line."""
+    """The command-line names of those options that were given."""
     names = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
     return [names[name] for name, value in options.items() if value is not None and value is not False]
 
 
 def done(written: str, following: str | None = None) -> None:
-    """The closing lines of a command: what it wrote, and what to run next."""
+    """Prints the closing lines of a command: what it wrote, and what to run next."""
     say(written)
     if following:
         say(f"next: {following}")
@@ -199,7 +199,7 @@ def config_options(command):
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Override one setting, for example training.num_epochs=5. May be repeated.",
+        help="Override one setting, e.g. training.num_epochs=5. Repeatable.",
     )(command)
     return click.option(
         "--config",
@@ -212,7 +212,7 @@ def config_options(command):
 
 
 def check_overrides(overrides: tuple[str, ...], *sections: str) -> None:
-    """Refuses a --set that would change nothing here.
+    """Refuses a --set that this command does not use.
 
     Raises:
         ConfigError: a setting of another section.
@@ -239,12 +239,12 @@ class Size(click.ParamType):
 
 
 memory_option = click.option(
-    "--memory", type=Size(), help="What may be taken of it: 2GiB. [default: half of the machine's, or container's]"
+    "--memory", type=Size(), help="Memory limit, e.g. 2GiB. [default: half of the machine's or container's]"
 )
-device_option = click.option("--device", help="cpu, cuda, cuda:1, mps. [default: the best one at hand]")
+device_option = click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best available]")
 encoder_options = (
-    click.option("--image-encoder", metavar="SPEC", help="Where the image encoder is now, if it has moved."),
-    click.option("--text-encoder", metavar="SPEC", help="Where the text encoder is now, if it has moved."),
+    click.option("--image-encoder", metavar="SPEC", help="New location of the image encoder, if it has moved."),
+    click.option("--text-encoder", metavar="SPEC", help="New location of the text encoder, if it has moved."),
 )
 json_option = click.option(
     "--json",
@@ -253,7 +253,7 @@ json_option = click.option(
     flag_value="-",
     default=None,
     metavar="[FILE]",
-    help="JSON to FILE, or to stdout and nothing else there if FILE is left out.",
+    help="Write JSON to FILE; without FILE to stdout, and nothing else there.",
 )
 
 
@@ -266,10 +266,15 @@ def cli() -> None:
     extract   images and captions -> feature store (once)
     import    features computed elsewhere -> feature store
     fit       feature store -> projection heads and embeddings (seconds)
-    sweep     feature store -> the best of a grid of settings, for the time of a few fits
-    evaluate, compare, ensemble, index, search, plot   from the stored files
+    sweep     feature store -> the best of a grid of settings
+    finetune  run -> fine-tuned encoders and heads
+    evaluate, compare, ensemble, index, search, plot   work from the stored files
 
-    Start with: onceover demo
+    \b
+    Examples:
+      onceover demo
+      onceover extract --data data/flickr8k --store stores/flickr8k.h5
+      onceover fit --store stores/flickr8k.h5 --run runs/first
     """
     _forgiving_streams()
     LOGGER.setLevel(logging.INFO)
@@ -277,7 +282,7 @@ def cli() -> None:
 
 
 def _forgiving_streams() -> None:
-    """Lets a terminal that is not UTF-8 show escapes in the place of characters that it lacks."""
+    """Prints escapes in place of characters that the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -288,37 +293,55 @@ def _forgiving_streams() -> None:
     "--data",
     required=True,
     type=FILE,
-    help="The dataset's folder, or its CSV file (image,caption[,split]), or Karpathy's JSON.",
+    help="Dataset: its folder, a CSV file (image,caption[,split]) or a Karpathy split file (JSON).",
 )
-@click.option("--store", "store_file", required=True, type=FILE, help="The .h5 file to write.")
-@click.option("--image-encoder", metavar="SPEC", help="torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
-@click.option("--text-encoder", metavar="SPEC", help="hf:NAME_OR_FOLDER; add @random for untrained weights.")
-@click.option("--image-layers", metavar="NAMES", help="Layers of the image encoder, side by side: auto, last, NAME,…")
-@click.option("--text-layers", metavar="NAMES", help="The same of the text encoder: auto, last, middle, words, 0, 1, …")
+@click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option("--image-encoder", metavar="SPEC", help="Image encoder: torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
+@click.option("--text-encoder", metavar="SPEC", help="Text encoder: hf:NAME_OR_FOLDER[@random]; @random: untrained.")
 @click.option(
-    "--text-pooling", type=click.Choice(["mean", "cls"]), help="Mean over a caption's tokens, or the first one."
+    "--image-layers", metavar="NAMES", help="Concatenate these layers of the image encoder: auto, last, NAME,…"
 )
-@click.option("--views", type=int, help="Cached views per image: 2 with its mirror image, 4 uncropped, 12 and corners.")
+@click.option(
+    "--text-layers",
+    metavar="NAMES",
+    help="Concatenate these layers of the text encoder: auto, last, middle, words, 0,1,…",
+)
+@click.option(
+    "--text-pooling",
+    type=click.Choice(["mean", "cls"]),
+    help="Pool a caption by the mean of its tokens or by its first one.",
+)
+@click.option(
+    "--views",
+    type=int,
+    help="Views per image, 1 to 12: 2 adds its mirror image, 4 both uncropped, more add corner crops.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the encoders' arithmetic; auto: float16 on CUDA, bfloat16 where a processor has it, if a sample bears it.",
+    help="Compute dtype; auto: half precision where native, if it changes a sample's features by at most 1.4 %.",
 )
-@click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Of the features on the disk.")
-@click.option("--batch-size", type=int, help="Images a forward pass. [default: chosen for the device]")
-@click.option("--engine", default="auto", show_default=True, help="threads, processes (they feed a GPU), or auto.")
+@click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Storage dtype of the features.")
+@click.option("--batch-size", type=int, help="Images per forward pass. [default: chosen for the device]")
+@click.option(
+    "--engine", default="auto", show_default=True, help="Engine: threads, processes (they feed a GPU) or auto."
+)
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Encode only the first N images.")
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
-@click.option("--prune", is_flag=True, help="Drop rows of the store that the dataset has no more.")
-@click.option("--retry-failures", is_flag=True, help="Try again the images that the ledger records as failed.")
+@click.option("--prune", is_flag=True, help="Drop stored rows that are no longer in the dataset.")
+@click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
 @device_option
 @config_options
 def extract(data, store_file, limit, force, prune, retry_failures, engine, device, config_file, overrides, **explicit):
-    """Encode a dataset of captioned images once into a feature store.
+    """Encode a dataset of captioned images into a feature store, once.
 
-    Killed at any moment, it goes on where it stopped when run again; run again on a finished store, it encodes only
-    what is new.
+    Run the same command again to resume after an interruption, or to encode only what is new.
+
+    \b
+    Examples:
+      onceover extract --data data/flickr8k --store stores/flickr8k.h5
+      onceover extract --data photos.csv --store photos.h5 --image-encoder hf:encoders/clip --views 2
     """
     from onceover import workflows
 
@@ -356,27 +379,34 @@ def _say_lines(summary) -> None:
     required=True,
     type=FILE,
     metavar="FILE_OR_DIR",
-    help=".npy, .safetensors (a tensor of several: FILE.safetensors:NAME) or .parquet; of a folder, all such files.",
+    help="Image features: .npy, .safetensors (one tensor: FILE.safetensors:NAME), .parquet, or a folder of such files.",
 )
-@click.option("--text-features", required=True, type=FILE, metavar="FILE_OR_DIR", help="The same, a row a caption.")
+@click.option(
+    "--text-features", required=True, type=FILE, metavar="FILE_OR_DIR", help="Text features, one row per caption."
+)
 @click.option(
     "--captions",
     required=True,
     type=FILE,
     metavar="TABLE",
-    help="A .csv (image,caption[,split]), or a .parquet file or folder with these columns (or image_path).",
+    help="Caption table: a .csv (image,caption[,split]), or a .parquet file or folder (image or image_path, caption).",
 )
-@click.option("--store", "store_file", required=True, type=FILE, help="The .h5 file to write.")
-@click.option("--image-ids", type=FILE, help="The image of each row of image features, one name a line.")
-@click.option("--name", metavar="TEXT", help="What to call the encoders. [default: as the image features]")
-@click.option("--data", type=DIRECTORY, help="The images' folder, if they are at hand. [default: the table's]")
+@click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option("--image-ids", type=FILE, help="Image names of the rows of image features, one per line.")
+@click.option("--name", metavar="TEXT", help="Name of the encoders. [default: that of the image features]")
+@click.option("--data", type=DIRECTORY, help="Folder of the images, if available. [default: the table's]")
 @click.option("--force", is_flag=True, help="Replace a store of other features or captions.")
 def import_(store_file, **given):
-    """Make a feature store of features that were computed elsewhere.
+    """Make a feature store from features computed elsewhere.
 
-    Row i of the text features belongs to row i of the caption table. Image features have a row for each different
-    image, in the order of the table, or for each row of the table, or for each line of --image-ids. Images are not
-    needed; queries cannot be embedded, since the encoder is not there.
+    Row i of the text features belongs to row i of the caption table. Image features have one row per distinct image,
+    in the order of the table, or one per row of the table, or one per line of --image-ids. The images are not needed.
+    Without the encoder, new queries cannot be searched for.
+
+    \b
+    Examples:
+      onceover import --image-features img_emb --text-features text_emb --captions metadata --store mine.h5
+      onceover import --image-features i.npy --text-features t.npy --captions captions.csv --store mine.h5
     """
     from onceover.extract.importing import import_features
 
@@ -392,18 +422,28 @@ def import_(store_file, **given):
 
 
 @cli.command()
-@click.option("--store", "store_file", required=True, type=FILE, help="A finished feature store.")
-@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The folder to write.")
-@click.option("--force", is_flag=True, help="Fit again, in the place of the run that is there.")
-@click.option("--ensemble", type=click.IntRange(min=1), metavar="N", help="N pairs of heads as one: training.members.")
+@click.option("--store", "store_file", required=True, type=FILE, help="Finished feature store.")
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run folder to write.")
+@click.option("--force", is_flag=True, help="Fit again and replace the existing run.")
+@click.option(
+    "--ensemble",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train N members and average their scores (training.members).",
+)
 @memory_option
 @device_option
 @config_options
 def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overrides):
-    """Fit projection heads on a feature store's train images.
+    """Fit projection heads on the train split of a feature store.
 
-    An interrupted fit goes on where it stopped when run again, to the same result. Features that do not fit the memory
-    are read in shuffled chunks.
+    Run the same command again to resume an interrupted fit; the result is the same. Features that exceed the memory
+    limit are read in shuffled chunks.
+
+    \b
+    Examples:
+      onceover fit --store stores/flickr8k.h5 --run runs/first
+      onceover fit --store stores/flickr8k.h5 --run runs/five --ensemble 5 --set training.num_epochs=20
     """
     from onceover import workflows
 
@@ -422,29 +462,38 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
 
 
 @cli.command()
-@click.option("--store", "store_file", required=True, type=FILE, help="A finished feature store.")
-@click.option("--out", required=True, type=DIRECTORY, help="The folder to write.")
+@click.option("--store", "store_file", required=True, type=FILE, help="Finished feature store.")
+@click.option("--out", required=True, type=DIRECTORY, help="Folder to write.")
 @click.option(
     "--grid",
     multiple=True,
     metavar="KEY=V1,V2,…",
-    help="An axis of the grid: any setting of model or training. Repeat.",
+    help="Axis of the grid: a setting of model or training and its values. Repeatable.",
 )
-@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Fits of each setting.")
-@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N settings of the grid, drawn at random.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Number of seeds per setting."
+)
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Try only N settings of the grid, drawn at random."
+)
 @click.option(
     "--halving",
     is_flag=True,
-    help="Drop settings early that are clearly behind the best one, and fit all seeds of the best few alone.",
+    help="Stop settings early that are clearly behind the best, and fit all seeds of only the best few.",
 )
-@click.option("--test-best", is_flag=True, help="Fit the best setting and evaluate it, once, on the reported split.")
+@click.option("--test-best", is_flag=True, help="Fit the best setting and evaluate it once on the reported split.")
 @memory_option
 @device_option
 @config_options
 def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, device, config_file, overrides):
-    """Fit a grid of settings together and rank them on the validation images.
+    """Fit a grid of settings together and rank them on the validation split.
 
-    An interrupted sweep goes on where it stopped when run again; settings that are fitted already are not fitted again.
+    Run the same command again to resume an interrupted sweep; finished trials are not fitted again.
+
+    \b
+    Examples:
+      onceover sweep --store stores/flickr8k.h5 --out sweeps/first --grid model.temperature=0.03,0.05,0.07
+      onceover sweep --store s.h5 --out sweeps/b --grid model.embedding_dim=256,512 --seeds 3 --halving
     """
     from onceover import workflows
     from onceover.heads.sweep import expand
@@ -462,9 +511,9 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     if len(rows) > 10:
         say(f"{len(rows) - 10} more: {out / 'leaderboard.md'}")
     ties = sum(row.get("verdict") == "tie" for row in rows)
-    say(f"{ties} more cannot be told from the best one" if ties else "the best one stands alone")
+    say(f"{ties} more tie with the best setting" if ties else "no other setting ties with the best one")
     if "model.temperature" in keys and any(setting.configs[0].model.learn_temperature for setting in settings):
-        say("model.temperature was where a learned temperature started; --set model.learn_temperature=false fixes it")
+        say("model.temperature is where a learned temperature starts; --set model.learn_temperature=false fixes it")
     run_dir, best = out / "best", out / "best.yaml"
     following = command("fit", "--store", store_file, "--run", run_dir, "--config", best)
     if test_best:
@@ -475,23 +524,26 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
 
 
 @cli.command()
-@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="The fitted run to start from.")
-@click.option("--data", required=True, type=FILE, help="The dataset's folder, or its CSV or JSON file.")
-@click.option("--store", "store_file", required=True, type=FILE, help="The feature store that the run was fitted on.")
-@click.option("--out", required=True, type=DIRECTORY, help="The folder to write.")
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Fitted run to start from.")
+@click.option("--data", required=True, type=FILE, help="Dataset: its folder, CSV or JSON file.")
+@click.option("--store", "store_file", required=True, type=FILE, help="Feature store that the run was fitted on.")
+@click.option("--out", required=True, type=DIRECTORY, help="Folder to write.")
 @click.option(
     "--unfreeze",
     default="image",
     show_default=True,
     metavar="LAYERS",
-    help="image.NAME,text.NAME,…: a module, lastN (blocks) or all; and what lies above. Or a preset: image, last, all.",
+    help="Layers to fine-tune, with all above them: a preset (image, last, all), or image.NAME,text.NAME,… "
+    "where NAME is a module, lastN (blocks) or all.",
 )
-@click.option("--re-extract", is_flag=True, help="Encode with the new encoders what changed, and complete the run.")
-@click.option("--no-cache", is_flag=True, help="Pass images whole in every epoch, with random crops.")
 @click.option(
-    "--activations", type=DIRECTORY, help="Where activations are cached. [default: activations, beside --out]"
+    "--re-extract", is_flag=True, help="Then encode the dataset with the fine-tuned encoders, and complete the run."
 )
-@click.option("--force", is_flag=True, help="Train again, in the place of what is there.")
+@click.option("--no-cache", is_flag=True, help="Cache no activations: encode images in every epoch, with random crops.")
+@click.option(
+    "--activations", type=DIRECTORY, help="Folder for cached activations. [default: activations, beside --out]"
+)
+@click.option("--force", is_flag=True, help="Train again and replace the existing result.")
 @encoder_options[0]
 @encoder_options[1]
 @device_option
@@ -512,11 +564,16 @@ def finetune(
     config_file,
     overrides,
 ):
-    """Train layers of the encoders on, together with a run's heads.
+    """Fine-tune layers of the encoders together with a run's heads.
 
-    What lies below the lowest thawed layer is run once and cached on the disk, so that a step costs little more than
-    the thawed part's own. An interrupted training goes on where it stopped when run again, to the same result, which
-    is never worse on the validation images than the run it started from. Started by torchrun, processes share batches.
+    Frozen layers below the lowest unfrozen one run once; their activations are cached on disk. Run the same command
+    again to resume; the result is the same, and never worse on the validation split than the run it started from.
+    Under torchrun, processes share each batch.
+
+    \b
+    Examples:
+      onceover finetune --run runs/start --data data/flickr8k --store s.h5 --out runs/tuned --re-extract
+      onceover finetune --run runs/start --data data/flickr8k --store s.h5 --out runs/t --unfreeze text.last2
     """
     from onceover import workflows
 
@@ -546,7 +603,10 @@ def finetune(
     if re_extract or complete:
         done(f"wrote {out}", command("evaluate", "--run", out))
     else:
-        done(f"wrote encoders and heads to {out}; no features of theirs yet", f"{_same_command()} --re-extract")
+        done(
+            f"wrote encoders and heads to {out}; their features are not extracted yet",
+            f"{_same_command()} --re-extract",
+        )
 
 
 def _same_command() -> str:
@@ -554,26 +614,37 @@ def _same_command() -> str:
 
 
 @cli.command()
-@click.option("--run", "run_dir", type=DIRECTORY, help="A run folder, as fit writes it.")
+@click.option("--run", "run_dir", type=DIRECTORY, help="Run folder, as fit writes it.")
 @click.option(
-    "--store", "store_file", type=FILE, help="A feature store: alone, for its baselines; or the run's, moved."
+    "--store", "store_file", type=FILE, help="Feature store: alone, for its baselines; with --run, its new location."
 )
-@click.option("--split", help="train, select, dev or test. [default: the one to be reported on]")
+@click.option("--split", help="Split to evaluate: train, select, dev or test. [default: the reported one]")
 @click.option(
     "--rerank",
     multiple=True,
     type=click.Choice(["qbnorm", "csls"]),
-    help="A further row, corrected for hubs: qbnorm, by training queries; csls, by the split's own. May be repeated.",
+    help="Add a row corrected for hubs: qbnorm uses training queries, csls the split's own. Repeatable.",
 )
-@click.option("--shuffled", is_flag=True, help="The control: heads fitted to train pairs that were shuffled.")
-@click.option("--errors", type=click.IntRange(min=1), metavar="N", help="Write the N worst queries each way as a page.")
+@click.option(
+    "--shuffled", is_flag=True, help="Add a sanity check: heads trained on shuffled pairs must score at chance."
+)
+@click.option(
+    "--errors", type=click.IntRange(min=1), metavar="N", help="Write a page with the N worst queries in each direction."
+)
 @json_option
 @memory_option
 @device_option
 def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memory, device):
-    """Recall@K, ranks and MRR of a run beside baselines and chance, both ways; or of the baselines alone.
+    """Measure recall@K, ranks and MRR of a run beside baselines and chance.
 
-    Prints a table and writes evaluation-SPLIT.md, .csv and .json into the run folder, or beside the store.
+    Print a table of both directions, and write it as evaluation-SPLIT.md, .csv and .json into the run folder, or
+    beside the store. With --store alone, measure the baselines.
+
+    \b
+    Examples:
+      onceover evaluate --run runs/first
+      onceover evaluate --run runs/first --rerank qbnorm --shuffled --errors 20
+      onceover evaluate --store stores/flickr8k.h5 --json baselines.json
     """
     if run_dir is None and (store_file is None or shuffled or errors or rerank):
         raise click.UsageError("name a --run; --store alone gives the baselines, and goes with --split and --json")
@@ -603,7 +674,7 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
 
 
 def _json_result(result: dict) -> str:
-    """A result as it is written to a file, too."""
+    """A result in the form in which it is written to a file."""
     from onceover.base.files import sealed
     from onceover.base.outputs import result_record
 
@@ -620,11 +691,25 @@ def _print_evaluation(evaluation) -> None:
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=DIRECTORY, metavar="RUN_A RUN_B...")
-@click.option("--split", help="train, select, dev or test. [default: the one the first run reports on]")
-@click.option("--rerank", type=click.Choice(["none", "qbnorm", "csls"]), help="For all runs. [default: each run's own]")
+@click.option(
+    "--split", help="Split to compare on: train, select, dev or test. [default: the one the first run reports]"
+)
+@click.option(
+    "--rerank",
+    type=click.Choice(["none", "qbnorm", "csls"]),
+    help="Hubness correction for all runs. [default: each run's own]",
+)
 @json_option
 def compare(runs, split, rerank, json_to):
-    """Compare runs with the first one, query by query: differences with 95 % intervals, and what they allow to say."""
+    """Compare runs with the first one, query by query.
+
+    Print the differences with paired 95 % intervals and a verdict: better, worse or not distinguishable.
+
+    \b
+    Examples:
+      onceover compare runs/first runs/cold
+      onceover compare runs/first runs/cold --split dev --json comparison.json
+    """
     from onceover import workflows
     from onceover.base.outputs import check_result, write_result
     from onceover.retrieval import tables
@@ -645,10 +730,15 @@ def compare(runs, split, rerank, json_to):
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=DIRECTORY, metavar="RUN_A RUN_B...")
-@click.option("--out", "run_dir", required=True, type=DIRECTORY, help="The folder to write, a run like any other.")
-@click.option("--store", "store_file", type=FILE, help="The runs' feature store, if it has moved.")
+@click.option("--out", "run_dir", required=True, type=DIRECTORY, help="Run folder to write.")
+@click.option("--store", "store_file", type=FILE, help="New location of the runs' feature store, if it has moved.")
 def ensemble(runs, run_dir, store_file):
-    """Join runs of one store: their scores are averaged, by laying their vectors side by side."""
+    """Join runs of one store into one run that averages their scores.
+
+    \b
+    Examples:
+      onceover ensemble runs/a runs/b runs/c --out runs/joined
+    """
     from onceover import workflows
 
     made = workflows.ensemble(runs, run_dir, store=store_file).provenance
@@ -658,44 +748,53 @@ def ensemble(runs, run_dir, store_file):
 
 
 @cli.command()
-@click.option("--run", "run_dir", type=DIRECTORY, help="The run whose encoders and heads are used. [required to build]")
-@click.option("--index", "index_dir", type=DIRECTORY, help="The folder to write. [default: index in the run folder]")
-@click.option("--images", type=DIRECTORY, help="Index this folder's images, with those below it.")
-@click.option("--captions", type=FILE, help="Index this file's sentences, one a line.")
-@click.option("--split", help="Index this split of the run's own images and captions. [default: everything]")
+@click.option("--run", "run_dir", type=DIRECTORY, help="Run whose encoders and heads to use. [required to build]")
+@click.option("--index", "index_dir", type=DIRECTORY, help="Index folder to write. [default: index in the run folder]")
+@click.option("--images", type=DIRECTORY, help="Index the images in this folder and its subfolders.")
+@click.option("--captions", type=FILE, help="Index the captions in this file, one per line.")
+@click.option("--split", help="Index only this split of the run's own images and captions. [default: everything]")
 @click.option(
     "--type",
     "kind",
     type=click.Choice(["auto", "flat", "hnsw", "ivf", "ivfpq"]),
-    help="flat is exact; hnsw, ivf and ivfpq are faster, and smaller in this order. [default: auto, or as before]",
+    help="Type of index: flat is exact; hnsw, ivf and ivfpq are approximate and faster, from largest to smallest. "
+    "[default: auto, or as before]",
 )
-@click.option("--memory", type=Size(), help="What the index may take, for auto. [default: half of the machine's]")
+@click.option(
+    "--memory", type=Size(), help="Memory limit of the index, for --type auto. [default: half of the machine's]"
+)
 @click.option(
     "--min-recall",
     type=Fraction(),
-    help="Refuse an approximate index whose recall@10 is lower. [default: 0.95, or as before]",
+    help="Refuse an approximate index with a lower recall@10. [default: 0.95, or as before]",
 )
 @click.option(
-    "--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as before, or as the run does]"
+    "--rerank", type=click.Choice(["none", "qbnorm"]), help="Hubness correction. [default: as before, or the run's own]"
 )
-@click.option("--remove", multiple=True, metavar="ID", help="Only remove this item. May be repeated.")
-@click.option("--compact", is_flag=True, help="Only write the index anew, without what was removed.")
-@click.option("--prune", is_flag=True, help="Drop items, and their features, that are no longer in the folder or file.")
-@click.option("--retry-failures", is_flag=True, help="Try again the images that the ledger records as failed.")
+@click.option("--remove", multiple=True, metavar="ID", help="Remove this item and do nothing else. Repeatable.")
+@click.option("--compact", is_flag=True, help="Rewrite the index without removed items and do nothing else.")
+@click.option("--prune", is_flag=True, help="Drop items that are no longer in the folder or file, with their features.")
+@click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace an index of something else, or a damaged one; go on although most of the items are gone.",
+    help="Replace a damaged index or one of something else; continue although most items are gone.",
 )
 @encoder_options[0]
 @encoder_options[1]
 @device_option
 def index(run_dir, index_dir, images, captions, split, remove, compact, **options):
-    """Index a run's images and captions, or anyone's, for fast search.
+    """Index a run's images and captions, or a folder of your own, for fast search.
 
-    Run again, it takes up what is new, changed or gone; images of a folder are encoded once. An item that was
-    removed comes back when its folder or file is indexed again and still holds it. Features of what is gone are kept
-    for its return, until --prune.
+    Run the same command again to add what is new and remove what is gone; each image is encoded once. A removed item
+    returns when its folder or file is indexed again and still holds it. Features of missing items are kept until
+    --prune.
+
+    \b
+    Examples:
+      onceover index --run runs/first
+      onceover index --run runs/first --images ~/Pictures --index pictures.index
+      onceover index --index pictures.index --remove holiday/dog.jpg
     """
     if sum(map(bool, (images, captions, split))) > 1:
         raise click.UsageError("--images, --captions and --split exclude each other; name one of them at most")
@@ -720,42 +819,65 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         f"wrote {index_dir}",
         command(
             *("search", "--index", index_dir, "--query"),
-            *(("PICTURE", "--mode", "image2text") if captions else ("a dog playing in the park",)),
+            *(("IMAGE.jpg", "--mode", "image2text") if captions else ("a dog playing in the park",)),
         ),
     )
 
 
 @cli.command()
-@click.option("--run", "run_dir", type=DIRECTORY, help="A run folder, as fit writes it.")
+@click.option("--run", "run_dir", type=DIRECTORY, help="Run folder, as fit writes it.")
 @click.option(
-    "--index", "index_dir", type=DIRECTORY, help="An index, as index writes it, in the place of the run's own images."
+    "--index",
+    "index_dir",
+    type=DIRECTORY,
+    help="Search this index, as index writes it, instead of the run's own images.",
 )
-@click.option("--query", help="A sentence (text2image), or the path of any image (image2text).")
-@click.option("--queries", metavar="FILE", help="Many queries, one a line; - reads stdin.")
-@click.option("--mode", type=click.Choice(["text2image", "image2text"]), default="text2image", show_default=True)
+@click.option("--query", help="Query: a text (text2image) or the path of an image (image2text).")
+@click.option("--queries", metavar="FILE", help="File of queries, one per line; - reads stdin.")
 @click.option(
-    "--with", "other", metavar="OTHER", help="Mix in an image's path (text2image), or a sentence (image2text)."
+    "--mode",
+    type=click.Choice(["text2image", "image2text"]),
+    default="text2image",
+    show_default=True,
+    help="Find images by a text, or captions by an image.",
 )
-@click.option("--weight", type=Fraction(), help="The share of --query, beside --with. [default: 0.5]")
 @click.option(
-    "--top-k", "--top_k", "top_k", type=click.IntRange(min=1), default=5, show_default=True, help="Hits to show."
+    "--with", "other", metavar="OTHER", help="Mix in an image by its path (text2image), or a text (image2text)."
 )
-@click.option("--split", help="Search this split alone. [default: everything]")
-@click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Correct for hubs. [default: as the run does]")
+@click.option("--weight", type=Fraction(), help="Weight of --query against --with, 0 to 1. [default: 0.5]")
+@click.option(
+    "--top-k",
+    "--top_k",
+    "top_k",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of hits per query.",
+)
+@click.option("--split", help="Search only this split. [default: everything]")
+@click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Hubness correction. [default: the run's own]")
 @click.option(
     "--format",
     "style",
     type=click.Choice(["text", "json", "jsonl", "csv"]),
     show_default="text",
-    help="How the hits are printed: jsonl is one query a line, csv one hit a line.",
+    help="Output format: jsonl has one query per line, csv one hit per line.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--out", type=FILE, help="Draw the hits of one query: a .png, .svg or .pdf file.")
+@click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
+@click.option("--out", type=FILE, help="Draw the hits of one query to a .png, .svg or .pdf file.")
 @encoder_options[0]
 @encoder_options[1]
 @device_option
 def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style, as_json, out, **options):
-    """Find images by a sentence, or captions by an image, or either by both together."""
+    """Search for images by text, for captions by image, or for either by both together.
+
+    \b
+    Examples:
+      onceover search --run runs/first --query "a dog playing in the park" --out hits.png
+      onceover search --run runs/first --query photo.jpg --mode image2text
+      onceover search --run runs/first --query "in the snow" --with photo.jpg --weight 0.4
+      onceover search --index pictures.index --queries queries.txt --format jsonl
+    """
     from onceover import workflows
 
     if (query is None) == (queries is None):
@@ -765,7 +887,7 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
     if queries and out:
         raise click.UsageError("--out draws the hits of one --query")
     if weight is not None and other is None:
-        raise click.UsageError("--weight is the share of --query beside what --with mixes in")
+        raise click.UsageError("--weight is the weight of --query against --with; add --with")
     if as_json and style not in (None, "json"):
         raise click.UsageError(f"--json and --format {style} contradict each other; name one of them")
     weight = 0.5 if weight is None else weight
@@ -808,7 +930,7 @@ def _read_queries(file: str) -> Iterator[str]:
 
 
 def _print_hits(results: Iterable[tuple[str, list]], mode: str, style: str, many: bool) -> int:
-    """Prints the hits of each query as they come; returns how many there were."""
+    """Prints the hits of each query as they come; returns their number."""
     write = {"json": _json_hits, "jsonl": _json_line, "csv": _csv_hits, "text": _text_hits}[style]
     count = 0
     for number, (query, hits) in enumerate(results):
@@ -820,7 +942,7 @@ def _print_hits(results: Iterable[tuple[str, list]], mode: str, style: str, many
 
 
 def _json_hits(number: int, query: str, hits: list, mode: str, many: bool) -> str:
-    """The object of a query, which is an item of a list where there are many."""
+    """A query as a JSON object, which is an item of a list where there are several queries."""
     text = json.dumps(_result(query, hits, mode), indent=2, ensure_ascii=_lacks_characters())
     if not many:
         return text
@@ -832,7 +954,7 @@ def _json_line(number: int, query: str, hits: list, mode: str, many: bool) -> st
 
 
 def _lacks_characters() -> bool:
-    """Whether stdout is not UTF-8: then JSON needs its own escapes, since the terminal's are none to it."""
+    """Whether stdout is not UTF-8, so that JSON has to be written with its own escapes."""
     return (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
 
 
@@ -870,11 +992,17 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 )
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")
-@click.option("--out", required=True, type=DIRECTORY, help="The folder for the figures, each as PNG and SVG.")
-@click.option("--split", help="Whose images to draw. [default: the one to be reported on]")
+@click.option("--out", required=True, type=DIRECTORY, help="Folder for the figures, each as PNG and SVG.")
+@click.option("--split", help="Split to draw. [default: the reported one]")
 @memory_option
 def plot(run_dir, store_file, sweep_dir, out, split, memory):
-    """Draw figures from stored files; no model is loaded."""
+    """Draw figures of a run, a feature store or a sweep from their stored files.
+
+    \b
+    Examples:
+      onceover plot --run runs/first --out figures
+      onceover plot --sweep sweeps/first --out figures/sweep
+    """
     from onceover import workflows
 
     if sum(place is not None for place in (run_dir, store_file, sweep_dir)) != 1:
@@ -894,7 +1022,12 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
 @cli.command()
 @click.argument("path", type=FILE, metavar="FILE_OR_DIR")
 def info(path):
-    """Describe a feature store, a run folder, an index, or an unfinished extraction."""
+    """Describe a feature store, run, sweep, index or unfinished extraction.
+
+    \b
+    Examples:
+      onceover info stores/flickr8k.h5
+    """
     from onceover.analysis.describe import describe
 
     click.echo(describe(path))
@@ -902,15 +1035,21 @@ def info(path):
 
 @cli.command()
 @click.argument("store_file", type=FILE, metavar="FILE.h5_OR_INDEX")
-@click.option("--sample", type=click.IntRange(min=1), help="Encode N images and captions again and compare.")
+@click.option("--sample", type=click.IntRange(min=1), help="Also encode N images and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
-@click.option("--data", type=FILE, help="The dataset's folder, if it has moved. (With --sample.)")
+@click.option("--data", type=FILE, help="New location of the dataset, if it has moved. (With --sample.)")
 @device_option
 def verify(store_file, sample, device, **places):
-    """Check a feature store: structure, checksums, finite numbers; with --sample, the features themselves.
+    """Check a feature store or an index for damage.
 
-    Of an index every file is checked against its SHA-256.
+    Check a store's structure, checksums and that all numbers are finite; with --sample, also the features themselves.
+    Check every file of an index against its SHA-256.
+
+    \b
+    Examples:
+      onceover verify stores/flickr8k.h5 --sample 100
+      onceover verify pictures.index
     """
     from onceover.base.formats import CURRENT
     from onceover.extract.store import FeatureStore
@@ -940,9 +1079,14 @@ def verify(store_file, sample, device, **places):
 
 @cli.command()
 @click.argument("name", type=click.Choice(["flickr8k"]))
-@click.option("--to", "folder", required=True, type=DIRECTORY, help="The folder to make.")
+@click.option("--to", "folder", required=True, type=DIRECTORY, help="Folder to create.")
 def download(name, folder):
-    """Download a dataset: resumable, checked, unpacked safely."""
+    """Download a dataset, check it and unpack it; run again to resume.
+
+    \b
+    Examples:
+      onceover download flickr8k --to data/flickr8k
+    """
     from onceover.extract.download import download_archives
 
     download_archives(name, folder)
@@ -950,12 +1094,16 @@ def download(name, folder):
 
 
 @cli.command()
-@click.option("--out", type=DIRECTORY, default=Path("demo"), show_default=True, help="The folder to write.")
+@click.option("--out", type=DIRECTORY, default=Path("demo"), show_default=True, help="Folder to write.")
 @device_option
 def demo(out, device):
-    """Everything end to end, offline: draw a dataset, encode, fit, evaluate, search, plot.
+    """Run everything offline: draw a dataset, encode, fit, evaluate, search, plot.
 
-    The encoders are untrained (random weights), since none may be downloaded: the heads learn from random features.
+    Nothing is downloaded, so the encoders have random weights: the heads learn from random features.
+
+    \b
+    Examples:
+      onceover demo --out demo
     """
     from onceover import workflows
     from onceover.base.outputs import claim_folder
@@ -967,7 +1115,7 @@ def demo(out, device):
     figures = out / "figures"
     say("1/6 draw: a small captioned dataset of coloured shapes")
     sentence, picture = draw_dataset(out / "data")
-    say("2/6 extract: ResNet50 and DistilBERT with random weights: UNTRAINED encoders, as nothing is downloaded")
+    say("2/6 extract: ResNet50 and DistilBERT with random weights: UNTRAINED encoders, since nothing is downloaded")
     _say_lines(workflows.extract(out / "data", out / "store.h5", config.extract, device=device, force=True))
     say("3/6 fit: projection heads on the cached features")
     run = workflows.fit(out / "store.h5", run_dir, config, device=device, force=True)
@@ -975,7 +1123,7 @@ def demo(out, device):
     evaluation = workflows.evaluate(run)
     result = evaluation.result
     _print_evaluation(evaluation)
-    say("5/6 search, both ways")
+    say("5/6 search in both directions")
     for query, mode in ((sentence, "text2image"), (str(picture), "image2text")):
         click.echo(f"{mode}: {query}")
         options = {"mode": mode, "split": result["split"], "figure": figures / f"search-{mode}.png", "device": device}
@@ -990,7 +1138,7 @@ def demo(out, device):
             f"{label}: R@1 {multimodal[direction]['R@1']:.1f} %, {ratio:.0f} times chance, with untrained encoders"
         )
     done(
-        f"wrote {out}: the store, the run, and the images in {figures}",
+        f"wrote {out}: the dataset, the store, the run, and figures in {figures}",
         command("download", "flickr8k", "--to", "data/flickr8k") + "   (real photographs)",
     )
 
@@ -1007,7 +1155,7 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Opens what the caller closed of stdin, stdout and stderr, so that no other file takes its place.
+    """Opens those of stdin, stdout and stderr that the caller closed, so that no other file takes their place.
 
     Input is then empty, messages go nowhere, and results that cannot be printed end in an error.
     """

@@ -1,7 +1,10 @@
-"""Chains of stages, which the command line and Python callers share: dataset to store, store to run, run to results.
+"""Chains of stages, shared by the command line and Python callers: dataset to store, store to run, run to results.
 
-Each function takes paths and settings, writes what it makes to disk, and returns it opened or as plain values. Stages
-are imported when they are needed, so that evaluating and drawing load no model.
+Each function takes paths and settings, writes its result to disk, and returns it opened or as plain values. Stages are
+imported when they are needed, so that evaluating and drawing load no model.
+
+The examples run in a folder with a small dataset ``data`` (60 drawn images, five captions each), its feature store
+``store.h5``, and two runs, ``runs/first`` and ``runs/second``.
 """
 
 from __future__ import annotations
@@ -49,12 +52,12 @@ _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
 
 
 class WorkflowError(OnceoverError):
-    """Files of several stages that do not go together."""
+    """Files of several stages that do not belong together."""
 
 
 @contextlib.contextmanager
 def _opened(store: FeatureStore | str | Path) -> Iterator[FeatureStore]:
-    """A feature store by its path, closed at the end; one that is open already stays open."""
+    """Opens a feature store by its path and closes it at the end; one that is open already stays open."""
     from onceover.extract.store import FeatureStore
 
     if isinstance(store, FeatureStore):
@@ -69,7 +72,7 @@ def _folder_of(run: Run | str | Path) -> Path:
 
 
 def _run_at(run: Run | str | Path) -> Run:
-    """A run by its folder; one that is loaded already stays as it is."""
+    """Loads a run by its folder; returns one that is loaded already."""
     from onceover.heads.checkpoint import load_run
 
     return load_run(run) if isinstance(run, str | Path) else run
@@ -87,17 +90,17 @@ def extract(
     prune: bool = False,
     retry_failures: bool = False,
 ) -> Summary:
-    """Encodes a dataset into the feature store at ``store``, or what of it is new, and says what was done.
+    """Encodes a dataset into the feature store at ``store``, reusing rows already there, and returns a summary.
 
     Args:
         data: the dataset's folder, or its CSV or JSON file.
         config: encoders and settings; by default those of ``configs/config.yaml``.
-        limit: only so many images, the first ones.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best one at hand.
-        engine: ``threads``, ``processes`` (they feed a GPU), that of another package, or ``auto``.
+        limit: encode only the first images, this many.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available.
+        engine: ``threads``, ``processes`` (they feed a GPU), one of another package, or ``auto``.
         force: replace features of other encoders or settings.
-        prune: drop rows that the dataset no longer has.
-        retry_failures: try images again that the ledger records as failed.
+        prune: drop rows that are no longer in the dataset.
+        retry_failures: retry images that the ledger records as failed.
     """
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
@@ -119,7 +122,21 @@ def extract(
 
 
 def extract_features(data: str | Path, store: str | Path, **options) -> FeatureStore:
-    """Encodes a dataset and returns its feature store, opened; the options are those of ``extract``."""
+    """Encodes a dataset once and returns its feature store, opened; rows already in the store are reused.
+
+    Args:
+        data: the dataset's folder, or its CSV or JSON file.
+        store: the .h5 file to write.
+        options: ``config`` (encoders and settings; by default those of ``configs/config.yaml``), ``limit`` (encode only
+            the first images), ``device``, ``engine``, ``force`` (replace features of other encoders or settings),
+            ``prune`` (drop rows that are no longer in the dataset), ``retry_failures`` (retry images that are recorded
+            as failed).
+
+    Example:
+        >>> store = onceover.extract_features("data", "new.h5")
+        >>> len(store.image_ids), len(store.captions)
+        (60, 300)
+    """
     from onceover.extract.store import FeatureStore
 
     return FeatureStore(extract(data, store, **options).path)
@@ -134,13 +151,21 @@ def fit(
     memory: int | None = None,
     force: bool = False,
 ) -> Run:
-    """Fits projection heads on a feature store and returns the run, which is also on disk.
+    """Fits projection heads on a feature store, writes the run folder and returns the run.
 
     Args:
+        store: an open feature store, or its path.
         run: the folder to write.
         config: settings; by default those of ``configs/config.yaml``.
-        memory: the limit in bytes; by default half of the machine's.
-        force: replace the run that is there.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available.
+        memory: the memory limit in bytes; by default half of the machine's.
+        force: replace an existing run.
+
+    Example:
+        >>> config = onceover.load_config(None, ["training.num_epochs=2", "model.embedding_dim=16"])
+        >>> run = onceover.fit("store.h5", "runs/third", config)
+        >>> run.provenance["epochs"]
+        [2]
     """
     with _opened(store) as opened:
         from onceover.extract.encoding.devices import pick_device
@@ -161,13 +186,13 @@ def sweep(
     device: str | None = None,
     memory: int | None = None,
 ) -> list[dict]:
-    """Fits all settings of a grid, ranks them on the validation images, and returns the leaderboard, best first.
+    """Fits all settings of a grid, ranks them on the validation split and returns the leaderboard, best first.
 
     Writes the trials, ``results.csv``, ``leaderboard.md``, ``best.yaml`` and figures to ``out``.
 
     Args:
-        settings: as ``heads.sweep.expand`` makes them of a grid.
-        halving: drop settings early that are clearly behind the best one.
+        settings: a grid, as ``heads.sweep.expand`` makes it.
+        halving: stop settings early that are clearly behind the best.
     """
     with _opened(store) as opened:
         import yaml
@@ -201,10 +226,10 @@ def sweep(
 def fit_best(
     store: FeatureStore | str | Path, out: str | Path, *, device: str | None = None, memory: int | None = None
 ) -> Run:
-    """Fits the best setting of the sweep in ``out`` to the run ``out/best``; that of an earlier best is replaced.
+    """Fits the best setting of the sweep in ``out`` as the run ``out/best``, replacing an earlier best.
 
     Raises:
-        WorkflowError: another run lies there, which the sweep knows nothing of.
+        WorkflowError: ``out/best`` holds a run that is not of this sweep.
     """
     from onceover.heads.sweep import trial_name
 
@@ -217,7 +242,7 @@ def fit_best(
 
 
 def _best_config(settings: Sequence[Setting], row: dict) -> Config:
-    """The configuration of a leaderboard's row."""
+    """The configuration of a row of the leaderboard."""
     for setting in settings:
         if all(row[key] == value for key, value in setting.values.items()):
             return setting.configs[0]
@@ -242,10 +267,10 @@ def finetune(
     device: str | None = None,
     force: bool = False,
 ) -> dict | None:
-    """Fine-tunes layers of a run's encoders together with its heads, and writes them to ``out``.
+    """Fine-tunes layers of a run's encoders together with its heads and writes them to ``out``.
 
-    Returns what ``finetune.json`` says; None in all processes but the first, where several share the batches. The new
-    encoders' features are still to be extracted: ``complete_finetuned``.
+    Returns the contents of ``finetune.json``; None in all processes but the first, where several share the batches.
+    ``complete_finetuned`` then extracts the features of the fine-tuned encoders.
     """
     from onceover.extract.encoding.devices import pick_device
     from onceover.heads.finetune import finetune as train
@@ -272,7 +297,7 @@ def finetune(
 def complete_finetuned(
     store: FeatureStore | str | Path, data: str | Path, out: str | Path, *, device: str | None = None
 ) -> Summary:
-    """Extracts the features of fine-tuned encoders, where they changed, and makes ``out`` a run like any other."""
+    """Extracts the features of the fine-tuned encoders and completes ``out`` as a run."""
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
     from onceover.heads.finetune import check_encoder, dataset_of, finish
@@ -296,7 +321,7 @@ def complete_finetuned(
 
 
 def _has_own_store(out: Path) -> bool:
-    """Whether ``store.h5`` in a fine-tuned run's folder is of its encoders, and may be replaced when they change.
+    """Whether ``store.h5`` in a fine-tuned run's folder is of its encoders, so that it may be replaced.
 
     Raises:
         WorkflowError: it is a link, or another store that was copied there.
@@ -322,7 +347,7 @@ def _has_own_store(out: Path) -> bool:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation as plain values, and the files that it was written to; prints as a table."""
+    """The result of an evaluation as plain values, and the files it was written to; prints as a table."""
 
     result: dict
     files: list[Path]
@@ -343,15 +368,27 @@ def evaluate(
     memory: int | None = None,
     device: str | None = None,
 ) -> Evaluation:
-    """Measures a run beside its baselines and chance, both ways, or a store's baselines alone.
+    """Measures a run beside its baselines and chance in both directions, or a store's baselines alone.
 
     Writes ``evaluation-SPLIT.md``, ``.csv`` and ``.json`` into the run's folder, or beside the store.
 
     Args:
-        store: of a run, where its store is now, if it has moved; without a run, the store.
-        split: by default the one to be reported on.
-        rerank: further rows, corrected for hubs: ``qbnorm``, ``csls``.
-        shuffled: fit a sanity check, heads of shuffled pairs, which must score at chance.
+        run: a run, or its folder.
+        store: without a run, the store; with one, the new location of its store, if it has moved.
+        split: the split to evaluate; by default the reported one.
+        rerank: add rows corrected for hubs: ``qbnorm``, ``csls``.
+        shuffled: add a sanity check: heads trained on shuffled pairs, which must score at chance.
+        memory: the memory limit in bytes; by default half of the machine's.
+
+    Example:
+        >>> evaluation = onceover.evaluate("runs/first")
+        >>> print(evaluation)  # doctest: +ELLIPSIS
+        model       direction (gallery)  R@1 ...
+        multimodal  image→text (60) ...
+        >>> [path.name for path in evaluation.files]
+        ['evaluation-test.md', 'evaluation-test.csv', 'evaluation-test.json']
+        >>> round(evaluation.result["models"]["chance"]["text_to_image"]["R@1"], 1)  # in percent, of 12 images
+        8.3
     """
     from onceover.extract.store import FeatureStore
     from onceover.heads.provenance import read_provenance
@@ -386,12 +423,12 @@ def evaluate(
 
 
 def _fit_shuffled(folder: Path, store: FeatureStore, memory: int | None, device: str | None) -> Embeddings:
-    """The embeddings of heads that were fitted to shuffled pairs, beside the run in ``folder``.
+    """Fits the sanity check, heads trained on shuffled pairs, into the run's folder and returns its embeddings.
 
     A sanity check of an earlier store or of other settings is replaced.
 
     Raises:
-        WorkflowError: something else is where the sanity check is to lie.
+        WorkflowError: its folder holds something else.
     """
     from onceover.heads.provenance import RunError
     from onceover.retrieval.embeddings import read_embeddings
@@ -414,7 +451,7 @@ def _fit_shuffled(folder: Path, store: FeatureStore, memory: int | None, device:
 
 
 def _check_evaluation(folder: Path, split: str) -> None:
-    """Refuses to evaluate where the results could not be written, before anything is computed."""
+    """Refuses, before anything is computed, to evaluate where the results could not be written."""
     outputs = Outputs(folder, _EVALUATE_AGAIN)
     for suffix in (".md", ".csv", ".json"):
         outputs.check(EVALUATION.format(split) + suffix)
@@ -424,7 +461,7 @@ def store_of(folder: Path, provenance: dict) -> Path:
     """The store that the run in ``folder`` was fitted on.
 
     Raises:
-        ConfigError: it is not there any more.
+        ConfigError: it is no longer there.
     """
     store = Path(provenance["store"])
     if not store.exists():
@@ -433,7 +470,7 @@ def store_of(folder: Path, provenance: dict) -> Path:
 
 
 def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[str] = ()) -> Path:
-    """Writes the ``count`` worst queries each way as a page into the run's folder, and returns its path."""
+    """Writes a page with the ``count`` worst queries in each direction into the run's folder; returns its path."""
     from onceover.analysis.report import error_page as draw
     from onceover.retrieval.embeddings import read_embeddings
 
@@ -446,7 +483,21 @@ def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[s
 
 
 def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict:
-    """Compares runs with the first one, query by query; differences come with 95 % intervals."""
+    """Compares runs with the first one, query by query; differences come with 95 % intervals.
+
+    Args:
+        runs: folders of two or more runs of one dataset.
+        split: the split to compare on; by default the one the first run reports.
+        rerank: the hubness correction for all runs; by default each run's own.
+
+    Example:
+        >>> comparison = onceover.compare(["runs/first", "runs/second"])
+        >>> list(comparison["differences"])
+        ['runs/second']
+        >>> low, high = comparison["differences"]["runs/second"]["rsum_ci"]
+        >>> low <= high
+        True
+    """
     from onceover.heads.provenance import read_provenance
     from onceover.retrieval.comparison import compare_runs
     from onceover.retrieval.embeddings import read_embeddings
@@ -458,10 +509,17 @@ def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | 
 
 
 def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
-    """Joins runs of one store into one, whose score is the mean of theirs.
+    """Joins runs of one store into one run, whose score is the mean of theirs.
 
     Args:
-        store: the runs' feature store, if it has moved.
+        runs: folders of the runs.
+        out: the folder to write.
+        store: the new location of the runs' feature store, if it has moved.
+
+    Example:
+        >>> joined = onceover.ensemble(["runs/first", "runs/second"], "runs/joined")
+        >>> len(joined.provenance["members"])
+        2
     """
     from onceover.heads.checkpoint import load_run
     from onceover.heads.ensemble import ensemble as join
@@ -474,14 +532,14 @@ def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path |
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Choices in building an index; None stands for what the index had before, or else for the default.
+    """Options for building an index; None means the index's previous choice, or else the default.
 
     Attributes:
-        kind: ``auto``, ``flat``, ``hnsw``, ``ivf`` or ``ivfpq``. memory: for ``auto``, the limit in bytes.
+        kind: ``auto``, ``flat``, ``hnsw``, ``ivf`` or ``ivfpq``. memory: for ``auto``, the memory limit in bytes.
         min_recall: the recall@10 below which an approximate index is refused. rerank: ``none`` or ``qbnorm``.
-        prune: drop what is no longer there, with its features. retry_failures: try failed images again.
-        force: replace an index of something else; go on although most items are gone.
-        encoders: by kind, where an encoder is now, if it has moved.
+        prune: drop items that are no longer there, with their features. retry_failures: retry failed images.
+        force: replace an index of something else; continue although most items are gone.
+        encoders: by kind, the new location of an encoder that has moved.
     """
 
     kind: str | None = None
@@ -504,14 +562,22 @@ def index(
     split: str | None = None,
     options: IndexOptions | None = None,
 ) -> Path:
-    """Indexes a run's own images and captions, or a folder's images, or a file's captions, for fast search.
+    """Indexes a run's own images and captions, a folder's images or a file's captions, for fast search.
 
     Args:
+        run: a run, or its folder.
         out: the folder to write; by default ``index`` in the run's folder.
         images: a folder of images. captions: a text file, one caption per line. split: only this split of the run's.
+        options: the type of index, limits and more.
 
     Returns:
         The index's folder.
+
+    Example:
+        >>> folder = onceover.index("runs/first", "drawn.index")
+        >>> [(query, hits)] = onceover.search_many(None, ["a red circle"], index=folder, top_k=3)
+        >>> len(hits)
+        3
     """
     from onceover.base.memory import default_memory
     from onceover.retrieval.embeddings import read_embeddings
@@ -569,7 +635,7 @@ def _foreign_gallery(
     captions: str | Path | None,
     options: IndexOptions,
 ) -> Gallery:
-    """A folder's images or a file's captions, encoded into a feature store of their own and embedded by the heads."""
+    """Encodes a folder's images or a file's captions into a feature store of their own and embeds them."""
     from onceover.extract.dataset.alone import read_captions, read_images
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
@@ -622,10 +688,10 @@ def _foreign_gallery(
 
 
 def _check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
-    """Refuses to write over a store in an index's folder that is not of the index's own items.
+    """Refuses to overwrite a store in an index's folder that is not of the index's own items.
 
     Args:
-        kind: of the items: ``image`` or ``text``. root: where they are. force: replace that of items elsewhere.
+        kind: kind of the items: ``image`` or ``text``. root: their location. force: replace one of items elsewhere.
 
     Raises:
         WorkflowError: it is a link, holds features of the other kind, or of other items.
@@ -647,7 +713,7 @@ def _check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None
 
 
 def _extraction_of(run: Run, kind: str, options: IndexOptions) -> ExtractConfig:
-    """The settings by which other images or captions get features like those that the run was fitted on."""
+    """The settings that give other images or captions features like those the run was fitted on."""
     provenance = run.provenance
     places = options.encoders or {}
     return replace(
@@ -661,10 +727,10 @@ def _extraction_of(run: Run, kind: str, options: IndexOptions) -> ExtractConfig:
 
 
 def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | Path | None = None) -> None:
-    """Removes the named items from an index; without names, writes it anew without what was removed before.
+    """Removes the named items from an index; without names, rewrites it without items removed earlier.
 
     Args:
-        run: the run that the index was made with, if it has moved.
+        run: the new location of the run that the index was made with, if it has moved.
     """
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.retrieval.index import Index, IndexingError, compact
@@ -698,7 +764,7 @@ def run_of(folder: Path, opened: Index) -> Path:
     """The run that the index in ``folder`` was made with.
 
     Raises:
-        ConfigError: it is not there any more.
+        ConfigError: it is no longer there.
     """
     run = Path(opened.manifest["run"])
     if not run.exists():
@@ -707,10 +773,10 @@ def run_of(folder: Path, opened: Index) -> Path:
 
 
 def open_index(folder: str | Path, kind: str) -> Index:
-    """The gallery of an index that holds images (``image``) or captions (``text``).
+    """Opens the part of an index that holds images (``image``) or captions (``text``).
 
     Raises:
-        IndexingError: there is none, or a damaged one.
+        IndexingError: it is missing or damaged.
     """
     from onceover.retrieval.index import Index, IndexingError
 
@@ -726,9 +792,21 @@ def open_index(folder: str | Path, kind: str) -> Index:
 
 
 def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options) -> list[Hit]:
-    """The images that fit a sentence best, or with ``mode="image2text"`` the captions that fit an image's file.
+    """Finds the images that match a text best, or with ``mode="image2text"`` the captions that match an image.
 
-    The options are those of ``search_many``.
+    Args:
+        run: a run, or its folder.
+        query: a text, or the path of an image (``image2text``).
+        top_k: the number of hits.
+        options: those of ``search_many``.
+
+    Example:
+        >>> hits = onceover.search("runs/first", "a red circle above a blue star", top_k=2)
+        >>> [(hit.rank, hit.path) for hit in hits]  # doctest: +ELLIPSIS
+        [(1, 'images/...jpg'), (2, 'images/...jpg')]
+        >>> captions = onceover.search("runs/first", "data/query.jpg", mode="image2text")
+        >>> len(captions)
+        5
     """
     results = search_many(run, [query], top_k=top_k, **options)
     _, hits = next(iter(results))
@@ -750,17 +828,26 @@ def search_many(
     device: str | None = None,
     encoders: dict[str, str | None] | None = None,
 ) -> Iterator[tuple[str, list[Hit]]]:
-    """Yields each query with its hits, batch by batch, so that any number of queries takes the same memory.
+    """Yields each query with its hits, batch by batch, so that memory does not grow with the number of queries.
 
     Args:
-        run: None where ``index`` names the run.
-        queries: sentences (``text2image``) or paths of images (``image2text``).
-        index: search an index, as ``index`` writes it, in the place of the run's own images or captions.
-        other: an image's path (``text2image``) or a sentence (``image2text``) that is mixed into each query.
-        weight: the share of each query beside ``other``.
-        split: search this split alone.
+        run: a run, or its folder; None where ``index`` names the run.
+        queries: texts (``text2image``) or paths of images (``image2text``).
+        mode: find images by text (``text2image``) or captions by image (``image2text``).
+        top_k: the number of hits per query.
+        index: search an index, as ``index`` writes it, instead of the run's own images or captions.
+        other: an image's path (``text2image``) or a text (``image2text``) that is mixed into each query.
+        weight: the weight of each query against ``other``, 0 to 1.
+        split: search only this split.
+        rerank: the hubness correction, ``none`` or ``qbnorm``; by default the run's own.
         figure: draw the hits of the first query to this .png, .svg or .pdf file.
-        encoders: by kind, where an encoder is now, if it has moved.
+        encoders: by kind, the new location of an encoder that has moved.
+
+    Example:
+        >>> for query, hits in onceover.search_many("runs/first", ["a red circle", "a blue star"], top_k=3):
+        ...     print(query, len(hits))
+        a red circle 3
+        a blue star 3
     """
     from onceover.heads.query import QueryEmbedder
     from onceover.retrieval.embeddings import read_embeddings
@@ -774,7 +861,7 @@ def search_many(
     if other is not None and mode == "text2image" and not Path(other).is_file():
         raise ConfigError(f"--with takes an image's path beside a sentence; {other!r} is no file")
     batches = _checked_batches(queries, mode, other)
-    first = next(batches, None)  # what is wrong with it is said before an encoder is loaded
+    first = next(batches, None)  # a wrong query is refused before an encoder is loaded
     if first is None:
         return
     kind = "image" if mode == "text2image" else "text"
@@ -802,7 +889,7 @@ def search_many(
 
 
 def _checked_batches(queries: Iterable[str], mode: str, other: str | None) -> Iterator[list[str]]:
-    """The queries, as many at a time as are searched together; each makes sense for ``mode``."""
+    """Checks queries against ``mode`` and yields them in batches that are searched together."""
     from onceover.extract.pictures import read_picture
     from onceover.retrieval.search import AT_ONCE, check_query
 
@@ -830,7 +917,19 @@ def plot(
     split: str | None = None,
     memory: int | None = None,
 ) -> list[Path]:
-    """Draws the figures of a run, a store or a sweep to the folder ``out``, and returns their files."""
+    """Draws the figures of a run, a store or a sweep into the folder ``out`` and returns their files.
+
+    Args:
+        out: the folder for the figures, each as PNG and SVG.
+        run, store, sweep: what to draw, one of the three.
+        split: of a run, the split to draw; by default the reported one.
+        memory: of a store, the memory limit in bytes; by default half of the machine's.
+
+    Example:
+        >>> files = onceover.plot("figures", store="store.h5")
+        >>> sorted(path.name for path in files)
+        ['features.png', 'features.svg']
+    """
     from onceover.analysis.figures import plot_run, plot_store, plot_sweep
 
     if sweep:

@@ -19,7 +19,7 @@ DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 MAX_CONFIG = 2**16  # bytes of a settings file, twenty times what one with every setting and its comment takes
 MAX_SEED = 2**63 - 1  # what a signed 64-bit number holds
 MAX_COUNT = 1_000_000  # epochs, or looks
-MAX_BATCH = 2**20  # images a step
+MAX_BATCH = 2**20  # images per step
 MAX_DIMENSION = 65_536  # of embeddings
 MAX_MEMBERS = 1000  # of an ensemble
 _SHOWN = 80  # characters of a value that a message repeats
@@ -59,16 +59,16 @@ class ExtractConfig:
 
     image_encoder: str = "torchvision:resnet50@IMAGENET1K_V1"
     text_encoder: str = "hf:distilbert-base-uncased"
-    image_layers: str = "auto"  # last, and names of modules within the encoder, side by side; auto: those known to pay
+    image_layers: str = "auto"  # last and names of modules, concatenated; auto: those known to pay
     text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
-    text_pooling: str = "mean"  # mean: over the caption's tokens, padding masked; cls: the first token
-    max_length: int = 128  # tokens a caption; what is longer is cut, counted and reported
+    text_pooling: str = "mean"  # mean over a caption's tokens, or cls: the first token
+    max_length: int = 128  # tokens per caption; longer ones are cut, counted and reported
     views: int = 4  # 1: the plain image; 2: and its mirror image; 3, 4: both uncropped; 5 to 12: corners
-    dtype: str = "float32"  # of the encoders' arithmetic; auto: half precision where it is native and a sample bears it
-    store_dtype: str = "float32"  # of the features on the disk
-    batch_size: int | None = None  # images a forward pass; null: chosen for the device
+    dtype: str = "float32"  # compute dtype; auto: half precision where native, if a sample's features hardly change
+    store_dtype: str = "float32"  # storage dtype
+    batch_size: int | None = None  # images per forward pass; null: chosen for the device
     thumbnails: bool = True
-    seed: int = 0  # of @random encoders and of a split made for want of a published one
+    seed: int = 0  # of @random encoders, and of the split where none is published
 
     def __post_init__(self):
         for key in ("image_layers", "text_layers"):
@@ -98,10 +98,10 @@ class ModelConfig:
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
     dropout: float = 0.3  # of the standardised features, in steps of 1/256
-    variation: float = 1.0  # of what tells two views, or two captions, of another image apart, added to each
+    variation: float = 1.0  # strength of feature transfer: differences between views, or captions, of other images
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
-    rerank: str = "none"  # qbnorm: searches are corrected for hubs with a bank of training queries
+    rerank: str = "none"  # qbnorm: correct searches for hubs with a bank of training queries
 
     def __post_init__(self):
         _check_choice("model.head", self.head, ("linear", "mlp"))
@@ -123,21 +123,21 @@ class TrainingConfig:
     """Stage 2: how the heads are fitted."""
 
     loss: str = "contrastive"  # CLIP's; sigmoid: SigLIP's; or one that another package adds (heads/losses)
-    # pairs of heads, trained together, whose scores are averaged: an ensemble. Member k has the start and the noise of
-    # ``seed`` + k, so that the seeds of several ensembles have to lie as far apart as one has members
+    # ensemble members, trained together; their scores are averaged. Member k has the start and the noise of
+    # ``seed`` + k, so the seeds of several ensembles must be at least as far apart as an ensemble has members
     members: int = 1
-    cca: bool = False  # one member more: a regularised CCA, in closed form
-    num_epochs: int = 30  # an epoch passes every caption once
-    batch_size: int = 256  # images a step
-    captions_per_image: int = 5  # at most, drawn of each image of a batch
+    cca: bool = False  # add a regularised CCA as one more member, in closed form
+    num_epochs: int = 30  # one epoch passes every caption once
+    batch_size: int = 256  # images per step
+    captions_per_image: int = 5  # captions drawn per image of a batch, at most
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    warmup: float = 0.05  # share of all steps; the cosine decay to zero fills the rest
-    check_every: int = 3  # epochs from one look at the selection split to the next; the last epoch is always looked at
-    patience: int = 10  # epochs without a better rsum, as far as was looked, before the fit stops; 0: never
-    refit: bool = True  # the validation images choose, then the heads are fitted anew with them among the train ones
-    shuffle_pairs: bool = False  # a control: train images swap their captions, which leaves nothing to learn
-    dtype: str = "float32"  # of what the heads' products multiply; auto: bfloat16, or a card's TF32, where it is native
+    warmup: float = 0.05  # fraction of all steps; the cosine decay to zero fills the rest
+    check_every: int = 3  # epochs between evaluations on the validation split; the last epoch is always evaluated
+    patience: int = 10  # stop after this many epochs without a better rsum; 0: never
+    refit: bool = True  # once everything is chosen, fit again on train and validation images together
+    shuffle_pairs: bool = False  # a sanity check: train images swap captions, so that nothing can be learned
+    dtype: str = "float32"  # dtype of matrix products in training; auto: bfloat16, or a GPU's TF32, where native
     seed: int = 0
 
     def __post_init__(self):
@@ -163,22 +163,22 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """The optional third stage: how thawed layers of the encoders and the heads are trained on together."""
+    """The optional third stage: how unfrozen layers of the encoders are fine-tuned together with the heads."""
 
-    num_epochs: int = 8  # an epoch passes every caption once
-    batch_size: int = 256  # images a step
-    captions_per_image: int = 5  # at most, drawn of each image of a batch
-    micro_batch: int = 256  # images that memory has to hold activations of; below batch_size: gradient caching
+    num_epochs: int = 8  # one epoch passes every caption once
+    batch_size: int = 256  # images per step
+    captions_per_image: int = 5  # captions drawn per image of a batch, at most
+    micro_batch: int = 256  # images whose activations must fit the memory; below batch_size: gradient caching
     learning_rate: float = 3e-4  # of the encoders' top layers
-    layer_decay: float = 0.8  # factor on the learning rate from one layer to the one below
-    heads_factor: float = 3.0  # on the learning rate, for the heads
+    layer_decay: float = 0.8  # factor on the learning rate per layer, from the top down
+    heads_factor: float = 3.0  # factor on the learning rate, for the heads
     weight_decay: float = 0.05
-    warmup: float = 0.1  # share of all steps; the cosine decay to zero fills the rest
-    patience: int = 5  # epochs without a better rsum before training stops; 0: never
-    word_dropout: float = 0.1  # of a caption's tokens, left out anew in each step
-    augment: bool = True  # without cached activations: random crops and mirror images in place of the stored views
-    checkpoint: bool = False  # gradient checkpointing: a third more time, and no activations within layers kept
-    dtype: str = "auto"  # of the thawed layers' products; auto: bfloat16 where it is native, else float32
+    warmup: float = 0.1  # fraction of all steps; the cosine decay to zero fills the rest
+    patience: int = 5  # stop after this many epochs without a better rsum; 0: never
+    word_dropout: float = 0.1  # fraction of a caption's tokens left out, drawn in each step
+    augment: bool = True  # without cached activations: random crops and mirror images instead of the stored views
+    checkpoint: bool = False  # gradient checkpointing: a third more time, less memory
+    dtype: str = "auto"  # dtype of the unfrozen layers' products; auto: bfloat16 where native, else float32
     seed: int = 0
 
     def __post_init__(self):
@@ -218,6 +218,14 @@ def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] 
 
     Raises:
         ConfigError: an unreadable file, an unknown key, a wrong type, a value out of range.
+
+    Example:
+        >>> config = onceover.load_config(None, ["training.num_epochs=5", "model.temperature=0.05"])
+        >>> config.training.num_epochs, config.training.batch_size
+        (5, 256)
+        >>> onceover.load_config(None, ["training.num_epoch=5"])
+        Traceback (most recent call last):
+        onceover.configs.schema.ConfigError: ...; did you mean training.num_epochs?
     """
     tree = {} if path is None else _read_tree(path)
     for override in overrides:

@@ -80,6 +80,13 @@ class FeatureStore:
 
     Raises:
         StoreError: nothing there, unfinished, or no store of a known version.
+
+    Example:
+        >>> with onceover.FeatureStore("store.h5") as store:
+        ...     print(len(store.image_ids), "images,", len(store.captions), "captions")
+        ...     print(store.image_features.shape, store.text_features.shape)
+        60 images, 300 captions
+        (60, 2, 1024) (300, 32)
     """
 
     def __init__(self, path: str | Path, check: bool = True):

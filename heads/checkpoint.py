@@ -83,6 +83,11 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         RunError: not there, unfinished or damaged.
+
+    Example:
+        >>> run = onceover.load_run("runs/first")
+        >>> run.config.model.embedding_dim
+        16
     """
     folder = Path(folder)
     provenance = read_provenance(folder)

@@ -137,6 +137,12 @@ def read_embeddings(path: str | Path) -> Embeddings:
 
     Raises:
         EmbeddingsError: missing, not of this format, rows that are not finite unit vectors, a map that points outside.
+
+    Example:
+        >>> embeddings = onceover.read_embeddings("runs/first/embeddings.h5")
+        >>> embeddings.images.shape, embeddings.texts.shape
+        ((60, 16), (300, 16))
+        >>> scores = embeddings.images @ embeddings.texts.T  # cosine similarities
     """
     path = Path(path)
     if not path.exists():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -192,7 +193,7 @@ def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extra
     assert "with untrained encoders" in result.stdout
     figures = {path.name for path in (tmp_path / "demo/figures").iterdir()}
     assert {"tsne.png", "ranks.svg", "search-text2image.png", "search-image2text.png"} <= figures
-    assert f"the images in {tmp_path / 'demo/figures'}" in result.stderr
+    assert f"figures in {tmp_path / 'demo/figures'}" in result.stderr
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -203,7 +204,7 @@ def test_every_command_and_option_has_help_and_stands_in_the_docs(name):
     assert f"## {name}\n" in page
     for parameter in command.params:
         if isinstance(parameter, click.Option):
-            assert parameter.help or parameter.name == "mode", f"{name} {parameter.name}"
+            assert parameter.help, f"{name} {parameter.name}"
             assert parameter.opts[0] in page
 
 
@@ -214,16 +215,43 @@ def test_the_command_page_is_generated_from_the_help():
     assert (ROOT / "docs/cli.md").read_text() == module.render(), "run: make docs"
 
 
-def test_the_readme_names_only_commands_and_options_that_exist():
-    import re
+def check_parses(line):
+    """Parses a command line, a continued one or with a comment too, and runs nothing."""
+    _, name, *arguments = shlex.split(line, comments=True)
+    assert name in cli.commands, line
+    cli.commands[name].make_context(name, arguments)
 
-    text = (ROOT / "README.md").read_text()
-    for line in re.findall(r"python cli\.py ([^\n`]+)", text.replace("\\\n", " ")):
-        name, *rest = line.split()
-        known = {option for parameter in cli.commands[name].params for option in parameter.opts}
-        for word in rest:
-            if word.startswith("--"):
-                assert word in known, line
+
+def examples(text):
+    """The lines of a help text that follow ``Examples:``."""
+    return [line.strip() for line in text.partition("Examples:")[2].splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_the_help_of_every_command_has_an_example_that_parses(name):
+    lines = examples(cli.commands[name].help)
+    assert lines
+    for line in lines:
+        assert line.startswith(f"onceover {name} ")
+        check_parses(line)
+
+
+def test_the_first_help_has_examples_that_parse():
+    lines = examples(cli.help)
+    assert lines
+    for line in lines:
+        check_parses(line)
+
+
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith(("docs/api", "docs/notes"))])
+def test_the_command_lines_in_the_documents_parse(page):
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        for start in re.findall(r"\bonceover [a-z].*", line.partition("# ")[0]):
+            check_parses(start.partition("; done")[0].replace("=$seed", "=0"))
 
 
 def test_a_run_works_from_another_folder_and_with_an_encoder_that_has_moved(
@@ -438,8 +466,6 @@ def test_what_has_moved_is_to_be_named_with_its_option(run, run_dir, store_file,
 
 
 def test_the_next_command_works_where_a_path_has_blanks(run, run_dir, tmp_path):
-    import shlex
-
     folder = shutil.copytree(run_dir, tmp_path / "my run")
     following = run("evaluate", "--run", folder).stderr.splitlines()[-1]
     assert following == f"next: onceover search --run '{folder}' --query 'a dog playing in the park'"
@@ -514,8 +540,6 @@ def test_sizes_are_read_as_people_write_them(run, run_dir, tmp_path):
 
 def test_the_example_of_the_search_module_runs(run_dir, monkeypatch, capsys, drawn):
     """The docstring's example, with this run's folder and a drawn image in the place of its names."""
-    import re
-
     from onceover.retrieval import search
 
     code = "\n".join(re.findall(r"^    (.+|)$", search.__doc__, re.MULTILINE))
@@ -561,7 +585,7 @@ def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_befo
     mistyped = run("extract", "--data", tmp_path / "drawn.csv", "--store", tmp_path / "n.h5", *wrong, code=1).stderr
     assert "error: hf:/nope: there is no such folder, and no model can have that name" in mistyped
     message = run("search", "--run", run_dir, "--query", "x", "--weight", 0.3, code=2).stderr
-    assert "--weight is the share of --query" in message
+    assert "--weight is the weight of --query against --with" in message
 
 
 def test_an_interrupted_command_says_how_to_go_on(drawn, tmp_path, monkeypatch):

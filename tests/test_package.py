@@ -97,6 +97,19 @@ def test_a_bare_checkout_answers_without_an_installation(tmp_path):
     assert done.stdout == f"onceover {onceover.__version__}\n"
 
 
+def test_the_api_reference_is_made_without_a_warning(tmp_path):
+    pytest.importorskip("pdoc", reason="pdoc, of the extra dev, is not installed")
+    call = [sys.executable, "-W", "error", str(ROOT / "docs/make_api.py"), "--out", str(tmp_path)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "onceover.html").read_text()
+    for name in onceover.__all__:
+        assert f'id="{name}"' in page
+    assert 'id="Layout.find"' in (tmp_path / "onceover/extract/layouts.html").read_text()
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    assert "\t$(BIN)/python -W error docs/make_api.py --out docs/api" in lines
+
+
 def test_every_public_name_is_there_and_listed():
     for name in onceover.__all__:
         assert getattr(onceover, name) is not None

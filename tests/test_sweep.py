@@ -529,7 +529,7 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     short = [part for override in SHORT[:3] for part in ("--set", override)]
     done = run("sweep", "--store", store_file, "--out", out, *axes, *short, "--test-best")
     assert "measured on dev, 12 images, 60 captions, which chose the best one" in done.stderr
-    assert "model.temperature was where a learned temperature started" in done.stderr
+    assert "model.temperature is where a learned temperature starts" in done.stderr
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 4
     assert rows[0]["verdict"] == "best"
