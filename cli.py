@@ -1054,7 +1054,7 @@ def verify(store_file, sample, device, **places):
     from onceover.base.formats import CURRENT
     from onceover.extract.store import FeatureStore
     from onceover.extract.verify import verify_sample
-    from onceover.workflows import GALLERIES
+    from onceover.retrieval.index.galleries import GALLERIES
 
     indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
     for folder in indexes:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ from onceover.base.files import json_text, sealed
 from onceover.base.formats import (
     BEST,
     CONFIG,
-    CURRENT,
     EMBEDDINGS,
     ENCODERS,
     ERRORS,
@@ -44,10 +43,8 @@ if TYPE_CHECKING:
     from onceover.heads.sweep import Setting
     from onceover.retrieval.embeddings import Embeddings
     from onceover.retrieval.gallery import Gallery
-    from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
-GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
 _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
 
 
@@ -333,7 +330,7 @@ def _has_own_store(out: Path) -> bool:
         return False
     if not path.is_symlink():
         with FeatureStore(path) as store:
-            specs = {store.provenance[kind]["encoder"] for kind in GALLERIES}
+            specs = {store.provenance[kind]["encoder"] for kind in ("image", "text")}
         config = load_config(out / CONFIG).extract
         own = f"{(out / ENCODERS).resolve()}{os.sep}"
         if any(own in spec for spec in specs):
@@ -582,6 +579,7 @@ def index(
     from onceover.base.memory import default_memory
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.retrieval.index import check_origin, claim_index, compact, update
+    from onceover.retrieval.index.galleries import GALLERIES
 
     loaded = _run_at(run)
     options = options or IndexOptions()
@@ -635,14 +633,11 @@ def _foreign_gallery(
     captions: str | Path | None,
     options: IndexOptions,
 ) -> Gallery:
-    """Encodes a folder's images or a file's captions into a feature store of their own and embeds them."""
+    """The gallery of a folder's images or a file's captions, which are encoded where that is needed."""
     from onceover.extract.dataset.alone import read_captions, read_images
-    from onceover.extract.pipeline import extract as encode
-    from onceover.extract.store import FeatureStore
-    from onceover.heads.embed import image_embeddings, text_embeddings
-    from onceover.retrieval.gallery import gallery_of_store
-    from onceover.retrieval.hubness import bias_by_bank
+    from onceover.heads.foreign import check_gallery_store, foreign_gallery
     from onceover.retrieval.index import check_vanished
+    from onceover.retrieval.index.galleries import GALLERIES
 
     if images:
         kind = "image"
@@ -653,76 +648,22 @@ def _foreign_gallery(
         dataset = read_captions(captions)
         items = dataset.captions
     store_file = out / f"{GALLERIES[kind]}.h5"
-    _check_gallery_store(store_file, kind, dataset.root, options.force)
+    check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
         check_vanished(out / GALLERIES[kind], items, images or captions)
     for note in dataset.notes:
         say(note)
-    encode_summary = encode(
+    return foreign_gallery(
+        run,
+        embeddings,
         dataset,
         store_file,
-        _extraction_of(run, kind, options),
+        rerank=options.rerank,
         device=options.device,
-        tokenizer_files=run.tokenizer_files,
-        check_encoder=run.check_encoder,
+        encoders=options.encoders or {},
         force=options.force,
         retry_failures=options.retry_failures,
-        keep_vanished=True,
         prune=options.prune,
-    )
-    for line in encode_summary.lines():
-        say(line)
-    with FeatureStore(encode_summary.path) as store:
-        run.check_encoder(kind, store.recipes[kind])
-        if images:
-            vectors = image_embeddings(run.heads, store.image_features)
-        else:
-            vectors = text_embeddings(run.heads, store.text_features)
-        corrected = (options.rerank or embeddings.rerank) == "qbnorm"
-        bias = bias_by_bank(embeddings, kind, vectors) if corrected else None
-        gallery = gallery_of_store(store, kind, vectors, bias, embeddings.space)
-    if not images:
-        return gallery
-    root = Path(images).resolve()
-    return replace(gallery, paths=[str(root / path) for path in gallery.paths])
-
-
-def _check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
-    """Refuses to overwrite a store in an index's folder that is not of the index's own items.
-
-    Args:
-        kind: kind of the items: ``image`` or ``text``. root: their location. force: replace one of items elsewhere.
-
-    Raises:
-        WorkflowError: it is a link, holds features of the other kind, or of other items.
-    """
-    from onceover.extract.store import FeatureStore
-
-    if not os.path.lexists(path):
-        return
-    if path.is_symlink():
-        raise WorkflowError(f"{path} is a link, and an index keeps features there; move it elsewhere")
-    with FeatureStore(path) as store:
-        is_paired = len(store.image_ids) > 0 and len(store.captions) > 0
-        holds_kind = len(store.image_ids if kind == "image" else store.captions) > 0
-        is_of_others = store.provenance["data"] != str(root.resolve())
-    if is_paired or not holds_kind:
-        raise WorkflowError(f"{path} is another feature store, and an index keeps features there; move it elsewhere")
-    if is_of_others and not force:
-        raise WorkflowError(f"{path} holds features of other items than those in {root}; move it elsewhere, or --force")
-
-
-def _extraction_of(run: Run, kind: str, options: IndexOptions) -> ExtractConfig:
-    """The settings that give other images or captions features like those the run was fitted on."""
-    provenance = run.provenance
-    places = options.encoders or {}
-    return replace(
-        ExtractConfig(**provenance["extract"]),
-        image_encoder=places.get("image") or provenance["encoders"]["image"]["encoder"],
-        text_encoder=places.get("text") or provenance["encoders"]["text"]["encoder"],
-        seed=provenance["encoders"][kind]["seed"],
-        dtype=provenance["recipes"][kind]["dtype"],
-        batch_size=None,
     )
 
 
@@ -732,63 +673,10 @@ def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | P
     Args:
         run: the new location of the run that the index was made with, if it has moved.
     """
-    from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index import Index, IndexingError, compact
-    from onceover.retrieval.index import remove as remove_items
+    from onceover.retrieval.index.galleries import change
 
-    folder = Path(folder)
-    folders = {kind: folder / name for kind, name in GALLERIES.items() if (folder / name / CURRENT).exists()}
-    if not folders:
-        raise IndexingError(f"there is no index at {folder}")
-    indexes = {kind: Index(path) for kind, path in folders.items()}
-    run = Path(run) if run else run_of(folder, next(iter(indexes.values())))
-    embeddings = read_embeddings(run / EMBEDDINGS)
-    if any(opened.space != embeddings.space for opened in indexes.values()):
-        raise IndexingError(f"{folder} was made by other heads than {run}'s; name its own --run, or index again")
-    present = {kind: set(opened.ids()).intersection(remove) for kind, opened in indexes.items()}
-    missing = sorted(set(remove).difference(*present.values()))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise IndexingError(f"{folder} holds no {missing[0]!r}{more}")
-    for kind, path in folders.items():
-        probes = embeddings.probes(kind, indexes[kind].biased)
-        if not remove:
-            summary = compact(path, probes, say)
-            say(f"{path}: {summary.rows:,} rows; the room of {summary.removed:,} removed ones is free")
-        elif present[kind]:
-            summary = remove_items(path, sorted(present[kind]), probes=probes, say=say)
-            say(f"{path}: {summary.rows:,} rows; {summary.removed:,} removed")
-
-
-def run_of(folder: Path, opened: Index) -> Path:
-    """The run that the index in ``folder`` was made with.
-
-    Raises:
-        ConfigError: it is no longer there.
-    """
-    run = Path(opened.manifest["run"])
-    if not run.exists():
-        raise ConfigError(f"{folder} was made with the run {run}, which is not there; name it: --run DIR")
-    return run
-
-
-def open_index(folder: str | Path, kind: str) -> Index:
-    """Opens the part of an index that holds images (``image``) or captions (``text``).
-
-    Raises:
-        IndexingError: it is missing or damaged.
-    """
-    from onceover.retrieval.index import Index, IndexingError
-
-    folder = Path(folder)
-    name = GALLERIES[kind]
-    if not any((folder / gallery / CURRENT).exists() for gallery in GALLERIES.values()):
-        raise IndexingError(f"there is no index at {folder}, or an unfinished one; onceover index makes it")
-    if not (folder / name / CURRENT).exists():
-        raise IndexingError(
-            f"{folder} holds no {name}; index them: onceover index --run RUN --index {folder} --{name} …"
-        )
-    return Index(folder / name)
+    for line in change(Path(folder), list(remove), Path(run) if run else None):
+        say(line)
 
 
 def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options) -> list[Hit]:
@@ -851,7 +739,8 @@ def search_many(
     """
     from onceover.heads.query import QueryEmbedder
     from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.search import Query, Searcher
+    from onceover.retrieval.index.galleries import open_index, run_of
+    from onceover.retrieval.search import Query, Searcher, checked_batches
 
     if figure:
         from onceover.analysis.drawing import check_figure
@@ -860,7 +749,7 @@ def search_many(
         check_figure(figure)
     if other is not None and mode == "text2image" and not Path(other).is_file():
         raise ConfigError(f"--with takes an image's path beside a sentence; {other!r} is no file")
-    batches = _checked_batches(queries, mode, other)
+    batches = checked_batches(queries, mode, other)
     first = next(batches, None)  # a wrong query is refused before an encoder is loaded
     if first is None:
         return
@@ -886,26 +775,6 @@ def search_many(
         if figure:
             plot_hits(results[0], asked[0], kind, figure)
         yield from zip(batch, results, strict=True)
-
-
-def _checked_batches(queries: Iterable[str], mode: str, other: str | None) -> Iterator[list[str]]:
-    """Checks queries against ``mode`` and yields them in batches that are searched together."""
-    from onceover.extract.pictures import read_picture
-    from onceover.retrieval.search import AT_ONCE, check_query
-
-    opposite = {"text2image": "image2text", "image2text": "text2image"}
-    if other is not None:
-        check_query(other, opposite[mode])
-        if mode == "text2image":
-            read_picture(other)
-    remaining = iter(queries)
-    while batch := list(islice(remaining, AT_ONCE)):
-        for query in batch:
-            check_query(query, mode)
-        if mode == "image2text":
-            for path in batch:
-                read_picture(path)
-        yield batch
 
 
 def plot(

@@ -82,13 +82,14 @@ def extract(
     options = Options(force, retry_failures, prune, keep_vanished)
     stats = [dataset.images.stat(key) for key in dataset.paths]
     listing = _listing(dataset, stats)
+    request = _request(config)  # an encoder that cannot be is refused before anything is written
     unfinished = Unfinished(path)
     with only_writer(path, "the store"):
         unfinished.claim()
         check_kept(path)
         old = FeatureStore(path) if path.exists() else None
         try:
-            if old and not options.retry_failures and is_up_to_date(old, dataset, listing, _request(config)):
+            if old and not options.retry_failures and is_up_to_date(old, dataset, listing, request):
                 _discard(unfinished, old)
                 if options.prune:
                     remove_kept(path)

@@ -17,13 +17,15 @@ Load once, then search in milliseconds::
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.extract.pictures import read_picture
 from onceover.retrieval.gallery import facing_bias
 
 AT_ONCE = 256  # queries searched together
@@ -304,3 +306,20 @@ def _is_complete(groups: list[list[int]], scores: np.ndarray, top_k: int) -> boo
         return False
     first_of_last_group = groups[-1][0]
     return bool(scores[-1] < scores[first_of_last_group] - _EQUAL)
+
+
+def checked_batches(queries: Iterable[str], mode: str, other: str | None) -> Iterator[list[str]]:
+    """Checks queries against ``mode`` and yields them in batches that are searched together."""
+    opposite = {"text2image": "image2text", "image2text": "text2image"}
+    if other is not None:
+        check_query(other, opposite[mode])
+        if mode == "text2image":
+            read_picture(other)
+    remaining = iter(queries)
+    while batch := list(islice(remaining, AT_ONCE)):
+        for query in batch:
+            check_query(query, mode)
+        if mode == "image2text":
+            for path in batch:
+                read_picture(path)
+        yield batch

@@ -1,0 +1,79 @@
+"""The folder of an index: a gallery of images, one of captions, or both."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from onceover.base.formats import CURRENT, EMBEDDINGS
+from onceover.base.progress import say
+from onceover.configs.schema import ConfigError
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.index.reader import Index
+from onceover.retrieval.index.types import IndexingError
+from onceover.retrieval.index.updating import compact
+from onceover.retrieval.index.updating import remove as remove_items
+
+GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
+
+
+def change(folder: Path, names: list[str], run: Path | None) -> Iterator[str]:
+    """Removes the named items from an index; without names, rewrites it without items removed earlier.
+
+    Args:
+        run: the new location of the run that the index was made with, if it has moved.
+
+    Yields:
+        A line for each gallery that changed.
+
+    Raises:
+        IndexingError: there is no index, it is of another run, or holds no such item.
+    """
+    folders = {kind: folder / name for kind, name in GALLERIES.items() if (folder / name / CURRENT).exists()}
+    if not folders:
+        raise IndexingError(f"there is no index at {folder}")
+    indexes = {kind: Index(path) for kind, path in folders.items()}
+    run = run or run_of(folder, next(iter(indexes.values())))
+    embeddings = read_embeddings(run / EMBEDDINGS)
+    if any(opened.space != embeddings.space for opened in indexes.values()):
+        raise IndexingError(f"{folder} was made by other heads than {run}'s; name its own --run, or index again")
+    present = {kind: set(opened.ids()).intersection(names) for kind, opened in indexes.items()}
+    missing = sorted(set(names).difference(*present.values()))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise IndexingError(f"{folder} holds no {missing[0]!r}{more}")
+    for kind, path in folders.items():
+        probes = embeddings.probes(kind, indexes[kind].biased)
+        if not names:
+            summary = compact(path, probes, say)
+            yield f"{path}: {summary.rows:,} rows; the room of {summary.removed:,} removed ones is free"
+        elif present[kind]:
+            summary = remove_items(path, sorted(present[kind]), probes=probes, say=say)
+            yield f"{path}: {summary.rows:,} rows; {summary.removed:,} removed"
+
+
+def run_of(folder: Path, opened: Index) -> Path:
+    """The run that the index in ``folder`` was made with.
+
+    Raises:
+        ConfigError: it is no longer there.
+    """
+    run = Path(opened.manifest["run"])
+    if not run.exists():
+        raise ConfigError(f"{folder} was made with the run {run}, which is not there; name it: --run DIR")
+    return run
+
+
+def open_index(folder: str | Path, kind: str) -> Index:
+    """Opens the part of an index that holds images (``image``) or captions (``text``).
+
+    Raises:
+        IndexingError: it is missing or damaged.
+    """
+    folder = Path(folder)
+    name = GALLERIES[kind]
+    if not any((folder / gallery / CURRENT).exists() for gallery in GALLERIES.values()):
+        raise IndexingError(f"there is no index at {folder}, or an unfinished one; onceover index makes it")
+    if not (folder / name / CURRENT).exists():
+        raise IndexingError(
+            f"{folder} holds no {name}; index them: onceover index --run RUN --index {folder} --{name} …"
+        )
+    return Index(folder / name)
