@@ -923,10 +923,10 @@ def _read_queries(file: str) -> Iterator[str]:
     from onceover.retrieval.search import read_queries
 
     if file == "-":
-        yield from read_queries(sys.stdin.buffer, "stdin", say)
+        yield from read_queries(sys.stdin.buffer, "stdin")
     else:
         with open_regular(file) as opened:
-            yield from read_queries(opened, file, say)
+            yield from read_queries(opened, file)
 
 
 def _print_hits(results: Iterable[tuple[str, list]], mode: str, style: str, many: bool) -> int:

@@ -613,7 +613,6 @@ def index(
             memory=options.memory or default_memory(),
             min_recall=options.min_recall,
             force=options.force,
-            say=say,
         )
         rows = f"{summary.rows:,} {GALLERIES[gallery.kind]}"
         if summary.up_to_date:
@@ -621,7 +620,7 @@ def index(
         else:
             say(f"{rows}: {summary.added:,} added, {summary.removed:,} removed")
         if options.prune:
-            compact(folder, probes, say, keep_last=False)
+            compact(folder, probes, keep_last=False)
     return out
 
 

@@ -25,6 +25,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.base.progress import say
 from onceover.extract.pictures import read_picture
 from onceover.retrieval.gallery import facing_bias
 
@@ -154,7 +155,7 @@ def _check_encoding(text: str) -> None:
         ) from error
 
 
-def read_queries(file: BinaryIO, name: str, say: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+def read_queries(file: BinaryIO, name: str) -> Iterator[str]:
     """Yields queries, one a line, as they are read; empty lines are left out, and counted at the end.
 
     Raises:

@@ -222,13 +222,12 @@ def test_the_type_is_chosen_by_size_and_memory_and_says_why():
         choose_type(10**6, 512, 10 * 2**20)
 
 
-def test_auto_is_decided_anew_and_an_asked_type_is_kept(tmp_path, probes, monkeypatch):
+def test_auto_is_decided_anew_and_an_asked_type_is_kept(tmp_path, probes, monkeypatch, told):
     auto = update(tmp_path / "a", gallery(300), probes, **ROOMY).manifest
     asked = update(tmp_path / "b", gallery(300), probes, kind="hnsw", **ROOMY).manifest
     assert (auto["type"], asked["type"]) == ("flat", "hnsw")
     monkeypatch.setattr(types, "FLAT_ROWS", 100)
-    told = []
-    again = update(tmp_path / "a", gallery(300), probes, say=told.append, **ROOMY).manifest
+    again = update(tmp_path / "a", gallery(300), probes, **ROOMY).manifest
     assert again["type"] == "hnsw"
     assert "building it anew: type changed" in told
     assert update(tmp_path / "b", gallery(300), probes, **ROOMY).up_to_date
@@ -338,12 +337,11 @@ def test_a_second_writer_other_sources_and_unusable_galleries_are_refused(tmp_pa
     assert not (tmp_path / "j" / CURRENT).exists()
 
 
-def test_other_heads_or_a_correction_for_hubs_build_it_anew(tmp_path, probes):
+def test_other_heads_or_a_correction_for_hubs_build_it_anew(tmp_path, probes, told):
     update(tmp_path / "i", gallery(20), probes, **ROOMY)
-    told = []
     with pytest.raises(IndexingError, match="was made with the run runs/first; name that one, another --index"):
         update(tmp_path / "i", gallery(20, space="other"), probes, **ROOMY | {"run": "runs/second"})
-    update(tmp_path / "i", gallery(20, space="other"), probes, say=told.append, **ROOMY)  # the run was fitted again
+    update(tmp_path / "i", gallery(20, space="other"), probes, **ROOMY)  # the run was fitted again
     assert "building it anew: space changed" in told
     biased = np.column_stack([gallery(20).vectors, np.arange(20, dtype=np.float32)])
     queries = np.column_stack([probes, np.ones(60, np.float32)])

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onceover.base.formats import CURRENT, EMBEDDINGS
-from onceover.base.progress import say
 from onceover.configs.schema import ConfigError
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.index.reader import Index
@@ -43,10 +42,10 @@ def change(folder: Path, names: list[str], run: Path | None) -> Iterator[str]:
     for kind, path in folders.items():
         probes = embeddings.probes(kind, indexes[kind].biased)
         if not names:
-            summary = compact(path, probes, say)
+            summary = compact(path, probes)
             yield f"{path}: {summary.rows:,} rows; the room of {summary.removed:,} removed ones is free"
         elif present[kind]:
-            summary = remove_items(path, sorted(present[kind]), probes=probes, say=say)
+            summary = remove_items(path, sorted(present[kind]), probes=probes)
             yield f"{path}: {summary.rows:,} rows; {summary.removed:,} removed"
 
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from onceover.base.files import digest, write_json
+from onceover.base.progress import say
 from onceover.retrieval.gallery import Gallery, LazyRows
 from onceover.retrieval.index.checks import check_origin
 from onceover.retrieval.index.folder import IndexFiles, writing
@@ -20,8 +20,6 @@ from onceover.retrieval.index.types import MIN_RECALL, IndexingError, choose_typ
 
 SMALL_SEGMENT = 10_000  # so few new rows are searched exactly beside an approximate index
 MAX_SEGMENTS = 16  # an update of an index that has so many builds it anew
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ def update(
     memory: int,
     min_recall: float | None = None,
     force: bool = False,
-    say: Say = lambda _: None,
 ) -> Update:
     """Makes the index hold exactly the items of ``gallery``: new ones join, changed ones are replaced, others removed.
 
@@ -75,18 +72,18 @@ def update(
         before = check_origin(folder, source, run, gallery.space, force)
         about = _description(gallery, before, kind, memory, min_recall) | {"source": source, "run": run}
         say(f"{folder}: {about['type']} ({about['reason']})")
-        segments = _usable_segments(folder, before, about, force, say)
+        segments = _usable_segments(folder, before, about, force)
         change = _compare(segments, _keys(gallery))
         result = {"added": len(change.new_rows), "removed": len(change.gone_keys), "rows": len(gallery)}
         is_unchanged = segments and not change.new_rows and not change.gone_keys
         if is_unchanged and all(before[key] == about[key] for key in about):
             return Update(**result, manifest=before, up_to_date=True)
         entries = _write_change(files, gallery, change, segments, before, about["type"])
-        manifest = _publish(files, about, entries, probes, say)
+        manifest = _publish(files, about, entries, probes)
     return Update(**result, manifest=manifest)
 
 
-def remove(folder: str | Path, ids: list[str], probes: np.ndarray, say: Say = lambda _: None) -> Update:
+def remove(folder: str | Path, ids: list[str], probes: np.ndarray) -> Update:
     """Removes items by id: a tombstone for each, so that searches pass them over.
 
     Raises:
@@ -110,11 +107,11 @@ def remove(folder: str | Path, ids: list[str], probes: np.ndarray, say: Say = la
             bury(files, entry, segment, keys)
             for entry, segment in zip(index.manifest["segments"], index.segments, strict=True)
         ]
-        manifest = _publish(files, index.manifest, entries, probes, say)
+        manifest = _publish(files, index.manifest, entries, probes)
     return Update(0, len(wanted), len(key_of) - len(wanted), manifest)
 
 
-def compact(folder: str | Path, probes: np.ndarray, say: Say = lambda _: None, keep_last: bool = True) -> Update:
+def compact(folder: str | Path, probes: np.ndarray, keep_last: bool = True) -> Update:
     """Writes one segment that replaces all others, without the rows that were removed.
 
     Args:
@@ -132,7 +129,7 @@ def compact(folder: str | Path, probes: np.ndarray, say: Say = lambda _: None, k
         say(f"{folder}: writing {len(index):,} rows anew ({index.manifest['type']})")
         gallery = _gallery_of(index)
         entry = write_segment(files, gallery, index.living("key"), index.manifest["type"])
-        manifest = _publish(files, index.manifest, [entry], probes, say, keep_last)
+        manifest = _publish(files, index.manifest, [entry], probes, keep_last)
     return Update(0, buried, len(gallery), manifest)
 
 
@@ -195,7 +192,7 @@ def _description(
     }
 
 
-def _usable_segments(folder: Path, before: dict | None, about: dict, force: bool, say: Say) -> list[Segment]:
+def _usable_segments(folder: Path, before: dict | None, about: dict, force: bool) -> list[Segment]:
     """The segments of the index that is there; none where all has to be built anew."""
     if before is None:
         return []
@@ -274,7 +271,7 @@ def _write_change(
 
 
 def _publish(
-    files: IndexFiles, about: dict, entries: list[dict], probes: np.ndarray, say: Say, keep_last: bool = True
+    files: IndexFiles, about: dict, entries: list[dict], probes: np.ndarray, keep_last: bool = True
 ) -> dict:
     """Measures the new version and points ``CURRENT`` at it; only files that it and the last version use stay.
 
