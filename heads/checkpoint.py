@@ -232,7 +232,7 @@ def load_resume(folder: Path, request: str) -> dict | None:
 
 
 def load_begun(work: Path, request: str, force: bool) -> dict | None:
-    """The state of what was begun in ``work`` (``place_to_work``), if it can be gone on with.
+    """The state of what was begun in ``work`` (``working_folder``), if it can be gone on with.
 
     ``force`` gives up what cannot be gone on with. A finished run that is to be replaced is not touched.
 

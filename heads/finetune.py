@@ -152,7 +152,7 @@ def finetune(
         if not first:
             return None
         made = _save(work, folder, run, sides, training, settings, specs, request, unfreeze)
-        replacement.take_place(work, folder)
+        replacement.take_over(work, folder)
         return made
 
 
@@ -167,7 +167,7 @@ def _prepare(folder: Path, request: str, force: bool) -> None:
         if checkpoint.read_provenance(folder)["request"] != request:
             raise RunError(f"{folder} holds another run; name another --out, or --force")
         return
-    work = replacement.place_to_work(folder, force)
+    work = replacement.working_folder(folder, force)
     if checkpoint.load_begun(work, request, force) is None:
         checkpoint.begin(work, {"request": request})
 
