@@ -437,7 +437,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     An interrupted sweep goes on where it stopped when run again; settings that are fitted already are not fitted again.
     """
     from onceover import workflows
-    from onceover.heads.sweep import expand
+    from onceover.heads.grid import expand
 
     check_overrides(overrides, "model", "training")
     settings = expand(config_file, overrides, grid, seeds, sample)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from onceover.extract.pipeline import Summary
     from onceover.extract.store import FeatureStore
     from onceover.heads.checkpoint import Run
-    from onceover.heads.sweep import Setting
+    from onceover.heads.grid import Setting
     from onceover.retrieval.embeddings import Embeddings, Gallery
     from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
@@ -145,7 +145,7 @@ def fit(
         from onceover.heads.training import fit as train
 
         config = config or load_config(DEFAULT_CONFIG)
-        train(opened, run, config, device=pick_device(device), memory=memory, force=force, say=say)
+        train(opened, run, config, device=pick_device(device), memory=memory, force=force)
     return load_run(run)
 
 
@@ -163,7 +163,7 @@ def sweep(
     Writes the trials, ``results.csv``, ``leaderboard.md``, ``best.yaml`` and figures to ``out``.
 
     Args:
-        settings: as ``heads.sweep.expand`` makes them of a grid.
+        settings: as ``heads.grid.expand`` makes them of a grid.
         halving: drop settings early that are clearly behind the best one.
     """
     with _opened(store) as opened:
@@ -171,16 +171,14 @@ def sweep(
 
         from onceover.analysis.sweeps import plot_sweep
         from onceover.extract.encoding.devices import pick_device
+        from onceover.heads.grid import trial_name
         from onceover.heads.sweep import sweep as train
-        from onceover.heads.sweep import trial_name
         from onceover.retrieval.evaluation import markdown_table
         from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
 
         out = Path(out)
         judge = Judge()
-        results = train(
-            opened, out, settings, judge, halving=halving, device=pick_device(device), memory=memory, say=say
-        )
+        results = train(opened, out, settings, judge, halving=halving, device=pick_device(device), memory=memory)
         trials = [(setting.values, [trial_name(config) for config in setting.configs]) for setting in settings]
         rows = leaderboard(judge, trials, results, opened.roles().selection_name)
         keys = list(settings[0].values)
@@ -203,7 +201,7 @@ def fit_best(
     Raises:
         WorkflowError: another run lies there, which the sweep knows nothing of.
     """
-    from onceover.heads.sweep import trial_name
+    from onceover.heads.grid import trial_name
 
     folder = Path(out) / "best"
     config = load_config(Path(out) / BEST)
@@ -262,7 +260,6 @@ def finetune(
             encoders=encoders,
             device=pick_device(device),
             force=force,
-            say=say,
         )
 
 
@@ -272,7 +269,7 @@ def complete_finetuned(
     """Extracts the features of fine-tuned encoders, where they changed, and makes ``out`` a run like any other."""
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
-    from onceover.heads.finetune import check_encoder, dataset_of, finish
+    from onceover.heads.finetune_export import check_encoder, dataset_of, finish
 
     out = Path(out)
     force = _has_own_store(out)
@@ -785,7 +782,8 @@ def search_many(
         loaded = _run_at(run)
     places = encoders or {}
     embedder = QueryEmbedder(
-        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text"), say=say
+        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
+
     )
     searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
     for batch in chain([first], batches):

@@ -41,7 +41,9 @@ class Batches:
         steps: how many batches an epoch has.
     """
 
-    def __init__(self, images: np.ndarray, image_index: np.ndarray, views: int, config: TrainingConfig | FinetuneConfig):
+    def __init__(
+        self, images: np.ndarray, image_index: np.ndarray, views: int, config: TrainingConfig | FinetuneConfig
+    ):
         self._captions = captions_of(image_index, images)
         self._images = image_index[self._captions]
         self._views = views

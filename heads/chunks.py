@@ -1,4 +1,4 @@
-"""The features that a fit passes over: all in memory, or in shuffled chunks of a store that is larger than the memory."""
+"""The features that a fit passes over: all in memory, or in shuffled chunks where they do not fit."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Embeds a feature store with heads, and writes the file that search, evaluation and plots read (docs/store-format.md)."""
+"""Embeds a feature store, and writes the file that search, evaluation and plots read (docs/store-format.md)."""
 
 from collections.abc import Iterator
 from pathlib import Path

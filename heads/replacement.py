@@ -166,8 +166,7 @@ def _end_swap(folder: Path) -> None:
         return
     swap = folder / SWAP
     outputs = run_files(folder)
-    with
- outputs.locked():
+    with outputs.locked():
         if not (swap / _CLEARED).exists():
             outputs.remove(_is_of_run)
             _remove_empty_folders(folder)

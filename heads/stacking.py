@@ -229,7 +229,7 @@ class Stack:
         """Takes one step. ``number``: of the step, counted over all epochs."""
         images = batch.images.features(self._seeds, self._model.variation, self._model.dropout)
         texts = batch.texts.features(self._seeds, self._model.variation, self._model.dropout)
-        losses = self._losses_of(images, texts, batch.image_of_text)
+        losses = self.losses(images, texts, batch.image_of_text)
         losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
         gradients = {}
         for name, tensor in self._trained.items():  # a loss need not use all of its scalars
@@ -242,7 +242,7 @@ class Stack:
         self._heads.clamp_scalars(self._parameters)
         self._losses.append(losses.detach())
 
-    def _losses_of(self, images: Tensor, texts: Tensor, image_of_text: Tensor) -> Tensor:
+    def losses(self, images: Tensor, texts: Tensor, image_of_text: Tensor) -> Tensor:
         """The trials' losses, (P,), on features (B, D) and (T, E), or (P, B, D) and (P, T, E)."""
 
         def embed(parameters: dict[str, Tensor], *features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

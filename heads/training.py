@@ -24,7 +24,6 @@ from onceover.heads.chunks import MIN_MEMORY, memory_on
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.losses import LOSSES
 from onceover.heads.models import DualHeads, Ensemble, Projection, ResidualMLP, as_one, members_of
-
 from onceover.heads.stacking import steps_per_epoch, train_epochs
 from onceover.heads.training_data import TrainingData
 from onceover.heads.trials import Trial, trial_memory

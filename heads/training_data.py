@@ -115,8 +115,7 @@ class TrainingData:
             EmbedError: an embedding that is not finite or has no direction.
         """
         trial.heads.eval()
-        if self
-.chunk_count > 1:
+        if self.chunk_count > 1:
             measured = measure(*embed(trial.heads, self._store, self._roles.selection))
         else:
             validation = self._validation

@@ -1,15 +1,16 @@
-"""Which layers of an encoder thaw, and a pass that begins at the lowest of them.
+"""Unfreezes the upper layers of an encoder, and starts its forward passes at the lowest of them. torch only.
 
-A model is seen as a chain of *stages*: the modules that a pass goes through one after the other, lists and sequences
-taken apart, blocks left whole. Everything from the lowest thawed stage up thaws with it, so that what lies below gives
-the same activations in every epoch. torch only.
+A model is seen as a chain of *stages*: the modules that a forward pass goes through one after the other, with lists and
+sequences taken apart and blocks left whole. Everything from the lowest unfrozen stage up is unfrozen with it, so that
+the frozen stages below give the same activations in every epoch.
 """
 
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,158 +21,189 @@ from onceover.base.errors import OnceoverError
 PRESETS = {"image": "image.last4", "last": "image.last4,text.last2", "all": "image.all,text.all"}
 
 
-class ThawError(OnceoverError):
+class UnfreezeError(OnceoverError):
     """A choice of layers that does not fit the encoders."""
 
 
 def parse_unfreeze(text: str) -> dict[str, list[str]]:
-    """``image.NAME,text.NAME`` or a preset (``PRESETS``) -> the names by kind, only kinds that have some.
+    """The layers of each encoder that ``image.NAME,text.NAME``, or a preset, names.
+
+    >>> parse_unfreeze("image.layer4,image.layer3,text.last2")
+    {'image': ['layer4', 'layer3'], 'text': ['last2']}
 
     Raises:
-        ThawError: a name that belongs to neither side.
+        UnfreezeError: a name that belongs to neither encoder.
     """
-    chosen: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     for entry in PRESETS.get(text.strip(), text).split(","):
         kind, dot, name = entry.strip().partition(".")
         if kind not in ("image", "text") or not dot or not name:
-            raise ThawError(
+            raise UnfreezeError(
                 f"{entry.strip()!r} names no layer; write image.NAME or text.NAME, with NAME a module of the encoder, "
                 f"lastN or all, separated by commas; or a preset: {', '.join(PRESETS)}"
             )
-        chosen.setdefault(kind, []).append(name)
-    return chosen
+        layers.setdefault(kind, []).append(name)
+    return layers
 
 
 class Stages:
-    """The stages of a model, as one pass goes through them, but for those whose parameters its outputs do not need.
+    """The stages of a model in the order of a forward pass, without those that its outputs do not depend on.
+
+    A ResNet-18 has the stages ``conv1``, ``bn1``, ``layer1.0``, ``layer1.1``, ``layer2.0``, …, ``layer4.1``.
 
     Args:
-        outputs: makes the pass.
+        outputs: makes one forward pass.
 
     Attributes:
-        names: in the order of the pass. blocks: those of them that lists are made of, which ``lastN`` counts.
+        names: of the stages.
+        blocks: the names that end with a number, such as ``layer4.1``, which ``lastN`` counts.
     """
 
-    def __init__(self, model: nn.Module, outputs: Callable[[], list[Tensor]]):
-        self._model, seen = model, []
-        candidates = list(_apart(model, ""))
-        hooks = [
-            model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.append(name))
-            for name in candidates
-        ]
-        named = dict(model.requires_grad_(True).named_parameters())
-        total = sum(output.float().sum() for output in outputs())
+    def __init__(self, model: nn.Module, outputs: Callable[[], Sequence[Tensor | None]]):
+        self._model = model
+        passed: list[str] = []
+
+        def note(name: str, *_: Any) -> None:
+            passed.append(name)
+
+        hooks = []
+        for name in _stage_names(model, ""):
+            hooks.append(model.get_submodule(name).register_forward_pre_hook(partial(note, name)))
+        parameters = dict(model.requires_grad_(True).named_parameters())
+        total = sum(output.float().sum() for output in outputs() if output is not None)
         for hook in hooks:
             hook.remove()
-        gradients = torch.autograd.grad(total, [*named.values()], allow_unused=True)
+        assert isinstance(total, Tensor)
+        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         model.requires_grad_(False)
-        self._used = {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
-        idle = {name for name in seen if self._parameters(name) and not self._parameters(name) & self._used}
-        self.names = [name for name in dict.fromkeys(seen) if name not in idle]
-        numbered = (name for name in self.names if name.rpartition(".")[2].isdecimal())
-        self.blocks = [name for name in numbered if [*model.get_submodule(name).children()]]
+        self._used = set()  # names of the parameters that the outputs depend on
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                self._used.add(name)
+        self.names = [name for name in dict.fromkeys(passed) if not self._is_unused(name)]
+        self.blocks = [name for name in self.names if self._is_block(name)]
 
     def _parameters(self, stage: str) -> set[str]:
         return {f"{stage}.{name}" for name, _ in self._model.get_submodule(stage).named_parameters()}
 
-    def lowest(self, chosen: list[str], kind: str) -> int:
-        """Where in ``names`` the lowest of the chosen layers stands; ``kind`` is for the error.
+    def _is_unused(self, stage: str) -> bool:
+        parameters = self._parameters(stage)
+        return bool(parameters) and not parameters & self._used
+
+    def _is_block(self, stage: str) -> bool:
+        is_numbered = stage.rpartition(".")[2].isdecimal()
+        return is_numbered and any(True for _ in self._model.get_submodule(stage).children())
+
+    def lowest(self, layers: Sequence[str], kind: str) -> int:
+        """The index in ``names`` of the lowest of some layers.
+
+        Args:
+            layers: names of modules, ``lastN`` or ``all``.
+            kind: ``image`` or ``text``, for the error.
 
         Raises:
-            ThawError: no such layer.
+            UnfreezeError: no such layer.
         """
-        return min(self._place(name, kind) for name in chosen)
+        return min(self._index(layer, kind) for layer in layers)
 
-    def _place(self, name: str, kind: str) -> int:
-        if name == "all":
+    def _index(self, layer: str, kind: str) -> int:
+        if layer == "all":
             return 0
-        if last := re.fullmatch(r"last(\d+)", name):
-            if not self.blocks or not int(last[1]):
+        last = re.fullmatch(r"last(\d+)", layer)
+        if last:
+            count = int(last[1])
+            if not self.blocks or not count:
                 near = ", ".join(f"{kind}.{stage}" for stage in self.names[-4:])
-                raise ThawError(
-                    f"{kind}.{name}: the {kind} encoder has {len(self.blocks)} blocks that are numbered; name a layer: "
-                    f"its last ones are {near}"
+                raise UnfreezeError(
+                    f"{kind}.{layer}: the {kind} encoder has {len(self.blocks)} blocks that are numbered; name a "
+                    f"layer: its last ones are {near}"
                 )
-            return self.names.index(self.blocks[-min(int(last[1]), len(self.blocks))])
-        for place, stage in enumerate(self.names):
-            if stage == name or stage.startswith(f"{name}."):
-                return place
-        known = dict.fromkeys(part for stage in self.names for part in _prefixes(stage))
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-        raise ThawError(
-            f"the {kind} encoder has no layer {name!r} that could thaw; near are "
-            f"{', '.join(f'{kind}.{each}' for each in near)}"
-        )
+            return self.names.index(self.blocks[-min(count, len(self.blocks))])
+        for index, stage in enumerate(self.names):
+            if stage == layer or stage.startswith(f"{layer}."):
+                return index
+        known: dict[str, None] = {}
+        for stage in self.names:
+            known |= dict.fromkeys(_prefixes(stage))
+        near = ", ".join(f"{kind}.{name}" for name in difflib.get_close_matches(layer, known, n=3, cutoff=0.0))
+        raise UnfreezeError(f"the {kind} encoder has no layer {layer!r} to unfreeze; near are {near}")
 
-    def thaw(self, lowest: int) -> dict[str, int]:
+    def unfreeze(self, lowest: int) -> dict[str, int]:
         """Lets gradients into the stages from ``lowest`` up, and nowhere else.
 
         Returns:
-            The names of the thawed parameters with their depth: 0 in the topmost stage that has any.
+            The depth of each unfrozen parameter, by name: 0 in the topmost stage that has parameters.
         """
         self._model.requires_grad_(False)
-        thawed = [name for name in self.names[lowest:] if self._parameters(name)]
-        depth = {name: len(thawed) - 1 - place for place, name in enumerate(thawed)}
+        unfrozen = [name for name in self.names[lowest:] if self._parameters(name)]
+        depth_of_stage = {name: depth for depth, name in enumerate(reversed(unfrozen))}
         depths: dict[str, int] = {}
         for name, parameter in self._model.named_parameters():
-            stage = next((prefix for prefix in _prefixes(name) if prefix in depth), None)
-            if name in self._used and (
-                stage or lowest == 0
-            ):  # of a whole model what belongs to no stage thaws too, as deep as the lowest one
-                depths[name] = depth[stage] if stage else len(thawed) - 1
-                parameter.requires_grad_(True)
+            if name not in self._used:
+                continue
+            stage = next((prefix for prefix in _prefixes(name) if prefix in depth_of_stage), None)
+            if stage:
+                depths[name] = depth_of_stage[stage]
+            elif lowest == 0:  # of a whole model also what belongs to no stage, as deep as the lowest one
+                depths[name] = len(unfrozen) - 1
+            else:
+                continue
+            parameter.requires_grad_(True)
         return depths
 
     def cut(self, lowest: int) -> "Cut":
-        """The model cut below the stage ``lowest``."""
+        """The model, cut below the stage ``lowest``."""
         modules = [self._model.get_submodule(name) for name in self.names[: lowest + 1]]
         return Cut(modules[:-1], modules[-1])
 
     def checkpoint(self, lowest: int) -> None:
-        """Has the stages from ``lowest`` up keep their inputs alone for the way back (Chen et al. 2016)."""
+        """Has the stages from ``lowest`` up recompute their activations in the backward pass (Chen et al. 2016)."""
         for name in self.names[lowest:]:
             module = self._model.get_submodule(name)
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
-def _apart(module: nn.Module, name: str) -> Iterator[str]:
-    """Names of what ``module`` is taken apart into: itself, unless it is a list or holds lists."""
-    for child, part in module.named_children():
-        path = f"{name}.{child}" if name else child
-        if type(part) is nn.Sequential or any(isinstance(each, nn.ModuleList) for each in part.modules()):
-            yield from _apart(part, path)
+def _stage_names(module: nn.Module, name: str) -> Iterator[str]:
+    """Yields the names of a module's children, and in the place of a child that holds lists those of its children."""
+    for child_name, child in module.named_children():
+        path = f"{name}.{child_name}" if name else child_name
+        if type(child) is nn.Sequential or any(isinstance(part, nn.ModuleList) for part in child.modules()):
+            yield from _stage_names(child, path)
         else:
             yield path
 
 
 def _prefixes(name: str) -> list[str]:
+    """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
-class _Reached(Exception):
-    """No error, but the end of a pass that was wanted no further."""
+class _CutReached(Exception):
+    """Ends a forward pass at the cut; no error."""
 
     def __init__(self, activations: Tensor):
         self.activations = activations
 
 
 class Cut:
-    """A model in two parts: what lies below is passed once, and its activations stand for it from then on.
+    """A model in two parts: the lower one is passed once, and its cached activations replace it from then on.
 
     Args:
-        lower: the stages below the cut, in order. first: the stage above it.
+        lower: the stages below the cut, in order.
+        first: the stage above it.
     """
 
     def __init__(self, lower: list[nn.Module], first: nn.Module):
-        self._lower, self._first = lower, first
+        self._lower = lower
+        self._first = first
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
-        """Within, passes end at the cut, for ``below``."""
+        """Within, forward passes end at the cut, for ``below``."""
 
-        def stop(_module, inputs, named):
-            raise _Reached(_first_tensor(inputs, named))
+        def stop(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+            raise _CutReached(_first_tensor(inputs, named))
 
         hook = self._first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -181,28 +213,28 @@ class Cut:
 
     @staticmethod
     def below(forward: Callable[[], object]) -> Tensor:
-        """What a pass brings to the cut, within ``stopping``; from several threads at will.
+        """The activations that a forward pass has at the cut. Used within ``stopping``, from any thread.
 
         Raises:
-            ThawError: the pass does not come there.
+            UnfreezeError: the pass does not reach the cut.
         """
         try:
             forward()
-        except _Reached as reached:
+        except _CutReached as reached:
             return reached.activations
-        raise ThawError("a pass does not come to the lowest thawed layer; thaw another one")
+        raise UnfreezeError("a pass does not come to the lowest unfrozen layer; unfreeze another one")
 
     @contextlib.contextmanager
     def entered(self, activations: Tensor) -> Iterator[None]:
-        """Within, a pass begins at the cut: whatever enters the model, ``activations`` come out of the stages below."""
+        """Within, a forward pass starts at the cut: the stages below return ``activations`` whatever they are given."""
         for module in self._lower:
-            module.forward = lambda *_, **__: activations
+            module.forward = lambda *_, **__: activations  # type: ignore[method-assign]
         try:
             yield
         finally:
             for module in self._lower:
-                del module.forward
+                del module.forward  # the class's own method is back
 
 
-def _first_tensor(inputs: tuple, named: dict) -> Tensor:
+def _first_tensor(inputs: tuple, named: dict[str, Any]) -> Tensor:
     return next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))

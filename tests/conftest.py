@@ -3,11 +3,13 @@
 import dataclasses
 import importlib
 import itertools
+import logging
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from onceover.base.progress import LOGGER
 from onceover.cli import cli
 from onceover.configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
 
@@ -137,6 +139,21 @@ def changed():
         )
 
     return change
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    """The messages that the user is shown, in their order."""
+    shown = []
+
+    class Collecting(logging.Handler):
+        def emit(self, record):
+            shown.append(record.getMessage())
+
+    monkeypatch.setattr(LOGGER, "level", logging.INFO)
+    monkeypatch.setattr(LOGGER, "handlers", [Collecting()])
+    LOGGER.manager._clear_cache()
+    return shown
 
 
 @pytest.fixture
