@@ -205,7 +205,7 @@ def load_state(path: Path) -> dict:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # torch and zipfile raise many kinds on a damaged archive, EINVAL for a place before 0
+    except Exception as error:  # torch and zipfile raise many kinds on a damaged archive, EINVAL for a seek before 0
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error

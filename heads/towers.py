@@ -386,7 +386,7 @@ class ImageTower(TunedTower):
 
 
 class _CaptionInputs(NamedTuple):
-    """What the text encoder takes of a micro-batch.
+    """The text encoder's inputs for a micro-batch.
 
     Attributes:
         token_ids: of each caption.

@@ -335,7 +335,9 @@ def test_trap_a_killed_sweep_goes_on_with_what_was_finished(store, tmp_path, mon
         assert any(name.endswith(".json" if not halving else ".pt") for name in kept)
     trained = []
     real = module.train_epochs
-    monkeypatch.setattr(module, "train_epochs", lambda points, *rest: trained.extend(map(id, points)) or real(points, *rest))
+    monkeypatch.setattr(
+        module, "train_epochs", lambda trials, *rest: trained.extend(map(id, trials)) or real(trials, *rest)
+    )
     again = Strict()
     results = sweep(store, tmp_path / "killed", points, again, halving=halving)
     for name, time in kept.items():
