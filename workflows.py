@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import json_text, sealed
@@ -115,7 +115,7 @@ def extract(
     )
 
 
-def extract_features(data: str | Path, store: str | Path, **options) -> FeatureStore:
+def extract_features(data: str | Path, store: str | Path, **options: Any) -> FeatureStore:
     """Encodes a dataset and returns its feature store, opened; the options are those of ``extract``."""
     from onceover.extract.store import FeatureStore
 
@@ -157,7 +157,7 @@ def sweep(
     halving: bool = False,
     device: str | None = None,
     memory: int | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Fits all settings of a grid, ranks them on the validation images, and returns the leaderboard, best first.
 
     Writes the trials, ``results.csv``, ``leaderboard.md``, ``best.yaml`` and figures to ``out``.
@@ -211,7 +211,7 @@ def fit_best(
     return fit(store, folder, config, device=device, memory=memory, force=is_other)
 
 
-def _best_config(settings: Sequence[Setting], row: dict) -> Config:
+def _best_config(settings: Sequence[Setting], row: dict[str, Any]) -> Config:
     """The configuration of a leaderboard's row."""
     for setting in settings:
         if all(row[key] == value for key, value in setting.values.items()):
@@ -236,7 +236,7 @@ def finetune(
     encoders: dict[str, str | None] | None = None,
     device: str | None = None,
     force: bool = False,
-) -> dict | None:
+) -> dict[str, Any] | None:
     """Fine-tunes layers of a run's encoders together with its heads, and writes them to ``out``.
 
     Returns what ``finetune.json`` says; None in all processes but the first, where several share the batches. The new
@@ -319,7 +319,7 @@ def _has_own_store(out: Path) -> bool:
 class Evaluation:
     """The result of an evaluation as plain values, and the files that it was written to; prints as a table."""
 
-    result: dict
+    result: dict[str, Any]
     files: list[Path]
 
     def __str__(self) -> str:
@@ -415,7 +415,7 @@ def _check_evaluation(folder: Path, split: str) -> None:
         outputs.check(EVALUATION.format(split) + suffix)
 
 
-def store_of(folder: Path, provenance: dict) -> Path:
+def store_of(folder: Path, provenance: dict[str, Any]) -> Path:
     """The store that the run in ``folder`` was fitted on.
 
     Raises:
@@ -440,7 +440,7 @@ def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[s
     return folder / name
 
 
-def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict:
+def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict[str, Any]:
     """Compares runs with the first one, query by query; differences come with 95 % intervals."""
     from onceover.heads.provenance import read_provenance
     from onceover.retrieval import evaluation
@@ -578,13 +578,14 @@ def _foreign_gallery(
         dataset = read_images(images)
         items = dataset.ids
     else:
+        assert captions is not None, "there are images or captions"
         kind = "text"
         dataset = read_captions(captions)
         items = dataset.captions
     store_file = out / f"{GALLERIES[kind]}.h5"
     _check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
-        check_vanished(out / GALLERIES[kind], items, images or captions)
+        check_vanished(out / GALLERIES[kind], items, str(images or captions))
     for note in dataset.notes:
         say(note)
     encode_summary = encode(
@@ -721,7 +722,7 @@ def open_index(folder: str | Path, kind: str) -> Index:
     return Index(folder / name)
 
 
-def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options) -> list[Hit]:
+def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options: Any) -> list[Hit]:
     """The images that fit a sentence best, or with ``mode="image2text"`` the captions that fit an image's file.
 
     The options are those of ``search_many``.
@@ -773,19 +774,20 @@ def search_many(
     if first is None:
         return
     kind = "image" if mode == "text2image" else "text"
-    if index is None:
+    gallery: Gallery | Index
+    if index is not None:
+        gallery = open_index(index, kind)
+        loaded = _run_at(run or run_of(Path(index), gallery))
+    elif run is not None:
         loaded = _run_at(run)
         gallery = read_embeddings(loaded.folder / EMBEDDINGS).gallery(kind, split, rerank)
     else:
-        gallery = open_index(index, kind)
-        run = run or run_of(Path(index), gallery)
-        loaded = _run_at(run)
+        raise WorkflowError("there is nothing to search: name a run, or an index")
     places = encoders or {}
     embedder = QueryEmbedder(
         loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
-
     )
-    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
+    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)  # type: ignore[arg-type]
     for batch in chain([first], batches):
         if mode == "text2image":
             asked = [Query(sentence=text, picture=other, weight=weight) for text in batch]
@@ -793,7 +795,7 @@ def search_many(
             asked = [Query(sentence=other, picture=path, weight=1 - weight) for path in batch]
         results = searcher.search_many(asked, top_k)
         if figure:
-            plot_hits(results[0], asked[0], kind, figure)
+            plot_hits(results[0], asked[0], kind, Path(figure))
         yield from zip(batch, results, strict=True)
 
 

@@ -16,10 +16,13 @@ _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_ARENA_MAX": -8}
 def total_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or less where a container or ``ulimit`` says so."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    if _CGROUP_LIMIT.is_file() and (limit := _CGROUP_LIMIT.read_text().strip()).isdigit():
-        limits.append(int(limit))
+    if _CGROUP_LIMIT.is_file():
+        text = _CGROUP_LIMIT.read_text().strip()
+        if text.isdigit():
+            limits.append(int(text))
     for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
-        if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
             limits.append(limit)
     return min(limits)
 

@@ -17,7 +17,7 @@ class RegistryError(OnceoverError):
 
 
 class Registry:
-    """What is registered under names: each module of a folder is an item, and its file's name is the item's name.
+    """The items of a folder by name: each module is an item, and its file's name is the item's name.
 
     Modules whose names begin with an underscore are not items. Another package adds items by entry points.
 

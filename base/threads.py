@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,12 +35,13 @@ class Speed(NamedTuple):
 
 
 def shares(stages: dict[str, float]) -> str:
-    """What the time goes to, the most first, since that is what limits: ``encode 93 %, decode 6 %, write 1 %``."""
+    """The shares of the time that stages take, the longest first: ``encode 93 %, decode 6 %, write 1 %``."""
     whole = sum(stages.values())
-    return ", ".join(f"{name} {100 * stages[name] / whole:.0f} %" for name in sorted(stages, key=stages.get)[::-1])
+    names = sorted(stages, key=lambda name: stages[name])[::-1]
+    return ", ".join(f"{name} {100 * stages[name] / whole:.0f} %" for name in names)
 
 
-def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
+def in_order(work: Callable[[Any], Any], tasks: Iterable[Any], streams: int) -> Iterator[Any]:
     """``work`` of each task, in the order of the tasks, from ``streams`` threads that compute in one thread each.
 
     Tasks are taken up a little ahead of what has been asked for, so that memory holds a few results at most.
@@ -57,12 +58,12 @@ def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
         torch.set_num_threads(before)
 
 
-def ahead(begin: Callable[..., Callable], tasks: Iterable, count: int) -> Iterator:
+def ahead(begin: Callable[[Any], Callable[[], Any]], tasks: Iterable[Any], count: int) -> Iterator[Any]:
     """Results in the order of the tasks, of which ``count`` more are begun before the first is waited for.
 
     ``begin`` gives for each task the call that waits for its result. A generator of tasks is closed at the end.
     """
-    waiting: deque[Callable] = deque()
+    waiting: deque[Callable[[], Any]] = deque()
     try:
         for task in tasks:
             waiting.append(begin(task))
@@ -74,7 +75,7 @@ def ahead(begin: Callable[..., Callable], tasks: Iterable, count: int) -> Iterat
         getattr(tasks, "close", lambda: None)()
 
 
-def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
+def in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], processes: int) -> Iterator[Any]:
     """``work`` of each task, in the order of the tasks, from forks of this process: threads would wait for each other.
 
     Results are pickled; what is large goes into ``shared`` memory. Twice as many tasks as processes are under way.
@@ -86,7 +87,7 @@ def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
     keep_freed_memory()
     if sys.platform == "linux":
         yield from DataLoader(
-            _Work(work),
+            _Work(work),  # type: ignore[arg-type]  # that has items by task is all that is needed
             batch_size=None,
             sampler=tasks,
             num_workers=processes,
@@ -126,12 +127,12 @@ def _serve(_number: int) -> None:
 class _Work:
     """Work by task, as a DataLoader wants it."""
 
-    def __init__(self, work: Callable):
+    def __init__(self, work: Callable[[Any], Any]):
         self._work = work
 
-    def __getitem__(self, task):
+    def __getitem__(self, task: Any) -> Any:
         return self._work(task)
 
 
-def _as_it_is(result):
+def _as_it_is(result: Any) -> Any:
     return result

@@ -11,9 +11,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
@@ -280,7 +281,7 @@ class Column(Sequence):
     def __len__(self) -> int:
         return len(self._opened())
 
-    def __getitem__(self, row: int) -> bytes:
+    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # no slices
         return self._opened()[row].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -325,6 +326,13 @@ def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
         seen[image] = seen.get(image, -1) + 1
         names.append(f"{image_ids[image]}#{seen[image]}")
     return names
+
+
+class RowSource(Protocol):
+    """Rows of features and other columns, found by their keys."""
+
+    def copy(self, keys: list[str], group: h5py.Group) -> None:
+        """Writes the rows of these keys, in their order, as datasets of a group."""
 
 
 class RowSources:
@@ -387,7 +395,7 @@ class RowSources:
     def gather(self, name: str, keys: list[str]) -> np.ndarray:
         """The values of the rows with ``keys``, one file open at a time: there can be more than a process may open."""
         places = np.array([self._where[key] for key in keys])
-        block = None
+        block: np.ndarray | None = None
         for number in np.unique(places[:, 0]):
             chosen = np.flatnonzero(places[:, 0] == number)
             rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
@@ -395,6 +403,7 @@ class RowSources:
             if block is None:
                 block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
             block[chosen] = values
+        assert block is not None, "there are keys"
         return block
 
 
@@ -447,7 +456,7 @@ def seal(
     *,
     images: dict,
     texts: dict,
-    sources: dict[str, RowSources],
+    sources: Mapping[str, RowSource],
     recipes: dict[str, dict],
     provenance: dict,
     failures: list[Failure],
@@ -456,7 +465,7 @@ def seal(
     """Writes the finished store, whole or not at all. Memory stays at a block of rows, however large the store.
 
     ``images`` holds the columns id, path, split, sha256, size, mtime_ns and ``texts`` caption, image_index; features
-    and the other columns come from ``sources``, by key, or from whatever else has their ``copy``.
+    and the other columns come from ``sources``, by key.
     """
     fingerprint = dataset_fingerprint(
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]

@@ -141,7 +141,8 @@ def save_heads(folder: Path, heads: DualHeads | Ensemble, fingerprints: dict[str
 def save_history(folder: Path, rows: list[dict]) -> None:
     """Writes the history, a row per epoch; recalls are blank after epochs without validation."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(max(rows, key=len)), lineterminator="\n")
+    longest = list(max(rows, key=lambda row: len([*row])))
+    writer = csv.DictWriter(buffer, fieldnames=longest, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     run_files(folder).write_text(HISTORY, buffer.getvalue())

@@ -160,7 +160,7 @@ def chunks_needed(store: FeatureStore, train: np.ndarray, validation: np.ndarray
 
 def _size(store: FeatureStore, image_rows: np.ndarray) -> int:
     """Bytes of the float32 features of images and their captions."""
-    captions = np.count_nonzero(np.isin(store.image_index, image_rows))
+    captions = int(np.count_nonzero(np.isin(store.image_index, image_rows)))
     images_size = len(image_rows) * math.prod(store.image_features.shape[1:])
     texts_size = captions * math.prod(store.text_features.shape[1:])
     return 4 * (images_size + texts_size)

@@ -51,8 +51,9 @@ class QueryEmbedder:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
         features, truncated = self._load_text_encoder().encode(list(sentences))
-        for number in np.flatnonzero(truncated):
-            say(f"longer than the text encoder takes, and cut: {sentences[number][:60]!r}…")
+        for sentence, is_cut in zip(sentences, truncated, strict=True):
+            if is_cut:
+                say(f"longer than the text encoder takes, and cut: {sentence[:60]!r}…")
         return text_embeddings(self._run.heads, features)
 
     def pictures(self, paths: Sequence[str]) -> np.ndarray:

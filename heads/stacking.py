@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +73,15 @@ def train_epochs(
 @contextlib.contextmanager
 def _product_precision(dtype: str) -> Iterator[None]:
     """Within, ``auto`` multiplies float32 as bfloat16 or TF32 where that is native, and sums in float32."""
-    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    if not hasattr(torch.backends.mkldnn, "matmul"):  # torch before 2.9 has one setting for all backends
+        before_2_9 = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium" if dtype == "auto" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before_2_9)
+        return
+    backends: tuple[Any, ...] = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
     precisions = ("ieee", "ieee")
     if dtype == "auto":
         precisions = ("bf16", "tf32")

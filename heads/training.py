@@ -231,8 +231,10 @@ class _Fit:
         say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
         return [self._linear(data, linear.image_map, linear.text_map) for linear in maps]
 
-    def _linear(self, data: TrainingData, image_map: np.ndarray, text_map: np.ndarray) -> DualHeads:
+    def _linear(self, data: TrainingData, image_map: np.ndarray | None, text_map: np.ndarray | None) -> DualHeads:
         """Linear heads of two matrices, (image_dim, embedding_dim) and (text_dim, embedding_dim)."""
+        assert image_map is not None, "a CCA has two maps"
+        assert text_map is not None, "a CCA has two maps"
         model = dataclasses.replace(self._config.model, head="linear", embedding_dim=image_map.shape[1])
         heads = data.new_trial(dataclasses.replace(self._config, model=model)).heads.cpu().eval()
         _set_map(heads.image, image_map)

@@ -160,7 +160,7 @@ class Stages:
         """Has the stages from ``lowest`` up recompute their activations in the backward pass (Chen et al. 2016)."""
         for name in self.names[lowest:]:
             module = self._model.get_submodule(name)
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def _stage_names(module: nn.Module, name: str) -> Iterator[str]:
@@ -228,7 +228,7 @@ class Cut:
     def entered(self, activations: Tensor) -> Iterator[None]:
         """Within, a forward pass starts at the cut: the stages below return ``activations`` whatever they are given."""
         for module in self._lower:
-            module.forward = lambda *_, **__: activations  # type: ignore[method-assign]
+            module.forward = lambda *_, **__: activations
         try:
             yield
         finally:

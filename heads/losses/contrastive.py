@@ -111,7 +111,7 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:
         """Multiplies the slopes by the vectors, and takes off what lies along each vector, since lengths do not count.
 
         For a unit vector u of a vector of length l, the gradient g by u becomes ``(g - u (u·g)) / l``.
