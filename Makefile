@@ -16,6 +16,8 @@ test: $(VENV)/.developers lint
 
 lint: $(VENV)/.developers
 	$(BIN)/ruff check .
+	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/onceover  # mypy sees the package by its import name
+	$(BIN)/mypy
 
 docs: $(VENV)/.developers
 	$(BIN)/python docs/make_cli.py

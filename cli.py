@@ -23,6 +23,8 @@ if not __package__:  # run as `python cli.py` in a checkout: this folder becomes
     _root = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if entry != str(_root)]
     _spec = spec_from_file_location("onceover", _root / "__init__.py", submodule_search_locations=[str(_root)])
+    assert _spec is not None, "the folder has an __init__.py"
+    assert _spec.loader is not None, "it is a Python file"
     sys.modules["onceover"] = module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["onceover"])
 
@@ -496,7 +498,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
       onceover sweep --store s.h5 --out sweeps/b --grid model.embedding_dim=256,512 --seeds 3 --halving
     """
     from onceover import workflows
-    from onceover.heads.sweep import expand
+    from onceover.heads.grid import expand
 
     check_overrides(overrides, "model", "training")
     settings = expand(config_file, overrides, grid, seeds, sample)

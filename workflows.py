@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import json_text, sealed
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
-    from onceover.heads.sweep import Setting
+    from onceover.heads.grid import Setting
     from onceover.retrieval.embeddings import Embeddings
     from onceover.retrieval.gallery import Gallery
+    from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
 _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
@@ -118,7 +119,7 @@ def extract(
     )
 
 
-def extract_features(data: str | Path, store: str | Path, **options) -> FeatureStore:
+def extract_features(data: str | Path, store: str | Path, **options: Any) -> FeatureStore:
     """Encodes a dataset once and returns its feature store, opened; rows already in the store are reused.
 
     Args:
@@ -170,7 +171,7 @@ def fit(
         from onceover.heads.training import fit as train
 
         config = config or load_config(DEFAULT_CONFIG)
-        train(opened, run, config, device=pick_device(device), memory=memory, force=force, say=say)
+        train(opened, run, config, device=pick_device(device), memory=memory, force=force)
     return load_run(run)
 
 
@@ -182,13 +183,13 @@ def sweep(
     halving: bool = False,
     device: str | None = None,
     memory: int | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Fits all settings of a grid, ranks them on the validation split and returns the leaderboard, best first.
 
     Writes the trials, ``results.csv``, ``leaderboard.md``, ``best.yaml`` and figures to ``out``.
 
     Args:
-        settings: a grid, as ``heads.sweep.expand`` makes it.
+        settings: a grid, as ``heads.grid.expand`` makes it.
         halving: stop settings early that are clearly behind the best.
     """
     with _opened(store) as opened:
@@ -196,16 +197,14 @@ def sweep(
 
         from onceover.analysis.figures import plot_sweep
         from onceover.extract.encoding.devices import pick_device
+        from onceover.heads.grid import trial_name
         from onceover.heads.sweep import sweep as train
-        from onceover.heads.sweep import trial_name
         from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
         from onceover.retrieval.tables import markdown_table
 
         out = Path(out)
         judge = Judge()
-        results = train(
-            opened, out, settings, judge, halving=halving, device=pick_device(device), memory=memory, say=say
-        )
+        results = train(opened, out, settings, judge, halving=halving, device=pick_device(device), memory=memory)
         trials = [(setting.values, [trial_name(config) for config in setting.configs]) for setting in settings]
         rows = leaderboard(judge, trials, results, opened.roles().selection_name)
         keys = list(settings[0].values)
@@ -228,7 +227,7 @@ def fit_best(
     Raises:
         WorkflowError: ``out/best`` holds a run that is not of this sweep.
     """
-    from onceover.heads.sweep import trial_name
+    from onceover.heads.grid import trial_name
 
     folder = Path(out) / "best"
     config = load_config(Path(out) / BEST)
@@ -238,7 +237,7 @@ def fit_best(
     return fit(store, folder, config, device=device, memory=memory, force=is_other)
 
 
-def _best_config(settings: Sequence[Setting], row: dict) -> Config:
+def _best_config(settings: Sequence[Setting], row: dict[str, Any]) -> Config:
     """The configuration of a row of the leaderboard."""
     for setting in settings:
         if all(row[key] == value for key, value in setting.values.items()):
@@ -263,7 +262,7 @@ def finetune(
     encoders: dict[str, str | None] | None = None,
     device: str | None = None,
     force: bool = False,
-) -> dict | None:
+) -> dict[str, Any] | None:
     """Fine-tunes layers of a run's encoders together with its heads and writes them to ``out``.
 
     Returns the contents of ``finetune.json``; None in all processes but the first, where several share the batches.
@@ -287,7 +286,6 @@ def finetune(
             encoders=encoders,
             device=pick_device(device),
             force=force,
-            say=say,
         )
 
 
@@ -297,7 +295,7 @@ def complete_finetuned(
     """Extracts the features of the fine-tuned encoders and completes ``out`` as a run."""
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store import FeatureStore
-    from onceover.heads.finetune import check_encoder, dataset_of, finish
+    from onceover.heads.finetune_export import check_encoder, dataset_of, finish
 
     out = Path(out)
     force = _has_own_store(out)
@@ -346,7 +344,7 @@ def _has_own_store(out: Path) -> bool:
 class Evaluation:
     """The result of an evaluation as plain values, and the files it was written to; prints as a table."""
 
-    result: dict
+    result: dict[str, Any]
     files: list[Path]
 
     def __str__(self) -> str:
@@ -454,7 +452,7 @@ def _check_evaluation(folder: Path, split: str) -> None:
         outputs.check(EVALUATION.format(split) + suffix)
 
 
-def store_of(folder: Path, provenance: dict) -> Path:
+def store_of(folder: Path, provenance: dict[str, Any]) -> Path:
     """The store that the run in ``folder`` was fitted on.
 
     Raises:
@@ -479,7 +477,7 @@ def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[s
     return folder / name
 
 
-def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict:
+def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict[str, Any]:
     """Compares runs with the first one, query by query; differences come with 95 % intervals.
 
     Args:
@@ -643,13 +641,14 @@ def _foreign_gallery(
         dataset = read_images(images)
         items = dataset.ids
     else:
+        assert captions is not None, "there are images or captions"
         kind = "text"
         dataset = read_captions(captions)
         items = dataset.captions
     store_file = out / f"{GALLERIES[kind]}.h5"
     check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
-        check_vanished(out / GALLERIES[kind], items, images or captions)
+        check_vanished(out / GALLERIES[kind], items, str(images or captions))
     for note in dataset.notes:
         say(note)
     return foreign_gallery(
@@ -678,7 +677,7 @@ def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | P
         say(line)
 
 
-def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options) -> list[Hit]:
+def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options: Any) -> list[Hit]:
     """Finds the images that match a text best, or with ``mode="image2text"`` the captions that match an image.
 
     Args:
@@ -753,18 +752,20 @@ def search_many(
     if first is None:
         return
     kind = "image" if mode == "text2image" else "text"
-    if index is None:
+    gallery: Gallery | Index
+    if index is not None:
+        gallery = open_index(index, kind)
+        loaded = _run_at(run or run_of(Path(index), gallery))
+    elif run is not None:
         loaded = _run_at(run)
         gallery = read_embeddings(loaded.folder / EMBEDDINGS).gallery(kind, split, rerank)
     else:
-        gallery = open_index(index, kind)
-        run = run or run_of(Path(index), gallery)
-        loaded = _run_at(run)
+        raise WorkflowError("there is nothing to search: name a run, or an index")
     places = encoders or {}
     embedder = QueryEmbedder(
-        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text"), say=say
+        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
     )
-    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
+    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)  # type: ignore[arg-type]
     for batch in chain([first], batches):
         if mode == "text2image":
             asked = [Query(text=text, image=other, weight=weight) for text in batch]
@@ -772,7 +773,7 @@ def search_many(
             asked = [Query(text=other, image=path, weight=1 - weight) for path in batch]
         results = searcher.search_many(asked, top_k)
         if figure:
-            plot_hits(results[0], asked[0], kind, figure)
+            plot_hits(results[0], asked[0], kind, Path(figure))
         yield from zip(batch, results, strict=True)
 
 

@@ -16,7 +16,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from onceover.base.errors import OnceoverError
 
@@ -120,7 +120,7 @@ class ForgivingFile(io.FileIO):
         if self.error is not None:
             raise self.error
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         """Writes all of ``data``; after an error nothing."""
         view = memoryview(data).cast("B")
         size = len(view)
@@ -140,7 +140,7 @@ class ForgivingFile(io.FileIO):
             self.error = error
         return size or 0
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Reads what is there; after an error, zeros for what could not be written."""
         count = super().readinto(buffer) or 0
         if self.error is None:
@@ -250,17 +250,17 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def json_text(value) -> str:
+def json_text(value: Any) -> str:
     """``value`` as readable JSON. NaN is refused, since JSON has none."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json(path: str | Path, value) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Writes ``value`` as readable JSON, whole or not at all."""
     write_text(path, json_text(value))
 
 
-def parse_json(data: bytes | str):
+def parse_json(data: bytes | str) -> Any:
     """The value of a JSON text, whatever it is.
 
     Raises:
@@ -272,7 +272,7 @@ def parse_json(data: bytes | str):
         raise ValueError("nested too deep") from error
 
 
-def read_json(path: str | Path, what: str) -> dict:
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """The JSON object in ``path``; ``what`` names the file's role in the error.
 
     Raises:
@@ -289,22 +289,23 @@ def read_json(path: str | Path, what: str) -> dict:
     return value
 
 
-def sealed(record: dict) -> dict:
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """``record`` with a digest of itself, by which ``read_record`` sees whether it was damaged."""
     return {**record, SELF_DIGEST: digest(record)}
 
 
-def plain_values(record: dict) -> dict:
+def plain_values(record: dict[str, Any]) -> dict[str, Any]:
     """``record`` as it is when it is read again: with lists for tuples, and strings for other keys."""
-    return json.loads(json.dumps(record, allow_nan=False))
+    values: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
+    return values
 
 
-def write_record(path: str | Path, record: dict) -> None:
+def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Writes a JSON object with a digest of itself, whole or not at all."""
     write_json(path, sealed(plain_values(record)))
 
 
-def read_record(path: str | Path, what: str, strict: bool = True) -> dict:
+def read_record(path: str | Path, what: str, strict: bool = True) -> dict[str, Any]:
     """The JSON object that ``write_record`` wrote, without its digest; ``what`` names its role in the error.
 
     ``strict``: refuse one without a digest, as earlier versions wrote them.
@@ -320,7 +321,7 @@ def read_record(path: str | Path, what: str, strict: bool = True) -> dict:
     return record
 
 
-def digest(value) -> str:
+def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON-able value in its canonical form: sorted keys, no spaces."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -332,7 +333,7 @@ def file_sha256(path: str | Path) -> str:
         FileError: no regular file. OSError: not there, or not to be read.
     """
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def check_disk(path: str | Path, needed_bytes: int) -> None:

@@ -19,7 +19,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -105,7 +105,7 @@ def _refuse_strange_dataset(dataset: h5py.Dataset, where: str, path: Path) -> No
         raise Hdf5Error(f"{path}: {where} claims the shape {dataset.shape}, and holds no values for it; it is not read")
 
 
-def _vlen(dataset: h5py.Dataset):
+def _vlen(dataset: h5py.Dataset) -> Any:
     return h5py.check_vlen_dtype(dataset.dtype)
 
 
@@ -131,7 +131,7 @@ def stated_checksum(path: str | Path) -> str | None:
     return None if stated is None else stated["sha256"]
 
 
-def _read_trailer(file: BinaryIO) -> dict | None:
+def _read_trailer(file: BinaryIO) -> dict[str, Any] | None:
     """The checksum behind a file's end: ``size`` of the HDF5 file, ``left_out`` (start, size) of it, ``sha256``."""
     end = len(_END) + _LENGTH.size
     size = file.seek(0, os.SEEK_END)
@@ -254,14 +254,20 @@ def add_checksums(file: h5py.File, blocks_of: tuple[str, ...] = ()) -> list[list
 
 def rows_per_block(dataset: h5py.Dataset) -> int:
     """How many rows have one checksum together."""
-    return max(1, BLOCK_BYTES // max(1, dataset.nbytes // max(1, len(dataset))))
+    row_bytes = int(dataset.nbytes) // max(1, len(dataset))
+    return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
 def _block_checksums(dataset: h5py.Dataset) -> np.ndarray:
     """CRC-32 of each block of rows: uint32."""
     size = rows_per_block(dataset)
     starts = range(0, len(dataset), size)
-    return np.array([zlib.crc32(np.ascontiguousarray(dataset[start : start + size])) for start in starts], np.uint32)
+    return np.array([_crc32(np.ascontiguousarray(dataset[start : start + size])) for start in starts], np.uint32)
+
+
+def _crc32(values: np.ndarray) -> int:
+    """CRC-32 of a contiguous array's bytes."""
+    return zlib.crc32(values.data)
 
 
 def checksum(dataset: h5py.Dataset) -> str:
@@ -270,7 +276,7 @@ def checksum(dataset: h5py.Dataset) -> str:
     for start in range(0, len(dataset), ROWS):
         block = dataset[start : start + ROWS]
         if block.dtype != object:
-            state.update(np.ascontiguousarray(block))
+            state.update(np.ascontiguousarray(block).data)
             continue
         for value in block:
             data = value if isinstance(value, bytes) else value.tobytes()
@@ -315,7 +321,7 @@ def damaged_parts(file: h5py.File, but: tuple[str, ...] = ()) -> list[str]:
     return wrong
 
 
-def write_column(group: h5py.Group, name: str, values) -> None:
+def write_column(group: h5py.Group, name: str, values: Any) -> None:
     """Writes an array, strings or bytes as a dataset."""
     if isinstance(values, np.ndarray):
         group.create_dataset(name, data=values)
@@ -331,7 +337,7 @@ def create_bytes_column(group: h5py.Group, name: str, rows: int) -> h5py.Dataset
     return group.create_dataset(name, (rows,), dtype=_BYTES)
 
 
-def fill(target: h5py.Dataset, rows: slice, block) -> None:
+def fill(target: h5py.Dataset, rows: slice, block: Any) -> None:
     """Writes a block of rows into a dataset."""
     if h5py.check_vlen_dtype(target.dtype) == np.uint8:  # h5py's own way takes equally long values for a matrix
         values = np.empty(rows.stop - rows.start, dtype=object)
@@ -388,9 +394,9 @@ class StoredRows:
         self._row_bytes = self.nbytes // max(1, len(self))
         self._offset = dataset.id.get_offset()
         # empty, or written by others in chunks
-        self._whole = dataset[:].reshape(self.shape) if self._offset is None else None
+        self._whole: np.ndarray | None = dataset[:].reshape(self.shape) if self._offset is None else None
         sums = dataset.file.get(f"{BLOCK_CHECKSUMS}{dataset.name}")
-        self._sums = None if sums is None else sums[:]
+        self._sums: np.ndarray | None = None if sums is None else sums[:]
         self._block_rows = rows_per_block(dataset) * math.prod(dataset.shape[1:leading])
         self._checked = np.zeros(0 if self._sums is None else len(self._sums), bool)
         if self._sums is not None and len(self._sums) != -(-len(self) // self._block_rows):
@@ -404,10 +410,10 @@ class StoredRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows) -> np.ndarray:
+    def __getitem__(self, rows: Any) -> np.ndarray:
         if isinstance(rows, tuple):
             numbers, *entries = rows
-            values = self[numbers]
+            values: np.ndarray = self[numbers]
             of_each = np.arange(len(values)) if isinstance(entries[0], np.ndarray) else slice(None)
             return values[(of_each, *entries)]
         if which_file(os.fstat(self._descriptor)) != self._file:
@@ -418,10 +424,11 @@ class StoredRows:
                 return self[np.arange(start, stop, step)]
             return self._run(start, max(start, stop))
         if isinstance(rows, int | np.integer):
-            return self[np.array([rows])][0]
+            row: np.ndarray = self[np.array([rows])][0]
+            return row
         return self._gathered(np.asarray(rows))
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
 
     @property
@@ -456,13 +463,13 @@ class StoredRows:
     def _check(self, block: int) -> None:
         first = block * self._block_rows
         values = self._read(first, min(first + self._block_rows, len(self)))
-        if zlib.crc32(values) != self._sums[block]:
+        if self._sums is not None and _crc32(values) != self._sums[block]:
             raise Hdf5Error(f"{self._path} is damaged: rows from {first:,} of {self._name} do not match their checksum")
         self._checked[block] = True
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         values = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        view = memoryview(values.reshape(-1).view(np.uint8)) if values.nbytes else memoryview(b"")
+        view = memoryview(values.reshape(-1).view(np.uint8).data) if values.nbytes else memoryview(b"")
         place = self._offset + start * self._row_bytes
         while len(view):
             count = read_at(self._descriptor, view, place)
@@ -481,7 +488,8 @@ def memory_mapped(dataset: h5py.Dataset, path: str | Path | None = None) -> np.n
     """
     offset = dataset.id.get_offset()
     if offset is None:  # nothing in it, or written by others in chunks
-        return dataset[:]
+        values: np.ndarray = dataset[:]
+        return values
     if path is not None:
         return np.memmap(path, mode="r", offset=offset, shape=dataset.shape, dtype=dataset.dtype)
     with os.fdopen(os.dup(dataset.file.id.get_vfd_handle()), "rb") as file:

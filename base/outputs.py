@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import (
@@ -176,7 +177,7 @@ class Outputs:
         with self.file(name) as aside:
             aside.write_bytes(data)
 
-    def write_record(self, name: str, record: dict) -> None:
+    def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Writes a JSON object with a digest of itself (``base.files.read_record``).
 
         Raises:
@@ -246,11 +247,11 @@ class Outputs:
         record["files"][name] = [sha256, *record["files"].get(name, [])[:1]]
         write_record(self.folder / RECORD, record)
 
-    def _record(self) -> dict:
+    def _record(self) -> dict[str, Any]:
         return _read_record(self.folder)
 
 
-def _read_record(folder: Path) -> dict:
+def _read_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, or an empty one.
 
     Raises:
@@ -288,12 +289,12 @@ def check_result(path: str | Path) -> None:
         raise OutputError(f"{path} is another file than a result, and is left as it is; name a new file")
 
 
-def result_record(result: dict) -> dict:
+def result_record(result: dict[str, Any]) -> dict[str, Any]:
     """A result as it is written to a file of the user's choice."""
     return {"format": RESULT_FORMAT} | result
 
 
-def write_result(path: str | Path, result: dict) -> None:
+def write_result(path: str | Path, result: dict[str, Any]) -> None:
     """Writes a result as JSON to a file of the user's choice, which may only replace another such result.
 
     Raises:

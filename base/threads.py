@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class StreamError(OnceoverError):
     """A process that worked for this one was killed."""
 
 
-def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
+def in_order(work: Callable[[Any], Any], tasks: Iterable[Any], streams: int) -> Iterator[Any]:
     """``work`` of each task, in the order of the tasks, from ``streams`` threads that compute in one thread each.
 
     Tasks are taken up a little ahead of what has been asked for, so that memory holds a few results at most.
@@ -39,12 +40,12 @@ def in_order(work: Callable, tasks: Iterable, streams: int) -> Iterator:
         torch.set_num_threads(before)
 
 
-def ahead(begin: Callable[..., Callable], tasks: Iterable, count: int) -> Iterator:
+def ahead(begin: Callable[[Any], Callable[[], Any]], tasks: Iterable[Any], count: int) -> Iterator[Any]:
     """Results in the order of the tasks, of which ``count`` more are begun before the first is waited for.
 
     ``begin`` gives for each task the call that waits for its result. A generator of tasks is closed at the end.
     """
-    waiting: deque[Callable] = deque()
+    waiting: deque[Callable[[], Any]] = deque()
     try:
         for task in tasks:
             waiting.append(begin(task))
@@ -56,7 +57,7 @@ def ahead(begin: Callable[..., Callable], tasks: Iterable, count: int) -> Iterat
         getattr(tasks, "close", lambda: None)()
 
 
-def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
+def in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], processes: int) -> Iterator[Any]:
     """``work`` of each task, in the order of the tasks, from forks of this process: threads would wait for each other.
 
     Results are pickled; what is large goes into ``shared`` memory. Twice as many tasks as processes are under way.
@@ -68,7 +69,7 @@ def in_processes(work: Callable, tasks: Iterable, processes: int) -> Iterator:
     keep_freed_memory()
     if sys.platform == "linux":
         yield from DataLoader(
-            _Work(work),
+            _Work(work),  # type: ignore[arg-type]  # that has items by task is all that is needed
             batch_size=None,
             sampler=tasks,
             num_workers=processes,
@@ -108,12 +109,12 @@ def _serve(_number: int) -> None:
 class _Work:
     """Work by task, as a DataLoader wants it."""
 
-    def __init__(self, work: Callable):
+    def __init__(self, work: Callable[[Any], Any]):
         self._work = work
 
-    def __getitem__(self, task):
+    def __getitem__(self, task: Any) -> Any:
         return self._work(task)
 
 
-def _as_it_is(result):
+def _as_it_is(result: Any) -> Any:
     return result

@@ -76,17 +76,17 @@ def fitted(store, pictures: np.ndarray, captions: np.ndarray, config) -> float:
     """The rsum that heads reach which see some train images, and of their captions some, both rows of the store."""
     import torch
 
-    from onceover.heads.stacking import advance
-    from onceover.heads.training import Data
+    from onceover.heads.stacking import train_epochs
+    from onceover.heads.training_data import TrainingData
 
-    data = Data(store, dataclasses.replace(store.roles(), train=pictures), torch.device("cpu"), 2**34)
-    point, (chunks, image_index) = data.point(config), data.dealt(config)
+    data = TrainingData(store, dataclasses.replace(store.roles(), train=pictures), torch.device("cpu"), 2**34)
+    trial, (chunks, image_index) = data.new_trial(config), data.chunks_of(config)
     seen = np.full_like(image_index, -1)  # no image's, so that no batch has it
     seen[captions] = image_index[captions]
-    while not point.finished:
-        advance([point], chunks, seen, point.until_check)
-        data.check(point)
-    return point.best_rsum
+    while not trial.finished:
+        train_epochs([trial], chunks, seen, trial.until_validation)
+        data.validate(trial)
+    return trial.best_rsum
 
 
 def _place(image_index: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -106,15 +106,26 @@ def training(store, folder: Path, batch_size: int, micro_batch: int):
 
     from onceover.configs.schema import FinetuneConfig
     from onceover.heads.checkpoint import load_run
-    from onceover.heads.finetune import Training, cache, sides_of
+    from onceover.heads.finetune import cache, towers_of
+    from onceover.heads.finetune_loop import Training
     from onceover.heads.workers import Workers
 
     settings = FinetuneConfig(batch_size=batch_size, micro_batch=micro_batch)
     run, device = load_run(folder / "run"), torch.device("cpu")
     specs = {kind: f"hf:{folder / kind}" for kind in CHOSEN}
-    sides = sides_of(store, run, folder / "data", settings, CHOSEN, specs, device)
-    cache(sides, folder / "activations", lambda _: None)
-    return Training(store, run, sides, settings, Workers(device))
+    towers = towers_of(store, run, folder / "data", settings, CHOSEN, specs, device)
+    cache(towers, folder / "activations")
+    return Training(store, run, towers, settings, Workers(device))
+
+
+def first_batch(store, batch_size: int):
+    """The first batch of an epoch over the train images."""
+    from onceover.configs.schema import FinetuneConfig
+    from onceover.heads.batches import Batches
+
+    views = store.image_features.shape[1]
+    batches = Batches(store.roles().train, store.image_index, views, FinetuneConfig(batch_size=batch_size))
+    return next(batches.epoch(np.random.default_rng(0)))
 
 
 def times(folder: Path, batch_size: int, rounds: int) -> list[dict[str, float]]:
@@ -124,12 +135,12 @@ def times(folder: Path, batch_size: int, rounds: int) -> list[dict[str, float]]:
     found = []
     with FeatureStore(folder / "store.h5") as store:
         work = training(store, folder, batch_size, batch_size)
-        image, text = (work.sides[kind].encoder.model for kind in ("image", "text"))
-        batch = next(work.batches.epoch(np.random.default_rng(0)))
-        ready = tensors(work.load(0, *batch))
+        image, text = (work.towers[kind].encoder.model for kind in ("image", "text"))
+        batch = first_batch(store, batch_size)
+        ready = tensors(work.loader.load(0, 0, batch))
         for _ in range(rounds + 1):
             start = time.perf_counter()
-            work.train(work.load(0, *batch), 1e-6)
+            work.train(work.loader.load(0, 0, batch), 1e-6)
             middle = time.perf_counter()
             bare(image, text, *ready)
             found.append({"step": middle - start, "bare": time.perf_counter() - middle})
@@ -137,20 +148,20 @@ def times(folder: Path, batch_size: int, rounds: int) -> list[dict[str, float]]:
 
 
 def tensors(step) -> tuple[list, list]:
-    """What the thawed modules take: maps (b, C, H, W), and tokens (b, L, D) with their masks."""
+    """The inputs of the unfrozen modules: maps (b, C, H, W), and tokens (b, L, D) with their masks."""
     import torch
 
-    maps = [part.inputs.float().permute(0, 3, 1, 2) for part in step.parts["image"]]
+    maps = [batch.inputs.float().permute(0, 3, 1, 2) for batch in step.micro_batches["image"]]
     texts = []
-    for part in step.parts["text"]:
-        lengths = torch.tensor([len(ids) for ids in part.inputs[0]])
-        tokens = part.inputs[1].float()
+    for batch in step.micro_batches["text"]:
+        lengths = torch.tensor([len(ids) for ids in batch.inputs.token_ids])
+        tokens = batch.inputs.activations.float()
         texts.append((tokens, torch.arange(tokens.shape[1]) < lengths[:, None]))
     return maps, texts
 
 
 def bare(image, text, maps: list, texts: list) -> None:
-    """Forward and backward of the thawed modules."""
+    """Forward and backward of the unfrozen modules."""
     for states in maps:
         for layer in image.layer[-3:]:
             states = layer(states)
@@ -177,11 +188,11 @@ def memory(folder: Path, batch_size: int, micro_batch: int) -> float:
 
     with FeatureStore(folder / "store.h5") as store:
         work = training(store, folder, batch_size, micro_batch)
-        batch = next(work.batches.epoch(np.random.default_rng(0)))
+        batch = first_batch(store, batch_size)
 
         def steps() -> None:
             for _ in range(2):
-                work.train(work.load(0, *batch), 1e-6)
+                work.train(work.loader.load(0, 0, batch), 1e-6)
 
         return round(peak_memory(steps) / 2**20, 1)
 

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_store(folder: Path) -> None:
-    """Features of which each is a noisy image of a noisy copy of its image's vector, imported."""
+    """Features of which each is a augment image of a augment copy of its image's vector, imported."""
     from onceover.extract.importing import import_features
 
     generator = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def make_store(folder: Path) -> None:
 
 def one_round(store, run: Path, config) -> dict[str, float]:
     """Seconds of a fit's heads, of the whole fit, and of the bare products of its steps."""
-    from onceover.heads.stacking import Batches
+    from onceover.heads.batches import Batches
     from onceover.heads.training import fit
 
     roles = store.roles()

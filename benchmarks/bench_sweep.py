@@ -35,9 +35,10 @@ def main() -> None:
     from onceover import cli  # sets what torch reads when it starts
     from onceover.extract.store import FeatureStore
     from onceover.heads import sweep as module
-    from onceover.heads.stacking import advance, steps_an_epoch
-    from onceover.heads.sweep import expand, sweep, trial_name
-    from onceover.heads.training import Data
+    from onceover.heads.grid import expand, trial_name
+    from onceover.heads.stacking import steps_per_epoch, train_epochs
+    from onceover.heads.sweep import sweep
+    from onceover.heads.training_data import TrainingData
     from onceover.retrieval.leaderboard import Judge, leaderboard
 
     assert cli
@@ -49,8 +50,8 @@ def main() -> None:
     tables: dict[str, list[dict]] = {}
     with FeatureStore(options.store) as store, tempfile.TemporaryDirectory() as folder:
         roles, place = store.roles(), torch.device("cpu")
-        data = Data(store, roles, place, 2**34)
-        steps = steps_an_epoch(*data.dealt(configs[0]), configs[0].training)
+        data = TrainingData(store, roles, place, 2**34)
+        steps = steps_per_epoch(*data.chunks_of(configs[0]), configs[0].training)
         at_once, pictures = module.AT_ONCE["cpu"], len(roles.train) / steps
         shapes = {config.model.embedding_dim: config for config in configs}
 
@@ -68,13 +69,13 @@ def main() -> None:
             print(name, seconds[name], file=sys.stderr, flush=True)
         bare.append(products())
         start, looks = time.perf_counter(), 0.0
-        data = Data(store, roles, place, 2**34)
+        data = TrainingData(store, roles, place, 2**34)
         for config in (config for point in looking for config in point.configs):
-            point, dealt = data.point(config), data.dealt(config)
-            while not point.finished:
-                advance([point], *dealt, point.until_check)
+            trial, dealt = data.new_trial(config), data.chunks_of(config)
+            while not trial.finished:
+                train_epochs([trial], *dealt, trial.until_validation)
                 begun = time.perf_counter()
-                data.check(point)
+                data.validate(trial)
                 looks += time.perf_counter() - begun
         seconds["one after another, looking after each epoch"] = time.perf_counter() - start
         seconds["one after another"] = time.perf_counter() - start - looks * (1 - 1 / options.epochs)

@@ -1,8 +1,10 @@
-"""YAML of plain values alone: what a settings file needs, read within bounds.
+"""Reads YAML of plain values, as settings files have it, within bounds.
 
-Aliases are refused, since a few hundred bytes of them describe more than a memory holds, and so is every tag but those
-of mappings, lists, text, numbers, true, false and null. A date is text.
+Aliases are refused, since a few hundred bytes of them can describe more than a memory holds, and so is every tag but
+those of mappings, lists, text, numbers, true, false and null. A date is text.
 """
+
+from typing import Any
 
 import yaml
 
@@ -13,16 +15,16 @@ _TYPES = ("map", "seq", "str", "int", "float", "bool", "null")
 _TAGS = {f"{_PREFIX}{name}" for name in _TYPES}
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # a library without types
     """PyYAML's safe loader without aliases, tags of other types, and numbers without bound."""
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise _error(f"an alias (*{event.anchor}); write the value itself", event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_object(self, node, deep=False):
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node.tag not in _TAGS:
             raise _error(f"a value of the type {node.tag}; use text, numbers, true, false, null", node.start_mark)
         is_number = node.tag in (f"{_PREFIX}int", f"{_PREFIX}float")
@@ -30,16 +32,16 @@ class _PlainLoader(yaml.SafeLoader):
             raise _error(f"a number of {len(node.value):,} characters; use at most {MAX_NUMBER}", node.start_mark)
         return super().construct_object(node, deep)
 
-    def construct_mapping(self, node, deep=False):
-        mapping = super().construct_mapping(node, deep)
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
             raise _error("a key that stands twice; keep one of them", node.start_mark)
         return mapping
 
 
-def _plain_resolvers() -> dict:
-    """PyYAML's table of what unquoted text means, with the types that are taken alone."""
-    resolvers: dict = {}
+def _plain_resolvers() -> dict[str, list[Any]]:
+    """PyYAML's table of the types that unquoted text can have, without those that are refused."""
+    resolvers: dict[str, list[Any]] = {}
     for first, choices in yaml.SafeLoader.yaml_implicit_resolvers.items():
         resolvers[first] = [choice for choice in choices if choice[0] in _TAGS]
     return resolvers
@@ -52,7 +54,7 @@ def _error(message: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=f"{message:.200}", problem_mark=mark)
 
 
-def parse_yaml(text: str):
+def parse_yaml(text: str) -> Any:
     """The plain value of a YAML text.
 
     Raises:
@@ -71,13 +73,15 @@ def parse_yaml(text: str):
 def _reason(error: yaml.MarkedYAMLError) -> str:
     """The parser's message with the line and column, which counts from 1."""
     words = [part for part in (error.context, error.problem) if part]
-    place = error.problem_mark or error.context_mark
-    if place is not None:
-        words.append(f"(line {place.line + 1}, column {place.column + 1})")
+    mark = error.problem_mark or error.context_mark
+    if mark is not None:
+        words.append(f"(line {mark.line + 1}, column {mark.column + 1})")
     return _one_line(" ".join(words))
 
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
     printable = line.encode("utf-8", "backslashreplace").decode()
-    return printable if len(printable) <= _MAX_REASON else f"{printable[:_MAX_REASON]}…"
+    if len(printable) > _MAX_REASON:
+        return f"{printable[:_MAX_REASON]}…"
+    return printable

@@ -1,7 +1,8 @@
 """Settings as frozen dataclasses, and the strict loader that fills them.
 
 A setting comes from the defaults below, then from a YAML file, then from ``key=value`` overrides, in this order.
-An unknown key, a value of the wrong type and a value out of range are errors; an unknown key names its nearest match.
+An unknown key, a value of the wrong type and a value out of range are errors; for an unknown key the error suggests
+the nearest match.
 """
 
 import difflib
@@ -10,8 +11,9 @@ import os
 import stat
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from onceover.base.errors import OnceoverError
 
@@ -40,14 +42,14 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     _check(value in choices, f"{key} is {value!r:.80}; choose one of {', '.join(choices)}")
 
 
-def _check_most(settings, section: str, bounds: dict[str, int]) -> None:
-    """Refuses settings above what memory and time can bear, by name; None is one that is not set."""
+def _check_most(settings: object, section: str, bounds: dict[str, int]) -> None:
+    """Refuses settings above a bound, by name; None is a setting that is not set."""
     for name, most in bounds.items():
         value = getattr(settings, name)
         _check(value is None or value <= most, f"{section}.{name} is {value}; it can be at most {most:,}")
 
 
-def _check_finite(settings, section: str, names: tuple[str, ...]) -> None:
+def _check_finite(settings: object, section: str, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(settings, name)
         _check(math.isfinite(value), f"{section}.{name} is {value}; it must be a finite number")
@@ -55,7 +57,7 @@ def _check_finite(settings, section: str, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Stage 1: which encoders, and what is cached of each image and caption."""
+    """Settings of stage 1, extraction: the encoders, and the features that are cached of each image and caption."""
 
     image_encoder: str = "torchvision:resnet50@IMAGENET1K_V1"
     text_encoder: str = "hf:distilbert-base-uncased"
@@ -70,7 +72,7 @@ class ExtractConfig:
     thumbnails: bool = True
     seed: int = 0  # of @random encoders, and of the split where none is published
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key in ("image_layers", "text_layers"):
             names = [name.strip() for name in getattr(self, key).split(",")]
             _check(
@@ -93,7 +95,7 @@ class ExtractConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The projection heads."""
+    """Settings of the projection heads."""
 
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
@@ -103,7 +105,7 @@ class ModelConfig:
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
     rerank: str = "none"  # qbnorm: correct searches for hubs with a bank of training queries
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_choice("model.head", self.head, ("linear", "mlp"))
         _check_choice("model.rerank", self.rerank, ("none", "qbnorm"))
         _check(self.embedding_dim >= 2, f"model.embedding_dim is {self.embedding_dim}; it must be at least 2")
@@ -120,7 +122,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Stage 2: how the heads are fitted."""
+    """Settings of stage 2, fitting the heads."""
 
     loss: str = "contrastive"  # CLIP's; sigmoid: SigLIP's; or one that another package adds (heads/losses)
     # ensemble members, trained together; their scores are averaged. Member k has the start and the noise of
@@ -140,7 +142,7 @@ class TrainingConfig:
     dtype: str = "float32"  # dtype of matrix products in training; auto: bfloat16, or a GPU's TF32, where native
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key in ("members", "num_epochs", "captions_per_image", "check_every"):
             _check(getattr(self, key) >= 1, f"training.{key} is {getattr(self, key)}; it must be at least 1")
         _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 images")
@@ -156,7 +158,7 @@ class TrainingConfig:
         _check_finite(self, "training", ("learning_rate", "weight_decay"))
         _check(
             not (self.shuffle_pairs and self.cca),
-            "training.shuffle_pairs is a control, and with training.cca a member would see the true pairs; "
+            "training.shuffle_pairs is a sanity check, and with training.cca a member would see the true pairs; "
             "set one of them to false",
         )
 
@@ -181,7 +183,7 @@ class FinetuneConfig:
     dtype: str = "auto"  # dtype of the unfrozen layers' products; auto: bfloat16 where native, else float32
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key in ("num_epochs", "captions_per_image", "micro_batch"):
             _check(getattr(self, key) >= 1, f"finetune.{key} is {getattr(self, key)}; it must be at least 1")
         _check(self.batch_size >= 2, f"finetune.batch_size is {self.batch_size}; a contrast needs at least 2 images")
@@ -208,7 +210,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The settings as nested plain values, ready for YAML or JSON."""
         return asdict(self)
 
@@ -231,7 +233,8 @@ def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] 
     for override in overrides:
         section, name, value = _parse_override(override)
         values = tree.setdefault(section, {}) if isinstance(tree, dict) else None
-        _check(isinstance(values, dict), f"{path}: the section {section!r:.80} must hold key: value lines")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: the section {section!r:.80} must hold key: value lines")
         values[name] = value
     return config_from_dict(tree, str(path) if path is not None else "the settings")
 
@@ -257,13 +260,13 @@ def read_config_text(path: str | Path) -> str:
         raise ConfigError(f"the config {path} cannot be read: {error.reason} at byte {error.start:,}") from error
 
 
-def _open_at_once(path, flags: int) -> int:
+def _open_at_once(path: str, flags: int) -> int:
     """Opens a FIFO without waiting for its writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _read_tree(path: str | Path):
-    """The value of a settings file, whatever it is; an empty file is an empty mapping."""
+def _read_tree(path: str | Path) -> Any:
+    """Reads the value of a settings file, whatever it is; an empty file is an empty mapping."""
     from onceover.configs.plain_yaml import parse_yaml
 
     text = read_config_text(path)
@@ -289,50 +292,81 @@ def _parse_override(override: str) -> tuple[str, str, object]:
         raise ConfigError(f"{override!r:.80} has no readable value: {error}") from error
 
 
-def config_from_dict(tree: dict, source: str) -> Config:
+def config_from_dict(tree: object, source: str) -> Config:
     """Settings from nested plain values; ``source`` is named in errors."""
-    return _build(Config, tree, "", source)
+    config = _build(Config, tree, "", source)
+    assert isinstance(config, Config)
+    return config
 
 
 def _example(key: str) -> str:
-    known = [f"{section.name}.{setting.name}" for section in fields(Config) for setting in fields(section.type)]
-    near = difflib.get_close_matches(key[:_SHOWN], [name.partition(".")[2] for name in known], n=1)
-    return next((f"{name}=…" for name in known if near and name.endswith("." + near[0])), "training.num_epochs=5")
+    """An override that sets the setting whose name is nearest to ``key``."""
+    names: dict[str, str] = {}  # the whole key by the setting's name
+    for section in fields(Config):
+        for setting in fields(_section_type(section)):
+            names.setdefault(setting.name, f"{section.name}.{setting.name}")
+    near = difflib.get_close_matches(key[:_SHOWN], names, n=1)
+    if near:
+        return f"{names[near[0]]}=…"
+    return "training.num_epochs=5"
 
 
-def _build(cls, tree, prefix: str, source: str):
-    _check(isinstance(tree, dict), f"{source}: {prefix.rstrip('.') or 'the file'} must hold key: value lines")
+def _section_type(section: Field[Any]) -> type[Any]:
+    """The class of a section of the settings."""
+    assert isinstance(section.type, type)
+    return section.type
+
+
+def _build(cls: type[Any], tree: object, prefix: str, source: str) -> object:
+    """An instance of a dataclass of settings, from a mapping of them.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type or out of range.
+    """
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: {prefix.rstrip('.') or 'the file'} must hold key: value lines")
     known = {setting.name: setting for setting in fields(cls)}
     values = {}
     for key, value in tree.items():
         if key not in known:
-            name = _shown(key)
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"{source} has an unknown key {prefix}{name}; {hint}")
-        kind = known[key].type
+            raise ConfigError(_unknown_key(_shown(key), list(known), prefix, source))
+        kind: Any = known[key].type
         if is_dataclass(kind):
+            assert isinstance(kind, type)
             values[key] = _build(kind, value, f"{prefix}{key}.", source)
         else:
             values[key] = _coerce(value, kind, f"{prefix}{key}")
     return cls(**values)
 
 
-def _shown(key) -> str:
+def _unknown_key(key: str, known: list[str], prefix: str, source: str) -> str:
+    """The message for an unknown key, with the nearest known one."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    hint = f"known keys: {', '.join(known)}"
+    if near:
+        hint = f"did you mean {prefix}{near[0]}?"
+    return f"{source} has an unknown key {prefix}{key}; {hint}"
+
+
+def _shown(key: object) -> str:
     """A key for a message: on one line, and cut where it is long."""
     text = str(key)[:_SHOWN]
-    return text if text.isprintable() else f"{text!r:.80}"
+    if text.isprintable():
+        return text
+    return f"{text!r:.80}"
 
 
-def _coerce(value, kind, key: str):
-    """``value`` as ``kind``, widening only what is meant: 1 for a float, and '1e-3', which YAML 1.1 reads as text."""
-    if isinstance(kind, types.UnionType):
-        optional = True
+def _coerce(value: Any, kind: Any, key: str) -> object:
+    """``value`` as ``kind``, widening only where the meaning is clear: 1 as a float, and '1e-3', YAML 1.1's text.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
+    optional = isinstance(kind, types.UnionType)
+    if optional:
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    else:
-        optional = False
-    if value is None and optional:
-        return None
+        if value is None:
+            return None
     if kind is float and not isinstance(value, bool):
         try:
             return float(value)
@@ -342,7 +376,9 @@ def _coerce(value, kind, key: str):
         _check(kind is not str or _is_text(value), f"{key} is {value!r:.80}; it holds a character that is no text")
         return value
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise ConfigError(f"{key} is {value!r:.80}; it must be {wanted}{' or null' if optional else ''}")
+    if optional:
+        wanted += " or null"
+    raise ConfigError(f"{key} is {value!r:.80}; it must be {wanted}")
 
 
 def _is_text(value: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -90,11 +91,15 @@ def open_array(source: Path, dimensions: tuple[int, ...]) -> Array:
         ArrayError: nothing there, not readable, without rows, or of another shape or type.
     """
     path, tensor = _named_tensor(source)
-    readers = {".npy": _npy, ".safetensors": partial(_safetensors, name=tensor), ".parquet": _parquet}
+    readers: dict[str, Callable[[Path], _File]] = {
+        ".npy": _npy,
+        ".safetensors": partial(_safetensors, name=tensor),
+        ".parquet": _parquet,
+    }
     files = []
-    for file in files_of(path, tuple(readers)):
-        with _readable(file):
-            files.append(readers[file.suffix](file))
+    for name in files_of(path, tuple(readers)):
+        with _readable(name):
+            files.append(readers[name.suffix](name))
     files = [file for file in files if file.shape[:1] != (0,)]
     if not files:
         raise ArrayError(f"{source} holds no rows")
@@ -255,7 +260,7 @@ def _parquet(path: Path) -> _File:
     return _File(path, (count, size), np.dtype(of.to_pandas_dtype()).name, blocks)
 
 
-def _numbers(pa, path: Path, schema) -> tuple[str, object]:
+def _numbers(pa: Any, path: Path, schema: Any) -> tuple[str, Any]:
     """The column that holds the features, and the type of their numbers."""
     is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     is_number = (pa.types.is_floating, pa.types.is_integer)

@@ -15,7 +15,7 @@ def relative_error(features: np.ndarray, reference: np.ndarray, spread: np.ndarr
         return float("inf")
     deviation = float(np.std(spread, axis=0, dtype=np.float64).mean())
     error = float(np.sqrt(np.mean(np.square(features.astype(np.float64) - reference))))
-    return error / max(deviation, np.finfo(np.float32).tiny)
+    return error / max(deviation, float(np.finfo(np.float32).tiny))
 
 
 def neighbour_overlap(features: np.ndarray, reference: np.ndarray, k: int) -> float:

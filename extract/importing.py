@@ -56,12 +56,12 @@ class Features:
         self._kept = np.zeros(len(array), bool)
         self._kept[chosen] = True
         self._sketches: dict[str, np.ndarray] = {}
-        self.contents = {}
+        self.contents: dict[str, str] = {}
         self.zeros = 0
         state = hashlib.sha256()
         for rows, block in array.blocks(f"checking {kind}"):
             kept = block[self._kept[rows]]
-            state.update(kept)
+            state.update(kept.data)
             self.zeros += int((~kept.any(axis=tuple(range(1, kept.ndim)))).sum())
             if owners is not None:
                 self._add_contents(owners[rows], block)

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -45,7 +45,7 @@ class PictureError(OnceoverError):
     """Bytes that are not a usable image."""
 
 
-def needed(short_side: int, views: tuple) -> int:
+def needed(short_side: int, views: Sequence[tuple]) -> int:
     """Pixels that the shorter side of an image has to have where its views are resized to ``short_side``."""
     corners = any(part not in (None, WHOLE) for part, _ in views)
     return math.ceil(short_side / CROP_SHARE) if corners else short_side
@@ -295,10 +295,18 @@ def _has_all_scans(data: bytes) -> bool:
     return scans > 0 and not missing
 
 
+def _largest(image: Image.Image) -> float:
+    """The largest number in an image of one channel."""
+    _, largest = image.getextrema()
+    assert not isinstance(largest, tuple)
+    return largest
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode in ("I", "F") and image.getextrema()[1] > 255):
+    is_wide = image.mode in ("I", "F")
+    if image.mode.startswith("I;16") or (is_wide and _largest(image) > 255):
         image = image.convert("F").point(lambda value: value * (255 / 65535) + 0)
-    elif image.mode == "F" and image.getextrema()[1] <= 1:
+    elif image.mode == "F" and _largest(image) <= 1:
         image = image.point(lambda value: value * 255 + 0)
     if image.mode in ("I", "F"):
         image = image.convert("L")

@@ -279,7 +279,7 @@ class Column(Sequence):
     def __len__(self) -> int:
         return len(self._opened())
 
-    def __getitem__(self, row: int) -> bytes:
+    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # no slices
         return self._opened()[row].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -347,7 +347,7 @@ def seal(
     """Writes the finished store, whole or not at all. Memory stays at a block of rows, however large the store.
 
     ``images`` holds the columns id, path, split, sha256, size, mtime_ns and ``texts`` caption, image_index; features
-    and the other columns come from ``sources``, by key, or from whatever else has their ``copy``.
+    and the other columns come from ``sources``, by key.
     """
     fingerprint = dataset_fingerprint(
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]

@@ -62,7 +62,7 @@ def verify_sample(
         count = len(store.image_ids if kind == "image" else store.captions)
         rows = np.sort(generator.permutation(count)[:sample])
         say(f"encoding {len(rows):,} {_NOUNS[kind]}s again on {encoder.device}")
-        if kind == "image":
+        if isinstance(encoder, ImageEncoder):
             again = _encoded_images(store, images_of(root, store.image_paths), encoder, rows)
         else:
             again = encoder.encode([store.captions[row] for row in rows])[0]
@@ -74,6 +74,7 @@ def _encoder(store: FeatureStore, kind: str, device: str | None, place: str | No
     """The encoder that made a kind of features, in float32 and with nothing of it optimised."""
     exact = store.recipes[kind] | {"dtype": "float32", "store_dtype": "float32"}
     made = store.provenance[kind], exact, store.provenance["settings"]
+    encoder: ImageEncoder | TextEncoder
     if kind == "image":
         encoder = image_encoder_of(*made, device, place, plain=True)
     else:

@@ -1,4 +1,4 @@
-"""The run folder: settings, heads, history, provenance, and the state that an interrupted fit goes on from.
+"""Reads and writes a run folder: settings, heads, history, provenance, and the state of an interrupted fit.
 
 Heads are safetensors; the resume state is read with ``weights_only``. Nothing handed over by a user is unpickled.
 """
@@ -33,7 +33,7 @@ from onceover.base.hdf5 import stated_checksum
 from onceover.configs.schema import Config, ModelConfig, load_config
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.store import changed_settings
-from onceover.heads.models import DualHeads, Ensemble
+from onceover.heads.models import DualHeads, Ensemble, as_one
 from onceover.heads.provenance import RunError, checked_file, read_provenance
 from onceover.heads.replacement import remove_run, run_files
 
@@ -79,7 +79,7 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """A finished run with its heads.
+    """Loads a finished run with its heads.
 
     Raises:
         RunError: not there, unfinished or damaged.
@@ -96,28 +96,31 @@ def load_run(folder: str | Path) -> Run:
 
 
 def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
-    """The heads in a folder, in eval mode, of the ``dims``, ``members`` and ``files`` that a provenance names.
+    """Loads the heads in a folder, in eval mode.
+
+    Args:
+        provenance: its ``dims``, ``members`` and ``files`` name the shapes, the settings and the checksums.
 
     Raises:
         RunError: not there, not as they were written, or of another shape.
     """
     data = checked_file(folder, HEADS, provenance)
-    dims = provenance["dims"]["image"], provenance["dims"]["text"]
+    dims = (provenance["dims"]["image"], provenance["dims"]["text"])
     members = []
     for settings in provenance["members"]:
         loss = settings.get("loss", "contrastive")
         model = ModelConfig(**{name: value for name, value in settings.items() if name != "loss"})
         members.append(DualHeads(*dims, model, loss))
-    heads = members[0] if len(members) == 1 else Ensemble(members)
+    heads = as_one(members)
     try:
         heads.load_state_dict(safetensors.torch.load(data))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise RunError(f"{folder / HEADS} is damaged or of other settings than {CONFIG}; fit again") from error
-    return heads.eval()
+    return heads
 
 
 def begin(folder: Path, state: dict) -> None:
-    """Makes a folder an unfinished run that is no more than ``state``; what a run consists of is removed, no more."""
+    """Starts an unfinished run that is no more than ``state``; of the folder's files those of a run are removed."""
     run_files(folder).set_aside(RESUME)
     save_resume(folder, state)  # first: what is left after a kill is a run too
     remove_run(folder)
@@ -141,9 +144,10 @@ def save_heads(folder: Path, heads: DualHeads | Ensemble, fingerprints: dict[str
 
 
 def save_history(folder: Path, rows: list[dict]) -> None:
-    """Writes the history, one row an epoch; what was not measured after an epoch is left blank."""
+    """Writes the history, a row per epoch; recalls are blank after epochs without validation."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(max(rows, key=len)), lineterminator="\n")
+    longest = list(max(rows, key=lambda row: len([*row])))
+    writer = csv.DictWriter(buffer, fieldnames=longest, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     run_files(folder).write_text(HISTORY, buffer.getvalue())
@@ -153,21 +157,21 @@ def save_provenance(folder: Path, provenance: dict) -> None:
     """Writes ``run.json``, whose presence means that the run is finished, and drops the resume state.
 
     Raises:
-        RunError: a file of the run is gone by now.
+        RunError: a file of the run is missing.
     """
-    about = {"format": RUN_FORMAT, "format_version": RUN_VERSION, **provenance, "files": files_of_run(folder)}
+    record = {"format": RUN_FORMAT, "format_version": RUN_VERSION, **provenance, "files": files_of_run(folder)}
     if not (folder / EMBEDDINGS).is_file():
         raise RunError(f"{folder / EMBEDDINGS} was removed while the run was being written; fit again")
     outputs = run_files(folder)
-    outputs.write_record(PROVENANCE, about | {"embeddings": stated_checksum(folder / EMBEDDINGS)})
-    outputs.remove(RESUME.__eq__)
+    outputs.write_record(PROVENANCE, record | {"embeddings": stated_checksum(folder / EMBEDDINGS)})
+    outputs.remove(lambda name: name == RESUME)
 
 
 def files_of_run(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files by whose digest a run is checked when it is read, by name.
+    """SHA-256 by name of the files that a run is checked by when it is read.
 
     Raises:
-        RunError: one is not there.
+        RunError: one is missing.
     """
     names = [CONFIG, HEADS]
     if (folder / HISTORY).exists():
@@ -181,7 +185,7 @@ def files_of_run(folder: Path) -> dict[str, str]:
 
 
 def save_resume(folder: Path, state: dict) -> None:
-    """Writes the state after an epoch. From the first file on it marks the folder as an unfinished run."""
+    """Writes the state to resume from. Its file marks the folder as an unfinished run."""
     with run_files(folder).file(RESUME) as aside, forgiving(aside) as file, uninterrupted():
         torch.save(state, file)
 
@@ -193,7 +197,7 @@ def save_state(path: Path, state: dict) -> None:
 
 
 def load_state(path: Path) -> dict:
-    """What ``save_state`` wrote; its tensors lie on the processor. Nothing is unpickled but tensors and plain values.
+    """Reads a file of ``save_state``, with its tensors on the CPU. Only tensors and plain values are unpickled.
 
     Raises:
         ValueError: it is damaged, or something else.
@@ -207,7 +211,7 @@ def load_state(path: Path) -> dict:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # torch and zipfile raise many kinds on a damaged archive, EINVAL for a place before 0
+    except Exception as error:  # torch and zipfile raise many kinds on a damaged archive, EINVAL for a seek before 0
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
@@ -217,7 +221,7 @@ def load_state(path: Path) -> dict:
 
 
 def load_resume(folder: Path, request: str) -> dict | None:
-    """The state of an interrupted fit, or None where there is none, or one of another request with nothing to keep.
+    """Reads the state of an interrupted fit; None where there is none, or one of another request with nothing in it.
 
     Raises:
         RunError: it is of another request, or cannot be read.
@@ -237,9 +241,10 @@ def load_resume(folder: Path, request: str) -> dict | None:
 
 
 def load_begun(work: Path, request: str, force: bool) -> dict | None:
-    """The state of what was begun in ``work`` (``place_to_work``), if it can be gone on with.
+    """Reads the state of the run that was begun in ``work`` (``replacement.working_folder``); None to start anew.
 
-    ``force`` gives up what cannot be gone on with. A finished run that is to be replaced is not touched.
+    ``force`` gives up a run that cannot be resumed. A finished run that is to be replaced is not touched.
+
 
     Raises:
         RunError: an unfinished run of another request, or one that cannot be read, without ``force``.

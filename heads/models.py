@@ -1,6 +1,7 @@
-"""Projection heads: features of two encoders -> one shared space."""
+"""Projection heads, which map the features of two encoders into one shared space."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,10 @@ class Standardize(nn.Module):
     that is constant over the train split becomes 0.
     """
 
+    root: Tensor
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         self.register_buffer("root", torch.tensor(False))
@@ -25,43 +30,53 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, features: Callable[[], Iterable[Tensor]]) -> None:
-        """Takes mean and deviation from float32 features (..., D), given twice, block by block.
+        """Estimates mean and deviation of float32 features (..., D), which are read twice, block by block.
 
         Blocks are joined by the pairwise update of Chan, Golub and LeVeque (1983), in float64.
+
+        Args:
+            features: gives the blocks; called twice.
         """
         self.root.fill_(all(bool(block.min() >= 0) for block in features()))
-        count, mean, squares, largest = 0, 0.0, 0.0, torch.zeros_like(self.mean)
+        count = 0
+        mean = torch.zeros_like(self.mean, dtype=torch.float64)
+        squares = torch.zeros_like(mean)  # sums of squared deviations from the mean
+        largest = torch.zeros_like(self.mean)
         for block in features():
             rows = self._rooted(block).reshape(-1, block.shape[-1]).double()
             total = count + len(rows)
-            own = rows.mean(0)
-            difference = own - mean
-            spread = (rows - own).square_().sum(0)  # var(0) takes four times as long
-            squares = squares + spread + difference**2 * (count * len(rows) / total)
+            block_mean = rows.mean(0)
+            difference = block_mean - mean
+            block_squares = (rows - block_mean).square_().sum(0)  # var(0) takes four times as long
+            squares = squares + block_squares + difference**2 * (count * len(rows) / total)
             mean = mean + difference * (len(rows) / total)
-            count, largest = total, torch.maximum(largest, rows.abs().amax(0))
+            count = total
+            largest = torch.maximum(largest, rows.abs().amax(0))
         deviation = (squares / count).sqrt()
+        varies = deviation > torch.finfo(torch.float32).eps * largest
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(deviation > torch.finfo(torch.float32).eps * largest, 1 / deviation, 0.0))
+        self.scale.copy_(torch.where(varies, 1 / deviation, 0.0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """Standardises features: (..., D) -> (..., D)."""
         return (self._rooted(features) - self.mean).mul_(self.scale)
 
     def _rooted(self, features: Tensor) -> Tensor:
         features = features.to(self.mean.dtype)
-        return features.clamp_min(0).sqrt() if self.root else features
+        if self.root:
+            return features.clamp_min(0).sqrt()
+        return features
 
 
 class Projection(nn.Linear):
-    """A linear layer whose weight is (in_dim, out_dim), as the products of a stack give its gradient."""
+    """A linear layer whose weight is (in_dim, out_dim), the layout in which a stack of heads gets its gradient."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__(in_dim, out_dim)
         self.weight = nn.Parameter(self.weight.detach().T.contiguous())
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in_dim) -> (..., out_dim)."""
+        """Projects features: (..., in_dim) -> (..., out_dim)."""
         return features @ self.weight + self.bias
 
 
@@ -75,30 +90,37 @@ class ResidualMLP(nn.Module):
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in_dim) -> (..., out_dim)."""
+        """Projects features: (..., in_dim) -> (..., out_dim)."""
         projected = self.project(features)
         return self.norm(projected + self.block(projected))
 
 
-_HEADS = {"linear": Projection, "mlp": ResidualMLP}
+_HEADS: dict[str, type[Projection] | type[ResidualMLP]] = {"linear": Projection, "mlp": ResidualMLP}
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors (..., D) of length 1; one without direction stays 0. Nothing else normalises embeddings."""
+    """Scales vectors (..., D) to length 1; a zero vector stays 0. Nothing else normalises embeddings."""
     return F.normalize(vectors, dim=-1)
 
 
 class DualHeads(nn.Module):
     """A head for images, a head for captions, and the scalars of the loss that trains them, such as a temperature.
 
+    Args:
+        image_dim: dimensions of a view's features. text_dim: of a caption's.
+
     Attributes:
-        config: the settings they were made with. loss: the name of the loss.
+        config: the settings of the heads.
+        embedding_dim: dimensions of the shared space.
+        loss: the name of the loss.
     """
 
     def __init__(self, image_dim: int, text_dim: int, config: ModelConfig, loss: str = "contrastive"):
         super().__init__()
         self.standardize = nn.ModuleDict({"image": Standardize(image_dim), "text": Standardize(text_dim)})
-        self.image, self.text = (_HEADS[config.head](dim, config.embedding_dim) for dim in (image_dim, text_dim))
+        head = _HEADS[config.head]
+        self.image = head(image_dim, config.embedding_dim)
+        self.text = head(text_dim, config.embedding_dim)
         self.config = config
         self.embedding_dim = config.embedding_dim
         self.loss = loss
@@ -107,7 +129,11 @@ class DualHeads(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.tensor(scalar.start), requires_grad=scalar.is_learned))
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Standardised features (B, image_dim) and (T, text_dim) -> vectors of any length, and the loss's scalars."""
+        """Maps standardised features (B, image_dim) and (T, text_dim) to vectors of any length.
+
+        Returns:
+            Image vectors (B, embedding_dim), text vectors (T, embedding_dim), and the loss's scalars by name.
+        """
         return self.image(images), self.text(texts), self.scalars
 
     @property
@@ -117,7 +143,7 @@ class DualHeads(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the heads are."""
+        """The device that holds the heads."""
         return next(self.parameters()).device
 
     @torch.no_grad()
@@ -127,16 +153,16 @@ class DualHeads(nn.Module):
             if scalar.is_learned:
                 scalars[name].clamp_(scalar.low, scalar.high)
 
-    def embed_images(self, features: Tensor) -> Tensor:
-        """float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
+    def embed_views(self, features: Tensor) -> Tensor:
+        """Embeds single views: float32 (..., image_dim) -> unit vectors (..., embedding_dim)."""
         return unit(self.image(self.standardize["image"](features)))
 
-    def embed_pictures(self, views: Tensor) -> Tensor:
-        """One unit vector an image, the normalised mean of its views': float32 (N, V, D) -> (N, embedding_dim)."""
-        return unit(self.embed_images(views).mean(1))
+    def embed_images(self, views: Tensor) -> Tensor:
+        """Embeds images as the normalised mean of their views' vectors: float32 (N, V, D) -> (N, embedding_dim)."""
+        return unit(self.embed_views(views).mean(1))
 
     def embed_texts(self, features: Tensor) -> Tensor:
-        """float32 (..., text_dim) -> unit vectors (..., embedding_dim)."""
+        """Embeds captions: float32 (..., text_dim) -> unit vectors (..., embedding_dim)."""
         return unit(self.text(self.standardize["text"](features)))
 
 
@@ -147,20 +173,37 @@ class Ensemble(nn.Module):
     members' own, so that an ensemble is searched like any single model.
     """
 
-    def __init__(self, members: list[DualHeads]):
+    def __init__(self, members: Iterable[DualHeads]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def embed_pictures(self, views: Tensor) -> Tensor:
-        """float32 (N, V, image_dim) -> unit vectors (N, sum of the members' dimensions)."""
-        return self._joined([member.embed_pictures(views) for member in self.members])
+    def embed_images(self, views: Tensor) -> Tensor:
+        """Embeds images: float32 (N, V, image_dim) -> unit vectors (N, sum of the members' dimensions)."""
+        return self._concatenated([member.embed_images(views) for member in self._heads()])
 
     def embed_texts(self, features: Tensor) -> Tensor:
-        """float32 (..., text_dim) -> unit vectors (..., sum of the members' dimensions)."""
-        return self._joined([member.embed_texts(features) for member in self.members])
+        """Embeds captions: float32 (..., text_dim) -> unit vectors (..., sum of the members' dimensions)."""
+        return self._concatenated([member.embed_texts(features) for member in self._heads()])
 
-    def _joined(self, vectors: list[Tensor]) -> Tensor:
+    def _heads(self) -> Iterator[DualHeads]:
+        return (cast(DualHeads, member) for member in self.members)
+
+    def _concatenated(self, vectors: list[Tensor]) -> Tensor:
         return torch.cat(vectors, dim=-1) / len(vectors) ** 0.5
+
+
+def members_of(heads: DualHeads | Ensemble) -> list[DualHeads]:
+    """The pairs of heads of an ensemble, or the only one."""
+    if isinstance(heads, Ensemble):
+        return [cast(DualHeads, member) for member in heads.members]
+    return [heads]
+
+
+def as_one(members: list[DualHeads]) -> DualHeads | Ensemble:
+    """An ensemble of the members, in eval mode; of a single one the heads themselves."""
+    if len(members) == 1:
+        return members[0].eval()
+    return Ensemble(members).eval()
 
 
 def mix(first: Tensor, second: Tensor, weight: float) -> Tensor:

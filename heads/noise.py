@@ -1,4 +1,8 @@
-"""The noise that keeps heads from learning features by heart: dropout, and variation that is borrowed from others."""
+"""Regularises heads by augmenting their features: dropout, and feature transfer from other images.
+
+Feature transfer (Yin et al. 2019; Delta-encoder: Schwartz et al. 2018) adds the difference between two views, or two
+captions, of another image: such differences are no part of an image's content, and much the same for all images.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,16 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LEVELS = 2**8  # of the bits that dropout goes by
+from onceover.heads.batches import Batch
+
+_LEVELS = 2**8  # dropout rates are multiples of 1 / _LEVELS, since a byte decides on each number
 
 
 @dataclass(frozen=True)
 class Noise:
-    """One draw for rows of features, (n, D); settings take of it as much as they want.
+    """Random numbers for the features (n, D) of a batch; each setting uses as many of them as it needs.
 
     Attributes:
-        bits: uint8 (n, D), what dropout goes by.
-        first, second: int64 (n,), the rows whose difference a row is moved by; share: float32 (n, 1), of it, in [0, 1].
+        bits: uint8 (n, D), which decide on dropout.
+        first, second: int64 (n,), the rows whose difference is added to a row.
+        share: float32 (n, 1), in [0, 1], how much of the difference.
     """
 
     bits: np.ndarray
@@ -25,78 +32,84 @@ class Noise:
     second: np.ndarray
     share: np.ndarray
 
-    def part(self, places: np.ndarray | slice) -> "Noise":
-        """That of some of the rows."""
-        return Noise(self.bits[places], self.first[places], self.second[places], self.share[places])
+    def part(self, positions: np.ndarray | slice) -> "Noise":
+        """The noise of some of the rows, by their positions in the batch."""
+        return Noise(self.bits[positions], self.first[positions], self.second[positions], self.share[positions])
 
 
 def draw_noise(
-    generator: np.random.Generator,
-    pictures: np.ndarray,
-    views: np.ndarray,
-    captions: np.ndarray,
-    image_of_text: np.ndarray,
-    views_each: int,
-    dims: tuple[int, int],
+    generator: np.random.Generator, batch: Batch, views_per_image: int, dims: tuple[int, int]
 ) -> tuple[Noise, Noise]:
-    """Noise for a batch's images and for its captions; an image's rows are counted over all views of all images.
+    """Draws the noise of a batch's images and of its captions.
+
+    Rows of images are counted over all views of all images: ``image * views_per_image + view``.
 
     Args:
-        images, views, captions, image_of_text: as ``Batches.epoch`` gives them.
-        views_each: how many views an image has. dims: of the features.
+        dims: dimensions of the features of a view and of a caption.
     """
-    rows, others = (pictures * views_each + each for each in (views, another_view(views, views_each, generator)))
-    images = _draw(generator, rows, others, dims[0])
-    texts = _draw(generator, captions, captions[another(image_of_text, generator)], dims[1])
+    image_rows = batch.images * views_per_image + batch.views
+    other_views = another_view(batch.views, views_per_image, generator)
+    other_rows = batch.images * views_per_image + other_views
+    images = _draw(generator, image_rows, other_rows, dims[0])
+    other_captions = batch.captions[another(batch.image_of_text, generator)]
+    texts = _draw(generator, batch.captions, other_captions, dims[1])
     # measured: images gain most from whole differences, captions from random parts of them
     return images, replace(texts, share=generator.random(texts.share.shape, np.float32))
 
 
 def _draw(generator: np.random.Generator, rows: np.ndarray, others: np.ndarray, dim: int) -> Noise:
-    """With whole differences. ``others``: for each row another one of its image, or the row itself."""
-    count, size = len(rows), len(rows) * dim
-    bits = generator.bit_generator.random_raw(math.ceil(size / 8)).view(np.uint8)  # four times as fast as bytes()
+    """Draws noise with whole differences. ``others``: for each row another one of its image, or the row itself."""
+    count = len(rows)
+    size = count * dim
+    words = generator.bit_generator.random_raw(math.ceil(size / 8))  # four times as fast as Generator.bytes
+    bits = words.view(np.uint8)[:size].reshape(count, dim)
     order = generator.permutation(count)
-    return Noise(bits[:size].reshape(count, dim), rows[order], others[order], np.ones((count, 1), np.float32))
+    return Noise(bits, rows[order], others[order], np.ones((count, 1), np.float32))
 
 
 def another(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """For each place another one of its group, drawn at random; itself where there is none. Groups: ascending, (n,)."""
+    """Draws for each position another one of the same group: int64 (n,); itself where it is alone.
+
+    ``groups``: int64 (n,), ascending. With the groups 0 0 0 1, position 1 gets 0 or 2, position 3 gets 3.
+    """
     sizes = np.bincount(groups)
-    first, size = (np.cumsum(sizes) - sizes)[groups], sizes[groups]
+    starts = np.cumsum(sizes) - sizes
+    start = starts[groups]
+    size = sizes[groups]
     step = 1 + generator.integers(np.maximum(size - 1, 1))
-    return first + (np.arange(len(groups)) - first + step) % size
+    return start + (np.arange(len(groups)) - start + step) % size
 
 
 def another_view(views: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """For each of the ``views`` (n,) another one of ``count``, drawn at random; itself where there is one alone."""
+    """Draws for each of the ``views`` (n,) another one of ``count`` views; the same where there is only one."""
     return (views + 1 + generator.integers(max(count - 1, 1), size=len(views))) % count
 
 
-def noisy(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, rate: float) -> Tensor:
-    """Rows of features that are moved as two views, or two captions, of some other image differ, and dropped out.
+def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dropout: float) -> Tensor:
+    """Features of some rows, with feature transfer and dropout: float32 (n, D).
 
-    What tells records of one image apart is no part of what is in it, and much the same for all images. (Feature
-    transfer: Yin et al. 2019; Delta-encoder: Schwartz et al. 2018.) Then each number is left out with probability
-    ``rate`` and the rest scaled, so that expectations stay (Srivastava et al. 2014).
+    Row i becomes ``keep * scale * (table[rows[i]] + variation * share[i] * (table[first[i]] - table[second[i]]))``,
+    where ``keep`` is 0 with the probability ``dropout`` and ``scale`` leaves expectations as they are (Srivastava et
+    al. 2014).
 
     Args:
-        table: standardised features, float32 (R, D). rows: int64 (n,), which of them; ``noise`` names others there.
-        variation: how much of a share of their difference is added.
-
-    Returns:
-        float32 (n, D).
+        table: standardised features, float32 (R, D).
+        rows: int64 (n,), rows of the table; ``noise`` names others of it.
+        variation: factor on the added difference. dropout: probability that a number becomes 0.
     """
-    out = round(rate * _LEVELS)
-    scale = _LEVELS / (_LEVELS - out)
-    places, weights = [rows], [np.full((len(rows), 1), scale, np.float32)]
+    dropped_levels = round(dropout * _LEVELS)
+    scale = _LEVELS / (_LEVELS - dropped_levels)
+    terms = [rows]
+    weights = [np.full((len(rows), 1), scale, np.float32)]
     if variation:
-        places, share = [rows, noise.first, noise.second], np.float32(scale * variation) * noise.share
-        weights += [share, -share]
-    # one pass over a row and the two that move it
-    sums = [torch.from_numpy(each).to(table.device) for each in (np.stack(places, 1), np.concatenate(weights, 1))]
-    features = F.embedding_bag(sums[0], table, mode="sum", per_sample_weights=sums[1])
-    if not out:
+        weight = np.float32(scale * variation) * noise.share
+        terms += [noise.first, noise.second]
+        weights += [weight, -weight]
+    indices = torch.from_numpy(np.stack(terms, 1)).to(table.device)
+    per_sample_weights = torch.from_numpy(np.concatenate(weights, 1)).to(table.device)
+    # one pass over a row and the two whose difference is added
+    features = F.embedding_bag(indices, table, mode="sum", per_sample_weights=per_sample_weights)
+    if not dropped_levels:
         return features
-    kept = torch.from_numpy((noise.bits >= out).view(np.int8))  # which torch turns into floats faster than bool
-    return features.mul_(kept.to(table.device).to(features.dtype))
+    keep = torch.from_numpy((noise.bits >= dropped_levels).view(np.int8))  # torch turns int8 into floats faster
+    return features.mul_(keep.to(table.device).to(features.dtype))

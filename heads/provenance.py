@@ -1,4 +1,4 @@
-"""What a run says of itself, for all who need neither its heads nor torch, which takes memory and seconds to load."""
+"""Reads a run's provenance without its heads and without torch, which takes memory and seconds to load."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ MAX_HEADS = 2**36  # bytes
 
 
 def read_provenance(folder: str | Path) -> dict:
-    """What ``run.json`` says, without loading the heads; the run's other small files are checked by it.
+    """Reads ``run.json``, and checks the run's other small files by it.
 
     Raises:
         RunError: no finished run there, or a file that is not as the fit wrote it.
@@ -33,7 +33,7 @@ def read_provenance(folder: str | Path) -> dict:
 
 
 def _check_embeddings(path: Path, provenance: dict) -> None:
-    """Refuses embeddings of another run; whether those of this one are damaged is seen when they are read.
+    """Refuses embeddings of another run. Damage is found later, when they are read.
 
     Raises:
         RunError: they are not those that the fit wrote.
@@ -46,10 +46,11 @@ def _check_embeddings(path: Path, provenance: dict) -> None:
 
 
 def checked_file(folder: Path, name: str, provenance: dict) -> bytes:
-    """The bytes of a run's file, which are those that the fit wrote.
+    """Reads a run's file, and checks that it is as the fit wrote it.
 
     Raises:
-        RunError: they are not, or the file is not there.
+        RunError: it is not, or it is missing.
+
     """
     try:
         data = read_bytes(folder / name, MAX_HEADS)

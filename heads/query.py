@@ -1,12 +1,13 @@
-"""Queries -> vectors: the run's frozen encoders, then its heads. Beside fine-tuning the one place where both meet."""
+"""Embeds queries with a run's own encoders and heads. Beside fine-tuning the one place where encoders meet heads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from onceover.extract.encoding.image import image_encoder_of
-from onceover.extract.encoding.text import text_encoder_of
+from onceover.base.progress import say
+from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
+from onceover.extract.encoding.text import TextEncoder, text_encoder_of
 from onceover.extract.pictures import read_picture
 from onceover.heads.checkpoint import Run
 from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings
@@ -20,9 +21,11 @@ class QueryEmbedder:
 
     Args:
         run: a finished run (``heads.checkpoint.load_run``).
-        device: as ``--device``; the best one at hand by default.
+        device: as ``--device``; by default the best one at hand.
         image_encoder, text_encoder: where an encoder is now, if it has moved.
-        say: receives what the user should be told, such as that a text was cut.
+
+    Attributes:
+        space: the name of the space that the vectors lie in.
     """
 
     def __init__(
@@ -32,63 +35,90 @@ class QueryEmbedder:
         device: str | None = None,
         image_encoder: str | None = None,
         text_encoder: str | None = None,
-        say: Callable[[str], None] = lambda _: None,
     ):
-        self._run, self._device, self._say = run, device, say
-        self._specs = {"image": image_encoder, "text": text_encoder}
-        self._encoders: dict = {}
-        self.space = run.provenance["space"]
+        self.space: str = run.provenance["space"]
+        self._run = run
+        self._device = device
+        self._image_spec = image_encoder
+        self._text_spec = text_encoder
+        self._image_encoder: ImageEncoder | None = None
+        self._text_encoder: TextEncoder | None = None
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (Q, embedding_dim).
+        """Embeds texts: unit vectors, float32 (Q, embedding_dim).
 
         Raises:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
-        features, truncated = self._encoder("text").encode(list(texts))
-        for number in np.flatnonzero(truncated):
-            self._say(f"longer than the text encoder takes, and cut: {texts[number][:60]!r}…")
+        features, truncated = self._load_text_encoder().encode(list(texts))
+        for text, is_cut in zip(texts, truncated, strict=True):
+            if is_cut:
+                say(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
         return text_embeddings(self._run.heads, features)
 
     def embed_images(self, paths: Sequence[str]) -> np.ndarray:
-        """Unit vectors of image files, float32 (Q, embedding_dim).
+        """Embeds image files: unit vectors, float32 (Q, embedding_dim). A file that stands twice is encoded once.
 
         Raises:
             PictureError: a file that is no usable image; and those of ``embed_texts``.
         """
-        encoder, blocks = self._encoder("image"), []
-        different = list(dict.fromkeys(paths))
-        place = {path: number for number, path in enumerate(different)}
-        for start in range(0, len(different), BATCH):
-            part = different[start : start + BATCH]
-            pixels = torch.stack([encoder.pixels(read_picture(path, encoder.short_side)) for path in part])
-            blocks.append(encoder.encode(pixels))
-        vectors = image_embeddings(self._run.heads, np.concatenate(blocks))
-        return vectors[[place[path] for path in paths]]
+        encoder = self._load_image_encoder()
+        distinct = list(dict.fromkeys(paths))
+        features = []
+        for start in range(0, len(distinct), BATCH):
+            images = [read_picture(path, encoder.short_side) for path in distinct[start : start + BATCH]]
+            features.append(encoder.encode(torch.stack([encoder.pixels(image) for image in images])))
+        vectors = image_embeddings(self._run.heads, np.concatenate(features))
+        rows = {path: row for row, path in enumerate(distinct)}
+        return vectors[[rows[path] for path in paths]]
 
     def embed_mixed(self, texts: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
-        """Normalised weighted sums of texts' and images' vectors; ``weight``, 0 to 1, is the texts' share.
+        """Embeds pairs of a text and an image file as the normalised weighted sums of their vectors.
+
+        Args:
+            weight: the texts' share, 0 to 1.
 
         Raises:
             EmbedError: a sum without direction; and those of ``embed_texts`` and ``embed_images``.
         """
-        pair = (torch.from_numpy(side) for side in (self.embed_texts(texts), self.embed_images(paths)))
-        vectors = mix(*pair, weight).numpy()
+        text_vectors = torch.from_numpy(self.embed_texts(texts))
+        image_vectors = torch.from_numpy(self.embed_images(paths))
+        vectors = mix(text_vectors, image_vectors, weight).numpy()
         if not vectors.any(1).all():
             raise EmbedError("the text and the image point in opposite directions; change the weight")
         return vectors
 
-    def _encoder(self, kind: str):
-        if kind not in self._encoders:
-            made, spec = self._run.provenance, self._specs[kind]
-            where = made["encoders"][kind]
-            if kind == "image":
-                encoder = image_encoder_of(where, made["recipes"][kind], made["extract"], self._device, spec)
-            else:
-                encoder = text_encoder_of(
-                    where, made["recipes"][kind], made["extract"], self._run.tokenizer_files, self._device, spec
-                )
-            self._run.check_encoder(kind, encoder.recipe)
-            self._say(f"encoding queries with {spec or where['encoder']} on {encoder.device}")
-            self._encoders[kind] = encoder
-        return self._encoders[kind]
+    def _load_image_encoder(self) -> ImageEncoder:
+        if self._image_encoder is None:
+            provenance = self._run.provenance
+            encoder = image_encoder_of(
+                provenance["encoders"]["image"],
+                provenance["recipes"]["image"],
+                provenance["extract"],
+                self._device,
+                self._image_spec,
+            )
+            self._check("image", encoder, self._image_spec)
+            self._image_encoder = encoder
+        return self._image_encoder
+
+    def _load_text_encoder(self) -> TextEncoder:
+        if self._text_encoder is None:
+            provenance = self._run.provenance
+            encoder = text_encoder_of(
+                provenance["encoders"]["text"],
+                provenance["recipes"]["text"],
+                provenance["extract"],
+                self._run.tokenizer_files,
+                self._device,
+                self._text_spec,
+            )
+            self._check("text", encoder, self._text_spec)
+            self._text_encoder = encoder
+        return self._text_encoder
+
+    def _check(self, kind: str, encoder: ImageEncoder | TextEncoder, spec: str | None) -> None:
+        """Refuses an encoder that is not the run's, and says which one is used."""
+        self._run.check_encoder(kind, encoder.recipe)
+        spec = spec or self._run.provenance["encoders"][kind]["encoder"]
+        say(f"encoding queries with {spec} on {encoder.device}")

@@ -1,8 +1,12 @@
-"""Run folders: which are ours, what they consist of, and how a new run takes the place of an old one. No torch.
+"""Run folders: recognises them, lists their files, and replaces a finished run by a new one. No torch.
 
 A run's files are those in the folder's record (``base.outputs``), whatever else lies beside them. A run that replaces
-another is made in the hidden folder ``.next`` within. Once it is complete, it becomes ``.swap``, which decides: from
-then on the old run is given up, and whatever command comes next on that folder ends the swap.
+another is written to the hidden folder ``.next`` within. Once complete, it is renamed to ``.swap``. From then on the
+old run is given up, and the next command on that folder ends the swap, if this one does not::
+
+    run.json …            the old run, as long as the new one is incomplete
+    .next/config.yaml …   the new run, incomplete
+    .swap/run.json …      the new run, complete: its files replace the old ones, run.json last
 """
 
 import os
@@ -41,7 +45,7 @@ class RunError(OnceoverError):
 
 
 def run_files(folder: Path) -> Outputs:
-    """The files of the run in a folder, which are written through this, so that no others are ever replaced."""
+    """The record of the run's files in a folder; they are written through it, so that no others are ever replaced."""
     return Outputs(folder, "move it elsewhere, or name another folder for the run")
 
 
@@ -57,11 +61,11 @@ def holds_run(folder: Path) -> bool:
 
 
 def _is_finetuned(path: Path) -> bool:
-    """Whether a file is a record of what fine-tuning made; earlier versions kept no record of a run's files."""
+    """Whether a file is ``finetune.json``; earlier versions kept no record of a run's files."""
     if not path.is_file():
         return False
     try:
-        return {"request", "unfreeze", "weights"} <= read_record(path, "what fine-tuning made").keys()
+        return {"request", "unfreeze", "weights"} <= read_record(path, "the record of a fine-tuning").keys()
     except FileError:
         return False
 
@@ -75,7 +79,7 @@ def is_swapping(folder: Path) -> bool:
 
 
 def claim_folder(folder: Path) -> None:
-    """Sees that a folder is empty or a run and that its files are ours, and ends a replacement that was interrupted.
+    """Checks that a folder is empty or holds a run whose files are ours, and ends an interrupted replacement.
 
     Raises:
         RunError: it holds something else. OutputError: a file of somebody else's has a name that a run needs.
@@ -116,10 +120,12 @@ def _names_in(folder: Path) -> Iterator[str]:
         yield from (f"{ENCODERS}/{kind}/{file.name}" for file in entries if ENCODER_FILES.fullmatch(file.name))
 
 
-def place_to_work(folder: Path, force: bool) -> Path:
-    """Where a run is made: its folder, or, where a finished one is to be replaced, a hidden folder within."""
+def working_folder(folder: Path, force: bool) -> Path:
+    """The folder to write a run to: its own, or, where a finished one is to be replaced, a hidden one within."""
     is_finished = any((folder / name).exists() for name in (PROVENANCE, FINETUNED))
-    return folder / NEXT if force and is_finished else folder
+    if force and is_finished:
+        return folder / NEXT
+    return folder
 
 
 def remove_run(folder: Path) -> None:
@@ -139,8 +145,8 @@ def _remove_empty_folders(folder: Path) -> None:
             remove_files(folder / name, [])
 
 
-def take_place(work: Path, folder: Path) -> None:
-    """Lets a run that was made in a hidden folder take the place of the one that it replaces."""
+def take_over(work: Path, folder: Path) -> None:
+    """Replaces a run by the one that was written to a hidden folder within (``working_folder``)."""
     if work == folder:
         return
     os.replace(work, folder / SWAP)
@@ -158,7 +164,8 @@ def _end_swap(folder: Path) -> None:
     """Moves the files of a complete new run into the folder, ``run.json`` last, once those of the old one are gone."""
     if not is_swapping(folder):
         return
-    swap, outputs = folder / SWAP, run_files(folder)
+    swap = folder / SWAP
+    outputs = run_files(folder)
     with outputs.locked():
         if not (swap / _CLEARED).exists():
             outputs.remove(_is_of_run)

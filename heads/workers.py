@@ -1,8 +1,8 @@
-"""Processes that train together, each on its share of a batch, as ``torchrun`` starts them; one alone needs nothing.
+"""Workers: processes that train together, each on its share of a batch, as ``torchrun`` starts them.
 
-Each process embeds its images and captions. The embeddings of all are gathered, every process takes the loss over
-the whole batch, and sends back through its own part what the loss says of it; the sum of the processes' gradients is
-then the gradient of the whole batch, as with open_clip's gathering with gradients.
+Each worker embeds its images and captions. The embeddings of all are gathered, every worker takes the loss over the
+whole batch and sends the gradient of its own rows back. The sum of the workers' gradients is the gradient of the whole
+batch, as with open_clip's gathering with gradients. A single process is a worker alone and exchanges nothing.
 """
 
 import os
@@ -14,14 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_PATIENCE = timedelta(hours=12)  # for what one process does while the others wait: caching, measuring
+_TIMEOUT = timedelta(hours=12)  # for work that one does while the others wait: caching, validation
 
 
 class Workers:
-    """The processes of this training.
+    """The workers of a training, seen from one of them.
 
     Attributes:
-        rank: which one this is; 0 writes and measures. size: how many there are.
+        rank: the number of this worker; 0 leads: it writes, validates and tells the user.
+        size: how many there are.
+        device: of this worker.
     """
 
     def __init__(self, device: torch.device):
@@ -32,14 +34,27 @@ class Workers:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
 
-    def shares(self, count: int) -> np.ndarray:
-        """Where each process's share of ``count`` begins, and the last one's ends: int64 (size + 1,)."""
+    @property
+    def leads(self) -> bool:
+        """Whether this worker is the first."""
+        return self.rank == 0
+
+    def bounds(self, count: int) -> np.ndarray:
+        """Splits ``count`` rows: worker k has the rows from bounds[k] up to bounds[k + 1]; int64 (size + 1,)."""
         return np.arange(self.size + 1) * count // self.size
 
+    def own(self, bounds: np.ndarray) -> slice:
+        """The rows of this worker."""
+        return slice(bounds[self.rank], bounds[self.rank + 1])
+
     def gather(self, own: Tensor, bounds: np.ndarray) -> Tensor:
-        """The rows of all processes, (n, D) here, as (sum of n, D); ``bounds``: where each one's begin and end."""
+        """Joins the rows of all workers: (n, D) of each -> (sum of n, D).
+
+        Args:
+            bounds: int64 (size + 1,), which rows each worker has.
+        """
         if self.size == 1:
             return own
         counts = np.diff(bounds)
@@ -50,30 +65,36 @@ class Workers:
         return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Adds the processes' gradients up, in one message."""
+        """Adds up the workers' gradients, in one message."""
         if self.size == 1:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        flat = torch.cat([(torch.zeros_like(each) if each.grad is None else each.grad).reshape(-1) for each in trained])
+        gradients = []
+        for parameter in trained:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(gradient.reshape(-1))
+        flat = torch.cat(gradients)
         dist.all_reduce(flat)
-        for parameter, part in zip(trained, flat.split([each.numel() for each in trained]), strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))  # as the parameter lies
+        parts = flat.split([parameter.numel() for parameter in trained])
+        for parameter, part in zip(trained, parts, strict=True):
+            # in the memory layout of the parameter, which a fused step walks through
+            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
 
     def agree(self, value: float) -> float:
-        """The first process's value."""
+        """Returns the first worker's value in all of them."""
         if self.size == 1:
             return value
-        told = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.broadcast(told, 0)
-        return float(told)
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def wait(self) -> None:
+        """Returns when all workers have come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def leave(self) -> None:
-        """Waits for all processes to have come here, and goes on without the others."""
+        """Waits for all workers to come here, and goes on without them."""
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
-
-    def wait(self) -> None:
-        """Returns when all processes have come here."""
-        if self.size > 1:
-            dist.barrier()

@@ -142,6 +142,21 @@ def changed():
 
 
 @pytest.fixture
+def messages(monkeypatch):
+    """The messages that the user is shown, in their order."""
+    shown = []
+
+    class Collecting(logging.Handler):
+        def emit(self, record):
+            shown.append(record.getMessage())
+
+    monkeypatch.setattr(LOGGER, "level", logging.INFO)
+    monkeypatch.setattr(LOGGER, "handlers", [Collecting()])
+    LOGGER.manager._clear_cache()
+    return shown
+
+
+@pytest.fixture
 def run():
     def call(*arguments, code=0):
         result = CliRunner().invoke(cli, [str(part) for part in arguments])

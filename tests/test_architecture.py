@@ -113,7 +113,7 @@ def test_trap_embeddings_are_normalised_in_one_module():
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else None
             if called in users and not name.startswith("heads.losses."):  # cosines within a loss
                 users[called].add(name)
-    assert users == {"F.normalize": {"heads.models"}, "unit": {"heads.models", "heads.training"}}
+    assert users == {"F.normalize": {"heads.models"}, "unit": {"heads.models", "heads.training_data"}}
 
 
 def test_help_imports_neither_torch_nor_transformers_nor_faiss():

@@ -108,7 +108,7 @@ def on_a_processor(monkeypatch, name, capability, mkl=True):
     """As torch would describe another processor."""
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {})
+    monkeypatch.setattr(_mkl, "cpu_capabilities", lambda: {"cpu_name": name} if name else {})
 
 
 @pytest.mark.parametrize(

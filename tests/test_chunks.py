@@ -13,7 +13,8 @@ from onceover.configs.schema import Config, ModelConfig, TrainingConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads import chunks as module
 from onceover.heads import training
-from onceover.heads.chunks import ChunkError, Chunks, blocks, chunks_for, memory_on
+from onceover.heads.batches import Batch
+from onceover.heads.chunks import ChunkError, Chunks, blocks, chunks_needed, memory_on
 from onceover.heads.training import TrainingError, fit
 from onceover.retrieval.metrics import quality
 
@@ -40,17 +41,18 @@ def test_every_picture_with_all_its_captions_comes_once_an_epoch(store, small_ch
     for epoch in range(2):
         found = list(dealt.epoch(np.random.default_rng(epoch)))
         assert len(found) == 3
-        orders.append(np.concatenate([chunk.pictures for chunk in found]))
+        orders.append(np.concatenate([chunk.image_rows for chunk in found]))
         assert sorted(orders[-1]) == train.tolist()
         for chunk in found:
-            assert (np.diff(chunk.pictures) > 0).all()
-            np.testing.assert_array_equal(chunk.images, store.image_features[chunk.pictures])
-            np.testing.assert_array_equal(chunk.texts, store.text_features[chunk.captions])
-            assert set(store.image_index[chunk.captions]) == set(chunk.pictures)
-            places = chunk.place(chunk.pictures[[3, 0]], chunk.captions[[7]])
-            assert [part.tolist() for part in places] == [[3, 0], [7]]
+            assert (np.diff(chunk.image_rows) > 0).all()
+            np.testing.assert_array_equal(chunk.images, store.image_features[chunk.image_rows])
+            np.testing.assert_array_equal(chunk.texts, store.text_features[chunk.caption_rows])
+            assert set(store.image_index[chunk.caption_rows]) == set(chunk.image_rows)
+            batch = Batch(chunk.image_rows[[3, 0]], np.array([1, 0]), chunk.caption_rows[[7]], np.array([0]))
+            within = chunk.within(batch)
+            assert (within.images.tolist(), within.captions.tolist()) == ([3, 0], [7])
     assert not np.array_equal(*orders)
-    again = np.concatenate([chunk.pictures for chunk in dealt.epoch(np.random.default_rng(0))])
+    again = np.concatenate([chunk.image_rows for chunk in dealt.epoch(np.random.default_rng(0))])
     np.testing.assert_array_equal(again, orders[0])
 
 
@@ -68,15 +70,15 @@ def test_how_many_chunks_a_memory_makes(store, monkeypatch):
     size, beside = len(train) * of_picture, len(selection) * of_picture
     monkeypatch.setattr(module, "MIN_MEMORY", 0)
     monkeypatch.setattr(module, "OVERHEAD", 1000)
-    assert chunks_for(store, train, selection, size + beside + 1000) == 1
-    assert chunks_for(store, train, selection, size + beside + 999) == 3  # three at a time, and the selection streams
-    assert chunks_for(store, train, selection, size // 4 + 1001) == 12
+    assert chunks_needed(store, train, selection, size + beside + 1000) == 1
+    assert chunks_needed(store, train, selection, size + beside + 999) == 3  # three at a time; validation streams
+    assert chunks_needed(store, train, selection, size // 4 + 1001) == 12
     together = store.roles().together()
-    assert chunks_for(store, together.train, together.selection, size + beside + 1000) == 1  # nothing counts twice
-    assert chunks_for(store, train[:1], train, of_picture * 30) == 2
+    assert chunks_needed(store, together.train, together.selection, size + beside + 1000) == 1  # nothing counts twice
+    assert chunks_needed(store, train[:1], train, of_picture * 30) == 2
     monkeypatch.undo()
     with pytest.raises(ChunkError, match="a memory of 500 MiB is too little to fit heads; give at least 2GiB"):
-        chunks_for(store, train, selection, 500 * 2**20)
+        chunks_needed(store, train, selection, 500 * 2**20)
 
 
 def test_a_card_bounds_what_features_take(monkeypatch):
@@ -103,11 +105,12 @@ def settings():
     return Config(model=ModelConfig(embedding_dim=16), training=TrainingConfig(num_epochs=12, batch_size=12))
 
 
-def test_heads_fitted_in_chunks_are_as_good_and_the_same_again(store, settings, small_chunks, tmp_path, run_dir):
-    told = []
+def test_heads_fitted_in_chunks_are_as_good_and_the_same_again(
+    store, settings, small_chunks, tmp_path, run_dir, messages
+):
     for name in ("a", "b"):
-        fit(store, tmp_path / name, settings, memory=300_000, say=told.append)
-    assert "the features do not fit 0.0 GiB: they are read in 4 shuffled chunks an epoch" in told
+        fit(store, tmp_path / name, settings, memory=300_000)
+    assert "the features do not fit 0.0 GiB: they are read in 4 shuffled chunks an epoch" in messages
     made = [read_json(tmp_path / name / "run.json", "run") for name in ("a", "b")]
     assert made[0]["chunks"] == 4
     assert (tmp_path / "a/heads.safetensors").read_bytes() == (tmp_path / "b/heads.safetensors").read_bytes()

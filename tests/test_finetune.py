@@ -1,4 +1,4 @@
-"""Fine-tuning: thawing, cached activations, training, resume, and the new run that comes of it."""
+"""Fine-tuning: unfreezing, cached activations, training, resume, and the new run that comes of it."""
 
 import dataclasses
 import itertools
@@ -23,14 +23,18 @@ from PIL import Image
 from onceover.base.files import only_writer
 from onceover.configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
 from onceover.extract.store import FeatureStore, StoreError
-from onceover.heads import finetune as finetune_module
-from onceover.heads.activations import Maps, write_activations
+from onceover.heads import finetune_loop
+from onceover.heads.activations import ImageActivations, write_activations
 from onceover.heads.checkpoint import RunError, load_run, save_resume
-from onceover.heads.finetune import FinetuneError, finetune, finish
+from onceover.heads.finetune import cache, finetune, towers_of
+from onceover.heads.finetune_export import finish
+from onceover.heads.finetune_gradient import GradientComputer
+from onceover.heads.finetune_loop import FinetuneError, Training
+from onceover.heads.finetune_steps import Step
 from onceover.heads.models import DualHeads
 from onceover.heads.noise import Noise
-from onceover.heads.sides import SideError
-from onceover.heads.thaw import Stages, ThawError
+from onceover.heads.towers import TowerError
+from onceover.heads.unfreeze import Stages, UnfreezeError
 from onceover.heads.workers import Workers
 from onceover.retrieval.metrics import quality
 
@@ -88,7 +92,7 @@ def tune(base_file, base_run, drawn, tmp_path):
     """Fine-tunes into ``tmp_path``; the heads are loaded anew each time, since training moves them."""
 
     def call(name="tuned", settings=SETTINGS, measure=quality, **options):
-        with FeatureStore(base_file) as store, patch.object(finetune_module, "quality", measure):
+        with FeatureStore(base_file) as store, patch.object(finetune_loop, "quality", measure):
             return finetune(store, load_run(base_run), drawn, tmp_path / name, settings, **options)
 
     return call
@@ -170,10 +174,10 @@ class Killed(Exception):
     pass
 
 
-def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch):
+def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch, messages):
     whole = tune("whole", unfreeze="image.last1,text.last1")
-    monkeypatch.setattr("onceover.heads.finetune.SAVE_EVERY", 0.0)
-    train, calls = finetune_module.Training.train, []
+    monkeypatch.setattr(finetune_loop, "SAVE_EVERY", 0.0)
+    train, calls = Training.train, []
 
     def dies(self, *arguments):
         calls.append(None)
@@ -181,13 +185,13 @@ def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, mon
             raise Killed
         return train(self, *arguments)
 
-    monkeypatch.setattr(finetune_module.Training, "train", dies)
+    monkeypatch.setattr(Training, "train", dies)
     with pytest.raises(Killed):
         tune("cut", unfreeze="image.last1,text.last1")
-    said = []
-    again = tune("cut", unfreeze="image.last1,text.last1", say=said.append)
-    assert any("going on in epoch" in line for line in said)
-    assert any("cached activations are taken from" in line for line in said)
+    messages.clear()
+    again = tune("cut", unfreeze="image.last1,text.last1")
+    assert any("going on in epoch" in line for line in messages)
+    assert any("cached activations are taken from" in line for line in messages)
     for name in ("heads.safetensors", "encoders/image/model.safetensors", "encoders/text/model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     assert again["weights"] == whole["weights"]
@@ -233,7 +237,7 @@ def test_trap_a_changed_picture_is_noticed(base_file, base_run, drawn, tmp_path)
     with FeatureStore(base_file) as store:
         path = data / store.image_paths[int(store.roles().train[0])]
         path.write_bytes(path.read_bytes() + b"x")
-        with pytest.raises(SideError, match="is not the image that the store was made of"):
+        with pytest.raises(TowerError, match="is not the image that the store was made of"):
             finetune(store, load_run(base_run), data, tmp_path / "tuned", SETTINGS)
 
 
@@ -265,13 +269,13 @@ def test_other_settings_do_not_go_on_with_a_training(tune, tmp_path):
     [
         ("layer4", "'layer4' names no layer"),
         ("audio.last1", "'audio.last1' names no layer"),
-        ("image.layer.99", "no layer 'layer.99' that could thaw; near are image.layer.9"),
+        ("image.layer.99", "no layer 'layer.99' to unfreeze; near are image.layer.9"),
         ("image.last0", "has 16 blocks that are numbered; name a layer"),
         ("image.all", "nothing is left to cache; add --no-cache"),
     ],
 )
 def test_a_wrong_choice_of_layers_is_named(tune, unfreeze, message):
-    with pytest.raises(ThawError, match=message):
+    with pytest.raises(UnfreezeError, match=message):
         tune(unfreeze=unfreeze)
 
 
@@ -297,17 +301,17 @@ def test_the_gradient_from_cached_activations_is_that_of_whole_passes(base_file,
         with FeatureStore(base_file) as store:
             run, rows = load_run(base_run), store.roles().train[:6]
             specs = {kind: run.provenance["encoders"][kind]["encoder"] for kind in ("image", "text")}
-            sides = finetune_module.sides_of(store, run, drawn, settings, chosen, specs, torch.device("cpu"))
+            towers = towers_of(store, run, drawn, settings, chosen, specs, torch.device("cpu"))
             if cached:
-                finetune_module.cache(sides, tmp_path, print)
+                cache(towers, tmp_path)
             captions = np.flatnonzero(np.isin(store.image_index, rows))
-            parts = sides["image"].parts(rows, rows % 2) + sides["text"].parts(captions)
-            features = [sides["image"].forward(parts[0]), sides["text"].forward(parts[1])]
-            stored = store.image_features[rows, rows % 2], store.text_features[captions[parts[1].places]]
+            parts = towers["image"].micro_batches(rows, rows % 2) + towers["text"].micro_batches(captions)
+            features = [towers["image"].forward(parts[0]), towers["text"].forward(parts[1])]
+            stored = store.image_features[rows, rows % 2], store.text_features[captions[parts[1].positions]]
             for live, frozen in zip(features, stored, strict=True):
                 assert np.allclose(live.detach(), frozen, atol=2e-2 * np.abs(frozen).max())
             sum(each.square().sum() for each in features).backward()
-            found.append({kind: side.thawed() for kind, side in sides.items()})
+            found.append({kind: tower.unfrozen_parameters() for kind, tower in towers.items()})
     for kind, thawed in found[0].items():
         gradients = [torch.cat([each.grad.flatten() for each in one[kind].values()]) for one in found]
         assert len(thawed) > 10
@@ -331,7 +335,7 @@ def test_a_pass_from_the_cut_is_the_whole_pass(case, tiny_clip, tiny_bert):
         inputs = encoder.padded([torch.tensor(row) for row in ids])
     stages = Stages(encoder.model, lambda: encoder.outputs(inputs))
     lowest = stages.lowest(["last1"], "image")
-    depths = stages.thaw(lowest)
+    depths = stages.unfreeze(lowest)
     whole = encoder.outputs(inputs)
     whole[0].square().sum().backward()
     assert set(depths) == {name for name, each in encoder.model.named_parameters() if each.grad is not None}
@@ -355,7 +359,7 @@ def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
     inputs = encoder.pixels(Image.linear_gradient("L").convert("RGB"))
     stages = Stages(encoder.model, lambda: encoder.outputs(inputs))
     lowest = stages.lowest(["last1"], "image")
-    stages.thaw(lowest)
+    stages.unfreeze(lowest)
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
@@ -370,7 +374,7 @@ def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
 
 
 def test_a_torchvision_encoder_is_saved_whole(store_file, run_dir, drawn, tmp_path):
-    with FeatureStore(store_file) as store, patch.object(finetune_module, "quality", rising()):
+    with FeatureStore(store_file) as store, patch.object(finetune_loop, "quality", rising()):
         made = finetune(store, load_run(run_dir), drawn, tmp_path / "tuned", SETTINGS, unfreeze="image.conv5")
     assert made["encoders"]["image"].startswith("torchvision:shufflenet_v2_x0_5@/")
     assert made["encoders"]["image"].endswith("tuned/encoders/image/weights.safetensors")
@@ -387,13 +391,11 @@ def test_what_encoders_give_is_moved_by_stored_features_and_dropped_out(variatio
     features, first, second = (torch.from_numpy(generator.standard_normal((n, 5), np.float32)) for n in (2, 3, 3))
     bits, share = generator.integers(256, size=(3, 5), dtype=np.uint8), generator.random((3, 1), np.float32)
     noise = Noise(bits, np.arange(3), np.arange(3), share)
-    ends = {"text": (first, second)} if variation else {}
-    step = finetune_module._Step(None, {"text": noise}, ends, None, None)
-    side = SimpleNamespace(forward=lambda part: features.requires_grad_())
-    training = SimpleNamespace(
-        heads=heads, sides={"text": side}, _model=model, _workers=SimpleNamespace(device=torch.device("cpu"))
-    )
-    found = finetune_module.Training._embed(training, "text", SimpleNamespace(places=places), step)
+    transfer = {"text": (first, second)} if variation else {}
+    step = Step(None, {"text": noise}, transfer, None, None)
+    tower = SimpleNamespace(forward=lambda batch: features.requires_grad_())
+    computer = GradientComputer(heads, {"text": tower}, model, 3, SimpleNamespace(device=torch.device("cpu")))
+    found = computer.embed("text", SimpleNamespace(positions=places), step)
     standard, one, other = (heads.standardize["text"](rows) for rows in (features, first[places], second[places]))
     kept = torch.from_numpy(bits[places] >= 128)
     expected = heads.text((standard + variation * torch.from_numpy(share[places]) * (one - other)) * kept * 2)
@@ -437,7 +439,7 @@ torch.set_num_threads(1)
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads.checkpoint import load_run
-from onceover.heads import finetune as module
+from onceover.heads import finetune_loop as module
 from onceover.heads.finetune import finetune
 quality = module.quality
 numbers = itertools.count(1)
@@ -463,14 +465,14 @@ def free_port():
         return opened.getsockname()[1]
 
 
-def test_trap_processes_that_find_the_activations_cached_do_not_wait_for_each_other(tmp_path):
-    path, told = tmp_path / "image.h5", []
-    given = path, "fingerprint", (4, 1, 2), lambda: [np.ones((4, 1, 2))], "pictures", told.append
+def test_trap_processes_that_find_the_activations_cached_do_not_wait_for_each_other(tmp_path, messages):
+    path = tmp_path / "image.h5"
+    given = path, "fingerprint", (4, 1, 2), lambda: [np.ones((4, 1, 2))], "images"
     write_activations(*given)
     with only_writer(path, "the activations"):  # another process that looks too
         write_activations(*given)
-    assert told[1:] == [f"pictures: cached activations are taken from {path}"]
-    np.testing.assert_array_equal(Maps(path).gather(np.array([3]), np.array([0])), [[1, 1]])
+    assert messages[1:] == [f"images: cached activations are taken from {path}"]
+    np.testing.assert_array_equal(ImageActivations(path).gather(np.array([3]), np.array([0])), [[1, 1]])
 
 
 def test_trap_summed_gradients_meet_the_weights_that_they_are_of(monkeypatch):

@@ -70,7 +70,7 @@ def test_trap_force_refuses_where_somebody_elses_file_has_a_name_that_a_run_need
 
 def test_trap_a_strangers_file_in_next_does_not_replace_the_runs_own(store, mine, fit_config, monkeypatch):
     (mine / "notes.txt").write_text("of the run")
-    monkeypatch.setattr("onceover.heads.replacement.take_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("onceover.heads.replacement.take_over", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fit(store, mine, fit_config, force=True)
     monkeypatch.undo()

@@ -13,13 +13,19 @@ from onceover.base.files import read_record, write_record
 from onceover.configs.schema import Config, ConfigError, ModelConfig, TrainingConfig, load_config
 from onceover.heads import stacking
 from onceover.heads import sweep as module
+from onceover.heads.batches import Batch, learning_rate
 from onceover.heads.checkpoint import load_run
 from onceover.heads.embed import embed
+from onceover.heads.grid import expand, trial_name
 from onceover.heads.losses import contrastive
-from onceover.heads.noise import another, another_view, draw_noise, noisy
-from onceover.heads.stacking import advance, bytes_of_point
-from onceover.heads.sweep import SweepError, expand, sweep, trial_name
-from onceover.heads.training import Data, fit
+from onceover.heads.noise import another, another_view, augment, draw_noise
+from onceover.heads.seeds import seed_for
+from onceover.heads.stacking import train_epochs
+from onceover.heads.sweep import SweepError, sweep
+from onceover.heads.training import fit
+from onceover.heads.training_data import TrainingData
+from onceover.heads.trial_files import TrialFileError
+from onceover.heads.trials import same_batches, trial_memory
 from onceover.retrieval.leaderboard import Judge, LeaderboardError, leaderboard, leaderboard_table
 from onceover.retrieval.metrics import quality, report
 
@@ -40,7 +46,7 @@ def config(**changes) -> Config:
 
 @pytest.fixture
 def data(store):
-    return Data(store, store.roles(), torch.device("cpu"), 2**34)
+    return TrainingData(store, store.roles(), torch.device("cpu"), 2**34)
 
 
 def settings(*overrides, grid, seeds=1, sample=None):
@@ -62,34 +68,34 @@ COMPANY = [
 
 
 def test_a_trial_comes_out_as_if_it_were_fitted_alone_dropout_included(data, store, tmp_path):
-    together = [data.point(each) for each in COMPANY]
-    advance(together, *data.dealt(COMPANY[0]), 4)
-    for point in together:
-        alone = data.point(point.config)
-        advance([alone], *data.dealt(point.config), 4)
-        assert alone.history[-1]["loss"] == pytest.approx(point.history[-1]["loss"], rel=1e-5)
+    together = [data.new_trial(each) for each in COMPANY]
+    train_epochs(together, *data.chunks_of(COMPANY[0]), 4)
+    for trial in together:
+        alone = data.new_trial(trial.config)
+        train_epochs([alone], *data.chunks_of(trial.config), 4)
+        assert alone.history[-1]["loss"] == pytest.approx(trial.history[-1]["loss"], rel=1e-5)
         for name, tensor in alone.heads.state_dict().items():
-            torch.testing.assert_close(point.heads.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(trial.heads.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
     fit(store, tmp_path / "run", COMPANY[0])
     best = load_run(tmp_path / "run").heads
     judged = quality(*embed(best, store, store.roles().selection))
-    point = data.point(COMPANY[0])
+    trial = data.new_trial(COMPANY[0])
     judge = Judge()
     for _ in range(2):
-        advance([point], *data.dealt(COMPANY[0]), 2)
-        point.keep(judge.measure("t", *embed(point.heads, store, store.roles().selection)))
-    assert point.best_rsum == pytest.approx(judged["rsum"])
-    other = data.point(config(training_seed=1))
-    advance([other], *data.dealt(other.config), 4)
+        train_epochs([trial], *data.chunks_of(COMPANY[0]), 2)
+        trial.record(judge.measure("t", *embed(trial.heads, store, store.roles().selection)))
+    assert trial.best_rsum == pytest.approx(judged["rsum"])
+    other = data.new_trial(config(training_seed=1))
+    train_epochs([other], *data.chunks_of(other.config), 4)
     assert not torch.allclose(other.heads.image.weight, together[0].heads.image.weight, atol=0.05)
 
 
 @pytest.fixture
 def stack_sizes(monkeypatch):
-    """How many points each stack has that is made."""
+    """How many trials each new stack has."""
     sizes, real = [], stacking.Stack.__init__
-    monkeypatch.setattr(stacking.Stack, "__init__", lambda self, points, steps: sizes.append(len(points))
-                        or real(self, points, steps))  # fmt: skip
+    monkeypatch.setattr(stacking.Stack, "__init__", lambda self, trials, steps: sizes.append(len(trials))
+                        or real(self, trials, steps))  # fmt: skip
     return sizes
 
 
@@ -98,46 +104,46 @@ def test_members_share_their_batches_and_nothing_else(data, monkeypatch, stack_s
     """Trained together each comes out as alone, from a start and with noise of its own."""
     settings = config(training_members=3)
     if stacks == [3]:
-        monkeypatch.setattr(stacking, "_same_shape", lambda point: point.config.model.embedding_dim)
-    together = [data.point(settings, member) for member in range(3)]
-    advance(together, *data.dealt(settings), 3)
+        monkeypatch.setattr(stacking, "_shape", lambda trial: trial.config.model.embedding_dim)
+    together = [data.new_trial(settings, member) for member in range(3)]
+    train_epochs(together, *data.chunks_of(settings), 3)
     assert stack_sizes == stacks
-    for member, point in enumerate(together):
-        alone = data.point(settings, member)
-        advance([alone], *data.dealt(settings), 3)
-        assert alone.history[-1]["loss"] == pytest.approx(point.history[-1]["loss"], rel=1e-5)
+    for member, trial in enumerate(together):
+        alone = data.new_trial(settings, member)
+        train_epochs([alone], *data.chunks_of(settings), 3)
+        assert alone.history[-1]["loss"] == pytest.approx(trial.history[-1]["loss"], rel=1e-5)
         for name, tensor in alone.heads.state_dict().items():
-            torch.testing.assert_close(point.heads.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
-    same_start = data.point(settings, 1)
-    same_start.heads.load_state_dict(data.point(settings).heads.state_dict())
-    advance([same_start], *data.dealt(settings), 3)
+            torch.testing.assert_close(trial.heads.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    same_start = data.new_trial(settings, 1)
+    same_start.heads.load_state_dict(data.new_trial(settings).heads.state_dict())
+    train_epochs([same_start], *data.chunks_of(settings), 3)
     for one in (together[1], same_start):  # for either reason, by more than rounding
         assert not torch.allclose(one.heads.image.weight, together[0].heads.image.weight, atol=0.01)
 
 
 def test_a_stack_is_split_where_it_would_leave_the_processors_caches(data, monkeypatch, stack_sizes):
     monkeypatch.setattr(stacking, "CPU_WIDTH", 20)
-    points = [data.point(config(model_temperature=value)) for value in (0.03, 0.05, 0.07)]
-    points.append(data.point(config(model_embedding_dim=24)))
-    advance(points, *data.dealt(config()), 1)
+    trials = [data.new_trial(config(model_temperature=value)) for value in (0.03, 0.05, 0.07)]
+    trials.append(data.new_trial(config(model_embedding_dim=24)))
+    train_epochs(trials, *data.chunks_of(config()), 1)
     assert stack_sizes == [2, 1, 1]
 
 
 def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
     """Against a loop with nothing stacked, no fused step and autograd's own gradient."""
     settings = config(model_dropout=0.0, model_variation=0.0, model_learn_temperature=True, training_num_epochs=3)
-    point, reference = data.point(settings), data.point(settings).heads
-    chunks, image_index = data.dealt(settings)
-    advance([point], chunks, image_index, 3)
+    trial, reference = data.new_trial(settings), data.new_trial(settings).heads
+    chunks, image_index = data.chunks_of(settings)
+    train_epochs([trial], chunks, image_index, 3)
     matrices = [parameter for parameter in reference.parameters() if parameter.requires_grad and parameter.ndim > 1]
     vectors = [parameter for parameter in reference.parameters() if parameter.requires_grad and parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, fused=False, foreach=False)
-    step, total = 0, 3 * stacking.steps_an_epoch(chunks, image_index, settings.training)
+    step, total = 0, 3 * stacking.steps_per_epoch(chunks, image_index, settings.training)
     for epoch in range(3):
-        order, noise = (np.random.default_rng(stacking.seed_for(0, name, epoch)) for name in ("order", "noise"))
+        order, noise = (np.random.default_rng(seed_for(0, name, epoch)) for name in ("order", "noise"))
         for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order, {0: noise}):
-            left, right, scalars = reference(*(side.with_noise([0], 0.0, 0.0) for side in (images, texts)))
+            left, right, scalars = reference(images.features([0], 0.0, 0.0), texts.features([0], 0.0, 0.0))
             left, right = (torch.nn.functional.normalize(side, dim=-1) for side in (left, right))
             logits = right @ left.T / scalars["log_temperature"].exp()
             own = torch.nn.functional.one_hot(owners, len(left)).bool()
@@ -145,13 +151,13 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
             loss = (torch.logaddexp(logits[own], others) - logits[own]).mean()
             loss = (loss + torch.nn.functional.cross_entropy(logits, owners)) / 2
             for group in optimizer.param_groups:
-                group["lr"] = stacking.learning_rate(step, total, settings.training)
+                group["lr"] = learning_rate(step, total, settings.training)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             step += 1
     for name, parameter in reference.named_parameters():
-        torch.testing.assert_close(dict(point.heads.named_parameters())[name], parameter, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(dict(trial.heads.named_parameters())[name], parameter, rtol=1e-3, atol=1e-4)
 
 
 def test_products_are_of_float32_unless_asked_for_and_only_while_a_step_is_taken(data, monkeypatch):
@@ -165,18 +171,18 @@ def test_products_are_of_float32_unless_asked_for_and_only_while_a_step_is_taken
     monkeypatch.setattr(stacking.Stack, "step", step)
     before = [place.fp32_precision for place in places]
     for dtype, precision in (("float32", ("ieee", "ieee")), ("auto", ("bf16", "tf32"))):
-        point = data.point(config(training_dtype=dtype))
-        advance([point], *data.dealt(point.config), 1)
+        trial = data.new_trial(config(training_dtype=dtype))
+        train_epochs([trial], *data.chunks_of(trial.config), 1)
         assert set(seen) == {precision}
         assert [place.fp32_precision for place in places] == before
         seen.clear()
-    assert stacking.same_steps(config()) != stacking.same_steps(config(training_dtype="auto"))
+    assert same_batches(config()) != same_batches(config(training_dtype="auto"))
 
 
 def test_dropout_leaves_out_the_share_it_is_told_and_keeps_the_mean():
     rows = np.arange(400)
-    noise, _ = draw_noise(np.random.default_rng(0), rows, rows * 0, rows, rows, 1, (500, 1))
-    side = functools.partial(stacking._Noisy(torch.ones(400, 500), rows, {0: noise}).with_noise, [0], 0.0)
+    noise, _ = draw_noise(np.random.default_rng(0), Batch(rows, rows * 0, rows, rows), 1, (500, 1))
+    side = functools.partial(stacking.AugmentedRows(torch.ones(400, 500), rows, {0: noise}).features, [0], 0.0)
     for rate in (0.0, 0.25, 0.5, 0.9):
         kept = side(rate)
         assert float((kept == 0).float().mean()) == pytest.approx(rate, abs=0.01)
@@ -193,8 +199,8 @@ def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart()
     assert ((others == np.arange(10)) == (pictures == 1)).all()  # alone
     table = torch.from_numpy(generator.standard_normal((10, 4), np.float32))
     four, ten = np.arange(4), np.arange(10)
-    _, noise = draw_noise(generator, four, four * 0, ten, pictures, 1, (1, 4))
-    side = functools.partial(noisy, table, ten, noise)
+    _, noise = draw_noise(generator, Batch(four, four * 0, ten, pictures), 1, (1, 4))
+    side = functools.partial(augment, table, ten, noise)
     shift = side(1.5, 0.0) - table
     assert torch.equal(side(0.0, 0.0), table)
     torch.testing.assert_close(side(0.5, 0.0) - table, shift / 3)
@@ -328,8 +334,10 @@ def test_trap_a_killed_sweep_goes_on_with_what_was_finished(store, tmp_path, mon
     if looks > 4:
         assert any(name.endswith(".json" if not halving else ".pt") for name in kept)
     trained = []
-    real = module.advance
-    monkeypatch.setattr(module, "advance", lambda points, *rest: trained.extend(map(id, points)) or real(points, *rest))
+    real = module.train_epochs
+    monkeypatch.setattr(
+        module, "train_epochs", lambda trials, *rest: trained.extend(map(id, trials)) or real(trials, *rest)
+    )
     again = Strict()
     results = sweep(store, tmp_path / "killed", points, again, halving=halving)
     for name, time in kept.items():
@@ -347,14 +355,14 @@ def test_trap_a_killed_sweep_goes_on_with_what_was_finished(store, tmp_path, mon
     assert not trained  # nothing is fitted twice
 
 
-def test_halving_drops_the_hopeless_and_gives_the_rest_their_other_seeds(store, tmp_path):
+def test_halving_drops_the_hopeless_and_gives_the_rest_their_other_seeds(store, tmp_path, messages):
     grid = ["training.learning_rate=0.003,1e-9", "model.temperature=0.05,0.1"]
     points = settings("model.learn_temperature=false", "training.num_epochs=16", "training.check_every=1",
                       "training.patience=0", grid=grid, seeds=2)  # fmt: skip
 
-    judge, told = Strict(), []
-    results = sweep(store, tmp_path / "s", points, judge, halving=True, say=told.append)
-    assert "after 2 epochs 2 of 4 settings are still in the race" in told
+    judge = Strict()
+    results = sweep(store, tmp_path / "s", points, judge, halving=True)
+    assert "after 2 epochs 2 of 4 settings are still in the race" in messages
     outcomes = [results[trial_name(point.configs[0])]["outcome"] for point in points]
     assert outcomes.count("finished") == 1
     dropped = [results[trial_name(p.configs[0])] for p, o in zip(points, outcomes, strict=True) if o == "dropped"]
@@ -425,7 +433,7 @@ def test_trap_trials_that_were_exchanged_are_refused(store, tmp_path):
         data = [name.with_suffix(suffix).read_bytes() for name in (first, second)]
         first.with_suffix(suffix).write_bytes(data[1])
         second.with_suffix(suffix).write_bytes(data[0])
-    with pytest.raises(SweepError, match=r"\.json is of another trial, or of other features; remove all files"):
+    with pytest.raises(TrialFileError, match=r"\.json is of another trial, or of other features; remove all files"):
         sweep(store, tmp_path / "s", points, Judge())
     ranks = first.with_suffix(".npz")
     with pytest.raises(LeaderboardError, match="is missing, damaged or of another trial"):
@@ -434,8 +442,8 @@ def test_trap_trials_that_were_exchanged_are_refused(store, tmp_path):
 
 def test_groups_are_split_where_memory_or_the_machine_says_so(store, data, tmp_path, monkeypatch):
     sizes = []
-    real = module.advance
-    monkeypatch.setattr(module, "advance", lambda points, *rest: sizes.append(len(points)) or real(points, *rest))
+    real = module.train_epochs
+    monkeypatch.setattr(module, "train_epochs", lambda trials, *rest: sizes.append(len(trials)) or real(trials, *rest))
     points = settings("training.num_epochs=2", grid=["model.embedding_dim=8,16,600"], seeds=1)
     points += settings("training.num_epochs=2", grid=["model.temperature=0.02,0.03,0.05"])
     sweep(store, tmp_path / "a", points, Judge())
@@ -445,11 +453,11 @@ def test_groups_are_split_where_memory_or_the_machine_says_so(store, data, tmp_p
     sweep(store, tmp_path / "b", points, Judge())
     assert sizes == [4, 2]
     sizes.clear()
-    small, _, large = (bytes_of_point(point.configs[0], data.dims) for point in points[:3])
+    small, _, large = (trial_memory(point.configs[0], data.dims) for point in points[:3])
     assert large > 20 * small
     sweep(store, tmp_path / "c", points, Judge(), memory=module.MIN_MEMORY + int(2.5 * small))
     assert sizes == [2, 2, 1, 1]  # the largest is alone, though nothing that small was asked for
-    parameters = sum(tensor.numel() for tensor in data.point(points[0].configs[0]).heads.parameters())
+    parameters = sum(tensor.numel() for tensor in data.new_trial(points[0].configs[0]).heads.parameters())
     assert small > 4 * 9 * parameters
 
 
@@ -556,16 +564,16 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     assert "results.csv is missing or damaged" in fails("plot", "--sweep", out, "--out", tmp_path / "again")
 
 
-def test_a_point_restored_is_the_point(data):
-    point = data.point(config())
-    advance([point], *data.dealt(point.config), 2)
-    state = point.state()
-    other = data.point(config())
+def test_a_restored_trial_is_the_trial(data):
+    trial = data.new_trial(config())
+    train_epochs([trial], *data.chunks_of(trial.config), 2)
+    state = trial.state()
+    other = data.new_trial(config())
     other.restore(state)
-    for each in (point, other):
-        advance([each], *data.dealt(each.config), 2)
-    assert torch.equal(point.heads.text.weight, other.heads.text.weight)
-    assert point.steps == other.steps == 4 * stacking.steps_an_epoch(*data.dealt(config()), config().training)
+    for each in (trial, other):
+        train_epochs([each], *data.chunks_of(each.config), 2)
+    assert torch.equal(trial.heads.text.weight, other.heads.text.weight)
+    assert trial.steps == other.steps == 4 * stacking.steps_per_epoch(*data.chunks_of(config()), config().training)
 
 
 def test_what_evaluates_the_best_one_keeps_to_the_options_of_the_sweep(run, store_file, tmp_path, monkeypatch):

@@ -20,14 +20,16 @@ from onceover.base.outputs import Outputs
 from onceover.configs.schema import Config, ModelConfig, TrainingConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads import chunks, replacement, stacking, training
+from onceover.heads.batches import Batches, learning_rate
 from onceover.heads.checkpoint import RunError, load_run, save_resume
 from onceover.heads.embed import EmbedError, image_embeddings
 from onceover.heads.ensemble import ensemble
 from onceover.heads.losses import contrastive
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
-from onceover.heads.stacking import Batches, learning_rate
 from onceover.heads.training import TrainingError
+from onceover.heads.training_data import TrainingData, shuffle_pairs
+from onceover.heads.trials import trial_memory
 from onceover.retrieval.baselines import Pairs
 from onceover.retrieval.closed_form import cca
 from onceover.retrieval.embeddings import read_embeddings
@@ -83,10 +85,10 @@ def test_features_that_are_never_negative_are_square_rooted_first():
 def test_embeddings_are_unit_vectors_and_a_picture_is_the_mean_of_its_views(head):
     heads = DualHeads(6, 5, ModelConfig(head=head, embedding_dim=4)).eval()
     views = torch.randn(7, 3, 6)
-    apart = torch.stack([heads.embed_images(views[:, view]) for view in range(3)])
+    apart = torch.stack([heads.embed_views(views[:, view]) for view in range(3)])
     np.testing.assert_allclose(apart.norm(dim=-1).detach(), 1, rtol=1e-5)
     mean = apart.mean(0)
-    torch.testing.assert_close(heads.embed_pictures(views), mean / mean.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(heads.embed_images(views), mean / mean.norm(dim=-1, keepdim=True))
     assert heads.embed_texts(torch.randn(2, 5)).shape == (2, 4)
 
 
@@ -191,7 +193,9 @@ def test_same_seed_same_result_to_the_bit_and_another_seed_another(store, tmp_pa
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(store, tmp_path, fit_config, changed, epoch):
+def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(
+    store, tmp_path, fit_config, changed, epoch, messages
+):
     config = changed(
         fit_config, model={"head": "mlp", "dropout": 0.3}, training={"num_epochs": 5, "patience": 3, "check_every": 1}
     )
@@ -208,9 +212,8 @@ def test_trap_an_interrupted_fit_resumes_to_the_same_result_bit_for_bit(store, t
         fit(store, tmp_path / "resumed", config, quality=interrupted)
     with pytest.raises(RunError, match="was interrupted; run the same fit command again"):
         load_run(tmp_path / "resumed")
-    told = []
-    fit(store, tmp_path / "resumed", config, say=told.append)
-    assert f"going on after epoch {epoch}" in told
+    fit(store, tmp_path / "resumed", config)
+    assert f"going on after epoch {epoch}" in messages
     assert outputs(tmp_path / "whole") == outputs(tmp_path / "resumed")
     assert not (tmp_path / "resumed" / "resume.pt").exists()
 
@@ -249,12 +252,14 @@ def test_trap_a_resume_state_is_never_unpickled(store, tmp_path, fit_config):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_finished_run_is_kept_and_another_is_refused_in_its_place(store, run_dir, tmp_path, fit_config, changed):
+def test_a_finished_run_is_kept_and_another_is_refused_in_its_place(
+    store, run_dir, tmp_path, fit_config, changed, messages
+):
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
-    before, told = outputs(folder), []
-    fit(store, folder, fit_config, say=told.append)
-    assert "is fitted with these settings on this store already" in told[0]
+    before = outputs(folder)
+    fit(store, folder, fit_config)
+    assert "is fitted with these settings on this store already" in messages[0]
     with pytest.raises(RunError, match="holds a run of other settings"):
         fit(store, folder, changed(fit_config, training={"seed": 9}))
     assert outputs(folder) == before
@@ -288,13 +293,13 @@ def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_fil
 
 def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path, fit_config, changed, monkeypatch):
     left_out = []
-    real = stacking.Stack.step
+    real = stacking.Stack.losses
 
     def watched(self, images, texts, *rest):
         left_out.append(float((images == 0).float().mean() + (texts == 0).float().mean()) / 2)
         return real(self, images, texts, *rest)
 
-    monkeypatch.setattr(stacking.Stack, "step", watched)
+    monkeypatch.setattr(stacking.Stack, "losses", watched)
     fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.4}))
     assert 0.35 < min(left_out) < max(left_out) < 0.45  # evaluating between epochs does not leave it off
     heads = load_run(tmp_path / "r").heads
@@ -402,7 +407,7 @@ def test_trap_a_replacement_that_was_killed_is_ended_by_the_next_command(
     (folder / "store.h5").write_text("of fine-tuning")
     config = changed(fit_config, training={"seed": 5, "num_epochs": 3})
     fit(store, tmp_path / "new", config)
-    take_place, left = replacement.take_place, [None]
+    take_over, left = replacement.take_over, [None]
 
     def killed(name):
         def step(*arguments, **options):
@@ -416,10 +421,10 @@ def test_trap_a_replacement_that_was_killed_is_ended_by_the_next_command(
 
     def begin(work, target):
         left[0] = steps
-        take_place(work, target)
+        take_over(work, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(replacement, "take_place", begin)
+        patched.setattr(replacement, "take_over", begin)
         patched.setattr(os, "replace", killed(os.replace))
         patched.setattr(Path, "unlink", killed(Path.unlink))
         with contextlib.suppress(KeyboardInterrupt):
@@ -448,7 +453,9 @@ def test_trap_strangers_folders_within_a_run_are_left_alone(store, run_dir, tmp_
         assert outputs(folder) == outputs(run_dir)
 
 
-def test_a_forced_fit_goes_on_where_it_was_interrupted(store, run_dir, tmp_path, fit_config, changed, monkeypatch):
+def test_a_forced_fit_goes_on_where_it_was_interrupted(
+    store, run_dir, tmp_path, fit_config, changed, monkeypatch, messages
+):
     folder = tmp_path / "r"
     shutil.copytree(run_dir, folder)
     config = changed(fit_config, training={"seed": 5})
@@ -464,9 +471,9 @@ def test_a_forced_fit_goes_on_where_it_was_interrupted(store, run_dir, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         fit(store, folder, config, quality=interrupted, force=True)
     assert outputs(folder) == outputs(run_dir)
-    told = []
-    fit(store, folder, config, force=True, say=told.append)
-    assert any(line.startswith("going on after epoch") for line in told)
+    messages.clear()
+    fit(store, folder, config, force=True)
+    assert any(line.startswith("going on after epoch") for line in messages)
     assert outputs(folder) == outputs(tmp_path / "new")
 
 
@@ -500,7 +507,7 @@ def test_a_run_whose_folder_is_removed_while_it_is_fitted_is_not_called_finished
 
 def test_trap_the_shuffled_control_swaps_every_train_picture_s_captions_and_no_others(store):
     roles = store.roles()
-    swapped = training._swapped(store.image_index, roles.train, 0)
+    swapped = shuffle_pairs(store.image_index, roles.train, 0)
     train = np.isin(store.image_index, roles.train)
     np.testing.assert_array_equal(swapped[~train], store.image_index[~train])
     assert (swapped[train] != store.image_index[train]).all()
@@ -539,13 +546,13 @@ def test_an_ensemble_averages_its_members_scores_and_is_a_run_like_any_other(
         ensemble(store, runs, tmp_path / "c")
 
 
-def test_members_are_trained_together_and_resume(store, tmp_path, fit_config, changed, monkeypatch):
+def test_members_are_trained_together_and_resume(store, tmp_path, fit_config, changed, monkeypatch, messages):
     config = changed(fit_config, training={"members": 3, "num_epochs": 4, "check_every": 2})
-    stacks, checks, work = [], [], training.advance
+    stacks, checks, work = [], [], training.train_epochs
 
-    def counted(points, *rest):
-        stacks.append([point.seed for point in points])
-        work(points, *rest)
+    def counted(trials, *rest):
+        stacks.append([trial.seed for trial in trials])
+        work(trials, *rest)
 
     def interrupted(*arrays):
         checks.append(1)
@@ -553,12 +560,11 @@ def test_members_are_trained_together_and_resume(store, tmp_path, fit_config, ch
             raise KeyboardInterrupt
         return measure(*arrays)
 
-    monkeypatch.setattr(training, "advance", counted)
+    monkeypatch.setattr(training, "train_epochs", counted)
     with pytest.raises(KeyboardInterrupt):
         fit(store, tmp_path / "many", config, quality=interrupted)
-    told = []
-    made = fit(store, tmp_path / "many", config, say=told.append)
-    assert "going on after epoch 2" in told  # the last check that was finished
+    made = fit(store, tmp_path / "many", config)
+    assert "going on after epoch 2" in messages  # the last check that was finished
     assert stacks == [[0, 1, 2]] * 3
     fit(store, tmp_path / "whole", config)
     assert outputs(tmp_path / "many") == outputs(tmp_path / "whole")
@@ -585,21 +591,22 @@ def test_members_that_end_at_different_epochs_go_on_as_they_would_have(
 ):
     """Interrupted before each step of the way, the choosing and the second fit."""
     settings = {"members": 3, "num_epochs": 8, "check_every": 1, "patience": 2, "refit": True}
-    config, work, companies = changed(fit_config, training=settings), training.advance, []
+    config, work, companies = changed(fit_config, training=settings), training.train_epochs, []
     rsums = [1, 2, 0, 0], [1, 2, 3, 0, 0], [2, 1, 0]  # of each member after its epochs, on any machine
-    check = training.Data.check
+    validate = TrainingData.validate
 
-    def told(data, point):
-        return check(data, point, lambda *arrays: measure(*arrays) | {"rsum": rsums[point.seed][point.epoch - 1]})
+    def foreseen(data, trial, _measure):
+        rsum = rsums[trial.seed][trial.epoch - 1]
+        return validate(data, trial, lambda *arrays: measure(*arrays) | {"rsum": rsum})
 
-    def counted(points, *rest):
+    def counted(trials, *rest):
         if len(companies) == interrupt_at:
             raise KeyboardInterrupt
-        companies.append([point.seed for point in points])
-        work(points, *rest)
+        companies.append([trial.seed for trial in trials])
+        work(trials, *rest)
 
-    monkeypatch.setattr(training.Data, "check", told)
-    monkeypatch.setattr(training, "advance", counted)
+    monkeypatch.setattr(TrainingData, "validate", foreseen)
+    monkeypatch.setattr(training, "train_epochs", counted)
     interrupt_at = None
     made = fit(store, tmp_path / "whole", config)
     assert (made["epochs"], made["best_epochs"]) == ([4, 5, 3], [2, 3, 1])
@@ -632,15 +639,15 @@ def test_members_that_an_earlier_version_left_at_different_epochs_are_refused(st
         fit(store, tmp_path / "r", config)
 
 
-def test_members_in_chunks_and_in_too_little_memory(store, tmp_path, fit_config, changed, monkeypatch):
-    config, told = changed(fit_config, training={"members": 3, "num_epochs": 2}), []
-    one = stacking.bytes_of_point(config, store.dims)
+def test_members_in_chunks_and_in_too_little_memory(store, tmp_path, fit_config, changed, monkeypatch, messages):
+    config = changed(fit_config, training={"members": 3, "num_epochs": 2})
+    one = trial_memory(config, store.dims)
     with pytest.raises(TrainingError, match=r"3 members take 2\.0 GiB at least; give so much --memory, or fit fewer"):
         fit(store, tmp_path / "r", config, memory=chunks.MIN_MEMORY + 2 * one - 1)
     monkeypatch.setattr(chunks, "OVERHEAD", chunks.MIN_MEMORY - 20_000)
-    made = fit(store, tmp_path / "r", config, memory=chunks.MIN_MEMORY + 2 * one, say=told.append)
+    made = fit(store, tmp_path / "r", config, memory=chunks.MIN_MEMORY + 2 * one)
     assert made["chunks"] > 1
-    assert f"the features do not fit 2.0 GiB: they are read in {made['chunks']} shuffled chunks an epoch" in told
+    assert f"the features do not fit 2.0 GiB: they are read in {made['chunks']} shuffled chunks an epoch" in messages
     assert len(load_run(tmp_path / "r").heads.members) == 3
 
 
@@ -660,10 +667,10 @@ def test_what_chose_is_fitted_on_as_well_once_all_is_chosen(store, tmp_path, fit
     assert outputs(tmp_path / "again")[2] == outputs(tmp_path / "chosen")[2]
     roles = store.roles().together()
     assert sorted(roles.train) == sorted(np.flatnonzero(np.array(store.image_splits) != "test"))
-    data = training.Data(store, roles, torch.device("cpu"), 2**40)
-    point = data.point(config)
-    stacking.advance([point], *data.dealt(config), 2)  # the best epoch, on the schedule of three
-    expected = point.heads.state_dict()
+    data = TrainingData(store, roles, torch.device("cpu"), 2**40)
+    trial = data.new_trial(config)
+    stacking.train_epochs([trial], *data.chunks_of(config), 2)  # the best epoch, on the schedule of three
+    expected = trial.heads.state_dict()
     for name, tensor in load_run(tmp_path / "again").heads.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
 
@@ -681,10 +688,10 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
     assert not torch.equal(one.image.weight, two.image.weight)
     with FeatureStore(store.path) as opened:
         roles = opened.roles().together()
-        data = training.Data(opened, opened.roles(), torch.device("cpu"), 2**40)
+        data = TrainingData(opened, opened.roles(), torch.device("cpu"), 2**40)
         monkeypatch.setattr(chunks, "BLOCK", 7)
         images, texts, index = data.averaged(roles.train)
-        assert torch.equal(images, data.standardised(roles.train)[0].mean(1))
+        assert torch.equal(images, data.standardised(roles.train).images.mean(1))
     both = Pairs(images.numpy(), texts.numpy(), index)
     found = (two.image.weight @ two.text.weight.T).detach().numpy()  # whatever the canonical directions' signs
     assert any(np.allclose(found, each.image_map @ each.text_map.T, atol=1e-4) for _, each in cca(both))
@@ -700,13 +707,13 @@ def test_trap_a_closed_form_member_beside_mlps_is_loaded_again(store, tmp_path, 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
-    store, tmp_path, fit_config, changed, monkeypatch, steps
+    store, tmp_path, fit_config, changed, monkeypatch, steps, messages
 ):
     config = changed(
         fit_config, training={"num_epochs": 4, "members": 2, "check_every": 2, "patience": 1, "refit": True}
     )
     fit(store, tmp_path / "whole", config)
-    calls, work = [], training.advance
+    calls, work = [], training.train_epochs
 
     def interrupted(*arguments):
         calls.append(1)
@@ -714,13 +721,13 @@ def test_a_fit_interrupted_while_it_is_fitted_again_resumes_to_the_same_result(
             raise KeyboardInterrupt
         return work(*arguments)
 
-    monkeypatch.setattr(training, "advance", interrupted)
+    monkeypatch.setattr(training, "train_epochs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(store, tmp_path / "resumed", config)
-    monkeypatch.setattr(training, "advance", work)
-    told = []
-    fit(store, tmp_path / "resumed", config, say=told.append)
-    assert [line for line in told if line.startswith("going")] == ["going on after epoch 4"] + (steps - 1) * [
+    monkeypatch.setattr(training, "train_epochs", work)
+    messages.clear()
+    fit(store, tmp_path / "resumed", config)
+    assert [line for line in messages if line.startswith("going")] == ["going on after epoch 4"] + (steps - 1) * [
         "going on after epoch 2"
     ]
     assert outputs(tmp_path / "whole") == outputs(tmp_path / "resumed")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onceover.extract.backends import agree
+from onceover.extract.encoding.devices import cpu_capabilities
 
 WINOGRAD_CHANNELS = 128  # with fewer, transforming costs what it saves (docs/results.md)
 WINOGRAD_WASTE = 1.5  # times an image's size that its tiles may cover
@@ -64,7 +65,7 @@ def mkl_keeps_up() -> bool:
     """
     if not torch.backends.mkl.is_available():
         return False
-    intel = "Intel" in torch.cpu.get_capabilities().get("cpu_name", "")
+    intel = "Intel" in cpu_capabilities().get("cpu_name", "")
     return torch.backends.cpu.get_cpu_capability() == "AVX2" or intel
 
 
@@ -78,7 +79,7 @@ def use_onednn(model: nn.Module) -> None:
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-            module.forward = MethodType(_onednn_linear, module)
+            module.forward = MethodType(_onednn_linear, module)  # type: ignore[method-assign]
 
 
 def _onednn_linear(layer: nn.Linear, rows: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ def use_winograd(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Conv2d and module.weight.dtype == torch.float32 and _winograd_pays(module):
             weights = _transformed_weights(module.weight)
-            module.forward = partial(_winograd, module, weights, of_input, of_output)
+            forward = partial(_winograd, module, weights, of_input, of_output)
+            module.forward = forward  # type: ignore[method-assign]
 
 
 def _winograd_pays(layer: nn.Conv2d) -> bool:
@@ -111,7 +113,7 @@ def _winograd_pays(layer: nn.Conv2d) -> bool:
     return channels >= WINOGRAD_CHANNELS and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
-def _both_axes(matrix: list[list[float]]) -> Tensor:
+def _both_axes(matrix: Sequence[Sequence[float]]) -> Tensor:
     """The transform along both axes of one along an axis, (a, b) -> float64 (a·a, b·b)."""
     along = torch.tensor(matrix, dtype=torch.float64)
     return torch.kron(along, along)

@@ -54,6 +54,8 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor], left_alone
         names = {module: name for name, module in model.named_modules()}
         weights = [(convolution.weight, convolution.bias) for convolution, _ in pairs]
         for convolution, norm in pairs:
+            assert norm.running_mean is not None, "a norm in eval mode has statistics"
+            assert norm.running_var is not None, "a norm in eval mode has statistics"
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight,
                 convolution.bias,
@@ -63,14 +65,20 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor], left_alone
                 norm.weight,
                 norm.bias,
             )
-            model.set_submodule(names[norm], nn.Identity().eval())
+            _replace_module(model, names[norm], nn.Identity().eval())
         if agree(forward(), expected):
             return len(pairs)
         for (convolution, norm), (weight, bias) in zip(pairs, weights, strict=True):
             convolution.weight = weight
             convolution.bias = bias
-            model.set_submodule(names[norm], norm)
+            _replace_module(model, names[norm], norm)
     return 0
+
+
+def _replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts another module in the place of the one of that name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def _followed(

@@ -13,7 +13,7 @@ def image(
 ) -> Callable[[Tensor], Tensor]:
     """The network with its channels last."""
     network.capture(sample)
-    network.module.to(device, dtype, memory_format=torch.channels_last)
+    network.module.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(batch: Tensor) -> Tensor:
         return network.features(batch.contiguous(memory_format=torch.channels_last))

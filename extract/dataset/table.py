@@ -58,7 +58,7 @@ def captioned(
     names = [name.strip() for name, _, _ in rows]
     known = set(names if gallery is None else gallery)
     reasons = {name: _why_no_id(name, known) for name in names}
-    used, failures = usable_rows(names, rows, reasons)
+    used, failures = usable_rows(names, [Row(*row) for row in rows], reasons)
     usable_names = {names[row] for row in used}
     ids = [name for name in reasons if name in usable_names]
     if gallery is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from onceover.base.errors import OnceoverError
 from onceover.base.registry import Registry
@@ -93,7 +93,7 @@ class ImageModel(NamedTuple):
     module: "nn.Module"
     steps: PreprocessSteps
     pool: Callable[["nn.Module", "Tensor"], "Tensor"]
-    recipe: dict
+    recipe: dict[str, Any]
 
 
 class Tokenizer(Protocol):
@@ -102,13 +102,17 @@ class Tokenizer(Protocol):
     Attributes:
         files: its files by name, enough to make it again without the dataset; names as in
             ``encoder_files.TOKENIZER_FILES``.
-        pad_id: the id that fills up a batch.
-        frame_ids: the ids that stand around each caption and are no words.
     """
 
     files: dict[str, bytes]
-    pad_id: int
-    frame_ids: list[int]
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up a batch."""
+
+    @property
+    def frame_ids(self) -> list[int]:
+        """The ids that stand around each caption and are no words."""
 
     def token_ids(self, captions: list[str], max_length: int | None) -> list[list[int]]:
         """The token ids of captions, cut at ``max_length`` tokens unless it is None."""
@@ -134,7 +138,7 @@ class TextModel(NamedTuple):
     tokenizer: Tokenizer
     states: Callable[["nn.Module", dict[str, "Tensor"]], dict[str | int, "Tensor"]]
     words: Callable[["nn.Module", "Tensor"], "Tensor"]
-    recipe: dict
+    recipe: dict[str, Any]
     max_length: int
     depth: int
     is_projection: bool = False
@@ -155,7 +159,7 @@ class Library(Protocol):
     def parse(self, text: str) -> Spec:
         """Parses a specification, ``NAME:`` and at least one more character."""
 
-    def change_stamp(self, spec: Spec) -> dict:
+    def change_stamp(self, spec: Spec) -> dict[str, Any]:
         """Plain values that differ when the model behind ``spec`` may have changed, had without loading it."""
 
     def load_image(self, spec: Spec, seed: int) -> ImageModel:
@@ -214,19 +218,19 @@ def library_of(spec: Spec) -> Library:
     return _libraries()[spec.library]
 
 
-def change_stamp(spec: Spec, seed: int) -> dict:
+def change_stamp(spec: Spec, seed: int) -> dict[str, Any]:
     """Plain values that tell whether the encoder behind ``spec`` may have changed, had without loading it.
 
     File names, sizes and modification times of local weights; a cached model's commit; library versions where those
     decide. Equal stamps mean the same features; different ones, that the encoder has to be loaded and hashed.
     """
-    stamp: dict = {"library": spec.library, "weights": spec.weights}
+    stamp: dict[str, Any] = {"library": spec.library, "weights": spec.weights}
     if spec.random:
         stamp |= {"seed": seed, "torch": version("torch"), "transformers": version("transformers")}
     return stamp | library_of(spec).change_stamp(spec)
 
 
-def file_stamps(paths: Iterable[Path]) -> list[list]:
+def file_stamps(paths: Iterable[Path]) -> list[list[Any]]:
     """Names, sizes and modification times of files, for a change stamp."""
     stamps = []
     for path in paths:

@@ -7,6 +7,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
     )
 
 
-def save(spec: Spec, kind: str, module: "nn.Module", folder: Path) -> str:
+def save(spec: Spec, kind: str, module: Any, folder: Path) -> str:
     """Writes the weights as safetensors, and an image model's processor."""
     from onceover.extract.encoding.library_errors import system_errors
 
@@ -115,7 +116,8 @@ def write_example(folder: Path) -> dict[str, str]:
 
     from onceover.extract.encoding.vocabulary import dataset_tokenizer
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     ViTConfig(**sizes, image_size=32, patch_size=16).save_pretrained(folder / "image")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "image")
     tokenizer = dataset_tokenizer(["A red circle .", "On the left there is a blue star ."])
@@ -193,7 +195,7 @@ def _processed(processor: Any, image: "Image.Image | Tensor", **steps: bool) -> 
     return processor(images=image, return_tensors="pt", **steps)["pixel_values"][0]
 
 
-def _image_pooling(module: "nn.Module") -> tuple[str, Callable]:
+def _image_pooling(module: "nn.Module") -> tuple[str, Callable[[Any, "Tensor"], "Tensor"]]:
     """How an image model's output becomes one vector: its name for the recipe, and the function.
 
     A checkpoint's own pooler is not used, since many models carry one that was never trained.
@@ -205,7 +207,7 @@ def _image_pooling(module: "nn.Module") -> tuple[str, Callable]:
     return "spatial mean", partial(_mean_or_first, has_first_token=False)
 
 
-def _image_projection(module: "nn.Module", batch: "Tensor") -> "Tensor":
+def _image_projection(module: Any, batch: "Tensor") -> "Tensor":
     """A dual encoder's image features."""
     return _bare(module.get_image_features(pixel_values=batch))
 
@@ -220,7 +222,7 @@ def _mean_or_first(module: "nn.Module", batch: "Tensor", has_first_token: bool) 
     return hidden.mean(1)
 
 
-def _projection(module: "nn.Module", inputs: dict[str, "Tensor"]) -> dict[str | int, "Tensor"]:
+def _projection(module: Any, inputs: dict[str, "Tensor"]) -> dict[str | int, "Tensor"]:
     """A dual encoder's text features."""
     return {"last": _bare(module.get_text_features(**inputs))}
 
@@ -231,7 +233,7 @@ def _hidden_states(module: "nn.Module", inputs: dict[str, "Tensor"]) -> dict[str
     return {"last": output.last_hidden_state, **dict(enumerate(output.hidden_states))}
 
 
-def _word_embeddings(module: "nn.Module", ids: "Tensor") -> "Tensor":
+def _word_embeddings(module: Any, ids: "Tensor") -> "Tensor":
     """The embeddings of tokens, before positions are added."""
     return module.get_input_embeddings()(ids)
 
@@ -245,7 +247,7 @@ def _bare(output: Any) -> "Tensor":
     return output.pooler_output
 
 
-def _load_text_model(spec: Spec, seed: int, vocabulary: int) -> tuple["nn.Module", str]:
+def _load_text_model(spec: Spec, seed: int, vocabulary: int) -> tuple[Any, str]:
     """A text model for a vocabulary of that many tokens, and a digest of its architecture."""
     from transformers import DistilBertConfig
 
@@ -268,7 +270,15 @@ def _is_untrained_distilbert(spec: Spec) -> bool:
     return spec.random and spec.name == DISTILBERT
 
 
-def _load_model(spec: Spec, seed: int, config: Any = None) -> tuple["nn.Module", str]:
+def _dtype_option() -> str:
+    """The name of the option for the dtype to load a model in, which transformers 4.56 renamed."""
+    release = tuple(int(part) for part in version("transformers").split(".")[:2])
+    if release >= (4, 56):
+        return "dtype"
+    return "torch_dtype"
+
+
+def _load_model(spec: Spec, seed: int, config: Any = None) -> tuple[Any, str]:
     """The model in float32, from safetensors and without remote code, and a digest of its architecture."""
     import torch
     from transformers import AutoConfig, AutoModel
@@ -285,7 +295,7 @@ def _load_model(spec: Spec, seed: int, config: Any = None) -> tuple["nn.Module",
             module = AutoModel.from_config(config)
     else:
         module, report = _from_pretrained(
-            AutoModel, spec, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            AutoModel, spec, use_safetensors=True, output_loading_info=True, **{_dtype_option(): torch.float32}
         )
         missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
         if missing:

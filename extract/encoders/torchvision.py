@@ -101,7 +101,7 @@ def save(spec: Spec, kind: str, module: "nn.Module", folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "weights.safetensors"
     with system_errors(folder):
-        safetensors.torch.save_model(complete, file, {"base": base})
+        safetensors.torch.save_model(complete, str(file), {"base": base})
     return f"{NAME}:{spec.name}@{file}"
 
 

@@ -1,7 +1,10 @@
 """Devices: which one computes, in what dtype it is fast, and batches on their way to it and back."""
 
+import contextlib
 import itertools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +51,32 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"{torch.cpu.get_capabilities().get('cpu_name', '')} {torch.backends.cpu.get_cpu_capability()}".strip()
+        return f"{cpu_capabilities().get('cpu_name', '')} {torch.backends.cpu.get_cpu_capability()}".strip()
     return device.type
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """The processor's name (``cpu_name``) and capabilities, such as ``avx512_bf16``.
+
+    torch before 2.11 does not tell; Linux does then, and elsewhere nothing is known.
+    """
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    return _linux_capabilities()
+
+
+def _linux_capabilities() -> dict[str, Any]:
+    """The first processor's name and flags as ``/proc/cpuinfo`` has them, under torch's names."""
+    capabilities: dict[str, Any] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                capabilities["cpu_name"] = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                capabilities |= dict.fromkeys(value.split(), True)
+                break
+    return capabilities
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -58,7 +85,7 @@ def native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     return any(capabilities.get(name) for name in _NATIVE_BFLOAT16)
 
 

@@ -61,7 +61,7 @@ class ImageNetwork:
             raise EncoderError(
                 f"{self._spec.text}: the module {missing[0]!r} plays no part in a pass; name another layer"
             )
-        return torch.cat(outputs, dim=1)
+        return torch.cat([output for output in outputs if output is not None], dim=1)
 
     def outputs(self, batch: Tensor) -> list[Tensor | None]:
         """One pass: (B, D) of each layer, None for one that played no part in it; gradients flow."""

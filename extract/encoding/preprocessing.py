@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from typing import Any
 
 import torch
 from PIL import Image
@@ -32,7 +33,7 @@ class Preprocessing:
         if self._resized:
             self.short_side = pictures.needed(self._resized, self.views)
         self._parts = list(dict.fromkeys(part for part, _ in self.views))
-        self._levels = None
+        self._levels: Tensor | None = None
         self.preprocess = steps.pixels
         if not self._split(steps):
             self._levels = None
@@ -52,7 +53,7 @@ class Preprocessing:
         """The P different parts of an RGB image that its views show: (P, 3, H, W) of ``preprocess``."""
         return torch.stack([self.preprocess(self._part(image, part)) for part in self._parts])
 
-    def _part(self, image: Image.Image, part: str | tuple | None) -> Image.Image:
+    def _part(self, image: Image.Image, part: Any) -> Image.Image:
         """The image to preprocess so that the result shows ``part`` (``pictures.VIEWS``) of ``image``."""
         if part == pictures.WHOLE:
             return pictures.inset(image, self._resized, self._cropped)
@@ -68,7 +69,7 @@ class Preprocessing:
 
     def scaled(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) of pixels as the network takes them, channels last; what is no longer of 8 bits stays."""
-        if pixels.dtype != torch.uint8:
+        if pixels.dtype != torch.uint8 or self._levels is None:
             return pixels
         channels = []
         for levels, channel in zip(self._levels, pixels.unbind(1), strict=True):

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from onceover.extract.encoding.layers import PROJECTION, text_layers
 from onceover.extract.encoding.library_errors import loading
 from onceover.extract.encoding.networks import TextNetwork
 from onceover.extract.encoding.recipes import as_stored, hash_tokenizer, hash_weights
+
+#: the token ids of a caption: a list, or int64 (L,)
+TokenIds = Sequence[int] | Tensor
+T = TypeVar("T", bound=TokenIds)
 
 
 class TextEncoder:
@@ -137,11 +142,11 @@ class TextEncoder:
 
         return self._queue.begin(features, *inputs.values())
 
-    def padded(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def padded(self, token_ids: Sequence[TokenIds]) -> dict[str, Tensor]:
         """A batch on the device as the model takes it: ``input_ids`` (B, L) and, but for SigLIP, ``attention_mask``."""
         return {name: tensor.to(self.device) for name, tensor in self._padded(token_ids).items()}
 
-    def _padded(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def _padded(self, token_ids: Sequence[TokenIds]) -> dict[str, Tensor]:
         """As ``padded``, on the processor."""
         lengths = np.array([len(row) for row in token_ids])
         width = lengths.max()
@@ -167,7 +172,7 @@ class TextEncoder:
         return self._library.save(self._spec, "text", self.model, folder)
 
 
-def by_length(token_ids: list[list[int]], size: int) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+def by_length(token_ids: Sequence[T], size: int) -> Iterator[tuple[np.ndarray, list[T]]]:
     """Batches of captions of similar length, so that little is padded: their rows, int64 (B,), and their token ids."""
     order = np.argsort([len(ids) for ids in token_ids], kind="stable")
     for start in range(0, len(order), size):

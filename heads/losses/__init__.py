@@ -1,6 +1,6 @@
 """Losses by name, for ``training.loss``: each is one file here, or a module of another package (``onceover.losses``).
 
-A loss is a module, or an object, with what ``Loss`` lists.
+A loss is a module, or an object, with the functions of ``Loss``.
 """
 
 import math
@@ -13,7 +13,7 @@ from onceover.base.registry import Registry
 from onceover.configs.schema import ModelConfig
 
 LOSSES = Registry("onceover.heads.losses", "onceover.losses", "loss")
-MIN_TEMPERATURE = 0.01  # of a learned one; CLIP's own bound: a logit scale of at most 100
+MIN_TEMPERATURE = 0.01  # of a learned temperature; CLIP's own bound: a logit scale of at most 100
 MAX_TEMPERATURE = 1.0
 
 
@@ -27,19 +27,19 @@ class Scalar(NamedTuple):
 
 
 def log_temperature(config: ModelConfig) -> Scalar:
-    """The logarithm of the divisor of cosines, learned unless ``model.learn_temperature`` is false."""
+    """The logarithm of the temperature, learned unless ``model.learn_temperature`` is false."""
     start = float(torch.tensor(config.temperature, device="cpu").log())
     return Scalar(start, config.learn_temperature, math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
 
 
 class Loss(Protocol):
-    """What a loss offers."""
+    """The functions of a loss."""
 
     def scalars(self, config: ModelConfig) -> dict[str, Scalar]:
         """The loss's scalars by name. Heads keep them as parameters of these names."""
 
     def loss(self, images: Tensor, texts: Tensor, image_of_text: Tensor, scalars: dict[str, Tensor]) -> Tensor:
-        """The loss of a batch, and of each of a stack of heads at once.
+        """Computes the loss of a batch, for each of a stack of heads at once.
 
         Args:
             images: vectors (..., B, D) of any length, each image once.
@@ -48,7 +48,7 @@ class Loss(Protocol):
             scalars: the loss's scalars by name, each (...).
 
         Returns:
-            (...), differentiable by ``images``, ``texts`` and ``scalars``.
+            The losses, (...), differentiable by ``images``, ``texts`` and ``scalars``.
         """
 
     def shown(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:

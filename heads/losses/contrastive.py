@@ -1,7 +1,9 @@
 """The contrastive loss of CLIP, for images with several captions, with its gradient written out.
 
-Its scalar ``log_temperature`` is the logarithm of the divisor of the cosines.
+Its scalar ``log_temperature`` is the logarithm of the temperature, which cosines are divided by.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from onceover.configs.schema import ModelConfig
 from onceover.heads.losses import Scalar, log_temperature
 
-_NO_LENGTH = 1e-12  # what is shorter has no direction
+_MIN_LENGTH = 1e-12  # of a vector; a shorter one is treated as if it had this length
 
 
 def scalars(config: ModelConfig) -> dict[str, Scalar]:
@@ -24,7 +26,7 @@ def shown(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def loss(images: Tensor, texts: Tensor, image_of_text: Tensor, scalars: dict[str, Tensor]) -> Tensor:
-    """``contrastive_loss`` at the temperature that the scalars give."""
+    """Computes ``contrastive_loss`` at the temperature that the scalars give."""
     return contrastive_loss(images, texts, image_of_text, scalars["log_temperature"].exp())
 
 
@@ -38,66 +40,89 @@ def contrastive_loss(images: Tensor, texts: Tensor, image_of_text: Tensor, tempe
     (Zhang et al. 2020).
 
     Args:
-        images: vectors (..., B, D) of any length, each image once. texts: vectors (..., T, D) of any length. Leading
-            dimensions are those of a stack: losses that have nothing to do with each other.
+        images: vectors (..., B, D) of any length, each image once. Leading dimensions are those of a stack:
+            independent losses.
+        texts: vectors (..., T, D) of any length.
         image_of_text: int64 (T,), the row in ``images`` of each caption's image.
         temperature: divisor of the cosines, a scalar or (...).
 
     Returns:
-        (...).
+        The losses, (...).
+
+    >>> vectors = torch.eye(2)
+    >>> round(float(contrastive_loss(vectors, vectors, torch.tensor([0, 1]), 1.0)), 4)  # log(1 + exp(-1))
+    0.3133
     """
     temperature = torch.as_tensor(temperature, dtype=images.dtype, device=images.device).expand(images.shape[:-2])
     return _Contrast.apply(images, texts, image_of_text, temperature)
 
 
 class _Contrast(torch.autograd.Function):
-    """The loss and, in place of the similarities, its derivative by them: a dozen passes over (..., T, B) in all.
+    """The loss, with its gradient computed in a dozen passes over the (..., T, B) scores, most of them in place.
 
-    Captions, the largest array, are never normalised: what their lengths do is done to similarities and gradients.
+    For the captions t = 0, 1, 2 of the images 0, 0, 1 the scores s_tj = cosine / temperature are a table::
+
+                 image 0   image 1
+        text 0   s00 *     s01        * the caption's own image: ``positive``
+        text 1   s10 *     s11        text to image: softmax over a row
+        text 2   s20       s21 *      image to text: s21 against s01 and s11, the captions of other images in the column
+
+    With p_tj the softmax over a row, q_tj that over a column's captions of other images, and m_t = 1 - the probability
+    of caption t in image to text, the slope (derivative by a score, times 2 T) is
+
+        p_tj - 1 - m_t                             of the caption's own image
+        p_tj + q_tj * (sum of m_u over captions u of image j)   of another image
+
+    Captions, the largest array, are never normalised: scores and gradients are divided by their lengths instead.
     """
 
     @staticmethod
-    def forward(ctx, images, texts, image_of_text, temperature):
-        inverse = (1 / temperature)[..., None, None]
-        of_image, of_text = (
-            torch.linalg.vector_norm(side, dim=-1, keepdim=True).clamp_min_(_NO_LENGTH) for side in (images, texts)
-        )
-        directions = images / of_image
-        scores = (texts @ (directions * inverse).transpose(-1, -2)).div_(of_text)  # (..., T, B)
+    def forward(ctx: Any, images: Tensor, texts: Tensor, image_of_text: Tensor, temperature: Tensor) -> Tensor:
+        """Computes the loss (...) and, for ``backward``, the slopes (..., T, B)."""
+        inverse_temperature = (1 / temperature)[..., None, None]
+        image_lengths = torch.linalg.vector_norm(images, dim=-1, keepdim=True).clamp_min_(_MIN_LENGTH)
+        text_lengths = torch.linalg.vector_norm(texts, dim=-1, keepdim=True).clamp_min_(_MIN_LENGTH)
+        image_units = images / image_lengths
+        scores = (texts @ (image_units * inverse_temperature).transpose(-1, -2)).div_(text_lengths)  # (..., T, B)
         own = image_of_text[:, None].expand(*scores.shape[:-1], 1)
         positive = scores.gather(-1, own)
-        highest = scores.amax(-1, keepdim=True)
-        among_pictures = (scores - highest).exp_()
-        total = among_pictures.sum(-1, keepdim=True)
-        text_to_image = highest + total.log() - positive
+        row_max = scores.amax(-1, keepdim=True)
+        row_exp = (scores - row_max).exp_()
+        row_sum = row_exp.sum(-1, keepdim=True)
+        text_to_image = row_max + row_sum.log() - positive
         # over captions of other images, for each image; -inf where a batch has none
         scores.scatter_(-1, own, -torch.inf)
-        highest = scores.amax(-2, keepdim=True)
-        highest.masked_fill_(highest == -torch.inf, 0)
-        among_texts = scores.sub_(highest).exp_()
-        rest = among_texts.sum(-2, keepdim=True)
-        others = (highest + rest.log()).expand_as(scores).gather(-1, own)
-        either = torch.logaddexp(positive, others)
-        image_to_text = either - positive
-        # derivatives by the scores, twice the number of captions left out
-        missed = (others - either).exp()  # 1 - the probability of the image's caption among captions
-        # a product, since a card's index_add_ adds up in no fixed order
+        column_max = scores.amax(-2, keepdim=True)
+        column_max.masked_fill_(column_max == -torch.inf, 0)
+        column_exp = scores.sub_(column_max).exp_()
+        column_sum = column_exp.sum(-2, keepdim=True)
+        negatives = (column_max + column_sum.log()).expand_as(scores).gather(-1, own)
+        normaliser = torch.logaddexp(positive, negatives)
+        image_to_text = normaliser - positive
+        missed = (negatives - normaliser).exp()  # m
+        # a product, since index_add_ on a GPU sums in no fixed order
         belongs = missed.new_zeros(scores.shape[-2:]).scatter_(-1, image_of_text[:, None], 1)
-        of_picture = missed[..., 0] @ belongs
-        among_texts.mul_((of_picture / rest[..., 0, :].clamp_min(torch.finfo(rest.dtype).tiny))[..., None, :])
-        slopes = among_pictures.mul_(1 / total).add_(among_texts).scatter_add_(-1, own, -1 - missed).div_(of_text)
-        ctx.save_for_backward(directions, of_image, texts, of_text, temperature, slopes)
+        missed_of_image = missed[..., 0] @ belongs
+        tiny = torch.finfo(column_sum.dtype).tiny
+        column_exp.mul_((missed_of_image / column_sum[..., 0, :].clamp_min(tiny))[..., None, :])
+        slopes = row_exp.mul_(1 / row_sum).add_(column_exp).scatter_add_(-1, own, -1 - missed).div_(text_lengths)
+        ctx.save_for_backward(image_units, image_lengths, texts, text_lengths, temperature, slopes)
         return (image_to_text + text_to_image).mean((-2, -1)) / 2
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        directions, of_image, texts, of_text, temperature, slopes = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:
+        """Multiplies the slopes by the vectors, and takes off what lies along each vector, since lengths do not count.
+
+        For a unit vector u of a vector of length l, the gradient g by u becomes ``(g - u (u·g)) / l``.
+        """
+        image_units, image_lengths, texts, text_lengths, temperature, slopes = ctx.saved_tensors
         factor = (gradient / (2 * texts.shape[-2] * temperature))[..., None, None]
         by_images = (slopes.transpose(-1, -2) @ texts).mul_(factor)
-        along_images = torch.linalg.vecdot(by_images, directions).unsqueeze(-1)
-        by_images = torch.addcmul(by_images, directions, along_images, value=-1).div_(of_image)
-        by_texts = slopes @ (directions * factor)
-        along = torch.linalg.vecdot(by_texts, texts).unsqueeze(-1)
-        by_texts.addcmul_(texts, along / of_text.square(), value=-1)
-        return by_images, by_texts, None, -along.sum((-2, -1)) / temperature
+        along_images = torch.linalg.vecdot(by_images, image_units).unsqueeze(-1)
+        by_images = torch.addcmul(by_images, image_units, along_images, value=-1).div_(image_lengths)
+        by_texts = slopes @ (image_units * factor)
+        along_texts = torch.linalg.vecdot(by_texts, texts).unsqueeze(-1)
+        by_texts.addcmul_(texts, along_texts / text_lengths.square(), value=-1)
+        by_temperature = -along_texts.sum((-2, -1)) / temperature
+        return by_images, by_texts, None, by_temperature

@@ -1,0 +1,242 @@
+"""Saves fine-tuned encoders and heads, and makes them a run once the new features are extracted."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onceover.base.files import aside_folder, only_writer, read_record
+from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED
+from onceover.configs.schema import FinetuneConfig, load_config
+from onceover.extract.dataset import Dataset
+from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
+from onceover.extract.encoding.text import TextEncoder, text_encoder_of
+from onceover.extract.store import KINDS, FeatureStore
+from onceover.heads import checkpoint, replacement
+from onceover.heads.checkpoint import Run, RunError
+from onceover.heads.embed import embed, write_embeddings
+from onceover.heads.finetune_loop import FinetuneError, Training
+from onceover.heads.towers import Tower, TunedTower
+from onceover.retrieval.metrics import quality
+
+TOLERANCES = {"float32": 1e-3}  # of the largest number, by which an encoder that is loaded again may differ
+HALF_TOLERANCE = 0.05  # the same in half precision
+
+_RECORD = "the record of a fine-tuning"  # finetune.json
+
+
+class SavedEncoder(NamedTuple):
+    """A saved encoder. ``spec``: where it is; ``weights``: the hash of its weights."""
+
+    spec: str
+    weights: str
+
+
+def load_encoder(
+    run: Run, kind: str, spec: str | None, device: str, *, plain: bool = False
+) -> ImageEncoder | TextEncoder:
+    """Loads the image or text encoder with the settings of a run.
+
+    Args:
+        spec: where the encoder is now. plain: as it was saved, in float32.
+    """
+    provenance = run.provenance
+    encoder = provenance["encoders"][kind]
+    recipe = provenance["recipes"][kind]
+    settings = provenance["extract"]
+    if kind == "image":
+        return image_encoder_of(encoder, recipe, settings, device, spec, plain=plain)
+    return text_encoder_of(encoder, recipe, settings, run.tokenizer_files, device, spec, plain=plain)
+
+
+def save_finetuned(
+    work: Path,
+    folder: Path,
+    run: Run,
+    training: Training,
+    settings: FinetuneConfig,
+    specs: Mapping[str, str],
+    request: str,
+    unfreeze: str,
+) -> dict:
+    """Writes encoders and heads of the best epoch, history and settings, and last ``finetune.json``.
+
+    Args:
+        work: the folder to write to. folder: where all of it will lie in the end.
+        run: that was fine-tuned. specs: of its encoders.
+        request: digest of what was asked for. unfreeze: as it was asked for.
+
+    Returns:
+        What ``finetune.json`` says.
+
+    Raises:
+        FinetuneError: an encoder cannot be saved.
+    """
+    training.take_best()
+    encoders = {kind: SavedEncoder(specs[kind], run.provenance["recipes"][kind]["weights"]) for kind in KINDS}
+    for kind, tower in training.towers.items():
+        if isinstance(tower, TunedTower) and training.best_epoch:
+            encoders[kind] = _save_encoder(work, folder, tower, run)
+    if training.history:
+        checkpoint.save_history(work, training.history)
+    extract = replace(run.config.extract, **run.provenance["extract"])
+    extract = replace(extract, image_encoder=encoders["image"].spec, text_encoder=encoders["text"].spec)
+    checkpoint.save_settings(work, replace(run.config, extract=extract, finetune=settings), run.tokenizer_files)
+    checkpoint.save_heads(work, training.heads.cpu(), run.provenance["fingerprints"])
+    record = {
+        "request": request,
+        "encoders": {kind: encoders[kind].spec for kind in specs},
+        "weights": {kind: encoders[kind].weights for kind in KINDS},
+        "unfreeze": unfreeze,
+        "best_epoch": training.best_epoch,
+        "epochs": training.epoch,
+        "start": training.start,
+        "rsum": training.best_rsum,
+        "seconds": round(sum(row["seconds"] for row in training.history), 2),
+        "base": run.provenance | {"run": str(run.folder.resolve())},
+        "device": str(training.towers["image"].device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")},
+        "files": checkpoint.files_of_run(work),
+    }
+    replacement.run_files(work).write_record(FINETUNED, record)
+    checkpoint.save_resume(work, {"request": request})
+    return record
+
+
+def try_saving(folder: Path, towers: Mapping[str, Tower], run: Run) -> None:
+    """Saves the encoders once before anything is trained, to find those that cannot be saved, and removes them again.
+
+    Raises:
+        FinetuneError: one cannot be saved.
+    """
+    for kind, tower in towers.items():
+        if isinstance(tower, TunedTower):
+            with aside_folder(folder / kind) as aside:
+                _save_checked(aside, tower, run)
+
+
+def _save_encoder(work: Path, folder: Path, tower: TunedTower, run: Run) -> SavedEncoder:
+    """Writes a fine-tuned encoder into the run in ``work``; its spec is that in ``folder``, where the run will lie.
+
+    Raises:
+        FinetuneError: loaded again it is another one.
+    """
+    name = f"{ENCODERS}/{tower.kind}"
+    with aside_folder(work / tower.kind) as aside:
+        saved = _save_checked(aside, tower, run)
+        for file in sorted(aside.iterdir()):
+            replacement.run_files(work).move_in(file, f"{name}/{file.name}")
+    spec = saved.spec.replace(str(aside.resolve()), str((folder / name).resolve()))
+    return saved._replace(spec=spec)
+
+
+def _save_checked(aside: Path, tower: TunedTower, run: Run) -> SavedEncoder:
+    """Writes a fine-tuned encoder into an empty folder and loads it again, to check that it gives the same features.
+
+    Raises:
+        FinetuneError: it does not.
+    """
+    cannot = (
+        f"the {tower.kind} encoder cannot be saved, so that nothing could be kept: unfreeze the other encoder alone"
+    )
+    try:
+        spec = tower.encoder.save(aside).replace(str(aside), str(aside.resolve()))
+    except RuntimeError as error:  # weights that do not fit the architecture as it is built
+        raise FinetuneError(f"{cannot} ({str(error).splitlines()[0]})") from error
+    loaded = load_encoder(run, tower.kind, spec, str(tower.device))
+    expected = tower.sample_features(tower.encoder)
+    features = tower.sample_features(loaded)
+    tolerance = TOLERANCES.get(run.provenance["recipes"][tower.kind]["dtype"], HALF_TOLERANCE)
+    if np.abs(features - expected).max() > tolerance * np.abs(expected).max():
+        raise FinetuneError(f"{cannot} (loaded again it gives other features)")
+    return SavedEncoder(spec, loaded.recipe["weights"])
+
+
+def read_finetuned(folder: Path) -> dict:
+    """Reads ``finetune.json``."""
+    return read_record(folder / FINETUNED, _RECORD)
+
+
+def check_encoder(folder: Path, kind: str, recipe: dict) -> None:
+    """Refuses features of an encoder that is not the one that ``finetune`` left in ``folder``.
+
+    Raises:
+        RunError: its weights differ.
+    """
+    if recipe["weights"] != read_finetuned(folder)["weights"][kind]:
+        raise RunError(
+            f"the {kind} features are not those of the encoder that {folder} was fine-tuned with; "
+            "run the same finetune command again with --re-extract"
+        )
+
+
+def finish(store: FeatureStore, folder: str | Path) -> dict:
+    """Makes fine-tuned encoders and heads a run like any other, with a store of the new encoders' features.
+
+    Args:
+        folder: that ``finetune`` wrote.
+
+    Returns:
+        The run's provenance.
+
+    Raises:
+        RunError: the store's features are of other encoders.
+    """
+    folder = Path(folder)
+    with only_writer(folder, "the run"):
+        tuned = read_finetuned(folder)
+        for kind in KINDS:
+            check_encoder(folder, kind, store.recipes[kind])
+        base = tuned["base"]
+        roles = store.roles()
+        heads = checkpoint.load_heads(folder, base | {"files": tuned["files"]})
+        config = load_config(folder / CONFIG)
+        space = checkpoint.save_heads(folder, heads, store.fingerprints)
+        with replacement.run_files(folder).file(EMBEDDINGS) as aside:
+            betas = write_embeddings(store, heads, aside, roles, space, config.model.rerank)
+        names = ("unfreeze", "encoders", "weights", "start", "device", "threads")
+        rsum = quality(*embed(heads, store, roles.selection))["rsum"]
+        provenance = base | {
+            "request": tuned["request"],
+            "space": space,
+            "store": str(store.path.resolve()),
+            "fingerprints": store.fingerprints,
+            "recipes": store.recipes,
+            "encoders": {kind: store.provenance[kind] for kind in KINDS},
+            "extract": store.provenance["settings"],
+            "betas": betas,
+            "selection": base["selection"] | {"rsum": rsum},
+            "epochs": [tuned["epochs"]],
+            "best_epochs": [tuned["best_epoch"]],
+            "seconds": tuned["seconds"],
+            "versions": tuned["versions"],
+            "finetune": {name: tuned[name] for name in names} | {"from": base["run"], "space": base["space"]},
+        }
+        checkpoint.save_provenance(folder, provenance)
+    return checkpoint.read_provenance(folder)
+
+
+def dataset_of(store: FeatureStore, data: str | Path) -> Dataset:
+    """The dataset of exactly the images and captions of a store, in its order, to encode them again.
+
+    Args:
+        data: the dataset's folder.
+    """
+    data = Path(data)
+    return Dataset(
+        root=data if data.is_dir() else data.parent,
+        layout=store.provenance["layout"],
+        ids=store.image_ids,
+        paths=store.image_paths,
+        splits=store.image_splits,
+        captions=store.captions,
+        image_index=store.image_index,
+        failures=store.failures,
+        notes=store.provenance["notes"],
+    )
