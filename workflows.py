@@ -10,28 +10,14 @@ The examples run in a folder with a small dataset ``data`` (60 drawn images, fiv
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import json_text, sealed
-from onceover.base.formats import (
-    BEST,
-    CONFIG,
-    EMBEDDINGS,
-    ENCODERS,
-    ERRORS,
-    EVALUATION,
-    LEADERBOARD,
-    RESULTS,
-    SHUFFLED,
-    TRIALS,
-)
+from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
 from onceover.base.progress import say
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
@@ -193,29 +179,17 @@ def sweep(
         halving: stop settings early that are clearly behind the best.
     """
     with _opened(store) as opened:
-        import yaml
-
         from onceover.analysis.figures import plot_sweep
         from onceover.extract.encoding.devices import pick_device
-        from onceover.heads.grid import trial_name
         from onceover.heads.sweep import sweep as train
-        from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
-        from onceover.retrieval.tables import markdown_table
+        from onceover.heads.sweep_tables import write_tables
+        from onceover.retrieval.leaderboard import Judge
 
         out = Path(out)
         judge = Judge()
         results = train(opened, out, settings, judge, halving=halving, device=pick_device(device), memory=memory)
-        trials = [(setting.values, [trial_name(config) for config in setting.configs]) for setting in settings]
-        rows = leaderboard(judge, trials, results, opened.roles().selection_name)
-        keys = list(settings[0].values)
-        texts = {
-            RESULTS: results_csv(rows),
-            LEADERBOARD: markdown_table(leaderboard_table(rows, keys), notes(rows)),
-            BEST: yaml.safe_dump(_best_config(settings, rows[0]).to_dict(), sort_keys=False),
-        }
-        outputs = Outputs(out, "move it elsewhere and sweep again: finished trials are not fitted again")
-        outputs.write_texts(texts)
-        plot_sweep(out, out / "figures", step=_drawing)
+        rows = write_tables(out, settings, judge, results, opened.roles().selection_name)
+        plot_sweep(out, out / "figures")
         return rows
 
 
@@ -225,28 +199,12 @@ def fit_best(
     """Fits the best setting of the sweep in ``out`` as the run ``out/best``, replacing an earlier best.
 
     Raises:
-        WorkflowError: ``out/best`` holds a run that is not of this sweep.
+        SweepError: ``out/best`` holds a run that is not of this sweep.
     """
-    from onceover.heads.grid import trial_name
+    from onceover.heads.sweep_tables import claim_best
 
-    folder = Path(out) / "best"
-    config = load_config(Path(out) / BEST)
-    is_other = (folder / CONFIG).is_file() and load_config(folder / CONFIG) != config
-    if is_other and not (Path(out) / TRIALS / f"{trial_name(load_config(folder / CONFIG))}.json").is_file():
-        raise WorkflowError(f"{folder} holds a run of settings that this sweep has not tried; move it elsewhere")
+    folder, config, is_other = claim_best(Path(out))
     return fit(store, folder, config, device=device, memory=memory, force=is_other)
-
-
-def _best_config(settings: Sequence[Setting], row: dict[str, Any]) -> Config:
-    """The configuration of a row of the leaderboard."""
-    for setting in settings:
-        if all(row[key] == value for key, value in setting.values.items()):
-            return setting.configs[0]
-    raise WorkflowError("the leaderboard has no setting of this grid")
-
-
-def _drawing(name: str) -> None:
-    say(f"drawing {name}")
 
 
 def finetune(
@@ -293,51 +251,10 @@ def complete_finetuned(
     store: FeatureStore | str | Path, data: str | Path, out: str | Path, *, device: str | None = None
 ) -> Summary:
     """Extracts the features of the fine-tuned encoders and completes ``out`` as a run."""
-    from onceover.extract.pipeline import extract as encode
-    from onceover.extract.store import FeatureStore
-    from onceover.heads.finetune_export import check_encoder, dataset_of, finish
+    from onceover.heads.completion import complete
 
-    out = Path(out)
-    force = _has_own_store(out)
-    with _opened(store) as old:
-        summary = encode(
-            dataset_of(old, data),
-            out / "store.h5",
-            load_config(out / CONFIG).extract,
-            device=device,
-            reuse=old,
-            tokenizer_files=old.tokenizer_files,
-            check_encoder=partial(check_encoder, out),
-            force=force,
-        )
-    with FeatureStore(out / "store.h5") as new:
-        finish(new, out)
-    return summary
-
-
-def _has_own_store(out: Path) -> bool:
-    """Whether ``store.h5`` in a fine-tuned run's folder is of its encoders, so that it may be replaced.
-
-    Raises:
-        WorkflowError: it is a link, or another store that was copied there.
-    """
-    from onceover.extract.store import FeatureStore
-
-    path = out / "store.h5"
-    if not os.path.lexists(path):
-        return False
-    if not path.is_symlink():
-        with FeatureStore(path) as store:
-            specs = {store.provenance[kind]["encoder"] for kind in ("image", "text")}
-        config = load_config(out / CONFIG).extract
-        own = f"{(out / ENCODERS).resolve()}{os.sep}"
-        if any(own in spec for spec in specs):
-            return True
-        if specs == {config.image_encoder, config.text_encoder}:  # no epoch was better, and they are the run's before
-            return False
-    raise WorkflowError(
-        f"{path} is not a store of the encoders in {out}, and would be replaced by theirs; move it elsewhere"
-    )
+    with _opened(store) as opened:
+        return complete(opened, data, Path(out), device)
 
 
 @dataclass(frozen=True)
@@ -386,7 +303,7 @@ def evaluate(
         8.3
     """
     from onceover.extract.store import FeatureStore
-    from onceover.heads.provenance import read_provenance
+    from onceover.heads.provenance import read_provenance, store_of
     from onceover.retrieval import evaluation, tables
     from onceover.retrieval.embeddings import read_embeddings
 
@@ -402,47 +319,19 @@ def evaluate(
     with FeatureStore(store) as opened:
         if embeddings:
             evaluation.check_store(embeddings, opened)
-        control = _fit_shuffled(folder, opened, memory, device) if folder and shuffled else None
+        control = None
+        if folder and shuffled:
+            from onceover.heads.sanity import fit_shuffled
+
+            control = fit_shuffled(folder, opened, memory, device)
         result = evaluation.evaluate(embeddings, opened, split, rerank=rerank, shuffled=control, memory=memory)
     stem = EVALUATION.format(result["split"])
     if not folder:
         stem = f"{Path(store).name}.{stem}"
         folder = Path(store).parent
-    texts = {
-        f"{stem}.md": tables.markdown_table(tables.table_rows(result), tables.notes(result)),
-        f"{stem}.csv": tables.csv_table(result),
-        f"{stem}.json": json_text(sealed(result)),
-    }
+    texts = tables.evaluation_files(stem, result)
     Outputs(folder, _EVALUATE_AGAIN).write_texts(texts)
     return Evaluation(result, [folder / name for name in texts])
-
-
-def _fit_shuffled(folder: Path, store: FeatureStore, memory: int | None, device: str | None) -> Embeddings:
-    """Fits the sanity check, heads trained on shuffled pairs, into the run's folder and returns its embeddings.
-
-    A sanity check of an earlier store or of other settings is replaced.
-
-    Raises:
-        WorkflowError: its folder holds something else.
-    """
-    from onceover.heads.provenance import RunError
-    from onceover.retrieval.embeddings import read_embeddings
-
-    say("fitting the sanity check: heads of shuffled pairs")
-    shuffled = folder / SHUFFLED
-    if shuffled.is_symlink():
-        raise WorkflowError(f"{shuffled} is a link, and the sanity check is fitted there; move it elsewhere")
-    single = {"shuffle_pairs": "true", "members": 1, "cca": "false", "refit": "false"}
-    config = load_config(folder / CONFIG, [f"training.{key}={value}" for key, value in single.items()])
-    try:
-        fit(store, shuffled, config, memory=memory, device=device)
-    except RunError:
-        if (shuffled / CONFIG).is_file() and not load_config(shuffled / CONFIG).training.shuffle_pairs:
-            raise WorkflowError(
-                f"{shuffled} holds another run, and the sanity check is fitted there; move it elsewhere"
-            ) from None
-        fit(store, shuffled, config, memory=memory, device=device, force=True)
-    return read_embeddings(shuffled / EMBEDDINGS)
 
 
 def _check_evaluation(folder: Path, split: str) -> None:
@@ -450,18 +339,6 @@ def _check_evaluation(folder: Path, split: str) -> None:
     outputs = Outputs(folder, _EVALUATE_AGAIN)
     for suffix in (".md", ".csv", ".json"):
         outputs.check(EVALUATION.format(split) + suffix)
-
-
-def store_of(folder: Path, provenance: dict[str, Any]) -> Path:
-    """The store that the run in ``folder`` was fitted on.
-
-    Raises:
-        ConfigError: it is no longer there.
-    """
-    store = Path(provenance["store"])
-    if not store.exists():
-        raise ConfigError(f"{folder} was fitted on {store}, which is not there; name it: --store FILE.h5")
-    return store
 
 
 def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[str] = ()) -> Path:
@@ -518,6 +395,7 @@ def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path |
     """
     from onceover.heads.checkpoint import load_run
     from onceover.heads.ensemble import ensemble as join
+    from onceover.heads.provenance import store_of
 
     opened = [load_run(folder) for folder in runs]
     with _opened(store or store_of(Path(runs[0]), opened[0].provenance)) as features:
@@ -574,10 +452,9 @@ def index(
         >>> len(hits)
         3
     """
-    from onceover.base.memory import default_memory
     from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index import check_origin, claim_index, compact, update
-    from onceover.retrieval.index.galleries import GALLERIES
+    from onceover.retrieval.index import check_origin, claim_index
+    from onceover.retrieval.index.galleries import GALLERIES, write_gallery
 
     loaded = _run_at(run)
     options = options or IndexOptions()
@@ -599,26 +476,18 @@ def index(
     else:
         galleries = [embeddings.gallery(kind, split, options.rerank) for kind in GALLERIES]
     for gallery in galleries:
-        folder = out / GALLERIES[gallery.kind]
-        probes = embeddings.probes(gallery.kind, gallery.biased)
-        summary = update(
-            folder,
+        write_gallery(
+            out,
             gallery,
-            probes,
+            embeddings.probes(gallery.kind, gallery.biased),
             source=source,
             run=origin,
             kind=options.kind,
-            memory=options.memory or default_memory(),
+            memory=options.memory,
             min_recall=options.min_recall,
             force=options.force,
+            prune=options.prune,
         )
-        rows = f"{summary.rows:,} {GALLERIES[gallery.kind]}"
-        if summary.up_to_date:
-            say(f"{rows}: up to date")
-        else:
-            say(f"{rows}: {summary.added:,} added, {summary.removed:,} removed")
-        if options.prune:
-            compact(folder, probes, keep_last=False)
     return out
 
 
@@ -802,13 +671,13 @@ def plot(
     from onceover.analysis.figures import plot_run, plot_store, plot_sweep
 
     if sweep:
-        return plot_sweep(sweep, out, step=_drawing)
+        return plot_sweep(sweep, out)
     if run:
         from onceover.heads.provenance import read_provenance
 
         read_provenance(Path(run))
-        return plot_run(run, out, split, step=_drawing)
+        return plot_run(run, out, split)
     if store:
         with _opened(store) as opened:
-            return plot_store(opened, out, memory, step=_drawing)
+            return plot_store(opened, out, memory)
     raise WorkflowError("there is nothing to draw: name a run, a store or a sweep")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from onceover.analysis.sources import PlotError
 from onceover.base.outputs import Outputs
+from onceover.base.progress import say
 
 IMAGE_COLOUR = "#0072B2"
 CAPTION_COLOUR = "#D55E00"
@@ -36,12 +37,11 @@ STYLE = {
 
 
 def draw_all(
-    drawings: dict[str, Callable[[], Figure]], out: str | Path, step: Callable[[str], None] = lambda _: None
+    drawings: dict[str, Callable[[], Figure]], out: str | Path
 ) -> list[Path]:
     """Draws figures, by name, in the project's style, each as PNG and SVG; returns the files.
 
     Args:
-        step: receives the name of each figure before it is drawn.
 
     Raises:
         OutputError: a file of one of their names is somebody else's; nothing is drawn then.
@@ -53,7 +53,7 @@ def draw_all(
     written = []
     with outputs.writing(names):
         for name, draw in drawings.items():
-            step(name)
+            say(f"drawing {name}")
             with matplotlib.rc_context(STYLE), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "constrained_layout not applied")  # of labels longer than the figure
                 figure = draw()

@@ -10,19 +10,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from onceover.base.files import aside_folder, only_writer, read_record
-from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS, FINETUNED
-from onceover.configs.schema import FinetuneConfig, load_config
-from onceover.extract.dataset import Dataset
+from onceover.base.files import aside_folder, read_record
+from onceover.base.formats import ENCODERS, FINETUNED
+from onceover.configs.schema import FinetuneConfig
 from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
 from onceover.extract.encoding.text import TextEncoder, text_encoder_of
-from onceover.extract.store import KINDS, FeatureStore
+from onceover.extract.store import KINDS
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
-from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.finetune_loop import FinetuneError, Training
 from onceover.heads.towers import Tower, TunedTower
-from onceover.retrieval.metrics import quality
 
 TOLERANCES = {"float32": 1e-3}  # of the largest number, by which an encoder that is loaded again may differ
 HALF_TOLERANCE = 0.05  # the same in half precision
@@ -174,69 +171,3 @@ def check_encoder(folder: Path, kind: str, recipe: dict) -> None:
             f"the {kind} features are not those of the encoder that {folder} was fine-tuned with; "
             "run the same finetune command again with --re-extract"
         )
-
-
-def finish(store: FeatureStore, folder: str | Path) -> dict:
-    """Makes fine-tuned encoders and heads a run like any other, with a store of the new encoders' features.
-
-    Args:
-        folder: that ``finetune`` wrote.
-
-    Returns:
-        The run's provenance.
-
-    Raises:
-        RunError: the store's features are of other encoders.
-    """
-    folder = Path(folder)
-    with only_writer(folder, "the run"):
-        tuned = read_finetuned(folder)
-        for kind in KINDS:
-            check_encoder(folder, kind, store.recipes[kind])
-        base = tuned["base"]
-        roles = store.roles()
-        heads = checkpoint.load_heads(folder, base | {"files": tuned["files"]})
-        config = load_config(folder / CONFIG)
-        space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        with replacement.run_files(folder).file(EMBEDDINGS) as aside:
-            betas = write_embeddings(store, heads, aside, roles, space, config.model.rerank)
-        names = ("unfreeze", "encoders", "weights", "start", "device", "threads")
-        rsum = quality(*embed(heads, store, roles.selection))["rsum"]
-        provenance = base | {
-            "request": tuned["request"],
-            "space": space,
-            "store": str(store.path.resolve()),
-            "fingerprints": store.fingerprints,
-            "recipes": store.recipes,
-            "encoders": {kind: store.provenance[kind] for kind in KINDS},
-            "extract": store.provenance["settings"],
-            "betas": betas,
-            "selection": base["selection"] | {"rsum": rsum},
-            "epochs": [tuned["epochs"]],
-            "best_epochs": [tuned["best_epoch"]],
-            "seconds": tuned["seconds"],
-            "versions": tuned["versions"],
-            "finetune": {name: tuned[name] for name in names} | {"from": base["run"], "space": base["space"]},
-        }
-        checkpoint.save_provenance(folder, provenance)
-    return checkpoint.read_provenance(folder)
-
-
-def dataset_of(store: FeatureStore, data: str | Path) -> Dataset:
-    """The dataset of exactly the images and captions of a store, in its order, to encode them again.
-
-    Args:
-        data: the dataset's folder.
-    """
-    data = Path(data)
-    return Dataset(
-        root=data if data.is_dir() else data.parent,
-        layout=store.provenance["layout"],
-        ids=store.image_ids,
-        paths=store.image_paths,
-        splits=store.image_splits,
-        captions=store.captions,
-        image_index=store.image_index,
-        failures=store.failures,
-        notes=store.provenance["notes"],
-    )

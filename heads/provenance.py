@@ -2,10 +2,12 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from onceover.base.files import FileError, read_bytes, read_record
 from onceover.base.formats import EMBEDDINGS, FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
 from onceover.base.hdf5 import stated_checksum
+from onceover.configs.schema import ConfigError
 from onceover.heads.replacement import RunError, end_interrupted_swap
 
 MAX_HEADS = 2**36  # bytes
@@ -70,3 +72,15 @@ def _why_unfinished(folder: Path) -> str:
     if (folder / RESUME).is_file():
         return f"the fit in {folder} was interrupted; run the same fit command again to go on with it"
     return f"{folder} is no run folder; make one: onceover fit --store FILE.h5 --run {folder}"
+
+
+def store_of(folder: Path, provenance: dict[str, Any]) -> Path:
+    """The store that the run in ``folder`` was fitted on.
+
+    Raises:
+        ConfigError: it is no longer there.
+    """
+    store = Path(provenance["store"])
+    if not store.exists():
+        raise ConfigError(f"{folder} was fitted on {store}, which is not there; name it: --store FILE.h5")
+    return store

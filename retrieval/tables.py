@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
+from onceover.base.files import json_text, sealed
 from onceover.retrieval.baselines import MAPS
 from onceover.retrieval.comparison import verdict
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
@@ -204,3 +205,12 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def evaluation_files(stem: str, result: dict) -> dict[str, str]:
+    """The files of an evaluation by name, ``stem`` with a suffix: a Markdown table, a CSV table and sealed JSON."""
+    return {
+        f"{stem}.md": markdown_table(table_rows(result), notes(result)),
+        f"{stem}.csv": csv_table(result),
+        f"{stem}.json": json_text(sealed(result)),
+    }

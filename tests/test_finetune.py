@@ -26,8 +26,8 @@ from onceover.extract.store import FeatureStore, StoreError
 from onceover.heads import finetune_loop
 from onceover.heads.activations import ImageActivations, write_activations
 from onceover.heads.checkpoint import RunError, load_run, save_resume
+from onceover.heads.completion import finish
 from onceover.heads.finetune import cache, finetune, towers_of
-from onceover.heads.finetune_export import finish
 from onceover.heads.finetune_gradient import GradientComputer
 from onceover.heads.finetune_loop import FinetuneError, Training
 from onceover.heads.finetune_steps import Step

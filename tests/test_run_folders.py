@@ -153,7 +153,7 @@ def test_trap_embeddings_of_another_run_are_refused_everywhere(run, store, mine,
 def test_trap_a_users_run_in_the_place_of_the_sanity_check_is_left_alone(mine, run_dir, store_file):
     shutil.copytree(run_dir, mine / "shuffled")
     before = contents(mine / "shuffled")
-    with pytest.raises(workflows.WorkflowError, match="holds another run, and the sanity check"):
+    with pytest.raises(RunError, match="holds another run, and the sanity check"):
         workflows.evaluate(mine, store=store_file, shuffled=True)
     assert contents(mine / "shuffled") == before
 
@@ -194,7 +194,7 @@ def test_trap_another_store_in_a_fine_tuned_run_is_left_alone(way, mine, store_f
     else:
         (mine / "store.h5").symlink_to(store_file)
     (mine / "config.yaml").write_text(f"extract:\n  image_encoder: hf:{mine / 'encoders/image'}\n")
-    with pytest.raises(workflows.WorkflowError, match="is not a store of the encoders in .*; move it elsewhere"):
+    with pytest.raises(RunError, match="is not a store of the encoders in .*; move it elsewhere"):
         workflows.complete_finetuned(store_file, drawn, mine, device="cpu")
 
 

@@ -21,7 +21,6 @@ SOURCES = ("run", "store", "sweep")
 
 Source = RunFiles | StoreFiles | SweepTable
 Drawings = dict[str, Callable[[], Figure]]
-Step = Callable[[str], None]
 
 
 class FigureModule(Protocol):
@@ -69,13 +68,12 @@ def drawings_of(kind: str, source: Source) -> Drawings:
 
 
 def plot_run(
-    folder: str | Path, out: str | Path, split: str | None = None, seed: int = 0, step: Step = lambda _: None
+    folder: str | Path, out: str | Path, split: str | None = None, seed: int = 0
 ) -> list[Path]:
     """Draws a run: its joint embedding, a similarity matrix, training curves, ranks, and once evaluated its recalls.
 
     Args:
         split: the split whose images are drawn; the reported split by default.
-        step: receives the name of each figure before it is drawn.
 
     Returns:
         The files written.
@@ -83,24 +81,24 @@ def plot_run(
     Raises:
         EmbeddingsError, PlotError: files that are missing or damaged.
     """
-    return draw_all(drawings_of("run", read_run(folder, split, seed)), out, step)
+    return draw_all(drawings_of("run", read_run(folder, split, seed)), out)
 
 
 def plot_store(
-    store: FeatureStore, out: str | Path, memory: int | None = None, step: Step = lambda _: None
+    store: FeatureStore, out: str | Path, memory: int | None = None
 ) -> list[Path]:
     """Draws a store: PCA of both kinds of features by split, and the variance that components hold.
 
     Args:
         memory: limit in bytes, by default half of the machine's memory; a sample of the rows is drawn if need be.
     """
-    return draw_all(drawings_of("store", StoreFiles(store, memory or default_memory())), out, step)
+    return draw_all(drawings_of("store", StoreFiles(store, memory or default_memory())), out)
 
 
-def plot_sweep(folder: str | Path, out: str | Path, step: Step = lambda _: None) -> list[Path]:
+def plot_sweep(folder: str | Path, out: str | Path) -> list[Path]:
     """Draws a sweep's ``results.csv``: heat maps, curves through the best setting, parallel coordinates.
 
     Raises:
         PlotError: the table is missing or damaged.
     """
-    return draw_all(drawings_of("sweep", read_sweep(folder)), out, step)
+    return draw_all(drawings_of("sweep", read_sweep(folder)), out)

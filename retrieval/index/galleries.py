@@ -3,15 +3,60 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from onceover.base.formats import CURRENT, EMBEDDINGS
+from onceover.base.memory import default_memory
+from onceover.base.progress import say
 from onceover.configs.schema import ConfigError
 from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.types import IndexingError
-from onceover.retrieval.index.updating import compact
+from onceover.retrieval.index.updating import compact, update
 from onceover.retrieval.index.updating import remove as remove_items
 
 GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
+
+
+def write_gallery(
+    folder: Path,
+    gallery: Gallery,
+    probes: np.ndarray,
+    *,
+    source: str,
+    run: str,
+    kind: str | None,
+    memory: int | None,
+    min_recall: float | None,
+    force: bool,
+    prune: bool,
+) -> None:
+    """Writes a gallery's index, or what changed in it, into its folder within ``folder``.
+
+    Args:
+        probes: queries that the index is measured with, float32 (Q, D). prune: write it anew without removed rows.
+        source, run, kind, memory, min_recall, force: as ``retrieval.index.update``; ``memory`` is by default half of
+            the machine's.
+    """
+    noun = GALLERIES[gallery.kind]
+    summary = update(
+        folder / noun,
+        gallery,
+        probes,
+        source=source,
+        run=run,
+        kind=kind,
+        memory=memory or default_memory(),
+        min_recall=min_recall,
+        force=force,
+    )
+    if summary.up_to_date:
+        say(f"{summary.rows:,} {noun}: up to date")
+    else:
+        say(f"{summary.rows:,} {noun}: {summary.added:,} added, {summary.removed:,} removed")
+    if prune:
+        compact(folder / noun, probes, keep_last=False)
 
 
 def change(folder: Path, names: list[str], run: Path | None) -> Iterator[str]:

@@ -1,0 +1,37 @@
+"""The sanity check of a run: heads that are trained on shuffled pairs, which must score at chance."""
+
+from pathlib import Path
+
+from onceover.base.formats import CONFIG, EMBEDDINGS, SHUFFLED
+from onceover.base.progress import say
+from onceover.configs.schema import load_config
+from onceover.extract.encoding.devices import pick_device
+from onceover.extract.store import FeatureStore
+from onceover.heads.provenance import RunError
+from onceover.heads.training import fit
+from onceover.retrieval.embeddings import Embeddings, read_embeddings
+
+
+def fit_shuffled(folder: Path, store: FeatureStore, memory: int | None, device: str | None) -> Embeddings:
+    """Fits the sanity check into the folder of a run, and returns its embeddings.
+
+    A sanity check of an earlier store or of other settings is replaced.
+
+    Raises:
+        RunError: its folder holds something else.
+    """
+    say("fitting the sanity check: heads of shuffled pairs")
+    shuffled = folder / SHUFFLED
+    if shuffled.is_symlink():
+        raise RunError(f"{shuffled} is a link, and the sanity check is fitted there; move it elsewhere")
+    single = {"shuffle_pairs": "true", "members": 1, "cca": "false", "refit": "false"}
+    config = load_config(folder / CONFIG, [f"training.{key}={value}" for key, value in single.items()])
+    try:
+        fit(store, shuffled, config, memory=memory, device=pick_device(device))
+    except RunError:
+        if (shuffled / CONFIG).is_file() and not load_config(shuffled / CONFIG).training.shuffle_pairs:
+            raise RunError(
+                f"{shuffled} holds another run, and the sanity check is fitted there; move it elsewhere"
+            ) from None
+        fit(store, shuffled, config, memory=memory, device=pick_device(device), force=True)
+    return read_embeddings(shuffled / EMBEDDINGS)
