@@ -634,7 +634,7 @@ def search_many(
     embedder = QueryEmbedder(
         loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
     )
-    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)  # type: ignore[arg-type]
+    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
     for batch in chain([first], batches):
         if mode == "text2image":
             asked = [Query(text=text, image=other, weight=weight) for text in batch]

@@ -6,6 +6,7 @@ Colours are two of Okabe and Ito's (blue for images, vermilion for captions), to
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,6 +16,9 @@ from onceover.analysis.sources import PlotError
 from onceover.base.outputs import Outputs
 from onceover.base.progress import say
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 IMAGE_COLOUR = "#0072B2"
 CAPTION_COLOUR = "#D55E00"
 NEUTRAL_COLOUR = "#7F7F7F"
@@ -22,7 +26,7 @@ HIGHLIGHT = "#D55E00"
 COLOUR_MAP = "cividis"
 FORMATS = (".png", ".svg", ".pdf")  # others that Matplotlib has need TeX, or are read by few
 SUFFIXES = (".png", ".svg")  # of each figure of a folder
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,

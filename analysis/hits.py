@@ -69,7 +69,7 @@ def _draw_image(axes: Axes, hit: "Hit") -> None:
 
 def _thumbnail(hit: "Hit") -> Image.Image:
     try:
-        return Image.open(io.BytesIO(hit.thumbnail), formats=("JPEG",)).convert("RGB")
+        return Image.open(io.BytesIO(hit.thumbnail or b""), formats=("JPEG",)).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PlotError(f"the thumbnail of {hit.id} is damaged; verify the store, or extract again") from error
 

@@ -142,7 +142,7 @@ def read_history(folder: Path) -> History:
         PlotError: it is missing, or damaged.
     """
     file = folder / HISTORY
-    bounds = {"rsum": (0, 600)}
+    bounds: dict[str, tuple[float, float]] = {"rsum": (0, 600)}
     for direction in DIRECTIONS:
         for k in RECALL_AT:
             bounds[f"{direction}_R@{k}"] = (-1e9, 1e9)
@@ -197,7 +197,7 @@ def _check_numbers(numbers: dict) -> None:
 
 def _is_percentage(value: object) -> bool:
     """Whether a number is a percentage, or one less or more its spread."""
-    return type(value) in (int, float) and -100 <= value <= 200
+    return (type(value) is int or type(value) is float) and -100 <= value <= 200
 
 
 def interval_of(numbers: dict, name: str) -> tuple[float, float]:

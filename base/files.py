@@ -16,7 +16,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from onceover.base.errors import OnceoverError
 
@@ -33,7 +33,7 @@ class FileError(OnceoverError):
     """A file that cannot be read or written: of the wrong kind, too large, in use, damaged, or without room."""
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading; a FIFO, a device or a socket is refused at once instead of waited for.
 
     Raises:
@@ -333,7 +333,7 @@ def file_sha256(path: str | Path) -> str:
         FileError: no regular file. OSError: not there, or not to be read.
     """
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_disk(path: str | Path, needed_bytes: int) -> None:

@@ -7,7 +7,7 @@ import mmap
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,7 +40,7 @@ def in_order(work: Callable[[Any], Any], tasks: Iterable[Any], streams: int) -> 
         torch.set_num_threads(before)
 
 
-def ahead(begin: Callable[[Any], Callable[[], Any]], tasks: Iterable[Any], count: int) -> Iterator[Any]:
+def ahead(begin: Callable[[Any], Callable[[], Any]], tasks: Iterable[Any], count: int) -> Generator[Any, None, None]:
     """Results in the order of the tasks, of which ``count`` more are begun before the first is waited for.
 
     ``begin`` gives for each task the call that waits for its result. A generator of tasks is closed at the end.
@@ -57,7 +57,7 @@ def ahead(begin: Callable[[Any], Callable[[], Any]], tasks: Iterable[Any], count
         getattr(tasks, "close", lambda: None)()
 
 
-def in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], processes: int) -> Iterator[Any]:
+def in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], processes: int) -> Generator[Any, None, None]:
     """``work`` of each task, in the order of the tasks, from forks of this process: threads would wait for each other.
 
     Results are pickled; what is large goes into ``shared`` memory. Twice as many tasks as processes are under way.

@@ -6,7 +6,7 @@ Features differ in the last bits between them, so that they are fixed before the
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def begin_settings(unfinished: Unfinished, config: ExtractConfig, device: torch.
         say(f"begun on {begun['hardware']}; {name} may round the last bits of what is left in another way")
     if is_other_size:
         say(f"as it was begun: batches of {begun['batch_size']}")
-    return Settings(**{"hardware": name} | begun)
+    return cast(Settings, {"hardware": name} | begun)
 
 
 def in_best_dtype(

@@ -198,7 +198,7 @@ def _load(extraction: Extraction, settings: "Settings", engine: str) -> Work:
 
     dataset = extraction.dataset
     config = extraction.config
-    common = {"store_dtype": config.store_dtype, "seed": config.seed, "device": settings["device"]}
+    common: dict[str, Any] = {"store_dtype": config.store_dtype, "seed": config.seed, "device": settings["device"]}
     recipes = extraction.before.recipes if extraction.before else {}
     make: dict[str, Callable[..., Any]] = {}
     image = text = None

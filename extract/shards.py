@@ -103,7 +103,7 @@ class RowSources:
     def gather(self, name: str, keys: list[str]) -> np.ndarray:
         """The values of the rows with ``keys``, one file open at a time: there can be more than a process may open."""
         places = np.array([self._where[key] for key in keys])
-        block = None
+        block: np.ndarray | None = None
         for number in np.unique(places[:, 0]):
             chosen = np.flatnonzero(places[:, 0] == number)
             rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
@@ -111,6 +111,7 @@ class RowSources:
             if block is None:
                 block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
             block[chosen] = values
+        assert block is not None
         return block
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 import h5py
 import numpy as np
@@ -263,7 +263,7 @@ class FeatureStore:
         return problems
 
 
-class Column(Sequence):
+class Column(Sequence[bytes]):
     """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for.
 
     Raises:
@@ -279,7 +279,15 @@ class Column(Sequence):
     def __len__(self) -> int:
         return len(self._opened())
 
-    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]  # no slices
+    @overload
+    def __getitem__(self, row: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[bytes]: ...
+
+    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
+        if isinstance(row, slice):
+            return [value.tobytes() for value in self._opened()[row]]
         return self._opened()[row].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:

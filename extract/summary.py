@@ -1,7 +1,7 @@
 """The summary of an extraction: counts, speed, the ledger; as plain values and as lines for the user."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Speed(NamedTuple):
         return f"{self.rows / self.seconds:.1f} rows a second ({shares(self.stages)})"
 
 
-def shares(stages: dict[str, float]) -> str:
+def shares(stages: Mapping[str, float]) -> str:
     """The shares of the time, the largest first, since that is the limit: ``encode 93 %, decode 6 %, write 1 %``."""
     whole = sum(stages.values())
     names = sorted(stages, key=lambda name: stages[name], reverse=True)

@@ -7,6 +7,7 @@ over an image's views and standardised, and like the heads they are chosen on th
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -33,9 +34,12 @@ class Pairs:
 Embed = Callable[[Pairs], tuple[np.ndarray, np.ndarray]]
 #: a baseline that may be chosen: its settings, and its function
 Candidate = tuple[dict, Embed]
+_Embed = TypeVar("_Embed", bound=Embed)
 
 
-def choose(candidates: Iterator[Candidate], validation: Pairs, step: Callable[[], object] = lambda: None) -> Candidate:
+def choose(
+    candidates: Iterator[tuple[dict, _Embed]], validation: Pairs, step: Callable[[], object] = lambda: None
+) -> tuple[dict, _Embed]:
     """Chooses the candidate with the best rsum on the validation pairs; its settings get that rsum.
 
     Args:
@@ -45,7 +49,7 @@ def choose(candidates: Iterator[Candidate], validation: Pairs, step: Callable[[]
         MetricsError: there are no candidates.
     """
     best_rsum = -1.0
-    best: Candidate | None = None
+    best: tuple[dict, _Embed] | None = None
     for settings, embed in candidates:
         rsum = quality(*embed(validation), validation.image_index)["rsum"]
         if rsum > best_rsum:

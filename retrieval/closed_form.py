@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
+from onceover.retrieval.baselines import Pairs, choose, unit_rows
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
 DIMENSIONS = (64, 128, 256, 512)
@@ -33,7 +33,7 @@ def _map(rows: np.ndarray, mapping: np.ndarray | None) -> np.ndarray:
     return unit_rows(rows)
 
 
-def cca(train: Pairs) -> Iterator[Candidate]:
+def cca(train: Pairs) -> Iterator[tuple[dict, Linear]]:
     """Regularised canonical correlation analysis in closed form (Hotelling 1936; Vinod 1976 for the ridge).
 
     Each caption is a pair with its image. Projections are weighted by a power of their canonical correlation
@@ -79,7 +79,7 @@ def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.
     return matrix @ right / values, values, right
 
 
-def ridge(train: Pairs) -> Iterator[Candidate]:
+def ridge(train: Pairs) -> Iterator[tuple[dict, Linear]]:
     """Ridge regression of one modality's features on the other's (Hoerl and Kennard 1970), compared by cosine there."""
     image_moments, text_moments, cross_moments = _moments(train)
     for strength, mapping in _regressions(text_moments, cross_moments.T):

@@ -13,6 +13,7 @@ from onceover.base.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NO
 from onceover.base.hdf5 import DAMAGE, memory_mapped, open_hdf5
 from onceover.extract.store import Column
 from onceover.retrieval.gallery import Gallery, Items, facing_bias
+from onceover.retrieval.ranks import Biases
 
 BLOCK = 8192  # rows read at a time
 PROBES = 500  # queries that an index is measured with
@@ -67,7 +68,7 @@ class Embeddings:
     validation_split: str
     report_split: str
 
-    def biases(self, rerank: str | None = None, split: str | None = None) -> dict[str, np.ndarray]:
+    def biases(self, rerank: str | None = None, split: str | None = None) -> Biases:
         """``image_bias`` and ``text_bias``, of all splits or of one, where ``rerank`` or else the run asks for them."""
         if (rerank or self.rerank) != "qbnorm":
             return {}

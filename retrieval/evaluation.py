@@ -14,7 +14,7 @@ from onceover.retrieval.baselines import Pairs
 from onceover.retrieval.embeddings import Embeddings, EmbeddingsError, SplitVectors, model_name
 from onceover.retrieval.hubness import RERANKS, biases_of_split, hub_skewness
 from onceover.retrieval.metrics import report
-from onceover.retrieval.ranks import chance, rank
+from onceover.retrieval.ranks import Biases, chance, rank
 
 COPIES = 4  # of features, float64, that the learned baselines hold at a time
 _MIN_TRAIN = 1000  # images that the learned baselines are fitted on in however little memory
@@ -187,7 +187,7 @@ def _evaluate_run(embeddings: Embeddings, split: str, rerank: Iterable[str], see
     return models
 
 
-def _evaluate_model(vectors: SplitVectors, biases: dict[str, np.ndarray], seed: int) -> dict:
+def _evaluate_model(vectors: SplitVectors, biases: Biases, seed: int) -> dict:
     """A model's report, with the skewness of its hubs."""
     images, texts, _ = vectors
     result = report([rank(*vectors, **biases)], seed=seed)

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Gallery:
         return replace(self, thumbnails=None)
 
 
-class LazyRows(Sequence):
+class LazyRows(Sequence[bytes]):
     """A sequence whose values are read when they are asked for: ``read(key)`` for each of some keys."""
 
     def __init__(self, read: Callable[[Any], bytes], keys: list):
@@ -103,7 +103,15 @@ class LazyRows(Sequence):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, number: int) -> bytes:
+    @overload
+    def __getitem__(self, number: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[bytes]: ...
+
+    def __getitem__(self, number: int | slice) -> bytes | list[bytes]:
+        if isinstance(number, slice):
+            return [self._read(key) for key in self._keys[number]]
         return self._read(self._keys[number])
 
 
@@ -133,7 +141,7 @@ class Items:
             GalleryError: the temporary folder has no room.
         """
         is_biased = bias is not None
-        if is_biased:
+        if bias is not None:
             vectors = with_bias(vectors, bias)
         if kind == "text":
             return self._caption_gallery(vectors, is_biased, space)

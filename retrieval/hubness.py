@@ -13,7 +13,7 @@ from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
 from onceover.retrieval.gallery import facing_bias
 from onceover.retrieval.metrics import RECALL_AT, report
-from onceover.retrieval.ranks import rank
+from onceover.retrieval.ranks import Biases, rank
 
 RERANKS = ("none", "qbnorm", "csls")
 BETAS = (5.0, 10.0, 15.0, 20.0, 30.0, 50.0)
@@ -82,7 +82,7 @@ def bias_by_bank(embeddings: Embeddings, kind: str, vectors: np.ndarray) -> np.n
     return inverted_softmax_bias(vectors, bank, embeddings.betas[kind])
 
 
-def biases_of_split(embeddings: Embeddings, split: str, rerank: str) -> dict[str, np.ndarray]:
+def biases_of_split(embeddings: Embeddings, split: str, rerank: str) -> Biases:
     """``image_bias`` and ``text_bias`` of a split's items by one of ``RERANKS``; nothing without a correction."""
     if rerank != "csls":
         return embeddings.biases(rerank, split)
@@ -130,7 +130,7 @@ def _best_betas(
     for beta, bias in zip(BETAS, _biases(texts, banks["text"], BETAS), strict=True):
         pair = rank(images, texts, image_index, text_bias=bias)
         recalls["text"][beta] = _recall_sum(report([pair], draws=0)["image_to_text"])
-    return {kind: max(sums, key=sums.get) for kind, sums in recalls.items()}
+    return {kind: max(sums, key=sums.__getitem__) for kind, sums in recalls.items()}
 
 
 def _recall_sum(numbers: dict) -> float:

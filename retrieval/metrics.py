@@ -110,7 +110,7 @@ def _summary(values: list[Columns], groups: list[np.ndarray], draws: int, seed: 
 
 def _add_intervals(result: dict, estimates: list[Columns]) -> None:
     """Adds to each mean its interval, and to rsum its standard error as well."""
-    rsum = 0.0
+    rsum = np.zeros(())
     for direction, columns in zip(DIRECTIONS, estimates, strict=True):
         means = result[direction]
         result[direction] = {}
@@ -141,8 +141,8 @@ def _resampled(values: list[Columns], groups: list[np.ndarray], draws: int, seed
             total.append(times_drawn @ by_image)
     estimates = []
     for columns, blocks in zip(values, totals, strict=True):
-        total = np.concatenate(blocks)
-        means = total[:, :-1] / total[:, -1:]
+        joined = np.concatenate(blocks)
+        means = joined[:, :-1] / joined[:, -1:]
         estimates.append(dict(zip(columns, means.T, strict=True)))
     return estimates
 

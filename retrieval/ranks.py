@@ -7,7 +7,7 @@ model scores chance and the order of rows never matters.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -109,6 +109,13 @@ def _mean_reciprocal(greater: int, tied: int, correct: int) -> float:
     # P(first correct item after so many) = P(none earlier) * P(here | none earlier)
     none_earlier = np.cumprod(np.r_[1.0, (tied - before[:-1]) / (tied + correct - before[:-1])])
     return np.sum(none_earlier * correct / (tied + correct - before) / (greater + 1 + before))
+
+
+class Biases(TypedDict, total=False):
+    """What is added to the scores of each image, float (N,), and of each caption, (M,); either may be missing."""
+
+    image_bias: np.ndarray
+    text_bias: np.ndarray
 
 
 def rank(

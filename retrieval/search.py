@@ -17,7 +17,7 @@ Load once, then search in milliseconds::
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import BinaryIO, Protocol
@@ -85,9 +85,17 @@ class Hit:
 class Searchable(Protocol):
     """A gallery that can be searched: ``gallery.Gallery``, in memory, or ``index.Index``, on disk."""
 
-    kind: str
-    biased: bool
-    space: str
+    @property
+    def kind(self) -> str:
+        """``image`` or ``text``."""
+
+    @property
+    def biased(self) -> bool:
+        """Whether a query gets a 1 as one more coordinate."""
+
+    @property
+    def space(self) -> str:
+        """Names the heads and encoders that made the vectors."""
 
     def __len__(self) -> int: ...
 
@@ -108,9 +116,15 @@ class Embedder(Protocol):
     """Turns queries into unit vectors: ``heads.query.QueryEmbedder``."""
 
     space: str
-    embed_texts: Callable[[Sequence[str]], np.ndarray]
-    embed_images: Callable[[Sequence[str]], np.ndarray]
-    embed_mixed: Callable[[Sequence[str], Sequence[str], float], np.ndarray]
+
+    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray:
+        """Unit vectors of texts, float32 (Q, D)."""
+
+    def embed_images(self, paths: Sequence[str], /) -> np.ndarray:
+        """Unit vectors of image files."""
+
+    def embed_mixed(self, texts: Sequence[str], paths: Sequence[str], weight: float, /) -> np.ndarray:
+        """Unit vectors of pairs of a text and an image file."""
 
 
 def check_query(query: str, mode: str) -> None:
@@ -220,10 +234,10 @@ class Searcher:
 
     def search_many(self, queries: Sequence[Query | str], top_k: int = 5) -> list[list[Hit]]:
         """Finds the hits of each query; queries are encoded in batches."""
-        queries = [Query(text=query) if isinstance(query, str) else query for query in queries]
+        asked = [Query(text=query) if isinstance(query, str) else query for query in queries]
         if top_k < 1:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
-        vectors = self._embed(queries)
+        vectors = self._embed(asked)
         if self._gallery.biased:
             vectors = facing_bias(vectors)
         results: list[list[Hit]] = []
@@ -283,8 +297,8 @@ class Searcher:
 
     def _embed_alike(self, queries: Sequence[Query], kind: str, weight: float) -> np.ndarray:
         """Vectors of queries of one kind and weight, float32 (Q, D)."""
-        texts = [query.text for query in queries]
-        images = [query.image for query in queries]
+        texts = [query.text or "" for query in queries]
+        images = [query.image or "" for query in queries]
         if kind == "both":
             return self._embedder.embed_mixed(texts, images, weight)
         if kind == "image":

@@ -35,15 +35,17 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     axes = figure.add_subplot()
     linked = np.random.default_rng(run.seed).permutation(len(images))[:LINKED_PAIRS]
     lines = LineCollection(
-        np.stack([images[linked], captions[linked]], 1),
+        list(np.stack([images[linked], captions[linked]], 1)),
         colors=NEUTRAL_COLOUR,
         linewidths=0.8,
         alpha=0.7,
         label=f"matched pair ({len(linked)} shown)",
     )
     axes.add_collection(lines)
-    axes.scatter(*images.T, s=16, c=IMAGE_COLOUR, marker="o", linewidths=0, alpha=0.8, label="image")
-    axes.scatter(*captions.T, s=20, c=CAPTION_COLOUR, marker="^", linewidths=0, alpha=0.8, label="caption")
+    axes.scatter(images[:, 0], images[:, 1], s=16, c=IMAGE_COLOUR, marker="o", linewidths=0, alpha=0.8, label="image")
+    axes.scatter(
+        captions[:, 0], captions[:, 1], s=20, c=CAPTION_COLOUR, marker="^", linewidths=0, alpha=0.8, label="caption"
+    )
     shown = f"{len(images):,} of {pairs.total:,} images, one caption each"
     axes.set(xlabel=labels[0], ylabel=labels[1], title=f"{method} of the joint embedding\n{run.split}: {shown}")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, markerscale=1.6, handletextpad=0.4)

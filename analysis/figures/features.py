@@ -95,8 +95,10 @@ def _draw_points(axes: Axes, projection: _Projection) -> None:
         is_in_split = projection.splits == split
         if not is_in_split.any():
             continue
+        points = projection.points[is_in_split]
         axes.scatter(
-            *projection.points[is_in_split].T,
+            points[:, 0],
+            points[:, 1],
             s=4,
             linewidths=0,
             alpha=0.5,

@@ -19,7 +19,7 @@ _PANELS = (("i2t_R@1", "image → caption"), ("t2i_R@1", "caption → image"))
 
 def drawings(source: SweepTable) -> dict[str, Callable[[], Figure]]:
     """A heat map for each two settings that have several values."""
-    maps = {}
+    maps: dict[str, Callable[[], Figure]] = {}
     for first, second in itertools.combinations(source.varied_keys(), 2):
         maps[f"heatmap-{_short(first)}-{_short(second)}"] = partial(draw_heat_map, source, first, second)
     return maps

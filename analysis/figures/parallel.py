@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,7 @@ from onceover.analysis.sources import SweepTable
 
 SOURCE = "sweep"
 ORDER = 30
-_ANNOTATION = {
+_ANNOTATION: dict[str, Any] = {
     "textcoords": "offset points",
     "va": "center",
     "bbox": {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
@@ -41,6 +42,7 @@ def draw_parallel(table: SweepTable, keys: list[str]) -> Figure:
         level = (row["rsum"] - lowest) / (highest - lowest)
         heights = [_height(table.values(key), row[key]) for key in keys]
         style = ":" if row["outcome"] == "dropped" else "-"
+        line: dict[str, Any]
         if row is shown[0]:
             line = {"color": HIGHLIGHT, "linewidth": 2.6}
         else:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 from onceover.base.files import FileError, digest, file_sha256, read_json, write_json
 from onceover.base.formats import CURRENT, INDEX_FORMAT, INDEX_VERSION
@@ -120,7 +121,7 @@ def _read_json(path: Path, noun: str) -> dict:
         raise IndexingError(f"{error}; {REBUILD}") from error
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < _MAX_COUNT
 
 
@@ -129,10 +130,10 @@ def _is_positive(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return (type(value) is int or type(value) is float) and math.isfinite(value)
 
 
-def _is_string(value: object) -> bool:
+def _is_string(value: object) -> TypeGuard[str]:
     return isinstance(value, str)
 
 

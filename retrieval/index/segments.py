@@ -74,7 +74,7 @@ class Segment:
         if rows.max(initial=-1) >= self.size:
             raise IndexingError(f"the index names rows that it does not hold: it is damaged; {REBUILD}")
         if self._vectors is not None:
-            scores, rows = self._rescored(queries, rows, k)
+            scores, rows = _rescored(self._vectors, queries, rows, k)
         scores = _padded(scores, k, -np.inf)
         rows = _padded(rows, k, -1)
         short = np.flatnonzero((rows >= 0).sum(1) < min(k, self.alive.sum()))
@@ -107,20 +107,21 @@ class Segment:
             if alive.any():
                 yield np.ascontiguousarray(block[alive])
 
-    def _rescored(self, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` candidates with the best exact scores, query by query, so that memory holds those of one.
 
-        Not by a matrix product: the threads of BLAS go on spinning after it, and delay the next query of faiss.
-        """
-        best_scores = np.full((len(queries), k), -np.inf, np.float32)
-        best_rows = np.full((len(queries), k), -1, rows.dtype)
-        for number, query in enumerate(queries):
-            candidates = rows[number][rows[number] >= 0]
-            scores = np.einsum("cd,d->c", self._vectors[candidates], query)
-            order = np.argsort(-scores, kind="stable")[:k]
-            best_scores[number, : len(order)] = scores[order]
-            best_rows[number, : len(order)] = candidates[order]
-        return best_scores, best_rows
+def _rescored(vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` candidates with the best exact scores, query by query, so that memory holds those of one.
+
+    Not by a matrix product: the threads of BLAS go on spinning after it, and delay the next query of faiss.
+    """
+    best_scores = np.full((len(queries), k), -np.inf, np.float32)
+    best_rows = np.full((len(queries), k), -1, rows.dtype)
+    for number, query in enumerate(queries):
+        candidates = rows[number][rows[number] >= 0]
+        scores = np.einsum("cd,d->c", vectors[candidates], query)
+        order = np.argsort(-scores, kind="stable")[:k]
+        best_scores[number, : len(order)] = scores[order]
+        best_rows[number, : len(order)] = candidates[order]
+    return best_scores, best_rows
 
 
 def _padded(columns: np.ndarray, k: int, fill: float) -> np.ndarray:
@@ -150,7 +151,7 @@ def write_segment(files: IndexFiles, gallery: Gallery, keys: list[str], kind: st
         "effort": EFFORTS[kind][0],
         "rows": len(vectors),
         "removed": None,
-        "vectors_sha256": hashlib.sha256(vectors).hexdigest(),
+        "vectors_sha256": hashlib.sha256(vectors.data).hexdigest(),
         "files": {path.name: file_sha256(path) for path in (faiss_file, rows_file)},
     }
 

@@ -74,13 +74,14 @@ def update(
         say(f"{folder}: {about['type']} ({about['reason']})")
         segments = _usable_segments(folder, before, about, force)
         change = _compare(segments, _keys(gallery))
-        result = {"added": len(change.new_rows), "removed": len(change.gone_keys), "rows": len(gallery)}
-        is_unchanged = segments and not change.new_rows and not change.gone_keys
-        if is_unchanged and all(before[key] == about[key] for key in about):
-            return Update(**result, manifest=before, up_to_date=True)
+        added = len(change.new_rows)
+        removed = len(change.gone_keys)
+        is_unchanged = segments and not added and not removed
+        if is_unchanged and before is not None and all(before[key] == about[key] for key in about):
+            return Update(added, removed, len(gallery), before, up_to_date=True)
         entries = _write_change(files, gallery, change, segments, before, about["type"])
         manifest = _publish(files, about, entries, probes)
-    return Update(**result, manifest=manifest)
+    return Update(added, removed, len(gallery), manifest)
 
 
 def remove(folder: str | Path, ids: list[str], probes: np.ndarray) -> Update:
@@ -138,7 +139,7 @@ def _gallery_of(index: Index) -> Gallery:
     thumbnails = None
     if any(segment.rows.has_thumbnails for segment in index.segments):
         thumbnails = LazyRows(_read_thumbnail, _living_rows(index))
-    blocks = []
+    blocks: list[np.ndarray] = []
     for segment in index.segments:
         blocks += segment.vectors()
     return Gallery(
@@ -255,7 +256,7 @@ def _write_change(
     is_much = len(rows) + change.buried > len(gallery) / 2
     if is_much or len(segments) >= MAX_SEGMENTS:
         rows = list(range(len(gallery)))
-    elif segments:
+    elif segments and before is not None:
         entries = [
             bury(files, entry, segment, change.gone_keys)
             for entry, segment in zip(before["segments"], segments, strict=True)
