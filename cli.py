@@ -506,9 +506,10 @@ def finetune(
 ):
     """Train layers of the encoders on, together with a run's heads.
 
-    What lies below the lowest thawed layer is run once and cached on the disk, so that a step costs little more than
-    the thawed part's own. An interrupted training goes on where it stopped when run again, to the same result, which
-    is never worse on the validation images than the run it started from. Started by torchrun, processes share batches.
+    The activations below the lowest unfrozen layer are computed once and cached on disk, so that a step costs little
+    more than the unfrozen layers' own. An interrupted training resumes when the same command is run again, to the same
+    result, which is never worse on the validation images than the run it started from. Started by torchrun, workers
+    share batches.
     """
     from onceover import workflows
 
