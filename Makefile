@@ -6,13 +6,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test lint docs clean
+OLDEST := .venv-oldest
+# The oldest releases have packages for no newer Python.
+OLDEST_PYTHON ?= $(firstword $(foreach name,python3.11 python3.12,$(shell $(name) -c 'import ensurepip, venv; print("$(name)")' 2>/dev/null)))
+
+.PHONY: demo test test-oldest lint docs clean
 
 demo: $(VENV)/.users
 	$(BIN)/onceover demo --out demo
 
 test: $(VENV)/.developers lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # threads of two processes would wait for each other
+
+test-oldest: $(OLDEST)/.ready  # with the oldest releases that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2
 
 lint: $(VENV)/.developers
 	$(BIN)/ruff check .
@@ -35,5 +42,11 @@ $(VENV)/.developers: $(VENV)/bin/python pyproject.toml
 	$(PIP) -e ".[dev]"
 	touch $@ $(VENV)/.users
 
+$(OLDEST)/.ready: pyproject.toml requirements-oldest.txt
+	@test -n "$(OLDEST_PYTHON)" || { echo "no Python 3.11 or 3.12 was found; name one: make test-oldest OLDEST_PYTHON=/path/to/python3"; exit 1; }
+	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -c requirements-oldest.txt -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo docs/api
+	rm -rf $(VENV) $(OLDEST) demo docs/api

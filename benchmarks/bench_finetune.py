@@ -3,8 +3,8 @@
     python benchmarks/bench_finetune.py [--out FILE.json]
 
 MobileNetV2 (1.0, 224 pixels) and a BERT of MiniLM's size, with random weights, on noise with captions of random words;
-what thaws is the default: three blocks and the last convolution, and two blocks. In each round the same batch is
-trained on (loading, heads, loss, backward, clipping and AdamW included), and its bare arithmetic is run: the thawed
+the default layers are unfrozen: three blocks and the last convolution, and two blocks. In each round the same batch is
+trained on (loading, heads, loss, backward, clipping and AdamW included), and its bare arithmetic is run: the unfrozen
 modules alone, forward and backward, on tensors that are ready. Memory is what a process of its own takes at most for
 two steps, AdamW's averages included, at an effective batch of 512 images and 2,560 captions.
 """

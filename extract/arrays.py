@@ -257,7 +257,8 @@ def _parquet(path: Path) -> _File:
         schema = file.schema_arrow
     name, of = _numbers(pa, path, schema)
     size = len(next(lists(1))[0].values or ()) if count else 0
-    return _File(path, (count, size), np.dtype(of.to_pandas_dtype()).name, blocks)
+    dtype = pa.array([], type=of).to_numpy(zero_copy_only=False).dtype  # pyarrow's own names need pandas
+    return _File(path, (count, size), dtype.name, blocks)
 
 
 def _numbers(pa: Any, path: Path, schema: Any) -> tuple[str, Any]:

@@ -1,6 +1,7 @@
 """Bytes of an image file -> one upright RGB image, its views, and its thumbnail. Pillow only, no torch."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -179,7 +180,7 @@ def _opened(data: bytes) -> Image.Image:
     Raises:
         PictureError: more than ``MAX_PIXELS``; and what Pillow raises.
     """
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=_formats_here())
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(f"{image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are decoded")
     return image
@@ -300,6 +301,13 @@ def _largest(image: Image.Image) -> float:
     _, largest = image.getextrema()
     assert not isinstance(largest, tuple)
     return largest
+
+
+@functools.cache
+def _formats_here() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow has; AVIF came with 11.3."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -17,4 +17,4 @@ def seed_for(seed: int, purpose: str, epoch: int = 0) -> int:
         seed: the setting. purpose: ``initialisation``, ``order``, ``noise``, ``shuffle``, ``crops`` or ``words``.
     """
     sequence = np.random.SeedSequence([seed, _PURPOSES.index(purpose), epoch])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    return int(sequence.generate_state(1, np.uint64)[0]) >> 1

@@ -66,9 +66,12 @@ class Stages:
         def note(name: str, *_: Any) -> None:
             passed.append(name)
 
+        self._returns_tuple: set[str] = set()
         hooks = []
         for name in _stage_names(model, ""):
-            hooks.append(model.get_submodule(name).register_forward_pre_hook(partial(note, name)))
+            stage = model.get_submodule(name)
+            hooks.append(stage.register_forward_pre_hook(partial(note, name)))
+            hooks.append(stage.register_forward_hook(partial(self._note_output, name)))
         parameters = dict(model.requires_grad_(True).named_parameters())
         total = sum(output.float().sum() for output in outputs() if output is not None)
         for hook in hooks:
@@ -82,6 +85,10 @@ class Stages:
                 self._used.add(name)
         self.names = [name for name in dict.fromkeys(passed) if not self._is_unused(name)]
         self.blocks = [name for name in self.names if self._is_block(name)]
+
+    def _note_output(self, name: str, _module: nn.Module, _inputs: tuple, output: Any) -> None:
+        if isinstance(output, tuple):
+            self._returns_tuple.add(name)
 
     def _parameters(self, stage: str) -> set[str]:
         return {f"{stage}.{name}" for name, _ in self._model.get_submodule(stage).named_parameters()}
@@ -153,8 +160,10 @@ class Stages:
 
     def cut(self, lowest: int) -> "Cut":
         """The model, cut below the stage ``lowest``."""
-        modules = [self._model.get_submodule(name) for name in self.names[: lowest + 1]]
-        return Cut(modules[:-1], modules[-1])
+        lower = {}
+        for name in self.names[:lowest]:
+            lower[self._model.get_submodule(name)] = name in self._returns_tuple
+        return Cut(lower, self._model.get_submodule(self.names[lowest]))
 
     def checkpoint(self, lowest: int) -> None:
         """Has the stages from ``lowest`` up recompute their activations in the backward pass (Chen et al. 2016)."""
@@ -190,11 +199,11 @@ class Cut:
     """A model in two parts: the lower one is passed once, and its cached activations replace it from then on.
 
     Args:
-        lower: the stages below the cut, in order.
+        lower: the stages below the cut, and whether each returns a tuple, of which activations are the first.
         first: the stage above it.
     """
 
-    def __init__(self, lower: list[nn.Module], first: nn.Module):
+    def __init__(self, lower: dict[nn.Module, bool], first: nn.Module):
         self._lower = lower
         self._first = first
 
@@ -227,13 +236,18 @@ class Cut:
     @contextlib.contextmanager
     def entered(self, activations: Tensor) -> Iterator[None]:
         """Within, a forward pass starts at the cut: the stages below return ``activations`` whatever they are given."""
-        for module in self._lower:
-            module.forward = lambda *_, **__: activations
+        for module, returns_tuple in self._lower.items():
+            output = (activations,) if returns_tuple else activations
+            module.forward = partial(_constant, output)
         try:
             yield
         finally:
             for module in self._lower:
                 del module.forward  # the class's own method is back
+
+
+def _constant(output: Any, *_: Any, **__: Any) -> Any:
+    return output
 
 
 def _first_tensor(inputs: tuple, named: dict[str, Any]) -> Tensor:

@@ -1,9 +1,11 @@
 """The wheel: it holds the package and nothing else, and works away from the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -152,3 +154,17 @@ def test_rows_are_read_alike_where_a_file_has_one_place_for_all_threads(tmp_path
         monkeypatch.delattr(os, "preadv", raising=False)
     os.close(descriptor)
     assert results[:2] == results[2:] == [(9, bytes(range(90, 99))), (5, bytes(range(95, 100)))]
+
+
+def test_the_oldest_releases_that_are_tested_are_those_that_are_allowed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = settings["dependencies"] + settings["optional-dependencies"]["parquet"]
+    lowest = {name: tuple(map(int, low.split("."))) for name, low in (re.split(">=|,", text)[:2] for text in ranges)}
+    pinned = {}
+    for line in (ROOT / "requirements-oldest.txt").read_text().split("# of the libraries above")[0].splitlines():
+        if match := re.match(r"([\w-]+)==([\d.]+)", line):
+            pinned[match[1]] = tuple(map(int, match[2].split(".")))
+    assert pinned.keys() == lowest.keys()
+    for name, low in lowest.items():
+        assert pinned[name][: len(low)] == low, name
+        assert not any(pinned[name][len(low) :]), name
