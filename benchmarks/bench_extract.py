@@ -121,11 +121,12 @@ def limit(options) -> dict:
     import torch
 
     from onceover import cli
-    from onceover.base.threads import in_order, in_processes
+    from onceover.base.threads import in_order
     from onceover.extract.begin import BATCH_SIZE, SAMPLE
     from onceover.extract.computing import CAPTION_BLOCKS_ON_GPU
     from onceover.extract.encoding.image import ImageEncoder
     from onceover.extract.encoding.text import TextEncoder, by_length
+    from onceover.extract.engines._forks import in_processes
     from onceover.extract.engines.processes import PIECE
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pictures import decode

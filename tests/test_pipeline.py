@@ -18,9 +18,10 @@ from PIL import Image
 
 from onceover.base.files import FileError, only_writer
 from onceover.base.hdf5 import sign_hdf5
-from onceover.base.threads import StreamError, deaths_told, in_order, in_processes
+from onceover.base.threads import in_order
 from onceover.extract import begin, encode, image_source, pipeline, plan
 from onceover.extract.engines import processes, threads
+from onceover.extract.engines._forks import ForkError, deaths_told, in_processes
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore, StoreError, parts_folder
@@ -974,7 +975,7 @@ def test_trap_processes_end_with_the_one_they_work_for_however_that_ends(tmp_pat
     """Results are larger than a pipe holds, so that they wait to be taken."""
     script = textwrap.dedent("""
         import itertools, os, signal, sys, time
-        from onceover.base.threads import in_processes
+        from onceover.extract.engines._forks import in_processes
         results = in_processes(lambda task: (os.getpid(), bytes(200_000)), itertools.count(), 3)
         print(*{next(results)[0] for _ in range(9)}, flush=True)
         time.sleep(60)
@@ -1017,7 +1018,7 @@ def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finish
 
     monkeypatch.setattr(encode, "decode", dies)
     with pytest.raises(
-        StreamError, match="a process that works for this one was killed .* run the command again, and it goes on"
+        ForkError, match="a process that works for this one was killed .* run the command again, and it goes on"
     ):
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from onceover.base.threads import ahead, deaths_told, in_processes, shared
+from onceover.base.threads import ahead
 from onceover.extract.encode import DecodedImages, EncodedBatch, Encoding, ImageEncoding, Progress
 from onceover.extract.encoding.devices import STREAMS
+from onceover.extract.engines._forks import deaths_told, in_processes, shared
 from onceover.extract.plan import Shard
 
 PIECE = 16  # images that a process decodes at a time
