@@ -32,12 +32,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 from reliability import again, endurance, faults, fuzz, fuzz_inputs, hostile, kills, pairs  # noqa: E402
 from reliability.session import Session, open_session  # noqa: E402
 from reliability.trials import OUTCOMES, Verdict  # noqa: E402
-from reliability.writers import SMALL, WRITERS  # noqa: E402
+from reliability.writers import WRITERS  # noqa: E402
 
 AREAS = ("fuzz", "hostile", "kills", "faults", "pairs", "again", "long")
 COLD = 20  # trials of each kind from the start of Python on
 SIZES = (1000, 8000, 20_000, 60_000, 150_000)  # bytes that a disk or a file may have
-ONCE = ("demo", "download")  # faults at one position, and few kills
+ONCE = ("demo", "download")  # faults at one position
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,6 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=110)
     parser.add_argument("--positions", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--demo", action="store_true", help="also kill and fault demo, which takes minutes")
     parser.add_argument("--only", metavar="KIND:NUMBER", help="repeat one trial")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -196,7 +195,6 @@ def area_of(kind: str) -> str:
 def plan(options) -> Iterator[Task]:
     """All trials, in pieces that keep several processes busy."""
     areas = options.areas or AREAS
-    writers = [*SMALL, "demo"] if options.demo else SMALL
     for kind in fuzz.ALL_KINDS:
         if "fuzz" in areas or kind in areas:
             size = fuzz_inputs.IMAGES_AT_ONCE if kind == "images" else 10
@@ -206,8 +204,8 @@ def plan(options) -> Iterator[Task]:
     if "hostile" in areas:
         for number, name in enumerate(hostile.CASES):
             yield Task("hostile", f"hostile: {name}", (number,))
-    for name in writers:
-        amount = -(-options.kills // len(SMALL)) if name != "demo" else 3
+    for name in WRITERS:
+        amount = -(-options.kills // len(WRITERS))
         if "kills" in areas:
             yield Task("kills", f"kills: {name}", tuple(range(amount)))
         if "faults" in areas:

@@ -23,6 +23,8 @@ import sys
 import time
 import traceback
 import weakref
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 LIBRARIES = [
@@ -211,6 +213,8 @@ def prepare(command: dict) -> None:
         download = importlib.import_module("onceover.extract.download")
         archives = tuple(download.Archive(*archive) for archive in command["archives"])
         download.ARCHIVES["flickr8k"] = archives
+    if command["text_encoder"]:
+        make_demo_small(command["text_encoder"])
     for module, _, name in (skipped.partition(":") for skipped in command["skipped"]):
         setattr(importlib.import_module(module), name, lambda *_, **__: [])
     if command["fault"]:
@@ -219,6 +223,22 @@ def prepare(command: dict) -> None:
         library.faults_watch(os.fsencode(fault["folder"]))
         if fault["call"]:
             library.faults_set(fault["call"].encode(), fault["errno"], fault["number"], fault["lasting"])
+
+
+def make_demo_small(text_encoder: str) -> None:
+    """Lets the demo draw few images, encode them with small encoders, and fit for few epochs."""
+    cli = importlib.import_module("onceover.cli")
+    synthetic = importlib.import_module("onceover.extract.synthetic")
+    load_config = cli.load_config
+
+    def small_config(*arguments):
+        config = load_config(*arguments)
+        encoders = {"image_encoder": "torchvision:shufflenet_v2_x0_5@random", "text_encoder": f"hf:{text_encoder}"}
+        extract = replace(config.extract, text_layers="last", **encoders)
+        return replace(config, extract=extract, training=replace(config.training, num_epochs=2))
+
+    cli.load_config = small_config
+    synthetic.draw_dataset = partial(synthetic.draw_dataset, train=16, dev=6, test=6)
 
 
 def call(arguments: list[str]) -> int:

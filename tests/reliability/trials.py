@@ -37,6 +37,7 @@ class Command:
     memory: int = MEMORY
     file_size: int = 0
     archives: tuple = ()
+    text_encoder: str = ""
     fault: dict | None = None
     signals: tuple[tuple[int, float], ...] = ()
     start_after: float = 0.0
@@ -162,7 +163,7 @@ def run_cold(command: Command) -> Ended:
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
     environment |= {"PYTHONPATH": python_path()}
     program = [str(ROOT / "cli.py"), *command.arguments]
-    if command.archives or command.skipped or command.function:
+    if command.archives or command.text_encoder or command.skipped or command.function:
         program = ["-m", "reliability.server", json.dumps(asdict(command))]
     with open(command.stdin, "rb") as stdin:
         process = subprocess.Popen(

@@ -35,7 +35,10 @@ class Writer:
         """The command line that writes into ``scratch``."""
         arguments = tuple(str(part) for part in self.options(workspace, scratch))
         environment = {"TMPDIR": str(scratch / "tmp")}
-        return Command(arguments, folder=str(scratch), environment=environment, archives=archives)
+        text_encoder = str(workspace.bert) if self.name == "demo" else ""
+        return Command(
+            arguments, folder=str(scratch), environment=environment, archives=archives, text_encoder=text_encoder
+        )
 
     def start(self, workspace: Workspace, name: str) -> Path:
         """A trial's folder with all that the command needs."""
@@ -231,4 +234,3 @@ WRITERS = {
         ),
     )
 }
-SMALL = [name for name in WRITERS if name != "demo"]
