@@ -1,12 +1,18 @@
 """Names and versions of the project's files, shared by who writes them and who reads them (docs/store-format.md)."""
 
-STORE_FORMAT, STORE_VERSION = "onceover feature store", 3
-EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION = "onceover embeddings", 3
-RUN_FORMAT, RUN_VERSION = "onceover run", 6
-SWEEP_FORMAT, SWEEP_VERSION = "onceover sweep", 3
+STORE_FORMAT = "onceover feature store"
+STORE_VERSION = 3
+EMBEDDINGS_FORMAT = "onceover embeddings"
+EMBEDDINGS_VERSION = 3
+RUN_FORMAT = "onceover run"
+RUN_VERSION = 6
+SWEEP_FORMAT = "onceover sweep"
+SWEEP_VERSION = 3
 RESULT_FORMAT = "onceover result"
-INDEX_FORMAT, INDEX_VERSION = "onceover index", 1
-ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION = "onceover activations", 2
+INDEX_FORMAT = "onceover index"
+INDEX_VERSION = 1
+ACTIVATIONS_FORMAT = "onceover activations"
+ACTIVATIONS_VERSION = 2
 
 # in a run folder
 CONFIG = "config.yaml"
