@@ -426,9 +426,13 @@ def test_trap_what_is_mapped_is_the_file_that_was_opened(tmp_path):
 def test_trap_ctrl_c_waits_for_a_file_that_a_library_is_writing(tmp_path):
     """In the midst of it, torch would make another error of it."""
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        signal.raise_signal(signal.SIGINT)
-        done.append(1)
-    assert done == [1]
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+        assert done == [1]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
