@@ -580,6 +580,10 @@ def finetune(
     from onceover import workflows
 
     check_overrides(overrides, "finetune")
+    if force and not re_extract and (out / "run.json").exists():
+        raise click.UsageError(
+            f"{out} holds a finished run, and --force alone would leave one without features; add --re-extract"
+        )
     made = workflows.finetune(
         run_dir,
         data,
@@ -592,6 +596,7 @@ def finetune(
         encoders={"image": image_encoder, "text": text_encoder},
         device=device,
         force=force,
+        re_extract=re_extract,
     )
     if made is None:  # another process goes on
         return

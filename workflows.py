@@ -220,11 +220,13 @@ def finetune(
     encoders: dict[str, str | None] | None = None,
     device: str | None = None,
     force: bool = False,
+    re_extract: bool = False,
 ) -> dict[str, Any] | None:
     """Fine-tunes layers of a run's encoders together with its heads and writes them to ``out``.
 
     Returns the contents of ``finetune.json``; None in all processes but the first, where several share the batches.
-    ``complete_finetuned`` then extracts the features of the fine-tuned encoders.
+    ``complete_finetuned`` then extracts the features of the fine-tuned encoders; with ``re_extract``, what it would
+    refuse is refused before anything is trained.
     """
     from onceover.extract.encoding.devices import pick_device
     from onceover.heads.finetune import finetune as train
@@ -232,6 +234,10 @@ def finetune(
     loaded = _run_at(run)
     settings = (config or load_config(DEFAULT_CONFIG)).finetune
     with _opened(store) as opened:
+        if re_extract:
+            from onceover.heads.completion import check_completion
+
+            check_completion(opened, data, Path(out))
         return train(
             opened,
             loaded,

@@ -221,13 +221,15 @@ def _describe_run(folder: Path) -> str:
         f"  report on   {_text(run['report'], 'split')}, {_count(run['report'], 'pictures'):,} images",
     ]
     for file in sorted(folder.glob(EVALUATION.format("*.json"))):
-        lines += _evaluation_lines(file, model_name(settings["model"]["rerank"]))
+        lines += _evaluation_lines(file, model_name(settings["model"]["rerank"]), _text(run, "space"))
     return "\n".join(lines)
 
 
-def _evaluation_lines(file: Path, model: str) -> list[str]:
-    """The recalls of a run's own model in an evaluation."""
+def _evaluation_lines(file: Path, model: str, space: str) -> list[str]:
+    """The recalls of a run's own model in an evaluation, which is of the run with this space."""
     result = read_record(file, "the evaluation", strict=False)
+    if result.get("space", space) != space:
+        return [f"  {file.name} is of another run, and is not shown"]
     split = _text(result, "split")
     sizes = f"{result['n_images']:,} images, {result['n_captions']:,} captions"
     lines = []

@@ -157,17 +157,22 @@ def read_history(folder: Path) -> History:
     return History(epochs, columns)
 
 
-def read_evaluation(file: Path) -> dict:
+def read_evaluation(file: Path, space: str) -> dict:
     """Reads an evaluation as ``retrieval.evaluation.evaluate`` gives it.
 
+    Args:
+        space: of the run; evaluations of earlier versions do not name it.
+
     Raises:
-        PlotError: it is damaged, or of another version.
+        PlotError: it is damaged, of another version, or of another run.
     """
     result = read_record(file, "the evaluation", strict=False)
     try:
         check_evaluation(result)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlotError(f"{file} is damaged, or of another version; evaluate again") from error
+    if result.get("space", space) != space:
+        raise PlotError(f"{file} is of another run; move it elsewhere and evaluate again")
     return result
 
 

@@ -79,6 +79,7 @@ class Outputs:
             FileError: another process writes into the folder.
         """
         with self.locked():
+            remove_asides(self.folder, RECORD)
             for name in names:
                 remove_asides(self.folder, name)
                 self.check(name)

@@ -9,10 +9,11 @@ from onceover.base.files import digest
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats
 from onceover.extract.dataset import Dataset
-from onceover.extract.shards import RowSources, kept_folder, shard_files
+from onceover.extract.shards import RowSources
 from onceover.extract.store import FeatureStore
 from onceover.extract.summary import Speed
 from onceover.extract.unfinished import Unfinished
+from onceover.extract.vanished import kept_shards
 
 if TYPE_CHECKING:
     from onceover.extract.begin import Settings
@@ -60,7 +61,7 @@ class Extraction:
         for store in (self.old, self.reuse):
             if store is not None:
                 sources.add(store.path)
-        for shard in shard_files(kept_folder(self.path), kind):
+        for shard in kept_shards(self.path, kind):
             sources.add(shard)
         return sources
 

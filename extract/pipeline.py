@@ -164,12 +164,14 @@ def _run(extraction: Extraction, device: str | None, engine: str) -> Counts:
 
     from onceover.extract.begin import BATCH_SIZE, begin_settings
     from onceover.extract.encoding.devices import pick_device
+    from onceover.extract.engines import engine_for
 
     unfinished = extraction.unfinished
     for reason in unfinished.remove_damaged_shards():
         say(f"encoding a damaged shard again: {reason}")
     paths = dict(zip(extraction.dataset.ids, extraction.dataset.paths, strict=True))
     unfinished.remove_shards_with_passed_failures(extraction.dataset.images, paths)
+    engine_for(engine, torch.device("cpu"))  # an unknown one is refused before an encoder is loaded
     settings = begin_settings(unfinished, extraction.config, pick_device(device), extraction.options.force)
     try:
         work = _load(extraction, settings, engine)
@@ -322,7 +324,10 @@ def _encode_all(extraction: Extraction, work: Work) -> Counts:
         failures=[*dataset.failures, *lost.values(), *orphans],
         tokenizer_files=work.text.tokenizer_files if work.text else {},
     )
-    remove_kept(extraction.path, vanished)
+    if options.prune:
+        remove_kept(extraction.path)
+    elif options.keep_vanished:
+        remove_kept(extraction.path, {kind: digest(recipe) for kind, recipe in recipes.items()}, vanished)
     return work.counts
 
 

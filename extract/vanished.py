@@ -1,12 +1,15 @@
 """Features of rows that a dataset has no more, kept as shards beside the store (``FILE.h5.kept``) for their return."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, remove_files
-from onceover.extract.shards import RowSources, kept_folder, shard_files, write_shard
-from onceover.extract.store import StoreError
+from onceover.base.progress import say
+from onceover.extract.shards import RowSources, describe_shard, kept_folder, shard_files, write_shard
+from onceover.extract.store import KINDS, StoreError
 
 _ROWS = {"image": 128, "text": 1024}  # of a shard
 
@@ -57,7 +60,28 @@ def _columns(sources: RowSources, keys: list[str]) -> dict:
     }
 
 
-def remove_kept(path: Path, but: frozenset[str] = frozenset()) -> None:
-    """Removes features that were kept of rows that had vanished, ``but`` those in some files."""
-    folder = kept_folder(path)
-    remove_files(folder, [file.name for file in shard_files(folder) if file.name not in but])
+def kept_shards(path: Path, kind: str) -> list[Path]:
+    """The shards of a kind that are kept beside the store at ``path``; what cannot be read is left alone, and told."""
+    shards = []
+    for shard in shard_files(kept_folder(path), kind):
+        try:
+            describe_shard(shard)
+            shards.append(shard)
+        except OnceoverError as error:
+            say(f"features that were kept are left alone: {error}")
+    return shards
+
+
+def remove_kept(path: Path, fingerprints: Mapping[str, str] | None = None, but: frozenset[str] = frozenset()) -> None:
+    """Removes features that were kept of rows that had vanished.
+
+    Args:
+        fingerprints: by kind; only features of these are removed, and by default all. but: files that stay.
+    """
+    names = []
+    for kind in KINDS:
+        for shard in kept_shards(path, kind):
+            is_meant = fingerprints is None or describe_shard(shard)[1] == fingerprints.get(kind)
+            if is_meant and shard.name not in but:
+                names.append(shard.name)
+    remove_files(kept_folder(path), names)

@@ -44,6 +44,23 @@ def complete(store: FeatureStore, data: str | Path, out: Path, device: str | Non
     return summary
 
 
+def check_completion(store: FeatureStore, data: str | Path, out: Path) -> None:
+    """Refuses, before anything is trained, what would keep the new encoders' features from being extracted.
+
+    Raises:
+        RunError: another store lies in ``out``, or images of ``store`` are not in ``data``.
+    """
+    if (out / CONFIG).is_file():
+        _has_own_store(out)
+    images = images_of(Path(data), store.image_paths)
+    missing = [path for path in store.image_paths if images.stat(path)[0] < 0]
+    if missing:
+        raise RunError(
+            f"{len(missing):,} of the {len(store.image_paths):,} images of {store.path} are not in {data} (the first: "
+            f"{missing[0]}); restore them, or name the dataset that the store was made of"
+        )
+
+
 def _has_own_store(out: Path) -> bool:
     """Whether ``store.h5`` in a fine-tuned run's folder is of its encoders, so that it may be replaced.
 

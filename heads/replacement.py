@@ -9,12 +9,24 @@ old run is given up, and the next command on that folder ends the swap, if this 
     .swap/run.json …      the new run, complete: its files replace the old ones, run.json last
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import FileError, only_writer, open_regular, read_record, remove_files, write_bytes
+from onceover.base.files import (
+    MAX_TEXT,
+    FileError,
+    file_sha256,
+    only_writer,
+    open_regular,
+    read_bytes,
+    read_record,
+    remove_asides,
+    remove_files,
+    write_bytes,
+)
 from onceover.base.formats import (
     CONFIG,
     EMBEDDINGS,
@@ -29,11 +41,14 @@ from onceover.base.formats import (
     SWAP,
     TOKENIZER,
 )
+from onceover.base.hdf5 import stated_checksum
 from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.encoder_files import ENCODER_FILES, TOKENIZER_FILES
 from onceover.extract.store import KINDS
 
-_CLEARED = ".cleared"  # in SWAP: the files of the old run are gone
+_REPLACES = ".replaces"  # in SWAP: which run is to be replaced
+_BEGUN = ".begun"  # in SWAP: the files of the old run are being removed
+_CLEARED = ".cleared"  # in SWAP: they are gone
 _MARKS = (RESUME, FINETUNED, PROVENANCE)  # the files that make a folder a run, in the order in which they appear
 _FILES = (CONFIG, HEADS, HISTORY, EMBEDDINGS, *_MARKS)
 _FOLDERS = (f"{TOKENIZER}/", f"{ENCODERS}/")
@@ -75,7 +90,15 @@ def is_swapping(folder: Path) -> bool:
     swap = folder / SWAP
     if swap.is_symlink() or not (swap / RECORD).is_file():
         return False
-    return any((swap / name).is_file() for name in (PROVENANCE, FINETUNED, _CLEARED))
+    if (swap / _BEGUN).is_file() or (swap / _CLEARED).is_file():
+        return True
+    return (swap / _REPLACES).is_file() and read_bytes(swap / _REPLACES, MAX_TEXT) == _mark_of(folder)
+
+
+def _mark_of(folder: Path) -> bytes:
+    """Tells the run in a folder from others, for the one that is to take its place."""
+    marks = [file_sha256(folder / name) for name in (FINETUNED, PROVENANCE) if (folder / name).is_file()]
+    return " ".join(marks).encode()
 
 
 def claim_folder(folder: Path) -> None:
@@ -89,25 +112,57 @@ def claim_folder(folder: Path) -> None:
     if not _is_empty(folder) and not holds_run(folder):
         raise RunError(f"{folder} is not empty and no run; name a new folder")
     for within in (folder / NEXT, folder / SWAP):
-        is_ours = within.is_dir() and not within.is_symlink() and (holds_run(within) or _is_empty(within))
-        if os.path.lexists(within) and not (is_ours or is_swapping(folder)):
+        if _is_folder(within):
+            remove_asides(within)
+    is_sound = {
+        folder / NEXT: _is_folder(folder / NEXT) and (_is_empty(folder / NEXT) or holds_run(folder / NEXT)),
+        folder / SWAP: _is_folder(folder / SWAP) and (_is_empty(folder / SWAP) or is_swapping(folder)),
+    }
+    for within, sound in is_sound.items():
+        if os.path.lexists(within) and not sound:
             raise RunError(f"{within} is where a run is replaced, and holds something else; move it elsewhere")
     _end_swap(folder)
     for leftover in (folder / NEXT, folder / SWAP):
         if _is_empty(leftover):
-            remove_files(leftover, [RECORD])
+            remove_files(leftover, [RECORD, _REPLACES])
+    _put_back(folder)
     outputs = run_files(folder)
     for name in (TOKENIZER, *(f"{ENCODERS}/{kind}" for kind in KINDS)):
         outputs.check_links(f"{name}/*")
     if holds_run(folder) and not any(outputs.holds(name) for name in _MARKS):
-        outputs.adopt(_names_in(folder))  # an earlier version kept no record of them
+        outputs.adopt(_verified_names(folder))  # an earlier version kept no record of them
     for name in _names_in(folder):
         outputs.check_origin(name)
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def _is_empty(folder: Path) -> bool:
-    """Whether nothing is in a folder, the record of its files aside, or there is none."""
-    return not folder.is_dir() or all(entry.name in (RECORD, ".outputs.lock") for entry in folder.iterdir())
+    """Whether nothing but hidden files is in a folder, or there is none."""
+    return not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _verified_names(folder: Path) -> list[str]:
+    """The files of a run without a record that ``run.json`` or their own digests show to be as they were written."""
+    names = []
+    for name in (PROVENANCE, FINETUNED):
+        with contextlib.suppress(FileError):
+            record = read_record(folder / name, "the run's provenance")
+            names.append(name)
+            files = record.get("files", {})
+            names += [file for file, sha256 in files.items() if _has_digest(folder / file, sha256)]
+            stated = record.get("embeddings")
+            if stated and (folder / EMBEDDINGS).is_file() and stated_checksum(folder / EMBEDDINGS) == stated:
+                names.append(EMBEDDINGS)
+    return list(dict.fromkeys(names))
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    """Whether a file is there and has this SHA-256."""
+    return path.is_file() and not path.is_symlink() and file_sha256(path) == sha256
 
 
 def _names_in(folder: Path) -> Iterator[str]:
@@ -149,6 +204,7 @@ def take_over(work: Path, folder: Path) -> None:
     """Replaces a run by the one that was written to a hidden folder within (``working_folder``)."""
     if work == folder:
         return
+    write_bytes(work / _REPLACES, _mark_of(folder))
     os.replace(work, folder / SWAP)
     _end_swap(folder)
 
@@ -168,6 +224,7 @@ def _end_swap(folder: Path) -> None:
     outputs = run_files(folder)
     with outputs.locked():
         if not (swap / _CLEARED).exists():
+            write_bytes(swap / _BEGUN, b"")
             outputs.remove(_is_of_run)
             _remove_empty_folders(folder)
             write_bytes(swap / _CLEARED, b"")
@@ -177,4 +234,13 @@ def _end_swap(folder: Path) -> None:
             if (swap / name).is_file():
                 outputs.move_in(swap / name, name)
     _remove_empty_folders(swap)
-    remove_files(swap, [_CLEARED, RECORD])  # in this order: without the record nothing is a swap
+    remove_files(swap, [_REPLACES, _BEGUN, _CLEARED, RECORD])  # in this order: what is left still says what it is
+    _put_back(folder)
+
+
+def _put_back(folder: Path) -> None:
+    """Gives a folder in which other people's hidden files are left the name under which it was made."""
+    swap = folder / SWAP
+    if swap.is_dir() and not swap.is_symlink() and not is_swapping(folder) and not (folder / NEXT).exists():
+        if _is_empty(swap):
+            os.replace(swap, folder / NEXT)

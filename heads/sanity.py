@@ -8,8 +8,11 @@ from onceover.configs.schema import load_config
 from onceover.extract.encoding.devices import pick_device
 from onceover.extract.store import FeatureStore
 from onceover.heads.provenance import RunError
+from onceover.heads.replacement import run_files
 from onceover.heads.training import fit
 from onceover.retrieval.embeddings import Embeddings, read_embeddings
+
+_MARK = "sanity-check.txt"  # tells a sanity check from a run of the user's that trains on shuffled pairs, too
 
 
 def fit_shuffled(folder: Path, store: FeatureStore, memory: int | None, device: str | None) -> Embeddings:
@@ -29,9 +32,10 @@ def fit_shuffled(folder: Path, store: FeatureStore, memory: int | None, device: 
     try:
         fit(store, shuffled, config, memory=memory, device=pick_device(device))
     except RunError:
-        if (shuffled / CONFIG).is_file() and not load_config(shuffled / CONFIG).training.shuffle_pairs:
+        if not run_files(shuffled).holds(_MARK):
             raise RunError(
                 f"{shuffled} holds another run, and the sanity check is fitted there; move it elsewhere"
             ) from None
         fit(store, shuffled, config, memory=memory, device=pick_device(device), force=True)
+    run_files(shuffled).write_text(_MARK, "A sanity check, made by evaluate --shuffled, which may replace it.\n")
     return read_embeddings(shuffled / EMBEDDINGS)

@@ -6,10 +6,12 @@ from typing import Any
 
 import yaml
 
-from onceover.base.formats import BEST, CONFIG, LEADERBOARD, RESULTS, TRIALS
+from onceover.base.files import read_record
+from onceover.base.formats import BEST, CONFIG, FINETUNED, LEADERBOARD, PROVENANCE, RESULTS, SWEEP, TRIALS
 from onceover.base.outputs import Outputs
 from onceover.configs.schema import Config, load_config
 from onceover.heads.grid import Setting, trial_name
+from onceover.heads.provenance import read_provenance
 from onceover.heads.sweep import SweepError
 from onceover.retrieval.leaderboard import Judge, leaderboard, leaderboard_table, notes, results_csv
 from onceover.retrieval.tables import markdown_table
@@ -58,6 +60,17 @@ def claim_best(out: Path) -> tuple[Path, Config, bool]:
     if not (folder / CONFIG).is_file():
         return folder, best, False
     there = load_config(folder / CONFIG)
-    if there != best and not (out / TRIALS / f"{trial_name(there)}.json").is_file():
-        raise SweepError(f"{folder} holds a run of settings that this sweep has not tried; move it elsewhere")
-    return folder, best, there != best
+    if there == best:
+        return folder, best, False
+    is_tried = (out / TRIALS / f"{trial_name(there)}.json").is_file()
+    if not is_tried or not _is_fit_of(folder, read_record(out / SWEEP, "the sweep")["fingerprints"]):
+        raise SweepError(f"{folder} holds a run that this sweep has not made; move it elsewhere")
+    return folder, best, True
+
+
+def _is_fit_of(folder: Path, fingerprints: dict[str, str]) -> bool:
+    """Whether a folder holds a finished fit on features of these fingerprints, and no fine-tuning or ensemble."""
+    if not (folder / PROVENANCE).is_file() or (folder / FINETUNED).exists():
+        return False
+    provenance = read_provenance(folder)
+    return provenance["fingerprints"] == fingerprints and not {"finetune", "joined"} & provenance.keys()

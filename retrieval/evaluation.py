@@ -72,6 +72,7 @@ def evaluate(
     models["chance"] = report([chance(len(measured.images), measured.image_index)], draws=0)
     return {
         "split": split,
+        "space": embeddings.space if embeddings else None,
         "n_images": len(measured.images),
         "n_captions": len(measured.texts),
         "selected_on": roles.selection_name,

@@ -757,6 +757,28 @@ def test_trap_an_image_that_failed_in_an_extraction_that_ended_is_tried_again(
     assert (made.images, made.failures) == (60, [])
 
 
+def test_trap_kept_features_stay_until_they_are_pruned(drawn, tmp_path, extract_config, told):
+    """Whatever encoder comes between, and whatever lies beside them."""
+    from onceover.extract.dataset.alone import read_images
+
+    folder = tmp_path / "images"
+    shutil.copytree(drawn / "images", folder)
+    path = tmp_path / "s.h5"
+    options = {"device": "cpu", "keep_vanished": True}
+    extract(read_images(folder), path, extract_config, **options)
+    (folder / "0003.jpg").unlink()
+    extract(read_images(folder), path, extract_config, **options)
+    kept = sorted((tmp_path / "s.h5.kept").iterdir())
+    assert len(kept) == 1
+    (tmp_path / "s.h5.kept/image-0123456789ab-00000.h5").write_text("mine")
+    other = dataclasses.replace(extract_config, views=1)
+    extract(read_images(folder), path, other, **options, force=True)
+    assert any(line.startswith("features that were kept are left alone: ") for line in told)
+    assert kept[0].exists()
+    extract(read_images(folder), path, other, **options, prune=True, retry_failures=True)
+    assert [file.name for file in (tmp_path / "s.h5.kept").iterdir()] == ["image-0123456789ab-00000.h5"]
+
+
 @pytest.mark.parametrize("name", ["settings.json", "image.plan.json", "text.plan.json"])
 def test_trap_strangers_files_where_shards_are_kept_stay(drawn, tmp_path, extract_config, name):
     path = tmp_path / "s.h5"

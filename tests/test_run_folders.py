@@ -104,6 +104,61 @@ def test_trap_a_folder_with_a_file_of_our_names_is_no_run(name, force, store, fi
     assert contents(folder) == before
 
 
+def test_trap_a_forced_fit_that_was_killed_at_its_first_file_goes_on(store, mine, fit_config):
+    (mine / ".next").mkdir()
+    (mine / ".next/.resume.4194305.aside.pt").write_bytes(b"half")
+    (mine / ".next/..onceover.4194305.aside.json").write_bytes(b"half")
+    fit(store, mine, fit_config, force=True)
+    assert load_run(mine)
+    assert not (mine / ".next").exists()
+
+
+def test_trap_a_run_without_its_record_adopts_only_what_is_as_it_was_written(store, mine, fit_config):
+    """Dotfiles are lost when a folder's content is copied."""
+    (mine / ".onceover.json").unlink()
+    (mine / "encoders/image").mkdir(parents=True)
+    (mine / "encoders/image/model.safetensors").write_text("my only copy")
+    with pytest.raises(OutputError, match="model.safetensors was not written by this program"):
+        fit(store, mine, fit_config, force=True)
+    assert (mine / "encoders/image/model.safetensors").read_text() == "my only copy"
+    shutil.rmtree(mine / "encoders")
+    (mine / ".onceover.json").unlink()
+    (mine / "history.csv").write_text("edited")
+    with pytest.raises(OutputError, match="history.csv was not written by this program"):
+        fit(store, mine, fit_config, force=True)
+
+
+def test_trap_a_run_that_somebody_copied_to_swap_replaces_nothing(run, store, mine, run_dir, fit_config, changed):
+    other = mine.parent / "other"
+    fit(store, other, changed(fit_config, training={"seed": 7}))
+    shutil.copytree(other, mine / ".swap")
+    before = contents(mine)
+    run("info", mine)
+    assert load_run(mine).config.training.seed == load_run(run_dir).config.training.seed
+    assert contents(mine) == before
+    with pytest.raises(RunError, match="is where a run is replaced, and holds something else; move it elsewhere"):
+        fit(store, mine, fit_config, force=True)
+
+
+def test_trap_hidden_files_in_next_are_in_nobodys_way(store, mine, fit_config, changed):
+    for seed in (3, 4):
+        (mine / ".next").mkdir(exist_ok=True)
+        (mine / ".next/.DS_Store").write_text("of the system")
+        fit(store, mine, changed(fit_config, training={"seed": seed}), force=True)
+        assert load_run(mine).config.training.seed == seed
+        assert (mine / ".next/.DS_Store").read_text() == "of the system"
+
+
+def test_trap_an_evaluation_of_another_run_is_not_believed(run, store, mine, fit_config, changed):
+    other = mine.parent / "other"
+    fit(store, other, changed(fit_config, training={"seed": 7}))
+    run("evaluate", "--run", other)
+    shutil.copy(other / "evaluation-test.json", mine / "evaluation-test.json")
+    assert "evaluation-test.json is of another run, and is not shown" in run("info", mine).stdout
+    refused = run("plot", "--run", mine, "--out", mine.parent / "figures", code=1).stderr
+    assert "evaluation-test.json is of another run; move it elsewhere and evaluate again" in refused
+
+
 def test_a_run_of_an_earlier_version_has_no_record_and_is_replaced_all_the_same(store, mine, fit_config, changed):
     (mine / ".onceover.json").unlink()
     (mine / "notes.txt").write_text("mine")
@@ -158,6 +213,34 @@ def test_trap_a_users_run_in_the_place_of_the_sanity_check_is_left_alone(mine, r
     assert contents(mine / "shuffled") == before
 
 
+def test_trap_a_users_run_of_shuffled_pairs_is_not_replaced(mine, store_file, store, fit_config, changed):
+    own = changed(fit_config, training={"shuffle_pairs": True, "num_epochs": 2}, model={"embedding_dim": 9})
+    fit(store, mine / "shuffled", own)
+    with pytest.raises(RunError, match="holds another run, and the sanity check"):
+        workflows.evaluate(mine, store=store_file, shuffled=True)
+    assert load_run(mine / "shuffled").config.model.embedding_dim == 9
+    shutil.rmtree(mine / "shuffled")
+    workflows.evaluate(mine, store=store_file, shuffled=True)
+    fit(store, mine, changed(fit_config, model={"embedding_dim": 12}), force=True)
+    workflows.evaluate(mine, store=store_file, shuffled=True)  # replaces its own
+    assert load_run(mine / "shuffled").config.model.embedding_dim == 12
+
+
+def test_trap_a_forced_fine_tuning_keeps_a_finished_run_until_its_features_can_follow(run, mine, drawn, store_file):
+    command = ("finetune", "--run", mine, "--data", drawn, "--store", store_file, "--out", mine, "--force")
+    refused = run(*command, code=2).stderr
+    assert "holds a finished run, and --force alone would leave one without features; add --re-extract" in refused
+    elsewhere = mine.parent / "elsewhere"
+    shutil.copytree(drawn, elsewhere)
+    (elsewhere / "images/0003.jpg").unlink()
+    other = shutil.copytree(mine, mine.parent / "tuned")
+    before = contents(other)
+    moved = ("finetune", "--run", mine, "--data", elsewhere, "--store", store_file, "--out", other, "--force")
+    refused = run(*moved, "--re-extract", code=1).stderr
+    assert "1 of the 60 images of" in refused
+    assert contents(other) == before
+
+
 def test_trap_a_users_run_in_best_is_left_alone(run, run_dir, store_file, tmp_path):
     grid = ("--store", store_file, "--out", tmp_path / "s", "--grid", "model.temperature=0.04,0.06")
     short = ("--set", "training.num_epochs=2", "--set", "model.embedding_dim=8", "--set", "training.refit=false")
@@ -165,7 +248,7 @@ def test_trap_a_users_run_in_best_is_left_alone(run, run_dir, store_file, tmp_pa
     shutil.copytree(run_dir, tmp_path / "s/best")
     before = contents(tmp_path / "s/best")
     refused = run("sweep", *grid, *short, "--test-best", code=1).stderr
-    assert "best holds a run of settings that this sweep has not tried; move it elsewhere" in refused
+    assert "best holds a run that this sweep has not made; move it elsewhere" in refused
     assert contents(tmp_path / "s/best") == before
     shutil.rmtree(tmp_path / "s/best")
     run("sweep", *grid, *short, "--test-best")

@@ -23,7 +23,7 @@ def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
     file = source.evaluation_file
     if not file.exists():
         return {}
-    return {"models": lambda: draw_models(read_evaluation(file))}
+    return {"models": lambda: draw_models(read_evaluation(file, source.embeddings.space))}
 
 
 def draw_models(result: dict) -> Figure:

@@ -140,7 +140,7 @@ def index_values(folder: Path) -> dict:
         for number in np.flatnonzero(np.concatenate([segment.alive for segment in index.segments])):
             item = index.item(int(number))
             values[f"{gallery} {item['id']} shown"] = repr(item)
-    for path in sorted(folder.glob("*.h5")):
+    for path in sorted(path for path in folder.glob("*.h5") if not path.name.startswith(".")):
         values |= {f"{path.name} {name}": value for name, value in store_of_extraction(path).items()}
     return values
 
