@@ -426,7 +426,7 @@ from onceover.extract import pipeline
 from onceover.extract.layouts import read_dataset
 from onceover.configs.schema import ExtractConfig
 import torch, onceover.extract.encoding.image, onceover.extract.encoding.text
-config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=2, dtype="float32")
+config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=4, dtype="float32")
 
 def child():
     torch.set_num_threads(1)

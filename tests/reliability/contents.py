@@ -145,6 +145,11 @@ def index_values(folder: Path) -> dict:
     return values
 
 
+def archive_values(folder: Path) -> dict:
+    """What was unpacked, by the archive that it came from: each is whole by itself."""
+    return {f"{name.partition('/')[0]} {name}": value for name, value in folder_values(folder).items()}
+
+
 def folder_values(folder: Path) -> dict:
     """Every visible file below a folder with its bytes."""
     files = digests(folder)

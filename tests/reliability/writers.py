@@ -223,7 +223,8 @@ WRITERS = {
             "download",
             lambda base, to: ("download", "flickr8k", "--to", to / "data"),
             ("data",),
-            contents.folder_values,
+            contents.archive_values,
+            parts=True,
         ),
         Writer(
             "demo",
