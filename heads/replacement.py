@@ -241,6 +241,6 @@ def _end_swap(folder: Path) -> None:
 def _put_back(folder: Path) -> None:
     """Gives a folder in which other people's hidden files are left the name under which it was made."""
     swap = folder / SWAP
-    if swap.is_dir() and not swap.is_symlink() and not is_swapping(folder) and not (folder / NEXT).exists():
-        if _is_empty(swap):
-            os.replace(swap, folder / NEXT)
+    is_left = _is_folder(swap) and _is_empty(swap) and not is_swapping(folder)
+    if is_left and not (folder / NEXT).exists():
+        os.replace(swap, folder / NEXT)
