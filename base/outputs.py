@@ -48,6 +48,8 @@ def claim_folder(folder: str | Path, mend: str) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is no folder; {mend}")
+    if folder.is_dir():
+        remove_asides(folder, RECORD)
     record = _read_record(folder)
     if record["claimed"]:
         return

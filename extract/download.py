@@ -79,25 +79,27 @@ def download_archives(name: str, folder: str | Path) -> None:
 
 
 def _fetch(archive: Archive, folder: Path) -> Path:
+    """Downloads an archive into ``folder``, or takes the one that is there already.
+
+    Raises:
+        DownloadError: it could not be had, or came with a wrong checksum.
+    """
     name = archive.url.rpartition("/")[2]
-    partial = folder / f".{name}.part"
+    file = folder / f".{name}"
+    if file.exists() and pooch.file_hash(str(file), alg="md5") == archive.md5:
+        return file
     try:
-        place = pooch.retrieve(
-            archive.url,
-            known_hash=f"md5:{archive.md5}",
-            fname=f".{name}",
-            path=folder,
-            downloader=lambda url, output, _: _resume(url, partial, output),
-        )
+        _resume(archive.url, folder / f".{name}.part", file)
     except requests.RequestException as error:
         raise DownloadError(
             f"{archive.url} could not be downloaded ({_reason(error)}); run the same command again to go on"
         ) from error
-    except ValueError as error:  # pooch's word for a wrong checksum
+    if pooch.file_hash(str(file), alg="md5") != archive.md5:
+        file.unlink()
         raise DownloadError(
             f"{archive.url} came with a wrong checksum and was discarded; run the same command again"
-        ) from error
-    return Path(place)
+        )
+    return file
 
 
 def _resume(url: str, partial: Path, output: str | Path) -> None:

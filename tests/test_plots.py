@@ -294,7 +294,7 @@ def test_trap_a_damaged_evaluation_is_one_line(tmp_path, change):
         (good if key in good else side)[key] = value
     (tmp_path / "evaluation-test.json").write_text(json.dumps(good))
     with pytest.raises(PlotError) as error:
-        read_evaluation(tmp_path / "evaluation-test.json")
+        read_evaluation(tmp_path / "evaluation-test.json", "any")
     assert str(error.value) == (f"{tmp_path}/evaluation-test.json is damaged, or of another version; evaluate again")
 
 
