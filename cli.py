@@ -545,7 +545,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
 @click.option(
     "--activations", type=DIRECTORY, help="Folder for cached activations. [default: activations, beside --out]"
 )
-@click.option("--force", is_flag=True, help="Train again and replace the existing result.")
+@click.option("--force", is_flag=True, help="Train again, in place of one whose features are not extracted yet.")
 @encoder_options[0]
 @encoder_options[1]
 @device_option
@@ -580,10 +580,6 @@ def finetune(
     from onceover import workflows
 
     check_overrides(overrides, "finetune")
-    if force and not re_extract and (out / "run.json").exists():
-        raise click.UsageError(
-            f"{out} holds a finished run, and --force alone would leave one without features; add --re-extract"
-        )
     made = workflows.finetune(
         run_dir,
         data,

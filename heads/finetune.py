@@ -140,9 +140,12 @@ def _claim(folder: Path, request: str, force: bool) -> None:
         RunError: it holds something else.
     """
     replacement.claim_folder(folder)
-    if (folder / PROVENANCE).exists() and not force:
-        if checkpoint.read_provenance(folder)["request"] != request:
-            raise RunError(f"{folder} holds another run; name another --out, or --force")
+    if (folder / PROVENANCE).exists():
+        if force or checkpoint.read_provenance(folder)["request"] != request:
+            raise RunError(
+                f"{folder} holds a finished run, which fine-tuning does not replace, since features of new encoders "
+                "would still be missing; name another --out"
+            )
         return
     work = replacement.working_folder(folder, force)
     if checkpoint.load_begun(work, request, force) is None:

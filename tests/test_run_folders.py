@@ -226,19 +226,25 @@ def test_trap_a_users_run_of_shuffled_pairs_is_not_replaced(mine, store_file, st
     assert load_run(mine / "shuffled").config.model.embedding_dim == 12
 
 
-def test_trap_a_forced_fine_tuning_keeps_a_finished_run_until_its_features_can_follow(run, mine, drawn, store_file):
-    command = ("finetune", "--run", mine, "--data", drawn, "--store", store_file, "--out", mine, "--force")
-    refused = run(*command, code=2).stderr
-    assert "holds a finished run, and --force alone would leave one without features; add --re-extract" in refused
-    elsewhere = mine.parent / "elsewhere"
-    shutil.copytree(drawn, elsewhere)
-    (elsewhere / "images/0003.jpg").unlink()
+@pytest.mark.parametrize("options", [(), ("--force",), ("--force", "--re-extract")])
+def test_trap_fine_tuning_never_replaces_a_finished_run(run, mine, drawn, store_file, options):
+    """Features of the new encoders would still be missing when the old run is gone."""
     other = shutil.copytree(mine, mine.parent / "tuned")
     before = contents(other)
-    moved = ("finetune", "--run", mine, "--data", elsewhere, "--store", store_file, "--out", other, "--force")
-    refused = run(*moved, "--re-extract", code=1).stderr
-    assert "1 of the 60 images of" in refused
+    refused = run("finetune", "--run", mine, "--data", drawn, "--store", store_file, "--out", other, *options, code=1)
+    assert "holds a finished run, which fine-tuning does not replace" in refused.stderr
     assert contents(other) == before
+
+
+def test_images_that_a_re_extraction_would_miss_are_told_of_before_anything_is_trained(
+    run, mine, drawn, store_file, tmp_path
+):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(drawn, elsewhere)
+    (elsewhere / "images/0003.jpg").unlink()
+    command = ("finetune", "--run", mine, "--data", elsewhere, "--store", store_file, "--out", tmp_path / "tuned")
+    assert "1 of the 60 images of" in run(*command, "--re-extract", code=1).stderr
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_trap_a_users_run_in_best_is_left_alone(run, run_dir, store_file, tmp_path):
