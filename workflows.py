@@ -39,16 +39,13 @@ class WorkflowError(OnceoverError):
     """Files of several stages that do not belong together."""
 
 
-@contextlib.contextmanager
-def _opened(store: FeatureStore | str | Path) -> Iterator[FeatureStore]:
-    """Opens a feature store by its path and closes it at the end; one that is open already stays open."""
+def _opened(store: FeatureStore | str | Path) -> contextlib.AbstractContextManager[FeatureStore]:
+    """Opens a feature store by its path, to be closed at the end; one that is open already stays open."""
     from onceover.extract.store import FeatureStore
 
     if isinstance(store, FeatureStore):
-        yield store
-        return
-    with FeatureStore(store) as opened:
-        yield opened
+        return contextlib.nullcontext(store)
+    return FeatureStore(store)
 
 
 def _folder_of(run: Run | str | Path) -> Path:
