@@ -194,6 +194,14 @@ def done(written: str, following: str | None = None) -> None:
         say(f"next: {following}")
 
 
+def _shipped_config(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
+    """The settings that come with the program, where their name is given: ``best``, or ``configs/best.yaml``."""
+    shipped = DEFAULT_CONFIG.with_name(f"{value.stem}.yaml")
+    if value.exists() or value.parent not in (Path(), Path("configs")) or not shipped.is_file():
+        return value
+    return shipped
+
+
 def config_options(command):
     """--config and --set, shared by the commands that take settings."""
     command = click.option(
@@ -208,8 +216,9 @@ def config_options(command):
         "config_file",
         type=FILE,
         default=DEFAULT_CONFIG,
-        show_default="configs/config.yaml",
-        help="YAML file with settings.",
+        show_default="config",
+        callback=_shipped_config,
+        help="YAML file with settings, or the name of some that come with the program: config, best.",
     )(command)
 
 

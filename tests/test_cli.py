@@ -892,3 +892,11 @@ def test_a_strangers_file_for_the_result_of_compare_is_refused_before_anything_i
     (tmp_path / "mine.json").write_text("[]")
     message = fails("compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "mine.json")
     assert message.endswith("was not written by this program, and is left as it is; name a new file")
+
+
+@pytest.mark.parametrize("name", ["best", "best.yaml", "configs/best.yaml"])
+def test_settings_that_come_with_the_program_are_found_by_name(run, fails, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert "there is no feature store at s.h5" in fails("fit", "--store", "s.h5", "--run", "r", "--config", name)
+    missing = fails("fit", "--store", "s.h5", "--run", "r", "--config", "elsewhere/best.yaml", code=2)
+    assert "elsewhere/best.yaml" in missing
