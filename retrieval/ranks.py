@@ -112,7 +112,7 @@ def _mean_reciprocal(greater: int, tied: int, correct: int) -> float:
 
 
 class Biases(TypedDict, total=False):
-    """What is added to the scores of each image, float (N,), and of each caption, (M,); either may be missing."""
+    """Biases that are added to the scores of images, float (N,), and of captions, (M,); either may be missing."""
 
     image_bias: np.ndarray
     text_bias: np.ndarray
