@@ -208,9 +208,8 @@ class Outputs:
         path = self.folder / name
         if not os.path.lexists(path) or self._is_replaceable(name):
             return
-        other = next(
-            other for number in count(1) if not os.path.lexists(other := path.with_name(f"{path.name}.{number}.old"))
-        )
+        names = (path.with_name(f"{path.name}.{number}.old") for number in count(1))
+        other = next(name for name in names if not os.path.lexists(name))
         os.replace(path, other)
         say(f"{path} was changed since it was written; what it held is kept as {other.name}")
 

@@ -6,7 +6,6 @@ Memory stays at a block of rows: the arrays are read twice, once to check and ha
 import hashlib
 import platform
 import time
-from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -248,11 +247,7 @@ def _provenance(dataset: Dataset, images: Features, texts: Features, name: str, 
     made = {"encoder": encoder, "seed": seed, "python": platform.python_version()}
     made |= {library: version(library) for library in ("numpy", "h5py")}
     return {
-        "data": str(dataset.root.resolve()),
-        "layout": dataset.layout,
-        "notes": dataset.notes,
-        "splits": dict(Counter(dataset.splits)),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **dataset.provenance(),
         "settings": asdict(config) | {"views": images.row[0]},
         "listing": None,  # no extraction finds its own here
         "request": None,

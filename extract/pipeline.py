@@ -7,7 +7,6 @@ same hardware.
 
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -35,6 +34,7 @@ from onceover.extract.vanished import check_kept, keep_vanished, remove_kept
 
 if TYPE_CHECKING:
     from onceover.extract.begin import Settings
+    from onceover.extract.engines import Engine
 
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
 MAX_LOST = 0.5  # of the images whose features are kept, what may be unreadable without a refusal
@@ -171,10 +171,11 @@ def _run(extraction: Extraction, device: str | None, engine: str) -> Counts:
         say(f"encoding a damaged shard again: {reason}")
     paths = dict(zip(extraction.dataset.ids, extraction.dataset.paths, strict=True))
     unfinished.remove_shards_with_passed_failures(extraction.dataset.images, paths)
-    engine_for(engine, torch.device("cpu"))  # an unknown one is refused before an encoder is loaded
-    settings = begin_settings(unfinished, extraction.config, pick_device(device), extraction.options.force)
+    picked = pick_device(device)
+    engine_name, chosen = engine_for(engine, picked)
+    settings = begin_settings(unfinished, extraction.config, picked, extraction.options.force)
     try:
-        work = _load(extraction, settings, engine)
+        work = _load(extraction, settings, engine_name, chosen)
         return _encode_all(extraction, work)
     except torch.OutOfMemoryError as error:
         half = max(1, (settings["batch_size"] or BATCH_SIZE["cpu"]) // 2)
@@ -185,7 +186,7 @@ def _run(extraction: Extraction, device: str | None, engine: str) -> Counts:
         ) from error
 
 
-def _load(extraction: Extraction, settings: "Settings", engine: str) -> Work:
+def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine: "Engine") -> Work:
     """Loads the encoders that are needed, and writes down the settings that all shards share.
 
     Raises:
@@ -196,7 +197,6 @@ def _load(extraction: Extraction, settings: "Settings", engine: str) -> Work:
     from onceover.extract.begin import SAMPLE, fitting_batch, in_best_dtype, sample_features, trials
     from onceover.extract.encoding.image import ImageEncoder
     from onceover.extract.encoding.text import TextEncoder
-    from onceover.extract.engines import engine_for
 
     dataset = extraction.dataset
     config = extraction.config
@@ -234,13 +234,12 @@ def _load(extraction: Extraction, settings: "Settings", engine: str) -> Work:
     if extraction.old is not None and not _may_lose_rows(extraction.options):
         refuse_to_drop_rows(extraction.old, dataset)
     device = torch.device(settings["device"])
-    engine_name, chosen = engine_for(engine, device)
     encode = trials(image, text, dataset.captions)
     if not settings["batch_size"]:
-        settings["batch_size"] = fitting_batch(encode, device, chosen.workers(device))
+        settings["batch_size"] = fitting_batch(encode, device, engine.workers(device))
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
-    return Work(settings, engine_name, chosen, image, text, make)
+    return Work(settings, engine_name, engine, image, text, make)
 
 
 def _may_lose_rows(options: Options) -> bool:
@@ -352,11 +351,7 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
             of_kind = extraction.before.provenance[kind]
         by_kind[kind] = of_kind | {"encoder": parse_spec(spec).located(), "seed": config.seed}
     return {
-        "data": str(dataset.root.resolve()),
-        "layout": dataset.layout,
-        "notes": dataset.notes,
-        "splits": dict(Counter(dataset.splits)),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **dataset.provenance(),
         "settings": {key: getattr(config, key) for key in config.__dataclass_fields__},
         "listing": extraction.listing,
         "request": _request(config),

@@ -9,7 +9,7 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, remove_files
 from onceover.base.progress import say
 from onceover.extract.shards import RowSources, describe_shard, kept_folder, shard_files, write_shard
-from onceover.extract.store import KINDS, StoreError
+from onceover.extract.store import StoreError
 
 _ROWS = {"image": 128, "text": 1024}  # of a shard
 
@@ -60,13 +60,16 @@ def _columns(sources: RowSources, keys: list[str]) -> dict:
     }
 
 
-def kept_shards(path: Path, kind: str) -> list[Path]:
-    """The shards of a kind that are kept beside the store at ``path``; what cannot be read is left alone, and told."""
-    shards = []
+def kept_shards(path: Path, kind: str = "") -> dict[Path, tuple[str, str]]:
+    """The shards that are kept beside the store at ``path``, of one kind or of both, with kind and fingerprint of each.
+
+    One that cannot be read is left alone, and told.
+    """
+    shards = {}
     for shard in shard_files(kept_folder(path), kind):
         try:
-            describe_shard(shard)
-            shards.append(shard)
+            of_kind, fingerprint, _ = describe_shard(shard)
+            shards[shard] = (of_kind, fingerprint)
         except OnceoverError as error:
             say(f"features that were kept are left alone: {error}")
     return shards
@@ -79,9 +82,8 @@ def remove_kept(path: Path, fingerprints: Mapping[str, str] | None = None, but: 
         fingerprints: by kind; only features of these are removed, and by default all. but: files that stay.
     """
     names = []
-    for kind in KINDS:
-        for shard in kept_shards(path, kind):
-            is_meant = fingerprints is None or describe_shard(shard)[1] == fingerprints.get(kind)
-            if is_meant and shard.name not in but:
-                names.append(shard.name)
+    for shard, (kind, fingerprint) in kept_shards(path).items():
+        is_meant = fingerprints is None or fingerprint == fingerprints.get(kind)
+        if is_meant and shard.name not in but:
+            names.append(shard.name)
     remove_files(kept_folder(path), names)

@@ -9,8 +9,9 @@ from tqdm import tqdm
 from onceover.base.files import digest
 from onceover.base.progress import say
 from onceover.extract.comparison import neighbour_overlap, relative_error
-from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
-from onceover.extract.encoding.text import TextEncoder, text_encoder_of
+from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.stored import stored_encoder
+from onceover.extract.encoding.text import TextEncoder
 from onceover.extract.image_source import ImageSource
 from onceover.extract.layouts import images_of
 from onceover.extract.pictures import decode_named
@@ -73,12 +74,10 @@ def verify_sample(
 def _encoder(store: FeatureStore, kind: str, device: str | None, place: str | None) -> ImageEncoder | TextEncoder:
     """The encoder that made a kind of features, in float32 and with nothing of it optimised."""
     exact = store.recipes[kind] | {"dtype": "float32", "store_dtype": "float32"}
-    made = store.provenance[kind], exact, store.provenance["settings"]
-    encoder: ImageEncoder | TextEncoder
-    if kind == "image":
-        encoder = image_encoder_of(*made, device, place, plain=True)
-    else:
-        encoder = text_encoder_of(*made, store.tokenizer_files, device, place, plain=True)
+    provenance = store.provenance
+    encoder: ImageEncoder | TextEncoder = stored_encoder(
+        kind, provenance[kind], exact, provenance["settings"], store.tokenizer_files, device, place, plain=True
+    )
     if digest(encoder.recipe) != digest(exact):
         raise StoreError(
             f"the {kind} encoder is not the one that {store.path} was made with; "

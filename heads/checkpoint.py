@@ -11,6 +11,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -62,6 +63,20 @@ class Run:
         """
         if space != self.provenance["space"]:
             raise RunError(f"the vectors were not made by the heads of {self.folder}; fit again, or name their own run")
+
+    def load_encoder(self, kind: str, spec: str | None, device: str | None, *, plain: bool = False) -> Any:
+        """The image or text encoder with the settings of the run.
+
+        Args:
+            spec: where the encoder is now, if it has moved. plain: as it was saved, in float32.
+        """
+        from onceover.extract.encoding.stored import stored_encoder
+
+        encoder = self.provenance["encoders"][kind]
+        recipe = self.provenance["recipes"][kind]
+        settings = self.provenance["extract"]
+        tokenizer_files = self.tokenizer_files if kind == "text" else {}
+        return stored_encoder(kind, encoder, recipe, settings, tokenizer_files, device, spec, plain)
 
     def check_encoder(self, kind: str, recipe: dict) -> None:
         """Refuses an encoder that is not the one whose features the heads were fitted on.

@@ -24,7 +24,7 @@ from onceover.extract.layouts import images_of
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
-from onceover.heads.finetune_export import load_encoder, read_finetuned, save_finetuned, try_saving
+from onceover.heads.finetune_export import read_finetuned, save_finetuned, try_saving
 from onceover.heads.finetune_loop import FinetuneError, Training
 from onceover.heads.models import Ensemble
 from onceover.heads.rows import captions_of
@@ -187,7 +187,7 @@ def towers_of(
         "text": Tower(store.text_features, caption_size, device),
     }
     for kind, names in layers.items():
-        encoder = load_encoder(run, kind, specs[kind], str(device), plain=True)
+        encoder = run.load_encoder(kind, specs[kind], str(device), plain=True)
         run.check_encoder(kind, encoder.recipe)
         tower: ImageTower | TextTower
         if isinstance(encoder, ImageEncoder):

@@ -13,8 +13,6 @@ import torch
 from onceover.base.files import aside_folder, read_record
 from onceover.base.formats import ENCODERS, FINETUNED
 from onceover.configs.schema import FinetuneConfig
-from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
-from onceover.extract.encoding.text import TextEncoder, text_encoder_of
 from onceover.extract.store import KINDS
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
@@ -32,23 +30,6 @@ class SavedEncoder(NamedTuple):
 
     spec: str
     weights: str
-
-
-def load_encoder(
-    run: Run, kind: str, spec: str | None, device: str, *, plain: bool = False
-) -> ImageEncoder | TextEncoder:
-    """Loads the image or text encoder with the settings of a run.
-
-    Args:
-        spec: where the encoder is now. plain: as it was saved, in float32.
-    """
-    provenance = run.provenance
-    encoder = provenance["encoders"][kind]
-    recipe = provenance["recipes"][kind]
-    settings = provenance["extract"]
-    if kind == "image":
-        return image_encoder_of(encoder, recipe, settings, device, spec, plain=plain)
-    return text_encoder_of(encoder, recipe, settings, run.tokenizer_files, device, spec, plain=plain)
 
 
 def save_finetuned(
@@ -146,7 +127,7 @@ def _save_checked(aside: Path, tower: TunedTower, run: Run) -> SavedEncoder:
         spec = tower.encoder.save(aside).replace(str(aside), str(aside.resolve()))
     except RuntimeError as error:  # weights that do not fit the architecture as it is built
         raise FinetuneError(f"{cannot} ({str(error).splitlines()[0]})") from error
-    loaded = load_encoder(run, tower.kind, spec, str(tower.device))
+    loaded = run.load_encoder(tower.kind, spec, str(tower.device))
     expected = tower.sample_features(tower.encoder)
     features = tower.sample_features(loaded)
     tolerance = TOLERANCES.get(run.provenance["recipes"][tower.kind]["dtype"], HALF_TOLERANCE)

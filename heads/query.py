@@ -1,13 +1,12 @@
 """Embeds queries with a run's own encoders and heads. Beside fine-tuning the one place where encoders meet heads."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from onceover.base.progress import say
-from onceover.extract.encoding.image import ImageEncoder, image_encoder_of
-from onceover.extract.encoding.text import TextEncoder, text_encoder_of
 from onceover.extract.pictures import read_picture
 from onceover.heads.checkpoint import Run
 from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings
@@ -39,10 +38,8 @@ class QueryEmbedder:
         self.space: str = run.provenance["space"]
         self._run = run
         self._device = device
-        self._image_spec = image_encoder
-        self._text_spec = text_encoder
-        self._image_encoder: ImageEncoder | None = None
-        self._text_encoder: TextEncoder | None = None
+        self._specs = {"image": image_encoder, "text": text_encoder}
+        self._encoders: dict[str, Any] = {}
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts: unit vectors, float32 (Q, embedding_dim).
@@ -50,7 +47,7 @@ class QueryEmbedder:
         Raises:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
-        features, truncated = self._load_text_encoder().encode(list(texts))
+        features, truncated = self._encoder("text").encode(list(texts))
         for text, is_cut in zip(texts, truncated, strict=True):
             if is_cut:
                 say(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
@@ -62,7 +59,7 @@ class QueryEmbedder:
         Raises:
             PictureError: a file that is no usable image; and those of ``embed_texts``.
         """
-        encoder = self._load_image_encoder()
+        encoder = self._encoder("image")
         distinct = list(dict.fromkeys(paths))
         features = []
         for start in range(0, len(distinct), BATCH):
@@ -88,37 +85,17 @@ class QueryEmbedder:
             raise EmbedError("the text and the image point in opposite directions; change the weight")
         return vectors
 
-    def _load_image_encoder(self) -> ImageEncoder:
-        if self._image_encoder is None:
-            provenance = self._run.provenance
-            encoder = image_encoder_of(
-                provenance["encoders"]["image"],
-                provenance["recipes"]["image"],
-                provenance["extract"],
-                self._device,
-                self._image_spec,
-            )
-            self._check("image", encoder, self._image_spec)
-            self._image_encoder = encoder
-        return self._image_encoder
+    def _encoder(self, kind: str) -> Any:
+        """The encoder of a kind, which is the run's; it is loaded once.
 
-    def _load_text_encoder(self) -> TextEncoder:
-        if self._text_encoder is None:
-            provenance = self._run.provenance
-            encoder = text_encoder_of(
-                provenance["encoders"]["text"],
-                provenance["recipes"]["text"],
-                provenance["extract"],
-                self._run.tokenizer_files,
-                self._device,
-                self._text_spec,
-            )
-            self._check("text", encoder, self._text_spec)
-            self._text_encoder = encoder
-        return self._text_encoder
-
-    def _check(self, kind: str, encoder: ImageEncoder | TextEncoder, spec: str | None) -> None:
-        """Refuses an encoder that is not the run's, and says which one is used."""
-        self._run.check_encoder(kind, encoder.recipe)
-        spec = spec or self._run.provenance["encoders"][kind]["encoder"]
-        say(f"encoding queries with {spec} on {encoder.device}")
+        Raises:
+            RunError: it is another one.
+        """
+        if kind not in self._encoders:
+            spec = self._specs[kind]
+            encoder = self._run.load_encoder(kind, spec, self._device)
+            self._run.check_encoder(kind, encoder.recipe)
+            where = spec or self._run.provenance["encoders"][kind]["encoder"]
+            say(f"encoding queries with {where} on {encoder.device}")
+            self._encoders[kind] = encoder
+        return self._encoders[kind]

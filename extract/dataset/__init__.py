@@ -1,5 +1,7 @@
 """A dataset: images with stable keys, their splits, and captions with the map from caption to image."""
 
+import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,6 +45,16 @@ class Dataset:
     def images(self) -> ImageSource:
         """Where the images' bytes come from."""
         return FolderImages(self.root) if self.source is None else self.source
+
+    def provenance(self) -> dict:
+        """The part of a store's provenance that tells of its dataset, and when it was made."""
+        return {
+            "data": str(self.root.resolve()),
+            "layout": self.layout,
+            "notes": self.notes,
+            "splits": dict(Counter(self.splits)),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
 
     def first(self, limit: int | None) -> "Dataset":
         """The first ``limit`` images and their captions."""

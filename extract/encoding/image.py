@@ -127,24 +127,3 @@ class ImageEncoder:
     def save(self, folder: Path) -> str:
         """Writes the weights as safetensors, with the preprocessing that belongs to them; returns their spec."""
         return self._library.save(self._spec, "image", self.model, folder)
-
-
-def image_encoder_of(
-    provenance: dict,
-    recipe: dict,
-    settings: dict,
-    device: str | None = None,
-    spec: str | None = None,
-    plain: bool = False,
-) -> ImageEncoder:
-    """The image encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
-    return ImageEncoder(
-        spec or provenance["encoder"],
-        layers=settings["image_layers"],
-        views=settings["views"],
-        dtype=recipe["dtype"],
-        store_dtype=recipe["store_dtype"],
-        seed=provenance["seed"],
-        device=device,
-        plain=plain,
-    )

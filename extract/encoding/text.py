@@ -178,27 +178,3 @@ def by_length(token_ids: Sequence[T], size: int) -> Iterator[tuple[np.ndarray, l
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         yield rows, [token_ids[row] for row in rows]
-
-
-def text_encoder_of(
-    provenance: dict,
-    recipe: dict,
-    settings: dict,
-    tokenizer_files: dict,
-    device: str | None = None,
-    spec: str | None = None,
-    plain: bool = False,
-) -> TextEncoder:
-    """The text encoder of a store's or run's provenance and extraction settings; ``spec``: where it is now."""
-    return TextEncoder(
-        spec or provenance["encoder"],
-        layers=settings["text_layers"],
-        pooling=settings["text_pooling"],
-        max_length=settings["max_length"],
-        dtype=recipe["dtype"],
-        store_dtype=recipe["store_dtype"],
-        seed=provenance["seed"],
-        device=device,
-        tokenizer_files=tokenizer_files,
-        plain=plain,
-    )

@@ -3,7 +3,6 @@
 Every core has work at any time, and none waits for another.
 """
 
-import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -56,6 +55,5 @@ def run(encoding: Encoding, shards: Sequence[Shard], device: torch.device) -> It
                 yield progress
     finally:
         stopping.set()
-        with contextlib.suppress(_Stopped):
-            pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
