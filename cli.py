@@ -30,6 +30,7 @@ if not __package__:  # run as `python cli.py` in a checkout: this folder becomes
 
 from onceover import __version__
 from onceover.base.errors import OnceoverError
+from onceover.base.files import noted_interrupts
 from onceover.base.progress import LOGGER, say
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
@@ -124,25 +125,26 @@ class Main(click.Group):
 
     def invoke(self, ctx: click.Context):
         """Runs the command."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted; run the same command again: what was finished is kept", err=True)
-            ctx.exit(130)
-        except OnceoverError as error:
-            self._fail(ctx, error, _one_line(str(error)), error.exit_code)
-        except BrokenPipeError:
-            raise
-        except (click.exceptions.Exit, click.exceptions.ClickException, click.exceptions.Abort):
-            raise
-        except Exception as error:
-            self._fail(ctx, error, _system_error(error), 1)
+        with noted_interrupts() as interrupts:
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:
+                raise
+            except (click.exceptions.Exit, click.exceptions.ClickException, click.exceptions.Abort):
+                raise
+            except (KeyboardInterrupt, Exception) as error:
+                if interrupts or isinstance(error, KeyboardInterrupt):
+                    self._fail(ctx, error, "interrupted; run the same command again: what was finished is kept", 130)
+                elif isinstance(error, OnceoverError):
+                    self._fail(ctx, error, f"error: {_one_line(str(error))}", error.exit_code)
+                else:
+                    self._fail(ctx, error, f"error: {_system_error(error)}", 1)
 
     @staticmethod
-    def _fail(ctx: click.Context, error: Exception, line: str, code: int) -> None:
+    def _fail(ctx: click.Context, error: BaseException, line: str, code: int) -> None:
         if ctx.find_root().meta.get(_TRACEBACK):
             traceback.print_exception(error)
-        click.echo(f"error: {line}", err=True)
+        click.echo(line, err=True)
         ctx.exit(code)
 
 

@@ -16,6 +16,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from onceover.base.errors import OnceoverError
@@ -192,6 +193,31 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)
     if interrupts:
         signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """Gives a list that is empty until Ctrl-C is pressed, which goes on to raise ``KeyboardInterrupt``.
+
+    A library in whose callback that is raised can make an obscure error of it; the list tells what it came from.
+    """
+    interrupts: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or another program's
+        yield interrupts
+        return
+    if threading.current_thread() is not threading.main_thread():  # which alone Ctrl-C reaches
+        yield interrupts
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 
 from onceover.base.files import read_record, write_record
 from onceover.cli import cli, text_of
+from onceover.extract.store import StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -596,6 +598,37 @@ def test_an_interrupted_command_says_how_to_go_on(drawn, tmp_path, monkeypatch):
     found = CliRunner().invoke(cli, ["extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5")])
     assert found.exit_code == 130
     assert found.stderr.endswith("interrupted; run the same command again: what was finished is kept\n")
+
+
+@pytest.mark.parametrize("error", (AttributeError("no attribute 'flush'"), StoreError("s.h5 is damaged")))
+def test_what_a_library_makes_of_an_interruption_is_one(drawn, tmp_path, monkeypatch, error):
+    def interrupted(*_args, **_kwargs):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # as HDF5 does, in a callback
+            raise error from None
+
+    monkeypatch.setattr("onceover.extract.pipeline.extract", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    found = CliRunner().invoke(cli, ["extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5")])
+    assert found.exit_code == 130
+    assert found.stderr == "interrupted; run the same command again: what was finished is kept\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_ignored_interruption_stays_ignored(drawn, tmp_path, monkeypatch):
+    def failing(*_args, **_kwargs):
+        signal.raise_signal(signal.SIGINT)
+        raise StoreError("s.h5 is damaged")
+
+    monkeypatch.setattr("onceover.extract.pipeline.extract", failing)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        found = CliRunner().invoke(cli, ["extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5")])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found.exit_code == 1
+    assert found.stderr == "error: s.h5 is damaged\n"
 
 
 def test_evaluating_and_drawing_a_run_does_without_torch_and_its_memory(run_dir, tmp_path):
