@@ -640,19 +640,30 @@ def _same_command() -> str:
     help="Add a row corrected for hubs: qbnorm uses training queries, csls the split's own. Repeatable.",
 )
 @click.option(
+    "--equal-captions", is_flag=True, help="Add a row in which equal captions of other images are correct as well."
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Add a row of searches in N smaller galleries; papers report COCO so, with 5.",
+)
+@click.option(
     "--shuffled", is_flag=True, help="Add a sanity check: heads trained on shuffled pairs must score at chance."
 )
 @click.option(
     "--errors", type=click.IntRange(min=1), metavar="N", help="Write a page with the N worst queries in each direction."
 )
+@click.option("--fresh", is_flag=True, help="Measure the baselines again, which are kept in STORE.h5.baselines.")
 @json_option
 @memory_option
 @device_option
-def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memory, device):
+def evaluate(run_dir, store_file, errors, json_to, **options):
     """Measure recall@K, ranks and MRR of a run beside baselines and chance.
 
     Print a table of both directions, and write it as evaluation-SPLIT.md, .csv and .json into the run folder, or
-    beside the store. With --store alone, measure the baselines.
+    beside the store. With --store alone, measure the baselines. What an earlier evaluation of the run measured beside
+    that stays in the table.
 
     \b
     Examples:
@@ -660,14 +671,16 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
       onceover evaluate --run runs/first --rerank qbnorm --shuffled --errors 20
       onceover evaluate --store stores/flickr8k.h5 --json baselines.json
     """
-    if run_dir is None and (store_file is None or shuffled or errors or rerank):
-        raise click.UsageError("name a --run; --store alone gives the baselines, and goes with --split and --json")
+    of_a_run = ("rerank", "equal_captions", "folds", "shuffled")
+    if run_dir is None and (store_file is None or errors or any(options[name] for name in of_a_run)):
+        raise click.UsageError(
+            "name a --run; --store alone gives the baselines, and goes with --split, --fresh, --memory and --json"
+        )
     from onceover import workflows
     from onceover.base.outputs import check_result, write_result
 
     if json_to and json_to != "-":
         check_result(json_to)
-    options = {"split": split, "rerank": rerank, "shuffled": shuffled, "memory": memory, "device": device}
     evaluation = workflows.evaluate(run_dir, store=store_file, **options)
     written = [*evaluation.files]
     if json_to == "-":
@@ -678,7 +691,7 @@ def evaluate(run_dir, store_file, split, rerank, shuffled, errors, json_to, memo
             write_result(json_to, evaluation.result)
             written.append(json_to)
     if errors:
-        written.append(workflows.error_page(run_dir, evaluation.result["split"], errors, rerank))
+        written.append(workflows.error_page(run_dir, evaluation.result["split"], errors, options["rerank"]))
     done(
         f"wrote {', '.join(map(str, written))}",
         command("search", "--run", run_dir, "--query", "a dog playing in the park")

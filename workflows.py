@@ -279,21 +279,28 @@ def evaluate(
     store: str | Path | None = None,
     split: str | None = None,
     rerank: Sequence[str] = (),
+    equal_captions: bool = False,
+    folds: int | None = None,
     shuffled: bool = False,
     memory: int | None = None,
     device: str | None = None,
+    fresh: bool = False,
 ) -> Evaluation:
     """Measures a run beside its baselines and chance in both directions, or a store's baselines alone.
 
-    Writes ``evaluation-SPLIT.md``, ``.csv`` and ``.json`` into the run's folder, or beside the store.
+    Writes ``evaluation-SPLIT.md``, ``.csv`` and ``.json`` into the run's folder, or beside the store. Rows that an
+    earlier evaluation of the same run has and this one lacks stay.
 
     Args:
         run: a run, or its folder.
         store: without a run, the store; with one, the new location of its store, if it has moved.
         split: the split to evaluate; by default the reported one.
         rerank: add rows corrected for hubs: ``qbnorm``, ``csls``.
+        equal_captions: add a row in which equal captions of other images are correct as well.
+        folds: add a row of searches in so many smaller galleries, as COCO's five folds of 1,000 images.
         shuffled: add a sanity check: heads trained on shuffled pairs, which must score at chance.
         memory: the memory limit in bytes; by default half of the machine's.
+        fresh: measure the baselines again, which are otherwise kept beside the store (``STORE.h5.baselines``).
 
     Example:
         >>> evaluation = onceover.evaluate("runs/first")
@@ -312,8 +319,10 @@ def evaluate(
 
     folder = None if run is None else _folder_of(run)
     embeddings = None
+    fitted_images = None
     if folder:
         provenance = read_provenance(folder)
+        fitted_images = provenance.get("train_pictures")
         store = store or store_of(folder, provenance)
         embeddings = read_embeddings(folder / EMBEDDINGS)
         _check_evaluation(folder, split or embeddings.report_split)
@@ -327,14 +336,48 @@ def evaluate(
             from onceover.heads.sanity import fit_shuffled
 
             control = fit_shuffled(folder, opened, memory, device)
-        result = evaluation.evaluate(embeddings, opened, split, rerank=rerank, shuffled=control, memory=memory)
+        result = evaluation.evaluate(
+            embeddings,
+            opened,
+            split,
+            rerank=rerank,
+            equal_captions=equal_captions,
+            folds=folds,
+            shuffled=control,
+            fitted_images=fitted_images,
+            memory=memory,
+            fresh=fresh,
+        )
     stem = EVALUATION.format(result["split"])
-    if not folder:
+    if folder:
+        result = _with_earlier_rows(result, folder / f"{stem}.json")
+    else:
         stem = f"{Path(store).name}.{stem}"
         folder = Path(store).parent
     texts = tables.evaluation_files(stem, result)
     Outputs(folder, _EVALUATE_AGAIN).write_texts(texts)
     return Evaluation(result, [folder / name for name in texts])
+
+
+def _with_earlier_rows(result: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A result with the rows of the run that an earlier evaluation has beside it; says what stays and what is lost."""
+    from onceover.base.files import FileError, read_record
+    from onceover.retrieval.evaluation import earlier_rows, is_of_the_same, with_rows
+
+    try:
+        earlier = read_record(file, "the earlier evaluation") if file.exists() else {}
+        rows = earlier_rows(result, earlier)
+    except (FileError, KeyError, TypeError, AttributeError):  # damaged, or of another version
+        say(f"{file} is damaged or of another version, and is replaced")
+        return result
+    if not rows:
+        return result
+    names = ", ".join(rows)
+    if not is_of_the_same(result, earlier):
+        say(f"{file} is of other embeddings and is replaced, with its rows {names}")
+        return result
+    say(f"kept from the evaluation before: {names}")
+    return with_rows(result, rows)
 
 
 def _check_evaluation(folder: Path, split: str) -> None:

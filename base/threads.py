@@ -1,11 +1,68 @@
-"""Work in threads, and work that is begun ahead of its results, which come in order."""
+"""How many threads there may be, work in threads, and work that is begun ahead of its results, which come in order."""
 
+import contextlib
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from onceover.base.memory import keep_freed_memory
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read when a library is loaded
+
+
+def available_cpus() -> int:
+    """How many processors this process may use: the machine's, or fewer by its affinity or a container's quota."""
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(count, _cpu_quota())))
+
+
+def _cpu_quota() -> float:
+    """The processors' time that a container may take, in processors; infinite without a quota."""
+    try:
+        if _QUOTA.is_file():
+            quota, period = _QUOTA.read_text().split()
+        else:
+            quota, period = (path.read_text().strip() for path in _QUOTA_V1)
+        if float(quota) > 0:  # no number: "max", or -1
+            return float(quota) / float(period)
+    except (OSError, ValueError):
+        pass
+    return math.inf
+
+
+def bound_threads() -> None:
+    """Bounds the threads of libraries that are loaded from now on by a container's quota of the processors.
+
+    They see the machine's processors and this process's affinity themselves, but no quota. What the user has set stays.
+    """
+    if math.isfinite(_cpu_quota()):
+        for variable in _VARIABLES:
+            os.environ.setdefault(variable, str(available_cpus()))
+
+
+@contextlib.contextmanager
+def single_threads() -> Iterator[ThreadPoolExecutor]:
+    """Gives a pool of a thread for each processor, while each library computes in the one thread that calls it.
+
+    The linear algebra of NumPy and of SciPy has threads of its own in each, which wait for each other in a loop: on a
+    busy machine that takes ten times as long as one thread does.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        pool = ThreadPoolExecutor(available_cpus(), initializer=threadpool_limits, initargs=(1, "openmp"))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def in_order(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:

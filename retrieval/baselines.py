@@ -1,24 +1,19 @@
-"""Baselines that the trained heads have to beat: spaces in which nothing is learned, and nearest neighbours.
+"""Baselines that the trained heads have to beat: those without learning, and how the settings of others are chosen.
 
-``retrieval.closed_form`` holds those that are linear maps. The fitted ones see the train images' features, averaged
-over an image's views and standardised, and like the heads they are chosen on the validation images.
+``retrieval.closed_form`` and ``retrieval.neighbours`` hold the fitted ones. They see the train images' features,
+averaged over an image's views and standardised, and like the heads they are chosen on the validation images.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from scipy.sparse import csr_array
 
-from onceover.retrieval.exact import exact_search
-from onceover.retrieval.metrics import quality
-from onceover.retrieval.ranks import MetricsError, Ranks, rank
+from onceover.retrieval.metrics import RankPair, quality
+from onceover.retrieval.ranks import MetricsError, rank
 
 MAPS = 10  # random maps averaged: a single one strays from chance by luck
-NEIGHBOURS = (1, 3, 10, 30, 100, 300)
-SHARPNESS = (0.02, 0.05, 0.1, 0.2)  # softmax temperature of the neighbours' weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +27,29 @@ class Pairs:
 
 #: a function from pairs to image and text vectors of one space
 Embed = Callable[[Pairs], tuple[np.ndarray, np.ndarray]]
-#: a baseline that may be chosen: its settings, and its function
-Candidate = tuple[dict, Embed]
-_Embed = TypeVar("_Embed", bound=Embed)
+_Embed = TypeVar("_Embed", bound=Embed, covariant=True)
 
 
-def choose(
-    candidates: Iterator[tuple[dict, _Embed]], validation: Pairs, step: Callable[[], object] = lambda: None
-) -> tuple[dict, _Embed]:
-    """Chooses the candidate with the best rsum on the validation pairs; its settings get that rsum.
+class Candidate(NamedTuple):
+    """Settings of a baseline, and the unit vectors that it gives the validation pairs with them, (N, K) and (M, K)."""
+
+    settings: dict
+    images: np.ndarray
+    texts: np.ndarray
+
+
+class Family(Protocol[_Embed]):
+    """A baseline fitted to pairs, with a grid of settings that share what is costly."""
+
+    def candidates(self, validation: Pairs) -> Iterator[Candidate]:
+        """The vectors of the validation pairs with each setting of the grid."""
+
+    def fit(self, settings: dict) -> _Embed:
+        """The baseline with some settings; of a number that is larger than there can be, the largest."""
+
+
+def choose(family: Family, validation: Pairs, step: Callable[[], object] = lambda: None) -> dict:
+    """Chooses the settings with the best rsum on the validation pairs, of equal ones the smallest; adds that rsum.
 
     Args:
         step: called after each candidate.
@@ -49,16 +58,17 @@ def choose(
         MetricsError: there are no candidates.
     """
     best_rsum = -1.0
-    best: tuple[dict, _Embed] | None = None
-    for settings, embed in candidates:
-        rsum = quality(*embed(validation), validation.image_index)["rsum"]
-        if rsum > best_rsum:
+    best: dict = {}
+    for candidate in family.candidates(validation):
+        rsum = quality(candidate.images, candidate.texts, validation.image_index)["rsum"]
+        is_smaller = rsum == best_rsum and tuple(candidate.settings.values()) < tuple(best.values())
+        if rsum > best_rsum or is_smaller:
             best_rsum = rsum
-            best = (settings | {"selection_rsum": round(rsum, 1)}, embed)
+            best = candidate.settings
         step()
-    if best is None:
+    if not best:
         raise MetricsError("no candidate of the baseline could be made")
-    return best
+    return best | {"selection_rsum": round(best_rsum, 1)}
 
 
 def standardised(train: Pairs, *others: Pairs) -> list[Pairs]:
@@ -91,69 +101,6 @@ class _Standardiser:
         return features.astype(np.float64)
 
 
-def neighbours(train: Pairs, kind: str) -> Iterator[Candidate]:
-    """Training pairs as a bridge between the modalities (the transfer of Ordonez et al. 2011, softened).
-
-    Args:
-        kind: ``text_knn``: a caption enters the image space as the weighted mean of the images of its nearest
-            training captions; ``image_knn``: an image enters the caption space by the captions of its nearest
-            training images.
-    """
-    bridge = _Bridge(train, kind)
-    for count in sorted({min(count, bridge.size) for count in NEIGHBOURS}):
-        for sharpness in SHARPNESS if count > 1 else SHARPNESS[:1]:
-            yield {"neighbours": count, "sharpness": sharpness}, partial(bridge.embed, count, sharpness)
-
-
-class _Bridge:
-    """Carries one modality (a query's) into the space of the other by its nearest training items.
-
-    Attributes:
-        size: how many training items there are to be near.
-    """
-
-    def __init__(self, train: Pairs, kind: str):
-        self._moves_texts = kind == "text_knn"
-        images = unit_rows(train.images)
-        texts = unit_rows(train.texts)
-        if self._moves_texts:
-            self._memory = texts
-            self._values = images
-            self._value_of = train.image_index  # an image serves each of its captions
-        else:
-            having, image = np.unique(train.image_index, return_inverse=True)
-            sums = np.zeros((len(having), texts.shape[1]))
-            np.add.at(sums, image, texts)
-            self._memory = images[having]
-            self._values = sums / np.bincount(image)[:, None]
-            self._value_of = np.arange(len(having))
-        self.size = len(self._memory)
-        self._nearest = lru_cache(maxsize=1)(self._search)  # settings that follow each other share a search
-
-    def embed(self, count: int, sharpness: float, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors of images and texts by so many neighbours."""
-        unmoved, scores, rows = self._nearest(pairs)
-        weights = np.exp((scores[:, :count] - scores[:, :1]) / sharpness)
-        starts = np.arange(0, weights.size + 1, weights.shape[1])
-        values = self._value_of[rows[:, :count]].ravel()
-        mixture = csr_array((weights.ravel(), values, starts), (len(rows), len(self._values)))
-        moved = unit_rows(mixture @ self._values)
-        if self._moves_texts:
-            return unmoved, moved
-        return moved, unmoved
-
-    def _search(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The vectors that are not moved, and the scores and rows of the nearest training items of the others."""
-        unmoved = pairs.images
-        queries = pairs.texts
-        if not self._moves_texts:
-            unmoved = pairs.texts
-            queries = pairs.images
-        unmoved = unit_rows(unmoved)
-        scores, rows = exact_search(self._memory, unit_rows(queries), max(NEIGHBOURS))
-        return unmoved, scores, rows
-
-
 def zero_shot(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     """A dual encoder's own features, compared by cosine: nothing is learned here."""
     return unit_rows(pairs.images), unit_rows(pairs.texts)
@@ -167,29 +114,32 @@ def unlearned(
     images_are_space: bool,
     seed: int = 0,
     step: Callable[[], object] = lambda: None,
-) -> list[tuple[Ranks, Ranks]]:
-    """Ranks in one modality's feature space that the other one enters by a random orthogonal map, once for each map.
+) -> list[RankPair]:
+    """Ranks in one modality's feature space that the other one enters by a random map, once for each of ``MAPS`` maps.
+
+    A map pairs coordinates of the two at random, each with a random sign, and leaves out what the wider one has more.
 
     Args:
         space: features whose space is used, (rows, D). others: features mapped into it, (rows, E).
         images_are_space: ``image_only`` if true, else ``text_only``.
-        step: called after each of the ``MAPS`` maps.
+        step: called after each map.
 
     Raises:
         MetricsError: features that are not finite, or a row without direction.
     """
-    space = unit_rows(space)
-    others = unit_rows(others)
+    space = unit_rows(space).astype(np.float32)
+    others = unit_rows(others).astype(np.float32)
     pairs = []
     for number in range(MAPS):
-        mapping = random_orthogonal(others.shape[1], space.shape[1], [seed, images_are_space, number])
-        if mapping.shape[0] < mapping.shape[1]:
-            # a map into more dimensions keeps lengths, so that the fewer dimensions give the same scores
-            in_space = space @ mapping.T
+        generator = np.random.default_rng([seed, images_are_space, number])
+        in_space = space
+        if space.shape[1] > others.shape[1]:  # what is left out would be multiplied by 0
+            in_space = _signed_choice(space, others.shape[1], generator)
             moved = others
         else:
-            in_space = space
-            moved = unit_rows(others @ mapping)
+            moved = _signed_choice(others, space.shape[1], generator)
+            lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+            moved /= np.where(lengths > 0, lengths, 1)  # a row whose chosen coordinates are all 0 stays there
         if images_are_space:
             pairs.append(rank(in_space, moved, image_index))
         else:
@@ -198,12 +148,11 @@ def unlearned(
     return pairs
 
 
-def random_orthogonal(rows: int, columns: int, seed: int | list[int]) -> np.ndarray:
-    """A Haar-random matrix, float64 (rows, columns): its rows or its columns are orthonormal (Mezzadri 2007)."""
-    gaussian = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
-    basis, upper = np.linalg.qr(gaussian)
-    basis *= np.sign(np.diag(upper))
-    return basis if rows >= columns else basis.T
+def _signed_choice(rows: np.ndarray, columns: int, generator: np.random.Generator) -> np.ndarray:
+    """Some columns of ``rows``, (R, columns), in random order and each with a random sign."""
+    chosen = generator.permutation(rows.shape[1])[:columns]
+    signs = generator.choice(np.array([-1, 1], rows.dtype), columns)
+    return rows[:, chosen] * signs
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from onceover.retrieval.baselines import Pairs, choose, unit_rows
+from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
 DIMENSIONS = (64, 128, 256, 512)
@@ -33,32 +33,105 @@ def _map(rows: np.ndarray, mapping: np.ndarray | None) -> np.ndarray:
     return unit_rows(rows)
 
 
-def cca(train: Pairs) -> Iterator[tuple[dict, Linear]]:
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The second moments of features over rows, by their eigenvectors; directions without any variance may be missing.
+
+    Attributes:
+        values: the variances along the eigenvectors, float64 (K,). basis: the eigenvectors, float64 (D, K).
+        mean: the mean variance of the D features.
+    """
+
+    values: np.ndarray
+    basis: np.ndarray
+    mean: float
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The second moments of pairs, each caption with its image: what every linear baseline is made of.
+
+    Attributes:
+        image, text: those of the images and of the texts. cross: those of both, in their bases, float64 (K, L).
+    """
+
+    image: Spectrum
+    text: Spectrum
+    cross: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> "Moments":
+        """Computes them; no row is repeated, and nothing is larger than images by images where these are few."""
+        count = len(pairs.texts)
+        captions = np.bincount(pairs.image_index, minlength=len(pairs.images))[:, None]
+        text_sums = np.zeros((len(pairs.images), pairs.texts.shape[1]))
+        np.add.at(text_sums, pairs.image_index, pairs.texts)
+        image = _spectrum(pairs.images * np.sqrt(captions / count))
+        text = _spectrum(pairs.texts / np.sqrt(count))
+        cross = image.basis.T @ (pairs.images.T @ text_sums / count) @ text.basis
+        return cls(image, text, cross)
+
+
+def _spectrum(rows: np.ndarray) -> Spectrum:
+    """The spectrum of the second moments ``rows.T @ rows``."""
+    count, dim = rows.shape
+    if count >= dim:
+        values, basis = np.linalg.eigh(rows.T @ rows)
+    else:  # the same, in the space that the few rows span
+        span, coordinates = np.linalg.qr(rows.T)
+        values, vectors = np.linalg.eigh(coordinates @ coordinates.T)
+        basis = span @ vectors
+    values = np.maximum(values, 0)
+    return Spectrum(values, basis, values.sum() / dim)
+
+
+class CCA:
     """Regularised canonical correlation analysis in closed form (Hotelling 1936; Vinod 1976 for the ridge).
 
-    Each caption is a pair with its image. Projections are weighted by a power of their canonical correlation
-    (Gong et al. 2014) and compared by cosine.
+    A ``Family``. Each caption is a pair with its image. Projections are weighted by a power of their canonical
+    correlation (Gong et al. 2014) and compared by cosine.
     """
-    image_moments, text_moments, cross_moments = _moments(train)
-    image_values, image_basis = np.linalg.eigh(image_moments)
-    text_values, text_basis = np.linalg.eigh(text_moments)
-    cross = image_basis.T @ cross_moments @ text_basis
-    for strength in STRENGTHS:
-        image_scale = _whitening(image_values, strength)
-        text_scale = _whitening(text_values, strength)
-        left, correlations, right = _leading(image_scale[:, None] * cross * text_scale, max(DIMENSIONS))
-        image_map = image_basis @ (image_scale[:, None] * left)
-        text_map = text_basis @ (text_scale[:, None] * right)
-        for dimensions in sorted({min(wanted, len(correlations)) for wanted in DIMENSIONS}):
-            for power in POWERS:
-                weights = correlations[:dimensions] ** power
-                settings = {"strength": strength, "dimensions": dimensions, "power": power}
-                yield settings, Linear(image_map[:, :dimensions] * weights, text_map[:, :dimensions] * weights)
+
+    def __init__(self, moments: Moments):
+        self._moments = moments
+
+    def candidates(self, validation: Pairs) -> Iterator[Candidate]:
+        """The vectors of the validation pairs with each strength of the ridge, number of dimensions and power."""
+        images = validation.images @ self._moments.image.basis
+        texts = validation.texts @ self._moments.text.basis
+        for strength in STRENGTHS:
+            image_map, correlations, text_map = self._directions(strength)
+            moved_images = images @ image_map
+            moved_texts = texts @ text_map
+            for dimensions in sorted({min(wanted, len(correlations)) for wanted in DIMENSIONS}):
+                for power in POWERS:
+                    weights = correlations[:dimensions] ** power
+                    settings = {"strength": strength, "dimensions": dimensions, "power": power}
+                    image_vectors = unit_rows(moved_images[:, :dimensions] * weights)
+                    yield Candidate(settings, image_vectors, unit_rows(moved_texts[:, :dimensions] * weights))
+
+    def fit(self, settings: dict) -> Linear:
+        """The maps with some settings, in at most as many dimensions as there are correlations."""
+        image_map, correlations, text_map = self._directions(settings["strength"])
+        dimensions = min(settings["dimensions"], len(correlations))
+        weights = correlations[:dimensions] ** settings["power"]
+        return Linear(
+            self._moments.image.basis @ (image_map[:, :dimensions] * weights),
+            self._moments.text.basis @ (text_map[:, :dimensions] * weights),
+        )
+
+    def _directions(self, strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The leading canonical directions in the bases, (K, C) and (L, C), with their correlations (C,) between."""
+        image_scale = _whitening(self._moments.image, strength)
+        text_scale = _whitening(self._moments.text, strength)
+        whitened = image_scale[:, None] * self._moments.cross * text_scale
+        left, correlations, right = _leading(whitened, max(DIMENSIONS))
+        return image_scale[:, None] * left, correlations, text_scale[:, None] * right
 
 
-def _whitening(values: np.ndarray, strength: float) -> np.ndarray:
-    """Scales that bring the variances ``values`` to 1, but for the ridge."""
-    return 1 / np.sqrt(np.maximum(values, 0) + strength * values.mean())
+def _whitening(spectrum: Spectrum, strength: float) -> np.ndarray:
+    """Scales that bring the variances of a spectrum to 1, but for the ridge."""
+    return 1 / np.sqrt(spectrum.values + strength * spectrum.mean)
 
 
 def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,38 +152,56 @@ def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.
     return matrix @ right / values, values, right
 
 
-def ridge(train: Pairs) -> Iterator[tuple[dict, Linear]]:
-    """Ridge regression of one modality's features on the other's (Hoerl and Kennard 1970), compared by cosine there."""
-    image_moments, text_moments, cross_moments = _moments(train)
-    for strength, mapping in _regressions(text_moments, cross_moments.T):
-        yield {"onto": "image", "strength": strength}, Linear(None, mapping)
-    for strength, mapping in _regressions(image_moments, cross_moments):
-        yield {"onto": "text", "strength": strength}, Linear(mapping, None)
+class Ridge:
+    """Ridge regression of one modality's features on the other's (Hoerl and Kennard 1970), compared there.
 
-
-def _regressions(moments: np.ndarray, cross_moments: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-    """Regression maps of several strengths.
-
-    Args:
-        moments: second moments of the features that are mapped, (D, D). cross_moments: with the other ones, (D, E).
+    A ``Family``.
     """
-    values, basis = np.linalg.eigh(moments)
-    cross = basis.T @ cross_moments
+
+    def __init__(self, moments: Moments):
+        self._moments = moments
+
+    def candidates(self, validation: Pairs) -> Iterator[Candidate]:
+        """The vectors of the validation pairs with each strength, in the images' space and then in the texts'."""
+        image = self._moments.image
+        text = self._moments.text
+        cross = self._moments.cross
+        for strength, texts, images in _predictions(validation.texts, text, cross.T, image, validation.images):
+            yield Candidate({"onto": "image", "strength": strength}, images, texts)
+        for strength, images, texts in _predictions(validation.images, image, cross, text, validation.texts):
+            yield Candidate({"onto": "text", "strength": strength}, images, texts)
+
+    def fit(self, settings: dict) -> Linear:
+        """The map with some settings."""
+        image = self._moments.image
+        text = self._moments.text
+        cross = self._moments.cross
+        if settings["onto"] == "image":
+            return Linear(None, text.basis @ _regression(text, cross.T, settings["strength"]) @ image.basis.T)
+        return Linear(image.basis @ _regression(image, cross, settings["strength"]) @ text.basis.T, None)
+
+
+def _regression(source: Spectrum, cross: np.ndarray, strength: float) -> np.ndarray:
+    """The regression map between two bases, (K, L)."""
+    return cross / (source.values + strength * source.mean)[:, None]
+
+
+def _predictions(
+    features: np.ndarray, source: Spectrum, cross: np.ndarray, target: Spectrum, others: np.ndarray
+) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """Unit vectors of features that are mapped into the other modality, and of ``others``, with each strength.
+
+    Their inner products are those in the other modality's space; the vectors have fewer dimensions where the mapped
+    ones span fewer.
+    """
+    coordinates = features @ source.basis
+    space = unit_rows(others) @ target.basis
+    if cross.shape[0] < cross.shape[1]:
+        span, upper = np.linalg.qr(cross.T)
+        space = space @ span
+        cross = upper.T
     for strength in STRENGTHS:
-        yield strength, basis @ (cross / (np.maximum(values, 0) + strength * values.mean())[:, None])
-
-
-def _moments(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Second moments over captions with their images: of images, of texts, and of both; no row is repeated."""
-    counts = np.bincount(pairs.image_index, minlength=len(pairs.images))[:, None]
-    text_sums = np.zeros((len(pairs.images), pairs.texts.shape[1]))
-    np.add.at(text_sums, pairs.image_index, pairs.texts)
-    count = len(pairs.texts)
-    return (
-        pairs.images.T @ (counts * pairs.images) / count,
-        pairs.texts.T @ pairs.texts / count,
-        pairs.images.T @ text_sums / count,
-    )
+        yield strength, unit_rows(coordinates @ _regression(source, cross, strength)), space
 
 
 def align(
@@ -120,26 +211,23 @@ def align(
 
     Args:
         train, validation: images (N, D), texts (M, E) and image_index (M,), standardised already.
-        refit: fit a second one with the same settings on both; its dimensions are the nearest that there are, since
-            more images can have more.
+        refit: fit a second one with the same settings on both.
 
     Returns:
         The settings, and one map or two.
     """
     train_pairs = Pairs(*train)
     validation_pairs = Pairs(*validation)
-    settings, chosen = choose(cca(train_pairs), validation_pairs, step)
-    if not refit:
-        return settings, [chosen]
-    alike = []
-    for candidate, mapping in cca(_joined(train_pairs, validation_pairs)):
-        if candidate["strength"] == settings["strength"] and candidate["power"] == settings["power"]:
-            alike.append((abs(candidate["dimensions"] - settings["dimensions"]), mapping))
-    _, refitted = min(alike, key=lambda pair: pair[0])
-    return settings, [chosen, refitted]
+    family = CCA(Moments.of(train_pairs))
+    settings = choose(family, validation_pairs, step)
+    maps = [family.fit(settings)]
+    if refit:
+        maps.append(CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings))
+    return settings, maps
 
 
-def _joined(first: Pairs, second: Pairs) -> Pairs:
+def joined(first: Pairs, second: Pairs) -> Pairs:
+    """The pairs of two sets of images as those of one."""
     return Pairs(
         np.concatenate([first.images, second.images]),
         np.concatenate([first.texts, second.texts]),

@@ -1,29 +1,24 @@
 """Evaluates a run, or a store alone, beside its baselines on one split; the result is plain values."""
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
-from onceover.base.memory import OVERHEAD, default_memory
-from onceover.extract.store import FeatureStore, Roles, StoreError, row_blocks
-from onceover.retrieval import baselines, closed_form
-from onceover.retrieval.baselines import Pairs
-from onceover.retrieval.embeddings import Embeddings, EmbeddingsError, SplitVectors, model_name
+from onceover.base.memory import default_memory
+from onceover.extract.store import FeatureStore
+from onceover.retrieval.baseline_cache import BaselineCache
+from onceover.retrieval.baseline_ranks import Baseline, measure_baselines
+from onceover.retrieval.embeddings import Embeddings, model_name
 from onceover.retrieval.hubness import RERANKS, biases_of_split, hub_skewness
-from onceover.retrieval.metrics import report
+from onceover.retrieval.metrics import DIRECTIONS, report
 from onceover.retrieval.ranks import Biases, chance, rank
+from onceover.retrieval.regrouping import rank_folds, with_equal_captions
+from onceover.retrieval.store_pairs import FittingRows, captions_of, fitting_rows, images_of, roles_of
 
-COPIES = 4  # of features, float64, that the learned baselines hold at a time
-_MIN_TRAIN = 1000  # images that the learned baselines are fitted on in however little memory
-_LEARNED = {
-    "cca": closed_form.cca,
-    "ridge": closed_form.ridge,
-    "text_knn": lambda train: baselines.neighbours(train, "text_knn"),
-    "image_knn": lambda train: baselines.neighbours(train, "image_knn"),
-}
+_RUN_ROWS = ("multimodal", "shuffled")  # how the names of those rows begin that depend on the run
 
 
 class EvaluationError(OnceoverError):
@@ -36,18 +31,27 @@ def evaluate(
     split: str | None = None,
     *,
     rerank: Iterable[str] = (),
+    equal_captions: bool = False,
+    folds: int | None = None,
     shuffled: Embeddings | None = None,
+    fitted_images: int | None = None,
     memory: int | None = None,
     seed: int = 0,
+    fresh: bool = False,
 ) -> dict:
     """Measures a run and every baseline on a split (default: the reported one).
 
     Args:
         embeddings: a run's; None: the baselines alone.
         rerank: corrections for hubs (``retrieval.hubness.RERANKS``) that get a row each; the run's own always does.
+        equal_captions: add a row in which equal captions of other images are correct as well.
+        folds: add a row of searches in so many smaller galleries, as COCO's five folds of 1,000 images.
         shuffled: the embeddings of the sanity check, heads fitted to shuffled pairs.
+        fitted_images: how many images the run was fitted on, as run.json has it; the baselines are fitted on the same
+            ones. By default train and validation images.
         memory: limit in bytes, by default half of the machine's memory. Metrics are always of the whole split; the
-            learned baselines are fitted on as many train images as fit.
+            fitted baselines are fitted on as many images as fit.
+        fresh: measure the baselines again where they are stored beside the store.
 
     Raises:
         EvaluationError: the store's features are not those the run was fitted on, or an unknown correction.
@@ -56,27 +60,36 @@ def evaluate(
     for run in (embeddings, shuffled):
         if run is not None:
             check_store(run, store)
-    roles = _roles(store)
+    roles = roles_of(store)
     split = split or roles.report_name
+    together = roles.together().train
+    fitted_images = fitted_images or len(together)
+    rows_of_split = roles
     if split == "train" and embeddings is not None and roles.selection_name not in embeddings.splits:
-        roles = roles.together()  # the run was fitted on the validation images as well
-    images = _images_of(store, roles, split)
-    measured = _read_pairs(store, images)
-    fitting = _fitting_pairs(store, roles, len(images), memory or default_memory())
+        rows_of_split = roles.together()  # the run was fitted on the validation images as well
+    images = images_of(store, rows_of_split, split)
+    refit = fitted_images > len(roles.train)
+    rows = fitting_rows(store, roles, len(images), memory or default_memory(), refit)
     models: dict[str, dict] = {}
     if embeddings is not None:
-        models |= _evaluate_run(embeddings, split, rerank, seed)
-    models |= _evaluate_baselines(measured, fitting, _is_dual_encoder(store), seed)
+        own = _evaluate_run(embeddings, split, rerank, equal_captions, folds, seed)
+        models |= {name: row | {"fitted_images": fitted_images} for name, row in own.items()}
+    for name, baseline in _baselines(store, images, rows, seed, fresh).items():
+        models[name] = _baseline_row(baseline, seed)
     if shuffled is not None:
-        models["shuffled"] = _evaluate_model(shuffled.vectors_of(split), {}, seed)
-    models["chance"] = report([chance(len(measured.images), measured.image_index)], draws=0)
+        row = _evaluate_model(shuffled.vectors_of(split), {}, seed)
+        models["shuffled"] = row | {"fitted_images": len(roles.train)}
+    captions, image_index = captions_of(store, images)
+    models["chance"] = report([chance(len(images), image_index)], draws=0)
     return {
         "split": split,
         "space": embeddings.space if embeddings else None,
-        "n_images": len(measured.images),
-        "n_captions": len(measured.texts),
+        "fingerprints": store.fingerprints,
+        "n_images": len(images),
+        "n_captions": len(captions),
+        "n_different_captions": len({store.captions[row] for row in captions}),
         "selected_on": roles.selection_name,
-        "baselines_fitted_on": {"pictures": len(fitting.train.images) if fitting else 0, "of": len(roles.train)},
+        "baselines_fitted_on": {"images": len(rows.fitted) if rows else 0, "of": rows.available if rows else 0},
         "models": models,
     }
 
@@ -96,136 +109,89 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
         )
 
 
-def _roles(store: FeatureStore) -> Roles:
-    """The store's roles; a dual encoder's store without train or validation images is reported on all the same."""
-    try:
-        return store.roles()
-    except StoreError:
-        if not _is_dual_encoder(store):
-            raise
-        splits = np.array(store.image_splits)
-        for split in ("test", "dev"):
-            images = np.flatnonzero(splits == split)
-            if len(images):
-                nothing = np.empty(0, int)
-                return Roles(nothing, nothing, images, "", split)
-        raise
+def earlier_rows(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, dict]:
+    """The rows of an earlier result that depend on the run and that a result lacks."""
+    rows = {}
+    for name, row in earlier.get("models", {}).items():
+        if name.startswith(_RUN_ROWS) and name not in result["models"]:
+            rows[name] = row
+    return rows
 
 
-def _is_dual_encoder(store: FeatureStore) -> bool:
-    """Whether both kinds of features are projections of one model into its own shared space."""
-    image = store.recipes["image"]
-    text = store.recipes["text"]
-    return image["weights"] == text["weights"] and image["pooling"] == text["pooling"] == "projection"
+def with_rows(result: dict, rows: Mapping[str, dict]) -> dict:
+    """A result with more rows, in the order of ``evaluate``: the run's, the baselines, what has to be at chance."""
+    models = result["models"] | rows
+    names = sorted(models, key=_group_of)
+    return result | {"models": {name: models[name] for name in names}}
 
 
-def _images_of(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:
-    """Rows of a split's images.
+def _group_of(name: str) -> int:
+    """The number of the group of rows that a row stands in."""
+    if name.startswith("multimodal"):
+        return 0
+    return {"shuffled": 2, "chance": 3}.get(name, 1)
 
-    Raises:
-        EmbeddingsError: there are none with captions.
+
+def is_of_the_same(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+    """Whether two results are of the same embeddings on the same split."""
+    return all(earlier.get(key) == result[key] for key in ("split", "space", "fingerprints"))
+
+
+def _evaluate_run(
+    embeddings: Embeddings, split: str, rerank: Iterable[str], equal_captions: bool, folds: int | None, seed: int
+) -> dict[str, dict]:
+    """A report of a run without a correction for hubs, with its own, and with each that is asked for.
+
+    The other ways to count, equal captions and folds, are those of the run's own search.
     """
-    rows_of = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
-    images = rows_of.get(split, np.flatnonzero(np.array(store.image_splits) == split))
-    if not np.isin(store.image_index, images).any():
-        raise EmbeddingsError(f"there are no images with captions in the split {split!r}; use {', '.join(rows_of)}")
-    return images
-
-
-def _read_pairs(store: FeatureStore, images: np.ndarray) -> Pairs:
-    """The plain features of images, each the mean over its views, and of their captions."""
-    captions = np.flatnonzero(np.isin(store.image_index, images))
-    features = np.empty((len(images), store.image_features.shape[2]), np.float32)
-    for rows in row_blocks(len(images)):
-        features[rows] = store.image_features[images[rows]].mean(1, dtype=np.float32)
-    index = np.searchsorted(images, store.image_index[captions])
-    return Pairs(features, store.text_features[captions].astype(np.float32), index)
-
-
-class _FittingPairs(NamedTuple):
-    """The pairs that the learned baselines are fitted on, and those that choose their settings."""
-
-    train: Pairs
-    validation: Pairs
-
-
-def _fitting_pairs(store: FeatureStore, roles: Roles, measured: int, memory: int) -> _FittingPairs | None:
-    """The pairs for the learned baselines, a sample where memory is short; None where there is nothing to fit on.
-
-    Args:
-        measured: how many images the measured split has.
-    """
-    if not len(roles.train):
-        return None
-    train = _images_of(store, roles, "train")
-    validation = _images_of(store, roles, roles.selection_name)
-    most = _most_images(store, max(measured, len(validation)), memory)
-    if len(train) > most:
-        train = np.sort(np.random.default_rng(0).permutation(train)[:most])
-    return _FittingPairs(_read_pairs(store, train), _read_pairs(store, validation))
-
-
-def _most_images(store: FeatureStore, measured: int, memory: int) -> int:
-    """How many images with their captions the learned baselines can be fitted on in ``memory`` bytes.
-
-    Beside them, a measured split of so many images has its captions in the wider of the two spaces.
-    """
-    image_dim, text_dim = store.dims
-    captions = len(store.image_index)
-    mapped = measured * max(image_dim, text_dim) * captions / len(store.image_splits)
-    per_image = image_dim + text_dim * captions / len(store.image_splits)
-    return max(_MIN_TRAIN, int(((memory - OVERHEAD) / (8 * COPIES) - mapped) / per_image))
-
-
-def _evaluate_run(embeddings: Embeddings, split: str, rerank: Iterable[str], seed: int) -> dict[str, dict]:
-    """A report of a run without a correction for hubs, with its own, and with each that is asked for."""
     models = {}
-    vectors = embeddings.vectors_of(split)
+    images, texts, image_index = embeddings.vectors_of(split)
     for method in dict.fromkeys(["none", embeddings.rerank, *rerank]):
         if method not in RERANKS:
             raise EvaluationError(f"unknown correction {method!r}; use {', '.join(RERANKS)}")
-        models[model_name(method)] = _evaluate_model(vectors, biases_of_split(embeddings, split, method), seed)
+        biases = biases_of_split(embeddings, split, method)
+        models[model_name(method)] = _evaluate_model((images, texts, image_index), biases, seed)
+    own = model_name(embeddings.rerank)
+    biases = embeddings.biases(embeddings.rerank, split)
+    if equal_captions:
+        captions = [embeddings.captions[row] for row in embeddings.split(split)[1]]
+        ranks = with_equal_captions(rank(images, texts, image_index, **biases), captions)
+        models[f"{own}_equal_captions"] = report([ranks], seed=seed)
+    if folds:
+        ranks = rank_folds(images, texts, image_index, folds, biases)
+        models[f"{own}_{folds}_folds"] = report([ranks], seed=seed)
     return models
 
 
-def _evaluate_model(vectors: SplitVectors, biases: Biases, seed: int) -> dict:
+def _evaluate_model(vectors: Sequence[np.ndarray], biases: Biases, seed: int) -> dict:
     """A model's report, with the skewness of its hubs."""
-    images, texts, _ = vectors
-    result = report([rank(*vectors, **biases)], seed=seed)
+    images, texts, image_index = vectors
+    result = report([rank(images, texts, image_index, **biases)], seed=seed)
     result["image_to_text"]["hub_skewness"] = hub_skewness(texts, images, biases.get("text_bias"))
     result["text_to_image"]["hub_skewness"] = hub_skewness(images, texts, biases.get("image_bias"))
     return result
 
 
-def _evaluate_baselines(measured: Pairs, fitting: _FittingPairs | None, is_dual: bool, seed: int) -> dict[str, dict]:
-    """A report of each baseline.
-
-    Args:
-        fitting: None where nothing can be fitted. is_dual: whether the encoder gets a row of its own.
-    """
-    models: dict[str, dict] = {}
+def _baselines(
+    store: FeatureStore, images: np.ndarray, rows: FittingRows | None, seed: int, fresh: bool
+) -> dict[str, Baseline]:
+    """The baselines on some images: as they are stored beside the store, or else measured, and then stored."""
+    cache = BaselineCache(store, images, rows, seed)
+    stored = None if fresh else cache.load()
+    if stored is not None:
+        return stored
     with tqdm(desc="baselines", unit=" models", disable=None) as bar:
-        if is_dual:
-            vectors = SplitVectors(*baselines.zero_shot(measured), measured.image_index)
-            models["zero_shot"] = _evaluate_model(vectors, {}, seed)
-        if fitting:
-            models |= _evaluate_learned(measured, fitting, seed, bar.update)
-        common = {"image_index": measured.image_index, "seed": seed, "step": bar.update}
-        maps = baselines.unlearned(measured.images, measured.texts, images_are_space=True, **common)
-        models["image_only"] = report(maps, seed=seed)
-        maps = baselines.unlearned(measured.texts, measured.images, images_are_space=False, **common)
-        models["text_only"] = report(maps, seed=seed)
-    return models
+        measured = measure_baselines(store, images, rows, seed, bar.update)
+    cache.save(measured)
+    return measured
 
 
-def _evaluate_learned(
-    measured: Pairs, fitting: _FittingPairs, seed: int, step: Callable[[], object]
-) -> dict[str, dict]:
-    """A report of each fitted baseline, with the settings that were chosen."""
-    models = {}
-    train, validation, measured = baselines.standardised(*fitting, measured)
-    for name, candidates in _LEARNED.items():
-        settings, embed = baselines.choose(candidates(train), validation, step)
-        vectors = SplitVectors(*embed(measured), measured.image_index)
-        models[name] = _evaluate_model(vectors, {}, seed) | {"settings": settings}
-    return models
+def _baseline_row(baseline: Baseline, seed: int) -> dict:
+    """The report of a baseline's ranks, with its settings and the number of images that it was fitted on."""
+    row = report(baseline.ranks, seed=seed)
+    for direction in DIRECTIONS:
+        if direction in baseline.hubs:
+            row[direction]["hub_skewness"] = baseline.hubs[direction]
+    if baseline.fitted_images is not None:
+        row |= {"settings": baseline.settings, "fitted_images": baseline.fitted_images}
+    return row

@@ -1,8 +1,6 @@
 """The leaderboard of a sweep: trials ranked on the validation images, those that stay in the race, and the table."""
 
-import io
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,8 @@ from statistics import NormalDist
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import MAX_TEXT, read_bytes, write_bytes
+from onceover.base.files import write_bytes
+from onceover.base.npz import npz_bytes, read_npz
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, RankPair, compare, report
 from onceover.retrieval.ranks import Ranks, rank
 from onceover.retrieval.tables import csv_text
@@ -51,9 +50,7 @@ class Judge:
         for direction, ranks in zip(_SHORT.values(), self._ranks[trial], strict=True):
             for field in _FIELDS:
                 arrays[f"{direction}_{field}"] = getattr(ranks, field)
-        data = io.BytesIO()
-        np.savez(data, origin=np.array(origin), **arrays)
-        write_bytes(path, data.getbuffer())
+        write_bytes(path, npz_bytes({"origin": np.array(origin), **arrays}))
 
     def load(self, trial: str, path: Path, origin: str) -> None:
         """Remembers a trial's ranks again.
@@ -99,16 +96,12 @@ def _read_ranks(path: Path, origin: str) -> RankPair:
     Raises:
         Exception: of whatever kind, where the file is missing, damaged, or holds no ranks.
     """
-    data = io.BytesIO(read_bytes(path, MAX_TEXT))
-    with zipfile.ZipFile(data) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("compressed arrays, which are not written here")
+    arrays = read_npz(path)
+    if "origin" in arrays and str(arrays["origin"]) != origin:
+        raise ValueError("the ranks of another trial")
     pair = []
-    with np.load(data, allow_pickle=False) as arrays:
-        if "origin" in arrays and str(arrays["origin"]) != origin:
-            raise ValueError("the ranks of another trial")
-        for direction in _SHORT.values():
-            pair.append(_checked_ranks({field: arrays[f"{direction}_{field}"] for field in _FIELDS}))
+    for direction in _SHORT.values():
+        pair.append(_checked_ranks({field: arrays[f"{direction}_{field}"] for field in _FIELDS}))
     image_to_text, text_to_image = pair
     if max(image_to_text.group.max(), text_to_image.group.max()) >= text_to_image.gallery:
         raise ValueError("images that are not in the gallery")

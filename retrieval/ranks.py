@@ -153,7 +153,7 @@ def rank(
     rows = max(1, min(_BLOCK_ROWS, memory // (_BLOCK_BYTES * len(texts))))
     for start in range(0, len(images), rows):
         _count_block(scores, slice(start, min(start + rows, len(images))), above, level)
-    return _both_ranks(above, level, image_index, len(images))
+    return ranks_from_counts(above, level, image_index, len(images))
 
 
 def rank_scores(scores: np.ndarray, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
@@ -175,7 +175,7 @@ def chance(n_images: int, image_index: np.ndarray) -> tuple[Ranks, Ranks]:
     level = np.zeros((2, n_captions), np.int64)
     level[_TO_TEXT] = n_captions
     level[_TO_IMAGE] = n_images
-    return _both_ranks(above, level, np.asarray(image_index), n_images)
+    return ranks_from_counts(above, level, np.asarray(image_index), n_images)
 
 
 def _check(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray) -> None:
@@ -396,10 +396,17 @@ def _count_true(mask: np.ndarray) -> np.ndarray:
     return np.add.reduce(mask.view(np.uint8), axis=1, dtype=np.int32).astype(np.int64)
 
 
-def _both_ranks(above: np.ndarray, level: np.ndarray, image_index: np.ndarray, n_images: int) -> tuple[Ranks, Ranks]:
-    """Ranks of both directions from counts for each caption, int64 (2, M)."""
+def ranks_from_counts(
+    above: np.ndarray, level: np.ndarray, image_index: np.ndarray, n_images: int
+) -> tuple[Ranks, Ranks]:
+    """Ranks of both directions from counts for each caption with its image, int64 (2, M), image-to-text first."""
     images, query = np.unique(image_index, return_inverse=True)
     captions = np.arange(len(image_index))
     to_text = Ranks(query, above[_TO_TEXT], level[_TO_TEXT], len(image_index), images)
     to_image = Ranks(captions, above[_TO_IMAGE], level[_TO_IMAGE], n_images, image_index)
     return to_text, to_image
+
+
+def counts_of(pair: tuple[Ranks, Ranks]) -> np.ndarray:
+    """The counts that ranks were made of (``ranks_from_counts``), int64 (2, 2, M): above and level, each both ways."""
+    return np.array([[ranks.above for ranks in pair], [ranks.level for ranks in pair]])

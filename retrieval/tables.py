@@ -19,22 +19,30 @@ _MODEL_NOTES = {
     "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
     "transductive: not to be compared with single queries",
     "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
-    "cca": "cca, ridge, text_knn, image_knn: fitted on the train images' standardised features, settings chosen on "
-    "the validation split",
+    "cca": "cca, ridge, text_knn, image_knn: their settings were fitted on train images and chosen on the validation "
+    "split; then they were fitted again, on as many images as the table says, the run's own",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
     "shuffled": "shuffled: heads fitted with the run's settings (an ensemble's first member's) to train images that "
     "had swapped their captions",
 }
+_ENDING_NOTES = {
+    "_equal_captions": "…_equal_captions: a caption equal to one of an image's own is correct for it, and the image "
+    "for the caption",
+    "_folds": "…_folds: each query searches its own fold alone, consecutive images in the store's order with their "
+    "captions; the gallery is the largest fold's",
+}
+_FEW_DIFFERENT = 0.9  # share of different captions below which equal ones are worth a note
 
 
 def table_rows(result: dict) -> list[list[str]]:
     """The table of an evaluation: a header, and a row for each model and direction."""
-    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum"]]
+    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum", "fitted on"]]
     for model, summary in result["models"].items():
+        fitted = f"{summary['fitted_images']:,}" if "fitted_images" in summary else "–"
         for direction in DIRECTIONS:
             numbers = summary[direction]
             cells = [_cell(numbers, column) for column in _COLUMNS]
-            rows.append([model, _direction_label(direction, numbers), *cells, f"{summary['rsum']:.1f}"])
+            rows.append([model, _direction_label(direction, numbers), *cells, f"{summary['rsum']:.1f}", fitted])
     return rows
 
 
@@ -69,17 +77,25 @@ def notes(result: dict) -> list[str]:
     chosen = "nothing fitted"
     if result["selected_on"]:
         chosen = f"everything that was chosen was chosen on {result['selected_on']}"
+    models = result["models"]
     lines = [
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; in brackets the size "
-        "of the gallery; R@K: hit@K in percent with 95 % intervals over images (true recall@K: in .csv and .json)",
+        "of the gallery; R@K: hit@K in percent with 95 % intervals over images (true recall@K: in .csv and .json); "
+        "fitted on: images",
         chosen,
-        *(note for model, note in _MODEL_NOTES.items() if model in result["models"]),
+        *(note for model, note in _MODEL_NOTES.items() if model in models),
+        *(note for ending, note in _ENDING_NOTES.items() if any(model.endswith(ending) for model in models)),
     ]
     fitted = result["baselines_fitted_on"]
-    if 0 < fitted["pictures"] < fitted["of"]:
+    if fitted["images"] < fitted["of"]:
         lines.append(
-            f"the learned baselines were fitted on {fitted['pictures']:,} of {fitted['of']:,} train images, as many "
-            "as --memory allows"
+            f"the fitted baselines were fitted on {fitted['images']:,} of {fitted['of']:,} images, as many as --memory "
+            "allows"
+        )
+    if result["n_different_captions"] < _FEW_DIFFERENT * result["n_captions"]:
+        lines.append(
+            f"only {result['n_different_captions']:,} of the {result['n_captions']:,} captions are different, and an "
+            "equal caption of another image counts as wrong; --equal-captions adds a row that counts it as correct"
         )
     return lines + _warnings(result["split"], {"heads and settings": result["selected_on"]})
 
@@ -183,6 +199,8 @@ def csv_table(result: dict) -> str:
             for column, value in summary[direction].items():
                 row |= _flat(column, value)
             row["rsum"] = summary["rsum"]
+            if "fitted_images" in summary:
+                row["fitted_images"] = summary["fitted_images"]
             rows.append(row)
     return csv_text(rows)
 

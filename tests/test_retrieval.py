@@ -22,8 +22,8 @@ from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore
 from onceover.heads.training import fit
-from onceover.retrieval import evaluation
 from onceover.retrieval import gallery as galleries
+from onceover.retrieval import store_pairs
 from onceover.retrieval.comparison import compare_runs
 from onceover.retrieval.embeddings import EmbeddingsError, read_embeddings
 from onceover.retrieval.evaluation import EvaluationError, evaluate
@@ -136,25 +136,26 @@ def test_a_store_alone_gives_the_baselines(store):
 def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(planted, monkeypatch, split):
     asked = []
     monkeypatch.setattr(
-        evaluation, "_most_images", lambda store, measured, memory: asked.append((measured, memory)) or 150
+        store_pairs, "_most_images", lambda store, measured, memory: asked.append((measured, memory)) or 150
     )
     result = evaluate(None, planted, split, memory=7)
     size = {"train": 300, "dev": 100, "test": 200}[split]
     assert asked == [(size, 7)]
-    assert result["baselines_fitted_on"] == {"pictures": 150, "of": 300}
+    assert result["baselines_fitted_on"] == {"images": 150, "of": 400}
+    assert {result["models"][name]["fitted_images"] for name in BASELINES[:4]} == {150}
     assert (result["n_images"], result["n_captions"]) == (size, 2 * size)  # what is measured is whole
-    assert any("150 of 300 train images, as many as --memory allows" in note for note in notes(result))
+    assert any("150 of 400 images, as many as --memory allows" in note for note in notes(result))
 
 
 def test_a_larger_split_to_be_measured_leaves_less_room_to_fit(planted):
-    few, many = (evaluation._most_images(planted, measured, 2**31) for measured in (10**4, 10**5))
+    few, many = (store_pairs._most_images(planted, measured, 2**31) for measured in (10**4, 10**5))
     assert few > many > 1000
 
 
 def test_views_are_averaged_block_by_block_to_the_same_features(store, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 7)
     rows = np.flatnonzero(np.array(store.image_splits) == "train")
-    pairs = evaluation._read_pairs(store, rows)
+    pairs = store_pairs.read_pairs(store, rows)
     np.testing.assert_array_equal(pairs.images, store.image_features[rows].mean(1, dtype=np.float32))
     np.testing.assert_array_equal(rows[pairs.image_index], store.image_index[np.isin(store.image_index, rows)])
 
@@ -229,8 +230,10 @@ def test_trap_baselines_are_chosen_without_a_look_at_the_reported_split(planted)
     features = np.array(planted.text_features)
     test = np.isin(planted.image_index, np.flatnonzero(np.array(planted.image_splits) == "test"))
     features[test] = np.random.default_rng(1).permutation(features[test])
-    same = ("roles", "image_features", "image_splits", "image_index", "recipes", "dims")
-    changed = types.SimpleNamespace(**{name: getattr(planted, name) for name in same}, text_features=features)
+    same = ("path", "roles", "image_features", "image_splits", "image_index", "recipes", "dims", "captions")
+    changed = types.SimpleNamespace(
+        **{name: getattr(planted, name) for name in same}, text_features=features, fingerprints={"text": "other"}
+    )
     after = evaluate(None, changed)["models"]
     assert {name: row.get("settings") for name, row in after.items()} == before
     assert after["cca"]["rsum"] < 60  # the permuted pairs were reported on

@@ -1,0 +1,117 @@
+"""Measures all baselines of a store on a split, several at a time."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from onceover.base.threads import single_threads
+from onceover.extract.store import FeatureStore
+from onceover.retrieval.baselines import Embed, Family, Pairs, choose, standardised, unlearned, zero_shot
+from onceover.retrieval.closed_form import CCA, Moments, Ridge
+from onceover.retrieval.hubness import hub_skewness
+from onceover.retrieval.metrics import RankPair
+from onceover.retrieval.neighbours import Bridge
+from onceover.retrieval.ranks import rank
+from onceover.retrieval.store_pairs import FittingRows, is_dual_encoder, read_pairs
+
+Step = Callable[[], object]
+#: makes each fitted baseline, by name
+Families = dict[str, Callable[[], Family]]
+UNLEARNED = ("image_only", "text_only")
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A baseline's ranks on a split.
+
+    Attributes:
+        ranks: one pair, or one for each random map.
+        hubs: by direction, the skewness of the hubs; empty for random maps.
+        settings: those that were chosen; empty where there are none.
+        fitted_images: how many images it was fitted on; None where nothing is fitted.
+    """
+
+    ranks: list[RankPair]
+    hubs: dict[str, float] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    fitted_images: int | None = None
+
+
+def measure_baselines(
+    store: FeatureStore, images: np.ndarray, rows: FittingRows | None, seed: int = 0, step: Step = lambda: None
+) -> dict[str, Baseline]:
+    """Measures the baselines on some images, by name.
+
+    Args:
+        images: rows of the measured images. rows: those to fit on; None: nothing is fitted.
+        seed: of the random maps. step: called, from several threads, after each candidate and each map.
+    """
+    measured = read_pairs(store, images)
+    baselines: dict[str, Baseline] = {}
+    with single_threads() as pool:
+        if is_dual_encoder(store):
+            baselines["zero_shot"] = _measured(zero_shot, measured)
+        maps = {name: pool.submit(_unlearned, measured, name, seed, step) for name in UNLEARNED}
+        if rows is not None:
+            baselines |= _fitted(store, rows, measured, pool, step)
+        for name, future in maps.items():
+            baselines[name] = Baseline(future.result())
+    return baselines
+
+
+def _unlearned(measured: Pairs, name: str, seed: int, step: Step) -> list[RankPair]:
+    """The ranks of ``image_only`` or ``text_only``, for each random map."""
+    images_are_space = name == "image_only"
+    space = measured.images if images_are_space else measured.texts
+    others = measured.texts if images_are_space else measured.images
+    return unlearned(
+        space, others, measured.image_index, images_are_space=images_are_space, seed=seed, step=step
+    )
+
+
+def _fitted(
+    store: FeatureStore, rows: FittingRows, measured: Pairs, pool: ThreadPoolExecutor, step: Step
+) -> dict[str, Baseline]:
+    """The fitted baselines: their settings are chosen first, and then they are fitted again where that is asked for."""
+    train = read_pairs(store, rows.train)
+    fitting, validation, moved = standardised(train, read_pairs(store, rows.validation), measured)
+    families = _families(fitting, pool)
+    chosen = {name: pool.submit(_chosen, make, validation, step) for name, make in families.items()}
+    settings = {name: future.result() for name, future in chosen.items()}
+    if not np.array_equal(rows.train, rows.fitted):
+        del families, fitting, validation, train
+        fitting, moved = standardised(read_pairs(store, rows.fitted), measured)
+        families = _families(fitting, pool)
+    tasks: dict[str, Future[Baseline]] = {}
+    for name, make in families.items():
+        tasks[name] = pool.submit(_fit_and_measure, make, settings[name], moved, len(rows.fitted))
+    return {name: task.result() for name, task in tasks.items()}
+
+
+def _families(pairs: Pairs, pool: ThreadPoolExecutor) -> Families:
+    """The fitted baselines of pairs; two of them share the moments, which are computed once."""
+    moments = pool.submit(Moments.of, pairs)
+    return {
+        "cca": lambda: CCA(moments.result()),
+        "ridge": lambda: Ridge(moments.result()),
+        "text_knn": partial(Bridge, pairs, moves_texts=True),
+        "image_knn": partial(Bridge, pairs, moves_texts=False),
+    }
+
+
+def _chosen(make: Callable[[], Family], validation: Pairs, step: Step) -> dict:
+    return choose(make(), validation, step)
+
+
+def _fit_and_measure(make: Callable[[], Family], settings: dict, measured: Pairs, fitted_images: int) -> Baseline:
+    return _measured(make().fit(settings), measured, settings, fitted_images)
+
+
+def _measured(embed: Embed, pairs: Pairs, settings: dict | None = None, fitted_images: int | None = None) -> Baseline:
+    """A baseline that gives pairs their vectors."""
+    images, texts = embed(pairs)
+    hubs = {"image_to_text": hub_skewness(texts, images), "text_to_image": hub_skewness(images, texts)}
+    return Baseline([rank(images, texts, pairs.image_index)], hubs, settings or {}, fitted_images)

@@ -1,0 +1,116 @@
+"""The images and captions of a store that an evaluation measures, and those that its baselines are fitted on."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from onceover.base.memory import OVERHEAD
+from onceover.extract.store import FeatureStore, Roles, StoreError, row_blocks
+from onceover.retrieval.baselines import Pairs
+from onceover.retrieval.embeddings import EmbeddingsError
+
+COPIES = 6  # of features, float64, that the fitted baselines hold at a time
+_MIN_TRAIN = 1000  # images that the fitted baselines are fitted on in however little memory
+
+
+class FittingRows(NamedTuple):
+    """Rows of the images that baselines are fitted on.
+
+    Attributes:
+        train, validation: those that each setting is fitted on, and those that choose among the settings.
+        fitted: those that the chosen settings are then fitted on.
+        available: how many ``fitted`` would have with memory for all.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    fitted: np.ndarray
+    available: int
+
+
+def roles_of(store: FeatureStore) -> Roles:
+    """The store's roles; a dual encoder's store without train or validation images is reported on all the same."""
+    try:
+        return store.roles()
+    except StoreError:
+        if not is_dual_encoder(store):
+            raise
+        splits = np.array(store.image_splits)
+        for split in ("test", "dev"):
+            images = np.flatnonzero(splits == split)
+            if len(images):
+                nothing = np.empty(0, int)
+                return Roles(nothing, nothing, images, "", split)
+        raise
+
+
+def is_dual_encoder(store: FeatureStore) -> bool:
+    """Whether both kinds of features are projections of one model into its own shared space."""
+    image = store.recipes["image"]
+    text = store.recipes["text"]
+    return image["weights"] == text["weights"] and image["pooling"] == text["pooling"] == "projection"
+
+
+def images_of(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:
+    """Rows of a split's images.
+
+    Raises:
+        EmbeddingsError: there are none with captions.
+    """
+    rows_of = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
+    images = rows_of.get(split, np.flatnonzero(np.array(store.image_splits) == split))
+    if not np.isin(store.image_index, images).any():
+        raise EmbeddingsError(f"there are no images with captions in the split {split!r}; use {', '.join(rows_of)}")
+    return images
+
+
+def read_pairs(store: FeatureStore, images: np.ndarray) -> Pairs:
+    """The plain features of images, each the mean over its views, and of their captions."""
+    captions, index = captions_of(store, images)
+    features = np.empty((len(images), store.image_features.shape[2]), np.float32)
+    for rows in row_blocks(len(images)):
+        features[rows] = store.image_features[images[rows]].mean(1, dtype=np.float32)
+    return Pairs(features, store.text_features[captions].astype(np.float32), index)
+
+
+def captions_of(store: FeatureStore, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the captions of some images, int64 (M,), and the image of each, counted among these."""
+    captions = np.flatnonzero(np.isin(store.image_index, images))
+    return captions, np.searchsorted(images, store.image_index[captions])
+
+
+def fitting_rows(
+    store: FeatureStore, roles: Roles, measured: int, memory: int, refit: bool
+) -> FittingRows | None:
+    """The images for the fitted baselines, a sample where memory is short; None where there is nothing to fit on.
+
+    Args:
+        measured: how many images the measured split has. memory: limit in bytes.
+        refit: fit again on train and validation images once the settings are chosen, as a run with ``training.refit``.
+    """
+    if not len(roles.train):
+        return None
+    train = images_of(store, roles, "train")
+    validation = images_of(store, roles, roles.selection_name)
+    together = roles.together().train if refit else train
+    most = _most_images(store, max(measured, len(validation)), memory)
+    return FittingRows(_sample(train, most), validation, _sample(together, most), len(together))
+
+
+def _sample(images: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of some images, drawn with a fixed seed, in ascending order."""
+    if len(images) <= most:
+        return images
+    return np.sort(np.random.default_rng(0).permutation(images)[:most])
+
+
+def _most_images(store: FeatureStore, measured: int, memory: int) -> int:
+    """How many images with their captions the fitted baselines can be fitted on in ``memory`` bytes.
+
+    Beside them, a measured split of so many images has its captions in the wider of the two spaces.
+    """
+    image_dim, text_dim = store.dims
+    captions = len(store.image_index)
+    mapped = measured * max(image_dim, text_dim) * captions / len(store.image_splits)
+    per_image = image_dim + text_dim * captions / len(store.image_splits)
+    return max(_MIN_TRAIN, int(((memory - OVERHEAD) / (8 * COPIES) - mapped) / per_image))
