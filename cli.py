@@ -32,6 +32,7 @@ from onceover import __version__
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
 from onceover.base.progress import LOGGER, say
+from onceover.base.threads import bound_threads
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads yield their core to others,
@@ -289,6 +290,7 @@ def cli() -> None:
       onceover extract --data data/flickr8k --store stores/flickr8k.h5
       onceover fit --store stores/flickr8k.h5 --run runs/first
     """
+    bound_threads()
     _forgiving_streams()
     LOGGER.setLevel(logging.INFO)
     LOGGER.handlers = [StderrHandler()]

@@ -498,17 +498,19 @@ def index(
         >>> len(hits)
         3
     """
+    from onceover.heads.provenance import check_space, read_provenance
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.retrieval.index import check_origin, claim_index
     from onceover.retrieval.index.galleries import GALLERIES, write_gallery
 
-    loaded = _run_at(run)
+    folder = _folder_of(run)
     options = options or IndexOptions()
-    out = loaded.folder / "index" if out is None else Path(out)
-    embeddings = read_embeddings(loaded.folder / EMBEDDINGS)
-    loaded.check_space(embeddings.space)
-    origin = str(loaded.folder.resolve())
-    source = str(Path(images or captions or loaded.folder).resolve())
+    out = folder / "index" if out is None else Path(out)
+    provenance = read_provenance(folder)
+    embeddings = read_embeddings(folder / EMBEDDINGS)
+    check_space(folder, provenance, embeddings.space)
+    origin = str(folder.resolve())
+    source = str(Path(images or captions or folder).resolve())
     if split:
         source += f", split {split}"
     for kind, foreign in (("image", images), ("text", captions)):
@@ -518,7 +520,7 @@ def index(
                 options = replace(options, rerank="qbnorm" if before["biased"] else "none")
     claim_index(out, GALLERIES.values())  # before anything is encoded
     if images or captions:
-        galleries = [_foreign_gallery(loaded, embeddings, out, images, captions, options)]
+        galleries = [_foreign_gallery(_run_at(run), embeddings, out, images, captions, options)]
     else:
         galleries = [embeddings.gallery(kind, split, options.rerank) for kind in GALLERIES]
     for gallery in galleries:

@@ -4,7 +4,8 @@ Colours are two of Okabe and Ito's (blue for images, vermilion for captions), to
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,28 +41,30 @@ STYLE: "dict[RcKeyType, Any]" = {
 }
 
 
-def draw_all(
-    drawings: dict[str, Callable[[], Figure]], out: str | Path
-) -> list[Path]:
+def draw_all(drawings: Mapping[str, Callable[[], Figure] | str], out: str | Path) -> list[Path]:
     """Draws figures, by name, in the project's style, each as PNG and SVG; returns the files.
 
     Args:
+        drawings: functions that draw a figure each; or the reason why one is not drawn, which is told.
 
     Raises:
         OutputError: a file of one of their names is somebody else's; nothing is drawn then.
     """
     outputs = Outputs(Path(out), "name another folder for the figures")
-    names = []
-    for name in drawings:
-        names += [f"{name}{suffix}" for suffix in SUFFIXES]
+    files = {name: [f"{name}{suffix}" for suffix in SUFFIXES] for name in drawings}
+    with outputs.writing(chain.from_iterable(files.values())):
+        pass  # refuses before anything is drawn
     written = []
-    with outputs.writing(names):
-        for name, draw in drawings.items():
-            say(f"drawing {name}")
-            with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "constrained_layout not applied")  # of labels longer than the figure
-                figure = draw()
-                written += [_save(figure, outputs, f"{name}{suffix}") for suffix in SUFFIXES]
+    for name, draw in drawings.items():
+        if isinstance(draw, str):
+            say(f"not drawn: {name}: {draw}")
+            continue
+        say(f"drawing {name}")
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "constrained_layout not applied")  # of labels longer than the figure
+            figure = draw()
+            with outputs.writing(files[name]):
+                written += [_save(figure, outputs, file) for file in files[name]]
     return written
 
 

@@ -26,6 +26,7 @@ FINETUNED = "finetune.json"  # encoders are trained; features of theirs and the 
 ENCODERS = "encoders"
 EVALUATION = "evaluation-{}"  # of a split; .md, .csv and .json
 ERRORS = "errors-{}.html"  # of a split
+MAP = "map-{}.npz"  # of a split: the coordinates of its t-SNE
 SHUFFLED = "shuffled"  # the control's run folder
 NEXT = ".next"  # what fit --force makes, until it is complete
 SWAP = ".swap"  # the same, complete, on its way into the place of what it replaces

@@ -55,15 +55,6 @@ class Run:
         files = {Path(name).name: checked_file(self.folder, name, self.provenance) for name in sorted(names)}
         return known_tokenizer_files(files)
 
-    def check_space(self, space: str) -> None:
-        """Refuses vectors that other heads have made.
-
-        Raises:
-            RunError: they are of another space.
-        """
-        if space != self.provenance["space"]:
-            raise RunError(f"the vectors were not made by the heads of {self.folder}; fit again, or name their own run")
-
     def load_encoder(self, kind: str, spec: str | None, device: str | None, *, plain: bool = False) -> Any:
         """The image or text encoder with the settings of the run.
 

@@ -63,6 +63,16 @@ def checked_file(folder: Path, name: str, provenance: dict) -> bytes:
     return data
 
 
+def check_space(folder: Path, provenance: dict[str, Any], space: str) -> None:
+    """Refuses vectors that other heads than a run's have made.
+
+    Raises:
+        RunError: they are of another space.
+    """
+    if space != provenance["space"]:
+        raise RunError(f"the vectors were not made by the heads of {folder}; fit again, or name their own run")
+
+
 def _why_unfinished(folder: Path) -> str:
     if (folder / FINETUNED).is_file():
         return (

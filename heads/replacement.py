@@ -52,7 +52,7 @@ _CLEARED = ".cleared"  # in SWAP: they are gone
 _MARKS = (RESUME, FINETUNED, PROVENANCE)  # the files that make a folder a run, in the order in which they appear
 _FILES = (CONFIG, HEADS, HISTORY, EMBEDDINGS, *_MARKS)
 _FOLDERS = (f"{TOKENIZER}/", f"{ENCODERS}/")
-_RESULTS = ("evaluation-", "errors-")
+_RESULTS = ("evaluation-", "errors-", "map-")
 
 
 class RunError(OnceoverError):

@@ -17,6 +17,7 @@ from onceover.base.files import digest, only_writer
 from onceover.base.formats import EMBEDDINGS, PROVENANCE
 from onceover.base.memory import default_memory
 from onceover.base.progress import say
+from onceover.base.threads import single_threads
 from onceover.configs.schema import Config
 from onceover.extract.store import KINDS, FeatureStore, Roles
 from onceover.heads import checkpoint, replacement
@@ -227,7 +228,8 @@ class _Fit:
         with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
             train = data.averaged(roles.train).numpy()
             validation = data.averaged(roles.selection).numpy()
-            settings, maps = align(train, validation, self._config.training.refit, bar.update)
+            with single_threads():
+                settings, maps = align(train, validation, self._config.training.refit, bar.update)
         say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
         return [self._linear(data, linear.image_map, linear.text_map) for linear in maps]
 

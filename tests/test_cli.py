@@ -332,7 +332,9 @@ def test_runs_are_joined_evaluated_drawn_and_searched(run, run_dir, tmp_path):
     alone, both = (json.loads(run("evaluate", "--run", folder, "--json").stdout) for folder in (run_dir, joined))
     assert both["models"]["multimodal"]["rsum"] == pytest.approx(alone["models"]["multimodal"]["rsum"])
     assert "ensemble    2 pairs of heads" in run("info", joined).stdout
-    assert "training" not in run("plot", "--run", joined, "--out", tmp_path / "f").stderr
+    said = run("plot", "--run", joined, "--out", tmp_path / "f").stderr
+    assert "not drawn: training: the members of an ensemble have curves of their own" in said
+    assert not list((tmp_path / "f").glob("training.*"))
     query = ("--query", "a red circle", "--json", "--device", "cpu")
     ours, single = (json.loads(run("search", "--run", folder, *query).stdout)["hits"] for folder in (joined, run_dir))
     assert [hit["score"] for hit in ours] == pytest.approx([hit["score"] for hit in single], abs=1e-5)

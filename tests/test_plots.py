@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from onceover.analysis.drawing import save_figure
-from onceover.analysis.figures import plot_run, plot_store
+from onceover.analysis.figures import embedding_map, plot_run, plot_store
 from onceover.analysis.figures.curves import draw_curves
 from onceover.analysis.figures.embedding_map import draw_map
 from onceover.analysis.figures.features import draw_features
@@ -29,6 +29,7 @@ from onceover.analysis.sources import (
     RunFiles,
     check_evaluation,
     read_evaluation,
+    read_run,
     read_sweep,
 )
 from onceover.base.errors import OnceoverError
@@ -39,6 +40,7 @@ from onceover.retrieval.ranks import rank
 from onceover.retrieval.search import Query, Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
+TSNE = embedding_map._tsne
 
 
 def search(embeddings, kind, top_k):
@@ -65,7 +67,8 @@ def texts(figure):
 def test_a_run_gives_five_figures_as_png_and_svg(run_dir, tmp_path, told):
     written = plot_run(run_dir, tmp_path / "figures")
     steps = ["tsne", "pca", "similarity", "training", "ranks"]
-    assert told == [f"drawing {name}" for name in steps]
+    assert told[:-1] == [f"drawing {name}" for name in steps]
+    assert told[-1] == f"not drawn: models: {run_dir} has no evaluation-test.json; evaluate --split test makes it"
     assert sorted(path.name for path in written) == sorted(
         f"{step}{suffix}" for step in steps for suffix in (".png", ".svg")
     )
@@ -85,6 +88,44 @@ def test_svgs_are_the_same_each_time(run_dir, tmp_path):
         for name in "ab"
     )
     assert first == second
+
+
+def test_the_coordinates_of_the_map_are_kept_with_the_run_and_used_again(run_dir, tmp_path, monkeypatch, told):
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    first = draw_map(read_run(folder), "t-SNE")
+    file = folder / "map-test.npz"
+    content = file.read_bytes()
+    computed = []
+    monkeypatch.setattr(embedding_map, "_tsne", lambda vectors, seed: computed.append(seed) or TSNE(vectors, seed))
+    again = draw_map(read_run(folder), "t-SNE")
+    assert computed == []
+    for before, after in zip(first.axes[0].collections, again.axes[0].collections, strict=True):
+        np.testing.assert_array_equal(before.get_offsets(), after.get_offsets())
+    draw_map(read_run(folder, seed=1), "t-SNE")  # other coordinates take their place
+    draw_map(read_run(folder), "t-SNE")
+    assert computed == [1, 0]
+    assert file.read_bytes() == content
+    assert told == []
+    file.write_bytes(content[:-50])
+    draw_map(read_run(folder), "t-SNE")
+    assert computed == [1, 0, 0]
+    assert told[0].startswith(f"{file} is damaged (")
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_trap_a_strangers_file_with_the_name_of_the_coordinates_stays(run_dir, tmp_path, told, is_replaced):
+    folder = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("map-*", ".onceover.json"))
+    if is_replaced:
+        draw_map(read_run(folder), "t-SNE")
+    (folder / "map-test.npz").write_bytes(b"mine")
+    draw_map(read_run(folder), "t-SNE")
+    if is_replaced:
+        assert (folder / "map-test.npz.1.old").read_bytes() == b"mine"
+        assert told[-1].endswith("what it held is kept as map-test.npz.1.old")
+    else:
+        assert (folder / "map-test.npz").read_bytes() == b"mine"
+        assert "is left as it is" in told[-1]
 
 
 @pytest.mark.parametrize("method", ["t-SNE", "PCA"])

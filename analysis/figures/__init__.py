@@ -20,7 +20,7 @@ FIGURES = Registry("onceover.analysis.figures", "onceover.figures", "figure")
 SOURCES = ("run", "store", "sweep")
 
 Source = RunFiles | StoreFiles | SweepTable
-Drawings = dict[str, Callable[[], Figure]]
+Drawings = dict[str, Callable[[], Figure] | str]
 
 
 class FigureModule(Protocol):
@@ -35,7 +35,7 @@ class FigureModule(Protocol):
     ORDER: int
 
     def drawings(self, source: Source) -> Drawings:
-        """Functions that draw a figure each, by the name of its files; none where the source has nothing to draw.
+        """Functions that draw a figure each, by the name of its files, or instead the reason why one is not drawn.
 
         Args:
             source: ``RunFiles``, ``StoreFiles`` or a ``SweepTable``, as ``SOURCE`` says.
@@ -67,9 +67,7 @@ def drawings_of(kind: str, source: Source) -> Drawings:
     return drawings
 
 
-def plot_run(
-    folder: str | Path, out: str | Path, split: str | None = None, seed: int = 0
-) -> list[Path]:
+def plot_run(folder: str | Path, out: str | Path, split: str | None = None, seed: int = 0) -> list[Path]:
     """Draws a run: its joint embedding, a similarity matrix, training curves, ranks, and once evaluated its recalls.
 
     Args:
@@ -84,9 +82,7 @@ def plot_run(
     return draw_all(drawings_of("run", read_run(folder, split, seed)), out)
 
 
-def plot_store(
-    store: FeatureStore, out: str | Path, memory: int | None = None
-) -> list[Path]:
+def plot_store(store: FeatureStore, out: str | Path, memory: int | None = None) -> list[Path]:
     """Draws a store: PCA of both kinds of features by split, and the variance that components hold.
 
     Args:

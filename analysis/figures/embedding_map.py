@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from onceover.analysis.coordinates import kept_points
 from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR
 from onceover.analysis.sources import RunFiles
 
@@ -26,7 +27,7 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     pairs = run.sample_pairs(MAX_IMAGES)
     vectors = np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
     if method == "t-SNE":
-        points = _tsne(vectors, run.seed)
+        points = kept_points(run, pairs, partial(_tsne, vectors, run.seed))
         labels = ["t-SNE 1", "t-SNE 2"]
     else:
         points, labels = _pca(vectors, run.seed)
@@ -55,7 +56,7 @@ def draw_map(run: RunFiles, method: str) -> Figure:
 
 
 def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """The vectors in two dimensions, (N, 2)."""
+    """The vectors in two dimensions, float32 (N, 2)."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))

@@ -18,11 +18,11 @@ _DIRECTIONS = (
 )
 
 
-def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
+def drawings(source: RunFiles) -> dict[str, Callable[[], Figure] | str]:
     """The recalls, once the split has been evaluated."""
     file = source.evaluation_file
     if not file.exists():
-        return {}
+        return {"models": f"{source.folder} has no {file.name}; evaluate --split {source.split} makes it"}
     return {"models": lambda: draw_models(read_evaluation(file, source.embeddings.space))}
 
 

@@ -20,10 +20,10 @@ _DIRECTIONS = (
 )
 
 
-def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
+def drawings(source: RunFiles) -> dict[str, Callable[[], Figure] | str]:
     """The curves of a single fit; the members of an ensemble have curves of their own."""
     if source.member_count() > 1:
-        return {}
+        return {"training": "the members of an ensemble have curves of their own"}
     return {"training": partial(draw_training, source.folder)}
 
 

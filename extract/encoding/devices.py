@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onceover.base.threads import available_cpus
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding.library_errors import reason
 
@@ -21,6 +22,7 @@ def pick_device(name: str | None = None) -> torch.device:
     """The device called ``name``, or the best one at hand: CUDA, Apple's, the processor.
 
     On CUDA convolutions in float32 are then computed in float32; torch would round what they take to 10 bits (TF32).
+    torch then has no more threads than there are processors for it: of itself it does not see a container's quota.
 
     Raises:
         EncoderError: no such device here.
@@ -34,6 +36,8 @@ def pick_device(name: str | None = None) -> torch.device:
         raise EncoderError(f"the device {name!r:.80} cannot be used ({reason(error)}); try --device cpu") from error
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+    if torch.get_num_threads() > available_cpus():
+        torch.set_num_threads(available_cpus())
     return device
 
 

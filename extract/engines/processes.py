@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from onceover.base.threads import ahead
+from onceover.base.threads import ahead, available_cpus
 from onceover.extract.encode import DecodedImages, EncodedBatch, Encoding, ImageEncoding, Progress
 from onceover.extract.encoding.devices import STREAMS
 from onceover.extract.engines._forks import deaths_told, in_processes, shared
@@ -28,11 +28,8 @@ TOKENISERS = 4  # processes; more take longer to begin than they save
 
 
 def workers(_device: torch.device) -> int:
-    """How many processes decode: one for each core."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return min(cores, MAX_PROCESSES)
+    """How many processes decode: one for each processor that may be used."""
+    return min(available_cpus(), MAX_PROCESSES)
 
 
 def describe(kind: str, device: torch.device) -> str:

@@ -10,7 +10,8 @@ from onceover.retrieval.index.segments import Segment
 from onceover.retrieval.index.types import EFFORTS, IndexingError
 
 K = 10
-TIMED = 100  # queries, searched one by one
+TIMED = 100  # queries at most, searched one by one
+_TIMED_SECONDS = 0.25  # after which the time of those so far is enough
 _EQUAL = 1e-5  # scores that differ by less are equal; the arithmetic of faiss's types differs by some 1e-6
 
 
@@ -38,13 +39,20 @@ def measure(segments: list[Segment], probes: np.ndarray, min_recall: float) -> M
             f"the recall@10 against exact search is {recall:.3f}, under {min_recall}; use --type hnsw or flat, or "
             "lower --min-recall"
         )
-    timed = probes[:TIMED]
+    return Measurement(recall, _queries_per_second(segments, probes), [segment.effort for segment in segments])
+
+
+def _queries_per_second(segments: list[Segment], probes: np.ndarray) -> float:
+    """How many queries, one after the other, are answered in a second."""
     start = time.perf_counter()
-    for probe in timed:
+    seconds = 0.0
+    count = 0
+    while count < min(TIMED, len(probes)) and seconds < _TIMED_SECONDS:
         for segment in segments:
-            segment.search(probe[None], K)
-    seconds = time.perf_counter() - start
-    return Measurement(recall, round(len(timed) / seconds, 1), [segment.effort for segment in segments])
+            segment.search(probes[count][None], K)
+        count += 1
+        seconds = time.perf_counter() - start
+    return round(count / seconds, 1)
 
 
 def _raise_effort(segments: list[Segment], probes: np.ndarray, min_recall: float) -> float:

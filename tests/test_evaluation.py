@@ -1,0 +1,366 @@
+"""Evaluation: on which images baselines are fitted, ranks that are kept, rows that stay, and other ways to count."""
+
+import json
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from onceover import workflows
+from onceover.base import threads
+from onceover.base.files import read_record
+from onceover.base.outputs import Outputs
+from onceover.base.threads import available_cpus, bound_threads, single_threads
+from onceover.extract.encoding.devices import pick_device
+from onceover.extract.store import FeatureStore
+from onceover.heads.training import fit
+from onceover.retrieval import baseline_cache, baseline_ranks, evaluation, store_pairs
+from onceover.retrieval.baselines import choose, standardised
+from onceover.retrieval.closed_form import CCA, Moments
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.evaluation import evaluate
+from onceover.retrieval.metrics import report
+from onceover.retrieval.ranks import Ranks, rank
+from onceover.retrieval.regrouping import rank_folds, with_equal_captions
+from onceover.retrieval.tables import notes, table_rows
+
+FITTED = ("cca", "ridge", "text_knn", "image_knn")
+
+
+@pytest.fixture
+def own_store(store_file, tmp_path):
+    """A copy of the store, so that what is kept beside it is this test's."""
+    return shutil.copy(store_file, tmp_path / "s.h5")
+
+
+@pytest.fixture
+def own_run(run_dir, tmp_path):
+    return shutil.copytree(run_dir, tmp_path / "run")
+
+
+def test_trap_baselines_are_fitted_on_the_images_that_the_run_is_fitted_on(store, run_dir):
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    for fitted in (36, 48):  # train alone, and with the validation images
+        result = evaluate(embeddings, store, fitted_images=fitted)
+        models = result["models"]
+        numbers = {name: row.get("fitted_images") for name, row in models.items()}
+        assert {numbers[name] for name in (*FITTED, "multimodal")} == {fitted}
+        assert {numbers[name] for name in ("image_only", "text_only", "chance")} == {None}
+        table = table_rows(result)
+        assert table[0][-1] == "fitted on"
+        assert {row[0]: row[-1] for row in table[1:]} == {
+            name: "–" if number is None else str(number) for name, number in numbers.items()
+        }
+    roles = store.roles()
+    splits = [store_pairs.read_pairs(store, rows) for rows in (roles.train, roles.selection, roles.report)]
+    settings = choose(CCA(Moments.of(standardised(*splits[:2])[0])), standardised(*splits[:2])[1])
+    both = store_pairs.read_pairs(store, roles.together().train)
+    fitting, measured = standardised(both, splits[2])
+    expected = rank(*CCA(Moments.of(fitting)).fit(settings)(measured), measured.image_index)
+    assert models["cca"]["settings"] == settings
+    assert models["cca"]["rsum"] == pytest.approx(report([expected], draws=0)["rsum"])
+
+
+def test_a_run_says_itself_how_many_images_it_was_fitted_on(own_store, own_run, fit_config, changed, tmp_path):
+    with FeatureStore(own_store) as store:
+        fit(store, tmp_path / "again", changed(fit_config, training={"refit": True}))
+    for folder, images in ((own_run, 36), (tmp_path / "again", 48)):
+        models = workflows.evaluate(folder, store=own_store).result["models"]
+        assert {models[name]["fitted_images"] for name in (*FITTED, "multimodal")} == {images}
+    assert workflows.evaluate(store=own_store).result["models"]["cca"]["fitted_images"] == 48
+
+
+def test_ranks_are_kept_beside_the_store_and_used_again(own_store, monkeypatch, told):
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        content = file.read_bytes()
+        measured = []
+        monkeypatch.setattr(
+            evaluation,
+            "measure_baselines",
+            lambda *arguments: measured.append(1) or baseline_ranks.measure_baselines(*arguments),
+        )
+        assert evaluate(None, store) == first
+        assert not measured
+        assert evaluate(None, store, fresh=True) == first
+        assert measured == [1]
+        assert file.read_bytes() == content  # the same seed gives the same bytes
+        evaluate(None, store, seed=1)
+        evaluate(None, store, "dev")
+        evaluate(None, store, fitted_images=36)
+        assert len(measured) == 4
+        monkeypatch.setattr(baseline_cache, "__version__", "another")
+        assert evaluate(None, store) == first
+        assert len(measured) == 5
+    assert told == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "other", "text", "outside"])
+def test_a_damaged_file_of_ranks_costs_time_alone(own_store, told, harm):
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        content = file.read_bytes()
+        if harm == "other":
+            evaluate(None, store, seed=1)
+            (other,) = set(file.parent.glob("*.npz")) - {file}
+            shutil.copy(other, file)
+        elif harm == "outside":
+            arrays = dict(np.load(file))
+            arrays["counts_0"][0, 0, 0, 0] = 999
+            np.savez(file, **arrays)
+        else:
+            changed = {"cut": content[:-400], "flip": content[:900] + b"!" + content[901:], "text": b"no ranks"}
+            file.write_bytes(changed[harm])
+        assert evaluate(None, store) == first
+        assert len(told) == 1
+        assert told[0].startswith(f"{file} is damaged (")
+        assert file.read_bytes() == content
+        assert evaluate(None, store) == first
+        assert len(told) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_error(own_store, told, monkeypatch):
+    def refused(*_arguments):
+        raise PermissionError(13, "Permission denied", str(own_store))
+
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        shutil.rmtree(own_store.with_name("s.h5.baselines"))
+        monkeypatch.setattr(baseline_cache.Outputs, "writing", refused)
+        assert evaluate(None, store) == first
+    assert told == [
+        f"the baselines are not kept for the next evaluation: [Errno 13] Permission denied: {str(own_store)!r}"
+    ]
+
+
+def test_trap_a_strangers_file_among_the_kept_ranks_stays(own_store, told):
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        folder = own_store.with_name("s.h5.baselines")
+        (file,) = folder.glob("*.npz")
+        shutil.rmtree(folder)
+        folder.mkdir()
+        file.write_bytes(b"mine")
+        (folder / "notes.txt").write_text("mine")
+        assert evaluate(None, store) == first
+    assert file.read_bytes() == b"mine"
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert "was not written by this program, and is left as it is" in told[-1]
+
+
+def test_ranks_of_features_that_are_gone_are_removed(own_store, run_dir, monkeypatch):
+    with FeatureStore(own_store) as store:
+        evaluate(None, store)
+        (old,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        monkeypatch.setattr(store, "fingerprints", store.fingerprints | {"text": "other"})
+        evaluate(None, store)
+        (new,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+    assert new != old
+
+
+def test_two_evaluations_at_once_agree(own_store):
+    results = []
+
+    def work():
+        with FeatureStore(own_store) as store:
+            results.append(evaluate(None, store))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results[0] == results[1] == results[2]
+    assert len(list(own_store.with_name("s.h5.baselines").glob("*.npz"))) == 1
+
+
+def test_trap_a_plainer_evaluation_takes_no_rows_away(own_store, own_run, told):
+    first = workflows.evaluate(own_run, store=own_store, rerank=["csls"], folds=2, shuffled=True).result
+    told.clear()
+    second = workflows.evaluate(own_run, store=own_store, rerank=["qbnorm"]).result
+    assert told == ["kept from the evaluation before: multimodal_csls_transductive, multimodal_2_folds, shuffled"]
+    names = ["multimodal", "multimodal_qbnorm", "multimodal_csls_transductive", "multimodal_2_folds"]
+    assert list(second["models"]) == [*names, *FITTED, "image_only", "text_only", "shuffled", "chance"]
+    for name, row in first["models"].items():
+        assert second["models"][name] == row
+    written = read_record(own_run / "evaluation-test.json", "")
+    assert list(written["models"]) == list(second["models"])
+    assert "multimodal_2_folds" in (own_run / "evaluation-test.md").read_text()
+    assert "shuffled: heads fitted" in " ".join(notes(second))
+
+
+@pytest.mark.parametrize("key", ["space", "fingerprints"])
+def test_rows_of_other_embeddings_are_replaced_and_told(own_store, own_run, told, key):
+    workflows.evaluate(own_run, store=own_store, rerank=["csls"])
+    file = own_run / "evaluation-test.json"
+    other = read_record(file, "")
+    other[key] = "other"
+    Outputs(own_run, "").write_record(file.name, other)
+    told.clear()
+    result = workflows.evaluate(own_run, store=own_store).result
+    assert "multimodal_csls_transductive" not in result["models"]
+    assert told == [f"{file} is of other embeddings and is replaced, with its rows multimodal_csls_transductive"]
+
+
+def expected_with_equal(images, texts, image_index, captions):
+    """Hits at 1 when equal captions are correct as well, by explicit loops; without ties between different captions."""
+    scores = images @ texts.T
+    to_text = []
+    for row in np.unique(image_index):
+        own = {captions[caption] for caption in np.flatnonzero(image_index == row)}
+        to_text.append(captions[int(scores[row].argmax())] in own)
+    to_image = []
+    for caption in range(len(texts)):
+        correct = {int(image_index[other]) for other in range(len(texts)) if captions[other] == captions[caption]}
+        to_image.append(int(scores[:, caption].argmax()) in correct)
+    return np.array(to_text, float), np.array(to_image, float)
+
+
+def test_equal_captions_of_other_images_are_correct_as_an_explicit_loop_counts_them():
+    generator = np.random.default_rng(0)
+    image_index = np.sort(np.r_[np.arange(30), generator.integers(30, size=50)])
+    captions = [f"caption {number}" for number in generator.integers(25, size=80)]
+    vector_of = {caption: generator.standard_normal(6) for caption in sorted(set(captions))}
+    texts = np.stack([vector_of[caption] for caption in captions])
+    images = generator.standard_normal((30, 6))
+    pair = with_equal_captions(rank(images, texts, image_index), captions)
+    for ranks, hits in zip(pair, expected_with_equal(images, texts, image_index, captions), strict=True):
+        np.testing.assert_allclose(ranks.hit_at(1), hits)
+    plain = rank(images, texts, image_index)
+    for ranks, before in zip(pair, plain, strict=True):
+        assert (ranks.hit_at(5) >= before.hit_at(5) - 1e-12).all()
+        np.testing.assert_array_equal(ranks.group, before.group)
+
+
+def test_without_equal_captions_nothing_changes():
+    generator = np.random.default_rng(0)
+    index = np.repeat(np.arange(12), 2)
+    plain = rank(generator.standard_normal((12, 4)), generator.standard_normal((24, 4)), index)
+    pair = with_equal_captions(plain, [str(number) for number in range(24)])
+    assert report([pair], draws=50) == report([plain], draws=50)
+
+
+def test_all_captions_equal_make_everything_correct():
+    index = np.repeat(np.arange(5), 3)
+    pair = with_equal_captions(rank(np.eye(5), np.ones((15, 5)), index), ["a dog"] * 15)
+    for ranks in pair:
+        assert isinstance(ranks, Ranks)
+        np.testing.assert_array_equal(ranks.hit_at(1), 1)
+
+
+def test_folds_are_searches_in_galleries_of_their_own():
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((25, 6))
+    index = np.sort(generator.integers(25, size=60))
+    texts = generator.standard_normal((60, 6)) + images[index]
+    biases = {"image_bias": generator.standard_normal(25), "text_bias": generator.standard_normal(60)}
+    to_text, to_image = rank_folds(images, texts, index, 5, biases)
+    hits = []
+    for start in range(0, 25, 5):
+        captions = (index >= start) & (index < start + 5)
+        own = {"image_bias": biases["image_bias"][start : start + 5], "text_bias": biases["text_bias"][captions]}
+        hits.append(rank(images[start : start + 5], texts[captions], index[captions] - start, **own))
+    np.testing.assert_array_equal(to_text.hit_at(1), np.concatenate([pair[0].hit_at(1) for pair in hits]))
+    np.testing.assert_array_equal(to_image.hit_at(3), np.concatenate([pair[1].hit_at(3) for pair in hits]))
+    np.testing.assert_array_equal(to_image.group, index)
+    np.testing.assert_array_equal(to_text.group, np.unique(index))
+    assert to_image.gallery == 5
+
+
+def test_the_rows_of_other_ways_to_count_are_labelled(run, fails, own_run, own_store):
+    said = run("evaluate", "--run", own_run, "--store", own_store, "--equal-captions", "--folds", 3)
+    rows = {line.split()[0]: line for line in said.stdout.splitlines()[2:]}
+    assert "(4)" in rows["multimodal_3_folds"]  # twelve images
+    assert "(12)" in rows["multimodal_equal_captions"]
+    assert "each query searches its own fold alone" in said.stderr
+    result = json.loads((own_run / "evaluation-test.json").read_text())
+    assert result["models"]["multimodal_3_folds"]["text_to_image"]["queries"] == 60
+    assert fails("evaluate", "--run", own_run, "--store", own_store, "--folds", 13) == (
+        "12 images do not make 13 folds with captions; take fewer folds"
+    )
+    assert "name a --run" in run("evaluate", "--store", own_store, "--folds", 5, code=2).stderr
+
+
+def test_few_different_captions_are_told(store, run_dir):
+    result = evaluate(None, store)
+    assert result["n_different_captions"] == len({store.captions[row] for row in np.flatnonzero(
+        np.isin(store.image_index, store.roles().report))})  # fmt: skip
+    assert not any("captions are different" in note for note in notes(result))
+    note = notes(result | {"n_different_captions": 9})[-1]
+    assert note.startswith("only 9 of the 60 captions are different, and an equal caption of another image counts as")
+
+
+def test_an_evaluation_computes_in_threads_of_its_own_alone(store, monkeypatch):
+    seen = []
+    real = baseline_ranks._fit_and_measure
+
+    def looking(*arguments):
+        seen.append({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+        return real(*arguments)
+
+    monkeypatch.setattr(baseline_ranks, "_fit_and_measure", looking)
+    with threadpool_limits(2, user_api="blas"):
+        evaluate(None, store, fresh=True)
+        after = {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    assert seen == [{1}] * 4
+    assert after == {2}
+
+
+def test_a_failing_task_ends_the_others():
+    begun = []
+
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), single_threads() as pool:
+        futures = [pool.submit(fail), *(pool.submit(begun.append, number) for number in range(100_000))]
+        futures[0].result()
+    assert len(begun) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("broken", 64), (None, 64)]
+)
+def test_a_containers_quota_bounds_the_threads(monkeypatch, tmp_path, quota, cpus):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)))
+    monkeypatch.setattr(threads, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads, "_QUOTA_V1", (tmp_path / "quota", tmp_path / "period"))
+    if quota:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert available_cpus() == cpus
+    for variable in threads._VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    bound_threads()
+    if cpus < 64:
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == str(cpus)
+    else:
+        assert "OPENBLAS_NUM_THREADS" not in os.environ
+    assert os.environ["MKL_NUM_THREADS"] == "7"
+
+
+def test_an_older_containers_quota_is_read_as_well(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)))
+    monkeypatch.setattr(threads, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads, "_QUOTA_V1", (tmp_path / "quota", tmp_path / "period"))
+    (tmp_path / "period").write_text("100000\n")
+    for quota, cpus in (("300000", 3), ("-1", 64)):
+        (tmp_path / "quota").write_text(f"{quota}\n")
+        assert available_cpus() == cpus
+
+
+def test_torch_has_no_more_threads_than_processors(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr("onceover.extract.encoding.devices.available_cpus", lambda: 1)
+        pick_device("cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
