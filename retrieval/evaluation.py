@@ -1,13 +1,13 @@
 """Evaluates a run, or a store alone, beside its baselines on one split; the result is plain values."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
 from onceover.base.memory import OVERHEAD, default_memory
+from onceover.base.progress import ProgressBar
 from onceover.extract.store import FeatureStore, Roles, StoreError, row_blocks
 from onceover.retrieval import baselines, closed_form
 from onceover.retrieval.baselines import Pairs
@@ -204,13 +204,13 @@ def _evaluate_baselines(measured: Pairs, fitting: _FittingPairs | None, is_dual:
         fitting: None where nothing can be fitted. is_dual: whether the encoder gets a row of its own.
     """
     models: dict[str, dict] = {}
-    with tqdm(desc="baselines", unit=" models", disable=None) as bar:
+    with ProgressBar("baselines", "models") as bar:
         if is_dual:
             vectors = SplitVectors(*baselines.zero_shot(measured), measured.image_index)
             models["zero_shot"] = _evaluate_model(vectors, {}, seed)
         if fitting:
             models |= _evaluate_learned(measured, fitting, seed, bar.update)
-        common = {"image_index": measured.image_index, "seed": seed, "step": bar.update}
+        common: dict[str, Any] = {"image_index": measured.image_index, "seed": seed, "step": bar.update}
         maps = baselines.unlearned(measured.images, measured.texts, images_are_space=True, **common)
         models["image_only"] = report(maps, seed=seed)
         maps = baselines.unlearned(measured.texts, measured.images, images_are_space=False, **common)
