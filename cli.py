@@ -136,8 +136,11 @@ class Command(click.Command):
         flags = ctx.find_root().meta
         if flags[_QUIET] and flags[_VERBOSE]:
             raise click.UsageError("--quiet and --verbose contradict each other; name one of them", ctx)
-        LOGGER.setLevel(logging.WARNING if flags[_QUIET] else logging.DEBUG if flags[_VERBOSE] else logging.INFO)
+        LOGGER.setLevel(logging.INFO)
+        if flags[_QUIET]:
+            LOGGER.setLevel(logging.WARNING)
         if flags[_VERBOSE]:
+            LOGGER.setLevel(logging.DEBUG)
             LOGGER.debug("%s", _versions())
         with timed(str(self.name)):
             return super().invoke(ctx)

@@ -3,6 +3,7 @@
 import logging
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import termios
@@ -130,18 +131,24 @@ def test_a_muted_process_shows_nothing(clock, told):
     assert told == ["another note"]
 
 
-def test_quiet_prints_results_alone(run, run_dir, store_file):
-    quiet = run("evaluate", "--run", run_dir, "--quiet")
-    assert quiet.stderr == ""
-    assert quiet.stdout.splitlines()[0].split()[:2] == ["model", "direction"]
-    assert run("fit", "--store", store_file, "--run", run_dir.parent / "again", "-q", *SHORT).output == ""
-
-
 SHORT = ("--device", "cpu", "--set", "training.num_epochs=2", "--set", "training.batch_size=16")
 
 
-def test_quiet_shows_warnings(run, run_dir):
-    result = run("evaluate", "--run", run_dir, "--split", "train", "--quiet")
+@pytest.fixture
+def own_run(run_dir, tmp_path):
+    """A fitted run that a test may write into."""
+    return shutil.copytree(run_dir, tmp_path / "run")
+
+
+def test_quiet_prints_results_alone(run, own_run, store_file, tmp_path):
+    quiet = run("evaluate", "--run", own_run, "--quiet")
+    assert quiet.stderr == ""
+    assert quiet.stdout.splitlines()[0].split()[:2] == ["model", "direction"]
+    assert run("fit", "--store", store_file, "--run", tmp_path / "again", "-q", *SHORT).output == ""
+
+
+def test_quiet_shows_warnings(run, own_run):
+    result = run("evaluate", "--run", own_run, "--split", "train", "--quiet")
     assert result.stderr.startswith("warning: the heads were trained on these images")
     assert len(result.stderr.splitlines()) == 1
 
