@@ -4,16 +4,19 @@ Stages are imported when a command runs, so that ``--help`` answers at once. An 
 how to fix it, with exit code 2 (a wrong call) or 1 (anything else).
 """
 
+import contextlib
 import errno
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -31,7 +34,7 @@ if not __package__:  # run as `python cli.py` in a checkout: this folder becomes
 from onceover import __version__
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
-from onceover.base.progress import LOGGER, say
+from onceover.base.progress import LOGGER, say, timed, warn
 from onceover.base.threads import bound_threads
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
@@ -41,6 +44,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch allocates large arra
 
 PROGRAM = ("onceover",) if __package__ else ("python", "cli.py")  # how the user calls it
 _TRACEBACK = "onceover.traceback"
+_QUIET = "onceover.quiet"
+_VERBOSE = "onceover.verbose"
+_LIBRARIES = ("torch", "torchvision", "transformers", "faiss-cpu", "h5py", "numpy")
 _FULL_DISK = re.compile(r"no space left|os error 28|file too large|disk quota exceeded", re.IGNORECASE)
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|failed to map segment", re.IGNORECASE
@@ -104,19 +110,50 @@ def text_of(argument: str) -> str:
         return argument
 
 
+def _common_flag(names: list[str], key: str, text: str) -> click.Option:
+    """A flag that every command has, noted under a key in the context of the whole call."""
+    return click.Option(
+        names,
+        is_flag=True,
+        expose_value=False,
+        callback=lambda context, _, value: context.find_root().meta.update({key: value}),
+        help=text,
+    )
+
+
 class Command(click.Command):
-    """A command with the option --traceback."""
+    """A command with the options --quiet, --verbose and --traceback."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        traceback = click.Option(
-            ["--traceback"],
-            is_flag=True,
-            expose_value=False,
-            callback=lambda context, _, value: context.find_root().meta.update({_TRACEBACK: value}),
-            help="Print the traceback of an error, for a bug report.",
-        )
-        self.params.append(traceback)
+        self.params += [
+            _common_flag(["-q", "--quiet"], _QUIET, "Print only results, warnings and errors."),
+            _common_flag(["-v", "--verbose"], _VERBOSE, "Print details too: versions, devices, files, seconds."),
+            _common_flag(["--traceback"], _TRACEBACK, "Print the traceback of an error, for a bug report."),
+        ]
+
+    def invoke(self, ctx: click.Context):
+        """Runs the command with as many messages as were asked for."""
+        flags = ctx.find_root().meta
+        if flags[_QUIET] and flags[_VERBOSE]:
+            raise click.UsageError("--quiet and --verbose contradict each other; name one of them", ctx)
+        LOGGER.setLevel(logging.INFO)
+        if flags[_QUIET]:
+            LOGGER.setLevel(logging.WARNING)
+        if flags[_VERBOSE]:
+            LOGGER.setLevel(logging.DEBUG)
+            LOGGER.debug("%s", _versions())
+        with timed(str(self.name)):
+            return super().invoke(ctx)
+
+
+def _versions() -> str:
+    """The versions of this program, of Python and of those libraries that are installed."""
+    versions = [f"onceover {__version__}", f"Python {platform.python_version()}"]
+    for library in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{library} {version(library)}")
+    return ", ".join(versions)
 
 
 class Main(click.Group):
@@ -175,8 +212,9 @@ class StderrHandler(logging.Handler):
     """Prints messages on stderr; stdout is for results."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a message."""
-        click.echo(record.getMessage(), err=True)
+        """Prints a message, a warning as such."""
+        label = "warning: " if record.levelno >= logging.WARNING else ""
+        click.echo(f"{label}{record.getMessage()}", err=True)
 
 
 def command(*parts) -> str:
@@ -292,7 +330,6 @@ def cli() -> None:
     """
     bound_threads()
     _forgiving_streams()
-    LOGGER.setLevel(logging.INFO)
     LOGGER.handlers = [StderrHandler()]
 
 
@@ -376,16 +413,11 @@ def extract(data, store_file, limit, force, prune, retry_failures, engine, devic
         prune=prune,
         retry_failures=retry_failures,
     )
-    _say_lines(summary)
+    summary.tell()
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
         command("fit", "--store", store_file, "--run", "runs/first"),
     )
-
-
-def _say_lines(summary) -> None:
-    for line in summary.lines():
-        say(line)
 
 
 @cli.command("import")
@@ -429,7 +461,7 @@ def import_(store_file, **given):
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     names = ("image_features", "text_features", "captions")
     summary = import_features(*(given.pop(name) for name in names), store_file, **given)
-    _say_lines(summary)
+    summary.tell()
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
         command("fit", "--store", store_file, "--run", "runs/first"),
@@ -615,7 +647,7 @@ def finetune(
     )
     complete = (out / "run.json").exists()
     if re_extract and not complete:
-        _say_lines(workflows.complete_finetuned(store_file, data, out, device=device))
+        workflows.complete_finetuned(store_file, data, out, device=device).tell()
     if re_extract or complete:
         done(f"wrote {out}", command("evaluate", "--run", out))
     else:
@@ -714,8 +746,16 @@ def _print_evaluation(evaluation) -> None:
     from onceover.retrieval.tables import notes
 
     click.echo(evaluation)
-    for note in notes(evaluation.result):
-        say(note)
+    _tell(notes(evaluation.result))
+
+
+def _tell(notes: Iterable[str]) -> None:
+    """Tells the notes below a table; those that begin with ``warning:`` are warnings."""
+    for note in notes:
+        if note.startswith("warning: "):
+            warn(note.removeprefix("warning: "))
+        else:
+            say(note)
 
 
 @cli.command()
@@ -750,8 +790,7 @@ def compare(runs, split, rerank, json_to):
         click.echo(_json_result(result))
         return
     click.echo(tables.terminal_table(tables.comparison_rows(result)))
-    for note in tables.comparison_notes(result):
-        say(note)
+    _tell(tables.comparison_notes(result))
     if json_to:
         write_result(json_to, result)
         done(f"wrote {json_to}")
@@ -1101,7 +1140,7 @@ def verify(store_file, sample, device, **places):
     for problem in problems:
         click.echo(f"wrong: {problem}")
     if problems:
-        say(f"{store_file} cannot be trusted; remove it and extract again")
+        warn(f"{store_file} cannot be trusted; remove it and extract again")
         sys.exit(1)
     click.echo(f"{store_file} is sound")
 
@@ -1145,7 +1184,7 @@ def demo(out, device):
     say("1/6 draw: a small captioned dataset of coloured shapes")
     sentence, picture = draw_dataset(out / "data")
     say("2/6 extract: ResNet50 and DistilBERT with random weights: UNTRAINED encoders, since nothing is downloaded")
-    _say_lines(workflows.extract(out / "data", out / "store.h5", config.extract, device=device, force=True))
+    workflows.extract(out / "data", out / "store.h5", config.extract, device=device, force=True).tell()
     say("3/6 fit: projection heads on the cached features")
     run = workflows.fit(out / "store.h5", run_dir, config, device=device, force=True)
     say("4/6 evaluate")

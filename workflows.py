@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
-from onceover.base.progress import say
+from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
 if TYPE_CHECKING:
@@ -368,13 +368,13 @@ def _with_earlier_rows(result: dict[str, Any], file: Path) -> dict[str, Any]:
         earlier = read_record(file, "the earlier evaluation") if file.exists() else {}
         rows = earlier_rows(result, earlier)
     except (FileError, KeyError, TypeError, AttributeError):  # damaged, or of another version
-        say(f"{file} is damaged or of another version, and is replaced")
+        warn(f"{file} is damaged or of another version, and is replaced")
         return result
     if not rows:
         return result
     names = ", ".join(rows)
     if not is_of_the_same(result, earlier):
-        say(f"{file} is of other embeddings and is replaced, with its rows {names}")
+        warn(f"{file} is of other embeddings and is replaced, with its rows {names}")
         return result
     say(f"kept from the evaluation before: {names}")
     return with_rows(result, rows)

@@ -28,7 +28,7 @@ from onceover.base.files import (
     write_record,
 )
 from onceover.base.formats import RESULT_FORMAT
-from onceover.base.progress import say
+from onceover.base.progress import warn
 
 RECORD = ".onceover.json"
 _FORMAT = "onceover folder"
@@ -211,7 +211,7 @@ class Outputs:
         names = (path.with_name(f"{path.name}.{number}.old") for number in count(1))
         other = next(name for name in names if not os.path.lexists(name))
         os.replace(path, other)
-        say(f"{path} was changed since it was written; what it held is kept as {other.name}")
+        warn(f"{path} was changed since it was written; what it held is kept as {other.name}")
 
     def write_texts(self, texts: Mapping[str, str]) -> None:
         """Writes files of UTF-8, by name, or none of them where one would replace somebody else's file.

@@ -60,7 +60,7 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def prepare(folder: Path, pictures: int) -> None:
+def prepare(folder: Path, pictures: int, held_out: int = 64) -> None:
     """Encoders, data, store, run and cached activations in ``folder``, with so many images to train on."""
     import torch
     from PIL import Image
@@ -78,7 +78,7 @@ def prepare(folder: Path, pictures: int) -> None:
     (folder / "data").mkdir()
     with open(folder / "data/captions.csv", "w") as file:
         file.write("image,caption,split\n")
-        for number in range(pictures + 64):
+        for number in range(pictures + held_out):
             blots = generator.integers(256, size=(16, 16, 3), dtype=np.uint8)
             Image.fromarray(blots).resize((256, 256)).save(folder / f"data/{number}.jpg")
             split = "train" if number < pictures else "dev" if number % 2 else "test"
@@ -100,8 +100,8 @@ def prepare(folder: Path, pictures: int) -> None:
         training(store, folder, pictures, pictures)
 
 
-def training(store, folder: Path, batch_size: int, micro_batch: int):
-    """A fine-tuning at its first step."""
+def training(store, folder: Path, batch_size: int, micro_batch: int, device: str = "cpu"):
+    """A fine-tuning at its first step, whose activations are cached."""
     import torch
 
     from onceover.configs.schema import FinetuneConfig
@@ -111,11 +111,11 @@ def training(store, folder: Path, batch_size: int, micro_batch: int):
     from onceover.heads.workers import Workers
 
     settings = FinetuneConfig(batch_size=batch_size, micro_batch=micro_batch)
-    run, device = load_run(folder / "run"), torch.device("cpu")
+    run, where = load_run(folder / "run"), torch.device(device)
     specs = {kind: f"hf:{folder / kind}" for kind in CHOSEN}
-    towers = towers_of(store, run, folder / "data", settings, CHOSEN, specs, device)
+    towers = towers_of(store, run, folder / "data", settings, CHOSEN, specs, where)
     cache(towers, folder / "activations")
-    return Training(store, run, towers, settings, Workers(device))
+    return Training(store, run, towers, settings, Workers(where))
 
 
 def first_batch(store, batch_size: int):
@@ -147,16 +147,17 @@ def times(folder: Path, batch_size: int, rounds: int) -> list[dict[str, float]]:
     return found[1:]  # the first one warms up
 
 
-def tensors(step) -> tuple[list, list]:
-    """The inputs of the unfrozen modules: maps (b, C, H, W), and tokens (b, L, D) with their masks."""
+def tensors(step, device: str = "cpu") -> tuple[list, list]:
+    """The inputs of the unfrozen modules on a device: maps (b, C, H, W), and tokens (b, L, D) with their masks."""
     import torch
 
-    maps = [batch.inputs.float().permute(0, 3, 1, 2) for batch in step.micro_batches["image"]]
+    maps = [batch.inputs.to(device).float().permute(0, 3, 1, 2) for batch in step.micro_batches["image"]]
     texts = []
     for batch in step.micro_batches["text"]:
         lengths = torch.tensor([len(ids) for ids in batch.inputs.token_ids])
-        tokens = batch.inputs.activations.float()
-        texts.append((tokens, torch.arange(tokens.shape[1]) < lengths[:, None]))
+        tokens = batch.inputs.activations.to(device).float()
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        texts.append((tokens, mask.to(device)))
     return maps, texts
 
 
@@ -169,6 +170,8 @@ def bare(image, text, maps: list, texts: list) -> None:
     for states, mask in texts:
         for layer in text.encoder.layer[-2:]:
             states = layer(states, mask[:, None, None])
+            if isinstance(states, tuple):  # so earlier versions of transformers give them
+                states = states[0]
         (states * mask[..., None]).sum(1).sum().backward()
     for model in (image, text):
         model.zero_grad()

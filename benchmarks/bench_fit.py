@@ -67,13 +67,17 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def make_store(folder: Path) -> None:
-    """Features of which each is a augment image of a augment copy of its image's vector, imported."""
+def make_store(folder: Path, train: int = TRAIN, held_out: int = HELD_OUT, dims: tuple[int, int] = DIMS) -> None:
+    """Writes ``store.h5``, imported: a feature is a noisy image of a noisy copy of its image's vector.
+
+    Args:
+        train, held_out: how many images. dims: of the features of a view and of a caption.
+    """
     from onceover.extract.importing import import_features
 
     generator = np.random.default_rng(0)
-    latent = generator.standard_normal((TRAIN + HELD_OUT, LATENT), np.float32)
-    for name, dim, each in (("images", DIMS[0], VIEWS), ("texts", DIMS[1], EACH)):
+    latent = generator.standard_normal((train + held_out, LATENT), np.float32)
+    for name, dim, each in (("images", dims[0], VIEWS), ("texts", dims[1], EACH)):
         mapping = generator.standard_normal((LATENT, dim), np.float32)
         copies = latent[:, None] + 2 * generator.standard_normal((len(latent), each, LATENT), np.float32)
         noise = generator.standard_normal((len(latent), each, dim), np.float32)
@@ -82,7 +86,7 @@ def make_store(folder: Path) -> None:
     with open(folder / "captions.csv", "w") as file:
         file.write("image,caption,split\n")
         for number in range(len(latent)):
-            split = "train" if number < TRAIN else "dev"
+            split = "train" if number < train else "dev"
             file.writelines(f"{number:05d}.jpg,image {number} said {each},{split}\n" for each in range(EACH))
     import_features(folder / "images.npy", folder / "texts.npy", folder / "captions.csv", folder / "store.h5")
 
@@ -111,18 +115,25 @@ def one_round(store, run: Path, config) -> dict[str, float]:
 
 
 def seconds_a_step(
-    config, pictures: float, stacked: int = 1, dims: tuple[int, int] = DIMS, seconds: float = 3.0
+    config,
+    pictures: float,
+    stacked: int = 1,
+    dims: tuple[int, int] = DIMS,
+    seconds: float = 3.0,
+    device: str = "cpu",
 ) -> float:
     """Seconds that the products of a step over so many images take, for ``stacked`` pairs of heads: the mean.
 
-    A mean, since what it is compared with is the sum of many steps, with whatever held them up.
+    A mean, since what it is compared with is the sum of many steps, with whatever held them up. A GPU is waited for
+    after every ten steps.
     """
     import torch
 
     dim, pictures = config.model.embedding_dim, round(pictures)
-    images = torch.randn(pictures, dims[0])
-    texts = torch.randn(pictures * config.training.captions_per_image, dims[1])
-    left, right = (torch.randn(stacked, each, dim) for each in dims)
+    images = torch.randn(pictures, dims[0], device=device)
+    texts = torch.randn(pictures * config.training.captions_per_image, dims[1], device=device)
+    left, right = (torch.randn(stacked, each, dim, device=device) for each in dims)
+    at_once = 10 if images.is_cuda else 1
 
     def products() -> None:
         one, other = images @ left, texts @ right
@@ -131,11 +142,22 @@ def seconds_a_step(
         images.T @ back_one, texts.T @ back_other
 
     products()
+    synchronize(images.device)
     done, start = 0, time.perf_counter()
     while done < 5 or time.perf_counter() < start + seconds:
-        products()
-        done += 1
+        for _ in range(at_once):
+            products()
+        synchronize(images.device)
+        done += at_once
     return (time.perf_counter() - start) / done
+
+
+def synchronize(device) -> None:
+    """Waits until a GPU has done what it was given; a processor has."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def simple_epoch() -> dict[str, float]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import check_regular
+from onceover.base.progress import ProgressBar
 from onceover.extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
@@ -67,7 +67,7 @@ class Array:
             ArrayError: numbers that are not finite, or a damaged file.
         """
         start = 0
-        with tqdm(total=len(self), desc=doing, unit=" rows", disable=None) as bar:
+        with ProgressBar(doing, "rows", total=len(self)) as bar:
             for file in self.files:
                 first = start
                 for block in file.blocks():

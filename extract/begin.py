@@ -14,7 +14,7 @@ from PIL import Image
 
 from onceover.base.files import FileError
 from onceover.base.memory import peak_memory, total_memory
-from onceover.base.progress import say
+from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.comparison import relative_error
 from onceover.extract.dataset import Dataset
@@ -68,7 +68,7 @@ def begin_settings(unfinished: Unfinished, config: ExtractConfig, device: torch.
         return wanted
     say(f"going on with the unfinished extraction in {unfinished.folder}")
     if begun.get("hardware", name) != name:
-        say(f"begun on {begun['hardware']}; {name} may round the last bits of what is left in another way")
+        warn(f"begun on {begun['hardware']}; {name} may round the last bits of what is left in another way")
     if is_other_size:
         say(f"as it was begun: batches of {begun['batch_size']}")
     return cast(Settings, {"hardware": name} | begun)

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from onceover.base.files import FileError, digest
-from onceover.base.progress import say
+from onceover.base.progress import LOGGER, ProgressBar, say, warn
 from onceover.extract.changes import new_images
 from onceover.extract.extraction import Extraction, Work
 from onceover.extract.plan import CAPTIONS_PER_IMAGE, Shard, plan_shards, shards_of
@@ -98,7 +96,7 @@ def _shards(
     try:
         plan = unfinished.plan(kind)
     except FileError as error:  # finished shards are taken over all the same
-        say(f"planning anew: {error}")
+        warn(f"planning anew: {error}")
         plan = {}
     beside = [store.fingerprints for store in (extraction.old, extraction.reuse) if store]
     origin = {
@@ -139,9 +137,11 @@ def _compute(work: Work, encoding: "Encoding", shards: list[Shard]) -> None:
     total = sum(shard.size for shard in shards)
     seconds: Counter[str] = Counter()
     start = time.perf_counter()
-    with tqdm(total=total, initial=total - rows, desc=encoding.kind, unit=" rows", disable=None) as bar:
+    with ProgressBar(encoding.kind, "rows", total=total, initial=total - rows) as bar:
         for progress in work.engine.run(encoding, todo, work.device()):
             seconds.update(progress.seconds)
-            bar.set_postfix_str(shares(seconds), refresh=False)
+            bar.show(time=shares(seconds))
             bar.update(progress.rows)
-    work.counts.speed[encoding.kind] = Speed(rows, time.perf_counter() - start, dict(seconds))
+    speed = Speed(rows, time.perf_counter() - start, dict(seconds))
+    LOGGER.debug("encoding: %s took %.1f s", encoding.kind, speed.seconds)
+    work.counts.speed[encoding.kind] = speed

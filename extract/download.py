@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import pooch
 import requests
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import only_writer
 from onceover.base.outputs import claim_folder
-from onceover.base.progress import say
+from onceover.base.progress import ProgressBar, say, tracked
 
 BLOCK = 2**14  # bytes; what is read of a block that is cut off is lost
 TIMEOUT = 10  # seconds without an answer
@@ -114,9 +113,7 @@ def _resume(url: str, partial: Path, output: str | Path) -> None:
             total = have + int(rest) if rest else None
             with (
                 open(partial, "ab" if have else "wb") as file,
-                tqdm(
-                    total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem.lstrip("."), disable=None
-                ) as bar,
+                ProgressBar(partial.stem.lstrip("."), "B", total=total, initial=have) as bar,
             ):
                 for block in answer.iter_content(BLOCK):
                     file.write(block)
@@ -207,7 +204,7 @@ def _extract(file: Path, folder: Path, name: str) -> None:
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not member.filename.startswith("__MACOSX")]
         _refuse_unsafe(members, name)
-        for member in tqdm(members, desc="unpack", unit=" files", disable=None):
+        for member in tracked(members, "unpack", "files"):
             target = folder.joinpath(*_parts(member))
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, link_target, only_writer
-from onceover.base.progress import say
+from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
 from onceover.extract.computing import encode_captions, encode_images
@@ -144,7 +144,7 @@ def _discard(unfinished: Unfinished, store: FeatureStore) -> None:
         try:
             kind, fingerprint, keys = describe_shard(shard)
         except OnceoverError as error:
-            say(f"a shard of another extraction is left alone: {error}")
+            warn(f"a shard of another extraction is left alone: {error}")
             others += 1
             continue
         if fingerprint == store.fingerprints[kind] and (not keys or not known[kind].isdisjoint(keys)):
@@ -163,15 +163,16 @@ def _run(extraction: Extraction, device: str | None, engine: str) -> Counts:
     import torch
 
     from onceover.extract.begin import BATCH_SIZE, begin_settings
-    from onceover.extract.encoding.devices import pick_device
+    from onceover.extract.encoding.devices import log_device, pick_device
     from onceover.extract.engines import engine_for
 
     unfinished = extraction.unfinished
     for reason in unfinished.remove_damaged_shards():
-        say(f"encoding a damaged shard again: {reason}")
+        warn(f"encoding a damaged shard again: {reason}")
     paths = dict(zip(extraction.dataset.ids, extraction.dataset.paths, strict=True))
     unfinished.remove_shards_with_passed_failures(extraction.dataset.images, paths)
     picked = pick_device(device)
+    log_device(picked)
     engine_name, chosen = engine_for(engine, picked)
     settings = begin_settings(unfinished, extraction.config, picked, extraction.options.force)
     try:

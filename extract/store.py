@@ -33,6 +33,7 @@ from onceover.base.hdf5 import (
     write_column,
     write_hdf5,
 )
+from onceover.base.progress import LOGGER
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.ledger import Failure
 
@@ -93,6 +94,7 @@ class FeatureStore:
         """``check``: refuse what does not match its checksum; without, ``verify`` can tell all that is wrong."""
         self.path = Path(path)
         self._file, self._is_whole = _open(self.path)
+        LOGGER.debug("opened the feature store %s", self.path)
         try:
             with readable(self.path):
                 self._read()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from onceover.base.progress import say, warn
 from onceover.extract.ledger import Failure
 from onceover.extract.store import FeatureStore
 
@@ -54,8 +55,15 @@ class Summary:
     speed: dict[str, Speed] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def lines(self) -> Iterator[str]:
-        """The lines to show the user: how many rows, how fast, what was left out and why, and what looks wrong."""
+    def tell(self) -> None:
+        """Tells the user how many rows, how fast, what was left out and why, and what looks wrong."""
+        for line in self._lines():
+            say(line)
+        for line in self._warnings():
+            warn(line)
+
+    def _lines(self) -> Iterator[str]:
+        """The lines that say how many rows there are, and how fast they were encoded."""
         rows = f"{self.images:,} images, {self.captions:,} captions"
         if self.computed:
             encoded = ", ".join(f"{count:,} {kind}" for kind, count in self.computed.items())
@@ -64,13 +72,16 @@ class Summary:
         yield rows
         for kind, speed in self.speed.items():
             yield f"{kind}: {speed}"
+
+    def _warnings(self) -> Iterator[str]:
+        """The lines that say what was cut or left out, and which images lie in several splits."""
         if self.truncated:
             yield f"{self.truncated:,} captions are longer than the text encoder takes and were cut"
         yield from self._left_out()
         for group in self.duplicates[:_SHOWN]:
-            yield f"warning: the same image lies in several splits: {', '.join(group)}"
+            yield f"the same image lies in several splits: {', '.join(group)}"
         if len(self.duplicates) > _SHOWN:
-            yield f"warning: {len(self.duplicates) - _SHOWN:,} more images lie in several splits"
+            yield f"{len(self.duplicates) - _SHOWN:,} more images lie in several splits"
 
     def _left_out(self) -> Iterator[str]:
         """A line for each stage and kind of reason, with the first row that it kept out."""

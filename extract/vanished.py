@@ -7,7 +7,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, remove_files
-from onceover.base.progress import say
+from onceover.base.progress import warn
 from onceover.extract.shards import RowSources, describe_shard, kept_folder, shard_files, write_shard
 from onceover.extract.store import StoreError
 
@@ -71,7 +71,7 @@ def kept_shards(path: Path, kind: str = "") -> dict[Path, tuple[str, str]]:
             of_kind, fingerprint, _ = describe_shard(shard)
             shards[shard] = (of_kind, fingerprint)
         except OnceoverError as error:
-            say(f"features that were kept are left alone: {error}")
+            warn(f"features that were kept are left alone: {error}")
     return shards
 
 

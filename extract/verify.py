@@ -4,10 +4,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from onceover.base.files import digest
-from onceover.base.progress import say
+from onceover.base.progress import say, tracked
 from onceover.extract.comparison import neighbour_overlap, relative_error
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.stored import stored_encoder
@@ -88,7 +87,7 @@ def _encoder(store: FeatureStore, kind: str, device: str | None, place: str | No
 
 def _encoded_images(store: FeatureStore, images: ImageSource, encoder: ImageEncoder, rows: np.ndarray) -> np.ndarray:
     features = []
-    for row in tqdm(rows, desc="image", unit=" images", disable=None):
+    for row in tracked(rows.tolist(), "image", "images"):
         key = store.image_paths[row]
         image = decode_named(partial(images.open, key), images.describe(key), encoder.short_side)
         features.append(encoder.encode(encoder.pixels(image)[None])[0])

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import check_disk, only_writer
 from onceover.base.formats import ACTIVATIONS_FORMAT, ACTIVATIONS_VERSION
 from onceover.base.hdf5 import DAMAGE, StoredRows, open_hdf5, write_hdf5
-from onceover.base.progress import say
+from onceover.base.progress import ProgressBar, say
 
 DTYPE = np.float16
 
@@ -127,7 +126,7 @@ def _write(
         if offsets is not None:
             file["offsets"] = offsets
         start = 0
-        with tqdm(total=shape[0], desc=noun, unit=" rows", disable=None) as bar:
+        with ProgressBar(noun, "rows", total=shape[0]) as bar:
             for batch in batches():
                 with np.errstate(over="ignore"):
                     values = batch.astype(DTYPE)

@@ -31,6 +31,7 @@ from onceover.base.formats import (
     TOKENIZER,
 )
 from onceover.base.hdf5 import stated_checksum
+from onceover.base.progress import LOGGER
 from onceover.configs.schema import Config, ModelConfig, load_config
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.store import changed_settings
@@ -97,6 +98,7 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     provenance = read_provenance(folder)
+    LOGGER.debug("opened the run %s", folder)
     config = load_config(folder / CONFIG)
     return Run(folder, config, load_heads(folder, provenance), provenance)
 

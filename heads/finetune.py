@@ -18,7 +18,7 @@ from onceover.base.files import digest, only_writer
 from onceover.base.formats import FINETUNED, NEXT, PROVENANCE
 from onceover.base.progress import muted, say
 from onceover.configs.schema import FinetuneConfig
-from onceover.extract.encoding.devices import native_bfloat16
+from onceover.extract.encoding.devices import log_device, native_bfloat16
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.layouts import images_of
 from onceover.extract.store import KINDS, FeatureStore
@@ -237,6 +237,7 @@ def _train(training: Training, work: Path, request: str, workers: Workers) -> No
     """Trains to the end, from the state in ``work`` if there is one, and saves it there now and then."""
     state = checkpoint.load_resume(work, request) or {}
     steps = training.loader.steps
+    log_device(workers.device)
     if "epoch" in state:
         training.restore(state)
         say(f"going on in epoch {training.epoch + 1}, after {training.step} of its {steps} steps")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
+from onceover.base.progress import ProgressBar
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads.batches import learning_rate
@@ -120,14 +120,13 @@ class Training:
         if self.start is None:
             self._validate()
         initial = self.epoch * self.loader.steps + self.step
-        shown = None if self._workers.leads else True
-        with tqdm(total=total, initial=initial, unit=" steps", desc="finetune", disable=shown) as bar:
+        with ProgressBar("finetune", "steps", total=total, initial=initial) as bar:
             while not self.finished:
                 self._run_epoch(total, bar, save)
                 if self._workers.leads:
                     save(self.state())
 
-    def _run_epoch(self, total: int, bar: tqdm, save: Callable[[dict[str, Any]], None]) -> None:
+    def _run_epoch(self, total: int, bar: ProgressBar, save: Callable[[dict[str, Any]], None]) -> None:
         """Trains what is left of an epoch. ``total``: steps of all epochs."""
         start = time.monotonic()
         saved = start
@@ -136,7 +135,7 @@ class Training:
             loss = self.train(step, learning_rate(number, total, self._settings))
             self._losses.append(loss)
             self.step += 1
-            bar.set_postfix(loss=f"{loss:.3f}", start=f"{self.start:.1f}", best=f"{self.best_rsum:.1f}")
+            bar.show(loss=f"{loss:.3f}", start=f"{self.start:.1f}", best=f"{self.best_rsum:.1f}")
             bar.update()
             is_last = self.step == self.loader.steps
             if self._workers.leads and not is_last and time.monotonic() - saved >= SAVE_EVERY:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from onceover.base.errors import OnceoverError
-from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.dataset import Dataset
 from onceover.extract.pipeline import extract
@@ -54,8 +53,7 @@ def foreign_gallery(
         keep_vanished=True,
         prune=prune,
     )
-    for line in summary.lines():
-        say(line)
+    summary.tell()
     with FeatureStore(summary.path) as store:
         run.check_encoder(kind, store.recipes[kind])
         if kind == "image":

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from onceover.base.progress import say
+from onceover.base.progress import say, warn
 from onceover.extract.pictures import read_picture
 from onceover.heads.checkpoint import Run
 from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings
@@ -50,7 +50,7 @@ class QueryEmbedder:
         features, truncated = self._encoder("text").encode(list(texts))
         for text, is_cut in zip(texts, truncated, strict=True):
             if is_cut:
-                say(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
+                warn(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
         return text_embeddings(self._run.heads, features)
 
     def embed_images(self, paths: Sequence[str]) -> np.ndarray:

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, only_writer, read_record, write_record
 from onceover.base.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
 from onceover.base.memory import default_memory
-from onceover.base.progress import say
+from onceover.base.progress import ProgressBar, say, warn
 from onceover.configs.schema import Config
+from onceover.extract.encoding.devices import log_device
 from onceover.extract.store import FeatureStore
 from onceover.heads.chunks import MIN_MEMORY, memory_on
 from onceover.heads.grid import Setting, trial_name
@@ -87,7 +87,7 @@ def sweep(
     with only_writer(folder, "the sweep"):
         plan = _SweepPlan(folder, store, torch.device(device), memory or default_memory(), grid)
         work = _Sweep(store, plan, judge, torch.device(device))
-        with tqdm(total=0, unit=" epochs", desc="sweep", disable=None) as work.bar:
+        with work.bar:
             if halving:
                 _halve(work, plan, settings)
             else:
@@ -190,8 +190,9 @@ class _Sweep:
     def __init__(self, store: FeatureStore, plan: _SweepPlan, judge: Judge, device: torch.device):
         self.judge = judge
         self.results: dict[str, dict] = {}
-        self.bar = tqdm(disable=True)
+        self.bar = ProgressBar("sweep", "epochs", total=0)
         self._device = device
+        log_device(device)
         self._best_rsum = 0.0
         self._files = TrialFiles(plan.folder / TRIALS, judge, plan.fingerprints)
         roles = store.roles()
@@ -205,7 +206,7 @@ class _Sweep:
 
     def add_epochs(self, configs: Sequence[Config]) -> None:
         """Adds the epochs of trials to the total of the progress bar."""
-        self.bar.total = (self.bar.total or 0) + sum(config.training.num_epochs for config in configs)
+        self.bar.add_total(sum(config.training.num_epochs for config in configs))
 
     def check_files(self) -> None:
         """Checks that the results of all trials are still in the folder.
@@ -281,7 +282,7 @@ class _Sweep:
                     self._end(trial.config, trial.state(), "finished")
                 self._best_rsum = max(self._best_rsum, trial.best_rsum)
             trials = [trial for trial in trials if trial_name(trial.config) not in self.results]
-            self.bar.set_postfix(trials=len(self.results), best=f"{self._best_rsum:.1f}")
+            self.bar.show(trials=len(self.results), best=f"{self._best_rsum:.1f}")
         for trial in trials:
             self._files.write_state(trial.config, trial.state())
 
@@ -293,7 +294,7 @@ class _Sweep:
         try:
             self._data.validate(trial, measure)
         except OnceoverError as error:  # embeddings without direction, or not finite
-            say(f"a setting is given up: {error}")
+            warn(f"a setting is given up: {error}")
             return False
         return True
 

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, only_writer
 from onceover.base.formats import EMBEDDINGS, PROVENANCE
 from onceover.base.memory import default_memory
-from onceover.base.progress import say
+from onceover.base.progress import ProgressBar, say, timed, warn
 from onceover.base.threads import single_threads
 from onceover.configs.schema import Config
+from onceover.extract.encoding.devices import log_device
 from onceover.extract.store import KINDS, FeatureStore, Roles
 from onceover.heads import checkpoint, replacement
 from onceover.heads.chunks import MIN_MEMORY, memory_on
@@ -70,6 +70,7 @@ def fit(
     folder = Path(folder)
     device = torch.device(device)
     LOSSES.load(config.training.loss)  # an unknown one is refused before anything is written
+    log_device(device)
     roles = store.roles()
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
@@ -84,11 +85,11 @@ def fit(
             checkpoint.begin(work, state)
         checkpoint.save_settings(work, config, store.tokenizer_files)
         if not store.is_checked:
-            say(f"{store.path} was made by an earlier version, and its features cannot be checked as they are read")
+            warn(f"{store.path} was made by an earlier version, and its features cannot be checked as they are read")
         result = _fit_heads(_Fit(store, work, config, state, device), store, roles, config)
         space = checkpoint.save_heads(work, result.heads, store.fingerprints)
         say("embedding all images and captions, and choosing the correction for hubs")
-        with replacement.run_files(work).file(EMBEDDINGS) as aside:
+        with timed("embedding"), replacement.run_files(work).file(EMBEDDINGS) as aside:
             betas = write_embeddings(store, result.heads, aside, result.roles, space, config.model.rerank, result.betas)
         provenance = _provenance(store, result._replace(betas=betas), device)
         checkpoint.save_provenance(work, {"request": request, "space": space} | provenance)
@@ -127,7 +128,8 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
     """Chooses epochs and settings on the validation images, and fits again where ``training.refit`` asks for it."""
     training = config.training
     start = time.monotonic()
-    data, trials = fit.choose(roles)
+    with timed("fitting, and choosing the epoch"):
+        data, trials = fit.choose(roles)
     closed_form = fit.closed_form(data, roles) if training.cca else []
     members = [trial.best_heads() for trial in trials] + closed_form[:1]
     heads = as_one(members)
@@ -140,7 +142,8 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
     if training.refit:
         betas = _betas(heads, store, roles)
         roles = roles.together()
-        heads = as_one(fit.refit(roles, [trial.best_epoch for trial in trials]) + closed_form[1:])
+        with timed("fitting again"):
+            heads = as_one(fit.refit(roles, [trial.best_epoch for trial in trials]) + closed_form[1:])
     seconds = round(time.monotonic() - start, 2)
     return _FitResult(heads, roles, betas, rsum, trials, chunk_count, seconds)
 
@@ -225,7 +228,7 @@ class _Fit:
         """
         say("aligning in closed form (CCA)")
         data.release()
-        with tqdm(unit=" candidates", desc="cca", disable=None) as bar:
+        with ProgressBar("cca", "candidates") as bar:
             train = data.averaged(roles.train).numpy()
             validation = data.averaged(roles.selection).numpy()
             with single_threads():
@@ -291,7 +294,7 @@ class _Fit:
                 f"{self._folder} holds a fit that was begun by a version which fitted members one after another; "
                 "fit again with --force"
             )
-        with tqdm(total=sum(epochs) * steps, initial=initial, unit=" steps", desc="fit", disable=None) as bar:
+        with ProgressBar("fit", "steps", total=sum(epochs) * steps, initial=initial) as bar:
             while unfinished:
                 trained = [trial for trial, _ in unfinished]
                 train_epochs(trained, chunks, image_index, trained[0].until_validation, bar.update)
@@ -301,7 +304,7 @@ class _Fit:
                     rsums = [data.validate(trial, quality)["rsum"] for trial in trained]
                     shown["rsum"] = f"{np.mean(rsums):.1f}"
                     shown["best"] = f"{max(trial.best_rsum for trial in trials):.1f}"
-                bar.set_postfix(shown)
+                bar.show(**shown)
                 unfinished = [pair for pair in unfinished if is_unfinished(*pair)]
                 if len(unfinished) < len(trained) or time.monotonic() - self._saved >= SAVE_EVERY:
                     self._save(name, trials)

@@ -14,7 +14,7 @@ from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import digest
 from onceover.base.npz import npz_bytes, read_npz
 from onceover.base.outputs import Outputs
-from onceover.base.progress import say
+from onceover.base.progress import LOGGER, warn
 from onceover.extract.store import FeatureStore
 from onceover.retrieval import baseline_ranks, baselines, closed_form, exact, hubness, neighbours, ranks, store_pairs
 from onceover.retrieval.baseline_ranks import Baseline
@@ -51,9 +51,10 @@ class BaselineCache:
         if not path.exists():
             return None
         try:
+            LOGGER.debug("reading the baselines %s", path)
             return self._baselines(read_npz(path))
         except Exception as error:  # the parsers of NumPy and zipfile raise errors of many kinds
-            say(f"{path} is damaged ({first_line(error)}); the baselines are measured again")
+            warn(f"{path} is damaged ({first_line(error)}); the baselines are measured again")
             return None
 
     def save(self, measured: dict[str, Baseline]) -> None:
@@ -70,7 +71,7 @@ class BaselineCache:
                 self._outputs.remove(lambda name: not name.startswith(self._store))
                 self._outputs.write_bytes(self._file, bytes(npz_bytes(arrays)))
         except (OSError, OnceoverError) as error:
-            say(f"the baselines are not kept for the next evaluation: {first_line(error)}")
+            warn(f"the baselines are not kept for the next evaluation: {first_line(error)}")
 
     def _baselines(self, arrays: dict[str, np.ndarray]) -> dict[str, Baseline]:
         """Baselines made of arrays.

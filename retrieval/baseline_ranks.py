@@ -49,6 +49,8 @@ def measure_baselines(
         images: rows of the measured images. rows: those to fit on; None: nothing is fitted.
         seed: of the random maps. step: called, from several threads, after each candidate and each map.
     """
+    import faiss  # noqa: F401  # its threads, too, can only be bounded once it is loaded
+
     measured = read_pairs(store, images)
     baselines: dict[str, Baseline] = {}
     with single_threads() as pool:

@@ -11,6 +11,7 @@ import numpy as np
 from onceover.base.errors import OnceoverError, first_line
 from onceover.base.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
 from onceover.base.hdf5 import DAMAGE, memory_mapped, open_hdf5
+from onceover.base.progress import LOGGER
 from onceover.extract.store import Column
 from onceover.retrieval.gallery import Gallery, Items, facing_bias
 from onceover.retrieval.ranks import Biases
@@ -152,6 +153,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
         with open_hdf5(path) as file:
             if (file.attrs.get("format"), file.attrs.get("format_version")) != (EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION):
                 raise EmbeddingsError(f"{path} is no embeddings file of the format {EMBEDDINGS_VERSION}; fit again")
+            LOGGER.debug("reading the embeddings %s", path)
             embeddings = _read(file, path)
     except (OnceoverError, PermissionError):
         raise

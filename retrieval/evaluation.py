@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from onceover.base.errors import OnceoverError
 from onceover.base.memory import default_memory
+from onceover.base.progress import ProgressBar
 from onceover.extract.store import FeatureStore
 from onceover.retrieval.baseline_cache import BaselineCache
 from onceover.retrieval.baseline_ranks import Baseline, measure_baselines
@@ -180,7 +180,7 @@ def _baselines(
     stored = None if fresh else cache.load()
     if stored is not None:
         return stored
-    with tqdm(desc="baselines", unit=" models", disable=None) as bar:
+    with ProgressBar("baselines", "models") as bar:
         measured = measure_baselines(store, images, rows, seed, bar.update)
     cache.save(measured)
     return measured

@@ -1,6 +1,5 @@
 """Exact search: the rows of a gallery with the largest inner products."""
 
-import faiss
 import numpy as np
 
 from onceover.base.errors import OnceoverError
@@ -22,6 +21,8 @@ def exact_search(gallery: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.n
     Raises:
         QueryError: queries of another shape, or that are not finite.
     """
+    import faiss  # fits and encodings do without
+
     queries = checked_queries(queries, gallery.shape[1])
     rows = np.ascontiguousarray(gallery, dtype=np.float32)
     return faiss.knn(queries, rows, min(k, len(gallery)), metric=faiss.METRIC_INNER_PRODUCT)

@@ -25,7 +25,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.progress import say
+from onceover.base.progress import warn
 from onceover.extract.pictures import read_picture
 from onceover.retrieval.gallery import facing_bias
 
@@ -195,7 +195,7 @@ def read_queries(file: BinaryIO, name: str) -> Iterator[str]:
     if not queries:
         raise SearchError(f"{name} holds no queries; write one a line")
     if number > queries:
-        say(f"empty lines left out: {number - queries}")
+        warn(f"empty lines left out: {number - queries}")
 
 
 class Searcher:

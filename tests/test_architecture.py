@@ -15,6 +15,7 @@ FLOORS = (("base",), ("configs",), ("extract",), ("retrieval",), ("heads", "anal
 PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis")
 ONLY_IMPORTER = {
     "pyarrow": {"extract.arrays"},
+    "tqdm": {"base.progress"},
     "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders.torchvision"},
     "transformers": {"extract.encoders.huggingface", "extract.encoding.vocabulary"},

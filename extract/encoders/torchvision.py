@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from onceover.base.files import check_regular
+from onceover.base.progress import LOGGER
 from onceover.extract.encoders import (
     NETWORK_TIMEOUT,
     EncoderError,
@@ -173,6 +174,7 @@ def _pretrained(spec: Spec, entry: Any) -> "nn.Module":
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
     check_regular(cached)
+    LOGGER.debug("%s the weights %s", "reading" if cached.exists() else "downloading", cached)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onceover.base.progress import LOGGER
 from onceover.base.threads import available_cpus
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding.library_errors import reason
@@ -57,6 +58,11 @@ def hardware(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{cpu_capabilities().get('cpu_name', '')} {torch.backends.cpu.get_cpu_capability()}".strip()
     return device.type
+
+
+def log_device(device: torch.device) -> None:
+    """Logs at the level DEBUG which device computes, and in how many threads the processor does."""
+    LOGGER.debug("device %s: %s; threads of the processor: %d", device, hardware(device), torch.get_num_threads())
 
 
 def cpu_capabilities() -> dict[str, Any]:

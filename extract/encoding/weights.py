@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onceover.base.files import check_regular
+from onceover.base.progress import LOGGER
 from onceover.extract.encoders import EncoderError, Spec
 from onceover.extract.encoding.library_errors import reason
 
@@ -38,6 +39,7 @@ def read_weights(file: Path, spec: Spec) -> dict[str, Tensor]:
 
 def _read(file: Path, spec: Spec) -> Any:
     """The content of a file of weights."""
+    LOGGER.debug("reading the weights %s", file)
     try:
         check_regular(file)
         if file.suffix == ".safetensors":

@@ -7,9 +7,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
-from tqdm import tqdm
 
 from onceover.base.files import open_regular, whole_file
+from onceover.base.progress import ProgressBar
 from onceover.retrieval.index.types import CODE_DIMS, LINKS, REBUILD, IndexingError, cell_count, code_count
 
 # faiss multiplies matrices with BLAS only above this many queries (default: 128,000); with 4 it is five times as fast
@@ -114,8 +114,7 @@ def build_faiss(vectors: np.ndarray, kind: str) -> faiss.Index:
         index.storage.reset()
     if kind in ("ivf", "ivfpq"):
         _train_cells(index, vectors)
-    is_quiet = None if rows > BLOCK else True
-    with tqdm(total=rows, desc=f"building {kind}", unit=" rows", disable=is_quiet) as bar:
+    with ProgressBar(f"building {kind}", "rows", total=rows) as bar:
         for start in range(0, rows, BLOCK):
             index.add(vectors[start : start + BLOCK])
             bar.update(min(BLOCK, rows - start))

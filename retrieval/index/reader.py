@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onceover.base.progress import LOGGER
 from onceover.retrieval.exact import checked_queries
 from onceover.retrieval.index.manifest import read_manifest
 from onceover.retrieval.index.segments import Segment
@@ -28,6 +29,7 @@ class Index:
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         self.manifest = read_manifest(folder)
+        LOGGER.debug("opened the index %s", folder)
         self.kind: str = self.manifest["kind"]
         self.biased: bool = self.manifest["biased"]
         self.space: str = self.manifest["space"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.files import digest, write_json
-from onceover.base.progress import say
+from onceover.base.progress import say, warn
 from onceover.retrieval.gallery import Gallery, LazyRows
 from onceover.retrieval.index.checks import check_origin
 from onceover.retrieval.index.folder import IndexFiles, writing
@@ -206,7 +206,7 @@ def _usable_segments(folder: Path, before: dict | None, about: dict, force: bool
     except IndexingError:
         if not force:
             raise
-        say("building it anew: it is damaged")
+        warn("building it anew: it is damaged")
         return []
 
 
