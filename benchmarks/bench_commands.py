@@ -115,15 +115,15 @@ class Place:
     def _all(self) -> Iterator[tuple[str, list, list[Path]]]:
         """Labels, arguments, and the files that are removed before."""
         run_folder, other = self._runs
-        kept = self._folder / "store.h5.baselines"
+        ranks = self._folder / "store.h5.baselines"
         evaluate = ["evaluate", "--run", run_folder, "--store", self._store]
         figures = self._folder / "figures"
         index = self._folder / "index"
-        made = self._folder / "made"
+        output = self._folder / "output"
         yield "--help", ["--help"], []
         yield "info of the store", ["info", self._store], []
         yield "info of the run", ["info", run_folder], []
-        yield "evaluate, the first", evaluate, [kept]
+        yield "evaluate, the first", evaluate, [ranks]
         yield "evaluate, again", evaluate, []
         yield "compare", ["compare", run_folder, other], []
         plot = ["plot", "--run", run_folder, "--out", figures]
@@ -132,12 +132,12 @@ class Place:
         yield "index of the run", ["index", "--run", run_folder, "--index", index], [index]
         yield "search of the run", ["search", "--run", run_folder, "--query", QUERY, "--device", "cpu"], []
         yield "search of the index", ["search", "--index", index, "--query", QUERY, "--device", "cpu"], []
-        ensemble = ["ensemble", run_folder, other, "--out", made / "ensemble", "--store", self._store]
-        yield "ensemble of two", ensemble, [made / "ensemble"]
-        fit = ["fit", "--store", self._store, "--run", made / "fit", "--device", "cpu"]
-        yield "fit, 3 epochs", [*fit, "--set", "training.num_epochs=3"], [made / "fit"]
+        ensemble = ["ensemble", run_folder, other, "--out", output / "ensemble", "--store", self._store]
+        yield "ensemble of two", ensemble, [output / "ensemble"]
+        fit = ["fit", "--store", self._store, "--run", output / "fit", "--device", "cpu"]
+        yield "fit, 3 epochs", [*fit, "--set", "training.num_epochs=3"], [output / "fit"]
         if self._data:
-            store = made / "s.h5"
+            store = output / "s.h5"
             extract = ["extract", "--data", self._data, "--store", store, "--limit", 64, "--device", "cpu"]
             yield "extract, 64 images", [*extract, *encoders_of(run_folder)], [store]
 

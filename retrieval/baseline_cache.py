@@ -82,11 +82,11 @@ class BaselineCache:
         key, about = json.loads(str(arrays["about"]))
         if key != self._key:
             raise ValueError("of another measurement")
-        found = {}
+        measured = {}
         for number, (name, hubs, settings, fitted_images) in enumerate(about):
             pairs = [self._ranks(counts) for counts in arrays[f"counts_{number}"]]
-            found[name] = Baseline(pairs, hubs, settings, fitted_images)
-        return found
+            measured[name] = Baseline(pairs, hubs, settings, fitted_images)
+        return measured
 
     def _ranks(self, counts: np.ndarray) -> RankPair:
         """Ranks made of counts, int32 (2, 2, M), that are such as can be."""

@@ -11,6 +11,7 @@ from onceover.base.threads import single_threads
 from onceover.extract.store import FeatureStore
 from onceover.retrieval.baselines import Embed, Family, Pairs, choose, standardised, unlearned, zero_shot
 from onceover.retrieval.closed_form import CCA, Moments, Ridge
+from onceover.retrieval.exact import load_faiss
 from onceover.retrieval.hubness import hub_skewness
 from onceover.retrieval.metrics import RankPair
 from onceover.retrieval.neighbours import Bridge
@@ -49,8 +50,7 @@ def measure_baselines(
         images: rows of the measured images. rows: those to fit on; None: nothing is fitted.
         seed: of the random maps. step: called, from several threads, after each candidate and each map.
     """
-    import faiss  # noqa: F401  # its threads, too, can only be bounded once it is loaded
-
+    load_faiss()  # whose threads can only be bounded once it is loaded
     measured = read_pairs(store, images)
     baselines: dict[str, Baseline] = {}
     with single_threads() as pool:

@@ -9,6 +9,11 @@ class QueryError(OnceoverError):
     """Queries that cannot be searched with."""
 
 
+def load_faiss() -> None:
+    """Loads faiss, which is otherwise loaded by the first search."""
+    import faiss  # noqa: F401
+
+
 def exact_search(gallery: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds the ``k`` rows of ``gallery`` with the largest inner products, best first; all of them where k is larger.
 
