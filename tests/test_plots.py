@@ -365,7 +365,7 @@ def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
 
 def test_an_evaluation_is_drawn_with_every_model_once_it_is_there(run_dir, store, tmp_path):
     folder = shutil.copytree(run_dir, tmp_path / "run")
-    result = evaluate(read_embeddings(folder / "embeddings.h5"), store, rerank=["csls"])
+    result = evaluate(read_embeddings(folder / "embeddings.h5"), store, rerank=["csls"], folds=3)
     (folder / "evaluation-test.json").write_text(json.dumps(result))
     written = {path.name for path in plot_run(folder, tmp_path / "figures")}
     (folder / "evaluation-dev.json").write_text("{}")
@@ -374,7 +374,9 @@ def test_an_evaluation_is_drawn_with_every_model_once_it_is_there(run_dir, store
     assert {"models.png", "models.svg", "ranks.png"} <= written
     figure = draw_models(result)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert [label.replace("\n(", "_").strip(")") for label in labels] == list(result["models"])
+    names = list(result["models"])
+    names[1:3] = ["multimodal_csls\n(transductive)", "multimodal_3_folds\n(galleries of 20 and 4)"]
+    assert labels == names
     assert "test: 12 queries, gallery of 60" in figure.axes[0].get_title()
     line = figure.axes[1].containers[2].lines[0]  # R@10
     np.testing.assert_allclose(line.get_xdata(), [m["text_to_image"]["R@10"] for m in result["models"].values()])

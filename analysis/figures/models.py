@@ -38,10 +38,24 @@ def draw_models(result: dict) -> Figure:
         axes.set(xlim=(0, None), xlabel="recall in %", title=f"{name}\n{result['split']}: {sizes}")
         axes.grid(axis="y", linewidth=0.4, alpha=0.5)
         axes.legend(loc="lower right")
-    labels = [name.replace("_transductive", "\n(transductive)") for name in models]
-    panels[0].set_yticks(np.arange(len(models)), labels)
+    panels[0].set_yticks(np.arange(len(models)), _labels(models))
     panels[0].invert_yaxis()
     return figure
+
+
+def _labels(models: dict[str, dict]) -> list[str]:
+    """The models' names, with the galleries of those that search others than the first one does."""
+    galleries = {}
+    for name, summary in models.items():
+        galleries[name] = [summary[direction]["gallery"] for direction, _, _ in _DIRECTIONS]
+    usual = next(iter(galleries.values()))
+    labels = []
+    for name, sizes in galleries.items():
+        label = name.replace("_transductive", "\n(transductive)")
+        if sizes != usual:
+            label += f"\n(galleries of {sizes[0]:,} and {sizes[1]:,})"
+        labels.append(label)
+    return labels
 
 
 def _draw_recalls(axes: Axes, rows: list[dict], colour: str) -> None:
