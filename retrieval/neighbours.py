@@ -11,6 +11,7 @@ from onceover.retrieval.exact import exact_search
 
 NEIGHBOURS = (1, 3, 10, 30, 100, 300)
 SHARPNESS = (0.02, 0.05, 0.1, 0.2)  # softmax temperature of the neighbours' weights
+_BLOCK_BYTES = 8 * 2**20  # of values that are multiplied at a time
 
 
 class Bridge:
@@ -80,4 +81,14 @@ class Bridge:
         weights = np.exp((scores[:, first:last] - scores[:, :1]) / sharpness)
         starts = np.arange(0, weights.size + 1, weights.shape[1])
         values = self._value_of[rows[:, first:last]].ravel()
-        return csr_array((weights.ravel(), values, starts), (len(rows), len(self._values))) @ self._values
+        return _product(csr_array((weights.ravel(), values, starts), (len(rows), len(self._values))), self._values)
+
+
+def _product(weights: csr_array, values: np.ndarray) -> np.ndarray:
+    """A sparse matrix times a dense one, (Q, N) @ (N, K), by columns of this that stay in a processor's caches."""
+    columns = max(1, _BLOCK_BYTES // (values.itemsize * len(values)))
+    product = np.empty((weights.shape[0], values.shape[1]))
+    for start in range(0, values.shape[1], columns):
+        block = slice(start, start + columns)
+        product[:, block] = weights @ np.ascontiguousarray(values[:, block])
+    return product

@@ -19,8 +19,8 @@ _MODEL_NOTES = {
     "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
     "transductive: not to be compared with single queries",
     "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
-    "cca": "cca, ridge, text_knn, image_knn: fitted on the images that the run is fitted on; their settings were chosen "
-    "on the validation split before, by fits on the train images alone",
+    "cca": "cca, ridge, text_knn, image_knn: fitted on the images that the run is fitted on; their settings were "
+    "chosen on the validation split before, by fits on the train images alone",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
     "shuffled": "shuffled: heads fitted with the run's settings (an ensemble's first member's) to train images that "
     "had swapped their captions",

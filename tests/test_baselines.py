@@ -119,6 +119,7 @@ def test_ridge_predicts_what_scikit_learn_predicts(data, monkeypatch):
 def test_neighbours_are_bridged_as_an_explicit_loop_does_it(data, kind, monkeypatch):
     train, _, test = data
     monkeypatch.setattr(neighbours, "NEIGHBOURS", (1, 5))
+    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 8 * len(train.images) * 5)  # columns at a time
     monkeypatch.setattr(neighbours, "SHARPNESS", (0.1,))
 
     def unit(rows):
