@@ -16,7 +16,7 @@ from onceover.base.files import FileError
 from onceover.base.memory import peak_memory, total_memory
 from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
-from onceover.extract.backends import AUTO, EAGER
+from onceover.extract.backends import AUTO
 from onceover.extract.comparison import relative_error
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoding.devices import STREAMS, fast_dtype, hardware

@@ -250,7 +250,7 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
 
 
 def _backend(extraction: Extraction, kind: str, settings: "Settings", engine_name: str) -> str:
-    """The name of the backend for a kind: the one that it was begun with, or one for the rows that are to be encoded."""
+    """The name of the backend for a kind: the one that it was begun with, or one for the rows to be encoded."""
     import torch
 
     from onceover.extract.backends import backend_for

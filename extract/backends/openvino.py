@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -149,6 +150,17 @@ def _imported() -> Any:
     return openvino
 
 
+@cache
+def _core() -> Any:
+    """OpenVINO's runtime, one for the life of the process.
+
+    Each lends the thread that first compiles with it a stack for the handlers of signals, and takes it away when it
+    ends, even where another one has come after it: the next signal would then end the process.
+    """
+    with _without_telemetry():
+        return _imported().Core()
+
+
 def _compiled(model: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
     """A model as a function from its inputs, on the processor, to float32 (B, D); called from several threads.
 
@@ -163,8 +175,7 @@ def _compiled(model: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
         "NUM_STREAMS": threads,
         "ENABLE_CPU_PINNING": False,  # the threads that decode use the same cores
     }
-    with _without_telemetry():
-        compiled = _imported().Core().compile_model(model, "CPU", options)
+    compiled = _core().compile_model(model, "CPU", options)
     actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if actual != precision:
         raise BackendError(f"OpenVINO would compute in {actual} here where {precision} is asked for")
