@@ -105,6 +105,8 @@ def _converted(network: ImageNetwork | TextNetwork, sample: dict[str, Tensor], d
     """
     with _without_telemetry():
         openvino = _imported()
+        if not hasattr(torch.export.Dim, "DYNAMIC"):
+            raise BackendError(f"torch {torch.__version__} is too old to export for it; 2.6 or later can")
         try:
             dimensions = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)
             shapes = (tuple(dimensions for _ in sample),)
