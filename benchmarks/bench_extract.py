@@ -159,6 +159,7 @@ def limit(options) -> dict:
 
     from onceover import cli
     from onceover.base.threads import in_order
+    from onceover.extract.backends import backend_for
     from onceover.extract.begin import BATCH_SIZE, SAMPLE
     from onceover.extract.computing import CAPTION_BLOCKS_ON_GPU
     from onceover.extract.encoding.image import ImageEncoder
@@ -171,15 +172,20 @@ def limit(options) -> dict:
 
     assert cli
     gpu, device = options.device != "cpu", torch.device(options.device)
+    engine = "processes" if gpu else "threads"
     dataset = read_dataset(options.data).first(options.pictures)
     captions = list(dict.fromkeys(dataset.captions))
     size, streams = BATCH_SIZE[device.type], os.cpu_count() if gpu else torch.get_num_threads()
 
     def images_in(dtype: str):
-        return ImageEncoder(IMAGE, layers="auto", views=options.views, dtype=dtype, device=options.device)
+        backend = backend_for("auto", "image", len(dataset.paths), engine, device)
+        return ImageEncoder(
+            IMAGE, layers="auto", views=options.views, dtype=dtype, device=options.device, backend=backend
+        )
 
     def texts_in(dtype: str):
-        return TextEncoder(TEXT, layers="auto", dtype=dtype, captions=captions, device=options.device)
+        backend = backend_for("auto", "text", len(captions), engine, device)
+        return TextEncoder(TEXT, layers="auto", dtype=dtype, captions=captions, device=options.device, backend=backend)
 
     def read(paths: list[str]) -> torch.Tensor:
         side = preprocessing.short_side
