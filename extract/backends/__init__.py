@@ -64,7 +64,7 @@ def backend_for(name: str, kind: str, rows: int, engine_name: str, device: torch
 
     That is where it is installed, on an x86 processor with AVX2 or AVX-512, under the engine ``threads``, which
     computes each batch in one thread, if converting, 2 to 3 s, pays. Measured on an EPYC with AVX-512: ResNet50 took
-    0.88 of the time of ``eager``, DistilBERT 0.46; held to AVX2, ResNet50 0.83 (docs/results.md). On other processors
+    0.94 of the time of ``eager``, DistilBERT 0.46; held to AVX2, ResNet50 0.83 (docs/results.md). On other processors
     nothing was measured. It is a rule, and no timing, so that the same command chooses alike again.
     """
     if name != AUTO:
