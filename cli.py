@@ -378,6 +378,12 @@ def _forgiving_streams() -> None:
 @click.option(
     "--engine", default="auto", show_default=True, help="Engine: threads, processes (they feed a GPU) or auto."
 )
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="Backend: eager (torch), openvino, or auto: OpenVINO where it is installed and faster.",
+)
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Encode only the first N images.")
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
@@ -385,7 +391,9 @@ def _forgiving_streams() -> None:
 @click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
 @device_option
 @config_options
-def extract(data, store_file, limit, force, prune, retry_failures, engine, device, config_file, overrides, **explicit):
+def extract(
+    data, store_file, limit, force, prune, retry_failures, engine, backend, device, config_file, overrides, **explicit
+):
     """Encode a dataset of captioned images into a feature store, once.
 
     Run the same command again to resume after an interruption, or to encode only what is new.
@@ -409,6 +417,7 @@ def extract(data, store_file, limit, force, prune, retry_failures, engine, devic
         limit=limit,
         device=device,
         engine=engine,
+        backend=backend,
         force=force,
         prune=prune,
         retry_failures=retry_failures,

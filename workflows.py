@@ -67,6 +67,7 @@ def extract(
     limit: int | None = None,
     device: str | None = None,
     engine: str = "auto",
+    backend: str = "auto",
     force: bool = False,
     prune: bool = False,
     retry_failures: bool = False,
@@ -79,6 +80,8 @@ def extract(
         limit: encode only the first images, this many.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available.
         engine: ``threads``, ``processes`` (they feed a GPU), one of another package, or ``auto``.
+        backend: ``eager`` (torch), ``openvino``, ``plain``, one of another package, or ``auto``: OpenVINO where it is
+            installed and faster.
         force: replace features of other encoders or settings.
         prune: drop rows that are no longer in the dataset.
         retry_failures: retry images that the ledger records as failed.
@@ -96,6 +99,7 @@ def extract(
         config,
         device=device,
         engine=engine,
+        backend=backend,
         force=force,
         prune=prune,
         retry_failures=retry_failures,
@@ -109,9 +113,9 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
         data: the dataset's folder, or its CSV or JSON file.
         store: the .h5 file to write.
         options: ``config`` (encoders and settings; by default those of ``configs/config.yaml``), ``limit`` (encode only
-            the first images), ``device``, ``engine``, ``force`` (replace features of other encoders or settings),
-            ``prune`` (drop rows that are no longer in the dataset), ``retry_failures`` (retry images that are recorded
-            as failed).
+            the first images), ``device``, ``engine``, ``backend``, ``force`` (replace features of other encoders or
+            settings), ``prune`` (drop rows that are no longer in the dataset), ``retry_failures`` (retry images that
+            are recorded as failed).
 
     Example:
         >>> store = onceover.extract_features("data", "new.h5")

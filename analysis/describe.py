@@ -191,8 +191,9 @@ def _computed_by(record: dict, kind: str) -> str:
     if "rows_per_second" in record:
         rows = {"image": "images", "text": "different captions"}[kind]
         pace = f"{record['rows_per_second']:,} {rows} a second, "
+    means = "".join(f"{name} {record[name]}, " for name in ("engine", "backend") if name in record)
     return (
-        f"on {record['device']}, {record['streams']} batches of {record['batch_size']} at a time, "
+        f"on {record['device']}, {means}{record['streams']} batches of {record['batch_size']} at a time, "
         f"{pace}torch {record['torch']}, transformers {record['transformers']}"
     )
 

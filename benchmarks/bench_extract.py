@@ -5,6 +5,7 @@
 ResNet50 and DistilBERT with random weights. Each contestant runs in a process of its own, one after the other, in
 several rounds; the medians of their rates are compared. Loading models and libraries is not counted.
 
+eager, openvino  the same with that backend, and the error of a sample's features against the plain models in float32
 limit            on a processor: the same optimised models on ready-made tensors, and reading, decoding and
                  transforming alone, each with all cores: 1 / (the sum of both times); on a GPU: the models alone, on
                  tensors that lie there, and beside it what all cores decode, and which share of the operations a
@@ -27,6 +28,7 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
@@ -48,6 +50,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="run the peers' loops too")
+    parser.add_argument("--larger", action=argparse.BooleanOptionalAction, default=True, help="race on larger ones too")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants; the others are compared with the first")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--contestant", choices=sorted(CONTESTANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -56,12 +60,11 @@ def main() -> None:
             print(json.dumps(CONTESTANTS[options.contestant](options)), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
-        larger = enlarged(options, Path(folder))
-        own = ("extract", "limit", "loop")
-        sets = {
-            "as they are": (options.data, tuple(CONTESTANTS) if options.peers else own),
-            options.size: (larger, own),
-        }
+        own = tuple(options.only or ("extract", *backends(options.device), "limit", "loop"))
+        peers = ("clip-retrieval", "OpenAI-CLIP") if options.peers and not options.only else ()
+        sets = {"as they are": (options.data, own + peers)}
+        if options.larger:
+            sets[options.size] = (enlarged(options, Path(folder)), own)
         asked = {name: getattr(options, name) for name in ("pictures", "views", "dtype", "device")}
         result = {"machine": machine(options.device), **asked}
         result |= {name: race(options, *where) for name, where in sets.items()}
@@ -71,6 +74,11 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
+def backends(device: str) -> tuple[str, ...]:
+    """The backends that are raced on a device."""
+    return ("eager", "openvino") if device == "cpu" else ()
+
+
 def race(options, data: Path, names: tuple[str, ...]) -> dict:
     """Median rates of the contestants over the rounds, and what they come to beside each other."""
     rates: dict = {name: defaultdict(list) for name in names}
@@ -78,7 +86,8 @@ def race(options, data: Path, names: tuple[str, ...]) -> dict:
         for name in names:
             start = time.perf_counter()
             values = vars(options) | {"contestant": name, "data": data}
-            flags = [f"--{key}={value}" for key, value in values.items() if key not in ("out", "peers")]
+            of_race = ("out", "peers", "larger", "only")
+            flags = [f"--{key}={value}" for key, value in values.items() if key not in of_race]
             done = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{name} ended with {done.returncode}")
@@ -87,16 +96,21 @@ def race(options, data: Path, names: tuple[str, ...]) -> dict:
                     rates[name][what].append(value)
             say(f"round {turn + 1}: {name} {time.perf_counter() - start:.0f} s")
     medians = {name: {what: statistics.median(found) for what, found in each.items()} for name, each in rates.items()}
-    mine = medians["extract"]
-    ratios = {
-        f"extract / {name}": {what: round(mine[what] / medians[name][what], 3) for what in ("pictures/s", "captions/s")}
-        for name in names[1:]
-    }
-    return {"rates": {name: {what: round(value, 2) for what, value in each.items()} for name, each in medians.items()},
+    first = medians[names[0]]
+    ratios = {}
+    for name in names[1:]:
+        rates_of_both = {what: first[what] / medians[name][what] for what in ("pictures/s", "captions/s")}
+        ratios[f"{names[0]} / {name}"] = {what: round(ratio, 3) for what, ratio in rates_of_both.items()}
+    return {"rates": {name: {what: shown(value) for what, value in each.items()} for name, each in medians.items()},
             "ratios": ratios, "every round": rates}  # fmt: skip
 
 
-def extract(options) -> dict:
+def shown(value: float) -> float:
+    """A number to two places, or three digits of a small one."""
+    return round(value, 2) if value >= 1 else float(f"{value:.3g}")
+
+
+def extract(options, backend: str = "auto") -> dict:
     """The command's own rates; sealing and loading are in ``seconds``, of the whole extraction."""
     from onceover import cli  # sets what torch reads when it starts
     from onceover.configs.schema import ExtractConfig
@@ -107,13 +121,36 @@ def extract(options) -> dict:
     config = ExtractConfig(image_encoder=IMAGE, text_encoder=TEXT, views=options.views, dtype=options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         dataset = read_dataset(options.data).first(options.pictures)
-        summary = run(dataset, Path(folder) / "s.h5", config, device=options.device)
+        summary = run(dataset, Path(folder) / "s.h5", config, device=options.device, backend=backend)
+        found = {} if backend == "auto" else errors(Path(folder) / "s.h5", dataset.root)
     image, text = summary.speed["image"], summary.speed["text"]
     rates = {"pictures/s": image.rows / image.seconds, "captions/s": summary.captions / text.seconds}
     for kind, speed in summary.speed.items():
         whole = sum(speed.stages.values())
         rates |= {f"{kind}: {stage} %": 100 * seconds / whole for stage, seconds in speed.stages.items()}
-    return rates | {"seconds": summary.seconds}
+    return rates | {"seconds": summary.seconds} | found
+
+
+def errors(path: Path, root: Path, count: int = 64) -> dict:
+    """The errors of a sample of a store's features against the plain models', in units of the features' spread."""
+    from onceover.extract.comparison import relative_error
+    from onceover.extract.encoding.stored import stored_encoder
+    from onceover.extract.pictures import decode
+    from onceover.extract.store import FeatureStore
+
+    found = {}
+    with FeatureStore(path) as store:
+        for kind in ("image", "text"):
+            exact = store.recipes[kind] | {"dtype": "float32", "store_dtype": "float32"}
+            settings = store.provenance["settings"]
+            encoder = stored_encoder(kind, store.provenance[kind], exact, settings, store.tokenizer_files, plain=True)
+            if kind == "image":
+                data = [(root / path).read_bytes() for path in store.image_paths[:count]]
+                again = [encoder.encode(encoder.pixels(decode(image, encoder.short_side))[None])[0] for image in data]
+            else:
+                again = encoder.encode(store.captions[:count])[0]
+            found[f"{kind}: error"] = float(relative_error(store.features(kind)[:count], again))
+    return found
 
 
 def limit(options) -> dict:
@@ -122,6 +159,7 @@ def limit(options) -> dict:
 
     from onceover import cli
     from onceover.base.threads import in_order
+    from onceover.extract.backends import backend_for
     from onceover.extract.begin import BATCH_SIZE, SAMPLE
     from onceover.extract.computing import CAPTION_BLOCKS_ON_GPU
     from onceover.extract.encoding.image import ImageEncoder
@@ -134,15 +172,20 @@ def limit(options) -> dict:
 
     assert cli
     gpu, device = options.device != "cpu", torch.device(options.device)
+    engine = "processes" if gpu else "threads"
     dataset = read_dataset(options.data).first(options.pictures)
     captions = list(dict.fromkeys(dataset.captions))
     size, streams = BATCH_SIZE[device.type], os.cpu_count() if gpu else torch.get_num_threads()
 
     def images_in(dtype: str):
-        return ImageEncoder(IMAGE, layers="auto", views=options.views, dtype=dtype, device=options.device)
+        backend = backend_for("auto", "image", len(dataset.paths), engine, device)
+        return ImageEncoder(
+            IMAGE, layers="auto", views=options.views, dtype=dtype, device=options.device, backend=backend
+        )
 
     def texts_in(dtype: str):
-        return TextEncoder(TEXT, layers="auto", dtype=dtype, captions=captions, device=options.device)
+        backend = backend_for("auto", "text", len(captions), engine, device)
+        return TextEncoder(TEXT, layers="auto", dtype=dtype, captions=captions, device=options.device, backend=backend)
 
     def read(paths: list[str]) -> torch.Tensor:
         side = preprocessing.short_side
@@ -317,6 +360,8 @@ def simple_clip(options) -> dict:
 
 CONTESTANTS = {
     "extract": extract,
+    "eager": partial(extract, backend="eager"),
+    "openvino": partial(extract, backend="openvino"),
     "limit": limit,
     "loop": loop,
     "clip-retrieval": clip_retrieval,

@@ -1,4 +1,4 @@
-"""The settings that an extraction is begun with, and keeps when it is resumed: device, compute dtypes, batch size.
+"""The settings that an extraction is begun with and keeps when it is resumed: device, backend, dtypes, batch size.
 
 Features differ in the last bits between them, so that they are fixed before the first shard.
 """
@@ -16,6 +16,7 @@ from onceover.base.files import FileError
 from onceover.base.memory import peak_memory, total_memory
 from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
+from onceover.extract.backends import AUTO
 from onceover.extract.comparison import relative_error
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoding.devices import STREAMS, fast_dtype, hardware
@@ -32,24 +33,37 @@ AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neigh
 
 
 class Settings(TypedDict):
-    """The settings of an extraction; the batch size is None until it is known."""
+    """The settings of an extraction; the batch size is None until it is known.
+
+    ``backend`` is the one that was asked for; ``backends`` and ``dtypes`` are those that compute, by kind.
+    """
 
     device: str
     hardware: str
+    backend: str
     batch_size: int | None
+    backends: dict[str, str]
     dtypes: dict[str, str]
 
 
-def begin_settings(unfinished: Unfinished, config: ExtractConfig, device: torch.device, force: bool) -> Settings:
+def begin_settings(
+    unfinished: Unfinished, config: ExtractConfig, device: torch.device, backend: str, force: bool
+) -> Settings:
     """The settings of an extraction: those of an unfinished one, or new ones.
 
     One processor or GPU differs from another in the last bits, too, which is told.
 
+    Args:
+        backend: the name of a backend, or ``auto``, which an unfinished extraction has chosen already.
+
     Raises:
-        StoreError: it was begun on another device, and ``force`` does not discard it. FileError: it is damaged.
+        StoreError: it was begun on another device or by another backend, and ``force`` does not discard it.
+        FileError: it is damaged.
     """
     name = hardware(device)
-    wanted = Settings(device=str(device), hardware=name, batch_size=config.batch_size, dtypes={})
+    wanted = Settings(
+        device=str(device), hardware=name, backend=backend, batch_size=config.batch_size, backends={}, dtypes={}
+    )
     if not unfinished.shards():
         return wanted
     begun = unfinished.settings()
@@ -62,8 +76,14 @@ def begin_settings(unfinished: Unfinished, config: ExtractConfig, device: torch.
             f"{unfinished.folder} was begun on {begun['device']}; go on with --device {begun['device']}, "
             "or discard it with --force"
         )
+    is_other_backend = backend not in (AUTO, begun["backend"]) and {backend} != set(begun["backends"].values())
+    if is_other_backend and not force:
+        raise StoreError(
+            f"{unfinished.folder} was begun with --backend {begun['backend']}; go on with that, "
+            "or discard it with --force"
+        )
     is_other_size = config.batch_size not in (None, begun["batch_size"])
-    if is_elsewhere or (force and is_other_size):
+    if is_elsewhere or is_other_backend or (force and is_other_size):
         unfinished.remove()
         return wanted
     say(f"going on with the unfinished extraction in {unfinished.folder}")
@@ -81,20 +101,23 @@ def in_best_dtype(
     settings: Settings,
     wanted: str,
     before: str | None,
+    backend: str,
 ) -> Any:
     """The encoder of a kind in the compute dtype that was asked for, or was used before, or that a sample shows to do.
 
     Args:
-        make: gives the encoder in a ``dtype``. sample: gives the features of a few records.
-        settings: the dtype is noted there. wanted: ``auto`` or a dtype. before: that of features that are gone on with.
+        make: gives the encoder in a ``dtype`` by a ``backend``. sample: gives the features of a few records.
+        settings: the dtype and the backend are noted there.
+        wanted: ``auto`` or a dtype. before: that of features that are gone on with.
+        backend: the name of the backend to compute by.
     """
     dtype = settings["dtypes"].get(kind) or before
     if wanted != "auto":
         dtype = wanted
-    encoder = make(dtype=dtype or "float32")
+    encoder = make(dtype=dtype or "float32", backend=backend)
     fast = fast_dtype(encoder.device)
     if dtype is None and fast is not None:
-        faster = make(dtype=fast)
+        faster = make(dtype=fast, backend=encoder.backend)
         error = relative_error(sample(faster), sample(encoder))
         if error <= AUTO_ERROR:
             encoder = faster
@@ -103,6 +126,7 @@ def in_best_dtype(
             f"encoding in {encoder.recipe['dtype']}"
         )
     settings["dtypes"][kind] = encoder.recipe["dtype"]
+    settings["backends"][kind] = encoder.backend
     return encoder
 
 

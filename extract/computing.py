@@ -38,7 +38,7 @@ def encode_images(extraction: Extraction, work: Work) -> RowSources:
     if bare:
         say(f"{bare:,} images have features already, and only get their thumbnails")
     encoding = ImageEncoding(
-        partial(work.make["image"], dtype=recipe["dtype"]),
+        partial(work.make["image"], dtype=recipe["dtype"], backend=work.image.backend),
         work.image,
         images=dataset.images,
         ids=dataset.ids,
@@ -68,7 +68,7 @@ def encode_captions(extraction: Extraction, work: Work, captions: list[str]) -> 
     shards = _shards(extraction, work, "text", digest(captions), columns, choose)
     _announce(work, "text", shards, extraction.config.text_encoder, len(captions))
     encoding = TextEncoding(
-        partial(work.make["text"], dtype=recipe["dtype"]),
+        partial(work.make["text"], dtype=recipe["dtype"], backend=work.text.backend),
         work.text,
         captions=captions,
         batch_size=work.batch_size * CAPTIONS_PER_IMAGE,
@@ -125,7 +125,7 @@ def _announce(work: Work, kind: str, shards: list[Shard], what: str, total: int)
     size = work.batch_size * (CAPTIONS_PER_IMAGE if kind == "text" else 1)
     there = f" ({total - new:,} are there already)" if total > new else ""
     where = f"{work.settings['device']}, {work.engine.describe(kind, work.device())}, batches of {size}"
-    say(f"encoding {new:,} {noun}{there} with {what} on {where}")
+    say(f"encoding {new:,} {noun}{there} with {what} on {where}, backend {work.encoder(kind).backend}")
 
 
 def _compute(work: Work, encoding: "Encoding", shards: list[Shard]) -> None:

@@ -48,6 +48,7 @@ def extract(
     *,
     device: str | None = None,
     engine: str = "auto",
+    backend: str = "auto",
     force: bool = False,
     retry_failures: bool = False,
     prune: bool = False,
@@ -63,6 +64,7 @@ def extract(
 
     Args:
         engine: the name of an engine (``extract.engines``), or ``auto``.
+        backend: the name of a backend (``extract.backends``), or ``auto``.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
         retry_failures: try the ledger's images again although their files have not changed.
         prune: drop rows of the store that ``dataset`` has no more.
@@ -97,7 +99,7 @@ def extract(
             extraction = Extraction(
                 dataset, stats, listing, config, path, unfinished, options, old, reuse, tokenizer_files, check_encoder
             )
-            counts = _run(extraction, device, engine)
+            counts = _run(extraction, device, engine, backend)
         finally:
             if old:
                 old.close()
@@ -158,10 +160,11 @@ def _discard(unfinished: Unfinished, store: FeatureStore) -> None:
         unfinished.remove()
 
 
-def _run(extraction: Extraction, device: str | None, engine: str) -> Counts:
+def _run(extraction: Extraction, device: str | None, engine: str, backend: str) -> Counts:
     """Loads the encoders, has what is new encoded, and seals the store."""
     import torch
 
+    from onceover.extract.backends import AUTO, BACKENDS
     from onceover.extract.begin import BATCH_SIZE, begin_settings
     from onceover.extract.encoding.devices import log_device, pick_device
     from onceover.extract.engines import engine_for
@@ -174,7 +177,9 @@ def _run(extraction: Extraction, device: str | None, engine: str) -> Counts:
     picked = pick_device(device)
     log_device(picked)
     engine_name, chosen = engine_for(engine, picked)
-    settings = begin_settings(unfinished, extraction.config, picked, extraction.options.force)
+    if backend != AUTO:
+        BACKENDS.load(backend)  # an unknown one is refused at once
+    settings = begin_settings(unfinished, extraction.config, picked, backend, extraction.options.force)
     try:
         work = _load(extraction, settings, engine_name, chosen)
         return _encode_all(extraction, work)
@@ -211,7 +216,8 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         )
         before = recipes.get("image", {}).get("dtype")
         sample = partial(sample_features, dataset)
-        image = in_best_dtype("image", make["image"], sample, settings, config.dtype, before)
+        backend = _backend(extraction, "image", settings, engine_name)
+        image = in_best_dtype("image", make["image"], sample, settings, config.dtype, before, backend)
     if dataset.captions:
         make["text"] = partial(
             TextEncoder,
@@ -225,8 +231,9 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         )
         before = recipes.get("text", {}).get("dtype")
         captions = list(dict.fromkeys(dataset.captions))[: SAMPLE["text"]]
+        backend = _backend(extraction, "text", settings, engine_name)
         text = in_best_dtype(
-            "text", make["text"], lambda encoder: encoder.encode(captions)[0], settings, config.dtype, before
+            "text", make["text"], lambda encoder: encoder.encode(captions)[0], settings, config.dtype, before, backend
         )
     for kind, encoder in (("image", image), ("text", text)):
         if encoder is not None:
@@ -241,6 +248,28 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
     return Work(settings, engine_name, engine, image, text, make)
+
+
+def _backend(extraction: Extraction, kind: str, settings: "Settings", engine_name: str) -> str:
+    """The name of the backend for a kind: the one that it was begun with, or one for the rows to be encoded."""
+    import torch
+
+    from onceover.extract.backends import backend_for
+
+    begun = settings["backends"].get(kind)
+    if begun is not None:
+        return begun
+    rows, known = _rows(extraction, kind)
+    return backend_for(settings["backend"], kind, rows - known, engine_name, torch.device(settings["device"]))
+
+
+def _rows(extraction: Extraction, kind: str) -> tuple[int, int]:
+    """About how many rows of a kind the dataset has, and how many features there are already."""
+    rows = len(extraction.dataset.ids if kind == "image" else extraction.dataset.captions)
+    known = sum(len(describe_shard(shard)[2]) for shard in extraction.unfinished.shards(kind))
+    if extraction.before is not None:
+        known += len(extraction.before.image_ids if kind == "image" else extraction.before.captions)
+    return rows, known
 
 
 def _may_lose_rows(options: Options) -> bool:
@@ -268,10 +297,7 @@ def _check_room(extraction: Extraction, encode: dict[str, Callable[[int], np.nda
     needed = 0
     for kind, trial in encode.items():
         row = trial(1)[0].nbytes + ROW_BYTES[kind]
-        rows = len(extraction.dataset.ids if kind == "image" else extraction.dataset.captions)
-        known = sum(len(describe_shard(shard)[2]) for shard in extraction.unfinished.shards(kind))
-        if extraction.before is not None:
-            known += len(extraction.before.image_ids if kind == "image" else extraction.before.captions)
+        rows, known = _rows(extraction, kind)
         needed += row * (rows + max(0, rows - known))
     check_disk(extraction.path, needed)
 
@@ -331,12 +357,22 @@ def _encode_all(extraction: Extraction, work: Work) -> Counts:
     return work.counts
 
 
+def _backend_provenance(encoder: Any) -> dict[str, str]:
+    """The backend of an encoder, and OpenVINO's version where it is that; empty without an encoder."""
+    if encoder is None:
+        return {}
+    record = {"backend": encoder.backend}
+    if encoder.backend == "openvino":
+        record["openvino"] = version("openvino")
+    return record
+
+
 def _provenance(extraction: Extraction, work: Work) -> dict:
     """The provenance of the store. A kind of which nothing was computed keeps the one it had."""
     dataset = extraction.dataset
     config = extraction.config
     now = {
-        **work.settings,
+        **{name: value for name, value in work.settings.items() if name not in ("backend", "backends")},
         "engine": work.engine_name,
         "streams": work.engine.workers(work.device()),
         "python": platform.python_version(),
@@ -344,7 +380,7 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
     }
     by_kind = {}
     for kind, spec in (("image", config.image_encoder), ("text", config.text_encoder)):
-        of_kind = dict(now)
+        of_kind = now | _backend_provenance(work.encoder(kind))
         speed = work.counts.speed.get(kind)
         if speed is not None:
             of_kind["rows_per_second"] = round(speed.rows / speed.seconds, 1)

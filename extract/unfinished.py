@@ -85,7 +85,9 @@ class Unfinished:
                 shard.unlink()
 
     def settings(self) -> dict | None:
-        """Device, compute dtypes and batch size that it was begun with; None where a kill came while it was removed.
+        """Device, backend, dtypes and batch size that it was begun with; None where a kill came while it was removed.
+
+        An extraction of an earlier version was begun with the backend ``eager``.
 
         Raises:
             FileError: they are damaged.
@@ -95,6 +97,9 @@ class Unfinished:
             return None
         begun = read_record(path, "the unfinished extraction's settings", strict=False)
         is_sound = isinstance(begun.get("device"), str) and isinstance(begun.get("batch_size"), int)
+        earlier = {"backend": "eager", "backends": dict.fromkeys(KINDS, "eager")}
+        begun = earlier | begun
+        is_sound &= isinstance(begun["backend"], str) and isinstance(begun["backends"], dict)
         if not is_sound or not isinstance(begun.get("dtypes"), dict):
             raise FileError(f"{path} is damaged; remove {self.folder} and run the command again")
         return begun

@@ -104,8 +104,10 @@ def _compare(what: str, store: FeatureStore, kind: str, rows: np.ndarray, again:
         unit = "norm"
         known = np.stack([again[0], -again[0]])
     error = relative_error(stored, again, spread=known)
+    backend = store.provenance[kind].get("backend")
+    computed = f"{recipe['dtype']} by {backend}" if backend else recipe["dtype"]
     line = (
-        f"{what} features ({recipe['dtype']}, stored as {recipe['store_dtype']}): {len(rows):,} encoded again in "
+        f"{what} features ({computed}, stored as {recipe['store_dtype']}): {len(rows):,} encoded again in "
         f"float32; root-mean-square error {error:.1e} of their {unit}"
     )
     if len(rows) > NEIGHBOURS:

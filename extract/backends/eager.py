@@ -1,4 +1,4 @@
-"""torch itself: BatchNorm folded into convolutions, channels last; on a processor also what ``_mkl`` makes faster."""
+"""torch itself, with BatchNorm folded into convolutions, and channels last."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,31 +8,22 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from onceover.extract.backends import agree, plain
-from onceover.extract.backends._mkl import optimise, use_onednn
 from onceover.extract.encoding.networks import ImageNetwork, TextNetwork
 
 
 def image(
     network: ImageNetwork, sample: Tensor, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
-    """The network with BatchNorm folded, its channels last, and in float32 on a processor optimised."""
-
-    def own_feature() -> Tensor:
-        return network.own_feature(sample)
-
-    fold_batch_norms(network.module, own_feature, network.layers)
-    features = plain.image(network, sample, device, dtype)
-    if device.type == "cpu" and dtype == torch.float32:
-        optimise(network.module, own_feature, network.layers)
-    return features
+    """The network with BatchNorm folded and its channels last."""
+    fold_batch_norms(network.module, lambda: network.own_feature(sample), network.layers)
+    return plain.image(network, sample, device, dtype)
 
 
-def text(network: TextNetwork, device: torch.device, dtype: torch.dtype) -> Callable[[dict[str, Tensor]], Tensor]:
-    """The network, in float32 on a processor with the faster matrix products."""
-    features = plain.text(network, device, dtype)
-    if device.type == "cpu":
-        use_onednn(network.module)
-    return features
+def text(
+    network: TextNetwork, sample: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The network, which has nothing to fold."""
+    return plain.text(network, sample, device, dtype)
 
 
 def fold_batch_norms(model: nn.Module, forward: Callable[[], Tensor], left_alone: Sequence[str] = ()) -> int:

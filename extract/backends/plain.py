@@ -21,7 +21,9 @@ def image(
     return features
 
 
-def text(network: TextNetwork, device: torch.device, dtype: torch.dtype) -> Callable[[dict[str, Tensor]], Tensor]:
+def text(
+    network: TextNetwork, sample: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> Callable[[dict[str, Tensor]], Tensor]:
     """The network."""
     network.module.to(device, dtype)
     return network.features

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from onceover.extract.backends import BACKENDS
+from onceover.extract.backends import EAGER, readied
 from onceover.extract.encoders import library_of, parse_spec
 from onceover.extract.encoding.devices import BatchQueue, pick_device
 from onceover.extract.encoding.layers import image_layers
@@ -31,6 +31,7 @@ class ImageEncoder:
         preprocessing: the steps before the network.
         model: the network.
         device: where it computes.
+        backend: the name of the backend that computes; ``eager`` where the one that was asked for could not.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ImageEncoder:
         seed: int = 0,
         device: str | None = None,
         plain: bool = False,
-        backend: str = "eager",
+        backend: str = EAGER,
     ):
         """Loads the encoder.
 
@@ -84,7 +85,9 @@ class ImageEncoder:
         )
         sample = self.preprocessing.scaled(self.pixels(Image.linear_gradient("L").convert("RGB"))[:1])
         self._network = ImageNetwork(loaded, layer_names, self._spec)
-        self._compute = BACKENDS.load(backend).image(self._network, sample, self.device, self._dtype)
+        self.backend, self._compute = readied(
+            backend, lambda chosen: chosen.image(self._network, sample, self.device, self._dtype)
+        )
         self._scaled = self.preprocessing.on(self.device, self._dtype).scaled
         self._queue = BatchQueue(self.device)
 

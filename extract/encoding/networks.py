@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from onceover.extract.encoders import EncoderError, ImageModel, Spec, TextModel
 from onceover.extract.encoding.layers import LAST, PROJECTION, WORDS
@@ -29,6 +30,7 @@ class ImageNetwork:
         self._pool = model.pool
         self._spec = spec
         self._recorded = threading.local()
+        self._hooks: list[RemovableHandle] = []
 
     def own_feature(self, batch: Tensor) -> Tensor:
         """The model's own feature, whatever the layers: (B, 3, H, W) -> (B, D)."""
@@ -37,11 +39,15 @@ class ImageNetwork:
     def capture(self, sample: Tensor) -> None:
         """Records the layers from now on, and checks in one pass of ``sample`` that each of them plays a part.
 
-        Modules that are to be replaced have to be replaced before, since a replaced module records nothing.
+        Modules that are to be replaced have to be replaced before, since a replaced module records nothing. A second
+        call takes the place of the first.
 
         Raises:
             EncoderError: a layer that is no module of the model, or that has no part in a pass.
         """
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         modules = dict(self.module.named_modules())
         for name in self.layers:
             if name == LAST:
@@ -49,7 +55,7 @@ class ImageNetwork:
             if name not in modules:
                 near = difflib.get_close_matches(name, filter(None, modules), n=3, cutoff=0.0)
                 raise EncoderError(f"{self._spec.text} has no module {name!r}; near are {', '.join(near)}")
-            modules[name].register_forward_hook(partial(self._record, name))
+            self._hooks.append(modules[name].register_forward_hook(partial(self._record, name)))
         with torch.no_grad(), loading(self._spec):
             self.features(sample)
 

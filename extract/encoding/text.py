@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceover.extract.backends import BACKENDS
+from onceover.extract.backends import EAGER, readied
 from onceover.extract.encoders import EncoderError, library_of, parse_spec
 from onceover.extract.encoding.devices import BatchQueue, pick_device
 from onceover.extract.encoding.layers import PROJECTION, text_layers
@@ -20,6 +20,7 @@ from onceover.extract.encoding.recipes import as_stored, hash_tokenizer, hash_we
 #: the token ids of a caption: a list, or int64 (L,)
 TokenIds = Sequence[int] | Tensor
 T = TypeVar("T", bound=TokenIds)
+_SAMPLE = ["a dog", "two children play with a red ball on the beach"]  # captions that a backend is given
 
 
 class TextEncoder:
@@ -31,6 +32,7 @@ class TextEncoder:
         tokenizer_files: the tokenizer's files by name, enough to encode a query later without the dataset.
         model: the network.
         device: where it computes.
+        backend: the name of the backend that computes; ``eager`` where the one that was asked for could not.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class TextEncoder:
         captions: list[str] | None = None,
         tokenizer_files: dict[str, bytes] | None = None,
         plain: bool = False,
-        backend: str = "eager",
+        backend: str = EAGER,
     ):
         """Loads the encoder.
 
@@ -95,7 +97,10 @@ class TextEncoder:
             }
         )
         self._store_dtype = getattr(torch, store_dtype)
-        self._compute = BACKENDS.load(backend).text(self._network, self.device, compute_dtype)
+        sample = self._padded(self.tokenize(_SAMPLE)[0])
+        self.backend, self._compute = readied(
+            backend, lambda chosen: chosen.text(self._network, sample, self.device, compute_dtype)
+        )
         self._queue = BatchQueue(self.device)
 
     def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
