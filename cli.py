@@ -689,7 +689,7 @@ def _same_command() -> str:
     "--folds",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Add a row of searches in N smaller galleries; papers report COCO so, with 5.",
+    help="Add a row in which each query searches its own of N folds, e.g. 5 for COCO's folds of 1,000 images.",
 )
 @click.option(
     "--shuffled", is_flag=True, help="Add a sanity check: heads trained on shuffled pairs must score at chance."
@@ -697,7 +697,7 @@ def _same_command() -> str:
 @click.option(
     "--errors", type=click.IntRange(min=1), metavar="N", help="Write a page with the N worst queries in each direction."
 )
-@click.option("--fresh", is_flag=True, help="Measure the baselines again, which are kept in STORE.h5.baselines.")
+@click.option("--fresh", is_flag=True, help="Measure the baselines again instead of reading STORE.h5.baselines.")
 @json_option
 @memory_option
 @device_option
@@ -705,8 +705,8 @@ def evaluate(run_dir, store_file, errors, json_to, **options):
     """Measure recall@K, ranks and MRR of a run beside baselines and chance.
 
     Print a table of both directions, and write it as evaluation-SPLIT.md, .csv and .json into the run folder, or
-    beside the store. With --store alone, measure the baselines. What an earlier evaluation of the run measured beside
-    that stays in the table.
+    beside the store. With --store alone, measure the baselines. Rows that an earlier evaluation of this run added
+    (--rerank, --equal-captions, --folds, --shuffled) stay in the table.
 
     \b
     Examples:
@@ -752,19 +752,18 @@ def _json_result(result: dict) -> str:
 
 
 def _print_evaluation(evaluation) -> None:
-    from onceover.retrieval.tables import notes
+    from onceover.retrieval.tables import notes, warnings
 
     click.echo(evaluation)
-    _tell(notes(evaluation.result))
+    _tell(notes(evaluation.result), warnings(evaluation.result))
 
 
-def _tell(notes: Iterable[str]) -> None:
-    """Tells the notes below a table; those that begin with ``warning:`` are warnings."""
+def _tell(notes: Iterable[str], warnings: Iterable[str]) -> None:
+    """Tells the notes and the warnings below a table."""
     for note in notes:
-        if note.startswith("warning: "):
-            warn(note.removeprefix("warning: "))
-        else:
-            say(note)
+        say(note)
+    for warning in warnings:
+        warn(warning)
 
 
 @cli.command()
@@ -799,7 +798,7 @@ def compare(runs, split, rerank, json_to):
         click.echo(_json_result(result))
         return
     click.echo(tables.terminal_table(tables.comparison_rows(result)))
-    _tell(tables.comparison_notes(result))
+    _tell(tables.comparison_notes(result), tables.comparison_warnings(result))
     if json_to:
         write_result(json_to, result)
         done(f"wrote {json_to}")

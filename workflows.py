@@ -364,15 +364,16 @@ def evaluate(
 
 
 def _with_earlier_rows(result: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A result with the rows of the run that an earlier evaluation has beside it; says what stays and what is lost."""
+    """A result with those rows of the run that an earlier evaluation has beside it; tells which stay, or why not."""
+    from onceover.base.errors import first_line
     from onceover.base.files import FileError, read_record
     from onceover.retrieval.evaluation import earlier_rows, is_of_the_same, with_rows
 
     try:
         earlier = read_record(file, "the earlier evaluation") if file.exists() else {}
         rows = earlier_rows(result, earlier)
-    except (FileError, KeyError, TypeError, AttributeError):  # damaged, or of another version
-        warn(f"{file} is damaged or of another version, and is replaced")
+    except (FileError, KeyError, TypeError, AttributeError, ValueError) as error:
+        warn(f"{file} is damaged or of another version, and is replaced: {first_line(error)}")
         return result
     if not rows:
         return result

@@ -51,7 +51,10 @@ def draw_all(drawings: Mapping[str, Callable[[], Figure] | str], out: str | Path
         OutputError: a file of one of their names is somebody else's; nothing is drawn then.
     """
     outputs = Outputs(Path(out), "name another folder for the figures")
-    files = {name: [f"{name}{suffix}" for suffix in SUFFIXES] for name in drawings}
+    files = {}
+    for name, draw in drawings.items():
+        if not isinstance(draw, str):
+            files[name] = [f"{name}{suffix}" for suffix in SUFFIXES]
     with outputs.writing(chain.from_iterable(files.values())):
         pass  # refuses before anything is drawn
     written = []

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,16 +49,54 @@ def bound_threads() -> None:
             os.environ.setdefault(variable, str(available_cpus()))
 
 
-@contextlib.contextmanager
-def single_threads() -> Iterator[ThreadPoolExecutor]:
-    """Gives a pool of a thread for each processor, while each library computes in the one thread that calls it.
+class _AlgebraLimit:
+    """The limit of one thread for linear algebra, of the whole process; the last one who leaves lifts it."""
 
-    The linear algebra of NumPy and of SciPy has threads of its own in each, which wait for each other in a loop: on a
-    busy machine that takes ten times as long as one thread does.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limits: Any = None
+
+    def enter(self) -> None:
+        """Sets the limit, unless somebody has set it before."""
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if not self._users:
+                self._limits = threadpool_limits(1, user_api="blas")
+            self._users += 1
+
+    def leave(self) -> None:
+        """Lifts the limit, unless somebody still needs it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._limits.restore_original_limits()
+
+
+_algebra_limit = _AlgebraLimit()
+
+
+@contextlib.contextmanager
+def single_threaded_algebra() -> Iterator[None]:
+    """Within, the linear algebra of NumPy, SciPy and faiss computes in the thread that calls it, in this whole process.
+
+    Each of these libraries has threads of its own, which wait for each other in a loop: on a busy machine that takes
+    ten times as long as one thread does.
     """
+    _algebra_limit.enter()
+    try:
+        yield
+    finally:
+        _algebra_limit.leave()
+
+
+@contextlib.contextmanager
+def worker_threads() -> Iterator[ThreadPoolExecutor]:
+    """Gives a pool of a thread for each processor, each of which computes alone (``single_threaded_algebra``)."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, user_api="blas"):
+    with single_threaded_algebra():
         pool = ThreadPoolExecutor(available_cpus(), initializer=threadpool_limits, initargs=(1, "openmp"))
         try:
             yield pool

@@ -53,12 +53,12 @@ def main() -> None:
     text_class = class_of_text_encoder(options.run)
     rows: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
-        places = {name: Place(Path(folder) / name, options) for name in programs}
+        workspaces = {name: Workspace(Path(folder) / name, options, program) for name, program in programs.items()}
         for load, others in (("idle", 0), ("busy", options.busy)):
             with busy(others):
                 for _ in range(options.rounds):
                     for name, program in programs.items():
-                        for label, arguments in places[name].commands(options.only):
+                        for label, arguments in workspaces[name].commands(options.only):
                             cost = run([sys.executable, program, *arguments])
                             rows.setdefault(f"{load}: {label}", {}).setdefault(name, []).append(cost)
                             floor = run([sys.executable, "-c", floor_of(arguments[0], text_class)])
@@ -83,10 +83,10 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Place:
-    """A folder with a store and two runs of a program's own."""
+class Workspace:
+    """A folder with a store, two runs and an index of a program's own."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace):
+    def __init__(self, folder: Path, options: argparse.Namespace, program: str):
         folder.mkdir()
         self._folder = folder
         self._data = options.data
@@ -100,6 +100,8 @@ class Place:
             shutil.copytree(options.run, run_folder)
             for file in [*run_folder.glob("evaluation-*"), *run_folder.glob("map-*")]:
                 file.unlink()
+        self._index = folder / "index"
+        run([sys.executable, program, "index", "--run", str(self._runs[0]), "--index", str(self._index)])
 
     def commands(self, only: list[str] | None) -> Iterator[tuple[str, list[str]]]:
         """Each command's label and arguments, those that are chosen; what the last round made is removed before."""
@@ -118,7 +120,6 @@ class Place:
         ranks = self._folder / "store.h5.baselines"
         evaluate = ["evaluate", "--run", run_folder, "--store", self._store]
         figures = self._folder / "figures"
-        index = self._folder / "index"
         output = self._folder / "output"
         yield "--help", ["--help"], []
         yield "info of the store", ["info", self._store], []
@@ -129,9 +130,9 @@ class Place:
         plot = ["plot", "--run", run_folder, "--out", figures]
         yield "plot, the first", plot, [figures, *run_folder.glob("map-*")]
         yield "plot, again", plot, []
-        yield "index of the run", ["index", "--run", run_folder, "--index", index], [index]
+        yield "index of the run", ["index", "--run", run_folder, "--index", output / "index"], [output / "index"]
         yield "search of the run", ["search", "--run", run_folder, "--query", QUERY, "--device", "cpu"], []
-        yield "search of the index", ["search", "--index", index, "--query", QUERY, "--device", "cpu"], []
+        yield "search of the index", ["search", "--index", self._index, "--query", QUERY, "--device", "cpu"], []
         ensemble = ["ensemble", run_folder, other, "--out", output / "ensemble", "--store", self._store]
         yield "ensemble of two", ensemble, [output / "ensemble"]
         fit = ["fit", "--store", self._store, "--run", output / "fit", "--device", "cpu"]

@@ -201,23 +201,50 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
     import torch
 
     from onceover.extract.begin import SAMPLE, fitting_batch, in_best_dtype, sample_features, trials
+
+    dataset = extraction.dataset
+    captions = list(dict.fromkeys(dataset.captions))[: SAMPLE["text"]]
+    samples: dict[str, Callable[[Any], np.ndarray]] = {
+        "image": partial(sample_features, dataset),
+        "text": lambda encoder: encoder.encode(captions)[0],
+    }
+    recipes = extraction.before.recipes if extraction.before else {}
+    make = _makers(extraction, settings)
+    encoders: dict[str, Any] = {}
+    for kind, maker in make.items():
+        before = recipes.get(kind, {}).get("dtype")
+        backend = _backend(extraction, kind, settings, engine_name)
+        dtype = extraction.config.dtype
+        encoders[kind] = in_best_dtype(kind, maker, samples[kind], settings, dtype, before, backend)
+    for kind, encoder in encoders.items():
+        extraction.check_encoder(kind, encoder.recipe)
+        refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
+    if extraction.old is not None and not _may_lose_rows(extraction.options):
+        refuse_to_drop_rows(extraction.old, dataset)
+    device = torch.device(settings["device"])
+    image = encoders.get("image")
+    text = encoders.get("text")
+    encode = trials(image, text, dataset.captions)
+    if not settings["batch_size"]:
+        settings["batch_size"] = fitting_batch(encode, device, engine.workers(device))
+    extraction.unfinished.write_settings(dict(settings))
+    _check_room(extraction, encode)
+    return Work(settings, engine_name, engine, image, text, make)
+
+
+def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[..., Any]]:
+    """By the kinds that are needed, a function that loads the encoder, given dtype and backend."""
     from onceover.extract.encoding.image import ImageEncoder
     from onceover.extract.encoding.text import TextEncoder
 
     dataset = extraction.dataset
     config = extraction.config
     common: dict[str, Any] = {"store_dtype": config.store_dtype, "seed": config.seed, "device": settings["device"]}
-    recipes = extraction.before.recipes if extraction.before else {}
     make: dict[str, Callable[..., Any]] = {}
-    image = text = None
     if dataset.ids:
         make["image"] = partial(
             ImageEncoder, config.image_encoder, layers=config.image_layers, views=config.views, **common
         )
-        before = recipes.get("image", {}).get("dtype")
-        sample = partial(sample_features, dataset)
-        backend = _backend(extraction, "image", settings, engine_name)
-        image = in_best_dtype("image", make["image"], sample, settings, config.dtype, before, backend)
     if dataset.captions:
         make["text"] = partial(
             TextEncoder,
@@ -229,25 +256,7 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
             tokenizer_files=extraction.tokenizer_files or _stored_vocabulary(extraction),
             **common,
         )
-        before = recipes.get("text", {}).get("dtype")
-        captions = list(dict.fromkeys(dataset.captions))[: SAMPLE["text"]]
-        backend = _backend(extraction, "text", settings, engine_name)
-        text = in_best_dtype(
-            "text", make["text"], lambda encoder: encoder.encode(captions)[0], settings, config.dtype, before, backend
-        )
-    for kind, encoder in (("image", image), ("text", text)):
-        if encoder is not None:
-            extraction.check_encoder(kind, encoder.recipe)
-            refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
-    if extraction.old is not None and not _may_lose_rows(extraction.options):
-        refuse_to_drop_rows(extraction.old, dataset)
-    device = torch.device(settings["device"])
-    encode = trials(image, text, dataset.captions)
-    if not settings["batch_size"]:
-        settings["batch_size"] = fitting_batch(encode, device, engine.workers(device))
-    extraction.unfinished.write_settings(dict(settings))
-    _check_room(extraction, encode)
-    return Work(settings, engine_name, engine, image, text, make)
+    return make
 
 
 def _backend(extraction: Extraction, kind: str, settings: "Settings", engine_name: str) -> str:

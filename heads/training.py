@@ -16,7 +16,7 @@ from onceover.base.files import digest, only_writer
 from onceover.base.formats import EMBEDDINGS, PROVENANCE
 from onceover.base.memory import default_memory
 from onceover.base.progress import ProgressBar, say, timed, warn
-from onceover.base.threads import single_threads
+from onceover.base.threads import single_threaded_algebra
 from onceover.configs.schema import Config
 from onceover.extract.encoding.devices import log_device
 from onceover.extract.store import KINDS, FeatureStore, Roles
@@ -231,7 +231,7 @@ class _Fit:
         with ProgressBar("cca", "candidates") as bar:
             train = data.averaged(roles.train).numpy()
             validation = data.averaged(roles.selection).numpy()
-            with single_threads():
+            with single_threaded_algebra():
                 settings, maps = align(train, validation, self._config.training.refit, bar.update)
         say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
         return [self._linear(data, linear.image_map, linear.text_map) for linear in maps]

@@ -1,15 +1,17 @@
 """Measures all baselines of a store on a split, several at a time."""
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from onceover.base.threads import single_threads
+from onceover.base.threads import worker_threads
 from onceover.extract.store import FeatureStore
-from onceover.retrieval.baselines import Embed, Family, Pairs, choose, standardised, unlearned, zero_shot
+from onceover.retrieval import closed_form, neighbours
+from onceover.retrieval.baselines import MAPS, Embed, Family, Pairs, choose, standardised, unlearned, zero_shot
 from onceover.retrieval.closed_form import CCA, Moments, Ridge
 from onceover.retrieval.exact import load_faiss
 from onceover.retrieval.hubness import hub_skewness
@@ -22,6 +24,7 @@ Step = Callable[[], object]
 #: makes each fitted baseline, by name
 Families = dict[str, Callable[[], Family]]
 UNLEARNED = ("image_only", "text_only")
+FITTED = ("cca", "ridge", "text_knn", "image_knn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +51,40 @@ def measure_baselines(
 
     Args:
         images: rows of the measured images. rows: those to fit on; None: nothing is fitted.
-        seed: of the random maps. step: called, from several threads, after each candidate and each map.
+        seed: of the random maps.
+        step: called, from several threads, after each candidate, each map and each fit: ``step_count`` times at most.
     """
     load_faiss()  # whose threads can only be bounded once it is loaded
     measured = read_pairs(store, images)
     baselines: dict[str, Baseline] = {}
-    with single_threads() as pool:
-        if is_dual_encoder(store):
-            baselines["zero_shot"] = _measured(zero_shot, measured)
-        maps = {name: pool.submit(_unlearned, measured, name, seed, step) for name in UNLEARNED}
-        if rows is not None:
-            baselines |= _fitted(store, rows, measured, pool, step)
-        for name, future in maps.items():
-            baselines[name] = Baseline(future.result())
+    stopping = threading.Event()
+
+    def go_on() -> None:
+        if stopping.is_set():
+            raise CancelledError
+        step()
+
+    with worker_threads() as pool:
+        try:
+            if is_dual_encoder(store):
+                baselines["zero_shot"] = _measured(zero_shot, measured)
+            maps = {name: pool.submit(_unlearned, measured, name, seed, go_on) for name in UNLEARNED}
+            if rows is not None:
+                baselines |= _fitted(store, rows, measured, pool, go_on)
+            for name, future in maps.items():
+                baselines[name] = Baseline(future.result())
+        except BaseException:  # an interruption, too: the threads end with the candidate they are at
+            stopping.set()
+            raise
     return baselines
+
+
+def step_count(rows: FittingRows | None) -> int:
+    """How many candidates, maps and fits ``measure_baselines`` has at most."""
+    count = len(UNLEARNED) * MAPS
+    if rows is not None:
+        count += closed_form.CANDIDATES + 2 * neighbours.CANDIDATES + len(FITTED)
+    return count
 
 
 def _unlearned(measured: Pairs, name: str, seed: int, step: Step) -> list[RankPair]:
@@ -78,18 +101,19 @@ def _fitted(
     store: FeatureStore, rows: FittingRows, measured: Pairs, pool: ThreadPoolExecutor, step: Step
 ) -> dict[str, Baseline]:
     """The fitted baselines: their settings are chosen first, and then they are fitted again where that is asked for."""
-    train = read_pairs(store, rows.train)
-    fitting, validation, moved = standardised(train, read_pairs(store, rows.validation), measured)
+    fitting, validation, moved = standardised(
+        read_pairs(store, rows.train), read_pairs(store, rows.validation), measured
+    )
     families = _families(fitting, pool)
     chosen = {name: pool.submit(_chosen, make, validation, step) for name, make in families.items()}
     settings = {name: future.result() for name, future in chosen.items()}
     if not np.array_equal(rows.train, rows.fitted):
-        del families, fitting, validation, train
+        del families, fitting, validation, moved  # memory for the others
         fitting, moved = standardised(read_pairs(store, rows.fitted), measured)
         families = _families(fitting, pool)
     tasks: dict[str, Future[Baseline]] = {}
     for name, make in families.items():
-        tasks[name] = pool.submit(_fit_and_measure, make, settings[name], moved, len(rows.fitted))
+        tasks[name] = pool.submit(_fit_and_measure, make, settings[name], moved, len(rows.fitted), step)
     return {name: task.result() for name, task in tasks.items()}
 
 
@@ -108,8 +132,12 @@ def _chosen(make: Callable[[], Family], validation: Pairs, step: Step) -> dict:
     return choose(make(), validation, step)
 
 
-def _fit_and_measure(make: Callable[[], Family], settings: dict, measured: Pairs, fitted_images: int) -> Baseline:
-    return _measured(make().fit(settings), measured, settings, fitted_images)
+def _fit_and_measure(
+    make: Callable[[], Family], settings: dict, measured: Pairs, fitted_images: int, step: Step
+) -> Baseline:
+    baseline = _measured(make().fit(settings), measured, settings, fitted_images)
+    step()
+    return baseline
 
 
 def _measured(embed: Embed, pairs: Pairs, settings: dict | None = None, fitted_images: int | None = None) -> Baseline:

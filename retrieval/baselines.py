@@ -6,7 +6,7 @@ averaged over an image's views and standardised, and like the heads they are cho
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,7 +27,6 @@ class Pairs:
 
 #: a function from pairs to image and text vectors of one space
 Embed = Callable[[Pairs], tuple[np.ndarray, np.ndarray]]
-_Embed = TypeVar("_Embed", bound=Embed, covariant=True)
 
 
 class Candidate(NamedTuple):
@@ -38,13 +37,13 @@ class Candidate(NamedTuple):
     texts: np.ndarray
 
 
-class Family(Protocol[_Embed]):
+class Family(Protocol):
     """A baseline fitted to pairs, with a grid of settings that share what is costly."""
 
     def candidates(self, validation: Pairs) -> Iterator[Candidate]:
         """The vectors of the validation pairs with each setting of the grid."""
 
-    def fit(self, settings: dict) -> _Embed:
+    def fit(self, settings: dict) -> Embed:
         """The baseline with some settings; of a number that is larger than there can be, the largest."""
 
 
@@ -53,9 +52,6 @@ def choose(family: Family, validation: Pairs, step: Callable[[], object] = lambd
 
     Args:
         step: called after each candidate.
-
-    Raises:
-        MetricsError: there are no candidates.
     """
     best_rsum = -1.0
     best: dict = {}
@@ -66,8 +62,6 @@ def choose(family: Family, validation: Pairs, step: Callable[[], object] = lambd
             best_rsum = rsum
             best = candidate.settings
         step()
-    if not best:
-        raise MetricsError("no candidate of the baseline could be made")
     return best | {"selection_rsum": round(best_rsum, 1)}
 
 

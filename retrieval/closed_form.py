@@ -11,6 +11,7 @@ from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
 DIMENSIONS = (64, 128, 256, 512)
 POWERS = (0, 1, 2, 4)  # of the canonical correlations
+CANDIDATES = len(STRENGTHS) * (len(DIMENSIONS) * len(POWERS) + 2)  # of CCA, and of ridge regression both ways
 _NOISE = 1e-6  # singular values below this share of the largest one are left out
 
 
@@ -189,10 +190,14 @@ def _regression(source: Spectrum, cross: np.ndarray, strength: float) -> np.ndar
 def _predictions(
     features: np.ndarray, source: Spectrum, cross: np.ndarray, target: Spectrum, others: np.ndarray
 ) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
-    """Unit vectors of features that are mapped into the other modality, and of ``others``, with each strength.
+    """Yields each strength with the unit vectors of features, mapped into the other modality, and of ``others``.
 
-    Their inner products are those in the other modality's space; the vectors have fewer dimensions where the mapped
-    ones span fewer.
+    Inner products are those of the other modality's space, but both have fewer dimensions where the mapped vectors
+    span fewer.
+
+    Args:
+        features: (N, D) with the spectrum ``source``. others: (M, E) with the spectrum ``target``.
+        cross: the moments of both in their bases, (K, L).
     """
     coordinates = features @ source.basis
     space = unit_rows(others) @ target.basis

@@ -1,6 +1,6 @@
 """Evaluates a run, or a store alone, beside its baselines on one split; the result is plain values."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,14 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.base.memory import default_memory
 from onceover.base.progress import ProgressBar
-from onceover.extract.store import FeatureStore
+from onceover.extract.store import FeatureStore, Roles
 from onceover.retrieval.baseline_cache import BaselineCache
-from onceover.retrieval.baseline_ranks import Baseline, measure_baselines
-from onceover.retrieval.embeddings import Embeddings, model_name
+from onceover.retrieval.baseline_ranks import Baseline, measure_baselines, step_count
+from onceover.retrieval.embeddings import Embeddings, SplitVectors, model_name
 from onceover.retrieval.hubness import RERANKS, biases_of_split, hub_skewness
 from onceover.retrieval.metrics import DIRECTIONS, report
 from onceover.retrieval.ranks import Biases, chance, rank
-from onceover.retrieval.regrouping import rank_folds, with_equal_captions
+from onceover.retrieval.regrouping import rank_equal_captions, rank_folds
 from onceover.retrieval.store_pairs import FittingRows, captions_of, fitting_rows, images_of, roles_of
 
 _RUN_ROWS = ("multimodal", "shuffled")  # how the names of those rows begin that depend on the run
@@ -47,32 +47,33 @@ def evaluate(
         equal_captions: add a row in which equal captions of other images are correct as well.
         folds: add a row of searches in so many smaller galleries, as COCO's five folds of 1,000 images.
         shuffled: the embeddings of the sanity check, heads fitted to shuffled pairs.
-        fitted_images: how many images the run was fitted on, as run.json has it; the baselines are fitted on the same
-            ones. By default train and validation images.
+        fitted_images: how many images the run was fitted on, as run.json has it. Where these are more than the train
+            images, as they are by default, the baselines are fitted on the validation images as well, unless it is
+            these that are measured.
         memory: limit in bytes, by default half of the machine's memory. Metrics are always of the whole split; the
             fitted baselines are fitted on as many images as fit.
         fresh: measure the baselines again where they are stored beside the store.
 
     Raises:
-        EvaluationError: the store's features are not those the run was fitted on, or an unknown correction.
-        EmbeddingsError: no such split.
+        EvaluationError: the store's features are not those the run was fitted on, an unknown correction, or a row of a
+            run where there is none.
+        EmbeddingsError: no such split. MetricsError: more folds than images.
     """
+    methods = list(rerank)
+    if embeddings is None and (methods or equal_captions or folds or shuffled):
+        raise EvaluationError("there is no run whose rows could be added; name one")
     for run in (embeddings, shuffled):
         if run is not None:
             check_store(run, store)
     roles = roles_of(store)
     split = split or roles.report_name
-    together = roles.together().train
-    fitted_images = fitted_images or len(together)
-    rows_of_split = roles
-    if split == "train" and embeddings is not None and roles.selection_name not in embeddings.splits:
-        rows_of_split = roles.together()  # the run was fitted on the validation images as well
-    images = images_of(store, rows_of_split, split)
-    refit = fitted_images > len(roles.train)
+    images = images_of(store, _measured_roles(roles, split, embeddings), split)
+    fitted_images = fitted_images or len(roles.together().train)
+    refit = fitted_images > len(roles.train) and split not in ("train", roles.selection_name)
     rows = fitting_rows(store, roles, len(images), memory or default_memory(), refit)
     models: dict[str, dict] = {}
     if embeddings is not None:
-        own = _evaluate_run(embeddings, split, rerank, equal_captions, folds, seed)
+        own = _evaluate_run(embeddings, split, methods, equal_captions, folds, seed)
         models |= {name: row | {"fitted_images": fitted_images} for name, row in own.items()}
     for name, baseline in _baselines(store, images, rows, seed, fresh).items():
         models[name] = _baseline_row(baseline, seed)
@@ -92,6 +93,16 @@ def evaluate(
         "baselines_fitted_on": {"images": len(rows.fitted) if rows else 0, "of": rows.available if rows else 0},
         "models": models,
     }
+
+
+def _measured_roles(roles: Roles, split: str, embeddings: Embeddings | None) -> Roles:
+    """The roles by which a split's images are looked up.
+
+    Embeddings without the validation split's name have its images among the train ones.
+    """
+    if split == "train" and embeddings is not None and roles.selection_name not in embeddings.splits:
+        return roles.together()
+    return roles
 
 
 def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
@@ -119,7 +130,7 @@ def earlier_rows(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[
 
 
 def with_rows(result: dict, rows: Mapping[str, dict]) -> dict:
-    """A result with more rows, in the order of ``evaluate``: the run's, the baselines, what has to be at chance."""
+    """A result with more rows, in the order of ``evaluate``: the run's, the baselines, ``shuffled`` and ``chance``."""
     models = result["models"] | rows
     names = sorted(models, key=_group_of)
     return result | {"models": {name: models[name] for name in names}}
@@ -133,8 +144,8 @@ def _group_of(name: str) -> int:
 
 
 def is_of_the_same(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
-    """Whether two results are of the same embeddings on the same split."""
-    return all(earlier.get(key) == result[key] for key in ("split", "space", "fingerprints"))
+    """Whether two results are of the same embeddings on the same split; earlier versions did not name the features."""
+    return all(earlier.get(key, result[key]) == result[key] for key in ("split", "space", "fingerprints"))
 
 
 def _evaluate_run(
@@ -145,28 +156,25 @@ def _evaluate_run(
     The other ways to count, equal captions and folds, are those of the run's own search.
     """
     models = {}
-    images, texts, image_index = embeddings.vectors_of(split)
+    vectors = embeddings.vectors_of(split)
     for method in dict.fromkeys(["none", embeddings.rerank, *rerank]):
         if method not in RERANKS:
             raise EvaluationError(f"unknown correction {method!r}; use {', '.join(RERANKS)}")
-        biases = biases_of_split(embeddings, split, method)
-        models[model_name(method)] = _evaluate_model((images, texts, image_index), biases, seed)
+        models[model_name(method)] = _evaluate_model(vectors, biases_of_split(embeddings, split, method), seed)
     own = model_name(embeddings.rerank)
     biases = embeddings.biases(embeddings.rerank, split)
     if equal_captions:
         captions = [embeddings.captions[row] for row in embeddings.split(split)[1]]
-        ranks = with_equal_captions(rank(images, texts, image_index, **biases), captions)
-        models[f"{own}_equal_captions"] = report([ranks], seed=seed)
+        models[f"{own}_equal_captions"] = report([rank_equal_captions(*vectors, captions, biases)], seed=seed)
     if folds:
-        ranks = rank_folds(images, texts, image_index, folds, biases)
-        models[f"{own}_{folds}_folds"] = report([ranks], seed=seed)
+        models[f"{own}_{folds}_folds"] = report([rank_folds(*vectors, folds, biases)], seed=seed)
     return models
 
 
-def _evaluate_model(vectors: Sequence[np.ndarray], biases: Biases, seed: int) -> dict:
+def _evaluate_model(vectors: SplitVectors, biases: Biases, seed: int) -> dict:
     """A model's report, with the skewness of its hubs."""
-    images, texts, image_index = vectors
-    result = report([rank(images, texts, image_index, **biases)], seed=seed)
+    images, texts, _ = vectors
+    result = report([rank(*vectors, **biases)], seed=seed)
     result["image_to_text"]["hub_skewness"] = hub_skewness(texts, images, biases.get("text_bias"))
     result["text_to_image"]["hub_skewness"] = hub_skewness(images, texts, biases.get("image_bias"))
     return result
@@ -180,7 +188,7 @@ def _baselines(
     stored = None if fresh else cache.load()
     if stored is not None:
         return stored
-    with ProgressBar("baselines", "models") as bar:
+    with ProgressBar("baselines", "candidates", total=step_count(rows)) as bar:
         measured = measure_baselines(store, images, rows, seed, bar.update)
     cache.save(measured)
     return measured

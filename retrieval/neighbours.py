@@ -11,6 +11,7 @@ from onceover.retrieval.exact import exact_search
 
 NEIGHBOURS = (1, 3, 10, 30, 100, 300)
 SHARPNESS = (0.02, 0.05, 0.1, 0.2)  # softmax temperature of the neighbours' weights
+CANDIDATES = len(SHARPNESS) * (len(NEIGHBOURS) - 1) + 1  # one neighbour has the same weight at any sharpness
 _BLOCK_BYTES = 8 * 2**20  # of values that are multiplied at a time
 
 
@@ -24,20 +25,17 @@ class Bridge:
 
     def __init__(self, train: Pairs, *, moves_texts: bool):
         self._moves_texts = moves_texts
-        images = unit_rows(train.images)
-        texts = unit_rows(train.texts)
         if moves_texts:
-            self._memory = texts
-            self._values = images
+            self._memory = unit_rows(train.texts).astype(np.float32)  # as it is searched
+            self._values = unit_rows(train.images)
             self._value_of = train.image_index  # an image serves each of its captions
         else:
             having, image = np.unique(train.image_index, return_inverse=True)
-            sums = np.zeros((len(having), texts.shape[1]))
-            np.add.at(sums, image, texts)
-            self._memory = images[having]
-            self._values = sums / np.bincount(image)[:, None]
+            self._memory = unit_rows(train.images[having]).astype(np.float32)
+            self._values = np.zeros((len(having), train.texts.shape[1]))
+            np.add.at(self._values, image, unit_rows(train.texts))
+            self._values /= np.bincount(image)[:, None]
             self._value_of = np.arange(len(having))
-        self._memory = self._memory.astype(np.float32)  # as it is searched
 
     def candidates(self, validation: Pairs) -> Iterator[Candidate]:
         """The vectors of the validation pairs by all numbers of neighbours, for one sharpness after the other."""
@@ -59,13 +57,13 @@ class Bridge:
         return partial(self._embed, count, settings["sharpness"])
 
     def _embed(self, count: int, sharpness: float, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors of images and texts by so many neighbours."""
+        """Unit vectors of images (N, K) and texts (M, K) by so many neighbours."""
         unmoved, queries = self._split(pairs)
         scores, rows = exact_search(self._memory, queries, count)
         return self._ordered(unmoved, self._mixture(scores, rows, 0, count, sharpness))
 
     def _split(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors of what is not moved, and of what is."""
+        """Unit vectors of the modality that stays, and of the one that is carried over, float64 (rows, D) each."""
         if self._moves_texts:
             return unit_rows(pairs.images), unit_rows(pairs.texts)
         return unit_rows(pairs.texts), unit_rows(pairs.images)

@@ -8,34 +8,56 @@ from onceover.retrieval.metrics import RankPair
 from onceover.retrieval.ranks import Biases, MetricsError, Ranks, rank
 
 
-def with_equal_captions(pair: RankPair, captions: Sequence[str]) -> RankPair:
+def rank_equal_captions(
+    images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, captions: Sequence[str], biases: Biases
+) -> RankPair:
     """Ranks in which all equal captions are correct for an image, and all their images for each of them.
 
-    Equal captions have equal vectors, so that the ranks of one of them are those of all.
+    Equal captions all score as the first of them does; their own vectors and biases can differ in the last bits.
 
     Args:
-        pair: ranks of the same captions, as ``rank`` gives them. captions: list of M.
+        images: (N, D). texts: (M, D). image_index: int64 (M,). captions: list of M. biases: as ``rank`` takes them.
     """
-    to_text, to_image = pair
-    label = np.unique(np.array(captions, dtype=object), return_inverse=True)[1]
-    # a caption for each image and different caption of its own, sorted by caption
-    owners = np.stack([label, to_image.group])
-    first = np.unique(owners, axis=1, return_index=True)[1]
-    copies = np.bincount(label)[label[first]]
-    text_ranks = Ranks(
-        np.repeat(to_text.query[first], copies),
-        np.repeat(to_text.above[first], copies),
-        np.repeat(to_text.level[first], copies),
-        to_text.gallery,
-        to_text.group,
+    _, first, label = np.unique(np.array(captions, dtype=object), return_index=True, return_inverse=True)
+    representative = first[label]
+    own: Biases = {**biases}
+    if "text_bias" in own:
+        own["text_bias"] = own["text_bias"][representative]
+    to_text, to_image = rank(images, texts[representative], image_index, **own)
+    # one caption for each image and different caption of its own, sorted by caption
+    owned = np.unique(np.stack([label, image_index]), axis=1, return_index=True)[1]
+    return _to_all_copies(to_text, label, owned), _to_all_images(to_image, label, owned)
+
+
+def _to_all_copies(ranks: Ranks, label: np.ndarray, owned: np.ndarray) -> Ranks:
+    """Image-to-text ranks in which each copy of an image's own captions is a correct item; copies rank alike.
+
+    Args:
+        label: int64 (M,), the number of each caption's text. owned: a caption for each image and text of its own.
+    """
+    copies = np.bincount(label)[label[owned]]
+    return Ranks(
+        np.repeat(ranks.query[owned], copies),
+        np.repeat(ranks.above[owned], copies),
+        np.repeat(ranks.level[owned], copies),
+        ranks.gallery,
+        ranks.group,
     )
-    images = np.bincount(label[first])  # of each different caption
+
+
+def _to_all_images(ranks: Ranks, label: np.ndarray, owned: np.ndarray) -> Ranks:
+    """Text-to-image ranks in which each image with a caption of the query's text is a correct item.
+
+    Args:
+        label: int64 (M,), the number of each caption's text. owned: a caption for each text and image, sorted by text.
+    """
+    images = np.bincount(label[owned])  # of each text
     starts = np.cumsum(images) - images
-    query = np.repeat(np.arange(len(label)), images[label])
-    number = np.arange(len(query)) - np.repeat(np.cumsum(images[label]) - images[label], images[label])
-    correct = first[starts[label[query]] + number]
-    image_ranks = Ranks(query, to_image.above[correct], to_image.level[correct], to_image.gallery, to_image.group)
-    return text_ranks, image_ranks
+    correct = images[label]  # of each query
+    query = np.repeat(np.arange(len(label)), correct)
+    number = np.arange(len(query)) - np.repeat(np.cumsum(correct) - correct, correct)
+    pair = owned[starts[label[query]] + number]
+    return Ranks(query, ranks.above[pair], ranks.level[pair], ranks.gallery, ranks.group)
 
 
 def rank_folds(
@@ -68,9 +90,9 @@ def rank_folds(
 
 def _joined(parts: Sequence[Ranks], folds: Sequence[np.ndarray]) -> Ranks:
     """The ranks of several folds as one; the gallery is the largest one's."""
-    queries = np.cumsum([0, *(len(part.group) for part in parts)])
+    starts = np.cumsum([0, *(len(part.group) for part in parts)])
     return Ranks(
-        np.concatenate([part.query + start for part, start in zip(parts, queries[:-1], strict=True)]),
+        np.concatenate([part.query + start for part, start in zip(parts, starts[:-1], strict=True)]),
         np.concatenate([part.above for part in parts]),
         np.concatenate([part.level for part in parts]),
         max(part.gallery for part in parts),

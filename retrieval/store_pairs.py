@@ -65,16 +65,16 @@ def images_of(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:
 
 
 def read_pairs(store: FeatureStore, images: np.ndarray) -> Pairs:
-    """The plain features of images, each the mean over its views, and of their captions."""
+    """The plain features of images, float32 (N, D), each the mean over its views, and of their captions, (M, E)."""
     captions, index = captions_of(store, images)
     features = np.empty((len(images), store.image_features.shape[2]), np.float32)
     for rows in row_blocks(len(images)):
         features[rows] = store.image_features[images[rows]].mean(1, dtype=np.float32)
-    return Pairs(features, store.text_features[captions].astype(np.float32), index)
+    return Pairs(features, store.text_features[captions].astype(np.float32, copy=False), index)
 
 
 def captions_of(store: FeatureStore, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the captions of some images, int64 (M,), and the image of each, counted among these."""
+    """Rows of the captions of some images, int64 (M,), and the image of each, counted among these, int64 (M,)."""
     captions = np.flatnonzero(np.isin(store.image_index, images))
     return captions, np.searchsorted(images, store.image_index[captions])
 

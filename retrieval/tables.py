@@ -19,8 +19,8 @@ _MODEL_NOTES = {
     "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
     "transductive: not to be compared with single queries",
     "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
-    "cca": "cca, ridge, text_knn, image_knn: fitted on the images that the run is fitted on; their settings were "
-    "chosen on the validation split before, by fits on the train images alone",
+    "cca": "cca, ridge, text_knn, image_knn: their settings were chosen on the validation split, by fits on train "
+    "images alone; then fitted on as many images as stand beside them",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
     "shuffled": "shuffled: heads fitted with the run's settings (an ensemble's first member's) to train images that "
     "had swapped their captions",
@@ -97,7 +97,17 @@ def notes(result: dict) -> list[str]:
             f"only {result['n_different_captions']:,} of the {result['n_captions']:,} captions are different, and an "
             "equal caption of another image counts as wrong; --equal-captions adds a row that counts it as correct"
         )
-    return lines + _warnings(result["split"], {"heads and settings": result["selected_on"]})
+    return lines
+
+
+def warnings(result: dict) -> list[str]:
+    """Reasons why the numbers of an evaluation are unfit to be reported."""
+    return _warnings(result["split"], {"heads and settings": result["selected_on"]})
+
+
+def comparison_warnings(result: dict) -> list[str]:
+    """Reasons why the numbers of a comparison are unfit to be reported."""
+    return _warnings(result["split"], result["selected_on"])
 
 
 def _warnings(split: str, chosen_on: Mapping[str, str]) -> list[str]:
@@ -107,12 +117,12 @@ def _warnings(split: str, chosen_on: Mapping[str, str]) -> list[str]:
         chosen_on: the split that each of several things was chosen on.
     """
     if split == "train":
-        return ["warning: the heads were trained on these images: these numbers say nothing about new ones"]
+        return ["the heads were trained on these images: these numbers say nothing about new ones"]
     flattered = [name for name, chosen in chosen_on.items() if chosen == split]
     if not flattered:
         return []
     chosen = f"{', '.join(flattered)} were chosen on {split}, and heads by default fitted on it in the end"
-    return [f"warning: {chosen}: these numbers flatter them"]
+    return [f"{chosen}: these numbers flatter them"]
 
 
 def comparison_rows(result: dict) -> list[list[str]]:
@@ -155,7 +165,7 @@ def comparison_notes(result: dict) -> list[str]:
     ]
     if "csls" in result["rerank"].values():
         lines.append("csls is transductive: it uses all queries of the split at once")
-    return lines + _warnings(result["split"], result["selected_on"])
+    return lines
 
 
 def _corrections(methods: dict[str, str]) -> str:
@@ -228,7 +238,7 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
 def evaluation_files(stem: str, result: dict) -> dict[str, str]:
     """The files of an evaluation by name, ``stem`` with a suffix: a Markdown table, a CSV table and sealed JSON."""
     return {
-        f"{stem}.md": markdown_table(table_rows(result), notes(result)),
+        f"{stem}.md": markdown_table(table_rows(result), [*notes(result), *warnings(result)]),
         f"{stem}.csv": csv_table(result),
         f"{stem}.json": json_text(sealed(result)),
     }

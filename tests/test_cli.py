@@ -73,7 +73,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     assert "left out    0 records" in about
     assert "chosen on   dev, 12 images" in run("info", folder).stdout
     sound = run("verify", store, "--sample", 2, "--device", "cpu").stdout
-    assert "image features (float32, stored as float32): 2 encoded again" in sound
+    assert "image features (float32 by eager, stored as float32): 2 encoded again" in sound
     assert f"{store} is sound" in sound
 
 

@@ -109,7 +109,7 @@ def test_the_coordinates_of_the_map_are_kept_with_the_run_and_used_again(run_dir
     file.write_bytes(content[:-50])
     draw_map(read_run(folder), "t-SNE")
     assert computed == [1, 0, 0]
-    assert told[0].startswith(f"{file} is damaged (")
+    assert told[0].startswith(f"{file} is damaged, and is computed again: ")
     assert file.read_bytes() == content
 
 
@@ -126,6 +126,14 @@ def test_trap_a_strangers_file_with_the_name_of_the_coordinates_stays(run_dir, t
     else:
         assert (folder / "map-test.npz").read_bytes() == b"mine"
         assert "is left as it is" in told[-1]
+
+
+def test_a_strangers_file_stops_no_figures_but_its_own(run_dir, tmp_path, told):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/models.png").write_bytes(b"mine")  # not drawn: there is no evaluation
+    plot_run(run_dir, tmp_path / "figures")
+    assert (tmp_path / "figures/models.png").read_bytes() == b"mine"
+    assert (tmp_path / "figures/ranks.png").exists()
 
 
 @pytest.mark.parametrize("method", ["t-SNE", "PCA"])

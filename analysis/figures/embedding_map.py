@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from onceover.analysis.coordinates import kept_points
+from onceover.analysis.coordinates import map_coordinates
 from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR
 from onceover.analysis.sources import RunFiles
 
@@ -27,7 +27,7 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     pairs = run.sample_pairs(MAX_IMAGES)
     vectors = np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
     if method == "t-SNE":
-        points = kept_points(run, pairs, partial(_tsne, vectors, run.seed))
+        points = map_coordinates(run, pairs, partial(_tsne, vectors, run.seed))
         labels = ["t-SNE 1", "t-SNE 2"]
     else:
         points, labels = _pca(vectors, run.seed)
