@@ -353,13 +353,16 @@ def evaluate(
             fresh=fresh,
         )
     stem = EVALUATION.format(result["split"])
-    if folder:
-        result = _with_earlier_rows(result, folder / f"{stem}.json")
-    else:
+    if not folder:
         stem = f"{Path(store).name}.{stem}"
         folder = Path(store).parent
-    texts = tables.evaluation_files(stem, result)
-    Outputs(folder, _EVALUATE_AGAIN).write_texts(texts)
+    outputs = Outputs(folder, _EVALUATE_AGAIN)
+    with outputs.writing(tables.evaluation_names(stem)):
+        if embeddings:
+            result = _with_earlier_rows(result, folder / f"{stem}.json")
+        texts = tables.evaluation_files(stem, result)
+        for name, text in texts.items():
+            outputs.write_text(name, text)
     return Evaluation(result, [folder / name for name in texts])
 
 
@@ -387,9 +390,11 @@ def _with_earlier_rows(result: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def _check_evaluation(folder: Path, split: str) -> None:
     """Refuses, before anything is computed, to evaluate where the results could not be written."""
+    from onceover.retrieval.tables import evaluation_names
+
     outputs = Outputs(folder, _EVALUATE_AGAIN)
-    for suffix in (".md", ".csv", ".json"):
-        outputs.check(EVALUATION.format(split) + suffix)
+    for name in evaluation_names(EVALUATION.format(split)):
+        outputs.check(name)
 
 
 def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[str] = ()) -> Path:

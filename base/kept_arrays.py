@@ -8,7 +8,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError, first_line
 from onceover.base.npz import npz_bytes, read_npz
-from onceover.base.outputs import Outputs
+from onceover.base.outputs import OutputError, Outputs
 from onceover.base.progress import LOGGER, warn
 
 _ORIGIN = "origin"
@@ -55,6 +55,8 @@ class KeptArrays:
         """Keeps arrays in the place of earlier ones; a file that was changed since it was written is set aside."""
         try:
             with self._outputs.locked():
+                if (self._outputs.folder / self._name).is_symlink():
+                    raise OutputError("it is a link")
                 self._outputs.check_origin(self._name)
                 self._outputs.set_aside(self._name)
                 self._outputs.write_bytes(self._name, bytes(npz_bytes({_ORIGIN: np.array(self._origin), **arrays})))
@@ -62,7 +64,7 @@ class KeptArrays:
             warn(f"{self._outputs.folder / self._name} is not kept for the next time: {first_line(error)}")
 
     def remove_others(self, is_stale: Callable[[str], bool]) -> None:
-        """Removes kept files of the folder that are of no use any more."""
+        """Removes those files that were kept in the folder and whose names say that they are of no use any more."""
         try:
             with self._outputs.locked():
                 self._outputs.remove(is_stale)

@@ -18,11 +18,19 @@ _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # r
 
 
 def available_cpus() -> int:
-    """How many processors this process may use: the machine's, or fewer by its affinity or a container's quota."""
+    """How many processors this process may use: the machine's, or fewer by its affinity or by other limits."""
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
-    return max(1, math.ceil(min(count, _cpu_quota())))
+    return max(1, math.ceil(min(count, _limit())))
+
+
+def _limit() -> float:
+    """The processors that a container's quota or ``OMP_THREAD_LIMIT`` leaves; infinite without either."""
+    thread_limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if thread_limit.isdecimal():
+        return min(_cpu_quota(), int(thread_limit))
+    return _cpu_quota()
 
 
 def _cpu_quota() -> float:
@@ -40,11 +48,12 @@ def _cpu_quota() -> float:
 
 
 def bound_threads() -> None:
-    """Bounds the threads of libraries that are loaded from now on by a container's quota of the processors.
+    """Bounds the threads of libraries that are loaded from now on by a container's quota or ``OMP_THREAD_LIMIT``.
 
-    They see the machine's processors and this process's affinity themselves, but no quota. What the user has set stays.
+    They see the machine's processors and this process's affinity themselves, but no quota, and faiss waits for ever for
+    threads that the limit denies it. What the user has set stays.
     """
-    if math.isfinite(_cpu_quota()):
+    if math.isfinite(_limit()):
         for variable in _VARIABLES:
             os.environ.setdefault(variable, str(available_cpus()))
 

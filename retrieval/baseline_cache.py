@@ -5,6 +5,7 @@ be removed at any time.
 """
 
 import json
+import re
 
 import numpy as np
 
@@ -12,13 +13,25 @@ from onceover import __version__
 from onceover.base.files import digest
 from onceover.base.formats import BASELINES_VERSION
 from onceover.base.kept_arrays import KeptArrays
+from onceover.base.progress import warn
 from onceover.extract.store import FeatureStore
-from onceover.retrieval.baseline_ranks import Baseline
+from onceover.retrieval.baseline_ranks import FITTED, UNLEARNED, Baseline, baseline_names
+from onceover.retrieval.baselines import MAPS
 from onceover.retrieval.metrics import RankPair
 from onceover.retrieval.ranks import counts_of, ranks_from_counts
 from onceover.retrieval.store_pairs import FittingRows, captions_of
 
 _DIGEST_CHARS = 16  # of each digest in a file's name
+_FILE = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.npz")
+_LARGEST = 1e9  # settings and hubs are smaller; NaN is not
+
+
+def _is_plain(values: object) -> bool:
+    """Whether something is a dict of texts to texts or finite numbers, as hubs and settings are."""
+    if not isinstance(values, dict):
+        return False
+    numbers = [value for value in values.values() if not isinstance(value, str)]
+    return all(type(number) in (int, float) and abs(number) < _LARGEST for number in numbers)
 
 
 class BaselineCache:
@@ -31,21 +44,28 @@ class BaselineCache:
     def __init__(self, store: FeatureStore, images: np.ndarray, rows: FittingRows | None, seed: int):
         self._images = len(images)
         self._image_index = captions_of(store, images)[1]
+        self._fitted_images = dict.fromkeys(baseline_names(store, rows))
         fitted = []
         if rows is not None:
             fitted = [part.tolist() for part in (rows.train, rows.validation, rows.fitted)]
+            self._fitted_images |= dict.fromkeys(FITTED, len(rows.fitted))
         code_and_store = digest([store.fingerprints, BASELINES_VERSION, __version__])
         origin = digest([code_and_store, images.tolist(), fitted, seed])
         self._prefix = code_and_store[:_DIGEST_CHARS]
-        folder = store.path.with_name(f"{store.path.name}.baselines")
-        self._file = KeptArrays(folder, f"{self._prefix}-{origin[:_DIGEST_CHARS]}.npz", origin)
+        self._folder = store.path.with_name(f"{store.path.name}.baselines")
+        self._file = KeptArrays(self._folder, f"{self._prefix}-{origin[:_DIGEST_CHARS]}.npz", origin)
 
     def load(self) -> dict[str, Baseline] | None:
         """The baselines by name; None where they are not kept."""
+        if self._folder.is_symlink():
+            return None
         return self._file.read(self._baselines)
 
     def save(self, measured: dict[str, Baseline]) -> None:
         """Keeps baselines, and removes those of other features or of other versions of the program."""
+        if self._folder.is_symlink():
+            warn(f"{self._folder} is a link, and the baselines are not kept for the next time")
+            return
         about = []
         arrays = {}
         for number, (name, baseline) in enumerate(measured.items()):
@@ -54,7 +74,11 @@ class BaselineCache:
             arrays[f"counts_{number}"] = np.array(counts, np.int32)  # (maps, above or level, directions, captions)
         arrays["about"] = np.array(json.dumps(about))
         self._file.write(arrays)
-        self._file.remove_others(lambda name: not name.startswith(self._prefix))
+        self._file.remove_others(self._is_stale)
+
+    def _is_stale(self, name: str) -> bool:
+        """Whether a file's name is one of this cache's, for other features or another version."""
+        return _FILE.fullmatch(name) is not None and not name.startswith(self._prefix)
 
     def _baselines(self, arrays: dict[str, np.ndarray]) -> dict[str, Baseline]:
         """Baselines made of arrays.
@@ -63,9 +87,17 @@ class BaselineCache:
             Exception: of whatever kind, where the arrays are not those that were kept.
         """
         baselines = {}
-        for number, (name, hubs, settings, fitted_images) in enumerate(json.loads(str(arrays["about"]))):
-            pairs = [self._ranks(counts) for counts in arrays[f"counts_{number}"]]
-            baselines[name] = Baseline(pairs, hubs, settings, fitted_images)
+        about = json.loads(str(arrays["about"]))
+        for number, (name, hubs, settings, fitted_images) in enumerate(about):
+            if fitted_images != self._fitted_images[name] or not _is_plain(hubs) or not _is_plain(settings):
+                raise ValueError(f"no measurement of {name}")
+            counts = arrays[f"counts_{number}"]
+            if counts.dtype != np.int32 or len(counts) != (MAPS if name in UNLEARNED else 1):
+                raise ValueError(f"no ranks of {name}")
+            baselines[name] = Baseline([self._ranks(own) for own in counts], hubs, settings, fitted_images)
+        names = [name for name in self._fitted_images if name in baselines]
+        if list(baselines) != names or len(about) != len(names) or not set(UNLEARNED) <= set(names):
+            raise ValueError("other baselines than there are")
         return baselines
 
     def _ranks(self, counts: np.ndarray) -> RankPair:

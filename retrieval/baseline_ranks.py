@@ -1,13 +1,15 @@
 """Measures all baselines of a store on a split, several at a time."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from onceover.base.progress import warn
 from onceover.base.threads import worker_threads
 from onceover.extract.store import FeatureStore
 from onceover.retrieval import closed_form, neighbours
@@ -17,7 +19,7 @@ from onceover.retrieval.exact import load_faiss
 from onceover.retrieval.hubness import hub_skewness
 from onceover.retrieval.metrics import RankPair
 from onceover.retrieval.neighbours import Bridge
-from onceover.retrieval.ranks import rank
+from onceover.retrieval.ranks import MetricsError, rank
 from onceover.retrieval.store_pairs import FittingRows, is_dual_encoder, read_pairs
 
 Step = Callable[[], object]
@@ -79,6 +81,14 @@ def measure_baselines(
     return baselines
 
 
+def baseline_names(store: FeatureStore, rows: FittingRows | None) -> list[str]:
+    """The baselines that ``measure_baselines`` gives, in their order, unless one of them cannot be fitted."""
+    names = ["zero_shot"] if is_dual_encoder(store) else []
+    if rows is not None:
+        names += FITTED
+    return [*names, *UNLEARNED]
+
+
 def step_count(rows: FittingRows | None) -> int:
     """How many candidates, maps and fits ``measure_baselines`` has at most."""
     count = len(UNLEARNED) * MAPS
@@ -106,15 +116,25 @@ def _fitted(
     )
     families = _families(fitting, pool)
     chosen = {name: pool.submit(_chosen, make, validation, step) for name, make in families.items()}
-    settings = {name: future.result() for name, future in chosen.items()}
+    settings = {name: future.result() for name, future in _possible(chosen)}
     if not np.array_equal(rows.train, rows.fitted):
         del families, fitting, validation, moved  # memory for the others
         fitting, moved = standardised(read_pairs(store, rows.fitted), measured)
         families = _families(fitting, pool)
     tasks: dict[str, Future[Baseline]] = {}
-    for name, make in families.items():
-        tasks[name] = pool.submit(_fit_and_measure, make, settings[name], moved, len(rows.fitted), step)
-    return {name: task.result() for name, task in tasks.items()}
+    for name in settings:
+        tasks[name] = pool.submit(_fit_and_measure, families[name], settings[name], moved, len(rows.fitted), step)
+    return {name: task.result() for name, task in _possible(tasks)}
+
+
+def _possible(tasks: dict[str, Future[Any]]) -> Iterator[tuple[str, Future[Any]]]:
+    """The tasks that did not end in a ``MetricsError``, once each has ended; the others are told of."""
+    for name, task in tasks.items():
+        error = task.exception()
+        if isinstance(error, MetricsError):
+            warn(f"the baseline {name} has no row, since it cannot be fitted: {error}")
+        else:
+            yield name, task
 
 
 def _families(pairs: Pairs, pool: ThreadPoolExecutor) -> Families:

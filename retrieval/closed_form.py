@@ -7,6 +7,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
+from onceover.retrieval.ranks import MetricsError
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
 DIMENSIONS = (64, 128, 256, 512)
@@ -74,7 +75,11 @@ class Moments:
 
 
 def _spectrum(rows: np.ndarray) -> Spectrum:
-    """The spectrum of the second moments ``rows.T @ rows``."""
+    """The spectrum of the second moments ``rows.T @ rows``.
+
+    Raises:
+        MetricsError: all features are zero, which standardised ones are where they do not differ.
+    """
     count, dim = rows.shape
     if count >= dim:
         values, basis = np.linalg.eigh(rows.T @ rows)
@@ -83,6 +88,8 @@ def _spectrum(rows: np.ndarray) -> Spectrum:
         values, vectors = np.linalg.eigh(coordinates @ coordinates.T)
         basis = span @ vectors
     values = np.maximum(values, 0)
+    if not values.any():
+        raise MetricsError("the features of the train images or captions are all alike")
     return Spectrum(values, basis, values.sum() / dim)
 
 

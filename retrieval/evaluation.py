@@ -1,5 +1,7 @@
 """Evaluates a run, or a store alone, beside its baselines on one split; the result is plain values."""
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,12 +15,13 @@ from onceover.retrieval.baseline_cache import BaselineCache
 from onceover.retrieval.baseline_ranks import Baseline, measure_baselines, step_count
 from onceover.retrieval.embeddings import Embeddings, SplitVectors, model_name
 from onceover.retrieval.hubness import RERANKS, biases_of_split, hub_skewness
-from onceover.retrieval.metrics import DIRECTIONS, report
+from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, report
 from onceover.retrieval.ranks import Biases, chance, rank
 from onceover.retrieval.regrouping import rank_equal_captions, rank_folds
 from onceover.retrieval.store_pairs import FittingRows, captions_of, fitting_rows, images_of, roles_of
 
-_RUN_ROWS = ("multimodal", "shuffled")  # how the names of those rows begin that depend on the run
+_RUN_ROW = re.compile(r"multimodal\w*|shuffled", re.ASCII)  # the names of those rows that depend on the run
+_FEWEST_FOLDS = 2
 
 
 class EvaluationError(OnceoverError):
@@ -62,6 +65,8 @@ def evaluate(
     methods = list(rerank)
     if embeddings is None and (methods or equal_captions or folds or shuffled):
         raise EvaluationError("there is no run whose rows could be added; name one")
+    if folds is not None and folds < _FEWEST_FOLDS:
+        raise EvaluationError(f"{folds} folds are no smaller galleries; take {_FEWEST_FOLDS} or more")
     for run in (embeddings, shuffled):
         if run is not None:
             check_store(run, store)
@@ -121,12 +126,33 @@ def check_store(embeddings: Embeddings, store: FeatureStore) -> None:
 
 
 def earlier_rows(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, dict]:
-    """The rows of an earlier result that depend on the run and that a result lacks."""
+    """The rows of an earlier result that depend on the run and that a result lacks.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: a row that is none.
+    """
     rows = {}
     for name, row in earlier.get("models", {}).items():
-        if name.startswith(_RUN_ROWS) and name not in result["models"]:
+        if _RUN_ROW.fullmatch(name) and name not in result["models"]:
+            _check_row(name, row)
             rows[name] = row
     return rows
+
+
+def _check_row(name: str, row: dict) -> None:
+    """Refuses what is no row as ``evaluate`` makes it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: of the first thing that is wrong.
+    """
+    numbers = [row["rsum"], row.get("fitted_images", 0)]
+    for direction in DIRECTIONS:
+        for value in row[direction].values():
+            numbers += value if isinstance(value, list) else [value]
+        numbers += [row[direction][key] for key in ("queries", "gallery", "median_rank", "mean_rank", "mrr")]
+        numbers += [row[direction][f"R@{k}"] for k in RECALL_AT]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"{name} has a number that is none")
 
 
 def with_rows(result: dict, rows: Mapping[str, dict]) -> dict:

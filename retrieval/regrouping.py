@@ -71,6 +71,8 @@ def rank_folds(
     Raises:
         MetricsError: a fold without captions.
     """
+    if folds > len(images):
+        raise MetricsError(f"{len(images):,} images do not make {folds} folds; take fewer folds")
     parts: list[RankPair] = []
     owners: list[np.ndarray] = []
     for fold in np.array_split(np.arange(len(images)), folds):

@@ -60,7 +60,8 @@ def images_of(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:
     rows_of = {"train": roles.train, roles.selection_name: roles.selection, roles.report_name: roles.report}
     images = rows_of.get(split, np.flatnonzero(np.array(store.image_splits) == split))
     if not np.isin(store.image_index, images).any():
-        raise EmbeddingsError(f"there are no images with captions in the split {split!r}; use {', '.join(rows_of)}")
+        known = ", ".join(filter(None, rows_of))
+        raise EmbeddingsError(f"there are no images with captions in the split {split!r}; use {known}")
     return images
 
 

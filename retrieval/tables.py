@@ -235,6 +235,11 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     return buffer.getvalue()
 
 
+def evaluation_names(stem: str) -> list[str]:
+    """The names of an evaluation's files."""
+    return [f"{stem}{suffix}" for suffix in (".md", ".csv", ".json")]
+
+
 def evaluation_files(stem: str, result: dict) -> dict[str, str]:
     """The files of an evaluation by name, ``stem`` with a suffix: a Markdown table, a CSV table and sealed JSON."""
     return {

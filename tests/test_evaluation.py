@@ -134,6 +134,100 @@ def test_a_damaged_file_of_ranks_costs_time_alone(own_store, told, harm):
         assert len(told) == before
 
 
+HOSTILE = {
+    "a run's row": lambda about: about[0].__setitem__(0, "multimodal"),
+    "a name to print": lambda about: about[0].__setitem__(0, "\x1b[2Jcca"),
+    "no rows": lambda about: about.clear(),
+    "a row less": lambda about: about.pop(),
+    "a row twice": lambda about: about.__setitem__(1, about[0]),
+    "another order": lambda about: about.reverse(),
+    "a name that is none": lambda about: about[0].__setitem__(0, None),
+    "hubs in a list": lambda about: about[0].__setitem__(1, [1.0]),
+    "hubs in words": lambda about: about[0][1].__setitem__("image_to_text", {}),
+    "hubs without end": lambda about: about[0][1].__setitem__("image_to_text", 10**400),
+    "NaN": lambda about: about[0][2].__setitem__("strength", float("nan")),
+    "other images": lambda about: about[0].__setitem__(3, -5),
+}
+
+
+@pytest.mark.parametrize("harm", HOSTILE)
+def test_trap_a_file_of_ranks_that_somebody_made_gives_no_other_rows(own_store, told, harm):
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        arrays = dict(np.load(file))
+        about = json.loads(str(arrays["about"]))
+        HOSTILE[harm](about)
+        arrays["about"] = np.array(json.dumps(about))
+        np.savez(file, **arrays)
+        assert evaluate(None, store) == first
+    assert f"{file} is damaged, and is computed again: " in told[0]
+
+
+@pytest.mark.parametrize(
+    "counts", [np.full((1, 2, 2, 60), 2**62), np.ones((1, 2, 2, 60)), np.ones((3, 2, 2, 60), np.int32)]
+)
+def test_ranks_of_another_type_or_number_are_computed_again(own_store, told, counts):
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        np.savez(file, **dict(np.load(file)) | {"counts_0": counts})
+        assert evaluate(None, store) == first
+    assert "is damaged, and is computed again: no ranks of cca" in told[0]
+
+
+def test_trap_no_file_but_kept_ranks_is_removed_whatever_the_folder_is(own_store, own_run, tmp_path, told):
+    folder = own_store.with_name("s.h5.baselines")
+    shutil.copytree(own_run, folder)  # a run, with a record of its files
+    (tmp_path / "linked").mkdir()
+    shutil.copytree(own_run, tmp_path / "linked/run")
+    before = {path.name: path.read_bytes() for path in own_run.iterdir() if path.is_file()}
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        shutil.rmtree(folder)
+        folder.symlink_to(tmp_path / "linked/run")
+        assert evaluate(None, store) == first
+    after = {path.name: path.read_bytes() for path in (tmp_path / "linked/run").iterdir() if path.is_file()}
+    assert after == before
+    assert told[-1] == f"{folder} is a link, and the baselines are not kept for the next time"
+
+
+def test_trap_a_runs_files_in_the_folder_of_kept_ranks_stay(own_store, own_run):
+    folder = shutil.copytree(own_run, own_store.with_name("s.h5.baselines"))
+    with FeatureStore(own_store) as store:
+        evaluate(None, store)
+    assert read_embeddings(folder / "embeddings.h5").ids
+    assert (folder / "heads.safetensors").read_bytes() == (own_run / "heads.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("is_dangling", [False, True])
+def test_trap_a_link_among_the_kept_ranks_is_not_followed(own_store, tmp_path, told, is_dangling):
+    with FeatureStore(own_store) as store:
+        first = evaluate(None, store)
+        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        file.unlink()
+        target = tmp_path / "thesis.txt"
+        if not is_dangling:
+            target.write_text("mine")
+        file.symlink_to(target)
+        assert evaluate(None, store) == first
+    assert target.exists() is not is_dangling
+    if not is_dangling:
+        assert target.read_text() == "mine"
+    assert told[-1] == f"{file} is not kept for the next time: it is a link"
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_baseline_that_cannot_be_fitted_has_no_row_and_the_others_have(own_store, told, kind, monkeypatch):
+    with FeatureStore(own_store) as store:
+        features = np.ones_like(store.image_features[:] if kind == "image" else store.text_features[:])
+        monkeypatch.setattr(FeatureStore, f"{kind}_features", features)
+        result = evaluate(None, store, fresh=True)
+        assert evaluate(None, store) == result
+    assert list(result["models"]) == ["image_only", "text_only", "chance"]
+    assert len([message for message in told if "has no row, since it cannot be fitted: " in message]) == 4
+
+
 @pytest.mark.parametrize("method", ["locked", "check_origin"])
 def test_a_folder_that_cannot_be_written_to_is_no_error(own_store, told, monkeypatch, method):
     def refused(*_arguments):
@@ -228,6 +322,36 @@ def test_trap_a_plainer_evaluation_takes_no_rows_away(own_store, own_run, told):
     assert list(written["models"]) == list(second["models"])
     assert "multimodal_2_folds" in (own_run / "evaluation-test.md").read_text()
     assert "shuffled: heads fitted" in " ".join(notes(second))
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("multimodal_x", 1), ("multimodal_x", {}), ("multimodal_x", {"rsum": "9"}), ("multimodal_csls", "x")],
+)
+def test_rows_that_are_none_are_not_kept(own_store, own_run, told, name, row):
+    first = workflows.evaluate(own_run, store=own_store).result
+    file = own_run / "evaluation-test.json"
+    earlier = read_record(file, "")
+    earlier["models"][name] = row
+    Outputs(own_run, "").write_record(file.name, earlier)
+    told.clear()
+    assert workflows.evaluate(own_run, store=own_store).result == first
+    assert told[0].startswith(f"{file} is damaged or of another version, and is replaced: ")
+
+
+def test_two_evaluations_of_a_run_at_once_keep_both_their_rows(own_store, own_run):
+    workflows.evaluate(own_run, store=own_store)
+    options = ({"folds": 2}, {"equal_captions": True}, {"rerank": ["csls"]})
+    workers = [
+        threading.Thread(target=workflows.evaluate, args=(own_run,), kwargs={"store": own_store, **own})
+        for own in options
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    written = read_record(own_run / "evaluation-test.json", "")["models"]
+    assert {"multimodal_2_folds", "multimodal_equal_captions", "multimodal_csls_transductive"} <= set(written)
 
 
 @pytest.mark.parametrize("key", ["space", "fingerprints"])
@@ -334,9 +458,12 @@ def test_the_rows_of_other_ways_to_count_are_labelled(run, fails, own_run, own_s
     assert "each query searches its own fold alone" in said.stderr
     result = json.loads((own_run / "evaluation-test.json").read_text())
     assert result["models"]["multimodal_3_folds"]["text_to_image"]["queries"] == 60
-    assert fails("evaluate", "--run", own_run, "--store", own_store, "--folds", 13) == (
-        "12 images do not make 13 folds with captions; take fewer folds"
-    )
+    for folds in (13, 10**12):
+        assert fails("evaluate", "--run", own_run, "--store", own_store, "--folds", folds) == (
+            f"12 images do not make {folds} folds; take fewer folds"
+        )
+    with pytest.raises(EvaluationError, match="1 folds are no smaller galleries; take 2 or more"):
+        workflows.evaluate(own_run, store=own_store, folds=1)
     assert "name a --run" in run("evaluate", "--store", own_store, "--folds", 5, code=2).stderr
 
 
@@ -457,6 +584,16 @@ def test_a_containers_quota_bounds_the_threads(monkeypatch, tmp_path, quota, cpu
     else:
         assert "OPENBLAS_NUM_THREADS" not in os.environ
     assert os.environ["MKL_NUM_THREADS"] == "7"
+
+
+def test_the_limit_of_openmp_bounds_the_threads_as_well(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)))
+    for variable in threads._VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "3")
+    assert available_cpus() == 3
+    bound_threads()  # faiss would wait for ever for the others
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_an_older_containers_quota_is_read_as_well(monkeypatch, tmp_path):
