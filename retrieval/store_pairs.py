@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onceover.base.memory import OVERHEAD
+from onceover.base.progress import warn
 from onceover.extract.store import FeatureStore, Roles, StoreError, row_blocks
 from onceover.retrieval.baselines import Pairs
 from onceover.retrieval.embeddings import EmbeddingsError
 
-COPIES = 6  # of features, float64, that the fitted baselines hold at a time
+COPIES = 5  # of features, float64, that the fitted baselines hold at a time
+_SQUARES = 6  # matrices of dimensions by dimensions, float64, that they hold beside
+_OVERHEAD = 2**29  # bytes beside all these
 _MIN_TRAIN = 1000  # images that the fitted baselines are fitted on in however little memory
 
 
@@ -95,6 +97,9 @@ def fitting_rows(
     validation = images_of(store, roles, roles.selection_name)
     together = roles.together().train if refit else train
     most = _most_images(store, max(measured, len(validation)), memory)
+    if most < min(_MIN_TRAIN, len(together)):
+        warn(f"the memory limit is less than the fitted baselines need with {_MIN_TRAIN:,} images, which they have")
+        most = _MIN_TRAIN
     return FittingRows(_sample(train, most), validation, _sample(together, most), len(together))
 
 
@@ -111,7 +116,8 @@ def _most_images(store: FeatureStore, measured: int, memory: int) -> int:
     Beside them, a measured split of so many images has its captions in the wider of the two spaces.
     """
     image_dim, text_dim = store.dims
+    squares = _SQUARES * (image_dim**2 + text_dim**2)
     captions = len(store.image_index)
     mapped = measured * max(image_dim, text_dim) * captions / len(store.image_splits)
     per_image = image_dim + text_dim * captions / len(store.image_splits)
-    return max(_MIN_TRAIN, int(((memory - OVERHEAD) / (8 * COPIES) - mapped) / per_image))
+    return int((((memory - _OVERHEAD) / 8 - squares) / COPIES - mapped) / per_image)
