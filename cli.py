@@ -382,7 +382,7 @@ def _forgiving_streams() -> None:
     "--backend",
     default="auto",
     show_default=True,
-    help="Backend: eager (torch), openvino, or auto: OpenVINO where it is installed and faster.",
+    help="Backend: eager (torch), openvino, or auto: OpenVINO, if installed, for 200 images and more on x86.",
 )
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Keep small JPEGs in the store, for figures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Encode only the first N images.")

@@ -384,7 +384,6 @@ def _with_earlier_rows(result: dict[str, Any], file: Path) -> dict[str, Any]:
     if not is_of_the_same(result, earlier):
         warn(f"{file} is of other embeddings and is replaced, with its rows {names}")
         return result
-    say(f"kept from the evaluation before: {names}")
     return with_rows(result, rows)
 
 

@@ -1,7 +1,7 @@
 """How long does each command take from a cold start, and how much processor time and memory?
 
     python benchmarks/bench_commands.py --store STORE.h5 --run RUN [--data DATA] [--program NAME=PATH/cli.py ...]
-        [--rounds 5] [--busy 3] [--only evaluate --only search] [--out FILE.json]
+        [--rounds 5] [--busy 3] [--load idle] [--only evaluate --only search] [--out FILE.json]
 
 Every command is a process of its own. With several programs, checkouts of several versions, they take turns. All is
 measured twice: on the machine as it is, and beside ``--busy`` processes that do nothing but compute. Beside each
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+LOADS = ("idle", "busy")
 QUERY = "a dog playing in the park"
 FLOORS = {  # by command, what it has to import at least
     "--help": "import click",
@@ -54,8 +55,8 @@ def main() -> None:
     rows: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         workspaces = {name: Workspace(Path(folder) / name, options, program) for name, program in programs.items()}
-        for load, others in (("idle", 0), ("busy", options.busy)):
-            with busy(others):
+        for load in options.load or LOADS:
+            with busy(options.busy if load == "busy" else 0):
                 for _ in range(options.rounds):
                     for name, program in programs.items():
                         for label, arguments in workspaces[name].commands(options.only):
@@ -77,7 +78,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="its first 64 images are encoded; without it, extract is left out")
     parser.add_argument("--program", action="append", metavar="NAME=PATH")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--busy", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=3, help="processes that compute beside it when it is busy")
+    parser.add_argument("--load", action="append", choices=LOADS, help="measure only so; repeatable")
     parser.add_argument("--only", action="append", metavar="COMMAND")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

@@ -91,6 +91,8 @@ def extract(
         check_kept(path)
         old = FeatureStore(path) if path.exists() else None
         try:
+            if old and backend != "auto":
+                _tell_other_backend(old, backend)
             if old and not options.retry_failures and is_up_to_date(old, dataset, listing, request):
                 _discard(unfinished, old)
                 if options.prune:
@@ -111,6 +113,17 @@ def extract(
     summary.speed = counts.speed
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _tell_other_backend(store: FeatureStore, backend: str) -> None:
+    """Tells that features of a store that another backend has computed stay as they are."""
+    for kind in KINDS:
+        earlier = store.provenance[kind].get("backend", backend)
+        if earlier != backend:
+            say(
+                f"the {kind} features that are there were computed by {earlier}, and stay: those of {backend} would be "
+                "the same but for rounding"
+            )
 
 
 def _listing(dataset: Dataset, stats: Stats) -> str:
@@ -376,6 +389,16 @@ def _backend_provenance(encoder: Any) -> dict[str, str]:
     return record
 
 
+def _backends_together(earlier: dict, now: dict) -> dict[str, str]:
+    """The backends of features of which some were there before."""
+    names = [record["backend"] for record in (earlier, now) if "backend" in record]
+    backends = list(dict.fromkeys(", ".join(names).split(", ")))
+    together = {"backend": ", ".join(backends)}
+    if "openvino" in earlier:
+        together["openvino"] = earlier["openvino"]
+    return together
+
+
 def _provenance(extraction: Extraction, work: Work) -> dict:
     """The provenance of the store. A kind of which nothing was computed keeps the one it had."""
     dataset = extraction.dataset
@@ -393,8 +416,12 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
         speed = work.counts.speed.get(kind)
         if speed is not None:
             of_kind["rows_per_second"] = round(speed.rows / speed.seconds, 1)
-        if extraction.before is not None and not work.counts.computed.get(kind):
-            of_kind = extraction.before.provenance[kind]
+        if extraction.before is not None:
+            earlier = extraction.before.provenance[kind]
+            if not work.counts.computed.get(kind):
+                of_kind = earlier
+            elif work.counts.reused.get(kind):
+                of_kind |= _backends_together(earlier, of_kind)
         by_kind[kind] = of_kind | {"encoder": parse_spec(spec).located(), "seed": config.seed}
     return {
         **dataset.provenance(),

@@ -124,7 +124,8 @@ def _fitted(
     tasks: dict[str, Future[Baseline]] = {}
     for name in settings:
         tasks[name] = pool.submit(_fit_and_measure, families[name], settings[name], moved, len(rows.fitted), step)
-    return {name: task.result() for name, task in _possible(tasks)}
+    measured_baselines = {name: task.result() for name, task in _possible(tasks)}
+    return {name: measured_baselines[name] for name in FITTED if name in measured_baselines}
 
 
 def _possible(tasks: dict[str, Future[Any]]) -> Iterator[tuple[str, Future[Any]]]:
@@ -138,13 +139,16 @@ def _possible(tasks: dict[str, Future[Any]]) -> Iterator[tuple[str, Future[Any]]
 
 
 def _families(pairs: Pairs, pool: ThreadPoolExecutor) -> Families:
-    """The fitted baselines of pairs; two of them share the moments, which are computed once."""
+    """The fitted baselines of pairs, in the order in which they are to be begun.
+
+    Two of them wait for the moments, which are computed once, beside the others.
+    """
     moments = pool.submit(Moments.of, pairs)
     return {
-        "cca": lambda: CCA(moments.result()),
-        "ridge": lambda: Ridge(moments.result()),
         "text_knn": partial(Bridge, pairs, moves_texts=True),
         "image_knn": partial(Bridge, pairs, moves_texts=False),
+        "cca": lambda: CCA(moments.result()),
+        "ridge": lambda: Ridge(moments.result()),
     }
 
 

@@ -72,6 +72,8 @@ def evaluate(
             check_store(run, store)
     roles = roles_of(store)
     split = split or roles.report_name
+    if embeddings is not None:
+        embeddings.split(split)  # refuses a split that the run does not have
     images = images_of(store, _measured_roles(roles, split, embeddings), split)
     fitted_images = fitted_images or len(roles.together().train)
     refit = fitted_images > len(roles.train) and split not in ("train", roles.selection_name)
@@ -156,10 +158,13 @@ def _check_row(name: str, row: dict) -> None:
 
 
 def with_rows(result: dict, rows: Mapping[str, dict]) -> dict:
-    """A result with more rows, in the order of ``evaluate``: the run's, the baselines, ``shuffled`` and ``chance``."""
+    """A result with rows of an earlier one, named in ``kept_rows``, in the order of ``evaluate``.
+
+    That is: the run's, the baselines, ``shuffled`` and ``chance``.
+    """
     models = result["models"] | rows
     names = sorted(models, key=_group_of)
-    return result | {"models": {name: models[name] for name in names}}
+    return result | {"models": {name: models[name] for name in names}, "kept_rows": list(rows)}
 
 
 def _group_of(name: str) -> int:

@@ -86,6 +86,8 @@ def notes(result: dict) -> list[str]:
         *(note for model, note in _MODEL_NOTES.items() if model in models),
         *(note for ending, note in _ENDING_NOTES.items() if any(model.endswith(ending) for model in models)),
     ]
+    if result.get("kept_rows"):
+        lines.append(f"from an earlier evaluation of the same embeddings: {', '.join(result['kept_rows'])}")
     fitted = result["baselines_fitted_on"]
     if fitted["images"] < fitted["of"]:
         lines.append(

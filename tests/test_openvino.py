@@ -159,6 +159,7 @@ def test_a_network_that_cannot_be_exported_stays_eager_and_that_is_told(monkeypa
         module=Branching(), pool=lambda module, batch: module(batch)))  # fmt: skip
     encoder = ImageEncoder(SHUFFLENET, device="cpu", backend="openvino")
     assert encoder.backend == "eager"
+    assert told.pop(0) == "converting the image encoder, for some seconds"
     assert [line.split("(")[0] for line in told] == [
         "the backend openvino is not used, but eager: the network cannot be exported "
     ]
@@ -172,7 +173,7 @@ def test_a_converted_network_with_other_features_is_given_up(monkeypatch, told, 
     monkeypatch.setattr(openvino, "agree", lambda *_: False)
     encoder = TextEncoder(f"hf:{tiny_bert}", device="cpu", backend="openvino")
     assert encoder.backend == "eager"
-    assert told == ["the backend openvino is not used, but eager: the converted network gives other features"]
+    assert told[1:] == ["the backend openvino is not used, but eager: the converted network gives other features"]
 
 
 def test_a_backend_that_refuses_gives_way_to_eager(told):
@@ -350,3 +351,21 @@ def test_an_extraction_that_an_earlier_version_began_is_gone_on_with_by_torch(
     with FeatureStore(path) as store:
         assert [store.provenance[kind]["backend"] for kind in KINDS] == ["eager", "eager"]
     assert are_equal(stores[0], path)
+
+
+@needs_openvino
+def test_rows_that_join_by_another_backend_are_told_and_named(drawn, small_config, tmp_path, told):
+    path = tmp_path / "s.h5"
+    dataset = read_dataset(drawn)
+    extract(dataset.first(40), path, small_config, device="cpu", backend="openvino")
+    told.clear()
+    extract(dataset, path, small_config, device="cpu", backend="eager")
+    for kind in KINDS:
+        assert (
+            f"the {kind} features that are there were computed by openvino, and stay: those of eager would be the same "
+            "but for rounding"
+        ) in told
+    with FeatureStore(path) as store:
+        for kind in KINDS:
+            assert store.provenance[kind]["backend"] == "openvino, eager"
+            assert store.provenance[kind]["openvino"]

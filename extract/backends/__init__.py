@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onceover.base.errors import OnceoverError
-from onceover.base.progress import say
+from onceover.base.progress import LOGGER, say
 from onceover.base.registry import Registry
 from onceover.extract.encoding.networks import ImageNetwork, TextNetwork
 
@@ -70,9 +70,15 @@ def backend_for(name: str, kind: str, rows: int, engine_name: str, device: torch
     if name != AUTO:
         return name
     is_cpu_engine = device.type == "cpu" and engine_name == "threads"
-    has_gain = is_cpu_engine and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    if has_gain and rows >= CONVERSION_PAYS[kind] and find_spec(OPENVINO) is not None:
+    if not is_cpu_engine or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        reason = f"not measured on {device} with {engine_name}"
+    elif rows < CONVERSION_PAYS[kind]:
+        reason = f"{rows:,} rows are too few for it to pay"
+    elif find_spec(OPENVINO) is None:
+        reason = "it is not installed"
+    else:
         return OPENVINO
+    LOGGER.debug("the %s encoder is not converted for OpenVINO: %s", kind, reason)
     return EAGER
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onceover.base.progress import say
 from onceover.extract.backends import BackendError, agree, eager
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding.library_errors import reason
@@ -107,6 +108,7 @@ def _converted(network: ImageNetwork | TextNetwork, sample: dict[str, Tensor], d
         openvino = _imported()
         if not hasattr(torch.export.Dim, "DYNAMIC"):
             raise BackendError(f"torch {torch.__version__} is too old to export for it; 2.6 or later can")
+        say(f"converting the {'image' if isinstance(network, ImageNetwork) else 'text'} encoder, for some seconds")
         try:
             dimensions = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)
             shapes = (tuple(dimensions for _ in sample),)
