@@ -332,6 +332,8 @@ def evaluate(
         _check_evaluation(folder, split or embeddings.report_split)
     if store is None:
         raise WorkflowError("there is nothing to evaluate: name a run, or a store")
+    if shuffled and not folder:
+        raise WorkflowError("there is no run whose sanity check could be fitted; name one")
     with FeatureStore(store) as opened:
         if embeddings:
             evaluation.check_store(embeddings, opened)

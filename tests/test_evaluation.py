@@ -557,6 +557,11 @@ def test_rows_of_a_run_need_a_run(store, options):
         evaluate(None, store, **options)
 
 
+def test_a_sanity_check_needs_a_run(own_store):
+    with pytest.raises(workflows.WorkflowError, match="no run whose sanity check could be fitted"):
+        workflows.evaluate(store=own_store, shuffled=True)
+
+
 def test_an_evaluation_of_an_earlier_version_keeps_its_rows(own_store, own_run, told):
     workflows.evaluate(own_run, store=own_store, rerank=["csls"])
     file = own_run / "evaluation-test.json"
