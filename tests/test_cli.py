@@ -129,7 +129,9 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
         "fit", "--store", store_file, "--run", out, "--config", tmp_path / "none.yaml", code=2
     )
     assert "is no run folder; make one" in fails("evaluate", "--run", tmp_path / "none")
-    assert "no images with captions in the split 'select'" in fails("evaluate", "--run", run_dir, "--split", "select")
+    assert fails("evaluate", "--run", run_dir, "--split", "select") == (
+        "the run has no images in the split 'select'; its splits: dev, test, train"
+    )
     assert "is no file; image2text takes an image's path" in fails(
         "search", "--run", run_dir, "--query", "x.jpg", "--mode", "image2text"
     )
