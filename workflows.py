@@ -318,7 +318,7 @@ def evaluate(
     """
     from onceover.extract.store import FeatureStore
     from onceover.heads.provenance import read_provenance, store_of
-    from onceover.retrieval import evaluation, tables
+    from onceover.retrieval import evaluation
     from onceover.retrieval.embeddings import read_embeddings
 
     folder = None if run is None else _folder_of(run)
@@ -354,18 +354,28 @@ def evaluate(
             memory=memory,
             fresh=fresh,
         )
+    return _write_evaluation(result, folder, Path(store))
+
+
+def _write_evaluation(result: dict[str, Any], folder: Path | None, store: Path) -> Evaluation:
+    """Writes a result into the run's folder, with the rows that it keeps of an earlier one, or beside the store.
+
+    Args:
+        folder: of the run; None where a store alone was evaluated.
+    """
+    from onceover.retrieval import tables
+
     stem = EVALUATION.format(result["split"])
-    if not folder:
-        stem = f"{Path(store).name}.{stem}"
-        folder = Path(store).parent
-    outputs = Outputs(folder, _EVALUATE_AGAIN)
+    if folder is None:
+        stem = f"{store.name}.{stem}"
+    outputs = Outputs(folder or store.parent, _EVALUATE_AGAIN)
     with outputs.writing(tables.evaluation_names(stem)):
-        if embeddings:
+        if folder is not None:
             result = _with_earlier_rows(result, folder / f"{stem}.json")
         texts = tables.evaluation_files(stem, result)
         for name, text in texts.items():
             outputs.write_text(name, text)
-    return Evaluation(result, [folder / name for name in texts])
+    return Evaluation(result, [outputs.folder / name for name in texts])
 
 
 def _with_earlier_rows(result: dict[str, Any], file: Path) -> dict[str, Any]:

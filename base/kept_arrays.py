@@ -29,7 +29,7 @@ class KeptArrays:
         self._origin = origin
 
     def read(self, build: Callable[[dict[str, np.ndarray]], Value]) -> Value | None:
-        """What ``build`` makes of the arrays; None where they are not kept, or were computed from something else.
+        """The value that ``build`` makes of the arrays; None where they are not kept, or are of something else.
 
         Args:
             build: raises, whatever it is, where the arrays are not what was written.
@@ -59,7 +59,7 @@ class KeptArrays:
                     raise OutputError("it is a link")
                 self._outputs.check_origin(self._name)
                 self._outputs.set_aside(self._name)
-                self._outputs.write_bytes(self._name, bytes(npz_bytes({_ORIGIN: np.array(self._origin), **arrays})))
+                self._outputs.write_bytes(self._name, npz_bytes({_ORIGIN: np.array(self._origin), **arrays}))
         except (OSError, OnceoverError) as error:
             warn(f"{self._outputs.folder / self._name} is not kept for the next time: {first_line(error)}")
 

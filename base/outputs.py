@@ -171,7 +171,7 @@ class Outputs:
         """
         self.write_bytes(name, text.encode("utf-8"))
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Writes a file.
 
         Raises:

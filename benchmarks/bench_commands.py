@@ -40,7 +40,7 @@ FLOORS = {  # by command, what it has to import at least
 
 
 class Cost(NamedTuple):
-    """What a process took: seconds of the clock, seconds of processors, MiB at its peak."""
+    """The cost of a process: seconds of the clock, seconds of processors, MiB at its peak."""
 
     wall: float
     cpu: float

@@ -99,8 +99,8 @@ def race(options, data: Path, names: tuple[str, ...]) -> dict:
     first = medians[names[0]]
     ratios = {}
     for name in names[1:]:
-        rates_of_both = {what: first[what] / medians[name][what] for what in ("pictures/s", "captions/s")}
-        ratios[f"{names[0]} / {name}"] = {what: round(ratio, 3) for what, ratio in rates_of_both.items()}
+        ratio_of = {rate: round(first[rate] / medians[name][rate], 3) for rate in ("pictures/s", "captions/s")}
+        ratios[f"{names[0]} / {name}"] = ratio_of
     return {"rates": {name: {what: shown(value) for what, value in each.items()} for name, each in medians.items()},
             "ratios": ratios, "every round": rates}  # fmt: skip
 
@@ -122,13 +122,13 @@ def extract(options, backend: str = "auto") -> dict:
     with tempfile.TemporaryDirectory() as folder:
         dataset = read_dataset(options.data).first(options.pictures)
         summary = run(dataset, Path(folder) / "s.h5", config, device=options.device, backend=backend)
-        found = {} if backend == "auto" else errors(Path(folder) / "s.h5", dataset.root)
+        accuracy = {} if backend == "auto" else errors(Path(folder) / "s.h5", dataset.root)
     image, text = summary.speed["image"], summary.speed["text"]
     rates = {"pictures/s": image.rows / image.seconds, "captions/s": summary.captions / text.seconds}
     for kind, speed in summary.speed.items():
         whole = sum(speed.stages.values())
         rates |= {f"{kind}: {stage} %": 100 * seconds / whole for stage, seconds in speed.stages.items()}
-    return rates | {"seconds": summary.seconds} | found
+    return rates | {"seconds": summary.seconds} | accuracy
 
 
 def errors(path: Path, root: Path, count: int = 64) -> dict:
@@ -138,7 +138,7 @@ def errors(path: Path, root: Path, count: int = 64) -> dict:
     from onceover.extract.pictures import decode
     from onceover.extract.store import FeatureStore
 
-    found = {}
+    error_of = {}
     with FeatureStore(path) as store:
         for kind in ("image", "text"):
             exact = store.recipes[kind] | {"dtype": "float32", "store_dtype": "float32"}
@@ -149,8 +149,8 @@ def errors(path: Path, root: Path, count: int = 64) -> dict:
                 again = [encoder.encode(encoder.pixels(decode(image, encoder.short_side))[None])[0] for image in data]
             else:
                 again = encoder.encode(store.captions[:count])[0]
-            found[f"{kind}: error"] = float(relative_error(store.features(kind)[:count], again))
-    return found
+            error_of[f"{kind}: error"] = float(relative_error(store.features(kind)[:count], again))
+    return error_of
 
 
 def limit(options) -> dict:

@@ -65,8 +65,6 @@ def evaluate(
     methods = list(rerank)
     if embeddings is None and (methods or equal_captions or folds or shuffled):
         raise EvaluationError("there is no run whose rows could be added; name one")
-    if folds is not None and folds < _FEWEST_FOLDS:
-        raise EvaluationError(f"{folds} folds are no smaller galleries; take {_FEWEST_FOLDS} or more")
     for run in (embeddings, shuffled):
         if run is not None:
             check_store(run, store)
@@ -186,6 +184,8 @@ def _evaluate_run(
 
     The other ways to count, equal captions and folds, are those of the run's own search.
     """
+    if folds is not None and folds < _FEWEST_FOLDS:
+        raise EvaluationError(f"{folds} folds are no smaller galleries; take {_FEWEST_FOLDS} or more")
     models = {}
     vectors = embeddings.vectors_of(split)
     for method in dict.fromkeys(["none", embeddings.rerank, *rerank]):

@@ -244,8 +244,5 @@ def evaluation_names(stem: str) -> list[str]:
 
 def evaluation_files(stem: str, result: dict) -> dict[str, str]:
     """The files of an evaluation by name, ``stem`` with a suffix: a Markdown table, a CSV table and sealed JSON."""
-    return {
-        f"{stem}.md": markdown_table(table_rows(result), [*notes(result), *warnings(result)]),
-        f"{stem}.csv": csv_table(result),
-        f"{stem}.json": json_text(sealed(result)),
-    }
+    table = markdown_table(table_rows(result), [*notes(result), *warnings(result)])
+    return dict(zip(evaluation_names(stem), (table, csv_table(result), json_text(sealed(result))), strict=True))
