@@ -479,6 +479,7 @@ class IndexOptions:
         min_recall: the recall@10 below which an approximate index is refused. rerank: ``none`` or ``qbnorm``.
         prune: drop items that are no longer there, with their features. retry_failures: retry failed images.
         force: replace an index of something else; continue although most items are gone.
+        exclude: patterns of images and folders to leave out, such as ``*.gif`` or ``2019/raw``.
         encoders: by kind, the new location of an encoder that has moved.
     """
 
@@ -489,6 +490,7 @@ class IndexOptions:
     prune: bool = False
     retry_failures: bool = False
     force: bool = False
+    exclude: Sequence[str] = ()
     device: str | None = None
     encoders: dict[str, str | None] | None = None
 
@@ -576,7 +578,7 @@ def _foreign_gallery(
 
     if images:
         kind = "image"
-        dataset = read_images(images)
+        dataset = read_images(images, options.exclude)
         items = dataset.ids
     else:
         assert captions is not None, "there are images or captions"
@@ -586,7 +588,7 @@ def _foreign_gallery(
     store_file = out / f"{GALLERIES[kind]}.h5"
     check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
-        check_vanished(out / GALLERIES[kind], items, str(images or captions))
+        check_vanished(out / GALLERIES[kind], items, str(images or captions), options.exclude)
     for note in dataset.notes:
         say(note)
     return foreign_gallery(

@@ -4,7 +4,7 @@ import functools
 import io
 from itertools import chain
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from onceover.base.errors import OnceoverError
 
@@ -38,19 +38,19 @@ class PictureError(OnceoverError):
     """Bytes that are not a usable image."""
 
 
-class MissingDecoderError(PictureError):
+class MissingDecoder(PictureError):
     """An image in a format that needs a package which is not installed; the message names it."""
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> ImageFile.ImageFile:
     """The image in ``data``, its pixels not yet decoded.
 
     Raises:
-        MissingDecoderError: a package is needed. Exception: what Pillow raises.
+        MissingDecoder: a package is needed. Exception: what Pillow raises.
     """
     missing = why_no_decoder(data)
     if missing:
-        raise MissingDecoderError(missing)
+        raise MissingDecoder(missing)
     if format_of(data) == "HEIF":
         from pillow_heif import HeifImageFile
 

@@ -1,7 +1,9 @@
 """Images whose values need more than 8 bits -> 8 bits, scaled by a white level, never clipped."""
 
+from typing import Any
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 from onceover.extract.formats import PictureError
@@ -89,7 +91,7 @@ def _first(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def low_bytes_mode(image: Image.Image) -> str | None:
+def low_bytes_mode(image: ImageFile.ImageFile) -> str | None:
     """The raw mode that gives the lower bytes of an image with 16 bits a channel, or None of any other.
 
     It must not be loaded yet. Pillow gives the higher bytes, and they are black where 12 bits are stored as 16.
@@ -105,23 +107,24 @@ def low_bytes_mode(image: Image.Image) -> str | None:
 
 def _raw_mode(tile: tuple) -> str:
     arguments = tile[3]
-    mode = arguments if isinstance(arguments, str) else arguments[0]
+    mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return mode if isinstance(mode, str) else ""
 
 
-def use_raw_mode(image: Image.Image, mode: str) -> None:
+def use_raw_mode(image: ImageFile.ImageFile, mode: str) -> None:
     """Has an image that is not loaded yet decoded in another raw mode."""
-    changed = []
+    changed: list[Any] = []
     for tile in image.tile:
         codec, extents, offset, arguments = tile
+        others = arguments[1:] if isinstance(arguments, tuple) else None
         make = getattr(tile, "_make", tuple)  # a plain tuple before Pillow 11
-        changed.append(make((codec, extents, offset, mode if isinstance(arguments, str) else (mode, *arguments[1:]))))
+        changed.append(make((codec, extents, offset, mode if others is None else (mode, *others))))
     image.tile = changed
 
 
 def is_dark(high: Image.Image) -> bool:
     """Whether an image, the higher bytes of 16 bits, has no value of more than 14 bits."""
-    return max(largest for _, largest in high.getextrema()[:3]) < 2 ** (_DEPTHS[-2] - 8)
+    return bool(np.asarray(high)[..., :3].max() < 2**6)
 
 
 def joined_bytes(high: Image.Image, low: Image.Image) -> Image.Image:

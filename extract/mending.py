@@ -1,10 +1,11 @@
-"""Files of images without what is wrong beside their pixels: metadata of a PNG or a JPEG, the end of a JPEG."""
+"""Files of images without what is wrong beside their pixels: metadata of a PNG, JPEG or TIFF, the end of a JPEG."""
 
 import hashlib
 import itertools
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Literal
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8"
@@ -14,20 +15,30 @@ _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # no pixel depends 
 _EXIF = 0xE1  # the JPEG segments of EXIF and of Adobe, which tells how colours are coded
 _ADOBE = 0xEE
 _ADOBE_BYTES = 12  # of a whole one
+#: the tags of a TIFF that pixels depend on, its orientation among them
+_TIFF_PIXELS = {
+    *(254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 292, 293, 301, 317, 320, 321),
+    *(322, 323, 324, 325, 332, 333, 334, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532),
+}
+_TIFF_ENTRY = 12  # bytes
 _TAILS = 6  # what is put behind a JPEG to see whether pixels are missing
 _TAIL_BYTES = 2**12  # an MCU of any bytes takes a few hundred
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # but for restarts, which lie within a scan
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A PNG or a JPEG without metadata but for its EXIF, which has the orientation; any other as it is."""
+    """A PNG, a JPEG or a TIFF without metadata but for its orientation; any other file as it is."""
     if data.startswith(PNG_SIGNATURE):
         return _png_without_metadata(data)
-    return _jpeg_without_metadata(data) if data.startswith(JPEG_SIGNATURE) else data
+    if data.startswith(JPEG_SIGNATURE):
+        return _jpeg_without_metadata(data)
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return _tiff_without_metadata(data, "little" if data.startswith(b"II") else "big")
+    return data
 
 
 def _png_without_metadata(data: bytes) -> bytes:
-    """What follows an incomplete chunk is left as it is."""
+    """With pixels, palette, transparency and sound EXIF; what follows an incomplete chunk is left as it is."""
     parts = [PNG_SIGNATURE]
     position = len(PNG_SIGNATURE)
     while position + 12 <= len(data) and len(parts) < _MAX_PARTS:
@@ -64,6 +75,19 @@ def _is_metadata(kind: int, segment: bytes) -> bool:
         kind == _ADOBE and segment.startswith(b"Adobe") and len(segment) >= _ADOBE_BYTES
     )
     return (kind == 0xFE or 0xE0 <= kind <= 0xEF) and not is_needed
+
+
+def _tiff_without_metadata(data: bytes, order: Literal["little", "big"]) -> bytes:
+    """The first page, with those entries of its directory that pixels depend on."""
+    start = int.from_bytes(data[4:8], order)
+    number = int.from_bytes(data[start : start + 2], order)
+    end = start + 2 + number * _TIFF_ENTRY
+    if end + 4 > len(data):
+        return data
+    entries = [data[place : place + _TIFF_ENTRY] for place in range(start + 2, end, _TIFF_ENTRY)]
+    kept = [entry for entry in entries if int.from_bytes(entry[:2], order) in _TIFF_PIXELS]
+    directory = len(kept).to_bytes(2, order) + b"".join(kept) + bytes(4)
+    return data[:start] + directory + data[start + len(directory) :]
 
 
 def tails(body: bytes) -> Iterator[bytes]:

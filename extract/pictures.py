@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from onceover.base.files import FileError, read_bytes
-from onceover.extract.formats import MissingDecoderError, PictureError, format_of, open_image
+from onceover.extract.formats import MissingDecoder, PictureError, format_of, open_image
 from onceover.extract.levels import is_dark, is_wide, joined_bytes, low_bytes_mode, narrowed, use_raw_mode
 from onceover.extract.mending import JPEG_END, JPEG_SIGNATURE, has_all_scans, tails, without_metadata
 
@@ -57,19 +57,19 @@ def decode(data: bytes, short_side: int | None = None) -> Image.Image:
     half, a quarter or an eighth of its size where its shorter side then still has ``REDUCED`` times ``short_side``
     pixels, which is faster and leaves the final resizing enough to average over.
 
-    What is wrong with metadata alone is passed over: EXIF that cannot be read, chunks of a PNG and segments of a JPEG
-    that no pixel depends on, and the two bytes that end a JPEG.
+    What is wrong with metadata alone is passed over: EXIF that cannot be read, chunks of a PNG, segments of a JPEG
+    and tags of a TIFF that no pixel depends on, and the two bytes that end a JPEG.
 
     Raises:
         PictureError: empty, truncated, no image at all, or larger than ``MAX_PIXELS``; a fault of the bytes. A
-            ``MissingDecoderError`` where a package is needed to decode it.
+            ``MissingDecoder`` where a package is needed to decode it.
         MemoryError: no room for it now.
     """
     if not data:
         raise PictureError("empty file")
     try:
         return _decoded(data, short_side)
-    except MissingDecoderError:
+    except MissingDecoder:
         raise
     except PictureError as error:
         failure: PictureError = error
@@ -177,7 +177,7 @@ def _decoded(data: bytes, short_side: int | None) -> Image.Image:
         raise PictureError(f"damaged image: {reason:.200}") from error
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes) -> ImageFile.ImageFile:
     """The image in ``data``, its pixels not yet decoded.
 
     Raises:
@@ -193,7 +193,7 @@ def _check_size(image: Image.Image) -> None:
         raise PictureError(f"{image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are decoded")
 
 
-def _loaded(image: Image.Image, data: bytes) -> Image.Image:
+def _loaded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """The image in ``data``, opened as ``image``, with its pixels, upright."""
     low_mode = low_bytes_mode(image)
     image.load()
@@ -221,7 +221,7 @@ def _turn_upright(image: Image.Image) -> None:
 def _mended(data: bytes) -> Iterator[bytes]:
     """The same pixels without what is wrong beside them, in one and another way, as far as it is known how."""
     plain = without_metadata(data)
-    if len(plain) < len(data):
+    if plain != data:
         yield plain
     if plain.startswith(JPEG_SIGNATURE):
         whole = _with_end(plain)

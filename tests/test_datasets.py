@@ -11,8 +11,8 @@ import pytest
 from onceover.extract.dataset import DatasetError, text
 from onceover.extract.dataset.alone import read_captions, read_images
 from onceover.extract.dataset.table import csv_rows, read_ids
-from onceover.extract.image_source import ImageSourceError
 from onceover.extract.layouts import read_dataset
+from onceover.extract.listing import ImageSourceError
 from onceover.extract.store import caption_ids
 
 

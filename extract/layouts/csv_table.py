@@ -6,6 +6,7 @@ from pathlib import Path
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.rows import folder_images, write_csv_example, write_images
 from onceover.extract.dataset.table import csv_rows
+from onceover.extract.listing import is_hidden
 
 NAME = "csv"
 PRIORITY = 40
@@ -24,7 +25,7 @@ def find(data: Path) -> Path | None:
     """
     if data.is_file():
         return data if data.suffix.lower() in (".csv", ".txt") else None
-    tables = sorted(data.glob("*.csv"))
+    tables = sorted(table for table in data.glob("*.csv") if not is_hidden(table.name))
     if len(tables) > 1:
         raise DatasetError(f"{data} holds {len(tables)} CSV files; name one of them: --data {tables[0]}")
     return tables[0] if tables else None
