@@ -80,7 +80,7 @@ def format_of(data: bytes) -> str | None:
         return "HEIF"
     for name in _pillow_formats():
         accept = Image.OPEN[name][1]
-        if accept is None or accept(data[:16].ljust(16, b"\0")) is True:
+        if accept is not None and accept(data[:16].ljust(16, b"\0")) is True:
             return name
     return None
 

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from onceover.extract import formats, pictures
 from onceover.extract.formats import FORMATS, MissingDecoder, why_no_decoder
@@ -206,18 +206,17 @@ def tiff(values: np.ndarray, tags: dict[int, int] | None = None, order: str = "<
     height, width, channels = values.shape
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
-    known = {256: width, 257: height, 259: 1, 262: 2 if channels > 1 else 1, 277: channels, 278: height}
+    known = {256: width, 257: height, 259: 1, 262: 2 if channels > 2 else 1, 277: channels, 278: height}
     known |= {258: 8 * values.dtype.itemsize, 279: len(data), 339: kind} | (tags or {})
     behind = 8 + 2 + 12 * (len(known) + 1) + 4
     known[273] = behind + 6 * 2
     entries = b""
     for tag in sorted(known):
         number = struct.pack(f"{order}HHII", tag, 4, 1, known[tag])
-        if tag in (258, 339):
-            value = struct.pack(f"{order}I", behind + 6 * (tag == 339))
-            number = struct.pack(f"{order}HHI", tag, 3, channels) + value
-            if channels == 1:
-                number = struct.pack(f"{order}HHIHH", tag, 3, 1, known[tag], 0)
+        if tag in (258, 339) and channels > 2:
+            number = struct.pack(f"{order}HHII", tag, 3, channels, behind + 6 * (tag == 339))
+        elif tag in (258, 339):
+            number = struct.pack(f"{order}HHIHH", tag, 3, channels, *[known[tag]] * channels, *[0] * (2 - channels))
         entries += number
     lists = struct.pack(f"{order}3H3H", *[known[258]] * 3, *[kind] * 3)
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(known))
@@ -312,6 +311,15 @@ def test_pixels_that_are_no_numbers_have_a_reason(value):
     with pytest.raises(PictureError) as error:
         decode(tiff(values))
     assert str(error.value) == "it has pixels that are no finite numbers"
+
+
+def test_premultiplied_transparency_is_laid_on_white_too():
+    if (b"II", 1, (1,), 1, (8, 8), (1,)) not in TiffImagePlugin.OPEN_INFO:
+        pytest.skip("this Pillow decodes no premultiplied grey")
+    grey = np.stack([RAMP * 200, np.full((16, 16), 255)], axis=-1).astype(np.uint8)
+    np.testing.assert_allclose(levels(tiff(grey, {338: 1})), np.linspace(0, 200, 256), atol=1)
+    grey[..., 1] = 0
+    assert set(levels(tiff(grey, {338: 1}))) == {255}
 
 
 def test_a_known_kind_of_file_that_is_not_decoded_is_named():
