@@ -90,10 +90,13 @@ def extract(
         retry_failures: retry images that the ledger records as failed.
     """
     from onceover.extract.dataset.reading import ReadOptions
+    from onceover.extract.encoders import parse_spec
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
 
     config = config or load_config(DEFAULT_CONFIG).extract
+    for spec in (config.image_encoder, config.text_encoder):
+        parse_spec(spec)  # one that cannot be is refused before the dataset is read
     dataset = read_dataset(data, config.seed, reading or ReadOptions())
     for note in (dataset.taken, *dataset.notes):
         say(note)
