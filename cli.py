@@ -6,6 +6,7 @@ how to fix it, with exit code 2 (a wrong call) or 1 (anything else).
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ if not __package__:  # run as `python cli.py` in a checkout: this folder becomes
 from onceover import __version__
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
+from onceover.base.places import is_address, place
 from onceover.base.progress import LOGGER, say, timed, warn
 from onceover.base.threads import bound_threads
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
@@ -84,7 +86,18 @@ def _why_not_utf8(text: str) -> str:
     return "is not understood here: Python does not read names as UTF-8; set the environment variable PYTHONUTF8=1"
 
 
+class PlaceName(PathName):
+    """A path, or an address such as ``s3://bucket/data``."""
+
+    def convert(self, value, param, ctx):
+        """``value`` as a path, or as an address, which has a path's methods."""
+        if isinstance(value, str) and is_address(value):
+            return place(value)
+        return super().convert(value, param, ctx)
+
+
 FILE = PathName(path_type=Path)
+PLACE = PlaceName(path_type=Path)
 DIRECTORY = PathName(file_okay=False, path_type=Path)
 
 
@@ -294,6 +307,36 @@ memory_option = click.option(
     "--memory", type=Size(), help="Memory limit, e.g. 2GiB. [default: half of the machine's or container's]"
 )
 device_option = click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best available]")
+_READING = (
+    click.option("--image-column", metavar="NAME", help="Column of the table that names the images."),
+    click.option("--caption-column", metavar="NAME", multiple=True, help="Column that holds captions. Repeatable."),
+    click.option("--split-column", metavar="NAME", help="Column that holds the split."),
+    click.option("--images-root", type=PLACE, metavar="DIR", help="Folder that the images' names start from."),
+    click.option(
+        "--caption-template",
+        metavar="TEXT",
+        help='Caption of an image in a class folder, as "a photo of a {}".',
+    ),
+    click.option("--exclude", metavar="GLOB", multiple=True, help="Leave these files alone. Repeatable."),
+)
+
+
+def reading_options(command):
+    """The options that say how to read a dataset; ``command`` gets them as the one argument ``reading``."""
+
+    @functools.wraps(command)
+    def with_reading(*, image_column, caption_column, split_column, images_root, caption_template, exclude, **given):
+        from onceover.extract.dataset.reading import ReadOptions
+
+        reading = ReadOptions(image_column, caption_column, split_column, images_root, caption_template, exclude)
+        return command(reading=reading, **given)
+
+    decorated = with_reading
+    for option in reversed(_READING):
+        decorated = option(decorated)
+    return decorated
+
+
 encoder_options = (
     click.option("--image-encoder", metavar="SPEC", help="New location of the image encoder, if it has moved."),
     click.option("--text-encoder", metavar="SPEC", help="New location of the text encoder, if it has moved."),
@@ -344,8 +387,9 @@ def _forgiving_streams() -> None:
 @click.option(
     "--data",
     required=True,
-    type=FILE,
-    help="Dataset: its folder, a CSV file (image,caption[,split]) or a Karpathy split file (JSON).",
+    type=PLACE,
+    metavar="DATA",
+    help="Dataset: its folder or file, a pattern of shards, or an address (docs/data.md lists the forms).",
 )
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
 @click.option("--image-encoder", metavar="SPEC", help="Image encoder: torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
@@ -389,10 +433,23 @@ def _forgiving_streams() -> None:
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
 @click.option("--prune", is_flag=True, help="Drop stored rows that are no longer in the dataset.")
 @click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
+@reading_options
 @device_option
 @config_options
 def extract(
-    data, store_file, limit, force, prune, retry_failures, engine, backend, device, config_file, overrides, **explicit
+    data,
+    store_file,
+    limit,
+    force,
+    prune,
+    retry_failures,
+    reading,
+    engine,
+    backend,
+    device,
+    config_file,
+    overrides,
+    **explicit,
 ):
     """Encode a dataset of captioned images into a feature store, once.
 
@@ -415,6 +472,7 @@ def extract(
         store_file,
         config,
         limit=limit,
+        reading=reading,
         device=device,
         engine=engine,
         backend=backend,
@@ -581,7 +639,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
 
 @cli.command()
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Fitted run to start from.")
-@click.option("--data", required=True, type=FILE, help="Dataset: its folder, CSV or JSON file.")
+@click.option("--data", required=True, type=PLACE, metavar="DATA", help="Dataset that the store was made of.")
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store that the run was fitted on.")
 @click.option("--out", required=True, type=DIRECTORY, help="Folder to write.")
 @click.option(
@@ -1106,17 +1164,28 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
 
 
 @cli.command()
-@click.argument("path", type=FILE, metavar="FILE_OR_DIR")
-def info(path):
-    """Describe a feature store, run, sweep, index or unfinished extraction.
+@click.argument("path", type=FILE, metavar="[FILE_OR_DIR]", required=False)
+@click.option("--data", type=PLACE, metavar="DATA", help="Dataset to preview: what would be taken, without encoding.")
+@reading_options
+def info(path, data, reading):
+    """Describe a feature store, run, sweep, index or unfinished extraction, or preview a dataset.
 
     \b
     Examples:
       onceover info stores/flickr8k.h5
+      onceover info --data photos.tsv --image-column filepath --caption-column title
     """
-    from onceover.analysis.describe import describe
+    if (path is None) == (data is None):
+        raise click.UsageError("name one of FILE_OR_DIR and --data DATA")
+    if data is None:
+        from onceover.analysis.describe import describe
 
-    click.echo(describe(path))
+        click.echo(describe(path))
+        return
+    from onceover.extract.preview import preview
+
+    click.echo(preview(data, reading))
+    done("read only; nothing was written", command("extract", "--data", data, "--store", "store.h5"))
 
 
 @cli.command()
@@ -1124,7 +1193,9 @@ def info(path):
 @click.option("--sample", type=click.IntRange(min=1), help="Also encode N images and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
-@click.option("--data", type=FILE, help="New location of the dataset, if it has moved. (With --sample.)")
+@click.option(
+    "--data", type=PLACE, metavar="DATA", help="New location of the dataset, if it has moved. (With --sample.)"
+)
 @device_option
 def verify(store_file, sample, device, **places):
     """Check a feature store or an index for damage.

@@ -23,6 +23,7 @@ from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
 if TYPE_CHECKING:
+    from onceover.extract.dataset.reading import ReadOptions
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
@@ -65,6 +66,7 @@ def extract(
     config: ExtractConfig | None = None,
     *,
     limit: int | None = None,
+    reading: ReadOptions | None = None,
     device: str | None = None,
     engine: str = "auto",
     backend: str = "auto",
@@ -75,9 +77,10 @@ def extract(
     """Encodes a dataset into the feature store at ``store``, reusing rows already there, and returns a summary.
 
     Args:
-        data: the dataset's folder, or its CSV or JSON file.
+        data: the dataset's folder or file, a pattern of shards, or an address such as ``s3://bucket/data``.
         config: encoders and settings; by default those of ``configs/config.yaml``.
         limit: encode only the first images, this many.
+        reading: how to read the dataset (columns, the images' folder, …), where its files do not tell.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available.
         engine: ``threads``, ``processes`` (they feed a GPU), one of another package, or ``auto``.
         backend: ``eager`` (torch), ``openvino``, ``plain``, one of another package, or ``auto``: OpenVINO where it is
@@ -86,12 +89,16 @@ def extract(
         prune: drop rows that are no longer in the dataset.
         retry_failures: retry images that the ledger records as failed.
     """
+    from onceover.extract.dataset.reading import ReadOptions
+    from onceover.extract.encoders import parse_spec
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
 
     config = config or load_config(DEFAULT_CONFIG).extract
-    dataset = read_dataset(data, config.seed)
-    for note in dataset.notes:
+    for spec in (config.image_encoder, config.text_encoder):
+        parse_spec(spec)  # one that cannot be is refused before the dataset is read
+    dataset = read_dataset(data, config.seed, reading or ReadOptions())
+    for note in (dataset.taken, *dataset.notes):
         say(note)
     return encode(
         dataset.first(limit),
@@ -110,10 +117,11 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
     """Encodes a dataset once and returns its feature store, opened; rows already in the store are reused.
 
     Args:
-        data: the dataset's folder, or its CSV or JSON file.
+        data: the dataset's folder or file, a pattern of shards, or an address such as ``s3://bucket/data``.
         store: the .h5 file to write.
         options: ``config`` (encoders and settings; by default those of ``configs/config.yaml``), ``limit`` (encode only
-            the first images), ``device``, ``engine``, ``backend``, ``force`` (replace features of other encoders or
+            the first images), ``reading`` (``ReadOptions``: columns, the images' folder, …),
+            ``device``, ``engine``, ``backend``, ``force`` (replace features of other encoders or
             settings), ``prune`` (drop rows that are no longer in the dataset), ``retry_failures`` (retry images that
             are recorded as failed).
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.files import digest
+from onceover.base.places import place
 from onceover.base.progress import say, tracked
 from onceover.extract.comparison import neighbour_overlap, relative_error
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.stored import stored_encoder
 from onceover.extract.encoding.text import TextEncoder
 from onceover.extract.image_source import ImageSource
-from onceover.extract.layouts import images_of
+from onceover.extract.layouts import stored_images
 from onceover.extract.pictures import decode_named
 from onceover.extract.store import KINDS, FeatureStore, StoreError
 
@@ -51,7 +52,7 @@ def verify_sample(
     kinds = [kind for kind in KINDS if store.recipes[kind]]
     if not kinds:
         raise StoreError(f"{store.path} holds no features that could be encoded again")
-    root = data or Path(store.provenance["data"])
+    root = place(data or store.provenance["data"])
     if "image" in kinds and not root.exists():
         raise StoreError(f"the images are not at {root}; name their folder with --data")
     places = {"image": image_encoder, "text": text_encoder}
@@ -63,7 +64,7 @@ def verify_sample(
         rows = np.sort(generator.permutation(count)[:sample])
         say(f"encoding {len(rows):,} {_NOUNS[kind]}s again on {encoder.device}")
         if isinstance(encoder, ImageEncoder):
-            again = _encoded_images(store, images_of(root, store.image_paths), encoder, rows)
+            again = _encoded_images(store, stored_images(store, data), encoder, rows)
         else:
             again = encoder.encode([store.captions[row] for row in rows])[0]
         found.append(_compare(_NOUNS[kind], store, kind, rows, again))

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from onceover.base.files import only_writer
 from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS
+from onceover.base.places import place
 from onceover.configs.schema import load_config
 from onceover.extract.dataset import Dataset
-from onceover.extract.layouts import images_of
+from onceover.extract.dataset.reading import read_options
+from onceover.extract.layouts import stored_images
 from onceover.extract.pipeline import extract
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.extract.summary import Summary
@@ -52,7 +54,7 @@ def check_completion(store: FeatureStore, data: str | Path, out: Path) -> None:
     """
     if (out / CONFIG).is_file():
         _has_own_store(out)
-    images = images_of(Path(data), store.image_paths)
+    images = stored_images(store, data)
     missing = [path for path in store.image_paths if images.stat(path)[0] < 0]
     if missing:
         raise RunError(
@@ -136,9 +138,9 @@ def dataset_of(store: FeatureStore, data: str | Path) -> Dataset:
     Args:
         data: the dataset's folder.
     """
-    data = Path(data)
+    at = place(data)
     return Dataset(
-        root=data if data.is_dir() else data.parent,
+        root=at if at.is_dir() else at.parent,
         layout=store.provenance["layout"],
         ids=store.image_ids,
         paths=store.image_paths,
@@ -147,5 +149,7 @@ def dataset_of(store: FeatureStore, data: str | Path) -> Dataset:
         image_index=store.image_index,
         failures=store.failures,
         notes=store.provenance["notes"],
-        source=images_of(data, store.image_paths),
+        source=stored_images(store, at),
+        named=at,
+        reading=read_options(store.provenance.get("reading", {})),
     )

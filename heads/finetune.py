@@ -20,7 +20,7 @@ from onceover.base.progress import muted, say
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.encoding.devices import log_device, native_bfloat16
 from onceover.extract.encoding.image import ImageEncoder
-from onceover.extract.layouts import images_of
+from onceover.extract.layouts import stored_images
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
@@ -93,7 +93,7 @@ def finetune(
             return record if workers.leads else None
         work = folder / NEXT if is_finished else folder
         specs = _encoder_specs(run, encoders or {})
-        towers = towers_of(store, run, Path(data), settings, layers, specs, workers.device)
+        towers = towers_of(store, run, data, settings, layers, specs, workers.device)
         if workers.leads:
             try_saving(work, towers, run)
         if cached:
@@ -160,7 +160,7 @@ def _encoder_specs(run: Run, moved: Mapping[str, str | None]) -> dict[str, str]:
 def towers_of(
     store: FeatureStore,
     run: Run,
-    data: Path,
+    data: str | Path,
     settings: FinetuneConfig,
     layers: Mapping[str, list[str]],
     specs: Mapping[str, str],
@@ -193,7 +193,7 @@ def towers_of(
         if isinstance(encoder, ImageEncoder):
             tower = ImageTower(
                 store,
-                images_of(data, store.image_paths),
+                stored_images(store, data),
                 images,
                 encoder,
                 settings.micro_batch,

@@ -1,10 +1,9 @@
 """The examples of docs/extending.md: each is made a package with its entry point, and its errand is carried out."""
 
-import io
 import json
 import re
-import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +53,12 @@ def test_a_layout(install, photos, tmp_path, run, extract_config):
     assert install("A dataset layout") in LAYOUTS.names()
     folder = tmp_path / "photos"
     folder.mkdir()
-    lines = [json.dumps({"file_name": name, "text": f"Thing {number} ."}) for number, name in enumerate(photos)]
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [json.dumps({"picture": name, "title": f"Thing {number} ."}) for number, name in enumerate(photos)]
+    (folder / "products.jsonl").write_text("\n".join(lines) + "\n")
     for name, content in photos.items():
         (folder / name).write_bytes(content)
     dataset = read_dataset(folder)
-    assert (dataset.layout, dataset.ids) == ("imagefolder", [*photos])
+    assert (dataset.layout, dataset.ids) == ("shopfolder", [*photos])
     assert dataset.captions == [f"Thing {number} ." for number in range(8)]
     encoders = ("--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder)
     run("extract", "--data", folder, "--store", tmp_path / "photos.h5", "--device", "cpu", *encoders)
@@ -69,18 +68,15 @@ def test_a_layout(install, photos, tmp_path, run, extract_config):
 
 def test_a_layout_whose_images_are_no_files(install, photos, tmp_path, extract_config):
     assert install("A layout whose images are no files") in LAYOUTS.names()
-    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for number, (name, content) in enumerate(photos.items()):
-            for key, data in ((name, content), (name.replace(".jpg", ".txt"), f"Thing {number} .".encode())):
-                member = tarfile.TarInfo(key)
-                member.size = len(data)
-                member.mtime = 1_000_000_000
-                tar.addfile(member, io.BytesIO(data))
-    dataset = read_dataset(tmp_path / "shard.tar")
-    assert (dataset.layout, dataset.ids) == ("webdataset", [*photos])
+            archive.writestr(name, content)
+            archive.writestr(name.replace(".jpg", ".txt"), f"Thing {number} .")
+    dataset = read_dataset(tmp_path / "photos.zip")
+    assert (dataset.layout, dataset.ids) == ("zip", [*photos])
     assert [dataset.images.open(key) for key in dataset.paths] == [*photos.values()]
     assert dataset.images.stat("no such key") == (-1, -1)
-    store = onceover.extract_features(tmp_path / "shard.tar", tmp_path / "s.h5", config=extract_config, device="cpu")
+    store = onceover.extract_features(tmp_path / "photos.zip", tmp_path / "s.h5", config=extract_config, device="cpu")
     with store:
         assert store.image_ids == [*photos]
         assert np.isfinite(store.image_features[:]).all()

@@ -10,6 +10,7 @@ import pytest
 
 from onceover.base.files import FileError
 from onceover.base.registry import RegistryError
+from onceover.extract.dataset.reading import DEFAULT
 from onceover.extract.image_source import FolderImages
 from onceover.extract.layouts import LAYOUTS, images_of, read_dataset
 from onceover.extract.pipeline import extract
@@ -21,15 +22,15 @@ def check_contract(layout, folder):
     """Checks a layout on its own example, and on folders that are not its own."""
     foreign = folder / "foreign"
     foreign.mkdir()
-    assert layout.find(foreign) is None
+    assert layout.find(foreign, DEFAULT) is None
     (foreign / "notes.md").write_text("hello")
-    assert layout.find(foreign) is None
-    assert layout.find(foreign / "notes.md") is None
+    assert layout.find(foreign, DEFAULT) is None
+    assert layout.find(foreign / "notes.md", DEFAULT) is None
     own = folder / "own"
     own.mkdir()
     contents = {"a.jpg": b"not decoded here", "b.jpg": b"nor is this"}
     data = layout.write_example(own, contents)
-    rows = list(layout.rows(layout.find(data)))
+    rows = list(layout.find(data, DEFAULT).rows())
     assert [row.image for row in rows] == ["a.jpg", "b.jpg"]
     dataset = read_dataset(data)
     assert (dataset.layout, dataset.ids) == (layout.NAME, ["a.jpg", "b.jpg"])
@@ -105,11 +106,13 @@ import tarfile
 
 from onceover.extract.dataset.rows import Row
 from onceover.extract.image_source import ImageSource
+from onceover.extract.layouts import Found
 
 NAME = "tar"
 PRIORITY = 5
 LOOKED_FOR = "a .tar with captions.csv"
-LISTS_ALL_IMAGES = False
+EXAMPLE = "captions.csv, a.jpg in data.tar"
+SUFFIXES = (".tar",)
 
 class TarImages(ImageSource):
     def __init__(self, path):
@@ -130,17 +133,16 @@ class TarImages(ImageSource):
                 return -1, -1
             return member.size, int(member.mtime * 10**9)
 
-def find(data):
-    return data if data.suffix == ".tar" else None
+def find(data, options):
+    if data.suffix != ".tar":
+        return None
+    return Found(data.parent, data, lambda: rows(data), lambda rows: TarImages(data))
 
 def rows(captions):
     with tarfile.open(captions) as tar:
         text = tar.extractfile("captions.csv").read().decode()
     for row in csv.DictReader(io.StringIO(text)):
         yield Row(row["image"], row["caption"])
-
-def images(root, rows, captions):
-    return TarImages(captions)
 
 def write_example(folder, images):
     lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
@@ -192,25 +194,24 @@ def test_another_package_adds_a_layout_whose_images_lie_in_a_tar(outside, drawn,
 COCO = """
 import json
 
-from onceover.extract.dataset.rows import Row, folder_images, write_images
+from onceover.extract.dataset.rows import Row, write_images
+from onceover.extract.layouts import beside
 
 NAME = "coco"
 PRIORITY = 6
 LOOKED_FOR = "captions_val2017.json (with val2017/)"
-LISTS_ALL_IMAGES = False
+EXAMPLE = "captions_val2017.json beside val2017/"
+SUFFIXES = (".json",)
 
-def find(data):
+def find(data, options):
     captions = data / "captions_val2017.json"
-    return captions if captions.is_file() else None
+    return beside(captions, data, lambda: rows(captions), ("val2017",), options) if captions.is_file() else None
 
 def rows(captions):
     content = json.loads(captions.read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
     for annotation in content["annotations"]:
         yield Row(names[annotation["image_id"]], annotation["caption"], "dev")
-
-def images(root, rows, captions):
-    return folder_images(root, rows, captions, folders=("val2017",))
 
 def write_example(folder, images):
     write_images(folder / "val2017", images)

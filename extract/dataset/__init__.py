@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.extract.dataset.reading import DEFAULT, ReadOptions
 from onceover.extract.image_source import FolderImages, ImageSource
 from onceover.extract.ledger import Failure
 
@@ -28,6 +29,8 @@ class Dataset:
         image_index: the image of each caption, int64 (M,).
         failures: each row that was left out. notes: what the user should be told.
         source: where the images' bytes come from; None stands for the files below ``root``.
+        taken: what was taken for what: "CSV, images from `image`, captions from `caption`, 300 rows".
+        named: what the user named it by, where that is known. reading: what the user said of how to read it.
     """
 
     root: Path
@@ -40,6 +43,9 @@ class Dataset:
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source: ImageSource | None = None
+    taken: str = ""
+    named: Path | None = None
+    reading: ReadOptions = DEFAULT
 
     @property
     def images(self) -> ImageSource:
@@ -50,7 +56,9 @@ class Dataset:
         """The part of a store's provenance that tells of its dataset, and when it was made."""
         return {
             "data": str(self.root.resolve()),
+            "named": str((self.named or self.root).absolute()),
             "layout": self.layout,
+            "reading": self.reading.given(),
             "notes": self.notes,
             "splits": dict(Counter(self.splits)),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

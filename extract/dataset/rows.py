@@ -23,7 +23,7 @@ class Row(NamedTuple):
     split: str = ""
 
 
-def folder_images(root: Path, rows: Sequence[Row], captions: Path, *, folders: Sequence[str]) -> FolderImages:
+def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequence[str]) -> FolderImages:
     """The images that rows name, in the first of several folders that has one of them.
 
     A folder with a file of the very name comes before one with a near name.

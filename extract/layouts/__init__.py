@@ -4,17 +4,69 @@ Another package adds a layout by an entry point of the group ``onceover.layouts`
 with what ``Layout`` lists.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from onceover.base.places import place
 from onceover.base.registry import Registry
 from onceover.extract.dataset import Dataset, DatasetError
-from onceover.extract.dataset.rows import Row, assemble
+from onceover.extract.dataset.inventory import inventory
+from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
+from onceover.extract.dataset.rows import Row, assemble, folder_images
 from onceover.extract.dataset.splits import with_splits
 from onceover.extract.image_source import FolderImages, ImageSource
 
+if TYPE_CHECKING:
+    from onceover.extract.store import FeatureStore
+
 LAYOUTS = Registry("onceover.extract.layouts", "onceover.layouts", "layout")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dataset that lies in a layout. Little of it has been read.
+
+    Attributes:
+        root: the folder that the images' keys start from.
+        captions: the file with the captions, or the folder, for messages; split lists are looked for beside it.
+        rows: gives the captions with their images, in the order of the file. Raises DatasetError where it cannot be
+            read.
+        images: given the rows, where their images come from. Raises DatasetError where none of them is there.
+        form: what was taken for what, for the user: "TSV, images from `filepath`, captions from `title`".
+        lists_all_images: images without captions that lie beside the others go into the ledger.
+    """
+
+    root: Path
+    captions: Path
+    rows: Callable[[], Iterable[Row]]
+    images: Callable[[Sequence[Row]], ImageSource]
+    form: str = ""
+    lists_all_images: bool = False
+
+
+def beside(
+    captions: Path,
+    root: Path,
+    rows: Callable[[], Iterable[Row]],
+    folders: Sequence[str],
+    options: ReadOptions,
+    form: str = "",
+    lists_all_images: bool = False,
+) -> Found:
+    """A dataset whose images are files in the first of some folders that has one of them.
+
+    Args:
+        folders: relative to ``root``; where the user names another root, only that is looked in.
+        captions, rows, form, lists_all_images: as ``Found`` has them.
+    """
+    if options.images_root is not None:
+        root = options.images_root
+        folders = (".",)
+    images = partial(folder_images, root=root, captions=captions, folders=folders)
+    return Found(root, captions, rows, images, form, lists_all_images)
 
 
 class Layout(Protocol):
@@ -22,89 +74,108 @@ class Layout(Protocol):
 
     Attributes:
         NAME: what a store's provenance calls it.
-        PRIORITY: layouts are asked in ascending order; those here have 10 to 40, and the last refuses a folder with
-            several CSV files.
+        PRIORITY: layouts are asked in ascending order, so that the one that says more about a folder comes first.
         LOOKED_FOR: the files by which it is known, for the message that nothing was found.
-        LISTS_ALL_IMAGES: images without captions that lie beside the others go into the ledger.
+        EXAMPLE: how such a dataset looks, in two short lines, for the same message.
+        SUFFIXES: the files that make it likely that this layout was meant, such as ``.csv``.
     """
 
     NAME: str
     PRIORITY: int
     LOOKED_FOR: str
-    LISTS_ALL_IMAGES: bool
+    EXAMPLE: str
+    SUFFIXES: tuple[str, ...]
 
-    def find(self, data: Path) -> Path | None:
-        """The file with the captions, where the folder or file ``data`` has this layout; else None."""
+    def find(self, data: Path, options: ReadOptions) -> Found | None:
+        """The dataset, where the folder, file or pattern ``data`` has this layout; else None.
 
-    def rows(self, captions: Path) -> Iterator[Row]:
-        """The captions with their images, in the order of the file.
-
-        Raises:
-            DatasetError: it cannot be read.
-        """
-
-    def images(self, root: Path, rows: Sequence[Row], captions: Path) -> ImageSource:
-        """Where the images of the rows come from; ``root`` is the dataset's folder.
+        ``data`` may be an address (``base.places``), and need not exist where it is a pattern.
 
         Raises:
-            DatasetError: none of them is there.
+            DatasetError: it has this layout, and cannot be read.
         """
 
     def write_example(self, folder: Path, images: dict[str, bytes]) -> Path:
         """Writes a small dataset of some images (name -> bytes), a caption each; returns what names it (``data``)."""
 
 
-def read_dataset(data: str | Path, seed: int = 0) -> Dataset:
-    """Reads the dataset in the folder ``data`` (or of the CSV or JSON file ``data``).
+def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT) -> Dataset:
+    """Reads the dataset that ``data`` names: a folder, a file, a pattern of files, or an address of one of these.
 
     Official split lists beside the captions are used; without them images are assigned to train, dev and test
     (80, 10, 10 %) by a hash of ``seed`` and their id, so that an image keeps its split when others are added.
-    Images without captions go into the ledger, unless a CSV or JSON file lists what belongs to the dataset.
+    Images without captions go into the ledger, unless a table lists what belongs to the dataset.
 
     Raises:
         DatasetError: nothing readable there, no usable image, or an image in two splits.
+        PlaceError: an address that cannot be opened.
     """
-    data = Path(data)
-    if not data.exists():
-        raise DatasetError(f"{data} does not exist; name the dataset's folder, or its CSV or JSON file")
-    layout, captions = _find(data)
-    root = captions.parent if data.is_file() else data
-    rows = list(layout.rows(captions))
+    at = place(data)
+    layout, found = _find(at, options)
+    rows = list(found.rows())
     if not rows:
-        raise DatasetError(f"{captions} holds no captions; is the download complete?")
-    images = layout.images(root, rows, captions)
-    dataset = assemble(root, layout.NAME, rows, images, captions, layout.LISTS_ALL_IMAGES)
+        raise DatasetError(f"{found.captions} holds no captions; is the download complete?")
+    images = found.images(rows)
+    dataset = assemble(found.root, layout.NAME, rows, images, found.captions, found.lists_all_images)
+    taken = found.form or layout.NAME
+    dataset = replace(dataset, named=at, reading=options, taken=f"{taken}: {len(rows):,} rows")
     if any(dataset.splits):
         return dataset
-    return with_splits(dataset, captions, seed)
+    return with_splits(dataset, found.captions, seed)
 
 
-def images_of(data: Path, keys: Sequence[str]) -> ImageSource:
+def images_of(data: str | Path, keys: Sequence[str], options: ReadOptions = DEFAULT) -> ImageSource:
     """The source of a store's images: files below a folder, where ``keys`` lead to some; else the layout's at ``data``.
 
     Captions are not needed, and not read, where the images lie in a folder.
     """
-    folder = FolderImages(data if data.is_dir() else data.parent)
+    at = place(data)
+    folder = FolderImages(options.images_root or (at if at.is_dir() else at.parent))
     if any(folder.stat(key)[0] >= 0 for key in keys):
         return folder
     try:
-        return read_dataset(data).images
+        return read_dataset(at, options=options).images
     except DatasetError:
         return folder  # whose files are missed by name when they are opened
 
 
-def _find(data: Path) -> tuple[Layout, Path]:
-    """The layout that ``data`` has, and the file with the captions.
+def stored_images(store: "FeatureStore", data: str | Path | None = None) -> ImageSource:
+    """The source of a store's images, where the dataset was when it was encoded, or at ``data``, where it is now."""
+    provenance = store.provenance
+    options = read_options(provenance.get("reading", {}))
+    return images_of(data or provenance.get("named", provenance["data"]), store.image_paths, options)
+
+
+def _find(data: Path, options: ReadOptions) -> tuple[Layout, Found]:
+    """The layout that ``data`` has, and the dataset in it.
 
     Raises:
         DatasetError: none.
     """
     layouts: list[Layout] = sorted(map(LAYOUTS.load, LAYOUTS.names()), key=lambda layout: layout.PRIORITY)
     for layout in layouts:
-        captions = layout.find(data)
-        if captions is not None:
-            return layout, captions
-    if data.is_file():
-        raise DatasetError(f"{data} is neither a folder nor a CSV or JSON file; name the dataset's folder")
-    *others, last = [layout.LOOKED_FOR for layout in layouts]
-    raise DatasetError(f"{data} holds no captions: looked for {', '.join(others)} and {last}")
+        found = layout.find(data, options)
+        if found is not None:
+            return layout, found
+    raise DatasetError(_not_understood(data, layouts))
+
+
+def _not_understood(data: Path, layouts: Sequence[Layout]) -> str:
+    """What is at ``data``, and the form that it comes nearest to."""
+    if not data.exists():
+        return f"{data} does not exist; name the dataset's folder or file"
+    there = inventory(data)
+    if not there.counts:
+        return f"{data} is empty; name the folder or file of a dataset"
+    if there.only_images:
+        return (
+            f"{data} holds images without captions ({there}); index them with onceover index --images {data}, "
+            "or write captions: a line image,caption for each in captions.csv"
+        )
+    near = [layout for layout in layouts if not there.suffixes.isdisjoint(layout.SUFFIXES)]
+    nearest = near[0] if near else layouts[-1]
+    example = " ; ".join(nearest.EXAMPLE.splitlines())
+    return (
+        f"{data} holds no captions in a form that is understood: {there}; the nearest form is "
+        f"{nearest.LOOKED_FOR}: {example}"
+    )

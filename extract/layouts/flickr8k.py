@@ -5,26 +5,33 @@ from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.rows import Row, folder_images, write_images
+from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.dataset.rows import Row, write_images
 from onceover.extract.dataset.text import read_lines
+from onceover.extract.layouts import Found, beside
 
 NAME = "original"
 PRIORITY = 20
 LOOKED_FOR = "Flickr8k.token.txt (with Flicker8k_Dataset/)"
-LISTS_ALL_IMAGES = True
+EXAMPLE = "a.jpg#0<tab>A dog runs over a meadow ."
+SUFFIXES = (".token.txt",)
 FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
-images = partial(folder_images, folders=FOLDERS)
 
 
-def find(data: Path) -> Path | None:
+def find(data: Path, options: ReadOptions) -> Found | None:
     """``Flickr8k.token.txt``, in the folder or in ``Flickr8k_text``; or a file whose name ends in ``.token.txt``."""
+    candidates = [data / "Flickr8k.token.txt", data / "Flickr8k_text" / "Flickr8k.token.txt"]
+    root = data
     if data.is_file():
-        return data if data.name.endswith(".token.txt") else None
-    candidates = (data / "Flickr8k.token.txt", data / "Flickr8k_text" / "Flickr8k.token.txt")
-    return next((path for path in candidates if path.is_file()), None)
+        candidates = [data] if data.name.endswith(".token.txt") else []
+        root = data.parent
+    for captions in candidates:
+        if captions.is_file():
+            return beside(captions, root, partial(_rows, captions), FOLDERS, options, lists_all_images=True)
+    return None
 
 
-def rows(captions: Path) -> Iterator[Row]:
+def _rows(captions: Path) -> Iterator[Row]:
     """The rows of lines ``name.jpg#0<tab>caption``.
 
     Raises:

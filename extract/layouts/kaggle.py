@@ -3,22 +3,25 @@
 from functools import partial
 from pathlib import Path
 
-from onceover.extract.dataset.rows import folder_images, write_csv_example, write_images
+from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.dataset.rows import write_csv_example, write_images
 from onceover.extract.dataset.table import csv_rows
+from onceover.extract.layouts import Found, beside
 
 NAME = "kaggle"
 PRIORITY = 30
 LOOKED_FOR = "captions.txt (with Images/)"
-LISTS_ALL_IMAGES = True
+EXAMPLE = "image,caption\na.jpg,A dog runs over a meadow ."
+SUFFIXES = (".txt",)
 FOLDERS = ("Images", "images", ".")
-rows = csv_rows
-images = partial(folder_images, folders=FOLDERS)
 
 
-def find(data: Path) -> Path | None:
+def find(data: Path, options: ReadOptions) -> Found | None:
     """``captions.txt`` in the folder."""
     captions = data / "captions.txt"
-    return captions if captions.is_file() else None
+    if not captions.is_file():
+        return None
+    return beside(captions, data, partial(csv_rows, captions), FOLDERS, options, lists_all_images=True)
 
 
 def write_example(folder: Path, images: dict[str, bytes]) -> Path:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.rows import Row, folder_images, write_images
+from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.dataset.rows import Row, write_images
 from onceover.extract.dataset.text import read_text
+from onceover.extract.layouts import Found, beside
 
 NAME = "karpathy"
 PRIORITY = 10  # the published splits are in it, whatever else lies there
 FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
 LOOKED_FOR = ", ".join(FILES)
-LISTS_ALL_IMAGES = False
+EXAMPLE = '{"images": [{"filename": "a.jpg", "split": "train",\n"sentences": [{"raw": "A dog runs ."}]}]}'
+SUFFIXES = (".json",)
 FOLDERS = (
     ".",
     "Flicker8k_Dataset",
@@ -25,17 +28,21 @@ FOLDERS = (
     "flickr30k-images",
     "flickr30k_images",
 )
-images = partial(folder_images, folders=FOLDERS)
 
 
-def find(data: Path) -> Path | None:
+def find(data: Path, options: ReadOptions) -> Found | None:
     """A JSON file, or the first of the published ones in a folder."""
     if data.is_file():
-        return data if data.suffix.lower() == ".json" else None
-    return next((data / name for name in FILES if (data / name).is_file()), None)
+        if data.suffix.lower() != ".json":
+            return None
+        return beside(data, data.parent, partial(_rows, data), FOLDERS, options)
+    for name in FILES:
+        if (data / name).is_file():
+            return beside(data / name, data, partial(_rows, data / name), FOLDERS, options)
+    return None
 
 
-def rows(captions: Path) -> Iterator[Row]:
+def _rows(captions: Path) -> Iterator[Row]:
     """The rows of ``images`` with ``filename``, perhaps ``filepath``, ``split`` and ``sentences``.
 
     Raises:

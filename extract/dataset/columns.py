@@ -1,0 +1,129 @@
+"""Which columns of a table hold image names, captions and splits: by the usual names, or by those that a user gives."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.names import shown
+
+#: the usual names, in the order in which they are taken
+IMAGE_NAMES = (
+    *("image", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "image_file"),
+    *("image_filename", "img", "img_path", "img_name", "img_file", "path", "file", "photo", "picture"),
+)
+CAPTION_NAMES = (
+    *("caption", "captions", "title", "text", "texts", "comment", "comments", "raw", "sentence", "sentences"),
+    *("description", "alt_text", "alt"),
+)
+SPLIT_NAMES = ("split", "subset", "partition", "set")
+_NUMBERED = re.compile(r"(?P<stem>.+?)_?\d+")  # caption_0, caption1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a table is read by.
+
+    Attributes:
+        image: the column with the images' names; None where the images lie in the table or are known otherwise.
+        captions: the columns with captions. split: the column with the splits, or None.
+    """
+
+    image: str | None
+    captions: tuple[str, ...]
+    split: str | None
+
+    def describe(self, kind: str) -> str:
+        """What is taken from where: "TSV, images from `filepath`, captions from `title`"."""
+        parts = [kind]
+        if self.image is not None:
+            parts.append(f"images from `{self.image}`")
+        names = f"`{self.captions[0]}`"
+        if len(self.captions) > 1:
+            names += f" to `{self.captions[-1]}`"
+        parts.append(f"captions from {names}")
+        if self.split is not None:
+            parts.append(f"splits from `{self.split}`")
+        return ", ".join(parts)
+
+
+def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, with_images: bool = True) -> Columns:
+    """The columns to read of a table that has columns of these names.
+
+    Args:
+        source: the table, for errors. with_images: whether a column has to name the images.
+
+    Raises:
+        DatasetError: a column that the user names is not there or is there twice, or none has a usual name.
+    """
+    for name in (options.image_column, *options.caption_columns, options.split_column):
+        if name is not None and name not in names:
+            raise DatasetError(f"{source} has no column {name!r:.80}; it has {_listed(names)}")
+    image = options.image_column
+    if image is None and with_images:
+        image = _usual(names, IMAGE_NAMES)
+    captions = options.caption_columns or _caption_columns(names)
+    split = options.split_column or _usual(names, SPLIT_NAMES)
+    if with_images and image is None:
+        raise DatasetError(
+            f"{source} has no column that is known to name the images; it has {_listed(names)}: "
+            "say which it is with --image-column"
+        )
+    if not captions:
+        raise DatasetError(
+            f"{source} has no column that is known to hold captions; it has {_listed(names)}: "
+            "say which it is with --caption-column"
+        )
+    chosen = [name for name in (image, *captions, split) if name is not None]
+    for name in chosen:
+        if list(names).count(name) > 1:
+            raise DatasetError(f"{source} has several columns called {shown(name)}; rename or remove one")
+    return Columns(image, tuple(captions), split)
+
+
+def has_columns(names: Sequence[str], options: ReadOptions) -> bool:
+    """Whether a line of a table is a header: it has a usual name, or one that the user gives."""
+    given = {options.image_column, *options.caption_columns, options.split_column}
+    usual = {*IMAGE_NAMES, *CAPTION_NAMES, *SPLIT_NAMES}
+    plain = {_plain(name) for name in names}
+    return bool(given & set(names)) or bool(plain & usual) or bool(_caption_columns(names))
+
+
+def _usual(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """The first of the usual names that the table has, as the table writes it."""
+    written = {_plain(name): name for name in reversed(names)}
+    for name in usual:
+        if name in written:
+            return written[name]
+    return None
+
+
+def _caption_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The column with captions of a usual name, or the numbered ones: ``caption_0`` … ``caption_4``."""
+    one = _usual(names, CAPTION_NAMES)
+    if one is not None:
+        return (one,)
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        numbered = _NUMBERED.fullmatch(_plain(name))
+        if numbered is not None:
+            stems.setdefault(numbered["stem"], []).append(name)
+    for stem in CAPTION_NAMES:
+        if stem in stems:
+            return tuple(stems[stem])
+    return ()
+
+
+def _plain(name: str) -> str:
+    """A column's name without differences of writing: "Image Name" and "image-name" are ``image_name``."""
+    return re.sub(r"[\s_-]+", "_", name.strip().strip("\"'").lower()).strip("_")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names of columns, for a message."""
+    first = ", ".join(f"`{shown(name)}`" for name in names[:12])
+    if len(names) > 12:
+        return f"{first} and {len(names) - 12:,} more"
+    return first
