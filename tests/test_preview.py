@@ -2,6 +2,11 @@
 
 import json
 
+import pytest
+
+from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.reading import ReadOptions, read_options
+from onceover.extract.layouts import read_dataset
 from onceover.extract.preview import preview
 
 
@@ -43,7 +48,6 @@ def test_the_command_previews_a_dataset_and_writes_nothing(run, tmp_path):
 
 def test_a_store_keeps_how_its_dataset_was_read(drawn, tmp_path, extract_config):
     from onceover import workflows
-    from onceover.extract.dataset.reading import ReadOptions, read_options
     from onceover.extract.store import FeatureStore
 
     reading = ReadOptions(caption_columns=("caption",), exclude=("*.gif",), images_root=drawn)
@@ -52,3 +56,18 @@ def test_a_store_keeps_how_its_dataset_was_read(drawn, tmp_path, extract_config)
     with FeatureStore(tmp_path / "s.h5") as store:
         assert read_options(store.provenance["reading"]) == reading
         assert store.provenance["named"] == str(drawn)
+
+
+def test_excluded_images_are_left_out_of_a_table_and_counted(tmp_path):
+    for name in ("a.jpg", "b.jpg", "draft-c.jpg"):
+        (tmp_path / name).write_bytes(b"never opened")
+    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,A dog .\ndraft-c.jpg,A cat .\nb.jpg,A bird .\n")
+    dataset = read_dataset(tmp_path, options=ReadOptions(exclude=("draft-*", "*.gif")))
+    assert dataset.ids == ["a.jpg", "b.jpg"]
+    assert dataset.failures == []
+    assert dataset.notes[:2] == [
+        "images left out by --exclude draft-*: 1",
+        "images left out by --exclude *.gif: 0",
+    ]
+    with pytest.raises(DatasetError, match="--exclude \\*.jpg leaves out all images"):
+        read_dataset(tmp_path, options=ReadOptions(exclude=("*.jpg",)))
