@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
 MAX_LOST = 0.5  # of the images whose features are kept, what may be unreadable without a refusal
+_POOLING_NOTES = {
+    "last": "a causal model, so a caption's feature is that of its last token",
+    "cls": "a caption's feature is that of its first token, which the model was trained by",
+}
 _LIBRARIES = ("torch", "torchvision", "transformers", "numpy", "pillow", "h5py")
 
 
@@ -229,6 +233,8 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         backend = _backend(extraction, kind, settings, engine_name)
         dtype = extraction.config.dtype
         encoders[kind] = in_best_dtype(kind, maker, samples[kind], settings, dtype, before, backend)
+    if "text" in encoders:
+        _tell_text_choices(extraction.config, encoders["text"].recipe)
     for kind, encoder in encoders.items():
         extraction.check_encoder(kind, encoder.recipe)
         refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
@@ -243,6 +249,17 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
     return Work(settings, engine_name, engine, image, text, make)
+
+
+def _tell_text_choices(config: ExtractConfig, recipe: dict) -> None:
+    """Tells which pooling was chosen where that is not the usual mean, and that fewer tokens are taken than asked."""
+    if config.text_pooling == "auto" and recipe["pooling"] in _POOLING_NOTES:
+        say(f"text: {_POOLING_NOTES[recipe['pooling']]}; set extract.text_pooling for another pooling")
+    if recipe["max_length"] < config.max_length != ExtractConfig.max_length:
+        say(
+            f"text: captions are cut at {recipe['max_length']:,} tokens, the most that {config.text_encoder} takes; "
+            f"extract.max_length is {config.max_length:,}"
+        )
 
 
 def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[..., Any]]:

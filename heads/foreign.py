@@ -7,6 +7,7 @@ from pathlib import Path
 from onceover.base.errors import OnceoverError
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.dataset import Dataset
+from onceover.extract.encoding.stored import located_encoder, repeated_settings
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore
 from onceover.heads.checkpoint import Run
@@ -96,9 +97,9 @@ def _extraction_of(run: Run, kind: str, encoders: dict[str, str | None]) -> Extr
     """The settings that give other images or captions features like those the run was fitted on."""
     provenance = run.provenance
     return replace(
-        ExtractConfig(**provenance["extract"]),
-        image_encoder=encoders.get("image") or provenance["encoders"]["image"]["encoder"],
-        text_encoder=encoders.get("text") or provenance["encoders"]["text"]["encoder"],
+        ExtractConfig(**repeated_settings(provenance["extract"], provenance["recipes"]["text"])),
+        image_encoder=located_encoder("image", provenance["encoders"]["image"], encoders.get("image")),
+        text_encoder=located_encoder("text", provenance["encoders"]["text"], encoders.get("text")),
         seed=provenance["encoders"][kind]["seed"],
         dtype=provenance["recipes"][kind]["dtype"],
         batch_size=None,
