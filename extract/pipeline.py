@@ -88,7 +88,7 @@ def extract(
     options = Options(force, retry_failures, prune, keep_vanished)
     stats = [dataset.images.stat(key) for key in dataset.paths]
     listing = _listing(dataset, stats)
-    request = _request(config)  # an encoder that cannot be is refused before anything is written
+    request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
     unfinished = Unfinished(path)
     with only_writer(path, "the store"):
         unfinished.claim()
@@ -137,11 +137,14 @@ def _listing(dataset: Dataset, stats: Stats) -> str:
     return digest([dataset.ids, dataset.paths, dataset.splits, dataset.captions, index, stats, left_out])
 
 
-def _request(config: ExtractConfig) -> dict:
-    """The features that are asked for, without loading an encoder: where they and the listing agree, nothing is new."""
+def _request(config: ExtractConfig, dataset: Dataset) -> dict:
+    """The features that are asked for, without loading an encoder: where they and the listing agree, nothing is new.
+
+    The encoder of a kind of which the dataset has nothing need not be there.
+    """
     return {
-        "image": change_stamp(parse_spec(config.image_encoder), config.seed),
-        "text": change_stamp(parse_spec(config.text_encoder), config.seed),
+        "image": change_stamp(parse_spec(config.image_encoder), config.seed) if dataset.ids else None,
+        "text": change_stamp(parse_spec(config.text_encoder), config.seed) if dataset.captions else None,
         "settings": [
             config.image_layers,
             config.text_layers,
@@ -444,6 +447,6 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
         **dataset.provenance(),
         "settings": {key: getattr(config, key) for key in config.__dataclass_fields__},
         "listing": extraction.listing,
-        "request": _request(config),
+        "request": _request(config, dataset),
         **{kind: by_kind[kind] for kind in KINDS},
     }

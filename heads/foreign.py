@@ -96,10 +96,12 @@ def check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
 def _extraction_of(run: Run, kind: str, encoders: dict[str, str | None]) -> ExtractConfig:
     """The settings that give other images or captions features like those the run was fitted on."""
     provenance = run.provenance
+    specs = {name: encoders.get(name) or encoder["encoder"] for name, encoder in provenance["encoders"].items()}
+    specs[kind] = located_encoder(kind, provenance["encoders"][kind], encoders.get(kind))
     return replace(
         ExtractConfig(**repeated_settings(provenance["extract"], provenance["recipes"]["text"])),
-        image_encoder=located_encoder("image", provenance["encoders"]["image"], encoders.get("image")),
-        text_encoder=located_encoder("text", provenance["encoders"]["text"], encoders.get("text")),
+        image_encoder=specs["image"],
+        text_encoder=specs["text"],
         seed=provenance["encoders"][kind]["seed"],
         dtype=provenance["recipes"][kind]["dtype"],
         batch_size=None,

@@ -96,9 +96,10 @@ class TextEncoder:
         )
         self._store_dtype = getattr(torch, store_dtype)
         sample = self._padded(self.tokenize(_SAMPLE)[0])
-        self.backend, self._compute = readied(
-            backend, lambda chosen: chosen.text(self._network, sample, self.device, compute_dtype)
-        )
+        with loading(self._spec):
+            self.backend, self._compute = readied(
+                backend, lambda chosen: chosen.text(self._network, sample, self.device, compute_dtype)
+            )
         self._queue = BatchQueue(self.device)
 
     def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
