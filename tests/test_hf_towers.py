@@ -45,6 +45,8 @@ def make(tokenizer):
     """Makes a model with seeded random weights, by the names of its class and of its configuration's."""
 
     def model_of(name, config, **settings):
+        if not hasattr(transformers, name):
+            pytest.skip(f"this transformers has no {name}")
         torch.manual_seed(0)
         return getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
 

@@ -98,6 +98,17 @@ def test_a_folder_that_several_libraries_can_read_is_answered_with_all(tiny_bert
     assert answer(str(tiny_bert)) == [f"hf:{tiny_bert}", f"torchvision:{tiny_bert}"]
 
 
+@pytest.mark.parametrize("name", ["BERT", "berts"])
+def test_a_folder_that_is_nearly_there_is_suggested(tiny_bert, name, monkeypatch):
+    def refuse(*_args, **_options):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    with pytest.raises(EncoderError) as error:
+        TextEncoder(f"hf:{tiny_bert.with_name(name)}", device="cpu")
+    assert f"; did you mean hf:{tiny_bert}? Or name a local copy (hf:FOLDER)" in str(error.value)
+
+
 def test_a_folder_without_a_model_is_none(tmp_path):
     assert huggingface.knows(str(tmp_path)) is None
     assert torchvision.knows(str(tmp_path)) is None

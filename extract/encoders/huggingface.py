@@ -4,6 +4,7 @@ They load from safetensors, never with code of their own; local copies come firs
 """
 
 import contextlib
+import difflib
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -48,8 +49,7 @@ _HUB = "https://huggingface.co/"
 _NAMES_WITHOUT_OWNER = re.compile(  # the models of the hub that have no owner
     r"(albert|bert|camembert|ctrl|distilbert|distilgpt2|distilroberta|gpt2|roberta|t5|xlm|xlnet)(-[a-z0-9-]+)?"
 )
-_SAMPLE = "two children play with a red ball on the beach"
-_SAMPLE_TOKENS = 12  # at which it is cut
+_SAMPLE_TOKENS = 8  # of the texts by which a causal model is known
 _SAME = 1e-5  # of the largest number, by which hidden states may differ and be the same but for rounding
 _CONFIG_NOISE = {
     "_name_or_path",
@@ -117,7 +117,7 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
         tokenizer = _load_tokenizer(spec, captions, tokenizer_files)
         module, architecture = _load_text_model(spec, seed, len(tokenizer.wrapped))
     project = _text_projection(module)
-    is_causal = project is None and _is_causal(module.eval(), tokenizer)
+    is_causal = project is None and _is_causal(module.eval())
     pooling = "last" if is_causal else "mean"
     if module.config.model_type in _FIRST_TOKEN_TEXTS:
         pooling = "cls"
@@ -382,14 +382,12 @@ def _projection(
     return {"last": project(module, inputs)}
 
 
-def _is_causal(module: Any, tokenizer: "HuggingFaceTokenizer") -> bool:
+def _is_causal(module: Any) -> bool:
     """Whether a token's hidden state depends on no later token, seen in a pass of two texts that end differently."""
     import torch
 
-    [ids] = tokenizer.token_ids([_SAMPLE], _SAMPLE_TOKENS)
-    [other_ids] = tokenizer.token_ids([_SAMPLE[::-1]], _SAMPLE_TOKENS)
-    different = next((token for token in other_ids if token != ids[-1]), ids[-1])
-    inputs = torch.tensor([ids, [*ids[:-1], different]])
+    inputs = torch.arange(_SAMPLE_TOKENS).repeat(2, 1)  # any ids will do
+    inputs[1, -1] += 1
     with torch.no_grad():
         states = module(input_ids=inputs, attention_mask=torch.ones_like(inputs)).last_hidden_state[:, :-1]
     return torch.allclose(states[0], states[1], rtol=0, atol=_SAME * states.abs().max().item())
@@ -552,9 +550,21 @@ def _from_pretrained(loader: Any, spec: Spec, **options: Any) -> Any:
     except Exception as error:  # whatever the network stack raises, the user needs the same three ways out
         raise EncoderError(
             f"{spec.text}: no such folder, not in the Hugging Face cache, and not to be downloaded "
-            f"({type(error).__name__}: {first_line(error)}); "
+            f"({type(error).__name__}: {first_line(error)}); {_near_folder(spec)}"
             f"name a local copy (hf:FOLDER) or, untrained, torchvision:resnet50@random and hf:{DISTILBERT}@random"
         ) from error
+
+
+def _near_folder(spec: Spec) -> str:
+    """A question that names the folder that may be meant, where one beside it has nearly that name; else nothing."""
+    path = Path(spec.name)
+    folders: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        folders = {sibling.name.lower(): sibling.name for sibling in path.parent.iterdir() if sibling.is_dir()}
+    near = difflib.get_close_matches(path.name.lower(), folders, n=1, cutoff=0.8)
+    if not near:
+        return ""
+    return f"did you mean {NAME}:{path.with_name(folders[near[0]])}? Or "
 
 
 def _load_local(loader: Any, path: str | Path, revision: str | None = None, **options: Any) -> Any:
