@@ -404,8 +404,8 @@ def _forgiving_streams() -> None:
 )
 @click.option(
     "--text-pooling",
-    type=click.Choice(["mean", "cls"]),
-    help="Pool a caption by the mean of its tokens or by its first one.",
+    type=click.Choice(["auto", "mean", "cls", "last"]),
+    help="Pool a caption's tokens: by their mean, the first (cls) or the last. [default: as the encoder was trained]",
 )
 @click.option(
     "--views",

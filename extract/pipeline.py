@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
 MAX_LOST = 0.5  # of the images whose features are kept, what may be unreadable without a refusal
+_POOLING_NOTES = {
+    "last": "a causal model, so a caption's feature is that of its last token",
+    "cls": "a caption's feature is that of its first token, which the model was trained by",
+}
 _LIBRARIES = ("torch", "torchvision", "transformers", "numpy", "pillow", "h5py")
 
 
@@ -84,7 +88,7 @@ def extract(
     options = Options(force, retry_failures, prune, keep_vanished)
     stats = [dataset.images.stat(key) for key in dataset.paths]
     listing = _listing(dataset, stats)
-    request = _request(config)  # an encoder that cannot be is refused before anything is written
+    request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
     unfinished = Unfinished(path)
     with only_writer(path, "the store"):
         unfinished.claim()
@@ -133,11 +137,14 @@ def _listing(dataset: Dataset, stats: Stats) -> str:
     return digest([dataset.ids, dataset.paths, dataset.splits, dataset.captions, index, stats, left_out])
 
 
-def _request(config: ExtractConfig) -> dict:
-    """The features that are asked for, without loading an encoder: where they and the listing agree, nothing is new."""
+def _request(config: ExtractConfig, dataset: Dataset) -> dict:
+    """The features that are asked for, without loading an encoder: where they and the listing agree, nothing is new.
+
+    The encoder of a kind of which the dataset has nothing need not be there.
+    """
     return {
-        "image": change_stamp(parse_spec(config.image_encoder), config.seed),
-        "text": change_stamp(parse_spec(config.text_encoder), config.seed),
+        "image": change_stamp(parse_spec(config.image_encoder), config.seed) if dataset.ids else None,
+        "text": change_stamp(parse_spec(config.text_encoder), config.seed) if dataset.captions else None,
         "settings": [
             config.image_layers,
             config.text_layers,
@@ -229,6 +236,8 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         backend = _backend(extraction, kind, settings, engine_name)
         dtype = extraction.config.dtype
         encoders[kind] = in_best_dtype(kind, maker, samples[kind], settings, dtype, before, backend)
+    if "text" in encoders:
+        _tell_text_choices(extraction.config, encoders["text"].recipe)
     for kind, encoder in encoders.items():
         extraction.check_encoder(kind, encoder.recipe)
         refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
@@ -243,6 +252,17 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
     return Work(settings, engine_name, engine, image, text, make)
+
+
+def _tell_text_choices(config: ExtractConfig, recipe: dict) -> None:
+    """Tells which pooling was chosen where that is not the usual mean, and that fewer tokens are taken than asked."""
+    if config.text_pooling == "auto" and recipe["pooling"] in _POOLING_NOTES:
+        say(f"text: {_POOLING_NOTES[recipe['pooling']]}; set extract.text_pooling for another pooling")
+    if recipe["max_length"] < config.max_length != ExtractConfig.max_length:
+        say(
+            f"text: captions are cut at {recipe['max_length']:,} tokens, the most that {config.text_encoder} takes; "
+            f"extract.max_length is {config.max_length:,}"
+        )
 
 
 def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[..., Any]]:
@@ -427,6 +447,6 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
         **dataset.provenance(),
         "settings": {key: getattr(config, key) for key in config.__dataclass_fields__},
         "listing": extraction.listing,
-        "request": _request(config),
+        "request": _request(config, dataset),
         **{kind: by_kind[kind] for kind in KINDS},
     }

@@ -20,6 +20,7 @@ from onceover.base.progress import muted, say
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.encoding.devices import log_device, native_bfloat16
 from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.stored import located_encoder
 from onceover.extract.layouts import stored_images
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
@@ -154,7 +155,7 @@ def _claim(folder: Path, request: str, force: bool) -> None:
 
 def _encoder_specs(run: Run, moved: Mapping[str, str | None]) -> dict[str, str]:
     """The specs of a run's encoders, by kind. ``moved``: where an encoder is now."""
-    return {kind: moved.get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
+    return {kind: located_encoder(kind, run.provenance["encoders"][kind], moved.get(kind)) for kind in KINDS}
 
 
 def towers_of(

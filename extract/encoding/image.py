@@ -85,9 +85,10 @@ class ImageEncoder:
         )
         sample = self.preprocessing.scaled(self.pixels(Image.linear_gradient("L").convert("RGB"))[:1])
         self._network = ImageNetwork(loaded, layer_names, self._spec)
-        self.backend, self._compute = readied(
-            backend, lambda chosen: chosen.image(self._network, sample, self.device, self._dtype)
-        )
+        with loading(self._spec):
+            self.backend, self._compute = readied(
+                backend, lambda chosen: chosen.image(self._network, sample, self.device, self._dtype)
+            )
         self._scaled = self.preprocessing.on(self.device, self._dtype).scaled
         self._queue = BatchQueue(self.device)
 
