@@ -317,6 +317,7 @@ def cli() -> None:
     \b
     extract   images and captions -> feature store (once)
     import    features computed elsewhere -> feature store
+    join      feature stores of one dataset -> one with the features of all their encoders
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
@@ -473,6 +474,36 @@ def import_(store_file, **given):
     summary.tell()
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
+        command("fit", "--store", store_file, "--run", "runs/first"),
+    )
+
+
+@cli.command()
+@click.argument("stores", nargs=-1, required=True, type=FILE, metavar="STORE_A STORE_B...")
+@click.option("--out", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option(
+    "--common", is_flag=True, help="Join the images and captions that all stores have; the others go into the ledger."
+)
+@click.option("--force", is_flag=True, help="Replace another feature store at --out.")
+def join(stores, store_file, common, force):
+    """Join feature stores of one dataset into one that has the features of all their encoders side by side.
+
+    Nothing is encoded again. Images are matched by content, captions by their image and text, in whatever order they
+    lie. An encoder that several stores have in common is taken once. Queries and new images pass all encoders.
+
+    \b
+    Examples:
+      onceover join stores/resnet.h5 stores/clip.h5 --out stores/both.h5
+      onceover join stores/a.h5 stores/b.h5 stores/c.h5 --common --out stores/abc.h5
+    """
+    from onceover.extract.joining import join_stores
+
+    if store_file.is_dir():
+        raise ConfigError(f"{store_file} is a folder; --out names the .h5 file to write")
+    summary = join_stores(stores, store_file, common=common, force=force)
+    summary.tell()
+    done(
+        f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to join",
         command("fit", "--store", store_file, "--run", "runs/first"),
     )
 

@@ -127,6 +127,32 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
     return FeatureStore(extract(data, store, **options).path)
 
 
+def join(
+    stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False
+) -> FeatureStore:
+    """Writes the features of several stores of one dataset side by side into one store and returns it, opened.
+
+    Nothing is encoded again. An encoder that several stores have in common is taken once; queries pass all encoders.
+
+    Args:
+        stores: the .h5 files to join.
+        store: the .h5 file to write.
+        common: take the images and captions that all stores have, where one lacks some.
+        force: replace another store that is there.
+
+    Example:
+        >>> cls = onceover.load_config("extract.yaml", ["extract.text_pooling=cls"]).extract
+        >>> second = onceover.extract_features("data", "second.h5", config=cls)
+        >>> joined = onceover.join(["store.h5", "second.h5"], "joined.h5")
+        >>> second.dims, joined.dims  # the image encoder is the same in both
+        ((1024, 32), (1024, 64))
+    """
+    from onceover.extract.joining import join_stores
+    from onceover.extract.store import FeatureStore
+
+    return FeatureStore(join_stores(stores, store, common=common, force=force).path)
+
+
 def fit(
     store: FeatureStore | str | Path,
     run: str | Path,

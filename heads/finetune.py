@@ -20,6 +20,7 @@ from onceover.base.progress import muted, say
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.encoding.devices import log_device, native_bfloat16
 from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.joined import is_joined
 from onceover.extract.layouts import images_of
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
@@ -123,6 +124,11 @@ def _check_run(store: FeatureStore, run: Run, folder: Path) -> None:
         raise RunError(
             f"{run.folder} was not fitted on the features of {store.path}; name the store that it was fitted on, "
             "or fit again"
+        )
+    if any(is_joined(recipe) for recipe in store.recipes.values()):
+        raise RunError(
+            f"{store.path} holds joined features of several encoders, and fine-tuning trains one image encoder and one "
+            "text encoder; fit a run on one of the stores that were joined, and fine-tune that"
         )
     if folder.resolve() == run.folder.resolve():
         raise RunError(f"--out is {folder}, the run to start from; name a new folder")

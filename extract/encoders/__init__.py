@@ -7,6 +7,7 @@ a store that is up to date is recognised, at once. ``extract.encoding`` turns a 
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 ENCODERS = Registry("onceover.extract.encoders", "onceover.encoders", "encoder library")
 IMPORTED = "import"  # the prefix that stands in a store for the unknown encoder of imported features
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
+SEPARATOR = " + "  # between the specifications of encoders whose features lie side by side
+_NEXT_SPEC = re.compile(re.escape(SEPARATOR) + r"(?=[A-Za-z_]\w*:)")
 _MAX_NAME = 255  # bytes of a file's or folder's name
 
 
@@ -211,6 +214,27 @@ def parse_spec(text: str) -> Spec:
         forms = ", ".join(libraries[name].FORM for name in sorted(libraries, reverse=True))
         raise EncoderError(f"{text!r:.80} is no encoder specification; write {forms}")
     return libraries[prefix].parse(text)
+
+
+def specs_of(text: str) -> list[str]:
+    """The specifications of joined encoders, one by one.
+
+    >>> specs_of("torchvision:resnet50 + hf:encoders/clip")
+    ['torchvision:resnet50', 'hf:encoders/clip']
+    """
+    return _NEXT_SPEC.split(text)
+
+
+def is_imported(text: str) -> bool:
+    """Whether features were imported without their encoder, or one of several joined ones was."""
+    return any(spec.partition(":")[0] == IMPORTED for spec in specs_of(text))
+
+
+def located(text: str) -> str:
+    """The specifications of one encoder or of several joined ones, as ``Spec.located``."""
+    if is_imported(text):
+        return text
+    return SEPARATOR.join(parse_spec(spec).located() for spec in specs_of(text))
 
 
 def library_of(spec: Spec) -> Library:
