@@ -174,7 +174,7 @@ def _write(stores: list[FeatureStore], path: Path, common: bool, force: bool) ->
     recipes, sources = _features(stores, matched, columns)
     leading = stores[base]
     images = _image_columns(stores, matched, base)
-    texts = {
+    texts: dict[str, Any] = {
         "caption": [leading.captions[row] for row in matched.captions[base].tolist()],
         "image_index": matched.image_index,
     }
