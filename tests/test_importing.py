@@ -244,8 +244,8 @@ def test_one_tensor_of_several(given_files):
         np.testing.assert_array_equal(store.text_features[:], given_files.texts)
         assert store.provenance["image"]["encoder"] == "import:both"
     message = refusal(given_files, image_features=file)
-    assert message == f"{file} holds the tensors image, text; name one of them: {file}:NAME"
-    assert "holds the tensors image, text" in refusal(given_files, image_features=Path(f"{file}:none"))
+    assert message == f"{file} holds the tensors image (3, 4), text (5, 6); name one of them: {file}:NAME"
+    assert "holds the tensors image (3, 4), text" in refusal(given_files, image_features=Path(f"{file}:none"))
 
 
 class Bomb:
@@ -317,7 +317,7 @@ def test_paths_that_hold_no_features(given_files, tmp_path):
     def message(file):
         return refusal(given_files, image_features=file)
 
-    formats = ".npy, .safetensors, .parquet"
+    formats = ".npy, .npz, .h5, .hdf5, .safetensors, .parquet"
     none, folder = tmp_path / "none", tmp_path / "folder"
     assert message(none) == f"{none} does not exist; name a file ({formats}), or a folder of such files"
     odd = table(tmp_path / "odd.csv")
