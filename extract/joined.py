@@ -60,8 +60,9 @@ def shared_views(recipes: Sequence[dict]) -> list:
 
     Of imported views only the number is known; they are taken to be in the usual order.
     """
-    views = [recipe["views"] for recipe in recipes if "views" in recipe]
-    count = min(recipe["shape"][0] if "views" not in recipe else len(recipe["views"]) for recipe in recipes)
+    known = [recipe.get("encoder", recipe) for recipe in recipes]
+    views = [recipe["views"] for recipe in known if "views" in recipe]
+    count = min(len(own["views"]) if "views" in own else own["shape"][0] for own in known)
     if not views:
         return [_UNKNOWN] * count
     same = takewhile(lambda shown: all(view == shown[0] for view in shown), zip(*views, strict=False))
