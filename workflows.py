@@ -4,7 +4,7 @@ Each function takes paths and settings, writes its result to disk, and returns i
 imported when they are needed, so that evaluating and drawing load no model.
 
 The examples run in a folder with a small dataset ``data`` (60 drawn images, five captions each), its feature store
-``store.h5``, and two runs, ``runs/first`` and ``runs/second``.
+``store.h5``, two runs, ``runs/first`` and ``runs/second``, and the settings of them all, ``defaults.yaml``.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def join(
         force: replace another store that is there.
 
     Example:
-        >>> cls = onceover.load_config("extract.yaml", ["extract.text_pooling=cls"]).extract
-        >>> second = onceover.extract_features("data", "second.h5", config=cls)
+        >>> config = onceover.load_config("defaults.yaml", ["extract.text_pooling=cls"])
+        >>> second = onceover.extract_features("data", "second.h5", config=config.extract)
         >>> joined = onceover.join(["store.h5", "second.h5"], "joined.h5")
         >>> second.dims, joined.dims  # the image encoder is the same in both
         ((1024, 32), (1024, 64))

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, link_target, only_writer
 from onceover.base.hdf5 import create_bytes_column, fill
 from onceover.base.progress import ProgressBar, say
@@ -28,7 +29,6 @@ from onceover.extract.store import (
     KINDS,
     FeatureStore,
     Rows,
-    StoreError,
     caption_ids,
     dataset_fingerprint,
     row_blocks,
@@ -43,7 +43,7 @@ _SETTINGS = {  # of an extraction, that belong to one kind of features
 _ROW_BYTES = {"image": 8192, "text": 512}  # about what a row takes beside its features
 
 
-class JoinError(StoreError):
+class JoinError(OnceoverError):
     """Stores that cannot be joined."""
 
 

@@ -13,7 +13,7 @@ from onceover.extract.joined import joined_recipe, shared_views
 from onceover.extract.joining import join_stores
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
-from onceover.extract.store import FeatureStore, StoreError
+from onceover.extract.store import FeatureStore
 
 CPU = ("--device", "cpu")
 
@@ -64,7 +64,7 @@ def turned(dataset: Dataset) -> Dataset:
 def refusal(stores, path, **options) -> str:
     """The one line of a refused join, which has left nothing behind."""
     before = {file for file in path.parent.iterdir() if file.suffix != ".lock"}
-    with pytest.raises(StoreError) as raised:
+    with pytest.raises(onceover.OnceoverError) as raised:
         join_stores(stores, path, **options)
     assert {file for file in path.parent.iterdir() if file.suffix != ".lock"} == before
     assert "\n" not in str(raised.value)
