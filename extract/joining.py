@@ -144,8 +144,9 @@ def join_stores(
         force: replace another store at ``path``.
 
     Raises:
-        JoinError: fewer than two stores, other images, captions or splits, or nothing that differs.
-        StoreError: a store cannot be read, or another one lies at ``path``.
+        JoinError: fewer than two stores, other images, captions or splits, nothing that differs, or another store at
+            ``path``.
+        StoreError: a store cannot be read.
         FileError: no room on the disk, or another process is writing.
     """
     start = time.monotonic()

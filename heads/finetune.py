@@ -130,6 +130,11 @@ def _check_run(store: FeatureStore, run: Run, folder: Path) -> None:
             f"{store.path} holds joined features of several encoders, and fine-tuning trains one image encoder and one "
             "text encoder; fit a run on one of the stores that were joined, and fine-tune that"
         )
+    if any("encoder" in recipe for recipe in store.recipes.values()):  # imported, with the encoder named
+        raise RunError(
+            f"{store.path} holds imported features, and fine-tuning needs those that extract makes of the images "
+            "themselves; extract the dataset with the same encoders, and fit a run on that store"
+        )
     if folder.resolve() == run.folder.resolve():
         raise RunError(f"--out is {folder}, the run to start from; name a new folder")
     if run.config.training.refit:

@@ -804,6 +804,8 @@ def test_named_encoders_are_checked_and_embed_queries(run, of_known_encoders, dr
     indexed = run("index", "--run", folder, "--images", drawn / "images", "--index", tmp_path / "i", *cpu).stderr
     assert "60 images: 60 added" in indexed
     run("search", "--index", tmp_path / "i", "--query", "a red circle", *cpu)
+    tune = ("finetune", "--run", folder, "--data", drawn, "--store", store, "--out", tmp_path / "tuned", *cpu)
+    assert f"{store} holds imported features, and fine-tuning needs those that" in run(*tune, code=1).stderr
     joined = tmp_path / "joined.h5"
     half = np.load(of_known_encoders / "images.npy")[..., :5]
     np.save(tmp_path / "half.npy", half)
