@@ -8,6 +8,7 @@ a store that is up to date is recognised, at once. ``extract.encoding`` turns a 
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 ENCODERS = Registry("onceover.extract.encoders", "onceover.encoders", "encoder library")
 IMPORTED = "import"  # the prefix that stands in a store for the unknown encoder of imported features
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
+SEPARATOR = " + "  # between the specifications of encoders whose features lie side by side
+_NEXT_SPEC = re.compile(re.escape(SEPARATOR) + r"(?=[A-Za-z_]\w*:)")
 _MAX_NAME = 255  # bytes of a file's or folder's name
 
 
@@ -252,6 +255,27 @@ def _meant(text: str, libraries: dict[str, Library]) -> list[str]:
     if near and rest:
         return [f"{names[near[0]]}:{rest}"]
     return []
+
+
+def specs_of(text: str) -> list[str]:
+    """The specifications of joined encoders, one by one.
+
+    >>> specs_of("torchvision:resnet50 + hf:encoders/clip")
+    ['torchvision:resnet50', 'hf:encoders/clip']
+    """
+    return _NEXT_SPEC.split(text)
+
+
+def is_imported(text: str) -> bool:
+    """Whether features were imported without their encoder, or one of several joined ones was."""
+    return any(spec.partition(":")[0] == IMPORTED for spec in specs_of(text))
+
+
+def located(text: str) -> str:
+    """The specifications of one encoder or of several joined ones, as ``Spec.located``."""
+    if is_imported(text):
+        return text
+    return SEPARATOR.join(parse_spec(spec).located() for spec in specs_of(text))
 
 
 def library_of(spec: Spec) -> Library:

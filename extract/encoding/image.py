@@ -97,6 +97,10 @@ class ImageEncoder:
         """As ``Preprocessing.short_side``."""
         return self.preprocessing.short_side
 
+    def read(self, data: bytes) -> Tensor:
+        """The pixels of the image in ``data``, decoded as far as its views need it."""
+        return self.preprocessing.read(data)[1]()
+
     def pixels(self, image: Image.Image) -> Tensor:
         """As ``Preprocessing.pixels``."""
         return self.preprocessing.pixels(image)
