@@ -22,7 +22,7 @@ from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
 from onceover.extract.computing import encode_captions, encode_images
 from onceover.extract.dataset import Dataset
-from onceover.extract.encoders import change_stamp, is_imported, located, parse_spec, specs_of
+from onceover.extract.encoders import change_stamp, located, parse_spec, specs_of
 from onceover.extract.extraction import Counts, Extraction, Options, Work
 from onceover.extract.joined import is_joined
 from onceover.extract.ledger import NOT_ENCODED, Failure
