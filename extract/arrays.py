@@ -16,12 +16,14 @@ import numpy as np
 from safetensors import safe_open
 
 from onceover.base.errors import OnceoverError
+from onceover.base.extras import Extra
 from onceover.base.files import check_regular
 from onceover.base.progress import ProgressBar
 from onceover.extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
 _SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+_PYARROW = Extra("parquet", "pyarrow", "pyarrow")
 _MAX_REASON = 200  # characters of another library's message
 #: formats that are not read, and how to convert them
 _CONVERSIONS = {
@@ -227,11 +229,11 @@ def _safetensors(path: Path, name: str | None) -> _File:
 
 
 def _pyarrow():
-    try:
-        import pyarrow.compute
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ArrayError('Parquet is read with pyarrow: pip install "onceover-retrieval[parquet]"') from error
+    """The library pyarrow, with the modules that are used here."""
+    _PYARROW.imported("Parquet")
+    import pyarrow.compute
+    import pyarrow.parquet
+
     return pyarrow
 
 
