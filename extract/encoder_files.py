@@ -40,10 +40,10 @@ TOKENIZER_FILES = frozenset(
         "word_shape.json",
     }
 )
-_JSON_FILES = "model.safetensors.index|config|generation_config|preprocessor_config|processor_config"
+_JSON_FILES = "model.safetensors.index|(open_clip_)?config|generation_config|preprocessor_config|processor_config"
 #: names of the files that a saved encoder consists of
 ENCODER_FILES = re.compile(
-    rf"(weights|model(-\d{{5}}-of-\d{{5}})?)\.safetensors|({_JSON_FILES})\.json|"
+    rf"(weights|open_clip_model|model(-\d{{5}}-of-\d{{5}})?)\.safetensors|({_JSON_FILES})\.json|"
     + "|".join(map(re.escape, sorted(TOKENIZER_FILES)))
 )
 _TOKENIZER_SETTINGS = "tokenizer_config.json"

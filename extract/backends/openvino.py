@@ -103,7 +103,7 @@ def _converted(network: ImageNetwork | TextNetwork, sample: dict[str, Tensor], d
         dynamic: the dimensions of each input whose size may differ from the sample's.
 
     Raises:
-        BackendError: torch cannot export it, or OpenVINO cannot convert it. MissingPackageError: OpenVINO is not installed.
+        BackendError: torch cannot export it, or OpenVINO cannot convert it. MissingPackageError: it is not installed.
     """
     with _without_telemetry():
         openvino = _imported()

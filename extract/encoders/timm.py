@@ -220,7 +220,7 @@ def _pretrained(timm: Any, model: _Model, spec: Spec) -> Any:
         raise EncoderError(f"{spec.text}: the weights are at {settings.url} alone; download them, and {instead}")
     names = [settings.hf_hub_filename] if settings.hf_hub_filename else list(_WEIGHTS)
     names = [*(f"{Path(name).stem}.safetensors" for name in names if not name.endswith(".safetensors")), *names]
-    file = hub_file(spec, settings.hf_hub_id, names, instead)
+    file = hub_file(spec, settings.hf_hub_id, names, "the weights", instead)
     weights = {"state_dict": read_weights(file, spec), "custom_load": False}
     return _built(timm, model, 0, pretrained=True, pretrained_cfg_overlay=weights)
 

@@ -5,6 +5,7 @@ from onceover.extract.encoders import EncoderError, TextModel
 LAST = "last"  # the model's own feature, or the last hidden state
 WORDS = "words"  # the word embeddings, before positions and without the ids that frame a caption
 PROJECTION = "projection"  # the pooling of a dual encoder's own feature, which has no other layers
+OWN = "own"  # the pooling of a feature that is the last layer alone, pooled as the model's library does
 _IMAGE_LAYERS = {  # the start of an architecture's name -> layers that pay together
     "MobileNetV2Model": [LAST, "layer.15.conv_3x3", "layer.12.expand_1x1"],
     "torchvision:resnet": [LAST, "layer3"],  # not measured: pretrained weights could not be had

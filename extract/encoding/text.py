@@ -12,7 +12,7 @@ from torch import Tensor
 from onceover.extract.backends import EAGER, readied
 from onceover.extract.encoders import EncoderError, library_of, parse_spec
 from onceover.extract.encoding.devices import BatchQueue, pick_device
-from onceover.extract.encoding.layers import PROJECTION, text_layers
+from onceover.extract.encoding.layers import LAST, OWN, PROJECTION, text_layers
 from onceover.extract.encoding.library_errors import loading
 from onceover.extract.encoding.networks import TextNetwork
 from onceover.extract.encoding.recipes import as_stored, hash_tokenizer, hash_weights
@@ -56,7 +56,8 @@ class TextEncoder:
         Args:
             spec: as ``extract.text_encoder`` in the settings.
             layers: the layers that lie side by side in a feature, as ``extract.text_layers`` in the settings.
-            pooling: over tokens, ``mean`` or ``cls``; a dual encoder has its own.
+            pooling: over tokens, ``mean`` or ``cls``; dual encoders, and the layer ``last`` of some models, have their
+                own.
             max_length: tokens at which captions are cut.
             dtype: of the arithmetic. store_dtype: of the features.
             seed: of random weights.
@@ -82,7 +83,10 @@ class TextEncoder:
         self._takes_full_length = loaded.takes_full_length
         if loaded.is_projection:
             pooling = PROJECTION
-        self._network = TextNetwork(loaded, text_layers(layers, loaded), pooling)
+        layer_names = text_layers(layers, loaded)
+        if loaded.pool is not None and layer_names == [LAST]:
+            pooling = OWN
+        self._network = TextNetwork(loaded, layer_names, pooling)
         self.model = loaded.module.eval().requires_grad_(False)
         self.recipe = as_stored(
             loaded.recipe
