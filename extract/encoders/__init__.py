@@ -40,6 +40,7 @@ class Spec:
         name: the model, or the folder that it lies in.
         weights: a name or a file, ``random``, or "" where a library has one set of weights per model.
         revision: a version of the model, where a library has several.
+        prompt: the name of a text that is put before each caption and query, where a model has some.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Spec:
     name: str
     weights: str
     revision: str | None = None
+    prompt: str = ""
 
     def located(self) -> str:
         """The specification with a local folder or file as an absolute path, good from anywhere."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceover.base.extras import Extra
-from onceover.base.files import read_bytes, write_json
+from onceover.base.files import MAX_TEXT, read_bytes, write_json
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
 
@@ -208,7 +208,7 @@ def _check_text_tower(spec: Spec, text: dict[str, Any]) -> None:
     if not file.is_file():
         instead = "use a model whose text tower is open_clip's own"
         file = hub_file(spec, name, ["config.json"], "the settings of its text tower", instead)
-    if "auto_map" in json.loads(read_bytes(file)):
+    if "auto_map" in json.loads(read_bytes(file, MAX_TEXT)):
         raise EncoderError(f"{spec.text}: its text tower {name} is code of its own, which is never run")
 
 
