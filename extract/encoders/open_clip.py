@@ -165,7 +165,7 @@ def _config(open_clip: Any, spec: Spec) -> dict[str, Any]:
         config = dict(open_clip.get_model_config(name))
         text = dict(config["text_cfg"])
         dict(config["vision_cfg"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"{spec.text}: {_CONFIG} does not describe a model of open_clip") from error
     if "trust_remote_code" in (text.get("tokenizer_kwargs") or {}):
         raise EncoderError(f"{spec.text}: its tokenizer wants code of its own, which is never run; use another model")
@@ -229,11 +229,13 @@ def _weights_file(open_clip: Any, spec: Spec, config: dict[str, Any]) -> Path | 
         raise EncoderError(
             f"{spec.text}: the folder holds none of {', '.join(_FOLDER_WEIGHTS)}; write {spec.text}@random"
         )
-    if Path(spec.weights).is_file():
-        return Path(spec.weights)
     tags = open_clip.list_pretrained_tags_by_model(spec.name)
     if spec.weights not in tags:
-        fault = f"{spec.weights!r} is neither a file nor one of its weights" if spec.weights else "which weights?"
+        if Path(spec.weights).is_file():
+            return Path(spec.weights)
+        fault = "it does not say which weights"
+        if spec.weights:
+            fault = f"{spec.weights!r} is neither a file nor one of its weights"
         raise EncoderError(f"{spec.text}: {fault}; write {NAME}:{spec.name}@ and one of {', '.join([*tags, 'random'])}")
     settings = open_clip.get_pretrained_cfg(spec.name, spec.weights)
     _check_activation(open_clip, spec, settings, config)

@@ -156,6 +156,7 @@ def _of_folder(timm: Any, spec: Spec) -> _Model:
         name = config["architecture"]
         settings = dict(config.get("pretrained_cfg") or {})
         arguments = dict(config.get("model_args") or {})
+        arguments.pop("num_classes", None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderError(
             f"{spec.text}: {file} does not describe a model of timm; a model of Hugging Face's is hf:{spec.name}"
