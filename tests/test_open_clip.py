@@ -223,7 +223,7 @@ def test_without_open_clip_one_line_says_what_to_install(folder, monkeypatch):
 def test_a_dataset_is_encoded_measured_searched_and_fine_tuned(drawn, folder, tmp_path, monkeypatch):
     better = itertools.count(1.0)
     spec = f"open_clip:{folder}"
-    extract = ExtractConfig(image_encoder=spec, text_encoder=spec, batch_size=8)
+    extract = ExtractConfig(image_encoder=spec, text_encoder=spec, views=1, text_layers="last", batch_size=8)
     config = Config(
         extract,
         ModelConfig(embedding_dim=16),
