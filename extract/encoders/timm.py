@@ -194,8 +194,8 @@ def _with_weights_of(timm: Any, model: _Model, file: Path, spec: Spec) -> Any:
     from onceover.extract.encoding.weights import load_backbone
 
     module = _built(timm, model, 0)
-    names = module.pretrained_cfg.get("classifier") or ()
-    classifiers = (names,) if isinstance(names, str) else names
+    names = module.pretrained_cfg.get("classifier") or getattr(timm.get_pretrained_cfg(model.name), "classifier", ())
+    classifiers = (names,) if isinstance(names, str) else names or ()
 
     def is_unused(name: str) -> bool:
         return name.startswith(tuple(f"{classifier}." for classifier in classifiers))
