@@ -20,7 +20,7 @@ from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 NAME = "open_clip"
 FORM = "open_clip:NAME_OR_FOLDER[@WEIGHTS]"
@@ -363,7 +363,7 @@ def _image_projection(module: Any, batch: "Tensor") -> "Tensor":
 
 
 def _text_projection(
-    length: int, pad_id: int, module: "nn.Module", inputs: dict[str, "Tensor"]
+    length: int, pad_id: int, module: Any, inputs: dict[str, "Tensor"]
 ) -> dict[str | int, "Tensor"]:
     """The text tower's projection, not normalised; captions are filled up to the length that it was trained with."""
     from torch.nn.functional import pad

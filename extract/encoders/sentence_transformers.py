@@ -87,7 +87,8 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
     parts: OrderedDict[str, nn.Module] = OrderedDict(transformer=network)
     for number, module in enumerate(others, 1):
         parts[f"{type(module).__name__.lower()}{number}"] = module
-    settings = [[module.kind, module.settings] for module in modules]
+    settings: list[Any] = [[module.kind, module.settings] for module in modules]
+    settings.append(bool(transformer.do_lower_case))
     return TextModel(
         module=nn.Sequential(parts),
         tokenizer=tokenizer,
