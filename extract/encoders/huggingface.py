@@ -25,6 +25,7 @@ from onceover.extract.encoders import (
     TextModel,
     file_stamps,
 )
+from onceover.extract.encoders._sentence_folder import check_mean_pooled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,6 +114,8 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
 
 def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
     """A text model, the encoder of one with a decoder, or the text tower of a dual encoder, with its tokenizer."""
+    if tokenizer_files is None and not spec.random:  # features that are stored already stay as they are
+        check_mean_pooled(Path(spec.name), spec)
     with _quiet_transformers():
         tokenizer = _load_tokenizer(spec, captions, tokenizer_files)
         module, architecture = _load_text_model(spec, seed, len(tokenizer.wrapped))

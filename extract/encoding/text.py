@@ -56,7 +56,8 @@ class TextEncoder:
         Args:
             spec: as ``extract.text_encoder`` in the settings.
             layers: the layers that lie side by side in a feature, as ``extract.text_layers`` in the settings.
-            pooling: over tokens, ``mean``, ``cls`` or ``last``; ``auto``: the one that suits the model.
+            pooling: over tokens, ``mean``, ``cls`` or ``last``; ``auto``: the one that suits the model. Dual encoders,
+                and the layer ``last`` of some models, have their own.
             max_length: tokens at which captions are cut.
             dtype: of the arithmetic. store_dtype: of the features.
             seed: of random weights.
@@ -80,7 +81,8 @@ class TextEncoder:
         self._tokenizer_lock = threading.Lock()  # tokenizers change while they work
         self._max_length = min(max_length, loaded.max_length)
         self._takes_full_length = loaded.takes_full_length
-        self._network = TextNetwork(loaded, text_layers(layers, loaded), text_pooling(pooling, loaded))
+        layer_names = text_layers(layers, loaded)
+        self._network = TextNetwork(loaded, layer_names, text_pooling(pooling, loaded, layer_names))
         self.model = loaded.module.eval().requires_grad_(False)
         self.recipe = as_stored(
             loaded.recipe
