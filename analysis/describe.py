@@ -22,6 +22,7 @@ from onceover.base.hdf5 import StoredRows
 from onceover.configs.schema import ConfigError, load_config
 from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder
+from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
@@ -149,11 +150,17 @@ def _dataset_lines(store: FeatureStore) -> list[str]:
     if store.image_ids:
         counts = np.bincount(store.image_index, minlength=len(store.image_ids))
         per_image = f"{counts.min()} to {counts.max()}"
-    return [
+    unknown = unknown_of(store)
+    lines = [
         f"  images    {len(store.image_ids):,}: {', '.join(splits)}",
         f"  captions    {len(store.captions):,}, {per_image} an image; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
+        f"              {unknown or 'unknown tokens were not counted'}",
     ]
+    warning = unknown and unknown.warning()
+    if warning:
+        lines.append(f"  warning     {warning}")
+    return lines
 
 
 def _feature_lines(store: FeatureStore, kind: str) -> list[str]:
@@ -170,6 +177,7 @@ def _feature_lines(store: FeatureStore, kind: str) -> list[str]:
         f"              fingerprint {store.fingerprints[kind][:16]}, weights {recipe['weights'][:16]}, "
         f"pooling: {recipe['pooling']}, layers: {layers}, arithmetic {recipe['dtype']}",
         f"              {_computed_by(record, kind)}",
+        f"              {_findings(record.get('check'), kind)}",
     ]
 
 
@@ -195,6 +203,17 @@ def _computed_by(record: dict, kind: str) -> str:
     return (
         f"on {record['device']}, {means}{record['streams']} batches of {record['batch_size']} at a time, "
         f"{pace}torch {record['torch']}, transformers {record['transformers']}"
+    )
+
+
+def _findings(check: dict | None, kind: str) -> str:
+    """The findings of an encoder's check (``extract.encoder_checks``)."""
+    if check is None:
+        return "not checked, as stores of earlier versions and imported ones are not"
+    inputs = {"image": "images of two other shapes", "text": f"the longest caption, {check.get('longest')} tokens,"}
+    return (
+        f"checked: two passes agree to the bit, alone and in a batch to {check['difference']:.0e} of the spread "
+        f"({check['dtype']}), {inputs[kind]} went through; {check['passes']} passes in {check['seconds']:.1f} s"
     )
 
 

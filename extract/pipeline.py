@@ -224,11 +224,15 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
     recipes = extraction.before.recipes if extraction.before else {}
     make = _makers(extraction, settings)
     encoders: dict[str, Any] = {}
+    findings: dict[str, dict] = {}
     for kind, maker in make.items():
         before = recipes.get(kind, {}).get("dtype")
         backend = _backend(extraction, kind, settings, engine_name)
         dtype = extraction.config.dtype
-        encoders[kind] = in_best_dtype(kind, maker, samples[kind], settings, dtype, before, backend)
+        check = partial(_findings, extraction, kind)
+        encoders[kind], findings[kind] = in_best_dtype(
+            kind, maker, samples[kind], settings, dtype, before, backend, check
+        )
     for kind, encoder in encoders.items():
         extraction.check_encoder(kind, encoder.recipe)
         refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
@@ -242,7 +246,25 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         settings["batch_size"] = fitting_batch(encode, device, engine.workers(device))
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
-    return Work(settings, engine_name, engine, image, text, make)
+    return Work(settings, engine_name, engine, image, text, make, findings)
+
+
+def _findings(extraction: Extraction, kind: str, encoder: Any) -> dict:
+    """The findings of an encoder's check: those that stand in the store that is gone on with, or new ones.
+
+    Raises:
+        EncoderError: the encoder is of no use.
+    """
+    from onceover.extract.encoder_checks import check_captions, check_images
+
+    dataset = extraction.dataset
+    before = extraction.before
+    earlier: dict = {}
+    if before is not None and before.fingerprints[kind] == digest(encoder.recipe):
+        earlier = before.provenance[kind].get("check", {})
+    if kind == "text":
+        return check_captions(encoder, extraction.config.text_encoder, dataset.captions, earlier)
+    return earlier or check_images(encoder, extraction.config.image_encoder, dataset.images, dataset.paths)
 
 
 def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[..., Any]]:
@@ -422,6 +444,8 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
                 of_kind = earlier
             elif work.counts.reused.get(kind):
                 of_kind |= _backends_together(earlier, of_kind)
+        if kind in work.findings:
+            of_kind = of_kind | {"check": work.findings[kind]}
         by_kind[kind] = of_kind | {"encoder": parse_spec(spec).located(), "seed": config.seed}
     return {
         **dataset.provenance(),

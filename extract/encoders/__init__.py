@@ -99,6 +99,9 @@ class ImageModel(NamedTuple):
 class Tokenizer(Protocol):
     """A tokenizer; one call of it is under way at a time.
 
+    It may have two more attributes, and without them nothing is counted or compared: ``unknown_id``, the id that stands
+    for what the vocabulary lacks (None where there is none), and ``size``, how many ids there are.
+
     Attributes:
         files: its files by name, enough to make it again without the dataset; names as in
             ``encoder_files.TOKENIZER_FILES``.
@@ -132,6 +135,7 @@ class TextModel(NamedTuple):
         depth: how many layers it has.
         is_projection: whether it is a dual encoder's text tower, whose feature is its own projection alone.
         takes_full_length: whether captions are padded to the maximum length, with no mask.
+        vocabulary: how many ids the network knows; None where it cannot be said.
     """
 
     module: "nn.Module"
@@ -143,6 +147,7 @@ class TextModel(NamedTuple):
     depth: int
     is_projection: bool = False
     takes_full_length: bool = False
+    vocabulary: int | None = None
 
 
 class Library(Protocol):
