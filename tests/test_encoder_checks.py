@@ -97,12 +97,11 @@ def test_trap_a_model_that_masks_at_random_is_refused_and_nothing_is_begun(drawn
             "lambda module, batch: module(batch).view(-1, 4, 6)",
             "gives 1 x 4 x 6 numbers for 1 image, and not one vector",
         ),
-        ("lambda module, batch: module(batch).mean()", "toy:one gives no numbers? .*|cannot encode|not one vector"),
         ("lambda module, batch: module(batch)[:1]", "gives 1 x 24 numbers for 3 images, and not one vector each"),
         ("lambda module, batch: module(batch)[:, : len(batch) + 1]", "gives vectors of 2 and of 4 numbers"),
         ("lambda module, batch: module(batch) / 0 * 0", "toy:one gives no number that is finite, in float32"),
     ],
-    ids=["mean", "largest", "sum of earlier ones", "noise", "tokens", "scalar", "one", "length", "not finite"],
+    ids=["mean", "largest", "sum of earlier ones", "noise", "tokens", "one", "length", "not finite"],
 )
 def test_image_models_whose_features_are_of_no_use_are_refused(toy_images, pool, message):
     with pytest.raises(EncoderError, match=message):
@@ -182,7 +181,10 @@ def test_an_encoder_is_checked_with_one_caption(tiny_bert):
             '{"last": module(inputs["input_ids"]) * inputs["input_ids"].shape[1]}',
             r"caption features depend on what else .* \(padding that is not masked\?\); name another encoder",
         ),
-        ('{"last": module(inputs["input_ids"]).unsqueeze(1).expand(-1, 3, -1, -1)}', "cannot encode|not one vector"),
+        (
+            '{"last": module(inputs["input_ids"]).unsqueeze(1).expand(-1, 3, -1, -1)}',
+            r"toy:two cannot encode 1 of the captions \(.*\); name another text encoder",
+        ),
     ],
     ids=["fails", "padding", "shape"],
 )
