@@ -112,6 +112,9 @@ class ImageModel(NamedTuple):
 class Tokenizer(Protocol):
     """A tokenizer; one call of it is under way at a time.
 
+    It may have two more attributes, and without them nothing is counted or compared: ``unknown_id``, the id that stands
+    for what the vocabulary lacks (None where there is none), and ``size``, how many ids there are.
+
     Attributes:
         files: its files by name, enough to make it again without the dataset; names as in
             ``encoder_files.TOKENIZER_FILES``.
@@ -150,6 +153,7 @@ class TextModel(NamedTuple):
         takes_full_length: whether captions are padded to the maximum length, with no mask.
         pooling: over its tokens, unless the user says otherwise: ``mean``, ``cls`` (the first token) or ``last``.
         is_causal: whether a token sees only itself and those before it.
+        vocabulary: how many ids the network knows; None where it cannot be said.
     """
 
     module: "nn.Module"
@@ -164,6 +168,7 @@ class TextModel(NamedTuple):
     takes_full_length: bool = False
     pooling: str = "mean"
     is_causal: bool = False
+    vocabulary: int | None = None
 
 
 class Library(Protocol):
