@@ -17,8 +17,11 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, only_writer
 from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
-from onceover.extract.arrays import Array, files_of, open_array, parquet_rows
+from onceover.extract.arrays import Array, files_of, open_array
 from onceover.extract.dataset import Dataset
+from onceover.extract.dataset.parquet import parquet_rows
+from onceover.extract.dataset.reading import DEFAULT
+from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.table import captioned, csv_rows, read_ids
 from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
 from onceover.extract.summary import Summary, summary_of
@@ -165,17 +168,16 @@ def _check_views(images: Array) -> None:
         )
 
 
-def read_rows(captions: Path) -> list[tuple[str, str, str]]:
-    """(image, caption, split) of each row of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
+def read_rows(captions: Path) -> list[Row]:
+    """Each row of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
 
     Raises:
         ArrayError, DatasetError: not there, not readable, or without the columns.
     """
     files = files_of(captions, (".parquet",) if captions.is_dir() else (".csv", ".txt", ".parquet"))
-    rows: list[tuple[str, str, str]] = []
+    rows: list[Row] = []
     for file in files:
-        read = parquet_rows if file.suffix == ".parquet" else csv_rows
-        rows.extend(read(file))
+        rows.extend(parquet_rows(file, DEFAULT) if file.suffix == ".parquet" else csv_rows(file))
     return rows
 
 
