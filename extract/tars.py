@@ -64,6 +64,8 @@ def members(file: BinaryIO) -> Iterator[Member]:
     while True:
         header = _read(file, start, _BLOCK)
         if len(header) < _BLOCK:
+            if start == 0 and header[:2] in _PACKED:
+                raise TarError(_why_no_header(header, start))
             raise TarError(f"ends after {end:,} bytes without the end mark of a tar; {_AGAIN}")
         if not any(header):
             _check_end(file, start + _BLOCK)
@@ -155,11 +157,10 @@ def _pax(content: bytes, start: int) -> dict[str, str]:
     records: dict[str, str] = {}
     position = 0
     while position < len(content) and content[position] != 0:
-        blank = content.find(b" ", position, position + 20)
-        length = content[position:blank] if blank > 0 else b""
+        length, _, _ = content[position : position + 20].partition(b" ")
         end = position + int(length) if length.isdigit() else 0
-        key, equals, value = content[blank + 1 : end - 1].partition(b"=")
-        if not equals or end <= blank or end > len(content):
+        key, equals, value = content[position + len(length) + 1 : end - 1].partition(b"=")
+        if not equals or not position < end <= len(content):
             raise TarError(f"has a damaged header at byte {start:,}; what follows it is not read")
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         position = end

@@ -15,7 +15,7 @@ from onceover.extract.layouts import Found, beside
 NAME = "class folders"
 PRIORITY = 11  # the user asks for it, whatever else lies there
 LOOKED_FOR = "a folder for each class (with --caption-template)"
-EXAMPLE = "cat/1.jpg and dog/2.jpg, read\nwith --caption-template 'a photo of a {}'"
+EXAMPLE = "cat/1.jpg and dog/2.jpg\n--caption-template 'a photo of a {}'"
 EXAMPLE_OPTIONS = ReadOptions(caption_template="Caption {} .")
 SUFFIXES = ()
 

@@ -13,7 +13,7 @@ from onceover.extract.layouts import Found, beside
 NAME = "img2dataset"
 PRIORITY = 34
 LOOKED_FOR = "img2dataset's 00000/ (with 00000.parquet or 00000_stats.json)"
-EXAMPLE = "00000/000000000.jpg and 00000/000000000.txt\nbeside 00000_stats.json"
+EXAMPLE = "00000/000000000.jpg and 00000/000000000.txt\n00000_stats.json"
 SUFFIXES = (".parquet",)
 
 

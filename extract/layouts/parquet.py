@@ -32,7 +32,7 @@ from onceover.extract.parquet_images import ParquetImages
 NAME = "parquet"
 PRIORITY = 36
 LOOKED_FOR = "a .parquet with the columns image (bytes, or names) and caption"
-EXAMPLE = "datasets.load_dataset(NAME, split='train')\n.to_parquet('train.parquet')"
+EXAMPLE = "train.parquet\ndatasets.load_dataset(NAME)['train'].to_parquet('train.parquet')"
 SUFFIXES = (".parquet", ".arrow")
 FOLDERS = (".", "Images", "images")
 _BYTES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img", "bytes", *IMAGE_NAMES)  # usual names, in order

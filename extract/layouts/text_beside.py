@@ -10,8 +10,8 @@ from onceover.extract.layouts import Found, beside
 
 NAME = "text beside"
 PRIORITY = 70
-LOOKED_FOR = "a text for each image: a.jpg and a.txt"
-EXAMPLE = "a.jpg and a.txt in one folder,\nor images/a.jpg and captions/a.txt"
+LOOKED_FOR = "a text of the same name for each image"
+EXAMPLE = "a.jpg and a.txt\nimages/b.jpg and captions/b.txt"
 SUFFIXES = (".caption",)
 
 

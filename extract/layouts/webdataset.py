@@ -27,7 +27,7 @@ from onceover.extract.tars import Member, TarError, TarImages, members, open_tar
 NAME = "webdataset"
 PRIORITY = 32
 LOOKED_FOR = "plain .tar shards"
-EXAMPLE = "000.jpg and 000.txt (or 000.json\nwith a caption) in data-000000.tar"
+EXAMPLE = "000.jpg and 000.txt in data-000000.tar\n001.jpg and 001.json with a caption in it"
 SUFFIXES = (".tar", ".tgz", ".gz", ".zst")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PARTS = re.compile(r"((?:.*/)?[^./]+)(\..+)")  # webdataset's: the name is what comes before the first dot
