@@ -327,7 +327,7 @@ def test_damage_and_joined_tars_are_told(tmp_path):
         assert (
             last(one[:2048] + broken + one) == "the tar has a damaged header at byte 2,560; what follows it is not read"
         )
-    records = b"16 size=-1000000\n"
+    records = b"17 size=-1000000\n"
     wrong = entry("h", tarfile.XHDTYPE, size=len(records)).tobuf() + records.ljust(512, b"\0") + one
     assert "negative size" in last(one[:2048] + wrong)
 
