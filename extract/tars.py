@@ -24,7 +24,8 @@ _BLOCK = 512
 _MAX_HEADER = 2**20  # bytes of a long name or of a pax header
 _AFTER_END = 2**20  # bytes after the end mark that are looked at for a second tar
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd", b"PK": "zip"}
-_AGAIN = "it was cut off: fetch it again"
+_CUT = "the tar is cut off"
+_AGAIN = "fetch it again"
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _HEADERS = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # of the entry that follows
 
@@ -66,7 +67,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
         if len(header) < _BLOCK:
             if start == 0 and header[:2] in _PACKED:
                 raise TarError(_why_no_header(header, start))
-            raise TarError(f"ends after {end:,} bytes without the end mark of a tar; {_AGAIN}")
+            raise TarError(f"{_CUT}: it ends after {end:,} bytes without the end mark of a tar; {_AGAIN}")
         if not any(header):
             _check_end(file, start + _BLOCK)
             return
@@ -79,24 +80,23 @@ def members(file: BinaryIO) -> Iterator[Member]:
             start = _after_sparse_headers(file, header, start)
         has_content = entry.isreg() or entry.type not in tarfile.SUPPORTED_TYPES or entry.type in _HEADERS
         size = _size(extended.get("size"), entry.size) if has_content else 0
-        if size < 0 or size > end - start:
-            name = extended.get("path") or long_name or entry.name
-            raise TarError(
-                f"ends after {end:,} bytes, within {name:.80}, which needs {start + size:,}; {_AGAIN}"
-                if size >= 0
-                else f"has an entry of a negative size, {name:.80}; what follows it is not read"
-            )
+        name = extended.get("path") or long_name or entry.name
+        if size < 0:
+            raise TarError(f"the tar is damaged: {name:.80} has a negative size; what follows it is not read")
+        if size > end - start:
+            needed = f"within {name:.80}, which needs {start + size:,}"
+            raise TarError(f"{_CUT}: it ends after {end:,} bytes, {needed}; {_AGAIN}")
         following = start + -(-size // _BLOCK) * _BLOCK
         if entry.type in _HEADERS:
             if size > _MAX_HEADER:
-                raise TarError(f"has a header of {size:,} bytes at byte {start:,}; what follows it is not read")
+                reason = f"a header of {size:,} bytes at byte {start:,}; what follows is not read"
+                raise TarError(f"the tar is damaged: {reason}")
             content = _read(file, start, size)
             if entry.type == tarfile.GNUTYPE_LONGNAME:
                 long_name = content.partition(b"\0")[0].decode("utf-8", "surrogateescape")
             elif entry.type in _PAX:
                 extended = _pax(content, start)
         else:
-            name = extended.get("path") or long_name or entry.name
             fault = _why_no_file(entry, extended)
             if fault is not None:
                 yield Member(name, start, size, fault)
@@ -117,16 +117,17 @@ def _check_end(file: BinaryIO, start: int) -> None:
         TarError: there is more.
     """
     if any(_read(file, start, _AFTER_END)):
-        raise TarError(f"goes on after its end mark at byte {start:,}; what follows it is not read: split joined tars")
+        reason = f"what follows byte {start:,} is not read; split joined tars"
+        raise TarError(f"the tar goes on after its end mark: {reason}")
 
 
 def _why_no_header(header: bytes, start: int) -> str:
     if start == 0:
         packed = _PACKED.get(header[:2])
         if packed is not None:
-            return f"is packed ({packed}), and only plain tars can be read in place; unpack it to a plain .tar"
-        return "is no tar, by its first bytes"
-    return f"is damaged at byte {start:,}; what follows it is not read: fetch it again"
+            return f"the tar is packed ({packed}), and only plain tars can be read in place; unpack it to a plain .tar"
+        return "no tar, by its first bytes"
+    return f"the tar is damaged: no header at byte {start:,}; what follows is not read; {_AGAIN}"
 
 
 def _after_sparse_headers(file: BinaryIO, header: bytes, start: int) -> int:
@@ -161,7 +162,7 @@ def _pax(content: bytes, start: int) -> dict[str, str]:
         end = position + int(length) if length.isdigit() else 0
         key, equals, value = content[position + len(length) + 1 : end - 1].partition(b"=")
         if not equals or not position < end <= len(content):
-            raise TarError(f"has a damaged header at byte {start:,}; what follows it is not read")
+            raise TarError(f"the tar is damaged: a broken header at byte {start:,}; what follows is not read")
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         position = end
     return records

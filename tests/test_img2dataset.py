@@ -28,7 +28,11 @@ ROWS = [
     ("000000001", "A cat .", "failed_to_download", "HTTP Error 404: Not Found"),
     ("000000002", "A cow .", "failed_to_resize", "image decoding error"),
 ]
-MORE = [("000010000", "A bird .", "success", None), ("000010001", "A fish .", "success", None)]
+MORE = [
+    ("000010000", "A bird .", "success", None),
+    ("000010001", "A fish .", "success", None),
+    ("000010003", "A frog .", "success", None),
+]
 
 
 def left_out(dataset):
@@ -39,18 +43,20 @@ def test_folders_of_files_with_the_downloads_that_failed(tmp_path):
     shard(tmp_path, "00000", ROWS)
     shard(tmp_path, "00001", MORE)
     (tmp_path / "00001/000010001.jpg").unlink()
+    for suffix in (".jpg", ".txt", ".json"):
+        (tmp_path / f"00001/000010003{suffix}").unlink()
     (tmp_path / "00001/000010002.jpg").write_bytes(b"of no row")
     dataset = read_dataset(tmp_path)
     assert (dataset.layout, dataset.ids) == ("img2dataset", ["00000/000000000.jpg", "00001/000010000.jpg"])
     assert dataset.captions == ["A dog .", "A bird ."]
     assert [dataset.images.open(key) for key in dataset.paths] == [b"image 000000000", b"image 000010000"]
     assert dataset.taken.startswith("img2dataset, 2 folders: ")
-    missing = "not downloaded (failed_to_download: HTTP Error 404: Not Found): 'A cat .'"
+    missing = "not downloaded: failed_to_download, HTTP Error 404: Not Found: 'A cat .'"
     assert left_out(dataset) == [
-        ("00001/000010001.txt", "dataset", "text without an image"),
+        ("00001/000010001.txt", "dataset", "text without an image: 'A fish .'"),
         ("00000/000000001", "dataset", missing),
-        ("00000/000000002", "dataset", "not downloaded (failed_to_resize: image decoding error): 'A cow .'"),
-        ("00001/000010001", "dataset", "listed as downloaded, and not there: 'A fish .'"),
+        ("00000/000000002", "dataset", "not downloaded: failed_to_resize, image decoding error: 'A cow .'"),
+        ("00001/000010003", "dataset", "listed as downloaded, and not there: 'A frog .'"),
         ("00001/000010002.jpg", "dataset", "picture without captions"),
     ]
 

@@ -101,8 +101,8 @@ def test_rows_without_an_image_go_into_the_ledger(tmp_path):
     assert dataset.ids == ["x.parquet/0", "x.parquet/4"]
     assert left_out(dataset) == [
         ("x.parquet/1", "dataset", "no image in the file: 'Two .'"),
-        ("x.parquet/2", "dataset", "no image in the file, only the path c.jpg: 'Three .'"),
-        ("x.parquet/3", "dataset", "no image in the file, only the path d.jpg: 'Four .'"),
+        ("x.parquet/2", "dataset", "no image in the file: only the path c.jpg: 'Three .'"),
+        ("x.parquet/3", "dataset", "no image in the file: only the path d.jpg: 'Four .'"),
     ]
     assert [dataset.images.open(key) for key in dataset.paths] == [b"A", b"E"]
     for key in ("x.parquet/5", "x.parquet/-1", "x.parquet/99999999999999999999", "y.parquet/0", "x"):
@@ -146,7 +146,7 @@ def test_img2datasets_parquet_with_the_downloads_that_failed(tmp_path):
     dataset = read_dataset(tmp_path)
     assert (dataset.layout, dataset.ids, dataset.captions) == ("parquet", ["00000.parquet/0"], ["A dog ."])
     assert dataset.taken.startswith("Parquet, 1 file, images in `jpg`, captions from `caption`")
-    reason = "not downloaded (failed_to_download: HTTP Error 403: Forbidden): 'A cat .'"
+    reason = "not downloaded: failed_to_download, HTTP Error 403: Forbidden: 'A cat .'"
     assert left_out(dataset) == [("00000.parquet/1", "dataset", reason)]
 
 
@@ -197,7 +197,7 @@ def test_what_save_to_disk_writes_is_refused_with_how_to_convert_it(tmp_path):
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"x")
     for data in (tmp_path, tmp_path / "data-00000-of-00001.arrow"):
         with pytest.raises(
-            DatasetError, match=r"was written by save_to_disk .*: datasets.load_from_disk\('.*'\)\['train'\]"
+            DatasetError, match=r"was written by save_to_disk .*: datasets.load_from_disk\('.*'\).to_parquet"
         ):
             read_dataset(data)
 

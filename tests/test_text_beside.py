@@ -60,7 +60,7 @@ def test_images_without_a_text_and_texts_without_an_image_go_into_the_ledger(tmp
     assert dataset.ids == ["a.jpg"]
     assert sorted(left_out(dataset)) == [
         ("LICENSE.txt", "dataset", "text without an image"),
-        ("a.png", "dataset", "another image of the sample; a.jpg is taken"),
+        ("a.png", "dataset", "another image of the sample: a.jpg is taken"),
         ("b.jpg", "dataset", "picture without captions"),
         ("c.txt", "dataset", "text without an image"),
         ("d.jpg", "caption", "empty caption: ''"),
@@ -128,7 +128,15 @@ def test_json_beside_an_image_without_a_text(tmp_path):
     }
     dataset = read_dataset(write_files(tmp_path, files))
     assert dataset.captions == ["A dog .", "From JSON ."]
-    assert left_out(dataset) == [("c", "dataset", "not downloaded (failed_to_download: HTTP 404)")]
+    assert left_out(dataset) == [("c", "dataset", "not downloaded: failed_to_download, HTTP 404")]
+
+
+def test_json_alone_beside_images(tmp_path):
+    files = {"a.jpg": b"x", "a.json": "{}", "b.jpg": b"y", "b.json": json.dumps({"title": "From JSON ."})}
+    dataset = read_dataset(write_files(tmp_path, files))
+    assert (dataset.ids, dataset.captions) == (["b.jpg"], ["From JSON ."])
+    assert dataset.taken == "images with a .json each, captions in it: 1 rows"
+    assert left_out(dataset) == [("a.jpg", "dataset", "picture without captions")]
 
 
 def test_labels_of_boxes_are_not_taken_for_captions(tmp_path):

@@ -54,7 +54,7 @@ def sample_rows(sample: Sample, read: Callable[[str], bytes], options: ReadOptio
         read: gives the content of a file by its name. options: other names than ``caption``, in JSON.
     """
     for name in sample.others:
-        yield Row(name, "", split, f"another image of the sample; {sample.image} is taken")
+        yield Row(name, "", split, f"another image of the sample: {sample.image} is taken")
     name = sample.image or sample.name
     values: dict[str, Any] = {}
     try:
@@ -79,7 +79,7 @@ def sample_rows(sample: Sample, read: Callable[[str], bytes], options: ReadOptio
 
 def why_not_downloaded(status: Any, message: Any) -> str:
     """Why there is no image, in the words of the program that should have fetched it (img2dataset)."""
-    return f"{NOT_DOWNLOADED} ({status}: {message})" if message else f"{NOT_DOWNLOADED} ({status})"
+    return f"{NOT_DOWNLOADED}: {status}, {message}" if message else f"{NOT_DOWNLOADED}: {status}"
 
 
 def _captions(sample: Sample, values: dict[str, Any], read: Callable[[str], bytes], options: ReadOptions) -> list[str]:

@@ -34,8 +34,11 @@ class ShardFiles(NamedTuple):
     is_one: bool = False
 
 
-def files_below(folder: Path, options: ReadOptions) -> list[str]:
+def files_below(folder: Path, options: ReadOptions, suffix: str = "") -> list[str]:
     """The names of all files below a folder of this machine or of an address, in natural order; hidden ones left out.
+
+    Args:
+        options: of the user. suffix: what the names end in, in lower case.
 
     Raises:
         ImageSourceError: the folder cannot be read.
@@ -45,7 +48,8 @@ def files_below(folder: Path, options: ReadOptions) -> list[str]:
         names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     else:
         names = list_files(folder).names
-    return sorted(names, key=lambda name: [natural(part) for part in name.split("/")])
+    chosen = [name for name in names if name.lower().endswith(suffix)]
+    return sorted(chosen, key=lambda name: [natural(part) for part in name.split("/")])
 
 
 def shard_files(data: Path, suffix: str, options: ReadOptions) -> ShardFiles | None:
@@ -57,7 +61,7 @@ def shard_files(data: Path, suffix: str, options: ReadOptions) -> ShardFiles | N
     if data.is_file():
         return ShardFiles(data.parent, [data.name], [], is_one=True) if data.name.lower().endswith(suffix) else None
     if data.is_dir():
-        names = [name for name in files_below(data, options) if name.lower().endswith(suffix)]
+        names = files_below(data, options, suffix)
         return ShardFiles(data, names, []) if names else None
     if not _is_pattern(data) or not data.name.lower().endswith(suffix):
         return None

@@ -54,14 +54,21 @@ class Sidecars:
                 samples.setdefault(stem, Sample(stem)).add(name, ".json")
         self.samples = list(samples.values())
 
-    @property
-    def texts(self) -> list[str]:
-        """The texts that have an image."""
-        return [sample.text for sample in self.samples if sample.image and sample.text]
+    def first_text(self) -> str:
+        """The first text that has an image, or the first JSON that has one and holds a caption; "" where none does."""
+        texts = [sample.text for sample in self.samples if sample.image and sample.text]
+        if texts:
+            return texts[0]
+        for sample in [sample for sample in self.samples if sample.image and sample.json][:_FIRST]:
+            if any(row.caption for row in sample_rows(sample, self._read, self._options)):
+                return sample.json
+        return ""
 
     def has_words(self) -> bool:
         """Whether one of the first texts has a letter in it; labels of boxes are numbers."""
-        for name in self.texts[:_FIRST]:
+        for name in [sample.text or sample.json for sample in self.samples if sample.image][:_FIRST]:
+            if not name:
+                continue
             try:
                 content = self._read(name).decode("utf-8", "replace")
             except DatasetError:

@@ -77,12 +77,13 @@ def _refuse_arrow(data: Path, options: ReadOptions) -> None:
     Raises:
         DatasetError: it is that.
     """
-    is_saved = data.is_dir() and any((data / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    if is_saved or data.suffix.lower() == ".arrow":
-        folder = data if is_saved else data.parent
+    folder = data if data.is_dir() else data.parent
+    has_splits = (folder / "dataset_dict.json").is_file()
+    if data.suffix.lower() == ".arrow" or (data.is_dir() and (has_splits or (data / "state.json").is_file())):
+        split = "['train']" if has_splits else ""
         raise DatasetError(
-            f"{data} was written by save_to_disk of Hugging Face's datasets; convert it, for each split: "
-            f"datasets.load_from_disk({str(folder)!r})['train'].to_parquet('train.parquet')"
+            f"{data} was written by save_to_disk of Hugging Face's datasets; convert each of its splits: "
+            f"datasets.load_from_disk({str(folder)!r}){split}.to_parquet('train.parquet')"
         )
 
 
@@ -227,7 +228,7 @@ class _Table:
                 if record["status"] not in (None, SUCCESS):
                     fault = why_not_downloaded(record["status"], record["error_message"])
                 elif row in nulls:
-                    only = f", only the path {of_image:.80}" if of_image else ""
+                    only = f": only the path {of_image:.80}" if of_image else ""
                     fault = f"no image in the file{only}"
                 yield _Entry(f"{name}/{row}", of_image, record.captions, record.split or split, fault)
 

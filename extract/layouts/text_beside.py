@@ -24,15 +24,16 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     if not data.is_dir():
         return None
     sidecars = Sidecars(data, options)
-    texts = sidecars.texts
-    if not texts:
+    first = sidecars.first_text()
+    if not first:
         return None
     if not sidecars.has_words():
         raise DatasetError(
-            f"the texts beside the images of {data} ({texts[0]}) hold no words, as labels of boxes do; write a caption "
+            f"the texts beside the images of {data} ({first}) hold no words, as labels of boxes do; write a caption "
             "a line"
         )
-    form = f"images with a {PurePosixPath(texts[0]).suffix} each, a caption a line"
+    suffix = PurePosixPath(first).suffix
+    form = f"images with a {suffix} each, {'captions in it' if suffix == '.json' else 'a caption a line'}"
     return beside(data, data, sidecars.rows, (".",), options, form, lists_all_images=True)
 
 

@@ -32,6 +32,7 @@ SUFFIXES = (".tar", ".tgz", ".gz", ".zst")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PARTS = re.compile(r"((?:.*/)?[^./]+)(\..+)")  # webdataset's: the name is what comes before the first dot
 _TEXTS = (*TEXT_SUFFIXES, ".json")
+_MAX_NAME = 1000  # characters of a member's name
 _FIRST = 300  # members that are looked at to see what a tar holds
 
 
@@ -129,7 +130,7 @@ class _Shards:
                 for member in members(file):
                     index.add(member, file)
         except TarError as error:
-            index.faults.append(Row(shard, "", split, f"the tar {error}"))
+            index.faults.append(Row(shard, "", split, str(error)))
         except (OSError, FileError) as error:
             reason = getattr(error, "strerror", None) or error
             index.faults.append(Row(shard, "", split, f"the tar cannot be read: {reason}"))
@@ -167,10 +168,12 @@ class _Index:
         if not is_text and suffix not in IMAGE_SUFFIXES:
             return
         fault = why_no_path(name) or member.fault
+        if not fault and len(name) > _MAX_NAME:
+            fault = f"a name too long: {len(name):,} characters"
         if not fault and (name in self.images or f"{self.prefix}{name}" in self.texts):
             fault = "stands twice in the tar; the first is taken"
         if not fault and is_text and member.size > MAX_SIDECAR:
-            fault = f"a text of {member.size:,} bytes; at most {MAX_SIDECAR:,} are read"
+            fault = f"a text too long: {member.size:,} bytes; at most {MAX_SIDECAR:,} are read"
         full_name = f"{self.prefix}{name}"
         if fault:
             self.faults.append(Row(full_name, "", self.split, fault))
