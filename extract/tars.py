@@ -15,7 +15,7 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, open_regular
 from onceover.base.places import is_address
-from onceover.extract.dataset.shard_files import check_unchanged, stamp_of
+from onceover.extract.dataset.shard_files import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
 from onceover.extract.pictures import MAX_BYTES
@@ -65,7 +65,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
     while True:
         header = _read(file, start, _BLOCK)
         if len(header) < _BLOCK:
-            if start == 0 and header[:2] in _PACKED:
+            if start == 0 and (header[:2] in _PACKED or is_pointer(header)):
                 raise TarError(_why_no_header(header, start))
             raise TarError(f"{_CUT}: it ends after {end:,} bytes without the end mark of a tar; {_AGAIN}")
         if not any(header):
@@ -124,6 +124,8 @@ def _check_end(file: BinaryIO, start: int) -> None:
 def _why_no_header(header: bytes, start: int) -> str:
     if start == 0:
         packed = _PACKED.get(header[:2])
+        if is_pointer(header):
+            return POINTER_FAULT
         if packed is not None:
             return f"the tar is packed ({packed}), and only plain tars can be read in place; unpack it to a plain .tar"
         return "no tar, by its first bytes"

@@ -94,6 +94,13 @@ def test_plain_bytes_and_which_column_is_taken(tmp_path):
     assert read_dataset(path).images.open("x.parquet/0") == b"A"
 
 
+def test_a_column_of_numbers_is_no_column_of_splits_unless_the_user_says_so(tmp_path):
+    path = write(tmp_path / "x.parquet", image=[(b"A", "a.jpg")], caption=["One ."], set=[7])
+    assert read_dataset(path).captions == ["One ."]
+    with pytest.raises(DatasetError, match="the column set holds int64; text is needed"):
+        read_dataset(path, options=ReadOptions(split_column="set"))
+
+
 def test_rows_without_an_image_go_into_the_ledger(tmp_path):
     images = [(b"A", "a.jpg"), None, (None, "c.jpg"), (b"", "d.jpg"), (b"E", "e.jpg")]
     path = write(tmp_path / "x.parquet", 2, image=images, caption=["One .", "Two .", "Three .", "Four .", "Five ."])
@@ -177,6 +184,9 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch):
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     with pytest.raises(DatasetError, match="x.parquet is damaged, or not what its name says"):
+        read_dataset(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(DatasetError, match="x.parquet: it is Git's pointer to a large file, not the file: run git lfs"):
         read_dataset(path)
     path.write_bytes(whole)
     write(tmp_path / "y.parquet", image=[(b"B", "b.jpg")], other=["Two ."])

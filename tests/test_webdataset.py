@@ -348,6 +348,18 @@ def test_packed_tars_are_refused_in_a_line(tmp_path):
         read_dataset(tmp_path / "x.tar")
 
 
+def test_a_folder_whose_first_tars_are_damaged(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "0.tar").write_bytes(b"")
+    (tmp_path / "1.tar").write_bytes(pointer)
+    lost = ("1.tar", "dataset", "it is Git's pointer to a large file, not the file: run git lfs pull")
+    with pytest.raises(DatasetError, match="no image is usable; the first reason: 0.tar: the tar is cut off"):
+        read_dataset(tmp_path)
+    write_tar(tmp_path / "2.tar", sample("0"))
+    dataset = read_dataset(tmp_path)
+    assert (dataset.ids, left_out(dataset)[1]) == (["2.tar/0.jpg"], lost)
+
+
 def test_an_archive_of_images_beside_a_table_is_left_alone(tmp_path):
     write_tar(tmp_path / "images.tar", [("images/a.jpg", b"x"), ("images/b.jpg", b"y")])
     (tmp_path / "a.jpg").write_bytes(b"x")

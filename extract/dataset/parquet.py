@@ -5,6 +5,7 @@ The only importer of pyarrow, which is needed where Parquet is read and nowhere 
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.columns import Columns, choose_columns
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
+from onceover.extract.dataset.shard_files import POINTER_FAULT, is_pointer
 from onceover.extract.dataset.text import caption_texts
 
 BATCH = 1024  # rows that are read at a time where no images are among the columns
@@ -69,6 +71,9 @@ def telling_damage(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; pyarrow's own have none
             raise
+        with contextlib.suppress(OSError), path.open("rb") as start:
+            if is_pointer(start.read(64)):
+                raise DatasetError(f"{path}: {POINTER_FAULT}") from error
         reason = " ".join(next(iter(str(error).splitlines()), "").split()) or type(error).__name__
         raise DatasetError(f"{path} is damaged, or not what its name says ({reason:.{_MAX_REASON}})") from error
 
@@ -96,12 +101,24 @@ def parquet_rows(path: Path, options: ReadOptions, image: str | None = None) -> 
         DatasetError: unreadable, or without the columns.
     """
     with readable(path), open_parquet(path) as file:
-        columns = choose_columns(file.schema_arrow.names, options, path, with_images=image is None)
+        columns = columns_of(file.schema_arrow, options, path, with_images=image is None)
         image = image or columns.image or ""
         for record in records(file, path, columns, [image]):
             name = record[image] or ""
             for text in record.captions:
                 yield Row(name, text, record.split)
+
+
+def columns_of(schema: Any, options: ReadOptions, path: Path, with_images: bool) -> Columns:
+    """The columns to read of a table; one that is called as splits are and holds no text is left alone.
+
+    Raises:
+        DatasetError: a column that the user names is not there, or none has a usual name.
+    """
+    columns = choose_columns(schema.names, options, path, with_images)
+    if columns.split is not None and options.split_column is None and not is_text_type(type_of(schema, columns.split)):
+        return replace(columns, split=None)
+    return columns
 
 
 class Record:

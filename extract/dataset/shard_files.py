@@ -20,6 +20,15 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_NAMES = 1_000_000  # that a pattern stands for
 
 
+_POINTER = b"version https://git-lfs"  # what Git has in the place of a large file
+POINTER_FAULT = "it is Git's pointer to a large file, not the file: run git lfs pull"
+
+
+def is_pointer(content: bytes) -> bool:
+    """Whether a file's first bytes are those of a pointer of Git LFS."""
+    return content.startswith(_POINTER)
+
+
 class ShardFiles(NamedTuple):
     """Files of one kind.
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from onceover.base.files import FileError
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.columns import IMAGE_NAMES, Columns, choose_columns
+from onceover.extract.dataset.columns import IMAGE_NAMES, Columns
 from onceover.extract.dataset.downloads import SUCCESS
 from onceover.extract.dataset.parquet import (
+    columns_of,
     is_bytes_type,
     is_text_type,
     load_pyarrow,
@@ -58,11 +59,11 @@ def find(data: Path, options: ReadOptions) -> Found | None:
             column = None  # only the paths were written
     captions = data if data.exists() else files.root
     if column is not None:
-        columns = choose_columns(schema.names, _without_image(options), first, with_images=False)
+        columns = columns_of(schema, _without_image(options), first, with_images=False)
         table = _Table(files, column, path_column, columns)
         return Found(files.root, captions, table.rows, table.images, table.form())
     try:
-        columns = choose_columns(schema.names, options, first, with_images=path_column is None)
+        columns = columns_of(schema, options, first, with_images=path_column is None)
     except DatasetError:
         if data.is_dir() and any(entry.suffix.lower() in _TABLES for entry in data.iterdir()):
             return None

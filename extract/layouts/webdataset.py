@@ -33,7 +33,8 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PARTS = re.compile(r"((?:.*/)?[^./]+)(\..+)")  # webdataset's: the name is what comes before the first dot
 _TEXTS = (*TEXT_SUFFIXES, ".json")
 _MAX_NAME = 1000  # characters of a member's name
-_FIRST = 300  # members that are looked at to see what a tar holds
+_FIRST_TARS = 5  # that are looked at to see what tars hold
+_FIRST = 300  # members of each of them
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
@@ -51,7 +52,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     if files is None:
         return None
     suffixes = _first_suffixes(files)
-    if data.is_dir() and not (suffixes & IMAGE_SUFFIXES and suffixes.intersection(_TEXTS)):
+    if data.is_dir() and suffixes and not _are_samples(suffixes):
         return None
     shards = _Shards(files, options)
     captions = data if data.exists() else files.root
@@ -59,15 +60,22 @@ def find(data: Path, options: ReadOptions) -> Found | None:
 
 
 def _first_suffixes(files: ShardFiles) -> set[str]:
-    """The suffixes in the first tar; in one that is damaged, those before the damage."""
+    """The suffixes in the first tars, up to one that has samples; in a damaged one, those before the damage."""
     suffixes: set[str] = set()
-    try:
-        with open_tar(files.root / files.names[0]) as file:
-            for member in islice(members(file), _FIRST):
-                suffixes.add(_parts(member.name)[1])
-    except (OSError, FileError, TarError):
-        pass  # told when all are read
+    for name in files.names[:_FIRST_TARS]:
+        try:
+            with open_tar(files.root / name) as file:
+                for member in islice(members(file), _FIRST):
+                    suffixes.add(_parts(member.name)[1])
+        except (OSError, FileError, TarError):
+            pass  # told when all are read
+        if _are_samples(suffixes):
+            break
     return suffixes
+
+
+def _are_samples(suffixes: set[str]) -> bool:
+    return bool(suffixes & IMAGE_SUFFIXES) and not suffixes.isdisjoint(_TEXTS)
 
 
 def _form(files: ShardFiles, suffixes: set[str], options: ReadOptions) -> str:
