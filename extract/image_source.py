@@ -33,7 +33,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def stat(self, key: str) -> tuple[int, int]:
-        """Size in bytes and modification time in ns; (-1, -1) where no such image can be looked at."""
+        """Size in bytes and modification time in ns; (-1, -1) where no such image can be looked at.
+
+        A change of the image has to show in them. Where its size is known only once it is read, they are those of the
+        file that it lies in.
+        """
 
     def describe(self, key: str) -> str:
         """Where an image lies, for messages."""

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.extract.arrays import Array, files_of, join_arrays, open_array, parquet_rows
+from onceover.extract.arrays import Array, files_of, join_arrays, open_array
+from onceover.extract.dataset.parquet import parquet_rows
+from onceover.extract.dataset.reading import DEFAULT
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import SPLITS
 from onceover.extract.dataset.table import csv_rows, read_ids
@@ -83,7 +85,7 @@ def read_rows(captions: Path) -> list[Row]:
     rows: list[Row] = []
     for file in files:
         if file.suffix == ".parquet":
-            rows.extend(Row(*row) for row in parquet_rows(file))
+            rows.extend(parquet_rows(file, DEFAULT))
         else:
             rows.extend(csv_rows(file))
     return rows

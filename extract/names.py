@@ -1,4 +1,6 @@
-"""Names of images: which can be stored, which lead to a file, and how a message shows one."""
+"""Names of images: which can be stored, which lead to a file, their natural order, and how a message shows one."""
+
+import re
 
 _SHOWN = 80  # characters of a name that a message repeats
 
@@ -19,3 +21,8 @@ def why_no_path(name: str) -> str | None:
     if name.startswith(("/", "../")) or name == ".." or "\0" in name:
         return "its path leaves the data folder"
     return None if is_text(name) else "a name with half a character"
+
+
+def natural(name: str) -> list[str | int]:
+    """The key of a name in natural order, in which 2 comes before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

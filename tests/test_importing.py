@@ -361,8 +361,8 @@ def test_tables_that_are_refused(given_files, tmp_path):
     def message(file):
         return refusal(given_files, captions=file)
 
-    assert "needs the columns image (or image_path) and caption; it has picture, caption" in message(
-        table(tmp_path / "x.parquet", [("a", "b")], ("picture", "caption"))
+    assert "x.parquet has no column that is known to name the images; it has `thing`, `caption`: say" in message(
+        table(tmp_path / "x.parquet", [("a", "b")], ("thing", "caption"))
     )
     assert message(table(tmp_path / "x.parquet", [(b"\xff\xd8", "b")], ("image", "caption"))).endswith(
         "x.parquet: the column image holds binary; text is needed"

@@ -17,11 +17,15 @@ from onceover.extract.names import shown
 
 
 class Row(NamedTuple):
-    """A caption of an image, as a captions file has it. ``split`` is "" where the file says nothing of splits."""
+    """A caption of an image, as a captions file has it. ``split`` is "" where the file says nothing of splits.
+
+    ``fault``: why the row cannot be used, where that is known already; it goes into the ledger.
+    """
 
     image: str
     caption: str
     split: str = ""
+    fault: str = ""
 
 
 def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequence[str]) -> FolderImages:
@@ -108,12 +112,17 @@ def assemble(
     splits = column_splits(names, [row.split for row in rows], source)
     used, failures = usable_rows(names, rows, reasons)
     ids = list(dict.fromkeys(names[row] for row in used))
-    failures += [Failure(name, "dataset", "no usable caption") for name in without_captions(reasons, ids)]
+    faulty = {name for name, row in zip(names, rows, strict=True) if row.fault}
+    for name in without_captions(reasons, ids):
+        if name not in faulty:
+            failures.append(Failure(name, "dataset", "no usable caption"))
     if list_others:
         failures += images.images_beside({*keys.values()}, exclude)
     if not ids:
         raise DatasetError(f"{source}: no image is usable; the first reason: {failures[0].id}: {failures[0].reason}")
-    renamed = sum(keys[name] != name and not keys[name].endswith(f"/{name}") for name in ids)
+    renamed = 0
+    if isinstance(images, FolderImages):
+        renamed = sum(keys[name] != name and not keys[name].endswith(f"/{name}") for name in ids)
     notes = [f"images whose names differ in case, Unicode form or blanks, taken: {renamed:,}"] if renamed else []
     return Dataset(
         root=root,
@@ -140,11 +149,13 @@ def usable_rows(
     used = []
     failures = []
     for number, (name, row) in enumerate(zip(names, rows, strict=True)):
-        caption = row[1].strip()
-        reason = reasons[name] or why_unusable(caption)
+        caption = row.caption.strip()
+        of_image = row.fault or reasons[name]
+        reason = of_image or why_unusable(caption)
         if reason:
-            stage = "dataset" if reasons[name] else "caption"
-            failures.append(Failure(name[:MAX_ID] or f"row {number + 1}", stage, f"{reason}: {caption[:60]!r}"))
+            stage = "dataset" if of_image else "caption"
+            repeated = f": {caption[:60]!r}" if caption or not row.fault else ""
+            failures.append(Failure(name[:MAX_ID] or f"row {number + 1}", stage, f"{reason}{repeated}"))
         else:
             used.append(number)
     return used, failures

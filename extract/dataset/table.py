@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def read_ids(file: str | Path) -> list[str]:
 
 
 def captioned(
-    rows: list[tuple[str, str, str]], source: Path, root: Path, gallery: list[str] | None = None, seed: int = 0
+    rows: Sequence[Row], source: Path, root: Path, gallery: list[str] | None = None, seed: int = 0
 ) -> tuple[Dataset, np.ndarray]:
     """A dataset of images that need not be at hand, from the rows (image, caption, split) of the table ``source``.
 
@@ -55,10 +55,10 @@ def captioned(
     Raises:
         DatasetError: no usable row, or an image in two splits.
     """
-    names = [name.strip() for name, _, _ in rows]
+    names = [row[0].strip() for row in rows]
     known = set(names if gallery is None else gallery)
     reasons = {name: _why_no_id(name, known) for name in names}
-    used, failures = usable_rows(names, [Row(*row) for row in rows], reasons)
+    used, failures = usable_rows(names, rows, reasons)
     usable_names = {names[row] for row in used}
     ids = [name for name in reasons if name in usable_names]
     if gallery is None:

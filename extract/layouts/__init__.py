@@ -96,7 +96,10 @@ class Layout(Protocol):
         """
 
     def write_example(self, folder: Path, images: dict[str, bytes]) -> Path:
-        """Writes a small dataset of some images (name -> bytes), a caption each; returns what names it (``data``)."""
+        """Writes a small dataset of some images (name -> bytes), a caption each; returns what names it (``data``).
+
+        Where it is read with options, those are ``EXAMPLE_OPTIONS``.
+        """
 
 
 def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT) -> Dataset:
@@ -177,9 +180,12 @@ def _not_understood(data: Path, layouts: Sequence[Layout]) -> str:
     if not there.counts:
         return f"{data} is empty; name the folder or file of a dataset"
     if there.only_images:
+        by_class = ""
+        if any(folder for folder, _ in there.counts):
+            by_class = ", or, where folders are classes, --caption-template 'a photo of a {}'"
         return (
             f"{data} holds images without captions ({there}); index them with onceover index --images {data}, "
-            "or write captions: a line image,caption for each in captions.csv"
+            f"or write captions: a line image,caption for each in captions.csv{by_class}"
         )
     near = [layout for layout in layouts if not there.suffixes.isdisjoint(layout.SUFFIXES)]
     nearest = near[0] if near else layouts[-1]
