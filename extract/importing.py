@@ -19,7 +19,9 @@ from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.arrays import Array, files_of, open_array, parquet_rows
 from onceover.extract.dataset import Dataset
-from onceover.extract.dataset.table import captioned, csv_rows, read_ids
+from onceover.extract.dataset.caption_table import SUFFIXES, open_table
+from onceover.extract.dataset.reading import DEFAULT, ReadOptions
+from onceover.extract.dataset.table import captioned, read_ids
 from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
 from onceover.extract.summary import Summary, summary_of
 
@@ -107,6 +109,7 @@ def import_features(
     data: Path | None = None,
     seed: int = 0,
     force: bool = False,
+    reading: ReadOptions = DEFAULT,
 ) -> Summary:
     """Writes the store ``path``. Row i of the text features belongs to row i of the caption table.
 
@@ -118,6 +121,7 @@ def import_features(
         data: where the images' names lead from; the table's folder by default. No image is looked for.
         seed: of the split, where the table has none.
         force: replace a store of other features, images or captions.
+        reading: the caption table's columns, where they have other names than the usual ones.
 
     Raises:
         ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together.
@@ -128,7 +132,7 @@ def import_features(
     image_array = open_array(image_features, (2, 3))
     text_array = open_array(text_features, (2,))
     _check_views(image_array)
-    rows = read_rows(captions)
+    rows = read_rows(captions, reading)
     if len(text_array) != len(rows):
         raise ImportingError(
             f"{text_features} has {len(text_array):,} rows, and {captions} has {len(rows):,}; each caption has one"
@@ -165,17 +169,16 @@ def _check_views(images: Array) -> None:
         )
 
 
-def read_rows(captions: Path) -> list[tuple[str, str, str]]:
-    """(image, caption, split) of each row of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
+def read_rows(captions: Path, reading: ReadOptions = DEFAULT) -> list[tuple[str, str, str]]:
+    """(image, caption, split) of each row of a caption table: a text file, a ``.parquet`` file, or a folder of these.
 
     Raises:
         ArrayError, DatasetError: not there, not readable, or without the columns.
     """
-    files = files_of(captions, (".parquet",) if captions.is_dir() else (".csv", ".txt", ".parquet"))
+    files = files_of(captions, (".parquet",) if captions.is_dir() else (*SUFFIXES, ".parquet"))
     rows: list[tuple[str, str, str]] = []
     for file in files:
-        read = parquet_rows if file.suffix == ".parquet" else csv_rows
-        rows.extend(read(file))
+        rows.extend(parquet_rows(file) if file.suffix == ".parquet" else open_table(file, reading).rows())
     return rows
 
 

@@ -365,7 +365,9 @@ def test_tables_that_are_refused(given_files, tmp_path):
     assert message(table(tmp_path / "x.parquet", [(b"\xff\xd8", "b")], ("image", "caption"))).endswith(
         "x.parquet: the column image holds binary; text is needed"
     )
-    assert "x.csv needs a first line with the columns" in message(table(tmp_path / "x.csv", ROWS, ("a", "b", "c")))
+    assert "x.csv has no column that is known to name the images; it has `a`, `b`, `c`" in message(
+        table(tmp_path / "x.csv", ROWS, ("a", "b", "c"))
+    )
     twice = [*ROWS[:4], ("a.jpg", "again", "test")]
     assert "a.jpg is in two splits ('train', 'test')" in message(table(tmp_path / "x.csv", twice))
     odd = [*ROWS[:4], ("a.jpg", "again", "holdout")]
@@ -436,7 +438,7 @@ def test_parquet_without_pyarrow_names_what_to_install(given_files, monkeypatch)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name in ("image_features", "captions"):
         assert refusal(given_files, **{name: file}) == (
-            "Parquet is read with pyarrow: pip install \"onceover-retrieval[parquet]\""
+            'Parquet is read with pyarrow: pip install "onceover-retrieval[parquet]"'
         )
     given_files.run()
 

@@ -10,9 +10,17 @@ import numpy as np
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.splits import column_splits
 from onceover.extract.dataset.text import why_unusable
-from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.image_source import FolderImages, ImageSource, is_image
 from onceover.extract.ledger import MAX_ID, Failure
 from onceover.extract.names import shown
+
+#: where the images of a table are looked for
+FOLDERS = (
+    *(".", "Images", "images", "image", "imgs", "img", "photos", "pictures", "JPEGImages"),
+    *("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "flickr30k-images", "flickr30k_images"),
+)
+_FIRST = 100  # names by which a folder is known in which nobody said that they are
+_MOST_FOLDERS = 200  # that are looked through
 
 
 class Row(NamedTuple):
@@ -26,7 +34,8 @@ class Row(NamedTuple):
 def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequence[str]) -> FolderImages:
     """The images that rows name, in the first of several folders that has one of them.
 
-    A folder with a file of the very name comes before one with a near name.
+    A folder with a file of the very name comes before one with a near name; then come paths that begin with a folder of
+    another machine or program, and last the one folder below ``root`` that has the first images.
 
     Args:
         captions: their file, for the error. folders: relative to ``root``.
@@ -34,18 +43,63 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
     Raises:
         DatasetError: no folder has any of them.
     """
-    names = list(dict.fromkeys(image_name(row) for row in rows))
-    candidates = [FolderImages(root, folder) for folder in folders]
+    start = FolderImages(root)
+    names = list(dict.fromkeys(start.local(image_name(row)) for row in rows))
+    candidates = [FolderImages(root, folder) for folder in dict.fromkeys(folders) if (root / folder).is_dir()]
     for images in candidates:
         if images.has_any(names):
             return images
     for images in candidates:
         if images.has_near(names):
             return images
+    moved = _of_another_root(names, root, folders)
+    if moved is not None:
+        return moved
+    first = names[:_FIRST]
+    below = [images for images in _folders_below(root) if images.has_any(first) or images.has_near(first)]
+    if len(below) == 1:
+        return below[0]
+    if below:
+        places = " and ".join(str(root / images.folder) for images in below[:2])
+        raise DatasetError(f"images that {captions} names are in {places}; say which to take with --images-root")
     places = ", ".join(str(root / folder) for folder in folders)
     raise DatasetError(
-        f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {places}"
+        f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {places}; "
+        "name their folder with --images-root"
     )
+
+
+def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -> FolderImages | None:
+    """The images of names that all begin with a folder that is not here, where what follows it is here."""
+    parts = [name.split("/") for name in names]
+    most = min(len(part) for part in parts) - 1
+    shared = next((at for at in range(most) if len({part[at] for part in parts}) > 1), most)
+    for dropped in range(1, shared + 1):
+        prefix = "/".join(parts[0][:dropped]) + "/"
+        first = [name[len(prefix) :] for name in names[:_FIRST]]
+        for folder in dict.fromkeys(folders):
+            images = FolderImages(root, folder, prefix)
+            if images.has_any(first) or images.has_near(first):
+                return images
+    return None
+
+
+def _folders_below(root: Path) -> list[FolderImages]:
+    """The folders in ``root`` and in those, in their order, as places of images."""
+    folders: list[str] = []
+    for first in _subfolders(root):
+        folders.append(first)
+        folders += [f"{first}/{second}" for second in _subfolders(root / first)]
+    return [FolderImages(root, folder) for folder in folders]
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """The names of the visible folders in a folder; the first few hundred."""
+    try:
+        entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
+        return []
+    return entries[:_MOST_FOLDERS]
 
 
 def write_images(folder: Path, images: dict[str, bytes]) -> None:
@@ -77,7 +131,7 @@ def assemble(
     Raises:
         DatasetError: no usable image, or an image in two splits.
     """
-    names = [image_name(row) for row in rows]
+    names = [images.local(image_name(row)) for row in rows]
     keys, reasons = images.resolve(names)
     splits = column_splits(names, [row.split for row in rows], source)
     used, failures = usable_rows(names, rows, reasons)
@@ -87,8 +141,6 @@ def assemble(
         failures += images.images_beside({*keys.values()})
     if not ids:
         raise DatasetError(f"{source}: no image is usable; the first reason: {failures[0].id}: {failures[0].reason}")
-    renamed = sum(keys[name] != name and not keys[name].endswith(f"/{name}") for name in ids)
-    notes = [f"images whose names differ in case, Unicode form or blanks, taken: {renamed:,}"] if renamed else []
     return Dataset(
         root=root,
         layout=layout,
@@ -98,9 +150,21 @@ def assemble(
         captions=[rows[row].caption.strip() for row in used],
         image_index=positions(ids, [names[row] for row in used]),
         failures=failures,
-        notes=notes,
+        notes=_notes_on_names(ids, keys),
         source=images,
     )
+
+
+def _notes_on_names(ids: Sequence[str], keys: dict[str, str]) -> list[str]:
+    """How many images have other names than the table gives them."""
+    other = [name for name in ids if keys[name] != name and not keys[name].endswith(f"/{name}")]
+    bare = sum(is_image(keys[name]) and not is_image(name) for name in other)
+    notes = []
+    if bare:
+        notes.append(f"images that are named without their suffix, taken: {bare:,}")
+    if len(other) > bare:
+        notes.append(f"images whose names differ in case, Unicode form or blanks, taken: {len(other) - bare:,}")
+    return notes
 
 
 def usable_rows(
