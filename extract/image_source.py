@@ -208,6 +208,15 @@ def _entries_of(folder: Path) -> list[str]:
         return []
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, sorted; none where it cannot be read. What is called as an image is none."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name) and not is_image(entry.name))
+        return [entry for entry in entries if entry.is_dir()]
+    except (OSError, ValueError):
+        return []
+
+
 def _near_form(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 

@@ -273,7 +273,7 @@ def test_limit_keeps_the_map_right(tmp_path):
         (
             "notes.md",
             "hello",
-            "holds no captions in a form that is understood, but notes.md, 3 .jpg in Images/; a form",
+            "holds no captions in a form that is understood; there is notes.md, 3 .jpg in Images/. The",
         ),
     ],
 )
@@ -288,7 +288,9 @@ def test_a_missing_folder_a_wrong_file_and_a_wrong_encoding(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         read_dataset(tmp_path / "none")
     (tmp_path / "x.h5").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"x\.h5 holds no captions in a form that is understood, but x\.h5; a form"):
+    with pytest.raises(
+        DatasetError, match=r"x\.h5 holds no captions in a form that is understood; there is x\.h5\. The"
+    ):
         read_dataset(tmp_path / "x.h5")
     make(tmp_path, "image,caption\n")
     (tmp_path / "captions.txt").write_bytes("image,caption\na.jpg,Übel\n".encode("latin-1"))

@@ -66,7 +66,7 @@ def test_trap_stores_know_layouts_by_these_names():
     names = {name: LAYOUTS.load(name).NAME for name in ("csv_table", "flickr8k", "kaggle", "karpathy")}
     assert names == {"csv_table": "csv", "flickr8k": "original", "kaggle": "kaggle", "karpathy": "karpathy"}
     for name in ("coco", "flickr30k", "imagefolder"):
-        assert LAYOUTS.load(name).NAME == name
+        assert name == LAYOUTS.load(name).NAME
 
 
 def test_trap_a_stores_listing_covers_these_reasons_so_that_they_keep_their_spelling(tmp_path):

@@ -9,7 +9,7 @@ from onceover.extract.dataset.caption_table import SUFFIXES, CaptionTable, open_
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import FOLDERS
 from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS
-from onceover.extract.image_source import FolderImages
+from onceover.extract.image_source import FolderImages, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
 _USUAL = ("captions", "results", "metadata", "labels", "annotations", "train")
@@ -49,9 +49,7 @@ def split_folders(stem: str, split: str, root: Path) -> list[str]:
     folders = []
     for parent in FOLDERS:
         place = root / parent
-        if not place.is_dir():
-            continue
-        names = [entry.name for entry in place.iterdir() if split_of(entry.name) == split and entry.is_dir()]
+        names = [entry.name for entry in subfolders(place) if split_of(entry.name) == split]
         names.sort(key=lambda name: (not stem.endswith(name), name))
         folders += [f"{parent}/{name}".removeprefix("./") for name in names]
     return folders
@@ -59,9 +57,9 @@ def split_folders(stem: str, split: str, root: Path) -> list[str]:
 
 def files_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """The files in a folder that may be tables of captions, by their suffixes, or by their names if these are given."""
-    files = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and not entry.is_dir())
-    if names:
-        return [file for file in files if file.name.lower() in names]
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    wanted = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    files = [entry for entry in wanted if not names or entry.name.lower() in names]
     chosen = []
     for suffix in SUFFIXES:
         same = [file for file in files if file.suffix.lower() == suffix]

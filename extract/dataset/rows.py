@@ -4,13 +4,14 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.splits import column_splits
 from onceover.extract.dataset.text import why_unusable
-from onceover.extract.image_source import FolderImages, ImageSource, is_image
+from onceover.extract.image_source import FolderImages, ImageSource, is_image, subfolders
 from onceover.extract.ledger import MAX_ID, Failure
 from onceover.extract.names import shown
 
@@ -62,7 +63,7 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
     if below:
         places = " and ".join(str(root / images.folder) for images in below[:2])
         raise DatasetError(f"images that {captions} names are in {places}; say which to take with --images-root")
-    places = ", ".join(str(root / folder) for folder in folders)
+    places = ", ".join(str(root / images.folder) for images in candidates) or str(root)
     raise DatasetError(
         f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {places}; "
         "name their folder with --images-root"
@@ -87,19 +88,10 @@ def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -
 def _folders_below(root: Path) -> list[FolderImages]:
     """The folders in ``root`` and in those, in their order, as places of images."""
     folders: list[str] = []
-    for first in _subfolders(root):
-        folders.append(first)
-        folders += [f"{first}/{second}" for second in _subfolders(root / first)]
+    for first in subfolders(root)[:_MOST_FOLDERS]:
+        folders.append(first.name)
+        folders += [f"{first.name}/{second.name}" for second in subfolders(first)[:_MOST_FOLDERS]]
     return [FolderImages(root, folder) for folder in folders]
-
-
-def _subfolders(folder: Path) -> list[str]:
-    """The names of the visible folders in a folder; the first few hundred."""
-    try:
-        entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
-    except OSError:
-        return []
-    return entries[:_MOST_FOLDERS]
 
 
 def write_images(folder: Path, images: dict[str, bytes]) -> None:
@@ -158,12 +150,17 @@ def assemble(
 def _notes_on_names(ids: Sequence[str], keys: dict[str, str]) -> list[str]:
     """How many images have other names than the table gives them."""
     other = [name for name in ids if keys[name] != name and not keys[name].endswith(f"/{name}")]
-    bare = sum(is_image(keys[name]) and not is_image(name) for name in other)
+    bare = sum(is_image(keys[name]) and not is_image(name) and unquote(name) == name for name in other)
+    quoted = sum(unquote(name) != name for name in other)
     notes = []
+    if quoted:
+        notes.append(f"images whose names are quoted as in addresses, taken: {quoted:,}")
     if bare:
         notes.append(f"images that are named without their suffix, taken: {bare:,}")
-    if len(other) > bare:
-        notes.append(f"images whose names differ in case, Unicode form or blanks, taken: {len(other) - bare:,}")
+    if len(other) > bare + quoted:
+        notes.append(
+            f"images whose names differ in case, Unicode form or blanks, taken: {len(other) - bare - quoted:,}"
+        )
     return notes
 
 

@@ -17,7 +17,7 @@ from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
 from onceover.extract.dataset.rows import Row, assemble, folder_images, image_name
 from onceover.extract.dataset.splits import with_splits
-from onceover.extract.image_source import FolderImages, ImageSource, is_hidden
+from onceover.extract.image_source import FolderImages, ImageSource, subfolders
 from onceover.extract.names import shown
 
 if TYPE_CHECKING:
@@ -107,31 +107,32 @@ def in_parts(root: Path, parts: Sequence[Part], options: ReadOptions, form: str 
     def rows() -> Iterator[Row]:
         placed, absent = _placed(parts, base)
         if not placed and absent:
-            raise absent[0]
+            raise absent[0][1]
         several = len({part.split for part, _, _ in placed}) > 1
         for part, read, images in placed:
             notes.extend(_note_on_root(images))
             for row in read:
                 name = posixpath.normpath(posixpath.join(images.folder, images.local(image_name(row))))
                 yield Row(name, row.caption, row.split or (part.split if several else ""))
-        notes.extend(f"left alone: {error}" for error in absent)
+        notes.extend(f"left alone: {part.captions}, none of whose images is there" for part, _ in absent)
 
     return Found(base, parts[0].captions, rows, lambda _: FolderImages(base), form, notes=notes)
 
 
-def _placed(parts: Sequence[Part], root: Path) -> tuple[list[tuple[Part, list[Row], FolderImages]], list[DatasetError]]:
-    """The parts whose images are there, with their rows and images; why the others are not taken."""
-    placed = []
-    absent = []
+def _placed(
+    parts: Sequence[Part], root: Path
+) -> tuple[list[tuple[Part, list[Row], FolderImages]], list[tuple[Part, DatasetError]]]:
+    """The parts whose images are there, with their rows and images, and those whose images are not, with the error."""
+    placed: list[tuple[Part, list[Row], FolderImages]] = []
+    absent: list[tuple[Part, DatasetError]] = []
     for part in parts:
         read = list(part.rows())
         if not read:
-            absent.append(DatasetError(f"{part.captions} holds no captions"))
             continue
         try:
             placed.append((part, read, folder_images(read, root, part.captions, part.folders)))
         except DatasetError as error:
-            absent.append(error)
+            absent.append((part, error))
     return placed, absent
 
 
@@ -245,9 +246,7 @@ def _find(data: Path, options: ReadOptions) -> tuple[Layout, Found]:
 
 def _only_folder(data: Path) -> Path | None:
     """The one folder in a folder, as unpacking an archive leaves it; None where there are several or none."""
-    if not data.is_dir():
-        return None
-    folders = [entry for entry in data.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
+    folders = subfolders(data)
     return folders[0] if len(folders) == 1 else None
 
 
@@ -268,10 +267,10 @@ def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions)
             "or write their captions into captions.csv, a line for each: image,caption"
         )
     nearest = _nearest(layouts, there.suffixes)
-    example = " then ".join(nearest.EXAMPLE.splitlines())
+    example = " and below it ".join(nearest.EXAMPLE.splitlines())
     return (
-        f"{data} holds no captions in a form that is understood, but {there}; "
-        f"a form near to it is {nearest.LOOKED_FOR}, with lines such as: {example}"
+        f"{data} holds no captions in a form that is understood; there is {there}. "
+        f"The nearest form is {nearest.LOOKED_FOR}: {example} (docs/data.md has all forms)"
     )
 
 

@@ -19,7 +19,7 @@ from onceover.extract.dataset.parts import (
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import FOLDERS, write_csv_example, write_images
 from onceover.extract.dataset.splits import SPLITS
-from onceover.extract.image_source import is_hidden
+from onceover.extract.image_source import subfolders
 from onceover.extract.layouts import Found, Part, beside, in_parts
 
 NAME = "csv"
@@ -86,8 +86,7 @@ def found_splits(data: Path, options: ReadOptions, names: Sequence[str] = ()) ->
     """
     parts: list[Part] = []
     forms: list[str] = []
-    folders = [entry for entry in data.iterdir() if split_of(entry.name) and not is_hidden(entry.name)]
-    for folder in sorted(filter(Path.is_dir, folders), key=_order):
+    for folder in sorted(filter(_is_split, subfolders(data)), key=_order):
         by_path = {table.path: table for table in tables_in(folder, folder, options, names)}
         if not by_path:
             continue
@@ -99,6 +98,11 @@ def found_splits(data: Path, options: ReadOptions, names: Sequence[str] = ()) ->
         return None
     places = ", ".join(f"{part.captions.parent.name}/{part.captions.name}" for part in parts)
     return in_parts(data, parts, options, f"{forms[0]}, in {places}")
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder is called after a split."""
+    return split_of(folder.name) != ""
 
 
 def _order(folder: Path) -> tuple[int, str]:

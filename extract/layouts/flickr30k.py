@@ -7,7 +7,7 @@ from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import write_images
 from onceover.extract.dataset.text import read_head
-from onceover.extract.image_source import is_hidden
+from onceover.extract.image_source import subfolders
 from onceover.extract.layouts import Found, beside
 
 NAME = "flickr30k"
@@ -34,8 +34,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
         return _found(data, data.parent, options) if _is_published(data) else None
     if not data.is_dir():
         return None
-    inner = sorted(entry for entry in data.iterdir() if not is_hidden(entry.name) and entry.is_dir())
-    for folder in (data, *inner):
+    for folder in (data, *subfolders(data)):
         for name in FILES:
             if _is_published(folder / name):
                 return _found(folder / name, data, options)
