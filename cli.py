@@ -321,20 +321,27 @@ _READING = (
 )
 
 
-def reading_options(command):
+def reading_options(command, options=_READING):
     """The options that say how to read a dataset; ``command`` gets them as the one argument ``reading``."""
 
     @functools.wraps(command)
-    def with_reading(*, image_column, caption_column, split_column, images_root, caption_template, exclude, **given):
+    def with_reading(
+        *, image_column, caption_column, split_column, images_root=None, caption_template=None, exclude=(), **given
+    ):
         from onceover.extract.dataset.reading import ReadOptions
 
         reading = ReadOptions(image_column, caption_column, split_column, images_root, caption_template, exclude)
         return command(reading=reading, **given)
 
     decorated = with_reading
-    for option in reversed(_READING):
+    for option in reversed(options):
         decorated = option(decorated)
     return decorated
+
+
+def column_options(command):
+    """Those of them that name a table's columns, of which alone a table without images has need."""
+    return reading_options(command, _READING[:3])
 
 
 encoder_options = (
@@ -503,12 +510,13 @@ def extract(
     required=True,
     type=FILE,
     metavar="TABLE",
-    help="Caption table: a .csv (image,caption[,split]), or a .parquet file or folder (image or image_path, caption).",
+    help="Caption table: .csv, .tsv, .jsonl, … as extract reads them, or a .parquet file or folder.",
 )
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
 @click.option("--image-ids", type=FILE, help="Image names of the rows of image features, one per line.")
 @click.option("--name", metavar="TEXT", help="Name of the encoders. [default: that of the image features]")
 @click.option("--data", type=DIRECTORY, help="Folder of the images, if available. [default: the table's]")
+@column_options
 @click.option("--force", is_flag=True, help="Replace a store of other features or captions.")
 def import_(store_file, **given):
     """Make a feature store from features computed elsewhere.

@@ -187,7 +187,8 @@ def _without_header(lines: Sequence[str], delimiter: str, start: int, path: Path
     rows = _cells(lines, delimiter)
     width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
     even = [row for row in rows if len(row) == width]
-    if width < 2 or len(even) < _MOST * len(rows) or (delimiter in ", " and _in_sentences(even)):
+    uneven = width < 2 or len(even) < _MOST * len(rows)
+    if uneven or delimiter == " " or (delimiter == "," and _in_sentences(even)):
         even = _caption_with_delimiters(rows, delimiter)
     columns = [[cell.strip() for cell in cells] for cells in zip(*even, strict=True)]
     for image in range(len(columns)):

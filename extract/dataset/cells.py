@@ -11,7 +11,7 @@ from onceover.extract.image_source import is_image
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _A_STRING = re.compile(_STRING, re.DOTALL)
 #: a list as pandas writes it, ['one', "two"], or numpy, which has no commas
-_PYTHON_LIST = re.compile(rf"\[\s*(?:{_STRING}\s*,?\s*)*\]", re.DOTALL)
+_PYTHON_LIST = re.compile(rf"\[\s*(?:{_STRING}\s*(?:,\s*)?)*\]", re.DOTALL)
 _NUMBERED_NAME = re.compile(r"(.+)#\d+")  # a.jpg#0, of Flickr8k and Flickr30k
 
 

@@ -45,7 +45,9 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
         DatasetError: no folder has any of them.
     """
     start = FolderImages(root)
-    names = list(dict.fromkeys(start.local(image_name(row)) for row in rows))
+    names = list(filter(None, dict.fromkeys(start.local(image_name(row)) for row in rows)))
+    if not names:
+        raise DatasetError(f"{captions} names no image; say which column does with --image-column")
     candidates = [FolderImages(root, folder) for folder in dict.fromkeys(folders) if (root / folder).is_dir()]
     for images in candidates:
         if images.has_any(names):
@@ -63,6 +65,11 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
     if below:
         places = " and ".join(str(root / images.folder) for images in below[:2])
         raise DatasetError(f"images that {captions} names are in {places}; say which to take with --images-root")
+    if names[0].startswith(("http:/", "https:/")):
+        raise DatasetError(
+            f"{captions} names images by their addresses ({shown(names[0])}); download them first, for example with "
+            "img2dataset, and name the folder that they are in then"
+        )
     places = ", ".join(str(root / images.folder) for images in candidates) or str(root)
     raise DatasetError(
         f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {places}; "
@@ -72,6 +79,9 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
 
 def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -> FolderImages | None:
     """The images of names that all begin with a folder that is not here, where what follows it is here."""
+    names = [name for name in names if "/" in name]
+    if not names:
+        return None
     parts = [name.split("/") for name in names]
     most = min(len(part) for part in parts) - 1
     shared = next((at for at in range(most) if len({part[at] for part in parts}) > 1), most)
@@ -109,7 +119,8 @@ def write_csv_example(captions: Path, images: Iterable[str]) -> None:
 
 def image_name(row: Row) -> str:
     """The name that a row gives its image, without blanks, with forward slashes."""
-    return posixpath.normpath(row.image.strip().replace("\\", "/"))
+    name = row.image.strip().replace("\\", "/")
+    return posixpath.normpath(name) if name else ""
 
 
 def assemble(

@@ -71,7 +71,7 @@ def _captions_in(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
     called = [file for file in files if "caption" in file.name.lower()]
     coco = [file for file in (called or files)[:_MOST_FILES] if _is_coco(file)]
-    return coco if called else [file for file in coco if '"caption"' in read_text(file)]
+    return [file for file in coco if (called and split_of(file.stem) != "test") or '"caption"' in read_text(file)]
 
 
 def _is_coco(file: Path) -> bool:
