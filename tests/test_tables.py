@@ -464,6 +464,8 @@ def test_a_table_in_a_folder_of_annotations(laid):
     folder = laid({"annotations/x.csv": "image,caption\na.jpg,A\n"}, ["images/a.jpg"])
     assert read_dataset(folder).paths == ["images/a.jpg"]
     assert read_dataset(folder / "annotations/x.csv").paths == ["images/a.jpg"]
+    laid({}, ["annotations/a.jpg"])
+    assert read_dataset(folder / "annotations/x.csv").paths == ["a.jpg"]
 
 
 def test_folders_that_hold_nothing_but_a_folder_are_entered(laid):
@@ -489,8 +491,8 @@ def test_folders_that_hold_nothing_but_a_folder_are_entered(laid):
             {"README.txt": "Hello, you.\n"},
             [f"photos/{number}.jpg" for number in range(1200)],
             "{} holds no captions in a form that is understood; there is README.txt, 1,200 .jpg in photos/. "
-            "The nearest form is a table of images and captions beside the images (.csv, .tsv, .txt, .json, .jsonl): image,caption "
-            "and below it a.jpg,A dog runs over a meadow . (docs/data.md has all forms)",
+            "The nearest form is a table of images and captions beside the images (.csv, .tsv, .txt, .json, .jsonl): "
+            "image,caption and below it a.jpg,A dog runs over a meadow . (docs/data.md has all forms)",
         ),
         (
             {"photos.csv": "name,width\na.jpg,3\n"},

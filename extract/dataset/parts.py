@@ -9,12 +9,12 @@ from onceover.extract.dataset.caption_table import SUFFIXES, CaptionTable, open_
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import FOLDERS
 from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS
-from onceover.extract.image_source import FolderImages, subfolders
+from onceover.extract.image_source import FolderImages, is_image, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
 _USUAL = ("captions", "results", "metadata", "labels", "annotations", "train")
 #: folders that hold tables apart from the images
-TABLE_FOLDERS = ("annotations", "captions", "metadata", "labels", "text")
+TABLE_FOLDERS = ("annotations", "captions", "metadata", "labels", "text", "tables", "csv", "anns")
 _MOST = 40  # files of a kind in a folder; where there are more, they belong to the images, one to each
 _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(filter(None, SPLIT_WORDS))})(?![a-z])")
 
@@ -26,11 +26,22 @@ def split_of(name: str) -> str:
 
 
 def root_of(table: Path) -> Path:
-    """The folder that holds a table's images: its own, or the one above a folder of annotations."""
+    """The folder that holds a table's images: its own, or the one above a folder that holds nothing but tables."""
     root = table.parent
-    while root.name.lower() in TABLE_FOLDERS or root.name.startswith("annotations"):
+    left = table
+    while _is_for_tables(root, left):
+        left = root
         root = root.parent
     return root
+
+
+def _is_for_tables(folder: Path, left: Path) -> bool:
+    """Whether a folder is called so, and has no images and no folders, but the one that was just left."""
+    if folder.name.lower() not in TABLE_FOLDERS and not folder.name.startswith("annotations"):
+        return False
+    if any(is_image(entry.name) for entry in folder.iterdir()):
+        return False
+    return all(entry.name == left.name for entry in subfolders(folder))
 
 
 def folders_from(root: Path, table: Path) -> list[str]:
