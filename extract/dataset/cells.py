@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset.rows import Row
-from onceover.extract.image_source import is_image
+from onceover.extract.listing import is_image
 
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _A_STRING = re.compile(_STRING, re.DOTALL)

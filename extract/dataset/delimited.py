@@ -13,13 +13,14 @@ from pathlib import Path
 
 from onceover.base.files import MAX_TEXT
 from onceover.extract.dataset import DatasetError
+from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.names import shown
 
 #: what a table is called by what stands between its cells, in the order in which they are tried
 KINDS = {"\t": "TSV", "|": "table with bars", ";": "table with semicolons", ",": "CSV", " ": "text with blanks"}
 _CALLED = {"\t": "tabs", "|": "bars", ";": "semicolons", ",": "commas", " ": "blanks"}
 _MAX_RECORD = 2**17  # characters of a record of several lines; a quote that is open for longer was never closed
-_SUFFIXES = r"\.(jpe?g|png|gif|bmp|webp|tiff?)"
+_SUFFIXES = f"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES, reverse=True)))})"
 _NUMBER_AND_CAPTION = re.compile(r"\s*(\d+)\s+(\S.*)")
 csv.field_size_limit(MAX_TEXT - 1)  # a long cell is a matter for the ledger (``MAX_CAPTION``), not for the parser
 

@@ -9,7 +9,8 @@ from onceover.extract.dataset.caption_table import SUFFIXES, CaptionTable, open_
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import FOLDERS
 from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS
-from onceover.extract.image_source import FolderImages, is_image, subfolders
+from onceover.extract.image_source import FolderImages
+from onceover.extract.listing import is_image, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
 _USUAL = ("captions", "results", "metadata", "labels", "annotations", "train")

@@ -15,9 +15,10 @@ from onceover.base.registry import Registry
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
-from onceover.extract.dataset.rows import Row, assemble, folder_images, image_name
+from onceover.extract.dataset.rows import Row, assemble, folder_images, image_name, without_excluded
 from onceover.extract.dataset.splits import with_splits
-from onceover.extract.image_source import FolderImages, ImageSource, subfolders
+from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.listing import subfolders
 from onceover.extract.names import shown
 
 if TYPE_CHECKING:
@@ -193,9 +194,10 @@ def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT
     if not rows:
         raise DatasetError(f"{found.captions} holds no captions; is the download complete?")
     images = found.images(rows)
-    dataset = assemble(found.root, layout.NAME, rows, images, found.captions, found.lists_all_images)
+    rows, notes = without_excluded(rows, options.exclude)
+    dataset = assemble(found.root, layout.NAME, rows, images, found.captions, found.lists_all_images, options.exclude)
     taken = found.form or layout.NAME
-    notes = [*found.notes, *dataset.notes]
+    notes = [*found.notes, *notes, *dataset.notes]
     dataset = replace(dataset, named=at, reading=options, taken=f"{taken}: {len(rows):,} rows", notes=notes)
     if any(dataset.splits):
         return dataset

@@ -19,8 +19,8 @@ from onceover.extract.dataset.parts import (
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import FOLDERS, write_csv_example, write_images
 from onceover.extract.dataset.splits import SPLITS
-from onceover.extract.image_source import subfolders
 from onceover.extract.layouts import Found, Part, beside, in_parts
+from onceover.extract.listing import subfolders
 
 NAME = "csv"
 PRIORITY = 40

@@ -7,8 +7,8 @@ from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import write_images
 from onceover.extract.dataset.text import read_head
-from onceover.extract.image_source import subfolders
 from onceover.extract.layouts import Found, beside
+from onceover.extract.listing import subfolders
 
 NAME = "flickr30k"
 PRIORITY = 15
