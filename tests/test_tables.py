@@ -104,6 +104,7 @@ def test_a_table_with_a_header(laid, file, text, form, rows):
             "table with semicolons {}, images from column 1, captions from column 2",
             "12",
         ),
+        ("a,A dog, running\nb,A cat\n", "CSV {}, images from column 1, captions from column 2", "ab"),
         ("a.jpg A dog\nb.jpg A cat\n", "text with blanks {}, images from column 1, captions from column 2", "12"),
         (
             "a.jpg,A dog,train\nb.jpg,A cat,test\n",
@@ -121,7 +122,7 @@ def test_a_table_without_a_header(laid, text, form, rows):
     table = open_table(laid({"x.txt": text}) / "x.txt")
     assert table.form == form.format("without a header")
     read = list(table.rows())
-    assert [row.image for row in read] == [{"1": "a.jpg", "2": "b.jpg"}[row] for row in rows]
+    assert [row.image for row in read] == [{"1": "a.jpg", "2": "b.jpg"}.get(row, row) for row in rows]
     assert read[0].caption.startswith("A dog")
     if "running" in text:
         assert read[0].caption == "A dog, running"
@@ -165,6 +166,18 @@ def test_which_column_holds_ids_is_told_by_the_files_that_are_there(laid):
         ),
         (
             "x.json",
+            '{"train": [{"image": "a.jpg", "caption": "A"}], "val": [{"image": "b.jpg", "caption": "B"}], "n": 7}',
+            "JSON lists, images from `image`, captions from `caption`, splits by list",
+            [("a.jpg", "A", "train"), ("b.jpg", "B", "val")],
+        ),
+        (
+            "x.json",
+            '{"annotations": [{"image_id": 12.0, "caption": "A"}, {"image_id": 13, "caption": NaN}]}',
+            "JSON list `annotations`, images from `image_id`, captions from `caption`",
+            [("12", "A"), ("13", "")],
+        ),
+        (
+            "x.json",
             '{"a.jpg": ["A", "B"], "b.jpg": "C"}',
             "JSON object, captions by the image's name",
             [("a.jpg", "A"), ("a.jpg", "B"), ("b.jpg", "C")],
@@ -180,7 +193,7 @@ def test_which_column_holds_ids_is_told_by_the_files_that_are_there(laid):
 def test_captions_in_json(laid, file, text, form, rows):
     table = open_table(laid({file: text}) / file)
     assert table.form == form
-    assert [row[:2] for row in table.rows()] == rows
+    assert [tuple(row) if row.split else row[:2] for row in table.rows()] == rows
 
 
 @pytest.mark.parametrize(

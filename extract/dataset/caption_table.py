@@ -222,6 +222,9 @@ def _of_ids(
     """The form of a table without a header whose images' names have no suffix: a column of words beside captions."""
     rows = [[cell.strip() for cell in row] for row in _cells(lines, delimiter)]
     widths = {len(row) for row in rows}
+    if delimiter == "," and len(widths) > 1 and 1 not in widths:
+        rows = [[row[0], ", ".join(row[1:])] for row in rows]  # commas in captions
+        widths = {2}
     if delimiter == " " or widths not in ({2}, {3}):
         return None
     columns = list(zip(*rows, strict=True))

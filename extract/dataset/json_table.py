@@ -13,6 +13,7 @@ from onceover.extract.dataset.cells import captions_in, image_in, rows_of
 from onceover.extract.dataset.columns import CAPTION_NAMES, Columns, choose_columns, count_columns
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
+from onceover.extract.dataset.splits import SPLIT_WORDS
 from onceover.extract.dataset.text import read_lines, read_text
 
 _DECODER = json.JSONDecoder()
@@ -64,6 +65,8 @@ def _list(
     if not objects:
         return None
     columns = choose_columns(_names(objects), options, path)
+    if name is not None and SPLIT_WORDS.get(name.lower()):
+        return f"{columns.describe('JSON lists')}, splits by list", partial(_rows_by_split, path, columns)
     return columns.describe(kind), partial(_rows_of_list, path, columns, name)
 
 
@@ -113,6 +116,16 @@ def _rows_of_list(path: Path, columns: Columns, name: str | None = None) -> Iter
     entries = value if name is None else value[name]
     for number, entry in enumerate(entries, 1):
         yield from _rows_of_object(entry, columns, f"{path}, entry {number}")
+
+
+def _rows_by_split(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of an object that has a list of objects for each split."""
+    for name, entries in _whole(path).items():
+        if not SPLIT_WORDS.get(name.lower()) or not isinstance(entries, list):
+            continue
+        for number, entry in enumerate(entries, 1):
+            for row in _rows_of_object(entry, columns, f"{path}, entry {number} of {name}"):
+                yield row._replace(split=row.split or name)
 
 
 def _rows_of_lines(path: Path, columns: Columns) -> Iterator[Row]:
@@ -178,13 +191,15 @@ def _captions(value: Any, where: str) -> list[str]:
 
 
 def _text(value: Any, where: str) -> str:
-    """A text or number as text; nothing as "".
+    """A text or number as text; nothing, which pandas writes as NaN, too, as "".
 
     Raises:
         DatasetError: something else.
     """
-    if value is None:
+    if value is None or value != value:
         return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # an id of a column that lacks some
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -83,7 +83,9 @@ def _is_coco(file: Path) -> bool:
         return False
     if _IMAGES.search(head) is not None:
         return '"file_name"' in head
-    return _ANNOTATIONS.search(head) is not None and '"image_id"' in head and '"caption"' in head
+    if _ANNOTATIONS.search(head) is None or '"image_id"' not in head or '"caption"' not in head:
+        return False
+    return _IMAGES.search(read_text(file)) is not None
 
 
 def _of_one_year(files: Sequence[Path], root: Path) -> list[Path]:

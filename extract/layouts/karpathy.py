@@ -35,11 +35,16 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     if data.is_file():
         if data.name not in FILES and not _has_sentences(data):
             return None
-        return beside(data, data.parent, partial(_rows, data), FOLDERS, options)
+        return beside(data, data.parent, partial(_rows, data), FOLDERS, options, _form(data))
     for name in FILES:
         if (data / name).is_file():
-            return beside(data / name, data, partial(_rows, data / name), FOLDERS, options)
+            return beside(data / name, data, partial(_rows, data / name), FOLDERS, options, _form(data / name))
     return None
+
+
+def _form(captions: Path) -> str:
+    """What is taken, for the user."""
+    return f"Karpathy's split file, {captions.name}"
 
 
 def _has_sentences(file: Path) -> bool:
