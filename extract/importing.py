@@ -174,11 +174,19 @@ def read_rows(captions: Path, reading: ReadOptions = DEFAULT) -> list[tuple[str,
 
     Raises:
         ArrayError, DatasetError: not there, not readable, or without the columns.
+        ImportingError: columns of a Parquet file that the user names.
     """
     files = files_of(captions, (".parquet",) if captions.is_dir() else (*SUFFIXES, ".parquet"))
     rows: list[tuple[str, str, str]] = []
     for file in files:
-        rows.extend(parquet_rows(file) if file.suffix == ".parquet" else open_table(file, reading).rows())
+        if file.suffix != ".parquet":
+            rows.extend(open_table(file, reading).rows())
+        elif reading == DEFAULT:
+            rows.extend(parquet_rows(file))
+        else:
+            raise ImportingError(
+                f"{file}: columns are named in text tables alone; rename them to image (or image_path), caption, split"
+            )
     return rows
 
 

@@ -23,8 +23,9 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, check_disk
 from onceover.extract import arrays
 from onceover.extract.arrays import open_array
+from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.encoders import EncoderError, parse_spec
-from onceover.extract.importing import import_features
+from onceover.extract.importing import ImportingError, import_features, read_rows
 from onceover.extract.layouts import read_dataset
 from onceover.extract.ledger import Failure
 from onceover.extract.store import FeatureStore
@@ -376,7 +377,11 @@ def test_tables_that_are_refused(given_files, tmp_path):
     assert "x.csv holds no usable caption; the first reason: b.jpg: empty caption" in message(
         table(tmp_path / "x.csv", empty)
     )
-    assert "does not exist; name a file (.csv, .txt, .parquet)" in message(tmp_path / "none.csv")
+    assert "none.csv does not exist; name a file (.csv, .tsv, " in message(tmp_path / "none.csv")
+    with pytest.raises(
+        ImportingError, match=r"x\.parquet: columns are named in text tables alone; rename them to image"
+    ):
+        read_rows(tmp_path / "x.parquet", ReadOptions("picture"))
     (tmp_path / "x.parquet").unlink()
     assert f"{tmp_path} holds no such files" in message(tmp_path)
 
