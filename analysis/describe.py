@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_regular, read_record
+from onceover.base.files import check_regular, digest, read_record
 from onceover.base.formats import (
     CONFIG,
     CURRENT,
@@ -20,6 +20,7 @@ from onceover.base.formats import (
 )
 from onceover.base.hdf5 import StoredRows
 from onceover.configs.schema import ConfigError, load_config
+from onceover.extract.joined import is_joined
 from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder
 from onceover.retrieval.embeddings import model_name
@@ -123,6 +124,7 @@ def _describe_store(store: FeatureStore) -> str:
     lines = [
         f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
         f"  made        {provenance['created']} from {provenance['data']} ({provenance['layout']} layout)",
+        *(f"  joined from {path}" for path in provenance.get("joined", {}).get("stores", ())),
         *_dataset_lines(store),
         *_feature_lines(store, "image"),
         *_feature_lines(store, "text"),
@@ -164,11 +166,23 @@ def _feature_lines(store: FeatureStore, kind: str) -> list[str]:
     record = store.provenance[kind]
     features = store.features(kind)
     shape = " x ".join(f"{length:,}" for length in features.shape)
-    layers = ", ".join(map(str, recipe.get("layers", ["unknown"])))
+    lines = [f"  {kind:<11} {record['encoder']}, {shape} {features.dtype} ({_size(features, kind)})"]
+    if not is_joined(recipe):
+        return [*lines, *_encoder_lines(recipe, record, store.fingerprints[kind], kind)]
+    lines.append(f"              fingerprint {store.fingerprints[kind][:16]}, joined from:")
+    for part, own in zip(recipe["parts"], record["parts"], strict=True):
+        lines.append(f"            - {own['encoder']}, {own['dim']:,} numbers")
+        lines += _encoder_lines(part, own, digest(part), kind)
+    return lines
+
+
+def _encoder_lines(recipe: dict, record: dict, fingerprint: str, kind: str) -> list[str]:
+    """The recipe of one encoder's features, and the machine that computed them."""
+    own = recipe.get("encoder", recipe)
+    layers = ", ".join(map(str, own.get("layers", ["unknown"])))
     return [
-        f"  {kind:<11} {record['encoder']}, {shape} {features.dtype} ({_size(features, kind)})",
-        f"              fingerprint {store.fingerprints[kind][:16]}, weights {recipe['weights'][:16]}, "
-        f"pooling: {recipe['pooling']}, layers: {layers}, arithmetic {recipe['dtype']}",
+        f"              fingerprint {fingerprint[:16]}, weights {own['weights'][:16]}, "
+        f"pooling: {own['pooling']}, layers: {layers}, arithmetic {recipe['dtype']}",
         f"              {_computed_by(record, kind)}",
     ]
 

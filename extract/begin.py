@@ -22,7 +22,7 @@ from onceover.extract.dataset import Dataset
 from onceover.extract.encoding.devices import STREAMS, fast_dtype, hardware
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.text import TextEncoder
-from onceover.extract.pictures import PictureError, decode
+from onceover.extract.pictures import PictureError
 from onceover.extract.plan import CAPTIONS_PER_IMAGE
 from onceover.extract.store import StoreError
 from onceover.extract.unfinished import Unfinished
@@ -135,7 +135,7 @@ def sample_features(dataset: Dataset, encoder: ImageEncoder) -> np.ndarray:
     pixels: list[torch.Tensor] = []
     for path in dataset.paths:
         with contextlib.suppress(PictureError, FileError, OSError, MemoryError):  # the ledger gets it later
-            pixels.append(encoder.pixels(decode(dataset.images.open(path), encoder.short_side)))
+            pixels.append(encoder.read(dataset.images.open(path)))
         if len(pixels) == SAMPLE["image"]:
             break
     if not pixels:

@@ -18,7 +18,7 @@ from onceover.base.files import FileError
 from onceover.extract.formats import MissingDecoder
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import Failure
-from onceover.extract.pictures import PictureError, decode, thumbnail
+from onceover.extract.pictures import PictureError, thumbnail
 from onceover.extract.plan import Shard
 from onceover.extract.shards import RowSources, write_shard
 
@@ -210,10 +210,10 @@ class ImageEncoding(Encoding):
         for row in rows:
             try:
                 data = self._images.open(self._paths[row])
-                image = decode(data, preprocessing.short_side)
+                image, make_pixels = preprocessing.read(data)
                 sha256 = hashlib.sha256(data).hexdigest()
                 if sha256 not in self._known:
-                    pixels.append(preprocessing.pixels(image).numpy())
+                    pixels.append(make_pixels().numpy())
             except (PictureError, FileError) as error:
                 failures.append((row, str(error), isinstance(error, MissingDecoder)))
                 continue

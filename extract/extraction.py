@@ -1,6 +1,6 @@
 """The values that the steps of an extraction share: what is to be encoded, by whom, and what is there already."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Extraction:
     old: FeatureStore | None
     reuse: FeatureStore | None
     tokenizer_files: dict[str, bytes] | None
+    encoders: Mapping[str, Callable[..., Any]]
     check_encoder: Callable[[str, dict], None]
 
     @property

@@ -190,6 +190,10 @@ class FeatureStore:
         """The text encoder's tokenizer, file by file; files of other names are left where they are."""
         return known_tokenizer_files({name: data[:].tobytes() for name, data in self._file["tokenizer"].items()})
 
+    def image_stats(self) -> tuple[np.ndarray, np.ndarray]:
+        """Size in bytes and modification time in ns of each image's file, int64 (N,); -1 of imported images."""
+        return self._file["image/size"][:], self._file["image/mtime_ns"][:]
+
     def thumbnails(self) -> "Column | None":
         """A small JPEG of each image, or None where the store was made without."""
         return Column(self._file["image/thumbnail"], self.path) if "image/thumbnail" in self._file else None

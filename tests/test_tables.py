@@ -15,7 +15,7 @@ from onceover.extract.dataset.cells import captions_in
 from onceover.extract.dataset.delimited import KINDS, Delimited
 from onceover.extract.dataset.parts import split_of
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.importing import read_rows
+from onceover.extract.import_sources import read_rows
 from onceover.extract.layouts import read_dataset
 from onceover.extract.preview import preview
 

@@ -6,7 +6,9 @@ adds a library by an entry point of the group ``onceover.encoders``. A library i
 a store that is up to date is recognised, at once. ``extract.encoding`` turns a loaded model into an encoder.
 """
 
+import difflib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 ENCODERS = Registry("onceover.extract.encoders", "onceover.encoders", "encoder library")
 IMPORTED = "import"  # the prefix that stands in a store for the unknown encoder of imported features
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
+SEPARATOR = " + "  # between the specifications of encoders whose features lie side by side
+_NEXT_SPEC = re.compile(re.escape(SEPARATOR) + r"(?=[A-Za-z_]\w*:)")
 _MAX_NAME = 255  # bytes of a file's or folder's name
 
 
@@ -54,6 +58,13 @@ class Spec:
             if path and Path(path).exists():
                 return self.text.replace(path, str(Path(path).resolve()), 1)
         return self.text
+
+    def missing(self) -> Path | None:
+        """The absolute path of the model or its weights, if nothing is there."""
+        for path in (self.name, self.weights):
+            if Path(path).is_absolute() and not Path(path).exists():
+                return Path(path)
+        return None
 
     @property
     def random(self) -> bool:
@@ -132,6 +143,8 @@ class TextModel(NamedTuple):
         depth: how many layers it has.
         is_projection: whether it is a dual encoder's text tower, whose feature is its own projection alone.
         takes_full_length: whether captions are padded to the maximum length, with no mask.
+        pooling: over its tokens, unless the user says otherwise: ``mean``, ``cls`` (the first token) or ``last``.
+        is_causal: whether a token sees only itself and those before it.
     """
 
     module: "nn.Module"
@@ -143,10 +156,16 @@ class TextModel(NamedTuple):
     depth: int
     is_projection: bool = False
     takes_full_length: bool = False
+    pooling: str = "mean"
+    is_causal: bool = False
 
 
 class Library(Protocol):
     """A library that models come from.
+
+    A library may have ``knows(text) -> str | None`` as well: the specification of the model that somebody means who
+    writes ``text`` without the prefix, if it has one; where only the case or a hyphen differs, as it should be written.
+    It is asked only about a text that is no specification, so it may take the time to import its library.
 
     Attributes:
         NAME: the prefix of its specifications.
@@ -194,7 +213,7 @@ class Library(Protocol):
 
 
 def parse_spec(text: str) -> Spec:
-    """Parses an encoder specification.
+    """Parses an encoder specification. A folder that only one library can read may stand there without a prefix.
 
     Raises:
         EncoderError: not of a known form, or of features that were imported.
@@ -207,10 +226,56 @@ def parse_spec(text: str) -> Spec:
             "with; onceover extract makes a store that has one"
         )
     libraries = _libraries()
-    if not colon or not rest or prefix not in libraries or not _can_be_path(rest):
-        forms = ", ".join(libraries[name].FORM for name in sorted(libraries, reverse=True))
-        raise EncoderError(f"{text!r:.80} is no encoder specification; write {forms}")
-    return libraries[prefix].parse(text)
+    if colon and rest and prefix in libraries and _can_be_path(rest):
+        return libraries[prefix].parse(text)
+    meant = _meant(text, libraries)
+    if len(meant) == 1 and Path(text).is_dir():
+        return parse_spec(meant[0])
+    forms = ", ".join(libraries[name].FORM for name in sorted(libraries, reverse=True))
+    if meant:
+        raise EncoderError(f"{text!r:.80} is no encoder specification; write {' or '.join(meant)} (the forms: {forms})")
+    raise EncoderError(f"{text!r:.80} is no encoder specification; write {forms}")
+
+
+def _meant(text: str, libraries: dict[str, Library]) -> list[str]:
+    """The specifications that somebody may mean who writes ``text``, which is none."""
+    if not text or not _can_be_path(text):
+        return []
+    specs = [library.knows(text) for library in libraries.values() if hasattr(library, "knows")]
+    meant = sorted(spec for spec in specs if spec is not None)
+    exact = [spec for spec in meant if spec.endswith(f":{text}")]
+    if exact or meant:
+        return exact or meant
+    prefix, _, rest = text.partition(":")
+    names = {}  # what people write for a prefix: that in other case, or the library's whole name
+    for name in ENCODERS.names():
+        names[name] = ENCODERS.load(name).NAME
+    names |= {name: name for name in libraries}
+    near = difflib.get_close_matches(prefix.lower(), names, n=1)
+    if near and rest:
+        return [f"{names[near[0]]}:{rest}"]
+    return []
+
+
+def specs_of(text: str) -> list[str]:
+    """The specifications of joined encoders, one by one.
+
+    >>> specs_of("torchvision:resnet50 + hf:encoders/clip")
+    ['torchvision:resnet50', 'hf:encoders/clip']
+    """
+    return _NEXT_SPEC.split(text)
+
+
+def is_imported(text: str) -> bool:
+    """Whether features were imported without their encoder, or one of several joined ones was."""
+    return any(spec.partition(":")[0] == IMPORTED for spec in specs_of(text))
+
+
+def located(text: str) -> str:
+    """The specifications of one encoder or of several joined ones, as ``Spec.located``."""
+    if is_imported(text):
+        return text
+    return SEPARATOR.join(parse_spec(spec).located() for spec in specs_of(text))
 
 
 def library_of(spec: Spec) -> Library:

@@ -4,6 +4,7 @@ WEIGHTS: a name of torchvision's (``IMAGENET1K_V1`` if left out), a file, or ``r
 """
 
 import contextlib
+import difflib
 import os
 import socket
 import warnings
@@ -38,6 +39,17 @@ def parse(text: str) -> Spec:
     """Parses ``torchvision:NAME[@WEIGHTS]``."""
     name, _, weights = text.removeprefix(f"{NAME}:").partition("@")
     return Spec(text, NAME, name, weights or DEFAULT_WEIGHTS)
+
+
+def knows(text: str) -> str | None:
+    """The classifier of that name, whatever its case and hyphens: ``ResNet-50@random`` -> ``…:resnet50@random``."""
+    if Path(text).exists():
+        return None
+    name, at, weights = text.partition("@")
+    near = _nearest(name, cutoff=1)
+    if near is None:
+        return None
+    return f"{NAME}:{near}{at}{weights}"
 
 
 def change_stamp(spec: Spec) -> dict:
@@ -124,10 +136,28 @@ def _weights_of(spec: Spec) -> Any:
         if not hasattr(models, spec.name):
             raise ValueError("not a classifier")
     except ValueError as error:
-        raise EncoderError(
-            f"{spec.text}: torchvision has no classifier {spec.name!r} (resnet50 and vit_b_16 are two)"
-        ) from error
+        near = _nearest(spec.name, cutoff=0.8)
+        hint = f"; did you mean {NAME}:{near}?" if near else " (resnet50 and vit_b_16 are two)"
+        raise EncoderError(f"{spec.text}: torchvision has no classifier {spec.name!r}{hint}") from error
     return weights_enum
+
+
+def _nearest(name: str, cutoff: float) -> str | None:
+    """The classifier whose name is the most like ``name``; case, hyphens and underscores do not count.
+
+    Args:
+        cutoff: how like it has to be, 0 to 1 (``difflib``).
+    """
+    from torchvision import models
+
+    classifiers = {_letters(known): known for known in models.list_models() if hasattr(models, known)}
+    near = difflib.get_close_matches(_letters(name), classifiers, n=1, cutoff=cutoff)
+    return classifiers[near[0]] if near else None
+
+
+def _letters(name: str) -> str:
+    """A name without case, hyphens and underscores."""
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def _base_weights(spec: Spec, names: list[str]) -> str:

@@ -85,9 +85,10 @@ class ImageEncoder:
         )
         sample = self.preprocessing.scaled(self.pixels(Image.linear_gradient("L").convert("RGB"))[:1])
         self._network = ImageNetwork(loaded, layer_names, self._spec)
-        self.backend, self._compute = readied(
-            backend, lambda chosen: chosen.image(self._network, sample, self.device, self._dtype)
-        )
+        with loading(self._spec):
+            self.backend, self._compute = readied(
+                backend, lambda chosen: chosen.image(self._network, sample, self.device, self._dtype)
+            )
         self._scaled = self.preprocessing.on(self.device, self._dtype).scaled
         self._queue = BatchQueue(self.device)
 
@@ -95,6 +96,10 @@ class ImageEncoder:
     def short_side(self) -> int | None:
         """As ``Preprocessing.short_side``."""
         return self.preprocessing.short_side
+
+    def read(self, data: bytes) -> Tensor:
+        """The pixels of the image in ``data``, decoded as far as its views need it."""
+        return self.preprocessing.read(data)[1]()
 
     def pixels(self, image: Image.Image) -> Tensor:
         """As ``Preprocessing.pixels``."""

@@ -1,7 +1,8 @@
-"""The layers of a model whose outputs are laid side by side in a feature, as the settings name them."""
+"""The layers of a model whose outputs lie side by side in a feature, and their pooling, as the settings name them."""
 
 from onceover.extract.encoders import EncoderError, TextModel
 
+AUTO = "auto"  # the setting that leaves a choice to the model
 LAST = "last"  # the model's own feature, or the last hidden state
 WORDS = "words"  # the word embeddings, before positions and without the ids that frame a caption
 PROJECTION = "projection"  # the pooling of a dual encoder's own feature, which has no other layers
@@ -21,7 +22,7 @@ def image_layers(setting: str, recipe: dict) -> list[str]:
     """
     is_dual = recipe["pooling"] == PROJECTION
     names = _names(setting)
-    if names == ["auto"]:
+    if names == [AUTO]:
         if is_dual:
             return [LAST]
         return _known_layers(recipe["architecture"])
@@ -40,7 +41,7 @@ def text_layers(setting: str, model: TextModel) -> list[str | int]:
         EncoderError: no such layer, or layers of a dual encoder.
     """
     names = _names(setting)
-    if names == ["auto"]:
+    if names == [AUTO]:
         names = [LAST]
         if not model.is_projection:
             names = [LAST, "middle", WORDS]
@@ -57,6 +58,28 @@ def text_layers(setting: str, model: TextModel) -> list[str | int]:
         if layer not in layers:
             layers.append(layer)
     return layers
+
+
+def text_pooling(setting: str, model: TextModel) -> str:
+    """The pooling over a caption's tokens: what the setting says, or with ``auto`` the one that suits the model.
+
+    Raises:
+        EncoderError: a pooling for an encoder that has its own projection, or a causal model's first token.
+    """
+    if model.is_projection:
+        if setting != AUTO:
+            raise EncoderError(
+                "the text encoder's own projection is its feature, whatever the pooling; "
+                "leave extract.text_pooling at auto"
+            )
+        return PROJECTION
+    if setting == AUTO:
+        return model.pooling
+    if setting == "cls" and model.is_causal:
+        raise EncoderError(
+            "the first token of a causal text encoder has seen none of the others; set extract.text_pooling to last"
+        )
+    return setting
 
 
 def _names(setting: str) -> list[str]:

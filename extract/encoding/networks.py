@@ -98,7 +98,8 @@ class TextNetwork:
     Attributes:
         module: the model.
         layers: ``last``, ``words``, and hidden states by number.
-        pooling: ``mean`` over tokens, ``cls``, the first token, or ``projection``, the model's own.
+        pooling: ``mean`` over tokens, ``cls``, the first token, ``last``, the last one that is no padding, or
+            ``projection``, the model's own.
     """
 
     def __init__(self, model: TextModel, layers: list[str | int], pooling: str):
@@ -127,7 +128,16 @@ class TextNetwork:
             return masked_mean(self._model.words(self.module, ids), is_word)
         if self.pooling == "cls":
             return states[layer][:, 0].float()
-        return masked_mean(states[layer], inputs["attention_mask"])
+        mask = inputs["attention_mask"]
+        if self.pooling == LAST:
+            mask = last_of(mask)
+        return masked_mean(states[layer], mask)
+
+
+def last_of(mask: Tensor) -> Tensor:
+    """A mask, (B, L), of the last token alone that ``mask`` leaves, whichever side is padded."""
+    from_here = mask.flip(1).cumsum(1).flip(1)
+    return mask * (from_here == 1)
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

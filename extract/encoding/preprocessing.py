@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +50,15 @@ class Preprocessing:
             self._levels = steps.levels(torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)).flatten(1)
             return torch.equal(self.scaled(self.preprocess(sample)[None])[0], whole)
         return False
+
+    def read(self, data: bytes) -> tuple[Image.Image, Callable[[], Tensor]]:
+        """The image in ``data``, decoded as far as its views need it, and a function that gives its ``pixels``.
+
+        Raises:
+            PictureError, MemoryError: as ``pictures.decode``.
+        """
+        image = pictures.decode(data, self.short_side)
+        return image, partial(self.pixels, image)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """The P different parts of an RGB image that its views show: (P, 3, H, W) of ``preprocess``."""

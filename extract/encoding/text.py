@@ -12,7 +12,7 @@ from torch import Tensor
 from onceover.extract.backends import EAGER, readied
 from onceover.extract.encoders import EncoderError, library_of, parse_spec
 from onceover.extract.encoding.devices import BatchQueue, pick_device
-from onceover.extract.encoding.layers import PROJECTION, text_layers
+from onceover.extract.encoding.layers import AUTO, text_layers, text_pooling
 from onceover.extract.encoding.library_errors import loading
 from onceover.extract.encoding.networks import TextNetwork
 from onceover.extract.encoding.recipes import as_stored, hash_tokenizer, hash_weights
@@ -40,7 +40,7 @@ class TextEncoder:
         spec: str,
         *,
         layers: str = "last",
-        pooling: str = "mean",
+        pooling: str = AUTO,
         max_length: int = 128,
         dtype: str = "float32",
         store_dtype: str = "float32",
@@ -56,7 +56,7 @@ class TextEncoder:
         Args:
             spec: as ``extract.text_encoder`` in the settings.
             layers: the layers that lie side by side in a feature, as ``extract.text_layers`` in the settings.
-            pooling: over tokens, ``mean`` or ``cls``; a dual encoder has its own.
+            pooling: over tokens, ``mean``, ``cls`` or ``last``; ``auto``: the one that suits the model.
             max_length: tokens at which captions are cut.
             dtype: of the arithmetic. store_dtype: of the features.
             seed: of random weights.
@@ -80,9 +80,7 @@ class TextEncoder:
         self._tokenizer_lock = threading.Lock()  # tokenizers change while they work
         self._max_length = min(max_length, loaded.max_length)
         self._takes_full_length = loaded.takes_full_length
-        if loaded.is_projection:
-            pooling = PROJECTION
-        self._network = TextNetwork(loaded, text_layers(layers, loaded), pooling)
+        self._network = TextNetwork(loaded, text_layers(layers, loaded), text_pooling(pooling, loaded))
         self.model = loaded.module.eval().requires_grad_(False)
         self.recipe = as_stored(
             loaded.recipe
@@ -90,7 +88,7 @@ class TextEncoder:
                 "weights": hash_weights(self.model),
                 "tokenizer": hash_tokenizer(self.tokenizer_files),
                 "layers": self._network.layers,
-                "pooling": pooling,
+                "pooling": self._network.pooling,
                 "max_length": self._max_length,
                 "dtype": dtype,
                 "store_dtype": store_dtype,
@@ -98,9 +96,10 @@ class TextEncoder:
         )
         self._store_dtype = getattr(torch, store_dtype)
         sample = self._padded(self.tokenize(_SAMPLE)[0])
-        self.backend, self._compute = readied(
-            backend, lambda chosen: chosen.text(self._network, sample, self.device, compute_dtype)
-        )
+        with loading(self._spec):
+            self.backend, self._compute = readied(
+                backend, lambda chosen: chosen.text(self._network, sample, self.device, compute_dtype)
+            )
         self._queue = BatchQueue(self.device)
 
     def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
