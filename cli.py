@@ -400,8 +400,16 @@ def _forgiving_streams() -> None:
     help="Dataset: its folder or file, a pattern of shards, or an address (docs/data.md lists the forms).",
 )
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
-@click.option("--image-encoder", metavar="SPEC", help="Image encoder: torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
-@click.option("--text-encoder", metavar="SPEC", help="Text encoder: hf:NAME_OR_FOLDER[@random]; @random: untrained.")
+@click.option(
+    "--image-encoder",
+    metavar="SPEC",
+    help="Image encoder: torchvision:, timm: or open_clip:NAME[@WEIGHTS], or hf:NAME_OR_FOLDER.",
+)
+@click.option(
+    "--text-encoder",
+    metavar="SPEC",
+    help="Text encoder: hf: or st:NAME_OR_FOLDER, or open_clip:NAME[@WEIGHTS]; hf:NAME@random: untrained.",
+)
 @click.option(
     "--image-layers", metavar="NAMES", help="Concatenate these layers of the image encoder: auto, last, NAME,…"
 )

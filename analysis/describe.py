@@ -23,6 +23,7 @@ from onceover.configs.schema import ConfigError, load_config
 from onceover.extract.joined import is_joined
 from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder
+from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
@@ -151,11 +152,17 @@ def _dataset_lines(store: FeatureStore) -> list[str]:
     if store.image_ids:
         counts = np.bincount(store.image_index, minlength=len(store.image_ids))
         per_image = f"{counts.min()} to {counts.max()}"
-    return [
+    unknown = unknown_of(store)
+    lines = [
         f"  images    {len(store.image_ids):,}: {', '.join(splits)}",
         f"  captions    {len(store.captions):,}, {per_image} an image; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
+        f"              {unknown or 'unknown tokens were not counted'}",
     ]
+    warning = unknown and unknown.warning()
+    if warning:
+        lines.append(f"  warning     {warning}")
+    return lines
 
 
 def _feature_lines(store: FeatureStore, kind: str) -> list[str]:
@@ -184,6 +191,7 @@ def _encoder_lines(recipe: dict, record: dict, fingerprint: str, kind: str) -> l
         f"              fingerprint {fingerprint[:16]}, weights {own['weights'][:16]}, "
         f"pooling: {own['pooling']}, layers: {layers}, arithmetic {recipe['dtype']}",
         f"              {_computed_by(record, kind)}",
+        f"              {_findings(record.get('check'), kind)}",
     ]
 
 
@@ -209,6 +217,17 @@ def _computed_by(record: dict, kind: str) -> str:
     return (
         f"on {record['device']}, {means}{record['streams']} batches of {record['batch_size']} at a time, "
         f"{pace}torch {record['torch']}, transformers {record['transformers']}"
+    )
+
+
+def _findings(check: dict | None, kind: str) -> str:
+    """The findings of an encoder's check (``extract.encoder_checks``)."""
+    if check is None:
+        return "not checked, as stores of earlier versions and imported ones are not"
+    inputs = {"image": "images of two other shapes", "text": f"the longest caption, {check.get('longest')} tokens,"}
+    return (
+        f"checked: two passes agree to the bit, alone and in a batch to {check['difference']:.0e} of the spread "
+        f"({check['dtype']}), {inputs[kind]} went through; {check['passes']} passes in {check['seconds']:.1f} s"
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.base.extras import Extra
 from onceover.base.files import check_regular
 from onceover.base.progress import ProgressBar
 from onceover.extract.named_arrays import NamedArrays, hdf5_arrays, npz_arrays, safetensors_arrays
@@ -24,6 +25,7 @@ from onceover.extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
 _SHOWN = 4  # names in an error
+_PYARROW = Extra("parquet", "pyarrow", "pyarrow")
 _MAX_REASON = 200  # characters of another library's message
 #: formats that are not read, and how to convert them
 _CONVERSIONS = {
@@ -303,11 +305,11 @@ def _guarded(path: Path, blocks: Callable[[], Iterator[np.ndarray]]) -> Iterator
 
 
 def _pyarrow():
-    try:
-        import pyarrow.compute
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ArrayError('Parquet is read with pyarrow: pip install "onceover-retrieval[parquet]"') from error
+    """The library pyarrow, with the modules that are used here."""
+    _PYARROW.imported("Parquet")
+    import pyarrow.compute
+    import pyarrow.parquet
+
     return pyarrow
 
 

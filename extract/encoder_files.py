@@ -41,10 +41,11 @@ TOKENIZER_FILES = frozenset(
         "word_shape.json",
     }
 )
-_JSON_FILES = "model.safetensors.index|config|generation_config|preprocessor_config|processor_config"
-#: names of the files that a saved encoder consists of
+_JSON_FILES = "model.safetensors.index|(open_clip_)?config|generation_config|preprocessor_config|processor_config"
+#: names of the files that a saved encoder consists of, those in folders within as ``folder/name``
 ENCODER_FILES = re.compile(
-    rf"(weights|model(-\d{{5}}-of-\d{{5}})?)\.safetensors|({_JSON_FILES})\.json|"
+    rf"(weights|open_clip_model|model(-\d{{5}}-of-\d{{5}})?)\.safetensors|({_JSON_FILES})\.json|"
+    + r"(modules|config_sentence_transformers|sentence_bert_config)\.json|\d+_\w+/(config\.json|model\.safetensors)|"
     + "|".join(map(re.escape, sorted(TOKENIZER_FILES)))
 )
 _TOKENIZER_SETTINGS = "tokenizer_config.json"

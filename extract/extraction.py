@@ -85,7 +85,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Work:
-    """The means to encode: the settings, the engine with its name, the encoders, and what was counted."""
+    """The means to encode: settings, the engine with its name, encoders with findings about them, and what was counted.
+
+    ``findings`` are those of ``encoder_checks``, by kind.
+    """
 
     settings: "Settings"
     engine_name: str
@@ -93,6 +96,7 @@ class Work:
     image: "ImageEncoder | None"
     text: "TextEncoder | None"
     make: dict[str, Callable[..., Any]]
+    findings: dict[str, dict]
     counts: Counts = field(default_factory=Counts)
 
     @property

@@ -258,12 +258,16 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
     recipes = extraction.before.recipes if extraction.before else {}
     make = _makers(extraction, settings)
     encoders: dict[str, Any] = {}
+    findings: dict[str, dict] = {}
     for kind, maker in make.items():
         before = recipes.get(kind, {}).get("dtype")
         backend = _backend(extraction, kind, settings, engine_name)
         dtype = extraction.config.dtype
-        encoders[kind] = in_best_dtype(kind, maker, samples[kind], settings, dtype, before, backend)
-    if "text" in encoders:
+        check = partial(_findings, extraction, kind)
+        encoders[kind], findings[kind] = in_best_dtype(
+            kind, maker, samples[kind], settings, dtype, before, backend, check
+        )
+    if "text" in encoders and not is_joined(encoders["text"].recipe):
         _tell_text_choices(extraction.config, encoders["text"].recipe)
     for kind, encoder in encoders.items():
         extraction.check_encoder(kind, encoder.recipe)
@@ -278,7 +282,27 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         settings["batch_size"] = fitting_batch(encode, device, engine.workers(device))
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
-    return Work(settings, engine_name, engine, image, text, make)
+    return Work(settings, engine_name, engine, image, text, make, findings)
+
+
+def _findings(extraction: Extraction, kind: str, encoder: Any) -> dict:
+    """The findings of an encoder's check: those that stand in the store that is gone on with, or new ones.
+
+    Raises:
+        EncoderError: the encoder is of no use.
+    """
+    from onceover.extract.encoder_checks import check_captions, check_images
+
+    if is_joined(encoder.recipe):
+        return {}  # each of them was checked when the store that was joined was made
+    dataset = extraction.dataset
+    before = extraction.before
+    earlier: dict = {}
+    if before is not None and before.fingerprints[kind] == digest(encoder.recipe):
+        earlier = before.provenance[kind].get("check", {})
+    if kind == "text":
+        return check_captions(encoder, extraction.config.text_encoder, dataset.captions, earlier)
+    return earlier or check_images(encoder, extraction.config.image_encoder, dataset.images, dataset.paths)
 
 
 def _tell_text_choices(config: ExtractConfig, recipe: dict) -> None:
@@ -482,6 +506,8 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
                 of_kind = earlier
             elif work.counts.reused.get(kind):
                 of_kind |= _backends_together(earlier, of_kind)
+        if work.findings.get(kind):
+            of_kind = of_kind | {"check": work.findings[kind]}
         by_kind[kind] = of_kind | {"encoder": located(spec), "seed": config.seed}
     return {
         **dataset.provenance(),

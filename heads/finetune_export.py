@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from onceover.base.files import aside_folder, read_record
+from onceover.base.files import aside_folder, files_within, read_record
 from onceover.base.formats import ENCODERS, FINETUNED
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.encoding.stored import repeated_settings
@@ -110,8 +110,8 @@ def _save_encoder(work: Path, folder: Path, tower: TunedTower, run: Run) -> Save
     name = f"{ENCODERS}/{tower.kind}"
     with aside_folder(work / tower.kind) as aside:
         saved = _save_checked(aside, tower, run)
-        for file in sorted(aside.iterdir()):
-            replacement.run_files(work).move_in(file, f"{name}/{file.name}")
+        for file in files_within(aside):
+            replacement.run_files(work).move_in(aside / file, f"{name}/{file}")
     spec = saved.spec.replace(str(aside.resolve()), str((folder / name).resolve()))
     return saved._replace(spec=spec)
 

@@ -48,10 +48,15 @@ class QueryEmbedder:
         Raises:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
-        features, truncated = self._encoder("text").encode(list(texts))
-        for text, is_cut in zip(texts, truncated, strict=True):
-            if is_cut:
+        encoder = self._encoder("text")
+        features, truncated = encoder.encode(list(texts))
+        unknown, tokens = encoder.unknown_tokens(encoder.tokenize(list(texts))[0])
+        for row, text in enumerate(texts):
+            if truncated[row]:
                 warn(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
+            if unknown[row]:
+                counts = f"{unknown[row]} of {tokens[row]} tokens"
+                warn(f"{counts} are unknown to the text encoder, and count for nothing: {text[:60]!r}")
         return text_embeddings(self._run.heads, features)
 
     def embed_images(self, paths: Sequence[str]) -> np.ndarray:

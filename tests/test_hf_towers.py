@@ -168,7 +168,7 @@ def test_a_pooling_of_a_dual_encoder_is_refused_in_one_line(tiny_clip, drawn, tm
     spec = f"hf:{tiny_clip}"
     call = ("extract", "--data", drawn, "--store", store, "--device", "cpu")
     assert fails(*call, "--image-encoder", spec, "--text-encoder", spec, "--text-pooling", "mean").endswith(
-        "the text encoder's own projection is its feature, whatever the pooling; leave extract.text_pooling at auto"
+        "the text encoder's own projection is its feature, whatever the setting; leave extract.text_pooling at auto"
     )
     assert not store.exists()
 

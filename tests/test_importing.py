@@ -446,7 +446,8 @@ def test_parquet_without_pyarrow_names_what_to_install(given_files, monkeypatch)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name in ("image_features", "captions"):
         assert refusal(given_files, **{name: file}) == (
-            'Parquet is read with pyarrow: pip install "onceover-retrieval[parquet]"'
+            "Parquet needs the package pyarrow (import of pyarrow halted; None in sys.modules); "
+            "pip install 'onceover-retrieval[parquet]'"
         )
     given_files.run()
 

@@ -44,6 +44,7 @@ class Spec:
         name: the model, or the folder that it lies in.
         weights: a name or a file, ``random``, or "" where a library has one set of weights per model.
         revision: a version of the model, where a library has several.
+        prompt: the name of a text that is put before each caption and query, where a model has some.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Spec:
     name: str
     weights: str
     revision: str | None = None
+    prompt: str = ""
 
     def located(self) -> str:
         """The specification with a local folder or file as an absolute path, good from anywhere."""
@@ -110,6 +112,9 @@ class ImageModel(NamedTuple):
 class Tokenizer(Protocol):
     """A tokenizer; one call of it is under way at a time.
 
+    It may have two more attributes, and without them nothing is counted or compared: ``unknown_id``, the id that stands
+    for what the vocabulary lacks (None where there is none), and ``size``, how many ids there are.
+
     Attributes:
         files: its files by name, enough to make it again without the dataset; names as in
             ``encoder_files.TOKENIZER_FILES``.
@@ -137,27 +142,33 @@ class TextModel(NamedTuple):
         tokenizer: its tokenizer.
         states: (module, ``input_ids`` and ``attention_mask``, int64 (B, L)) -> hidden states (B, L, D) by layer:
             ``last``, and numbers from 0, what enters the first layer, to ``depth``. Of a projection: (B, D), ``last``.
-        words: (module, ``input_ids``) -> the embeddings of its tokens, (B, L, D).
         recipe: ``architecture`` as a plain value.
         max_length: the most tokens that it takes.
         depth: how many layers it has.
+        words: (module, ``input_ids``) -> the embeddings of its tokens, (B, L, D). None for a projection, which has no
+            other layers.
+        pool: (module, the layer ``last``, inputs) -> its own feature (B, E), for a model that comes with a pooling;
+            None where tokens are pooled as the settings say.
         is_projection: whether it is a dual encoder's text tower, whose feature is its own projection alone.
         takes_full_length: whether captions are padded to the maximum length, with no mask.
         pooling: over its tokens, unless the user says otherwise: ``mean``, ``cls`` (the first token) or ``last``.
         is_causal: whether a token sees only itself and those before it.
+        vocabulary: how many ids the network knows; None where it cannot be said.
     """
 
     module: "nn.Module"
     tokenizer: Tokenizer
     states: Callable[["nn.Module", dict[str, "Tensor"]], dict[str | int, "Tensor"]]
-    words: Callable[["nn.Module", "Tensor"], "Tensor"]
     recipe: dict[str, Any]
     max_length: int
-    depth: int
+    depth: int = 0
+    words: Callable[["nn.Module", "Tensor"], "Tensor"] | None = None
+    pool: Callable[["nn.Module", "Tensor", dict[str, "Tensor"]], "Tensor"] | None = None
     is_projection: bool = False
     takes_full_length: bool = False
     pooling: str = "mean"
     is_causal: bool = False
+    vocabulary: int | None = None
 
 
 class Library(Protocol):

@@ -25,6 +25,7 @@ from onceover.extract.encoders import (
     TextModel,
     file_stamps,
 )
+from onceover.extract.encoders._sentence_folder import check_mean_pooled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,6 +114,8 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
 
 def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
     """A text model, the encoder of one with a decoder, or the text tower of a dual encoder, with its tokenizer."""
+    if tokenizer_files is None and not spec.random:  # features that are stored already stay as they are
+        check_mean_pooled(Path(spec.name), spec)
     with _quiet_transformers():
         tokenizer = _load_tokenizer(spec, captions, tokenizer_files)
         module, architecture = _load_text_model(spec, seed, len(tokenizer.wrapped))
@@ -134,6 +137,7 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
         takes_full_length=module.config.model_type.startswith("siglip"),
         pooling=pooling,
         is_causal=is_causal,
+        vocabulary=getattr(getattr(module.config, "text_config", module.config), "vocab_size", None),
     )
 
 
@@ -180,6 +184,18 @@ class HuggingFaceTokenizer:
     def frame_ids(self) -> list[int]:
         """The ids that stand around each caption and are no words."""
         return [token for token in (self.wrapped.cls_token_id, self.wrapped.sep_token_id) if token is not None]
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what the vocabulary lacks; None where it has another meaning too, as with CLIP's end of text."""
+        tokenizer = self.wrapped
+        others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, *self.frame_ids)
+        return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return len(self.wrapped)
 
     def token_ids(self, captions: list[str], max_length: int | None) -> list[list[int]]:
         """The token ids of captions, cut at ``max_length`` tokens unless it is None."""

@@ -60,6 +60,8 @@ def change_stamp(spec: Spec) -> dict:
 
 def load_image(spec: Spec, seed: int) -> ImageModel:
     """The classifier without its last layer, and the preprocessing of its weights."""
+    from onceover.extract.encoding.weights import load_backbone
+
     weights_enum = _weights_of(spec)
     names = list(weights_enum.__members__)
     if spec.weights not in names and not spec.random and not Path(spec.weights).is_file():
@@ -75,7 +77,7 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
         model = _random_model(spec, seed)
         classifier = _drop_classifier(model)
         if not spec.random:
-            _load_weights(model, Path(spec.weights), spec, classifier)
+            load_backbone(model, Path(spec.weights), spec, partial(_is_unused, classifier), spec.name)
     transforms = entry.transforms()
     recipe = {
         "architecture": f"torchvision:{spec.name}",
@@ -237,43 +239,7 @@ def _drop_classifier(model: "nn.Module") -> str:
     return name
 
 
-def _load_weights(model: "nn.Module", file: Path, spec: Spec, classifier: str) -> None:
-    """Loads a file's weights into ``model``, whose ``classifier`` was dropped; the file may have any other, or none.
-
-    Raises:
-        EncoderError: weights of the backbone are missing, of another shape, or too many.
-    """
-    from onceover.extract.encoding.weights import read_weights
-
-    weights = {}
-    for name, tensor in read_weights(file, spec).items():
-        if not _is_unused(name, classifier):
-            weights[name] = tensor
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in weights and not _is_unused(name, classifier)]
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # old checkpoints have none
-    others = sorted(weights.keys() - expected.keys())
-    start = f"{spec.text}: {file}"
-    if missing:
-        raise EncoderError(
-            f"{start} lacks {len(missing)} weights of {spec.name} (the first: {missing[0]}); "
-            "name the model that it is of"
-        )
-    if others:
-        raise EncoderError(
-            f"{start} holds {len(others)} weights that {spec.name} has not (the first: {others[0]:.80}); "
-            "name the model that it is of"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise EncoderError(
-                f"{start}: {name} has the shape {tuple(tensor.shape)}, and that of {spec.name} is "
-                f"{tuple(expected[name].shape)}; name the model that it is of"
-            )
-    model.load_state_dict(weights, strict=False)
-
-
-def _is_unused(name: str, classifier: str) -> bool:
+def _is_unused(classifier: str, name: str) -> bool:
     """Whether a weight plays no part in the features: the classifier's, and those of classifiers for training alone."""
     return name.startswith((f"{classifier}.", "aux", "AuxLogits."))
 

@@ -6,6 +6,7 @@ is the model as it was saved, in float32, so that ``heads.finetune`` can train i
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,11 +120,18 @@ class ImageEncoder:
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Features as stored, of pixels that lie on the device."""
-        views = []
-        for number in range(len(self.preprocessing.views)):
-            batch = self._scaled(self.preprocessing.view(pixels, number)).to(self._dtype)
-            views.append(self._compute(batch))
-        return torch.stack(views, dim=1).float().to(self._store_dtype)
+        views = [self._view(number, pixels) for number in range(len(self.preprocessing.views))]
+        return torch.stack(views, dim=1).to(self._store_dtype)
+
+    @torch.inference_mode()
+    def computed(self, pixels: Tensor) -> np.ndarray:
+        """Features of the first view of B images before they are rounded to the storage dtype: float32 (B, D)."""
+        return self._queue.begin(partial(self._view, 0), pixels)()
+
+    def _view(self, number: int, pixels: Tensor) -> Tensor:
+        """Features of one view, float32 (B, D), of pixels that lie on the device."""
+        batch = self._scaled(self.preprocessing.view(pixels, number)).to(self._dtype)
+        return self._compute(batch).float()
 
     def outputs(self, pixels: Tensor) -> list[Tensor | None]:
         """A pass over images (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.

@@ -156,6 +156,16 @@ class JoinedTextEncoder(JoinedEncoder):
         is_cut = np.logical_or.reduce([truncated for _, truncated in tokenized])
         return [JoinedTokens(parts) for parts in zip(*(ids for ids, _ in tokenized), strict=True)], is_cut
 
+    def unknown_tokens(self, token_ids: list[JoinedTokens]) -> tuple[np.ndarray, np.ndarray]:
+        """As ``TextEncoder.unknown_tokens``, of the encoder whose vocabulary lacks the least of a caption."""
+        counts = []
+        for number, encoder in enumerate(self._encoders):
+            counts.append(encoder.unknown_tokens([tokens.parts[number] for tokens in token_ids]))
+        unknown = np.stack([of_encoder for of_encoder, _ in counts])
+        tokens = np.stack([of_encoder for _, of_encoder in counts])
+        best = (unknown / np.maximum(tokens, 1)).argmin(axis=0)[None]
+        return np.take_along_axis(unknown, best, 0)[0], np.take_along_axis(tokens, best, 0)[0]
+
     def encode_tokens(self, token_ids: list[JoinedTokens]) -> np.ndarray:
         """Features of a batch of B captions: (B, D) as stored."""
         return self.begin(token_ids)()

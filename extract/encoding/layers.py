@@ -6,6 +6,7 @@ AUTO = "auto"  # the setting that leaves a choice to the model
 LAST = "last"  # the model's own feature, or the last hidden state
 WORDS = "words"  # the word embeddings, before positions and without the ids that frame a caption
 PROJECTION = "projection"  # the pooling of a dual encoder's own feature, which has no other layers
+OWN = "own"  # the pooling of a feature that is the last layer alone, pooled as the model's library does
 _IMAGE_LAYERS = {  # the start of an architecture's name -> layers that pay together
     "MobileNetV2Model": [LAST, "layer.15.conv_3x3", "layer.12.expand_1x1"],
     "torchvision:resnet": [LAST, "layer3"],  # not measured: pretrained weights could not be had
@@ -60,19 +61,24 @@ def text_layers(setting: str, model: TextModel) -> list[str | int]:
     return layers
 
 
-def text_pooling(setting: str, model: TextModel) -> str:
+def text_pooling(setting: str, model: TextModel, layers: list[str | int]) -> str:
     """The pooling over a caption's tokens: what the setting says, or with ``auto`` the one that suits the model.
 
     Raises:
-        EncoderError: a pooling for an encoder that has its own projection, or a causal model's first token.
+        EncoderError: a pooling for an encoder that has its own, or a causal model's first token.
     """
+    own = None
     if model.is_projection:
+        own = PROJECTION
+    elif model.pool is not None and layers == [LAST]:
+        own = OWN
+    if own is not None:
         if setting != AUTO:
             raise EncoderError(
-                "the text encoder's own projection is its feature, whatever the pooling; "
-                "leave extract.text_pooling at auto"
+                f"the text encoder's own {'projection' if own == PROJECTION else 'pooling'} is its feature, whatever "
+                "the setting; leave extract.text_pooling at auto"
             )
-        return PROJECTION
+        return own
     if setting == AUTO:
         return model.pooling
     if setting == "cls" and model.is_causal:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -93,6 +94,33 @@ class Preprocessing:
         if self._levels is not None:
             moved._levels = self._levels.to(device, dtype)
         return moved
+
+
+def composed_steps(transform: Any, resized: int, cropped: int) -> PreprocessSteps:
+    """The steps of torchvision's ``Compose``, told apart where an image becomes a tensor.
+
+    Args:
+        resized, cropped: as in ``PreprocessSteps``.
+    """
+    steps = list(transform.transforms)
+    image: Any = Image.new("RGB", (8, 8))
+    before = 0
+    while not isinstance(image, Tensor):
+        image = steps[before](image)
+        before += 1
+
+    def pixels(image: Image.Image) -> Tensor:
+        for step in steps[: before - 1]:
+            image = step(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def levels(values: Tensor) -> Tensor:
+        values = values.float() / 255
+        for step in steps[before:]:
+            values = step(values)
+        return values
+
+    return PreprocessSteps(transform, pixels, levels, resized, cropped)
 
 
 def views_for(count: int, is_cropped: bool) -> list[tuple]:
