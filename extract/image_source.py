@@ -8,8 +8,9 @@ import stat
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from onceover.base.files import read_bytes
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
@@ -43,6 +44,10 @@ class ImageSource(ABC):
         """Where an image lies, for messages."""
         return key
 
+    def local(self, name: str) -> str:
+        """An image's name without what of a path in it leads to this source."""
+        return name
+
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
         """The key of each name, and why a name is left out, or None."""
         keys = {name: name for name in names}
@@ -63,11 +68,14 @@ class FolderImages(ImageSource):
 
     Args:
         root: keys are paths relative to it. folder: below it, where names are looked for.
+        prefix: what names begin with that leads elsewhere, such as a folder of another machine; it is left out.
     """
 
-    def __init__(self, root: Path, folder: str = "."):
+    def __init__(self, root: Path, folder: str = ".", prefix: str = ""):
         self.root = root
         self.folder = folder
+        self.prefix = prefix
+        self._roots = [f"{posixpath.normpath(path)}/" for path in (str(root.absolute()), str(root.resolve()))]
 
     def open(self, key: str) -> bytes:
         """The bytes of a regular file.
@@ -89,11 +97,18 @@ class FolderImages(ImageSource):
         """The path of the file."""
         return str(self.root / key)
 
+    def local(self, name: str) -> str:
+        """An image's name relative to the root where it is a path to a file below it, and without the prefix."""
+        for start in (self.prefix, *self._roots):
+            if start and name.startswith(start):
+                return name[len(start) :]
+        return name
+
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
         """The key of each name, and why a name is left out, or None.
 
-        A file whose name differs in case, Unicode form or blanks is taken where it is the only one, and no other name
-        means it.
+        A file whose name differs in case, Unicode form or blanks, or that has a suffix where the name has none, is
+        taken where it is the only one, and no other name means it.
         """
         base = self.root / self.folder
         files: dict[str, str] = {}
@@ -138,7 +153,11 @@ class FolderImages(ImageSource):
 
 
 class NearNames:
-    """The names below a folder that equal one up to case, Unicode form and outer blanks; it is listed when asked."""
+    """The files below a folder that a name may mean; the folder is listed when it is asked.
+
+    They equal the name up to case, Unicode form and outer blanks; else what the name is where it is quoted as in
+    addresses (``a%20b.jpg``); else, of a name without an image's suffix, the name with one, or the same number.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -146,22 +165,39 @@ class NearNames:
 
     def files(self, name: str) -> list[str]:
         """The regular files that ``name`` may mean; where they are several, it is not known which."""
-        candidates = [""]
-        for part in name.split("/"):
-            following: list[str] = []
-            for parent in candidates:
-                entries = self._entries(parent).get(_near_form(part), [])
-                following += [posixpath.join(parent, entry) for entry in entries]
-            candidates = following
-        return [file for file in candidates if is_text(file) and not why_unreadable(self._folder / file)]
+        forms: list[Callable[[str], str]] = [_near_form]
+        if not is_image(name):
+            forms += [_stem_form, _number_form]
+        for written in dict.fromkeys((name, unquote(name))):
+            for form in forms:
+                files = self._files(written, form)
+                if files:
+                    return files
+        return []
 
-    def _entries(self, parent: str) -> dict[str, list[str]]:
-        if parent not in self._listed:
+    def _files(self, name: str, form: Callable[[str], str]) -> list[str]:
+        """The regular files whose last part equals that of ``name`` in some form."""
+        *folders, last = name.split("/")
+        parents = [""]
+        for part in folders:
+            entries = [self._entries(parent, _near_form).get(_near_form(part), []) for parent in parents]
+            parents = [entry for same in entries for entry in same]
+        files = [file for parent in parents for file in self._entries(parent, form).get(form(last), [])]
+        return [file for file in files if is_text(file) and not why_unreadable(self._folder / file)]
+
+    def _entries(self, parent: str, form: Callable[[str], str]) -> dict[str, list[str]]:
+        """The paths of what is in a folder, by some form of their names."""
+        key = f"{form.__name__}:{parent}"
+        if key not in self._listed:
             entries: dict[str, list[str]] = {}
             for entry in _entries_of(self._folder / parent):
-                entries.setdefault(_near_form(entry), []).append(entry)
-            self._listed[parent] = entries
-        return self._listed[parent]
+                if form is _near_form:
+                    entries.setdefault(form(entry), []).append(posixpath.join(parent, entry))
+                elif is_image(entry):
+                    stem = form(PurePosixPath(entry).stem)
+                    entries.setdefault(stem, []).append(posixpath.join(parent, entry))
+            self._listed[key] = entries
+        return self._listed[key]
 
 
 def _entries_of(folder: Path) -> list[str]:
@@ -174,6 +210,15 @@ def _entries_of(folder: Path) -> list[str]:
 
 def _near_form(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+
+
+def _stem_form(stem: str) -> str:
+    return _near_form(stem)
+
+
+def _number_form(stem: str) -> str:
+    """A number without the zeros before it, which a table may have lost; anything else as it is."""
+    return stem.lstrip("0") or "0" if stem.isdecimal() else stem
 
 
 def why_unreadable(path: Path) -> str | None:

@@ -2,6 +2,8 @@
 
 import re
 
+from onceover.extract.ledger import NO_IMAGE_NAMED
+
 _SHOWN = 80  # characters of a name that a message repeats
 
 
@@ -18,6 +20,8 @@ def is_text(text: str) -> bool:
 
 def why_no_path(name: str) -> str | None:
     """Why a name leads to no file below the data folder, or None."""
+    if not name:
+        return NO_IMAGE_NAMED
     if name.startswith(("/", "../")) or name == ".." or "\0" in name:
         return "its path leaves the data folder"
     return None if is_text(name) else "a name with half a character"

@@ -18,6 +18,7 @@ from onceover.base.places import is_address
 from onceover.extract.dataset.shard_files import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
+from onceover.extract.listing import is_excluded
 from onceover.extract.pictures import MAX_BYTES
 
 _BLOCK = 512
@@ -239,7 +240,7 @@ class TarImages(ImageSource):
             reasons[name] = None if key in self._rows else NO_SUCH_IMAGE
         return keys, reasons
 
-    def images_beside(self, keys: set[str]) -> list[Failure]:
+    def images_beside(self, keys: set[str], exclude: Sequence[str] = ()) -> list[Failure]:
         """A failure for each image of the tars that is not among ``keys``."""
-        others = [key for key in self._rows if key not in keys]
+        others = [key for key in self._rows if key not in keys and not is_excluded(key, exclude)]
         return [Failure(key.removeprefix(self._prefix), "dataset", NO_CAPTIONS) for key in others]

@@ -9,7 +9,7 @@ from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.columns import CAPTION_NAMES
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
-from onceover.extract.dataset.text import caption_texts, lines_of
+from onceover.extract.dataset.text import caption_lines, caption_texts
 
 TEXT_SUFFIXES = (".txt", ".caption", ".text")  # the first that is there is taken
 MAX_SIDECAR = 2**22  # bytes of a text or a JSON beside an image
@@ -96,7 +96,7 @@ def _captions(sample: Sample, values: dict[str, Any], read: Callable[[str], byte
         return texts
     if sample.text:
         # an empty text is one empty caption, so that it is recorded
-        return lines_of(_decoded(read(sample.text))) or [""]
+        return caption_lines(_decoded(read(sample.text))) or [""]
     for key in CAPTION_NAMES:
         if values.get(key) is not None:
             return caption_texts(values[key], f"its JSON's {key}")

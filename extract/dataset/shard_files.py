@@ -12,7 +12,7 @@ from typing import NamedTuple
 from onceover.base.places import is_address
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.image_source import list_files
+from onceover.extract.listing import list_files
 from onceover.extract.names import natural
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -56,7 +56,7 @@ def files_below(folder: Path, options: ReadOptions, suffix: str = "") -> list[st
         names = [_name_below(folder, path) for path in folder.rglob("*") if path.is_file()]
         names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     else:
-        names = list_files(folder).names
+        names = list_files(folder, options.exclude).names
     chosen = [name for name in names if name.lower().endswith(suffix)]
     return sorted(chosen, key=lambda name: [natural(part) for part in name.split("/")])
 

@@ -11,7 +11,7 @@ from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.samples import MAX_SIDECAR, TEXT_ALONE, TEXT_SUFFIXES, Sample, sample_rows
 from onceover.extract.dataset.shard_files import files_below
 from onceover.extract.dataset.splits import named_splits
-from onceover.extract.image_source import is_image
+from onceover.extract.listing import is_image
 
 #: folders that stand for each other: ``images/a.jpg`` and ``captions/a.txt``
 _PARALLEL = {

@@ -12,8 +12,12 @@ from onceover.extract.ledger import MAX_ID, NOT_USABLE, Failure
 from onceover.extract.names import shown
 
 SPLITS = ("train", "dev", "test")  # an image that belongs to none of them has the split ""
-_SPLIT_WORDS = {split: split for split in SPLITS} | {
+#: words for splits, in tables, in names of files and folders
+SPLIT_WORDS = {split: split for split in SPLITS} | {
     "": "",
+    "training": "train",
+    "testing": "test",
+    "development": "dev",
     "val": "dev",
     "valid": "dev",
     "validation": "dev",
@@ -32,7 +36,7 @@ def column_splits(names: Sequence[str], words: Sequence[str], source: Path) -> d
     """
     splits: dict[str, str] = {}
     for name, word in zip(names, words, strict=True):
-        split = _SPLIT_WORDS.get(word.strip().lower())
+        split = SPLIT_WORDS.get(word.strip().lower())
         if split is None:
             raise DatasetError(f"{source}: {shown(name)} has the split {word!r:.80}; use train, dev or test")
         if splits.setdefault(name, split) != split:

@@ -9,7 +9,7 @@ from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, write_images
 from onceover.extract.dataset.shard_files import files_below
 from onceover.extract.dataset.splits import is_split_word, named_splits
-from onceover.extract.image_source import is_image
+from onceover.extract.listing import is_image
 from onceover.extract.layouts import Found, beside
 
 NAME = "class folders"

@@ -19,7 +19,7 @@ from onceover.extract.dataset.rows import Row, image_name
 from onceover.extract.dataset.samples import MAX_SIDECAR, TEXT_SUFFIXES, Sample, sample_rows
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
-from onceover.extract.image_source import IMAGE_SUFFIXES
+from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.layouts import Found
 from onceover.extract.names import why_no_path
 from onceover.extract.tars import Member, TarError, TarImages, members, open_tar
