@@ -9,8 +9,8 @@ from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, write_images
 from onceover.extract.dataset.shard_files import files_below
 from onceover.extract.dataset.splits import is_split_word, named_splits
-from onceover.extract.listing import is_image
 from onceover.extract.layouts import Found, beside
+from onceover.extract.listing import is_image
 
 NAME = "class folders"
 PRIORITY = 11  # the user asks for it, whatever else lies there
