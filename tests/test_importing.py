@@ -25,9 +25,10 @@ from onceover.base.files import FileError, check_disk
 from onceover.extract import arrays
 from onceover.extract import store as store_module
 from onceover.extract.arrays import open_array
+from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.encoders import EncoderError, parse_spec
-from onceover.extract.import_sources import ImportingError, read_rows
+from onceover.extract.import_sources import read_rows
 from onceover.extract.importing import import_features
 from onceover.extract.layouts import read_dataset
 from onceover.extract.ledger import Failure
@@ -381,9 +382,7 @@ def test_tables_that_are_refused(given_files, tmp_path):
         table(tmp_path / "x.csv", empty)
     )
     assert "none.csv does not exist; name a file (.csv, .tsv, " in message(tmp_path / "none.csv")
-    with pytest.raises(
-        ImportingError, match=r"x\.parquet: columns are named in text tables alone; rename them to image"
-    ):
+    with pytest.raises(DatasetError, match=r"x\.parquet has no column 'picture'; it has `image`, `caption`"):
         read_rows(tmp_path / "x.parquet", ReadOptions("picture"))
     (tmp_path / "x.parquet").unlink()
     assert f"{tmp_path} holds no such files" in message(tmp_path)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from onceover.base.extras import MissingPackageError
 from onceover.base.files import FileError
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset import parquet as tables
@@ -197,7 +198,7 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch):
         read_dataset(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
-        DatasetError, match=r'Parquet is read with pyarrow: pip install "onceover-retrieval\[parquet\]"'
+        MissingPackageError, match=r"Parquet needs the package pyarrow .*pip install 'onceover-retrieval\[parquet\]'"
     ):
         read_dataset(path)
 

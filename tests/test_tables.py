@@ -15,6 +15,7 @@ from onceover.extract.dataset.cells import captions_in
 from onceover.extract.dataset.delimited import KINDS, Delimited
 from onceover.extract.dataset.parts import split_of
 from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.dataset.rows import Row
 from onceover.extract.import_sources import read_rows
 from onceover.extract.layouts import read_dataset
 from onceover.extract.preview import preview
@@ -85,7 +86,7 @@ def test_a_table_with_a_header(laid, file, text, form, rows):
     table = open_table(laid({file: text}) / file)
     assert table.form == form
     read = [row._replace(caption=row.caption.strip()) for row in table.rows()]
-    assert [tuple(row) if row.split else row[:2] for row in read] == rows
+    assert read == [Row(*row) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_which_column_holds_ids_is_told_by_the_files_that_are_there(laid):
 def test_captions_in_json(laid, file, text, form, rows):
     table = open_table(laid({file: text}) / file)
     assert table.form == form
-    assert [tuple(row) if row.split else row[:2] for row in table.rows()] == rows
+    assert list(table.rows()) == [Row(*row) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -532,5 +533,5 @@ def test_import_reads_tables_of_all_forms(laid):
     folder = laid(
         {"x.tsv": "bild\ten\na.jpg\tA\n", "y.jsonl": '{"image": "a.jpg", "caption": ["A", "B"], "split": "val"}\n'}
     )
-    assert read_rows(folder / "x.tsv", ReadOptions("bild", ("en",))) == [("a.jpg", "A", "")]
-    assert read_rows(folder / "y.jsonl") == [("a.jpg", "A", "val"), ("a.jpg", "B", "val")]
+    assert read_rows(folder / "x.tsv", ReadOptions("bild", ("en",))) == [Row("a.jpg", "A")]
+    assert read_rows(folder / "y.jsonl") == [Row("a.jpg", "A", "val"), Row("a.jpg", "B", "val")]

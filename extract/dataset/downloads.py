@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from onceover.extract.dataset import DatasetError
+from onceover.base.extras import MissingPackageError
 from onceover.extract.dataset.columns import Columns
 from onceover.extract.dataset.parquet import load_pyarrow, open_parquet, readable, records
 from onceover.extract.dataset.rows import Row
@@ -45,7 +45,7 @@ def unread(lists: Sequence[Path]) -> str:
         return ""
     try:
         load_pyarrow()
-    except DatasetError:
+    except MissingPackageError:
         return ', failed downloads not listed (pip install "onceover-retrieval[parquet]")'
     return ""
 

@@ -186,7 +186,7 @@ def assemble(
         captions=[rows[row].caption.strip() for row in used],
         image_index=positions(ids, [names[row] for row in used]),
         failures=failures,
-        notes=_notes_on_names(ids, keys),
+        notes=_notes_on_names(ids, keys) if isinstance(images, FolderImages) else [],
         source=images,
     )
 
