@@ -12,6 +12,7 @@ import pytest
 from onceover.base.files import FileError
 from onceover.base.registry import RegistryError
 from onceover.extract.dataset.reading import DEFAULT
+from onceover.extract.dataset.rows import ExampleImage
 from onceover.extract.image_source import FolderImages
 from onceover.extract.layouts import LAYOUTS, images_of, read_dataset
 from onceover.extract.pipeline import extract
@@ -30,14 +31,16 @@ def check_contract(layout, folder):
     own = folder / "own"
     own.mkdir()
     contents = {"a.jpg": b"not decoded here", "b.jpg": b"nor is this"}
+    captions = ["Thing 0 .", "Thing 1 ."]
+    examples = [ExampleImage(*image, [caption]) for image, caption in zip(contents.items(), captions, strict=True)]
     options = getattr(layout, "EXAMPLE_OPTIONS", DEFAULT)
-    data = layout.write_example(own, contents)
+    data = layout.write_example(own, examples)
     rows = list(layout.find(data, options).rows())
     assert [PurePosixPath(row.image).name for row in rows] == ["a.jpg", "b.jpg"]
     dataset = read_dataset(data, options=options)
     assert dataset.layout == layout.NAME
     assert dataset.ids == [row.image for row in rows]
-    assert dataset.captions == ["Caption 0 .", "Caption 1 ."]
+    assert dataset.captions == captions
     assert set(dataset.splits) <= {"train", "dev", "test"}
     assert dataset.failures == []
     images = pickle.loads(pickle.dumps(dataset.images))
@@ -150,10 +153,11 @@ def rows(captions):
         yield Row(row["image"], row["caption"])
 
 def write_example(folder, images):
-    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
+    lines = [f"{image.name},{image.captions[0]}" for image in images]
     table = "\\n".join(["image,caption", *lines]).encode()
+    contents = {image.name: image.content for image in images}
     with tarfile.open(folder / "data.tar", "w") as tar:
-        for name, content in {"captions.csv": table, **images}.items():
+        for name, content in {"captions.csv": table, **contents}.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             member.mtime = 1_000_000_000
@@ -220,8 +224,8 @@ def rows(captions):
 
 def write_example(folder, images):
     write_images(folder / "photos", images)
-    entries = [{"id": number, "file_name": name} for number, name in enumerate(images)]
-    annotations = [{"image_id": number, "caption": f"Caption {number} ."} for number in range(len(images))]
+    entries = [{"id": number, "file_name": image.name} for number, image in enumerate(images)]
+    annotations = [{"image_id": number, "caption": image.captions[0]} for number, image in enumerate(images)]
     content = {"images": entries, "annotations": annotations}
     (folder / "album.json").write_text(json.dumps(content))
     return folder

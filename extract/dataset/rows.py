@@ -1,5 +1,6 @@
 """The rows of a captions file -> a dataset: which can be used, which images they name, what goes into the ledger."""
 
+import csv
 import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -109,17 +110,38 @@ def _folders_below(root: Path) -> list[FolderImages]:
     return [FolderImages(root, folder) for folder in folders]
 
 
-def write_images(folder: Path, images: dict[str, bytes]) -> None:
+class ExampleImage(NamedTuple):
+    """An image of a layout's example: its file name and bytes, one or more captions, and its split or ""."""
+
+    name: str
+    content: bytes
+    captions: Sequence[str]
+    split: str = ""
+
+
+def write_images(folder: Path, images: Iterable[ExampleImage]) -> None:
     """Writes the images of a layout's example into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in images.items():
-        (folder / name).write_bytes(content)
+    for image in images:
+        (folder / image.name).write_bytes(image.content)
 
 
-def write_csv_example(captions: Path, images: Iterable[str]) -> None:
-    """Writes the table of a layout's example: a caption for each image."""
-    lines = [f"{name},Caption {number} ." for number, name in enumerate(images)]
-    captions.write_text("\n".join(["image,caption", *lines]) + "\n")
+def by_split(images: Sequence[ExampleImage]) -> dict[str, list[ExampleImage]]:
+    """The images of each split, in their order."""
+    groups: dict[str, list[ExampleImage]] = {}
+    for image in images:
+        groups.setdefault(image.split, []).append(image)
+    return groups
+
+
+def write_csv_example(captions: Path, images: Sequence[ExampleImage], with_splits: bool = False) -> None:
+    """Writes the table of a layout's example, a row for each caption."""
+    with captions.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["image", "caption", "split"] if with_splits else ["image", "caption"])
+        for image in images:
+            for caption in image.captions:
+                table.writerow([image.name, caption, image.split] if with_splits else [image.name, caption])
 
 
 def image_name(row: Row) -> str:

@@ -15,7 +15,7 @@ from onceover.base.registry import Registry
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
-from onceover.extract.dataset.rows import Row, assemble, folder_images, image_name, without_excluded
+from onceover.extract.dataset.rows import ExampleImage, Row, assemble, folder_images, image_name, without_excluded
 from onceover.extract.dataset.splits import with_splits
 from onceover.extract.image_source import FolderImages, ImageSource
 from onceover.extract.listing import subfolders
@@ -114,7 +114,7 @@ def in_parts(root: Path, parts: Sequence[Part], options: ReadOptions, form: str 
             notes.extend(_note_on_root(images))
             for row in read:
                 name = posixpath.normpath(posixpath.join(images.folder, images.local(image_name(row))))
-                yield Row(name, row.caption, row.split or (part.split if several else ""))
+                yield row._replace(image=name, split=row.split or (part.split if several else ""))
         notes.extend(f"left alone: {part.captions}, none of whose images is there" for part, _ in absent)
 
     return Found(base, parts[0].captions, rows, lambda _: FolderImages(base), form, notes=notes)
@@ -153,6 +153,7 @@ class Layout(Protocol):
         PRIORITY: layouts are asked in ascending order, so that the one that says more about a folder comes first.
         LOOKED_FOR: the files by which it is known, for the message that nothing was found.
         EXAMPLE: how such a dataset looks, in two short lines, for the same message.
+        HOLDS: what the form holds beside one caption of each image: several ``captions``, ``splits``.
         SUFFIXES: the files that make it likely that this layout was meant, such as ``.csv``.
 
     A layout may have ``near(data, options)`` too: why what is at ``data`` comes near to it and is not taken, or None.
@@ -162,6 +163,7 @@ class Layout(Protocol):
     PRIORITY: int
     LOOKED_FOR: str
     EXAMPLE: str
+    HOLDS: tuple[str, ...]
     SUFFIXES: tuple[str, ...]
 
     def find(self, data: Path, options: ReadOptions) -> Found | None:
@@ -173,8 +175,8 @@ class Layout(Protocol):
             DatasetError: it has this layout, and cannot be read.
         """
 
-    def write_example(self, folder: Path, images: dict[str, bytes]) -> Path:
-        """Writes a small dataset of some images (name -> bytes), a caption each; returns what names it (``data``).
+    def write_example(self, folder: Path, images: Sequence[ExampleImage]) -> Path:
+        """Writes a small dataset of some images, as far as the form holds what they have; returns what names it.
 
         Where it is read with options, those are ``EXAMPLE_OPTIONS``.
         """

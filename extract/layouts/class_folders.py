@@ -1,12 +1,12 @@
 """Images in a folder for each class, ``cat/1.jpg``: a template makes a caption of the class. Only with a template."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, write_images
+from onceover.extract.dataset.rows import ExampleImage, Row, by_split, write_images
 from onceover.extract.dataset.shard_files import files_below
 from onceover.extract.dataset.splits import is_split_word, named_splits
 from onceover.extract.layouts import Found, beside
@@ -16,7 +16,8 @@ NAME = "class folders"
 PRIORITY = 11  # the user asks for it, whatever else lies there
 LOOKED_FOR = "a folder for each class (with --caption-template)"
 EXAMPLE = "cat/1.jpg and dog/2.jpg\n--caption-template 'a photo of a {}'"
-EXAMPLE_OPTIONS = ReadOptions(caption_template="Caption {} .")
+EXAMPLE_OPTIONS = ReadOptions(caption_template="{}")
+HOLDS = ("splits",)
 SUFFIXES = ()
 
 
@@ -65,8 +66,9 @@ def _rows(class_of: dict[str, str], template: str) -> Iterator[Row]:
             yield Row(name, "", split, "an image in no class's folder")
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
-    """A folder for each image, called 0, 1, …"""
-    for number, (name, content) in enumerate(images.items()):
-        write_images(folder / str(number), {name: content})
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
+    """A folder for each image, called as its first caption, below one for each split."""
+    for split, chosen in by_split(images).items():
+        for image in chosen:
+            write_images(folder / split / image.captions[0], [image])
     return folder

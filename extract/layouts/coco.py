@@ -11,7 +11,7 @@ from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.parts import chosen, folders_from, root_of, split_folders, split_of
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, write_images
+from onceover.extract.dataset.rows import ExampleImage, Row, by_split, write_images
 from onceover.extract.dataset.text import read_head, read_text
 from onceover.extract.layouts import Found, Part, beside, in_parts
 
@@ -22,6 +22,7 @@ EXAMPLE = (
     '{"images": [{"id": 1, "file_name": "a.jpg"}],\n'
     '"annotations": [{"image_id": 1, "caption": "A dog runs over a meadow ."}]}'
 )
+HOLDS = ("captions", "splits")
 SUFFIXES = (".json",)
 _FOLDERS = (".", "annotations", "annotations_trainval2017/annotations", "annotations_trainval2014/annotations")
 _MOST_FILES = 40  # that are looked into
@@ -133,12 +134,19 @@ def _row(names: dict[Any, str], annotation: dict[str, Any]) -> Row:
     return Row(names.get(number, f"image_id {number}"), annotation["caption"].strip())
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
-    """``annotations/captions_val2017.json`` beside ``val2017``."""
-    write_images(folder / "val2017", images)
-    entries = [{"id": number, "file_name": name} for number, name in enumerate(images)]
-    annotations = [{"image_id": number, "caption": f"Caption {number} ."} for number in range(len(images))]
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
+    """``annotations/captions_train2017.json`` beside ``train2017``, and ``val`` for dev."""
     (folder / "annotations").mkdir()
-    content = {"images": entries, "annotations": annotations}
-    (folder / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
+    first = 0
+    for split, of_split in by_split(images).items():
+        part = f"{'train' if split == 'train' else 'val'}2017"
+        write_images(folder / part, of_split)
+        entries = []
+        annotations = []
+        for number, image in enumerate(of_split, first):
+            entries.append({"id": number, "file_name": image.name})
+            annotations += [{"image_id": number, "caption": caption} for caption in image.captions]
+        first += len(of_split)
+        content = {"images": entries, "annotations": annotations}
+        (folder / "annotations" / f"captions_{part}.json").write_text(json.dumps(content))
     return folder

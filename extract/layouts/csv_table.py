@@ -17,7 +17,7 @@ from onceover.extract.dataset.parts import (
     tables_in,
 )
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import FOLDERS, write_csv_example, write_images
+from onceover.extract.dataset.rows import FOLDERS, ExampleImage, write_csv_example, write_images
 from onceover.extract.dataset.splits import SPLITS
 from onceover.extract.layouts import Found, Part, beside, in_parts
 from onceover.extract.listing import subfolders
@@ -26,6 +26,7 @@ NAME = "csv"
 PRIORITY = 40
 LOOKED_FOR = "a table of images and captions beside the images (.csv, .tsv, .txt, .json, .jsonl)"
 EXAMPLE = "image,caption\na.jpg,A dog runs over a meadow ."
+HOLDS = ("captions", "splits")
 SUFFIXES = TABLES
 _PLAIN_TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson")  # files of these are nothing else
 
@@ -124,8 +125,8 @@ def near(data: Path, options: ReadOptions) -> str | None:
     return None
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """A table beside its images."""
     write_images(folder, images)
-    write_csv_example(folder / "data.csv", images)
+    write_csv_example(folder / "data.csv", images, with_splits=any(image.split for image in images))
     return folder

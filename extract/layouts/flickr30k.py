@@ -1,11 +1,12 @@
 """Flickr30k as published: ``results.csv`` with bars, ``results_20130124.token``, or the Hub's annotations."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import write_images
+from onceover.extract.dataset.rows import ExampleImage, write_images
 from onceover.extract.dataset.text import read_head
 from onceover.extract.layouts import Found, beside
 from onceover.extract.listing import subfolders
@@ -14,6 +15,7 @@ NAME = "flickr30k"
 PRIORITY = 15
 LOOKED_FOR = "Flickr30k's results.csv, results_20130124.token or flickr_annotations_30k.csv (with flickr30k-images/)"
 EXAMPLE = "image_name| comment_number| comment\na.jpg| 0| A dog runs over a meadow ."
+HOLDS = ("captions",)
 SUFFIXES = (".token",)
 #: the files that are published, with how each begins
 FILES = {
@@ -57,10 +59,11 @@ def _found(captions: Path, root: Path, options: ReadOptions) -> Found:
     return beside(captions, root, table.rows, [*folders, *FOLDERS], options, table.form, lists_all_images=True)
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``results.csv`` beside ``flickr30k-images``."""
     write_images(folder / FOLDERS[0], images)
     lines = ["image_name| comment_number| comment"]
-    lines += [f"{name}| 0| Caption {number} ." for number, name in enumerate(images)]
+    for image in images:
+        lines += [f"{image.name}| {number}| {caption}" for number, caption in enumerate(image.captions)]
     (folder / "results.csv").write_text("\n".join(lines) + "\n")
     return folder

@@ -1,12 +1,12 @@
 """Flickr8k as it was first published: ``Flickr8k.token.txt`` beside ``Flicker8k_Dataset``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, write_images
+from onceover.extract.dataset.rows import ExampleImage, Row, write_images
 from onceover.extract.dataset.text import read_lines
 from onceover.extract.layouts import Found, beside
 
@@ -14,6 +14,7 @@ NAME = "original"
 PRIORITY = 20
 LOOKED_FOR = "Flickr8k.token.txt (with Flicker8k_Dataset/)"
 EXAMPLE = "a.jpg#0<tab>A dog runs over a meadow ."
+HOLDS = ("captions",)
 SUFFIXES = (".token.txt",)
 FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
 
@@ -48,9 +49,11 @@ def _rows(captions: Path) -> Iterator[Row]:
         yield Row(name, caption)
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``Flickr8k.token.txt`` beside ``Flicker8k_Dataset``."""
     write_images(folder / FOLDERS[0], images)
-    lines = [f"{name}#0\tCaption {number} ." for number, name in enumerate(images)]
+    lines = []
+    for image in images:
+        lines += [f"{image.name}#{number}\t{caption}" for number, caption in enumerate(image.captions)]
     (folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
     return folder

@@ -1,14 +1,14 @@
 """The Hub's imagefolder: ``metadata.jsonl`` or ``metadata.csv`` beside the images, or below ``train``, ``test``, …"""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset.parts import split_of, tables_in
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, image_name, write_images
+from onceover.extract.dataset.rows import ExampleImage, Row, by_split, image_name, write_images
 from onceover.extract.layouts import Found
 from onceover.extract.layouts.csv_table import found_splits, found_tables
 
@@ -16,6 +16,7 @@ NAME = "imagefolder"
 PRIORITY = 35
 LOOKED_FOR = "metadata.jsonl or metadata.csv beside the images, or below train/, validation/, test/"
 EXAMPLE = '{"file_name": "a.jpg", "text": "A dog runs over a meadow ."}'
+HOLDS = ("captions", "splits")
 SUFFIXES = (".jsonl",)
 FILES = ("metadata.jsonl", "metadata.csv")
 
@@ -46,11 +47,12 @@ def _with_splits(rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
         yield row._replace(split=split)
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
-    """``metadata.jsonl`` beside its images."""
-    write_images(folder, images)
-    lines = []
-    for number, name in enumerate(images):
-        lines.append(json.dumps({"file_name": name, "text": f"Caption {number} ."}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
+    """``metadata.jsonl`` beside its images, below a folder for each split."""
+    for split, chosen in by_split(images).items():
+        write_images(folder / split, chosen)
+        lines = []
+        for image in chosen:
+            lines += [json.dumps({"file_name": image.name, "text": caption}) for caption in image.captions]
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder

@@ -1,12 +1,12 @@
 """What img2dataset writes with ``--output_format files``: ``00000/000000000.jpg``, its .txt and its .json."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onceover.extract.dataset.downloads import missing_rows, unread
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, write_images
+from onceover.extract.dataset.rows import ExampleImage, Row, write_images
 from onceover.extract.dataset.sidecars import Sidecars
 from onceover.extract.layouts import Found, beside
 
@@ -14,6 +14,7 @@ NAME = "img2dataset"
 PRIORITY = 34
 LOOKED_FOR = "img2dataset's 00000/ (with 00000.parquet or 00000_stats.json)"
 EXAMPLE = "00000/000000000.jpg and 00000/000000000.txt\n00000_stats.json"
+HOLDS = ()
 SUFFIXES = (".parquet",)
 
 
@@ -58,10 +59,10 @@ class _Shards:
             yield from missing_rows(path, keys.get(path.stem, set()), f"{path.stem}/")
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """A folder of images with their texts, beside the statistics of it."""
     write_images(folder / "00000", images)
-    for number, name in enumerate(images):
-        (folder / "00000" / name).with_suffix(".txt").write_text(f"Caption {number} .")
+    for image in images:
+        (folder / "00000" / image.name).with_suffix(".txt").write_text(image.captions[0])
     (folder / "00000_stats.json").write_text(json.dumps({"count": len(images), "successes": len(images)}))
     return folder

@@ -1,16 +1,18 @@
 """Flickr8k as Kaggle has it: ``captions.txt``, a table, beside ``Images``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import write_csv_example, write_images
+from onceover.extract.dataset.rows import ExampleImage, write_csv_example, write_images
 from onceover.extract.layouts import Found, beside
 
 NAME = "kaggle"
 PRIORITY = 30
 LOOKED_FOR = "captions.txt (with Images/)"
 EXAMPLE = "image,caption\na.jpg,A dog runs over a meadow ."
+HOLDS = ("captions",)
 SUFFIXES = (".txt",)
 FOLDERS = ("Images", "images", ".")
 
@@ -28,7 +30,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     return beside(captions, data, table.rows, FOLDERS, options, table.form, lists_all_images=True)
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``captions.txt`` beside ``Images``."""
     write_images(folder / FOLDERS[0], images)
     write_csv_example(folder / "captions.txt", images)

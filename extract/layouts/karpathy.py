@@ -2,14 +2,14 @@
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, write_images
+from onceover.extract.dataset.rows import ExampleImage, Row, write_images
 from onceover.extract.dataset.text import read_head, read_text
 from onceover.extract.layouts import Found, beside
 
@@ -18,6 +18,7 @@ PRIORITY = 10  # the published splits are in it, whatever else lies there
 FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
 LOOKED_FOR = ", ".join(FILES)
 EXAMPLE = '{"images": [{"filename": "a.jpg", "split": "train",\n"sentences": [{"raw": "A dog runs ."}]}]}'
+HOLDS = ("captions", "splits")
 SUFFIXES = (".json",)
 FOLDERS = (
     ".",
@@ -81,11 +82,12 @@ def _rows(captions: Path) -> Iterator[Row]:
         yield from rows_of_image
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``dataset_flickr8k.json`` beside its images."""
     write_images(folder / FOLDERS[0], images)
     entries = []
-    for number, name in enumerate(images):
-        entries.append({"filename": name, "split": "train", "sentences": [{"raw": f"Caption {number} ."}]})
+    for image in images:
+        sentences = [{"raw": caption} for caption in image.captions]
+        entries.append({"filename": image.name, "split": image.split or "train", "sentences": sentences})
     (folder / FILES[0]).write_text(json.dumps({"images": entries}))
     return folder

@@ -23,7 +23,7 @@ from onceover.extract.dataset.parquet import (
     records,
 )
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, image_name
+from onceover.extract.dataset.rows import ExampleImage, Row, by_split, image_name
 from onceover.extract.dataset.samples import why_not_downloaded
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
@@ -34,6 +34,7 @@ NAME = "parquet"
 PRIORITY = 36
 LOOKED_FOR = "a .parquet with the columns image (bytes, or names) and caption"
 EXAMPLE = "train.parquet\ndatasets.load_dataset(NAME)['train'].to_parquet('train.parquet')"
+HOLDS = ("captions", "splits")
 SUFFIXES = (".parquet", ".arrow")
 FOLDERS = (".", "Images", "images")
 _BYTES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img", "bytes", *IMAGE_NAMES)  # usual names, in order
@@ -256,10 +257,12 @@ class _Table:
         return paths
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
-    """A table with the images inside."""
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
+    """A table for each split, with the images inside."""
     pa = load_pyarrow()
-    inside = [{"bytes": content, "path": name} for name, content in images.items()]
-    captions = [f"Caption {number} ." for number in range(len(images))]
-    pa.parquet.write_table(pa.table({"image": inside, "caption": captions}), folder / "data.parquet")
-    return folder / "data.parquet"
+    for split, chosen in by_split(images).items():
+        inside = [{"bytes": image.content, "path": image.name} for image in chosen]
+        captions = [list(image.captions) for image in chosen]
+        table = pa.table({"image": inside, "caption": captions})
+        pa.parquet.write_table(table, folder / f"{split or 'data'}-00000-of-00001.parquet")
+    return folder

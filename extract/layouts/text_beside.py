@@ -1,10 +1,11 @@
 """Images that each have a text of the same name beside them, or in a parallel folder: ``a.jpg`` and ``a.txt``."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import write_images
+from onceover.extract.dataset.rows import ExampleImage, by_split, write_images
 from onceover.extract.dataset.sidecars import Sidecars
 from onceover.extract.layouts import Found, beside
 
@@ -12,6 +13,7 @@ NAME = "text beside"
 PRIORITY = 70
 LOOKED_FOR = "a text of the same name for each image"
 EXAMPLE = "a.jpg and a.txt\nimages/b.jpg and captions/b.txt"
+HOLDS = ("captions", "splits")
 SUFFIXES = (".caption",)
 
 
@@ -37,9 +39,10 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     return beside(data, data, sidecars.rows, (".",), options, form, lists_all_images=True)
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
-    """Images, each with a text beside it."""
-    write_images(folder, images)
-    for number, name in enumerate(images):
-        (folder / name).with_suffix(".txt").write_text(f"Caption {number} .\n")
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
+    """Images, each with a text beside it, below a folder for each split."""
+    for split, chosen in by_split(images).items():
+        write_images(folder / split, chosen)
+        for image in chosen:
+            (folder / split / image.name).with_suffix(".txt").write_text("\n".join(image.captions) + "\n")
     return folder

@@ -15,7 +15,7 @@ from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.downloads import missing_rows, unread
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import Row, image_name
+from onceover.extract.dataset.rows import ExampleImage, Row, by_split, image_name
 from onceover.extract.dataset.samples import MAX_SIDECAR, TEXT_SUFFIXES, Sample, sample_rows
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
@@ -28,6 +28,7 @@ NAME = "webdataset"
 PRIORITY = 32
 LOOKED_FOR = "plain .tar shards"
 EXAMPLE = "000.jpg and 000.txt in data-000000.tar\n001.jpg and 001.json with a caption in it"
+HOLDS = ("captions", "splits")
 SUFFIXES = (".tar", ".tgz", ".gz", ".zst")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PARTS = re.compile(r"((?:.*/)?[^./]+)(\..+)")  # webdataset's: the name is what comes before the first dot
@@ -195,13 +196,19 @@ class _Index:
         sample.add(full_name, suffix)
 
 
-def write_example(folder: Path, images: dict[str, bytes]) -> Path:
-    """A tar of the images, each with a text."""
-    with tarfile.open(folder / "data.tar", "w") as tar:
-        for number, (name, content) in enumerate(images.items()):
-            text = f"Caption {number} .".encode()
-            for member, data in ((name, content), (str(Path(name).with_suffix(".txt")), text)):
-                entry = tarfile.TarInfo(member)
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-    return folder / "data.tar"
+def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
+    """A tar for each split, of the images, each with a text."""
+    for split, chosen in by_split(images).items():
+        with tarfile.open(folder / f"{split or 'data'}-000000.tar", "w") as tar:
+            for image in chosen:
+                _add(tar, image.name, image.content)
+                _add(tar, str(Path(image.name).with_suffix(".txt")), "\n".join(image.captions).encode())
+    return folder
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a member to a tar."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    entry.mtime = 1
+    tar.addfile(entry, io.BytesIO(content))
