@@ -63,6 +63,8 @@ class PathName(click.Path):
         text = os.fspath(value)
         if not text:
             self.fail("an empty path; name a file or a folder", param, ctx)
+        if is_address(text):
+            self.fail(f"{text!r} is an address, and a path of this machine is needed; download it", param, ctx)
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -501,14 +503,16 @@ def extract(
 @click.option(
     "--captions",
     required=True,
-    type=FILE,
+    type=PLACE,
     metavar="TABLE",
     help="Caption table: a .csv (image,caption[,split]), or a .parquet file or folder (image or image_path, caption).",
 )
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
 @click.option("--image-ids", type=FILE, help="Image names of the rows of image features, one per line.")
 @click.option("--name", metavar="TEXT", help="Name of the encoders. [default: that of the image features]")
-@click.option("--data", type=DIRECTORY, help="Folder of the images, if available. [default: the table's]")
+@click.option(
+    "--data", type=PLACE, metavar="DIR", help="Folder of the images, if available. [default: the table's]"
+)
 @click.option("--force", is_flag=True, help="Replace a store of other features or captions.")
 def import_(store_file, **given):
     """Make a feature store from features computed elsewhere.
@@ -884,8 +888,10 @@ def ensemble(runs, run_dir, store_file):
 @cli.command()
 @click.option("--run", "run_dir", type=DIRECTORY, help="Run whose encoders and heads to use. [required to build]")
 @click.option("--index", "index_dir", type=DIRECTORY, help="Index folder to write. [default: index in the run folder]")
-@click.option("--images", type=DIRECTORY, help="Index the images in this folder and its subfolders.")
-@click.option("--captions", type=FILE, help="Index the captions in this file, one per line.")
+@click.option(
+    "--images", type=PLACE, metavar="DIR", help="Index the images in this folder or address and its subfolders."
+)
+@click.option("--captions", type=PLACE, metavar="FILE", help="Index the captions in this file, one per line.")
 @click.option("--split", help="Index only this split of the run's own images and captions. [default: everything]")
 @click.option(
     "--type",
@@ -928,6 +934,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     Examples:
       onceover index --run runs/first
       onceover index --run runs/first --images ~/Pictures --index pictures.index
+      onceover index --run runs/first --images s3://bucket/photos --index photos.index
       onceover index --index pictures.index --remove holiday/dog.jpg
     """
     if sum(map(bool, (images, captions, split))) > 1:
@@ -966,7 +973,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     type=DIRECTORY,
     help="Search this index, as index writes it, instead of the run's own images.",
 )
-@click.option("--query", help="Query: a text (text2image) or the path of an image (image2text).")
+@click.option("--query", help="Query: a text (text2image), or the path or address of an image (image2text).")
 @click.option("--queries", metavar="FILE", help="File of queries, one per line; - reads stdin.")
 @click.option(
     "--mode",

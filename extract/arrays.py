@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import check_regular
+from onceover.base.places import is_address
 from onceover.base.progress import ProgressBar
 from onceover.extract.store import BLOCK, row_blocks
 
@@ -150,7 +151,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         ArrayError: unreadable, or without these columns.
     """
     pa = _pyarrow()
-    with _readable(path), pa.parquet.ParquetFile(path) as file:
+    with _readable(path), pa.parquet.ParquetFile(path.open("rb") if is_address(path) else path) as file:
         columns = file.schema_arrow.names
         names = [name for name in ("image", "image_path") if name in columns][:1]
         if not names or "caption" not in columns:

@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_bytes
+from onceover.base.places import Address
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
 from onceover.extract.names import is_text, shown, why_no_path
 from onceover.extract.pictures import MAX_BYTES
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-_ABSENT = "no such file"
+ABSENT = "no such file"
 _SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 
 
@@ -95,15 +96,14 @@ class FolderImages(ImageSource):
         A file whose name differs in case, Unicode form or blanks is taken where it is the only one, and no other name
         means it.
         """
-        base = self.root / self.folder
         files: dict[str, str] = {}
         reasons: dict[str, str | None] = {}
         candidates_of: dict[str, list[str]] = {}
-        near = NearNames(base)
+        near = NearNames(self)
         for name in dict.fromkeys(names):
             files[name] = name
-            reasons[name] = why_no_path(name) or why_unreadable(base / name)
-            if reasons[name] == _ABSENT:
+            reasons[name] = why_no_path(name) or self.why_unreadable(name)
+            if reasons[name] == ABSENT:
                 candidates_of[name] = near.files(name)
         claims = Counter(file for candidates in candidates_of.values() for file in candidates)
         for name, candidates in candidates_of.items():
@@ -118,7 +118,7 @@ class FolderImages(ImageSource):
 
     def images_beside(self, keys: set[str]) -> list[Failure]:
         """A failure for each image in the folder that is not among ``keys``, and for each folder that is unreadable."""
-        listing = list_files(self.root / self.folder)
+        listing = self.listing()
         failures = listing.failures
         for name in sorted(listing.names):
             key = posixpath.normpath(posixpath.join(self.folder, name))
@@ -128,20 +128,37 @@ class FolderImages(ImageSource):
 
     def has_any(self, names: Iterable[str]) -> bool:
         """Whether one of the names is that of a readable file in the folder, letter for letter."""
-        base = self.root / self.folder
-        return any(not why_no_path(name) and not why_unreadable(base / name) for name in names)
+        return any(not why_no_path(name) and not self.why_unreadable(name) for name in names)
 
     def has_near(self, names: Iterable[str]) -> bool:
         """Whether one of the names is near that of a file in the folder."""
-        near = NearNames(self.root / self.folder)
+        near = NearNames(self)
         return any(not why_no_path(name) and near.files(name) for name in names)
+
+    def why_unreadable(self, name: str) -> str | None:
+        """Why a name is that of no readable file in the folder, or None."""
+        return why_unreadable(self.root / self.folder / name)
+
+    def names_in(self, parent: str) -> list[str]:
+        """The names in a folder below the folder, sorted; none where it is no folder or cannot be read."""
+        try:
+            return sorted(entry.name for entry in (self.root / self.folder / parent).iterdir())
+        except (OSError, ValueError):
+            return []
+
+    def listing(self) -> "Listing":
+        """All files in the folder and below it."""
+        return list_files(self.root / self.folder)
 
 
 class NearNames:
-    """The names below a folder that equal one up to case, Unicode form and outer blanks; it is listed when asked."""
+    """The names in a source's folder that equal one up to case, Unicode form and outer blanks.
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    It is listed when asked.
+    """
+
+    def __init__(self, images: FolderImages):
+        self._images = images
         self._listed: dict[str, dict[str, list[str]]] = {}
 
     def files(self, name: str) -> list[str]:
@@ -153,23 +170,15 @@ class NearNames:
                 entries = self._entries(parent).get(_near_form(part), [])
                 following += [posixpath.join(parent, entry) for entry in entries]
             candidates = following
-        return [file for file in candidates if is_text(file) and not why_unreadable(self._folder / file)]
+        return [file for file in candidates if is_text(file) and not self._images.why_unreadable(file)]
 
     def _entries(self, parent: str) -> dict[str, list[str]]:
         if parent not in self._listed:
             entries: dict[str, list[str]] = {}
-            for entry in _entries_of(self._folder / parent):
+            for entry in self._images.names_in(parent):
                 entries.setdefault(_near_form(entry), []).append(entry)
             self._listed[parent] = entries
         return self._listed[parent]
-
-
-def _entries_of(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none where it is no folder or cannot be read."""
-    try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except (OSError, ValueError):
-        return []
 
 
 def _near_form(name: str) -> str:
@@ -181,7 +190,7 @@ def why_unreadable(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return _ABSENT
+        return ABSENT
     except OSError as error:
         return error.strerror
     except ValueError:
@@ -203,6 +212,8 @@ def list_files(folder: Path) -> Listing:
     Raises:
         ImageSourceError: the folder itself cannot be read.
     """
+    if isinstance(folder, Address):
+        return visible_files(folder.files())
     errors: list[OSError] = []
     names: list[str] = []
     hidden = 0
@@ -219,6 +230,20 @@ def list_files(folder: Path) -> Listing:
         name = Path(error.filename).relative_to(folder).as_posix()
         failures.append(Failure(name, "dataset", f"a folder that cannot be read: {error.strerror}"))
     return Listing(names, hidden, failures)
+
+
+def visible_files(names: Iterable[str]) -> Listing:
+    """A listing of all files below a folder that is listed whole, of which the hidden ones are left out."""
+    visible = []
+    hidden = set()
+    for name in names:
+        parts = name.split("/")
+        end = next((number for number, part in enumerate(parts, 1) if _is_hidden(part)), None)
+        if end is None:
+            visible.append(name)
+        elif end < len(parts) or is_image(name):
+            hidden.add(tuple(parts[:end]))
+    return Listing(visible, len(hidden), [])
 
 
 def _is_hidden(name: str) -> bool:

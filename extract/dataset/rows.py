@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.splits import column_splits
 from onceover.extract.dataset.text import why_unusable
@@ -35,7 +36,7 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
         DatasetError: no folder has any of them.
     """
     names = list(dict.fromkeys(image_name(row) for row in rows))
-    candidates = [FolderImages(root, folder) for folder in folders]
+    candidates = [image_folder(root, folder) for folder in folders]
     for images in candidates:
         if images.has_any(names):
             return images

@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from onceover.base.places import place
+from onceover.base.places import Address, place
 from onceover.base.registry import Registry
+from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
 from onceover.extract.dataset.rows import Row, assemble, folder_images
 from onceover.extract.dataset.splits import with_splits
-from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.image_source import ImageSource
 
 if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
@@ -130,7 +131,7 @@ def images_of(data: str | Path, keys: Sequence[str], options: ReadOptions = DEFA
     Captions are not needed, and not read, where the images lie in a folder.
     """
     at = place(data)
-    folder = FolderImages(options.images_root or (at if at.is_dir() else at.parent))
+    folder = image_folder(options.images_root or (at if at.is_dir() else at.parent))
     if any(folder.stat(key)[0] >= 0 for key in keys):
         return folder
     try:
@@ -163,6 +164,8 @@ def _find(data: Path, options: ReadOptions) -> tuple[Layout, Found]:
 def _not_understood(data: Path, layouts: Sequence[Layout]) -> str:
     """What is at ``data``, and the form that it comes nearest to."""
     if not data.exists():
+        if isinstance(data, Address) and not data.lists:
+            return f"{data} is no file of a known form; web servers list no folders: name the captions file"
         return f"{data} does not exist; name the dataset's folder or file"
     there = inventory(data)
     if not there.counts:
