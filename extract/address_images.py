@@ -11,6 +11,7 @@ from typing import Any, cast
 from onceover.base.places import Address, Entry
 from onceover.base.progress import tracked
 from onceover.extract.image_source import ABSENT, FolderImages, ImageSourceError, Listing, visible_files
+from onceover.extract.ledger import Failure
 from onceover.extract.names import why_no_path
 
 _FEW = 16  # files of a folder that are looked up one by one before it is listed
@@ -86,14 +87,16 @@ class AddressImages(FolderImages):
         """The names in a folder below the folder, sorted; none where it cannot be listed."""
         return sorted(self._folder(self._key(parent)) or {})
 
+    def images_beside(self, keys: set[str]) -> list[Failure]:
+        """A failure for each image in the folder that is not among ``keys``; none where it cannot be listed."""
+        return super().images_beside(keys) if self._lists else []
+
     def listing(self) -> Listing:
-        """All files in the folder and below it; none where it cannot be listed.
+        """All files in the folder and below it.
 
         Raises:
-            ImageSourceError: an object store refuses it. PlaceError: the address cannot be reached.
+            ImageSourceError: it cannot be listed. PlaceError: the address cannot be reached.
         """
-        if not self._lists:
-            return Listing([], 0, [])
         start = self._key("")
         try:
             files = (self._address / start).files()
