@@ -8,6 +8,7 @@ import errno
 import os
 import queue
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -60,6 +61,17 @@ _answered: set[tuple[int, str]] = set()
 
 class PlaceError(OnceoverError):
     """An address that cannot be opened: of an unknown kind, without its driver, or not to be reached."""
+
+
+def _after_fork() -> None:
+    """Has fsspec start its thread anew in a fork, where it is not; releases before 2025 do not do so themselves."""
+    asyn = sys.modules.get("fsspec.asyn")
+    if asyn is not None:
+        asyn.reset_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def kind_of(text: str) -> str:

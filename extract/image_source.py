@@ -9,7 +9,8 @@ import stat
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -39,6 +40,11 @@ class ImageSource(ABC):
         Raises:
             OSError: it cannot be read now. FileError: it is no regular file, or too large.
         """
+
+    def reads(self, keys: Sequence[str]) -> Iterator[Callable[[], bytes]]:
+        """For each image a call that gives its bytes, as ``open`` does; a slow source begins some ahead."""
+        for key in keys:
+            yield partial(self.open, key)
 
     @abstractmethod
     def stat(self, key: str) -> tuple[int, int]:

@@ -138,6 +138,10 @@ def web(tmp_path):
         def log_message(self, _format, *arguments):
             asked.append(str(arguments[0]))
 
+        def end_headers(self):
+            self.send_header("ETag", '"1"')
+            super().end_headers()
+
         def list_directory(self, _path):
             self.send_error(403)
 
@@ -438,6 +442,27 @@ def test_a_host_that_is_down_or_does_not_answer_is_told_within_seconds(server, a
         line = fails("info", "--data", address)
     mend = "check the network and the name of the host"
     assert line == f"{address} cannot be reached (no answer within 0 seconds); {mend}"
+
+
+def test_images_of_a_batch_are_downloaded_several_at_a_time(dataset, monkeypatch):
+    images = image_folder(place(dataset))
+    keys = sorted(f"images/{name}" for name in images.names_in("images"))[:6]
+    meeting = threading.Barrier(6, timeout=10)  # which all of them have to reach
+
+    def opened(_images, key):
+        meeting.wait()
+        if key == keys[1]:
+            raise FileNotFoundError(2, "no such file")
+        return key.encode()
+
+    monkeypatch.setattr(AddressImages, "open", opened)
+    contents = []
+    for read in images.reads(keys):
+        try:
+            contents.append(read().decode())
+        except FileNotFoundError:
+            contents.append("gone")
+    assert contents == [keys[0], "gone", *keys[2:]]
 
 
 def test_an_image_that_is_gone_is_an_error_of_that_image(dataset):
