@@ -240,7 +240,7 @@ def command(*parts) -> str:
 def given(options: dict) -> list[str]:
     """The command-line names of those options that were given."""
     names = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
-    return [names[name] for name, value in options.items() if value is not None and value is not False]
+    return [names[name] for name, value in options.items() if value is not None and value is not False and value != ()]
 
 
 def done(written: str, following: str | None = None) -> None:
@@ -891,6 +891,13 @@ def ensemble(runs, run_dir, store_file):
 @click.option(
     "--images", type=PLACE, metavar="DIR", help="Index the images in this folder or address and its subfolders."
 )
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out images and folders of --images that match, such as '*.gif', raw, or '2019/**/small'; those indexed "
+    "before are removed. Repeatable; give it each time.",
+)
 @click.option("--captions", type=PLACE, metavar="FILE", help="Index the captions in this file, one per line.")
 @click.option("--split", help="Index only this split of the run's own images and captions. [default: everything]")
 @click.option(
@@ -934,6 +941,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     Examples:
       onceover index --run runs/first
       onceover index --run runs/first --images ~/Pictures --index pictures.index
+      onceover index --run runs/first --images ~/Pictures --index pictures.index --exclude '*.gif' --exclude raw
       onceover index --run runs/first --images s3://bucket/photos --index photos.index
       onceover index --index pictures.index --remove holiday/dog.jpg
     """
@@ -945,6 +953,8 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         raise click.UsageError(f"{idle[0]} has no effect on --remove and --compact; leave it out, or index again")
     if (options["prune"] or options["retry_failures"]) and not (images or captions):
         raise click.UsageError("--prune and --retry-failures go with --images or --captions")
+    if options["exclude"] and not images:
+        raise click.UsageError("--exclude goes with --images; name the folder whose images to index")
     if run_dir is None and not (index_dir and (remove or compact)):
         raise click.UsageError("name the --run; only --remove and --compact of an --index go without")
     from onceover import workflows

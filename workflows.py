@@ -91,10 +91,13 @@ def extract(
         retry_failures: retry images that the ledger records as failed.
     """
     from onceover.extract.dataset.reading import ReadOptions
+    from onceover.extract.encoders import parse_spec
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
 
     config = config or load_config(DEFAULT_CONFIG).extract
+    for spec in (config.image_encoder, config.text_encoder):
+        parse_spec(spec)  # one that cannot be is refused before the dataset is read
     dataset = read_dataset(data, config.seed, reading or ReadOptions())
     for note in (dataset.taken, *dataset.notes):
         say(note)
@@ -485,6 +488,7 @@ class IndexOptions:
         min_recall: the recall@10 below which an approximate index is refused. rerank: ``none`` or ``qbnorm``.
         prune: drop items that are no longer there, with their features. retry_failures: retry failed images.
         force: replace an index of something else; continue although most items are gone.
+        exclude: patterns of images and folders to leave out, such as ``*.gif`` or ``2019/raw``.
         encoders: by kind, the new location of an encoder that has moved.
     """
 
@@ -495,6 +499,7 @@ class IndexOptions:
     prune: bool = False
     retry_failures: bool = False
     force: bool = False
+    exclude: Sequence[str] = ()
     device: str | None = None
     encoders: dict[str, str | None] | None = None
 
@@ -583,7 +588,7 @@ def _foreign_gallery(
 
     if images:
         kind = "image"
-        dataset = read_images(images)
+        dataset = read_images(images, options.exclude)
         items = dataset.ids
     else:
         assert captions is not None, "there are images or captions"
@@ -593,7 +598,7 @@ def _foreign_gallery(
     store_file = out / f"{GALLERIES[kind]}.h5"
     check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
-        check_vanished(out / GALLERIES[kind], items, str(images or captions))
+        check_vanished(out / GALLERIES[kind], items, str(images or captions), options.exclude)
     for note in dataset.notes:
         say(note)
     return foreign_gallery(

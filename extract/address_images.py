@@ -11,8 +11,9 @@ from typing import Any, cast
 from onceover.base.places import Address, Entry
 from onceover.base.progress import tracked
 from onceover.base.threads import ahead
-from onceover.extract.image_source import ABSENT, FolderImages, ImageSourceError, Listing, visible_files
+from onceover.extract.image_source import ABSENT, FolderImages
 from onceover.extract.ledger import Failure
+from onceover.extract.listing import Listing, files_at, visible_files
 from onceover.extract.names import why_no_path
 
 _FEW = 16  # files of a folder that are looked up one by one before it is listed
@@ -98,25 +99,22 @@ class AddressImages(FolderImages):
         """The names in a folder below the folder, sorted; none where it cannot be listed."""
         return sorted(self._folder(self._key(parent)) or {})
 
-    def images_beside(self, keys: set[str]) -> list[Failure]:
+    def images_beside(self, keys: set[str], exclude: Sequence[str] = ()) -> list[Failure]:
         """A failure for each image in the folder that is not among ``keys``; none where it cannot be listed."""
-        return super().images_beside(keys) if self._lists else []
+        return super().images_beside(keys, exclude) if self._lists else []
 
-    def listing(self) -> Listing:
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
         """All files in the folder and below it.
 
         Raises:
             ImageSourceError: it cannot be listed. PlaceError: the address cannot be reached.
         """
         start = self._key("")
-        try:
-            files = (self._address / start).files()
-        except OSError as error:
-            raise ImageSourceError(f"{self._address / start} cannot be listed: {error.strerror}") from error
+        files = files_at(self._address / start)
         for name, entry in files.items():
             parent, _, last = posixpath.join(start, name).rpartition("/")
             self._listed.setdefault(parent, {})[last] = entry
-        return visible_files(files)
+        return visible_files(files, exclude)
 
     def _key(self, name: str) -> str:
         """The key of a name in the folder; "" is that of the root."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError
+from onceover.extract.formats import MissingDecoder
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import Failure
 from onceover.extract.pictures import PictureError, decode, thumbnail
@@ -215,7 +216,7 @@ class ImageEncoding(Encoding):
                 if sha256 not in self._known:
                     pixels.append(preprocessing.pixels(image).numpy())
             except (PictureError, FileError) as error:
-                failures.append((row, str(error), False))
+                failures.append((row, str(error), isinstance(error, MissingDecoder)))
                 continue
             except OSError as error:
                 failures.append((row, error.strerror or str(error), True))

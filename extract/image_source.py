@@ -3,7 +3,6 @@
 An image has a *key*; a folder's are paths relative to it. A source can be pickled, so that processes can read from it.
 """
 
-import os
 import posixpath
 import stat
 import unicodedata
@@ -11,23 +10,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
-from onceover.base.errors import OnceoverError
 from onceover.base.files import read_bytes
-from onceover.base.places import Address
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
+from onceover.extract.listing import Listing, is_image, list_files
 from onceover.extract.names import is_text, shown, why_no_path
 from onceover.extract.pictures import MAX_BYTES
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 ABSENT = "no such file"
-_SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
-
-
-class ImageSourceError(OnceoverError):
-    """A folder that cannot be listed."""
 
 
 class ImageSource(ABC):
@@ -60,8 +51,12 @@ class ImageSource(ABC):
         reasons = {name: None if self.stat(name)[0] >= 0 else NO_SUCH_IMAGE for name in keys}
         return keys, reasons
 
-    def images_beside(self, keys: set[str]) -> list[Failure]:
-        """A failure for each image of the source that is not among ``keys``; of a source that cannot tell, none."""
+    def images_beside(self, keys: set[str], exclude: Sequence[str] = ()) -> list[Failure]:
+        """A failure for each image of the source that is not among ``keys``; of a source that cannot tell, none.
+
+        Args:
+            exclude: patterns of images that are left alone, as ``listing.is_excluded`` takes them.
+        """
         return []
 
 
@@ -122,9 +117,9 @@ class FolderImages(ImageSource):
         keys = {name: posixpath.normpath(posixpath.join(self.folder, file)) for name, file in files.items()}
         return keys, reasons
 
-    def images_beside(self, keys: set[str]) -> list[Failure]:
+    def images_beside(self, keys: set[str], exclude: Sequence[str] = ()) -> list[Failure]:
         """A failure for each image in the folder that is not among ``keys``, and for each folder that is unreadable."""
-        listing = self.listing()
+        listing = self.listing(exclude)
         failures = listing.failures
         for name in sorted(listing.names):
             key = posixpath.normpath(posixpath.join(self.folder, name))
@@ -152,9 +147,9 @@ class FolderImages(ImageSource):
         except (OSError, ValueError):
             return []
 
-    def listing(self) -> "Listing":
-        """All files in the folder and below it."""
-        return list_files(self.root / self.folder)
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        """All files in the folder and below it, as ``listing.list_files`` lists them."""
+        return list_files(self.root / self.folder, exclude)
 
 
 class NearNames:
@@ -202,60 +197,3 @@ def why_unreadable(path: Path) -> str | None:
     except ValueError:
         return "a name with a NUL character"
     return None if stat.S_ISREG(mode) else "no regular file"
-
-
-class Listing(NamedTuple):
-    """The files below a folder by their paths from it, the hidden entries left out, and folders that cannot be read."""
-
-    names: list[str]
-    hidden: int
-    failures: list[Failure]
-
-
-def list_files(folder: Path) -> Listing:
-    """All files below a folder, without what is hidden and what systems put beside people's files. No link is followed.
-
-    Raises:
-        ImageSourceError: the folder itself cannot be read.
-    """
-    if isinstance(folder, Address):
-        return visible_files(folder.files())
-    errors: list[OSError] = []
-    names: list[str] = []
-    hidden = 0
-    for parent, folders, files in os.walk(folder, onerror=errors.append):
-        visible = [name for name in folders if not _is_hidden(name)]
-        hidden += len(folders) - len(visible) + sum(_is_hidden(name) and is_image(name) for name in files)
-        folders[:] = visible
-        base = Path(parent).relative_to(folder)
-        names += [(base / name).as_posix() for name in files if not _is_hidden(name)]
-    failures = []
-    for error in errors:
-        if Path(error.filename) == folder:
-            raise ImageSourceError(f"{folder} cannot be read: {error.strerror}") from error
-        name = Path(error.filename).relative_to(folder).as_posix()
-        failures.append(Failure(name, "dataset", f"a folder that cannot be read: {error.strerror}"))
-    return Listing(names, hidden, failures)
-
-
-def visible_files(names: Iterable[str]) -> Listing:
-    """A listing of all files below a folder that is listed whole, of which the hidden ones are left out."""
-    visible = []
-    hidden = set()
-    for name in names:
-        parts = name.split("/")
-        end = next((number for number, part in enumerate(parts, 1) if _is_hidden(part)), None)
-        if end is None:
-            visible.append(name)
-        elif end < len(parts) or is_image(name):
-            hidden.add(tuple(parts[:end]))
-    return Listing(visible, len(hidden), [])
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _SYSTEM_FOLDERS
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES

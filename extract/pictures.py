@@ -1,29 +1,28 @@
 """Bytes of an image file -> one upright RGB image, its views, and its thumbnail. Pillow only, no torch."""
 
 import contextlib
-import functools
 import hashlib
 import io
-import itertools
 import math
 import os
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, read_bytes
+from onceover.extract.formats import MissingDecoder, PictureError, format_of, open_image
+from onceover.extract.levels import is_dark, is_wide, joined_bytes, low_bytes_mode, narrowed, use_raw_mode
+from onceover.extract.mending import JPEG_END, JPEG_SIGNATURE, has_all_scans, tails, without_metadata
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs: 512 MiB as RGB
 MAX_BYTES = 2**29  # of a file; an uncompressed image of ``MAX_PIXELS`` takes as many
 LARGE_PIXELS = 24_000_000  # images of more are decoded one at a time
-#: what Pillow decodes itself and by a signature; others start programs (EPS) or take nearly any bytes for theirs (TGA)
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM")
 MAX_ASPECT = 16  # longer images are cut to it about their centre: scaling the short side up would fill the memory
+_JPEGS = ("JPEG", "MPO")
+_UNKNOWN = "not an image in a known format"
 REDUCED = 2  # times the pixels that are needed, what a JPEG decoded at a fraction of its size must have
 THUMBNAIL_SIZE = 160  # pixels, the longer side
 CROP_SHARE = 7 / 8  # of each side, what a corner view shows
@@ -42,10 +41,6 @@ VIEWS = (
 )
 
 
-class PictureError(OnceoverError):
-    """Bytes that are not a usable image."""
-
-
 def needed(short_side: int, views: Sequence[tuple]) -> int:
     """Pixels that the shorter side of an image has to have where its views are resized to ``short_side``."""
     corners = any(part not in (None, WHOLE) for part, _ in views)
@@ -53,30 +48,37 @@ def needed(short_side: int, views: Sequence[tuple]) -> int:
 
 
 def decode(data: bytes, short_side: int | None = None) -> Image.Image:
-    """The image in ``data``, upright (EXIF), as 8-bit RGB; transparency is laid on white, 16 bits are scaled to 8.
+    """The image in ``data``, upright (EXIF), as 8-bit RGB; transparency is laid on white.
 
-    So are numbers of up to 65,535 and, where they are floats, of up to 1.
+    Values of more than 8 bits are scaled, by the image's own largest value: white is the largest value of 8, 10, 12, 14
+    or 16 bits, the smallest that holds all (``levels.white_level``); of floats it is 1, or up to 32 their largest.
 
     Of an animation the first frame is taken. Colours are not converted between ICC profiles. A JPEG is decoded at a
     half, a quarter or an eighth of its size where its shorter side then still has ``REDUCED`` times ``short_side``
     pixels, which is faster and leaves the final resizing enough to average over.
 
-    What is wrong with metadata alone is passed over: EXIF that cannot be read, texts and colour profiles of a PNG, and
-    the two bytes that end a JPEG.
+    What is wrong with metadata alone is passed over: EXIF that cannot be read, chunks of a PNG, segments of a JPEG
+    and tags of a TIFF that no pixel depends on, and the two bytes that end a JPEG.
 
     Raises:
-        PictureError: empty, truncated, no image at all, or larger than ``MAX_PIXELS``; a fault of the bytes.
+        PictureError: empty, truncated, no image at all, or larger than ``MAX_PIXELS``; a fault of the bytes. A
+            ``MissingDecoder`` where a package is needed to decode it.
         MemoryError: no room for it now.
     """
     if not data:
         raise PictureError("empty file")
     try:
         return _decoded(data, short_side)
-    except PictureError:
-        mended = _mended(data)
-        if mended is None:
-            raise
-        return _decoded(mended, short_side)
+    except MissingDecoder:
+        raise
+    except PictureError as error:
+        failure: PictureError = error
+    for mended in _mended(data):
+        try:
+            return _decoded(mended, short_side)
+        except PictureError as error:
+            failure = error
+    raise failure
 
 
 def read_picture(path: str | Path, short_side: int | None = None) -> Image.Image:
@@ -153,20 +155,21 @@ def _decoded(data: bytes, short_side: int | None) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what it cannot decode, it raises
             image = _opened(data)
             pixels = image.width * image.height
-            if short_side:
+            if short_side and image.format in _JPEGS:
                 image.draft(None, (REDUCED * short_side,) * 2)
             if not image.info.get("progressive"):  # whose coefficients are held in full
                 pixels = image.width * image.height
             with _large_images.held() if pixels > LARGE_PIXELS else contextlib.nullcontext():
-                image.load()
-                _turn_upright(image)
-                return _limit_aspect(_to_rgb(image))
+                return _limit_aspect(_to_rgb(_loaded(image, data)))
     except (PictureError, MemoryError):
         raise
     except Image.DecompressionBombError as error:  # raised while the header is read, at the same bound
         raise PictureError(f"more than {MAX_PIXELS:,} pixels; that many are not decoded") from error
     except Image.UnidentifiedImageError as error:
-        raise PictureError("not an image in a known format") from error
+        kind = format_of(data)
+        is_known = kind not in (None, "PPM")  # whose signature is two letters
+        reason = f"damaged image, or a {kind} of a kind that Pillow does not decode" if is_known else _UNKNOWN
+        raise PictureError(reason) from error
     except Exception as error:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error …
         if "out of memory" in str(error):  # a decoder's own code for it
             raise MemoryError(str(error)) from error
@@ -174,16 +177,35 @@ def _decoded(data: bytes, short_side: int | None) -> Image.Image:
         raise PictureError(f"damaged image: {reason:.200}") from error
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes) -> ImageFile.ImageFile:
     """The image in ``data``, its pixels not yet decoded.
 
     Raises:
         PictureError: more than ``MAX_PIXELS``; and what Pillow raises.
     """
-    image = Image.open(io.BytesIO(data), formats=_formats_here())
+    image = open_image(data)
+    _check_size(image)
+    return image
+
+
+def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(f"{image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are decoded")
-    return image
+
+
+def _loaded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The image in ``data``, opened as ``image``, with its pixels, upright."""
+    low_mode = low_bytes_mode(image)
+    image.load()
+    _check_size(image)  # HEIF's is known only now
+    _turn_upright(image)
+    if low_mode is None or not is_dark(image):
+        return image
+    low = _opened(data)
+    use_raw_mode(low, low_mode)
+    low.load()
+    _turn_upright(low)
+    return joined_bytes(image, low)
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -196,69 +218,32 @@ def _turn_upright(image: Image.Image) -> None:
         return
 
 
-def _mended(data: bytes) -> bytes | None:
-    """The same pixels without what is wrong beside them; None where nothing is known that could help."""
-    if data.startswith(_PNG_SIGNATURE):
-        shorter = _without_texts(data)
-        return shorter if len(shorter) < len(data) else None
-    return _with_end(data) if data.startswith(_JPEG_SIGNATURE) else None
-
-
-_MAX_PARTS = 10_000  # chunks of a PNG or segments of a JPEG that are looked at
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}  # texts and the colour profile: no pixel depends on them
-
-
-def _without_texts(data: bytes) -> bytes:
-    """A PNG without its texts and its colour profile; what follows an incomplete chunk is left as it is."""
-    parts = [_PNG_SIGNATURE]
-    position = len(_PNG_SIGNATURE)
-    while position + 12 <= len(data) and len(parts) < _MAX_PARTS:
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        if end > len(data):
-            break
-        if data[position + 4 : position + 8] not in _PNG_TEXTS:
-            parts.append(data[position:end])
-        position = end
-    return b"".join([*parts, data[position:]])
-
-
-_JPEG_SIGNATURE = b"\xff\xd8"
-_JPEG_END = b"\xff\xd9"
-_TAILS = 6  # what is put behind a JPEG to see whether pixels are missing
-_TAIL_BYTES = 2**12  # an MCU of any bytes takes a few hundred
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # but for restarts, which lie within a scan
+def _mended(data: bytes) -> Iterator[bytes]:
+    """The same pixels without what is wrong beside them, in one and another way, as far as it is known how."""
+    plain = without_metadata(data)
+    if plain != data:
+        yield plain
+    if plain.startswith(JPEG_SIGNATURE):
+        whole = _with_end(plain)
+        if whole is not None:
+            yield whole
 
 
 def _with_end(data: bytes) -> bytes | None:
     """A JPEG that has all its pixels and lacks but the marker that ends it, with that; None for any other."""
-    if data.endswith(_JPEG_END):
+    if data.endswith(JPEG_END):
         return None
     body = data.removesuffix(b"\xff")
-    if not _has_all_scans(body):
+    if not has_all_scans(body):
         return None
-    mended = body + _JPEG_END
+    mended = body + JPEG_END
     expected = _digest_of_pixels(mended)
     if expected is None:
         return None
-    for number in range(_TAILS):
-        if _digest_of_pixels(body + _tail(body, number) + _JPEG_END) != expected:
+    for tail in tails(body):
+        if _digest_of_pixels(body + tail + JPEG_END) != expected:
             return None
     return mended
-
-
-def _tail(body: bytes, number: int) -> bytes:
-    """Bytes that behind the last pixel of a JPEG change none, and would give others in the place of missing ones.
-
-    With every second ``number`` they stand behind the restart marker that is next.
-    """
-    noise = hashlib.shake_128(bytes([number])).digest(_TAIL_BYTES).replace(b"\xff", b"\xfe")
-    if number % 2 == 0:
-        return noise
-    scan = body.rfind(b"\xff\xda")
-    places = [body.rfind(bytes([0xFF, 0xD0 + restart]), scan) for restart in range(8)]
-    following = (places.index(max(places)) + 1) % 8 if max(places) >= 0 else 0
-    return bytes([0xFF, 0xD0 + following]) + noise
 
 
 def _digest_of_pixels(data: bytes) -> bytes | None:
@@ -272,53 +257,12 @@ def _digest_of_pixels(data: bytes) -> bytes | None:
         return None
 
 
-def _has_all_scans(data: bytes) -> bool:
-    """Whether the scans of a JPEG bring every coefficient of every component, to its last bit."""
-    missing: set[tuple[int, int]] = set()
-    position = len(_JPEG_SIGNATURE)
-    scans = 0
-    for _ in range(_MAX_PARTS):
-        marker = _JPEG_MARKER.search(data, position)
-        if marker is None:
-            break
-        kind = data[marker.start() + 1]
-        start = marker.end() + 2
-        segment = data[start : marker.end() + int.from_bytes(data[marker.end() : start], "big")]
-        position = start + len(segment)
-        if kind in (0xC0, 0xC1, 0xC2) and len(segment) > 5:
-            components = segment[6:18:3]
-            missing = set(itertools.product(components, range(64)))
-        if kind == 0xDA and len(segment) >= 4:
-            first, last, bits = segment[-3:]
-            scans += 1
-            if bits & 0x0F == 0:
-                missing -= set(itertools.product(segment[1:-3:2][:4], range(first, min(last, 63) + 1)))
-    return scans > 0 and not missing
-
-
-def _largest(image: Image.Image) -> float:
-    """The largest number in an image of one channel."""
-    _, largest = image.getextrema()
-    assert not isinstance(largest, tuple)
-    return largest
-
-
-@functools.cache
-def _formats_here() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this Pillow has; AVIF came with 11.3."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
-    is_wide = image.mode in ("I", "F")
-    if image.mode.startswith("I;16") or (is_wide and _largest(image) > 255):
-        image = image.convert("F").point(lambda value: value * (255 / 65535) + 0)
-    elif image.mode == "F" and _largest(image) <= 1:
-        image = image.point(lambda value: value * 255 + 0)
-    if image.mode in ("I", "F"):
-        image = image.convert("L")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if is_wide(image):
+        image = narrowed(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image)

@@ -5,6 +5,7 @@ from pathlib import Path
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, read_json, read_record, remove_files
 from onceover.base.outputs import RECORD, Outputs
+from onceover.extract.formats import why_no_decoder
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import is_passing
 from onceover.extract.plan import is_plan
@@ -130,12 +131,11 @@ class Unfinished:
 
 
 def is_readable(images: ImageSource, key: str) -> bool:
-    """Whether the bytes of an image can be read at the moment."""
+    """Whether the bytes of an image can be read at the moment, and what decodes them is installed."""
     try:
-        images.open(key)
+        return why_no_decoder(images.open(key)) is None
     except (OSError, OnceoverError):
         return False
-    return True
 
 
 def _are_settings(path: Path) -> bool:

@@ -25,8 +25,8 @@ from onceover.base.places import Address, is_address, place, read_range
 from onceover.extract.address_images import AddressImages, image_folder
 from onceover.extract.dataset.alone import read_images
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.image_source import ImageSourceError
 from onceover.extract.layouts import read_dataset
+from onceover.extract.listing import ImageSourceError, list_files
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore
 from onceover.extract.verify import verify_sample
@@ -230,10 +230,20 @@ def test_a_listing_leaves_out_what_is_hidden_and_the_entries_of_folders(put):
     read = read_images(f"{BUCKET}/mixed")
     assert (read.ids, read.failures) == (["in/a.jpg"], [])
     assert read.notes == [
-        f"other files in {BUCKET}/mixed, left alone: 1 (no images by their names)",
+        f"files in {BUCKET}/mixed that are no images by their names, left alone: 1 .txt",
         f"hidden images and folders in {BUCKET}/mixed, left alone: 1 (as ._a.jpg and @eaDir)",
     ]
     assert read.images.stat("in/a.jpg")[0] == len(jpeg())
+
+
+def test_patterns_exclude_at_an_address_what_they_exclude_in_a_folder(memory, tmp_path):
+    names = ["a.jpg", "a.gif", "raw/b.jpg", "raw/.c.jpg", "2019/raw/d.jpg", "2019/e.jpg", ".f.jpg", "g.txt"]
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(b"x")
+        write(f"{memory}/{name}", b"x")
+    for exclude in ([], ["raw"], ["*.gif", "2019/**/d.jpg"], ["none", "2019"]):
+        assert list_files(place(memory), exclude) == list_files(tmp_path / "data", exclude)
 
 
 def test_near_names_are_taken_at_an_address_as_in_a_folder(memory, tmp_path):

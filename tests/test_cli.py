@@ -15,6 +15,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from onceover.base.files import read_record, write_record
 from onceover.cli import cli, text_of
@@ -109,7 +110,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
     store, out = tmp_path / "s.h5", tmp_path / "out"
     more = encoders(extract_config)
     assert fails("extract", "--data", tmp_path / "none", "--store", store) == (
-        f"{tmp_path / 'none'} does not exist; name the dataset's folder, or its CSV or JSON file"
+        f"{tmp_path / 'none'} does not exist; name the dataset's folder or file"
     )
     assert "is a folder; --store names the .h5 file" in fails("extract", "--data", drawn, "--store", tmp_path, code=2)
     assert fails("extract", "--data", drawn, "--store", store, "--set", "extract.vews=1", code=2).endswith(
@@ -364,7 +365,7 @@ def test_a_strangers_folder_is_indexed_once_and_searched(run, fails, run_dir, pi
     made = run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
     assert "encoding 12 images" in made.stderr
     assert "left out: 1 at stage image" in made.stderr
-    assert "left alone: 1 (no images by their names)" in made.stderr
+    assert "left alone: 1 .txt" in made.stderr
     assert "11 images: 11 added, 0 removed" in made.stderr
     assert "flat (exact search over 11 rows answers within milliseconds" in made.stderr
     assert "up to date" in run("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu).stderr
@@ -616,7 +617,7 @@ def test_what_a_library_makes_of_an_interruption_is_one(drawn, tmp_path, monkeyp
     before = signal.getsignal(signal.SIGINT)
     found = CliRunner().invoke(cli, ["extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5")])
     assert found.exit_code == 130
-    assert found.stderr == "interrupted; run the same command again: what was finished is kept\n"
+    assert found.stderr.endswith("\ninterrupted; run the same command again: what was finished is kept\n")
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -632,7 +633,7 @@ def test_an_ignored_interruption_stays_ignored(drawn, tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert found.exit_code == 1
-    assert found.stderr == "error: s.h5 is damaged\n"
+    assert found.stderr.endswith("\nerror: s.h5 is damaged\n")
 
 
 def test_evaluating_and_drawing_a_run_does_without_torch_and_its_memory(run_dir, tmp_path):
@@ -775,6 +776,41 @@ def test_trap_a_disk_that_is_not_mounted_empties_no_index(run, fails, run_dir, p
     assert stale == []
     message = run("index", "--run", run_dir, "--prune", code=2).stderr
     assert "--prune and --retry-failures go with --images or --captions" in message
+
+
+def test_excluded_images_leave_the_index_without_being_taken_for_vanished(run, fails, run_dir, pictures, tmp_path):
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    again = ("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
+    run(*again)
+    names = sorted(path.name for path in pictures.glob("0*.jpg"))
+    most = [option for name in names[:6] for option in ("--exclude", name)]
+    told = run(*again, "--exclude", "below", *most, "--exclude", "*.gif").stderr
+    assert ": 0 added, 7 removed" in told
+    assert f"excluded images in {pictures}, left alone: 7" in told
+    assert f"nothing in {pictures} matches the pattern '*.gif' to exclude" in told
+    assert "4 rows" in run("verify", index).stdout
+    assert "encoding" not in run(*again).stderr  # they come back with their features
+    assert "11 rows" in run("verify", index).stdout
+    (pictures / names[9]).unlink()
+    shutil.rmtree(pictures / "below")
+    assert "(no image of below/ is there)" in fails(*again, "--exclude", names[0])
+    message = run("index", "--run", run_dir, "--exclude", "*.gif", code=2).stderr
+    assert "--exclude goes with --images; name the folder whose images to index" in message
+
+
+def test_an_image_whose_decoder_is_missing_is_encoded_once_it_is_there(run, run_dir, pictures, tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.new("RGB", (64, 64), "red")).save(pictures / "phone.heic", quality=90)
+    index, cpu = tmp_path / "index", ("--device", "cpu")
+    again = ("index", "--run", run_dir, "--images", pictures, "--index", index, *cpu)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pillow_heif", None)
+        run(*again)
+        assert "up to date" in run(*again).stderr
+        ledger = run("info", index / "images.h5").stdout
+    assert "needs pillow-heif: pip install 'onceover-retrieval[heif]'" in ledger
+    assert ": 1 added, 0 removed" in run(*again).stderr
+    assert "12 rows" in run("verify", index).stdout
 
 
 def test_features_of_a_vanished_image_are_kept_until_they_are_pruned(run, run_dir, pictures, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from onceover.extract.dataset import DatasetError, text
 from onceover.extract.dataset.alone import read_captions, read_images
 from onceover.extract.dataset.table import csv_rows, read_ids
-from onceover.extract.image_source import ImageSourceError
 from onceover.extract.layouts import read_dataset
+from onceover.extract.listing import ImageSourceError, is_excluded, list_files
 from onceover.extract.store import caption_ids
 
 
@@ -343,7 +343,9 @@ def test_a_folder_of_pictures_is_a_dataset_without_captions(tmp_path):
     dataset = read_images(tmp_path)
     assert dataset.ids == dataset.paths == ["b/a.png", "z.JPG"]
     assert (dataset.captions, len(dataset.image_index), dataset.splits) == ([], 0, ["", ""])
-    assert dataset.notes == [f"other files in {tmp_path}, left alone: 2 (no images by their names)"]
+    assert dataset.notes == [
+        f"files in {tmp_path} that are no images by their names, left alone: 1 .mp4, 1 .txt"
+    ]
     with pytest.raises(DatasetError, match="is no folder"):
         read_images(tmp_path / "z.JPG")
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
@@ -502,18 +504,122 @@ def test_trap_a_name_that_may_mean_two_files_or_another_rows_is_left_out(tmp_pat
     ]
 
 
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
 def test_hidden_and_system_files_are_no_images(tmp_path):
     names = ["a.jpg", "._a.jpg", ".b.jpg", "@eaDir/a.jpg", "__MACOSX/._a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg"]
     names += [".thumbnails/1.png", ".Trash-1000/files/b.jpg", "sub/.DS_Store", "sub/c.jpg", "notes.txt"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+    names += ["lost+found/1.jpg", "$RECYCLE.BIN/x.jpg", "$Recycle.Bin/y.jpg", "sub/Thumbs.db", "sub/desktop.ini"]
+    touch(tmp_path, *names)
     dataset = read_images(tmp_path)
     assert dataset.ids == ["a.jpg", "sub/c.jpg"]
     assert dataset.notes == [
-        f"other files in {tmp_path}, left alone: 1 (no images by their names)",
-        f"hidden images and folders in {tmp_path}, left alone: 7 (as ._a.jpg and @eaDir)",
+        f"files in {tmp_path} that are no images by their names, left alone: 1 .txt",
+        f"hidden images and folders in {tmp_path}, left alone: 10 (as ._a.jpg and @eaDir)",
     ]
+
+
+def test_hidden_and_system_files_are_no_images_without_captions_either_and_no_tables(tmp_path):
+    touch(tmp_path, "a.jpg", "._a.jpg", "@eaDir/a.jpg")
+    (tmp_path / "data.csv").write_text("image,caption\na.jpg,one\n")
+    (tmp_path / "._data.csv").write_bytes(b"\0\5\x16\7")
+    assert read_dataset(tmp_path).ids == ["a.jpg"]
+    touch(tmp_path, "Images/._b.jpg", "Images/.thumbnails/b.jpg")
+    make(tmp_path, "image,caption\na.jpg,one\n", ["a.jpg", "b.jpg"])
+    assert [failure.id for failure in read_dataset(tmp_path).failures] == ["b.jpg"]
+
+
+def test_files_left_alone_are_counted_by_suffix(tmp_path):
+    touch(tmp_path, "a.jfif", "b.JPE", "c.mpo", "d.avif", "e.jp2", "f.HEIC", "g.dib", "h.apng", "i.pgm", "j.qoi")
+    touch(tmp_path, *(f"{number}.DNG" for number in range(8)), *(f"sub/{number}.txt" for number in range(4)))
+    touch(tmp_path, "x.dng", "LICENSE", "NOTES", "README", *(f"v.{suffix}" for suffix in ("a", "b", "c", "d", "e")))
+    dataset = read_images(tmp_path)
+    assert len(dataset.ids) == 10
+    assert dataset.notes == [
+        f"files in {tmp_path} that are no images by their names, left alone: "
+        "9 .dng, 4 .txt, 3 without suffix, 1 .a, 1 .b, 1 .c and 2 others"
+    ]
+
+
+def test_linked_folders_are_followed_and_each_folder_is_listed_once(tmp_path):
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    touch(data, "a.jpg", "z/b.jpg")
+    touch(outside, "c.jpg", "deep/d.jpg")
+    (outside / "deep/back").symlink_to(data)  # a loop over two links
+    (data / "0-to-z").symlink_to("z")  # z stays z
+    (data / "m").symlink_to(outside / "deep")
+    (data / "n").symlink_to(outside)
+    (data / "o").symlink_to(outside)
+    (data / "link.jpg").symlink_to(outside / "c.jpg")
+    (data / "unmounted").symlink_to("/nowhere/at/all")
+    (data / ".hidden").symlink_to(outside)
+    dataset = read_images(data)
+    assert dataset.ids == ["a.jpg", "link.jpg", "m/d.jpg", "n/c.jpg", "z/b.jpg"]
+    assert [failure[:3] for failure in dataset.failures] == [("unmounted", "dataset", "a link that leads nowhere")]
+    assert all(dataset.images.open(path) == b"x" for path in dataset.paths)
+    assert read_images(data / "m").ids == ["back/a.jpg", "back/link.jpg", "back/n/c.jpg", "back/z/b.jpg", "d.jpg"]
+
+
+def test_linked_folders_of_a_dataset_are_followed(tmp_path):
+    touch(tmp_path, "elsewhere/a.jpg", "elsewhere/b.jpg")
+    (tmp_path / "data/Images").mkdir(parents=True)
+    (tmp_path / "data/Images/sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/captions.txt").write_text("image,caption\nsub/a.jpg,one\n")
+    dataset = read_dataset(tmp_path / "data")
+    assert (dataset.ids, dataset.paths) == (["sub/a.jpg"], ["Images/sub/a.jpg"])
+    assert [failure[:3] for failure in dataset.failures] == [("sub/b.jpg", "dataset", "picture without captions")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "excluded"),
+    [
+        ("*.gif", {"a.gif", "2019/raw/b.gif"}),
+        ("raw", {"2019/raw/b.gif", "2019/raw/c.jpg", "raw/d.jpg"}),
+        ("raw/", {"2019/raw/b.gif", "2019/raw/c.jpg", "raw/d.jpg"}),
+        ("/raw", {"raw/d.jpg"}),
+        ("./raw", {"raw/d.jpg"}),
+        ("2019/*", {"2019/raw/b.gif", "2019/raw/c.jpg", "2019/e.jpg"}),
+        ("2019/*.jpg", {"2019/e.jpg"}),
+        ("2019/**/*.jpg", {"2019/raw/c.jpg", "2019/e.jpg"}),
+        ("**/c.jpg", {"2019/raw/c.jpg"}),
+        ("20??", {"2019/raw/b.gif", "2019/raw/c.jpg", "2019/e.jpg"}),
+        ("[ac].*", {"a.gif", "2019/raw/c.jpg"}),
+        (unicodedata.normalize("NFC", "Käse"), {unicodedata.normalize("NFD", "Käse/f.jpg")}),
+        ("RAW", set()),
+        ("9/raw", set()),
+        ("", set()),
+    ],
+)
+def test_patterns_leave_out_what_they_match_and_what_lies_below(tmp_path, pattern, excluded):
+    names = {"a.gif", "2019/raw/b.gif", "2019/raw/c.jpg", "raw/d.jpg", "2019/e.jpg", "g.jpg"}
+    names.add(unicodedata.normalize("NFD", "Käse/f.jpg"))
+    touch(tmp_path, *names)
+    assert {name for name in names if is_excluded(name, [pattern])} == excluded
+    listing = list_files(tmp_path, [pattern])
+    assert set(listing.names) == names - excluded
+    assert listing.excluded == len(excluded)
+    assert listing.unmatched == ([] if excluded else [pattern])
+
+
+def test_what_is_excluded_is_counted_and_a_pattern_without_effect_is_told(tmp_path):
+    touch(tmp_path, "a.jpg", "raw/b.jpg", "raw/.c.jpg", "raw/more/d.jpg", "raw/notes.txt", "e.gif")
+    (tmp_path / "raw/link").symlink_to(tmp_path)
+    dataset = read_images(tmp_path, ["raw", "*.gif", "holiday"])
+    assert dataset.ids == ["a.jpg"]
+    assert dataset.notes == [
+        f"excluded images in {tmp_path}, left alone: 3",
+        f"nothing in {tmp_path} matches the pattern 'holiday' to exclude",
+    ]
+    with pytest.raises(DatasetError, match=r"holds no images \(.*\); excluded: 4"):
+        read_images(tmp_path, ["*.*", "raw"])
+    touch(tmp_path, "Images/raw/c.jpg")
+    make(tmp_path, "image,caption\na.jpg,one\n", ["a.jpg", "b.jpg"])
+    images = read_dataset(tmp_path).images
+    assert [failure.id for failure in images.images_beside({"Images/a.jpg"}, ["raw"])] == ["b.jpg"]
 
 
 def test_trap_links_in_circles_and_odd_entries_among_images(tmp_path):

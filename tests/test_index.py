@@ -831,6 +831,17 @@ def test_so_many_vanished_images_are_taken_for_a_disk_that_is_not_mounted(tmp_pa
     check_vanished(tmp_path / "none", [], "there")
 
 
+def test_images_that_are_excluded_are_not_taken_for_vanished(tmp_path, probes):
+    names = [f"p{number}" for number in range(20)] + [f"raw/{number}" for number in range(30)]
+    update(tmp_path / "i", gallery(50, ids=names), probes, **ROOMY)
+    check_vanished(tmp_path / "i", names[:20], "there", ["raw"])
+    check_vanished(tmp_path / "i", names[:10], "there", ["raw/**"])
+    with pytest.raises(IndexingError, match=r"^11 of 20 indexed images are no longer in there; is a disk"):
+        check_vanished(tmp_path / "i", names[:9], "there", ["raw"])
+    with pytest.raises(IndexingError, match=r"^30 of 50 indexed images .* \(no image of raw/ is there\)"):
+        check_vanished(tmp_path / "i", names[:20], "there", ["*.gif"])
+
+
 def test_compacting_without_the_last_version_leaves_nothing_of_what_was_removed(tmp_path, probes):
     folder = tmp_path / "i"
     update(folder, gallery(60), probes, **ROOMY)

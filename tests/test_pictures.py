@@ -2,15 +2,19 @@
 
 import io
 import os
+import random
+import struct
+import sys
 import threading
 import time
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from onceover.extract import pictures
+from onceover.extract import formats, pictures
+from onceover.extract.formats import FORMATS, MissingDecoder, why_no_decoder
 from onceover.extract.pictures import VIEWS, PictureError, crop, decode, inset, needed, read_picture, thumbnail
 
 
@@ -185,12 +189,6 @@ def test_an_inset_picture_is_whole_again_once_its_canvas_is_cropped():
     np.testing.assert_array_equal(middle, np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)))
 
 
-def test_floats_up_to_1_are_scaled_to_8_bits():
-    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
-    levels = np.asarray(decode(encode(Image.fromarray(ramp), "TIFF")))[..., 0].ravel()
-    np.testing.assert_allclose(levels, np.arange(256), atol=1)
-
-
 def chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
@@ -198,6 +196,143 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
     """A PNG with one more chunk behind its header."""
     return png[:33] + chunk(kind, data) + png[33:]
+
+
+RAMP = np.linspace(0, 1, 256).reshape(16, 16)
+
+
+def tiff(values: np.ndarray, tags: dict[int, int] | None = None, order: str = "<") -> bytes:
+    """An uncompressed TIFF of numbers (H, W, C), whose kind of number is theirs."""
+    height, width, channels = values.shape
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    known = {256: width, 257: height, 259: 1, 262: 2 if channels > 2 else 1, 277: channels, 278: height}
+    known |= {258: 8 * values.dtype.itemsize, 279: len(data), 339: kind} | (tags or {})
+    behind = 8 + 2 + 12 * (len(known) + 1) + 4
+    known[273] = behind + 6 * 2
+    entries = b""
+    for tag in sorted(known):
+        number = struct.pack(f"{order}HHII", tag, 4, 1, known[tag])
+        if tag in (258, 339) and channels > 2:
+            number = struct.pack(f"{order}HHII", tag, 3, channels, behind + 6 * (tag == 339))
+        elif tag in (258, 339):
+            number = struct.pack(f"{order}HHIHH", tag, 3, channels, *[known[tag]] * channels, *[0] * (2 - channels))
+        entries += number
+    lists = struct.pack(f"{order}3H3H", *[known[258]] * 3, *[kind] * 3)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(known))
+    return head + entries + bytes(4) + lists + data
+
+
+def png16(values: np.ndarray, *chunks: bytes) -> bytes:
+    """A PNG of 16-bit numbers (H, W, C)."""
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    rest = [*chunks, chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(rest)
+
+
+def levels(data: bytes) -> np.ndarray:
+    """The grey levels of an image of 256 pixels."""
+    pixels = np.asarray(decode(data)).reshape(256, 3)
+    assert (pixels == pixels[:, :1]).all()
+    return pixels[:, 0].astype(int)
+
+
+WIDE = {
+    "8 bits in 16": tiff((RAMP * 255).astype(np.uint16)[..., None]),
+    "10 bits in 16": tiff((RAMP * 1023).astype(np.uint16)[..., None]),
+    "12 bits in 16": tiff((RAMP * 4095).astype(np.uint16)[..., None]),
+    "12 bits in 16, big-endian": tiff((RAMP * 4095).astype(np.uint16)[..., None], order=">"),
+    "12 bits in a PNG": png16((RAMP * 4095).astype(np.uint16)[..., None]),
+    "14 bits in 16": tiff((RAMP * 16383).astype(np.uint16)[..., None]),
+    "16 bits": tiff((RAMP * 65535).astype(np.uint16)[..., None]),
+    "16 bits, big-endian": tiff((RAMP * 65535).astype(np.uint16)[..., None], order=">"),
+    "16 bits where 0 is white": tiff((RAMP[::-1, ::-1] * 65535).astype(np.uint16)[..., None], {262: 0}),
+    "signed 16 bits": tiff((RAMP * 4095 - 1024).astype(np.int16)[..., None]),
+    "32 bits": tiff((RAMP * (2**31 - 1)).astype(np.int32)[..., None]),
+    "unsigned 32 bits": tiff((RAMP * (2**32 - 1)).astype(np.uint32)[..., None]),
+    "floats to 1": tiff(RAMP.astype(np.float32)[..., None]),
+    "floats to 1, big-endian": tiff(RAMP.astype(np.float32)[..., None], order=">"),
+    "floats that overshoot 1": tiff((RAMP * 1.02).astype(np.float32)[..., None]),
+    "floats of light": tiff((RAMP * 3.7).astype(np.float32)[..., None]),
+    "floats to 255": tiff((RAMP * 255).astype(np.float32)[..., None]),
+    "floats that overshoot 255": tiff((RAMP * 256.5).astype(np.float32)[..., None]),
+    "floats to 65,535": tiff((RAMP * 65535).astype(np.float32)[..., None]),
+    "floats from -1 to 1": tiff((RAMP * 2 - 1).astype(np.float32)[..., None]),
+    "huge floats": tiff(((RAMP - 0.5) * 6e38).astype(np.float32)[..., None]),
+    "PFM": b"Pf\n16 16\n-1.0\n" + RAMP[::-1].astype("<f4").tobytes(),
+    "PGM of 12 bits": b"P5\n16 16\n4095\n" + (RAMP * 4095).astype(">u2").tobytes(),
+    "PGM of 16 bits": b"P5\n16 16\n65535\n" + (RAMP * 65535).astype(">u2").tobytes(),
+    "JPEG 2000": encode(Image.fromarray((RAMP * 65535).astype(np.uint16)), "JPEG2000", irreversible=False),
+}
+
+
+@pytest.mark.parametrize("data", WIDE.values(), ids=WIDE)
+def test_values_of_more_than_8_bits_are_scaled_so_that_the_largest_depth_that_is_used_is_white(data):
+    np.testing.assert_allclose(levels(data), np.arange(256), atol=1)
+
+
+@pytest.mark.parametrize("largest", [255, 1023, 4095, 16383, 65535])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_are_scaled_as_greys_are(channels, largest):
+    values = np.repeat((RAMP * largest).astype(np.uint16)[..., None], channels, axis=2)
+    values[..., 3:] = 65535
+    for data in (png16(values), *(tiff(values[..., :3], order=order) for order in "<>")):
+        np.testing.assert_allclose(levels(data), np.arange(256), atol=1)
+    coloured = values * np.array([1, 0.5, 0, 1][:channels])
+    picture = np.asarray(decode(png16(coloured.astype(np.uint16)))).reshape(256, 3)
+    np.testing.assert_allclose(picture, np.arange(256)[:, None] * [1, 0.5, 0], atol=1.5)
+
+
+def test_what_a_file_says_of_its_largest_value_counts():
+    values = (RAMP * 1000).astype(np.uint16)[..., None]
+    assert levels(tiff(values)).max() == 249  # of 10 bits
+    assert levels(tiff(values, {281: 4095})).max() == 62
+    assert levels(tiff(values, {281: 65535})).max() == 4
+    assert levels(b"P5\n16 16\n65535\n" + values.astype(">u2").tobytes()).max() == 4
+
+
+def test_turned_and_transparent_greys_of_16_bits():
+    values = np.linspace(0, 65535, 200).reshape(10, 20, 1).astype(np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert decode(encode(Image.fromarray(values[..., 0]), "PNG", exif=turned)).size == (10, 20)
+    clear = np.asarray(decode(png16(values, chunk(b"tRNS", b"\0\0"))))
+    assert clear[0, 0].tolist() == [255, 255, 255]
+    assert clear[0, 1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_have_a_reason(value):
+    values = RAMP.astype(np.float32)[..., None].copy()
+    values[3, 3] = value
+    with pytest.raises(PictureError) as error:
+        decode(tiff(values))
+    assert str(error.value) == "it has pixels that are no finite numbers"
+
+
+def test_premultiplied_transparency_is_laid_on_white_too():
+    if (b"II", 1, (1,), 1, (8, 8), (1,)) not in TiffImagePlugin.OPEN_INFO:
+        pytest.skip("this Pillow decodes no premultiplied grey")
+    grey = np.stack([RAMP * 200, np.full((16, 16), 255)], axis=-1).astype(np.uint8)
+    np.testing.assert_allclose(levels(tiff(grey, {338: 1})), np.linspace(0, 200, 256), atol=1)
+    grey[..., 1] = 0
+    assert set(levels(tiff(grey, {338: 1}))) == {255}
+
+
+def test_a_known_kind_of_file_that_is_not_decoded_is_named():
+    with pytest.raises(PictureError) as error:
+        decode(tiff(RAMP[..., None]))
+    assert str(error.value) == "damaged image, or a TIFF of a kind that Pillow does not decode"
+
+
+def test_constant_images_stay_black_or_white():
+    for value, level in ((0, 0), (65535, 255)):
+        assert set(levels(tiff(np.full((16, 16, 1), value, np.uint16)))) == {level}
+        assert set(levels(tiff(np.full((16, 16, 3), value, np.uint16)))) == {level}
+    assert set(levels(tiff(np.full((16, 16, 1), -5, np.float32)))) == {0}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
@@ -225,6 +360,44 @@ def test_trap_texts_and_profiles_of_a_png_never_cost_its_pixels(kind, data):
     np.testing.assert_array_equal(np.asarray(decode(with_chunk(plain, kind, data))), np.asarray(photo()))
     with pytest.raises(PictureError, match="damaged image"):
         decode(with_chunk(plain, kind, data)[:-40])
+
+
+@pytest.mark.parametrize("kind", [b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"acTL", b"tIME", b"\xff\0ab"], ids=repr)
+def test_trap_no_broken_chunk_beside_the_pixels_of_a_png_costs_it(kind):
+    for broken in (chunk(kind, b"1"), chunk(kind, b"1" * 9)[:-4] + b"none"):
+        data = encode(photo(), "PNG")
+        np.testing.assert_array_equal(np.asarray(decode(data[:33] + broken + data[33:])), np.asarray(photo()))
+
+
+def test_a_png_that_is_mended_stays_upright():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = with_chunk(encode(photo(), "PNG", exif=turned), b"gAMA", b"")
+    assert decode(data).size == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("marker", "segment"),
+    [(0xE0, b"JFIF"), (0xE0, b"JFIF\0\1"), (0xE2, b"ICC_PROFILE\0"), (0xEE, b"Adobe"), (0xEE, b"Adobe\0\x64")],
+    ids=repr,
+)
+def test_trap_no_broken_segment_beside_the_pixels_of_a_jpeg_costs_it(marker, segment):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encode(photo(), "JPEG", exif=turned)
+    broken = data[:2] + struct.pack(">BBH", 0xFF, marker, len(segment) + 2) + segment + data[2:]
+    for end in (len(broken), -2):  # and without its end
+        np.testing.assert_array_equal(np.asarray(decode(broken[:end])), np.asarray(decode(data)))
+
+
+@pytest.mark.parametrize("tag", [270, 700, 34675])
+def test_trap_no_broken_tag_beside_the_pixels_of_a_tiff_costs_it(tag):
+    values = np.asarray(photo())
+    data = tiff(values, {tag: 8, 274: 6})
+    place = data.index(struct.pack("<HHI", tag, 4, 1)) + 2
+    for broken in (struct.pack("<HII", 2, 2**31, 2**31), struct.pack("<HII", 12, 3, 8), struct.pack("<HII", 99, 1, 0)):
+        picture = decode(data[:place] + broken + data[place + 10 :])
+        np.testing.assert_array_equal(np.asarray(picture), np.rot90(values, -1))
 
 
 @pytest.mark.parametrize(
@@ -258,13 +431,89 @@ def test_trap_no_format_starts_a_program(tmp_path, monkeypatch):
     assert str(error.value) == f"{tmp_path / 'x.jpg'} is no usable image: not an image in a known format"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in pictures.FORMATS if kind != "JPEG"])
+def heic(image, **options) -> bytes:
+    """``image`` as HEIC: one of Pillow, or (mode, array)."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    if not pillow_heif.libheif_info()["HEIF"]:
+        pytest.skip("this pillow-heif only reads")
+    if isinstance(image, Image.Image):
+        file = pillow_heif.from_pillow(image)
+    else:
+        mode, values = image
+        file = pillow_heif.from_bytes(mode, values.shape[1::-1], values.tobytes())
+    buffer = io.BytesIO()
+    file.save(buffer, quality=95, chroma=444, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
 def test_the_formats_of_photographs_are_decoded(kind):
     Image.init()
-    if kind not in Image.SAVE:
-        pytest.skip(f"this Pillow has no {kind}")
-    picture = decode(encode(photo(), kind))
+    if kind == "HEIF":
+        data = heic(photo())
+    elif kind in Image.SAVE:
+        data = encode(photo(), kind)
+    else:
+        pytest.skip(f"this Pillow writes no {kind}")
+    picture = decode(data)
     assert (picture.mode, picture.size) == ("RGB", (40, 30))
+    assert np.abs(np.asarray(picture, float) - np.asarray(photo(), float)).mean() < 8
+
+
+def test_the_suffixes_are_those_that_pillow_knows_for_the_formats():
+    Image.init()
+    for suffix, kind in Image.registered_extensions().items():
+        if kind in FORMATS:
+            assert suffix in FORMATS[kind]
+    assert len(formats.IMAGE_SUFFIXES) == sum(map(len, FORMATS.values()))
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in formats.IMAGE_SUFFIXES)
+
+
+def test_heic_is_upright_laid_on_white_and_of_8_bits():
+    wide = np.repeat(np.linspace(0, 65535, 1200).reshape(30, 40, 1), 3, axis=2).astype(np.uint16)
+    assert np.abs(np.asarray(decode(heic(("RGB;16", wide))), float) - wide / 257).max() < 4  # 10 bits
+    assert np.asarray(decode(heic(Image.new("RGBA", (16, 16), (0, 0, 0, 0))))).min() > 250
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = decode(heic(photo(), exif=turned.tobytes()))
+    expected = photo().transpose(Image.Transpose.ROTATE_270)
+    assert np.abs(np.asarray(picture, float) - np.asarray(expected, float)).mean() < 6
+    assert "HEIF" not in Image.OPEN  # a user's own Pillow is left as it is
+
+
+def test_an_image_that_needs_a_package_names_it(monkeypatch):
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MissingDecoder) as error:
+        decode(data)
+    assert str(error.value) == "needs pillow-heif: pip install 'onceover-retrieval[heif]'"
+    monkeypatch.setattr(formats, "_pillow_formats", lambda: ("JPEG",))
+    assert why_no_decoder(data.replace(b"heic", b"avif")) == (
+        "needs Pillow 11.3 or later: pip install --upgrade pillow"
+    )
+    assert why_no_decoder(b"\xff\xd8\xff") is None
+
+
+def test_heif_is_bounded_and_damage_of_it_is_a_reason(monkeypatch):
+    data = heic(photo())
+    place = data.index(b"ispe") + 8
+    with pytest.raises(PictureError, match="damaged image"):
+        decode(data[:place] + struct.pack(">II", 60_000, 60_000) + data[place + 8 :])
+    for end in range(12, len(data), 5):
+        with pytest.raises(PictureError, match="damaged image"):
+            decode(data[:end])
+    choose = random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(data)
+        for _ in range(choose.choice([1, 4, 20])):
+            damaged[choose.randrange(len(data))] = choose.randrange(256)
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except PictureError as error:
+            assert "\n" not in str(error)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
+    with pytest.raises(PictureError, match="40 x 30 pixels; at most 1,000 are decoded"):
+        decode(data)
 
 
 def test_trap_special_and_giant_files_are_not_read(tmp_path):

@@ -1,5 +1,6 @@
 """Images without captions, and captions without images: what an index is built of."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ from onceover.base.places import place
 from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.text import read_lines, why_unusable
-from onceover.extract.image_source import IMAGE_SUFFIXES, is_image
+from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.ledger import Failure
+from onceover.extract.listing import Listing, is_image, kinds_of
 from onceover.extract.names import is_text
 
 
-def read_images(folder: str | Path) -> Dataset:
+def read_images(folder: str | Path, exclude: Sequence[str] = ()) -> Dataset:
     """Every image in a folder and the folders below it, without captions, in no split; an image's id is its path.
+
+    Args:
+        exclude: patterns of images and folders that are left alone, as ``listing.is_excluded`` takes them.
 
     Raises:
         DatasetError: no folder, or no image in it. ImageSourceError: it cannot be listed.
@@ -24,8 +29,8 @@ def read_images(folder: str | Path) -> Dataset:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; name one that holds images")
     source = image_folder(folder)
-    listing = source.listing()
-    images = sorted(filter(is_image, listing.names), key=lambda name: name.split("/"))
+    listing = source.listing(exclude)
+    images = list(filter(is_image, listing.names))
     failures = listing.failures
     paths = []
     for name in images:
@@ -36,13 +41,26 @@ def read_images(folder: str | Path) -> Dataset:
             paths.append(name)
     if not paths:
         reason = f"; the first reason: {failures[0].id}: {failures[0].reason}" if failures else ""
+        if listing.excluded:
+            reason = f"; excluded: {listing.excluded:,}"
         raise DatasetError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){reason}")
-    others = len(listing.names) - len(images)
-    notes = [f"other files in {folder}, left alone: {others:,} (no images by their names)"] if others else []
-    if listing.hidden:
-        notes.append(f"hidden images and folders in {folder}, left alone: {listing.hidden:,} (as ._a.jpg and @eaDir)")
+    notes = _notes(folder, listing)
     none = np.empty(0, np.int64)
     return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], none, failures, notes, source)
+
+
+def _notes(folder: Path, listing: Listing) -> list[str]:
+    """What was left alone in a folder."""
+    notes = []
+    others = [name for name in listing.names if not is_image(name)]
+    if others:
+        notes.append(f"files in {folder} that are no images by their names, left alone: {kinds_of(others)}")
+    if listing.hidden:
+        notes.append(f"hidden images and folders in {folder}, left alone: {listing.hidden:,} (as ._a.jpg and @eaDir)")
+    if listing.excluded:
+        notes.append(f"excluded images in {folder}, left alone: {listing.excluded:,}")
+    notes += [f"nothing in {folder} matches the pattern {pattern!r} to exclude" for pattern in listing.unmatched]
+    return notes
 
 
 def read_captions(file: str | Path) -> Dataset:

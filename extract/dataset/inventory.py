@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from onceover.extract.image_source import is_image, list_files
+from onceover.extract.listing import is_image, list_files
 
 _MOST_FILES = 200_000  # that are counted
 _MOST_ENTRIES = 8  # that are named

@@ -15,7 +15,7 @@ class ReadOptions:
         split_column: the column that holds the split.
         images_root: the folder that the images' names start from.
         caption_template: a caption for an image of which only the class is known, with ``{}`` for the class.
-        exclude: patterns of files that are left alone (``image_source.is_excluded``).
+        exclude: patterns of files that are left alone (``listing.is_excluded``).
     """
 
     image_column: str | None = None

@@ -13,6 +13,7 @@ from onceover.extract.dataset.splits import column_splits
 from onceover.extract.dataset.text import why_unusable
 from onceover.extract.image_source import FolderImages, ImageSource
 from onceover.extract.ledger import MAX_ID, Failure
+from onceover.extract.listing import is_excluded
 from onceover.extract.names import shown
 
 
@@ -67,13 +68,38 @@ def image_name(row: Row) -> str:
     return posixpath.normpath(row.image.strip().replace("\\", "/"))
 
 
+def without_excluded(rows: Sequence[Row], patterns: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """The rows whose images no pattern leaves out (``listing.is_excluded``), and notes on what the patterns did.
+
+    Raises:
+        DatasetError: no row is left.
+    """
+    kept = list(rows)
+    notes = []
+    for pattern in patterns:
+        names = {image_name(row) for row in kept}
+        excluded = {name for name in names if is_excluded(name, [pattern])}
+        kept = [row for row in kept if image_name(row) not in excluded]
+        notes.append(f"images left out by --exclude {pattern}: {len(excluded):,}")
+    if rows and not kept:
+        raise DatasetError(f"--exclude {' --exclude '.join(patterns)} leaves out all images; give other patterns")
+    return kept, notes
+
+
 def assemble(
-    root: Path, layout: str, rows: Sequence[Row], images: ImageSource, source: Path, list_others: bool
+    root: Path,
+    layout: str,
+    rows: Sequence[Row],
+    images: ImageSource,
+    source: Path,
+    list_others: bool,
+    exclude: Sequence[str] = (),
 ) -> Dataset:
     """A dataset of the rows of a captions file.
 
     Args:
-        source: the captions file. list_others: images that no row names go into the ledger.
+        source: the captions file. list_others: images that no row names go into the ledger, but for those that a
+            pattern of ``exclude`` matches.
 
     Raises:
         DatasetError: no usable image, or an image in two splits.
@@ -85,7 +111,7 @@ def assemble(
     ids = list(dict.fromkeys(names[row] for row in used))
     failures += [Failure(name, "dataset", "no usable caption") for name in without_captions(reasons, ids)]
     if list_others:
-        failures += images.images_beside({*keys.values()})
+        failures += images.images_beside({*keys.values()}, exclude)
     if not ids:
         raise DatasetError(f"{source}: no image is usable; the first reason: {failures[0].id}: {failures[0].reason}")
     renamed = sum(keys[name] != name and not keys[name].endswith(f"/{name}") for name in ids)

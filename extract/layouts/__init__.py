@@ -16,7 +16,7 @@ from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
-from onceover.extract.dataset.rows import Row, assemble, folder_images
+from onceover.extract.dataset.rows import Row, assemble, folder_images, without_excluded
 from onceover.extract.dataset.splits import with_splits
 from onceover.extract.image_source import ImageSource
 
@@ -117,9 +117,18 @@ def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT
     if not rows:
         raise DatasetError(f"{found.captions} holds no captions; is the download complete?")
     images = found.images(rows)
-    dataset = assemble(found.root, layout.NAME, rows, images, found.captions, found.lists_all_images)
+    rows, notes = without_excluded(rows, options.exclude)
+    dataset = assemble(
+        found.root, layout.NAME, rows, images, found.captions, found.lists_all_images, options.exclude
+    )
     taken = found.form or layout.NAME
-    dataset = replace(dataset, named=at, reading=options, taken=f"{taken}: {len(rows):,} rows")
+    dataset = replace(
+        dataset,
+        named=at,
+        reading=options,
+        taken=f"{taken}: {len(rows):,} rows",
+        notes=[*notes, *dataset.notes],
+    )
     if any(dataset.splits):
         return dataset
     return with_splits(dataset, found.captions, seed)

@@ -8,6 +8,7 @@ from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import write_csv_example, write_images
 from onceover.extract.dataset.table import csv_rows
 from onceover.extract.layouts import Found, beside
+from onceover.extract.listing import is_hidden
 
 NAME = "csv"
 PRIORITY = 40
@@ -27,7 +28,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
         if data.suffix.lower() not in (".csv", ".txt"):
             return None
         return beside(data, data.parent, partial(csv_rows, data), FOLDERS, options)
-    tables = sorted(data.glob("*.csv"))
+    tables = sorted(table for table in data.glob("*.csv") if not is_hidden(table.name))
     if len(tables) > 1:
         raise DatasetError(f"{data} holds {len(tables)} CSV files; name one of them: --data {tables[0]}")
     if not tables:

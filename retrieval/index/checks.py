@@ -1,9 +1,10 @@
 """Checks before an index is changed: is it of the same source and run, and are its images still there."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from onceover.base.formats import CURRENT
+from onceover.extract.listing import is_excluded
 from onceover.retrieval.index.manifest import read_manifest
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.types import IndexingError
@@ -11,13 +12,14 @@ from onceover.retrieval.index.types import IndexingError
 _MOST_VANISHED = 0.5  # of the indexed items; more than that do not vanish by themselves
 
 
-def check_vanished(folder: str | Path, items: Iterable[str], source: str) -> None:
+def check_vanished(folder: str | Path, items: Iterable[str], source: str, exclude: Collection[str] = ()) -> None:
     """Refuses to go on where so many items have vanished that a disk may not be mounted.
 
     That is more than half of the items of the index in ``folder``, or all images of a subfolder.
 
     Args:
         items: ids of the images, or the captions, that are in ``source`` now.
+        exclude: patterns of images that are left out on purpose, as ``extract.listing.is_excluded`` takes them.
 
     Raises:
         IndexingError: so many have vanished, or a damaged index.
@@ -29,7 +31,7 @@ def check_vanished(folder: str | Path, items: Iterable[str], source: str) -> Non
     empty: list[str] = []
     if index.kind == "image":
         noun = "images"
-        before = index.ids()
+        before = [name for name in index.ids() if not is_excluded(name, exclude)]
         empty = sorted(_subfolders(before) - _subfolders(now), key=lambda name: (name.count("/"), name))
     else:
         noun = "captions"
