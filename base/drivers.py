@@ -81,8 +81,8 @@ def kind_of(text: str) -> str:
 
 def host_of(text: str) -> str:
     """An address up to its bucket or host: ``s3://bucket``."""
-    kind, _, rest = text.partition("://")
-    return f"{kind}://{rest.partition('/')[0]}"
+    rest = text.partition("://")[2]
+    return f"{kind_of(text)}://{rest.partition('/')[0]}"
 
 
 def check_driver(text: str) -> None:

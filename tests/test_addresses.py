@@ -370,6 +370,7 @@ def test_the_methods_of_an_address_are_those_of_a_path(memory):
     web = Address("https://host/data/x.csv?key=1")
     assert (web.name, str(web.parent / "a b.jpg")) == ("x.csv", "https://host/data/a%20b.jpg?key=1")
     assert (web.parent / "a b.jpg").name == "a b.jpg"
+    assert place("MEMORY://Data/X") == Address("memory://Data/X")
     assert place("file:///tmp/x") == Path("/tmp/x")
     assert not is_address("C:\\data") and not is_address("a/b")
 
