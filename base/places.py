@@ -13,7 +13,6 @@ import re
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from functools import total_ordering
 from pathlib import Path, PurePosixPath
@@ -379,6 +378,8 @@ def _moment(value: object) -> datetime | None:
 
 def _written_moment(text: str) -> datetime | None:
     """The moment that a text writes, as ISO 8601 or as web servers do."""
+    from email.utils import parsedate_to_datetime  # which takes longer to import than this module
+
     for parse in (datetime.fromisoformat, parsedate_to_datetime):
         with contextlib.suppress(ValueError):
             return parse(text)

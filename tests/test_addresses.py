@@ -455,6 +455,28 @@ def test_a_host_that_is_down_or_does_not_answer_is_told_within_seconds(server, a
     assert line == f"{address} cannot be reached (no answer within 0 seconds); {mend}"
 
 
+def test_a_host_that_is_lost_on_the_way_ends_the_extraction_which_goes_on_later(
+    dataset, store_file, extract_config, tmp_path, monkeypatch
+):
+    read = read_dataset(dataset).first(16)
+    opened = AddressImages.open
+
+    def lost(images, key):
+        if key in read.paths[8:]:
+            raise PlaceError("cannot be reached")
+        return opened(images, key)
+
+    monkeypatch.setattr(AddressImages, "open", lost)
+    with pytest.raises(PlaceError, match="cannot be reached"):
+        extract(read, tmp_path / "s.h5", extract_config, device="cpu", engine="threads")
+    assert not (tmp_path / "s.h5").exists()
+    monkeypatch.setattr(AddressImages, "open", opened)
+    made = extract(read, tmp_path / "s.h5", extract_config, device="cpu", engine="threads")
+    assert made.reused["image"] == 8
+    with FeatureStore(tmp_path / "s.h5") as some, FeatureStore(store_file) as whole:
+        np.testing.assert_array_equal(some.image_features[:], whole.image_features[:16])
+
+
 def test_images_of_a_batch_are_downloaded_several_at_a_time(dataset, monkeypatch):
     images = image_folder(place(dataset))
     keys = sorted(f"images/{name}" for name in images.names_in("images"))[:6]
