@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
     from onceover.heads.checkpoint import load_run
     from onceover.retrieval.embeddings import read_embeddings
-    from onceover.workflows import compare, ensemble, evaluate, extract_features, fit, index, plot, search, search_many
+    from onceover.workflows import (
+        compare,
+        ensemble,
+        evaluate,
+        extract_features,
+        fit,
+        index,
+        join,
+        plot,
+        search,
+        search_many,
+    )
 
 __version__ = "0.2.0"
 
@@ -40,6 +51,7 @@ __all__ = [
     "extract_features",
     "fit",
     "index",
+    "join",
     "load_config",
     "load_run",
     "plot",

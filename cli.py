@@ -362,6 +362,7 @@ def cli() -> None:
     \b
     extract   images and captions -> feature store (once)
     import    features computed elsewhere -> feature store
+    join      feature stores of one dataset -> one with the features of all their encoders
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
@@ -394,8 +395,16 @@ def _forgiving_streams() -> None:
     help="Dataset: its folder or file, a pattern of shards, or an address (docs/data.md lists the forms).",
 )
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
-@click.option("--image-encoder", metavar="SPEC", help="Image encoder: torchvision:NAME[@WEIGHTS] or hf:NAME_OR_FOLDER.")
-@click.option("--text-encoder", metavar="SPEC", help="Text encoder: hf:NAME_OR_FOLDER[@random]; @random: untrained.")
+@click.option(
+    "--image-encoder",
+    metavar="SPEC",
+    help="Image encoder: torchvision:, timm: or open_clip:NAME[@WEIGHTS], or hf:NAME_OR_FOLDER.",
+)
+@click.option(
+    "--text-encoder",
+    metavar="SPEC",
+    help="Text encoder: hf: or st:NAME_OR_FOLDER, or open_clip:NAME[@WEIGHTS]; hf:NAME@random: untrained.",
+)
 @click.option(
     "--image-layers", metavar="NAMES", help="Concatenate these layers of the image encoder: auto, last, NAME,…"
 )
@@ -406,8 +415,8 @@ def _forgiving_streams() -> None:
 )
 @click.option(
     "--text-pooling",
-    type=click.Choice(["mean", "cls"]),
-    help="Pool a caption by the mean of its tokens or by its first one.",
+    type=click.Choice(["auto", "mean", "cls", "last"]),
+    help="Pool a caption's tokens: by their mean, the first (cls) or the last. [default: as the encoder was trained]",
 )
 @click.option(
     "--views",
@@ -492,49 +501,101 @@ def extract(
 @cli.command("import")
 @click.option(
     "--image-features",
-    required=True,
     type=FILE,
     metavar="FILE_OR_DIR",
-    help="Image features: .npy, .safetensors (one tensor: FILE.safetensors:NAME), .parquet, or a folder of such files.",
+    help="Image features: .npy, .npz, .h5, .safetensors (one array of several: FILE.npz:NAME), .parquet, or a folder "
+    "of such files.",
 )
-@click.option(
-    "--text-features", required=True, type=FILE, metavar="FILE_OR_DIR", help="Text features, one row per caption."
-)
+@click.option("--text-features", type=FILE, metavar="FILE_OR_DIR", help="Text features, one row per caption.")
 @click.option(
     "--captions",
-    required=True,
     type=PLACE,
     metavar="TABLE",
-    help="Caption table: a .csv (image,caption[,split]), or a .parquet file or folder (image or image_path, caption).",
+    help="Caption table: a .csv (image,caption[,split]), or a .parquet file or folder (image or image_path, caption); "
+    "with --captions-per-image a text file.",
+)
+@click.option(
+    "--captions-per-image", type=click.IntRange(min=1), metavar="N", help="Read --captions as lines, N for each image."
+)
+@click.option(
+    "--precomputed",
+    type=DIRECTORY,
+    help="Folder with train_ims.npy, train_caps.txt and the same for dev and test, as VSE++ has them.",
 )
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
 @click.option("--image-ids", type=FILE, help="Image names of the rows of image features, one per line.")
-@click.option("--name", metavar="TEXT", help="Name of the encoders. [default: that of the image features]")
 @click.option(
-    "--data", type=PLACE, metavar="DIR", help="Folder of the images, if available. [default: the table's]"
+    "--regions", type=click.Choice(["mean"]), help="Image features are (images, regions, numbers): take the mean."
+)
+@click.option("--name", metavar="TEXT", help="Name of unknown encoders. [default: that of the image features]")
+@click.option(
+    "--data", type=PLACE, metavar="DIR", help="Folder of the images, if available. [default: the captions']"
+)
+@click.option(
+    "--image-encoder", metavar="SPEC", help="Encoder that made the image features; checked on images in --data."
+)
+@click.option(
+    "--text-encoder",
+    metavar="SPEC",
+    help="Encoder that made the text features; checked on captions. Without --text-features it encodes the captions.",
 )
 @click.option("--force", is_flag=True, help="Replace a store of other features or captions.")
-def import_(store_file, **given):
+@device_option
+@config_options
+def import_(store_file, config_file, overrides, **given):
     """Make a feature store from features computed elsewhere.
 
     Row i of the text features belongs to row i of the caption table. Image features have one row per distinct image,
-    in the order of the table, or one per row of the table, or one per line of --image-ids. The images are not needed.
-    Without the encoder, new queries cannot be searched for.
+    in the order of the table, or one per row of the table, or one per line of --image-ids, or one array per image name.
+    The images are not needed. New queries can be searched for where the encoders are named.
 
     \b
     Examples:
       onceover import --image-features img_emb --text-features text_emb --captions metadata --store mine.h5
       onceover import --image-features i.npy --text-features t.npy --captions captions.csv --store mine.h5
+      onceover import --precomputed data/f30k_precomp --text-encoder hf:encoders/minilm --store f30k.h5
     """
     from onceover.extract.importing import import_features
 
+    check_overrides(overrides, "extract")
     if store_file.is_dir():
         raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     names = ("image_features", "text_features", "captions")
-    summary = import_features(*(given.pop(name) for name in names), store_file, **given)
+    config = load_config(config_file, overrides).extract
+    summary = import_features(*(given.pop(name) for name in names), store_file, config=config, **given)
     summary.tell()
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to import",
+        command("fit", "--store", store_file, "--run", "runs/first"),
+    )
+
+
+@cli.command()
+@click.argument("stores", nargs=-1, required=True, type=FILE, metavar="STORE_A STORE_B...")
+@click.option("--out", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option(
+    "--common", is_flag=True, help="Join the images and captions that all stores have; the others go into the ledger."
+)
+@click.option("--force", is_flag=True, help="Replace another feature store at --out.")
+def join(stores, store_file, common, force):
+    """Join feature stores of one dataset into one that has the features of all their encoders side by side.
+
+    Nothing is encoded again. Images are matched by content, captions by their image and text, in whatever order they
+    lie. An encoder that several stores have in common is taken once. Queries and new images pass all encoders.
+
+    \b
+    Examples:
+      onceover join stores/resnet.h5 stores/clip.h5 --out stores/both.h5
+      onceover join stores/a.h5 stores/b.h5 stores/c.h5 --common --out stores/abc.h5
+    """
+    from onceover.extract.joining import join_stores
+
+    if store_file.is_dir():
+        raise ConfigError(f"{store_file} is a folder; --out names the .h5 file to write")
+    summary = join_stores(stores, store_file, common=common, force=force)
+    summary.tell()
+    done(
+        f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to join",
         command("fit", "--store", store_file, "--run", "runs/first"),
     )
 
@@ -797,12 +858,31 @@ def evaluate(run_dir, store_file, errors, json_to, **options):
             written.append(json_to)
     if errors:
         written.append(workflows.error_page(run_dir, evaluation.result["split"], errors, options["rerank"]))
-    done(
-        f"wrote {', '.join(map(str, written))}",
-        command("search", "--run", run_dir, "--query", "a dog playing in the park")
-        if run_dir
-        else command("fit", "--store", store_file, "--run", "runs/first"),
-    )
+    done(f"wrote {', '.join(map(str, written))}", _after_evaluation(run_dir, store_file))
+
+
+def _after_evaluation(run_dir: Path | None, store_file: Path | None) -> str:
+    """The next command: a search where the run has an encoder for queries."""
+    if run_dir is None:
+        return command("fit", "--store", store_file, "--run", "runs/first")
+    return _search_command(run_dir, "--run", run_dir) or command("plot", "--run", run_dir, "--out", "figures")
+
+
+def _search_command(run_dir: Path, *where, captions_alone: bool = False) -> str | None:
+    """A search by text, or by image where a run can embed images alone; None where all its features were imported.
+
+    Args:
+        captions_alone: there are captions to be found, and no images.
+    """
+    from onceover.extract.encoders import is_imported
+    from onceover.heads.provenance import read_provenance
+
+    encoders = read_provenance(run_dir)["encoders"]
+    if not captions_alone and not is_imported(encoders["text"]["encoder"]):
+        return command("search", *where, "--query", "a dog playing in the park")
+    if not is_imported(encoders["image"]["encoder"]):
+        return command("search", *where, "--query", "IMAGE.jpg", "--mode", "image2text")
+    return None
 
 
 def _json_result(result: dict) -> str:
@@ -966,13 +1046,10 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
         choices = workflows.IndexOptions(**options, encoders=encoders)
         workflows.index(run_dir, index_dir, images=images, captions=captions, split=split, options=choices)
     index_dir = index_dir or run_dir / "index"
-    done(
-        f"wrote {index_dir}",
-        command(
-            *("search", "--index", index_dir, "--query"),
-            *(("IMAGE.jpg", "--mode", "image2text") if captions else ("a dog playing in the park",)),
-        ),
-    )
+    following = command("info", index_dir)
+    if not remove and not compact:
+        following = _search_command(run_dir, "--index", index_dir, captions_alone=bool(captions)) or following
+    done(f"wrote {index_dir}", following)
 
 
 @cli.command()

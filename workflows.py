@@ -4,7 +4,7 @@ Each function takes paths and settings, writes its result to disk, and returns i
 imported when they are needed, so that evaluating and drawing load no model.
 
 The examples run in a folder with a small dataset ``data`` (60 drawn images, five captions each), its feature store
-``store.h5``, and two runs, ``runs/first`` and ``runs/second``.
+``store.h5``, two runs, ``runs/first`` and ``runs/second``, and the settings of them all, ``defaults.yaml``.
 """
 
 from __future__ import annotations
@@ -134,6 +134,32 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
     from onceover.extract.store import FeatureStore
 
     return FeatureStore(extract(data, store, **options).path)
+
+
+def join(
+    stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False
+) -> FeatureStore:
+    """Writes the features of several stores of one dataset side by side into one store and returns it, opened.
+
+    Nothing is encoded again. An encoder that several stores have in common is taken once; queries pass all encoders.
+
+    Args:
+        stores: the .h5 files to join.
+        store: the .h5 file to write.
+        common: take the images and captions that all stores have, where one lacks some.
+        force: replace another store that is there.
+
+    Example:
+        >>> config = onceover.load_config("defaults.yaml", ["extract.text_pooling=cls"])
+        >>> second = onceover.extract_features("data", "second.h5", config=config.extract)
+        >>> joined = onceover.join(["store.h5", "second.h5"], "joined.h5")
+        >>> second.dims, joined.dims  # the image encoder is the same in both
+        ((1024, 32), (1024, 64))
+    """
+    from onceover.extract.joining import join_stores
+    from onceover.extract.store import FeatureStore
+
+    return FeatureStore(join_stores(stores, store, common=common, force=force).path)
 
 
 def fit(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_regular, read_record
+from onceover.base.files import check_regular, digest, read_record
 from onceover.base.formats import (
     CONFIG,
     CURRENT,
@@ -20,8 +20,10 @@ from onceover.base.formats import (
 )
 from onceover.base.hdf5 import StoredRows
 from onceover.configs.schema import ConfigError, load_config
+from onceover.extract.joined import is_joined
 from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder
+from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
@@ -123,6 +125,7 @@ def _describe_store(store: FeatureStore) -> str:
     lines = [
         f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
         f"  made        {provenance['created']} from {provenance['data']} ({provenance['layout']} layout)",
+        *(f"  joined from {path}" for path in provenance.get("joined", {}).get("stores", ())),
         *_dataset_lines(store),
         *_feature_lines(store, "image"),
         *_feature_lines(store, "text"),
@@ -149,11 +152,17 @@ def _dataset_lines(store: FeatureStore) -> list[str]:
     if store.image_ids:
         counts = np.bincount(store.image_index, minlength=len(store.image_ids))
         per_image = f"{counts.min()} to {counts.max()}"
-    return [
+    unknown = unknown_of(store)
+    lines = [
         f"  images    {len(store.image_ids):,}: {', '.join(splits)}",
         f"  captions    {len(store.captions):,}, {per_image} an image; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
+        f"              {unknown or 'unknown tokens were not counted'}",
     ]
+    warning = unknown and unknown.warning()
+    if warning:
+        lines.append(f"  warning     {warning}")
+    return lines
 
 
 def _feature_lines(store: FeatureStore, kind: str) -> list[str]:
@@ -164,12 +173,25 @@ def _feature_lines(store: FeatureStore, kind: str) -> list[str]:
     record = store.provenance[kind]
     features = store.features(kind)
     shape = " x ".join(f"{length:,}" for length in features.shape)
-    layers = ", ".join(map(str, recipe.get("layers", ["unknown"])))
+    lines = [f"  {kind:<11} {record['encoder']}, {shape} {features.dtype} ({_size(features, kind)})"]
+    if not is_joined(recipe):
+        return [*lines, *_encoder_lines(recipe, record, store.fingerprints[kind], kind)]
+    lines.append(f"              fingerprint {store.fingerprints[kind][:16]}, joined from:")
+    for part, own in zip(recipe["parts"], record["parts"], strict=True):
+        lines.append(f"            - {own['encoder']}, {own['dim']:,} numbers")
+        lines += _encoder_lines(part, own, digest(part), kind)
+    return lines
+
+
+def _encoder_lines(recipe: dict, record: dict, fingerprint: str, kind: str) -> list[str]:
+    """The recipe of one encoder's features, and the machine that computed them."""
+    own = recipe.get("encoder", recipe)
+    layers = ", ".join(map(str, own.get("layers", ["unknown"])))
     return [
-        f"  {kind:<11} {record['encoder']}, {shape} {features.dtype} ({_size(features, kind)})",
-        f"              fingerprint {store.fingerprints[kind][:16]}, weights {recipe['weights'][:16]}, "
-        f"pooling: {recipe['pooling']}, layers: {layers}, arithmetic {recipe['dtype']}",
+        f"              fingerprint {fingerprint[:16]}, weights {own['weights'][:16]}, "
+        f"pooling: {own['pooling']}, layers: {layers}, arithmetic {recipe['dtype']}",
         f"              {_computed_by(record, kind)}",
+        f"              {_findings(record.get('check'), kind)}",
     ]
 
 
@@ -195,6 +217,17 @@ def _computed_by(record: dict, kind: str) -> str:
     return (
         f"on {record['device']}, {means}{record['streams']} batches of {record['batch_size']} at a time, "
         f"{pace}torch {record['torch']}, transformers {record['transformers']}"
+    )
+
+
+def _findings(check: dict | None, kind: str) -> str:
+    """The findings of an encoder's check (``extract.encoder_checks``)."""
+    if check is None:
+        return "not checked, as stores of earlier versions and imported ones are not"
+    inputs = {"image": "images of two other shapes", "text": f"the longest caption, {check.get('longest')} tokens,"}
+    return (
+        f"checked: two passes agree to the bit, alone and in a batch to {check['difference']:.0e} of the spread "
+        f"({check['dtype']}), {inputs[kind]} went through; {check['passes']} passes in {check['seconds']:.1f} s"
     )
 
 

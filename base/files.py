@@ -384,6 +384,17 @@ def check_disk(path: str | Path, needed_bytes: int) -> None:
         )
 
 
+def files_within(folder: Path) -> list[str]:
+    """The names of all files in a folder, those in folders within as ``folder/name``, sorted; none if it is no folder.
+
+    Links to folders are not followed.
+    """
+    names = []
+    for parent, _, files in os.walk(folder):
+        names += [(Path(parent) / file).relative_to(folder).as_posix() for file in files]
+    return sorted(names)
+
+
 def remove_files(folder: Path, names: Iterable[str]) -> None:
     """Removes files of a folder by name, if they are there, and then the folder if nothing else is in it.
 

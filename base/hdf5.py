@@ -49,10 +49,12 @@ class Hdf5Error(OnceoverError):
     """An HDF5 file that is not to be trusted, is damaged, or was changed while it was read."""
 
 
-def open_hdf5(path: str | Path, again: bool = False) -> h5py.File:
+def open_hdf5(path: str | Path, again: bool = False, max_objects: int = MAX_OBJECTS) -> h5py.File:
     """Opens a file for reading, if it is a regular one, as it was written, and all that it holds lies in it.
 
-    ``again``: it was opened before, and its bytes need not be compared with their checksum another time.
+    Args:
+        again: it was opened before, and its bytes need not be compared with their checksum another time.
+        max_objects: groups and datasets that it may hold.
 
     Raises:
         FileError: no regular file. OSError: not there, or no HDF5 file.
@@ -64,7 +66,7 @@ def open_hdf5(path: str | Path, again: bool = False) -> h5py.File:
         check_bytes(path)
     file = h5py.File(path, "r", locking=False)
     try:
-        _refuse_strange_objects(file, Path(path))
+        _refuse_strange_objects(file, Path(path), max_objects)
     except BaseException as error:
         file.close()
         if isinstance(error, OnceoverError) or not isinstance(error, DAMAGE):
@@ -73,7 +75,7 @@ def open_hdf5(path: str | Path, again: bool = False) -> h5py.File:
     return file
 
 
-def _refuse_strange_objects(file: h5py.File, path: Path) -> None:
+def _refuse_strange_objects(file: h5py.File, path: Path, max_objects: int) -> None:
     waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
     objects = 0
     while waiting:
@@ -81,7 +83,7 @@ def _refuse_strange_objects(file: h5py.File, path: Path) -> None:
         for name in group:
             objects += 1
             where = f"{group.name.rstrip('/')}/{name}"
-            if objects > MAX_OBJECTS or depth > MAX_DEPTH:
+            if objects > max_objects or depth > MAX_DEPTH:
                 raise Hdf5Error(f"{path} holds more groups and datasets than any file of this program; it is not read")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise Hdf5Error(f"{path} reaches elsewhere: {where} is a link; it is not read")

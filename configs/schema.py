@@ -18,6 +18,7 @@ from typing import Any
 from onceover.base.errors import OnceoverError
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
+TEXT_POOLINGS = ("mean", "cls", "last")  # over the tokens of a caption
 MAX_CONFIG = 2**16  # bytes of a settings file, twenty times what one with every setting and its comment takes
 MAX_SEED = 2**63 - 1  # what a signed 64-bit number holds
 MAX_COUNT = 1_000_000  # epochs, or looks
@@ -63,7 +64,7 @@ class ExtractConfig:
     text_encoder: str = "hf:distilbert-base-uncased"
     image_layers: str = "auto"  # last and names of modules, concatenated; auto: those known to pay
     text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
-    text_pooling: str = "mean"  # mean over a caption's tokens, or cls: the first token
+    text_pooling: str = "auto"  # over a caption's tokens: mean, cls (first), last; auto: as the encoder was trained
     max_length: int = 128  # tokens per caption; longer ones are cut, counted and reported
     views: int = 4  # 1: the plain image; 2: and its mirror image; 3, 4: both uncropped; 5 to 12: corners
     dtype: str = "float32"  # compute dtype; auto: half precision where native, if a sample's features hardly change
@@ -80,7 +81,7 @@ class ExtractConfig:
                 f"extract.{key} is {getattr(self, key)!r:.80}; write auto, or names with commas between them",
             )
             _check(len(set(names)) == len(names), f"extract.{key} names a layer twice")
-        _check_choice("extract.text_pooling", self.text_pooling, ("mean", "cls"))
+        _check_choice("extract.text_pooling", self.text_pooling, ("auto", *TEXT_POOLINGS))
         _check_choice("extract.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("extract.store_dtype", self.store_dtype, ("float32", "float16"))
         _check(1 <= self.views <= 12, f"extract.views is {self.views}; it must lie between 1 and 12")

@@ -1,4 +1,4 @@
-"""Arrays in other programs' files, read a block of rows at a time: ``.npy``, ``.safetensors``, ``.parquet``.
+"""Arrays in other programs' files, read a block of rows at a time: ``.npy``, ``.npz``, HDF5, safetensors, Parquet.
 
 Nothing is unpickled. The only importer of pyarrow, which is needed where Parquet is read and nowhere else
 (the extra ``parquet``).
@@ -7,32 +7,35 @@ Nothing is unpickled. The only importer of pyarrow, which is needed where Parque
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from onceover.base.errors import OnceoverError
+from onceover.base.extras import Extra
 from onceover.base.files import check_regular
 from onceover.base.places import is_address
 from onceover.base.progress import ProgressBar
+from onceover.extract.named_arrays import NamedArrays, hdf5_arrays, npz_arrays, safetensors_arrays
+from onceover.extract.names import shown
 from onceover.extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
-_SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+_SHOWN = 4  # names in an error
+_PYARROW = Extra("parquet", "pyarrow", "pyarrow")
 _MAX_REASON = 200  # characters of another library's message
 #: formats that are not read, and how to convert them
 _CONVERSIONS = {
-    ".npz": "is an archive of arrays; save the one that is wanted alone: numpy.save('x.npy', numpy.load(FILE)['NAME'])",
     ".pt": "is not read; convert it: numpy.save('x.npy', torch.load(FILE, weights_only=True).numpy())",
     ".pkl": "is a pickle, which can run code and is not read; where it was made: numpy.save('x.npy', ARRAY)",
-    ".h5": "is not read here; convert it: numpy.save('x.npy', h5py.File(FILE)['NAME'][:])",
+    ".mat": "is not read; convert it: numpy.save('x.npy', scipy.io.loadmat(FILE)['NAME'])",
 }
-_CONVERSIONS |= {".pth": _CONVERSIONS[".pt"], ".pickle": _CONVERSIONS[".pkl"], ".hdf5": _CONVERSIONS[".h5"]}
-_NAMED_TENSOR = re.compile(r"(.+\.safetensors):(.+)")
+_CONVERSIONS |= {".pth": _CONVERSIONS[".pt"], ".pickle": _CONVERSIONS[".pkl"]}
+_NAMED_ARRAY = re.compile(r"(.+\.(?:safetensors|npz|h5|hdf5)):(.+)")
 
 
 class ArrayError(OnceoverError):
@@ -41,12 +44,16 @@ class ArrayError(OnceoverError):
 
 @dataclass(frozen=True)
 class _File:
-    """An array in a file; ``blocks`` opens it anew and reads at most ``BLOCK`` rows at a time."""
+    """An array in a file; ``blocks`` opens it anew and reads at most ``BLOCK`` rows at a time.
+
+    ``names``: those of the rows, where the file has an array for each of them.
+    """
 
     path: Path
     shape: tuple[int, ...]
     dtype: str
     blocks: Callable[[], Iterator[np.ndarray]]
+    names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,26 @@ class Array:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def names(self) -> list[str] | None:
+        """The names of the rows, where files have an array for each name."""
+        names = [file.names for file in self.files if file.names is not None]
+        return list(chain.from_iterable(names)) if len(names) == len(self.files) else None
+
+    def mean_of_regions(self) -> "Array":
+        """The same with the mean of each row's regions in their place: (N, R, D) -> (N, D).
+
+        Raises:
+            ArrayError: there are no regions.
+        """
+        if len(self.shape) != 3:
+            raise ArrayError(f"{self.source} has the shape {self.shape}, and no regions whose mean could be taken")
+        files = []
+        for file in self.files:
+            means = partial(_means, file.blocks)
+            files.append(replace(file, shape=(file.shape[0], file.shape[2]), blocks=means))
+        return Array(self.source, files, (len(self), self.shape[2]), self.dtype)
 
     def blocks(self, doing: str) -> Iterator[tuple[slice, np.ndarray]]:
         """All rows in order, at most ``BLOCK`` at a time, as ``dtype``, with their places; ``doing`` labels the bar.
@@ -83,24 +110,44 @@ class Array:
                     bar.update(len(block))
 
 
+def _means(blocks: Callable[[], Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
+    """Blocks of rows with the mean of each row's regions."""
+    return (block.mean(1, dtype=np.float32).astype(block.dtype) for block in blocks())
+
+
 def open_array(source: Path, dimensions: tuple[int, ...]) -> Array:
-    """The array in a file, in one tensor of a file (``FILE.safetensors:NAME``), or in all files of a folder, joined.
+    """The array in a file, one of several in it (``FILE.npz:NAME``), or the arrays in all files of a folder, joined.
+
+    A file that has an array of one shape for each of many names gives a row for each name.
 
     float16 stays as it is, float64 becomes float32. ``dimensions``: how many it may have, that of the rows included.
 
     Raises:
         ArrayError: nothing there, not readable, without rows, or of another shape or type.
     """
-    path, tensor = _named_tensor(source)
+    path, name = _named_array(source)
     readers: dict[str, Callable[[Path], _File]] = {
         ".npy": _npy,
-        ".safetensors": partial(_safetensors, name=tensor),
+        ".npz": partial(_chosen, npz_arrays, name=name),
+        ".h5": partial(_chosen, hdf5_arrays, name=name),
+        ".hdf5": partial(_chosen, hdf5_arrays, name=name),
+        ".safetensors": partial(_chosen, safetensors_arrays, name=name),
         ".parquet": _parquet,
     }
-    files = []
-    for name in files_of(path, tuple(readers)):
-        with _readable(name):
-            files.append(readers[name.suffix](name))
+    return _joined(source, [readers[file.suffix](file) for file in files_of(path, tuple(readers))], dimensions)
+
+
+def join_arrays(source: Path, arrays: list[Array], dimensions: tuple[int, ...]) -> Array:
+    """The rows of several arrays, one after the other.
+
+    Raises:
+        ArrayError: they have rows of different shapes or types.
+    """
+    return _joined(source, list(chain.from_iterable(array.files for array in arrays)), dimensions)
+
+
+def _joined(source: Path, files: list[_File], dimensions: tuple[int, ...]) -> Array:
+    """The array of all files' rows, of which some may be empty."""
     files = [file for file in files if file.shape[:1] != (0,)]
     if not files:
         raise ArrayError(f"{source} holds no rows")
@@ -169,8 +216,8 @@ def _strings(pa, path: Path, name: str, column) -> list[str]:
         raise ArrayError(f"{path}: the column {name} holds {column.type}; text is needed") from error
 
 
-def _named_tensor(source: Path) -> tuple[Path, str | None]:
-    named = None if source.exists() else _NAMED_TENSOR.fullmatch(str(source))
+def _named_array(source: Path) -> tuple[Path, str | None]:
+    named = None if source.exists() else _NAMED_ARRAY.fullmatch(str(source))
     return (Path(named[1]), named[2]) if named else (source, None)
 
 
@@ -203,36 +250,67 @@ def _npy(path: Path) -> _File:
             array = np.lib.format.open_memmap(path, mode="r")
         yield from (array[rows] for rows in row_blocks(len(array)))
 
-    array = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects, and reads nothing but .npy
-    size = path.stat().st_size
+    with _readable(path):
+        array = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects, and reads nothing but .npy
+        size = path.stat().st_size
     if array.size and array.offset + array.nbytes != size:
         raise ArrayError(f"{path} has {size:,} bytes; its shape {array.shape} needs {array.offset + array.nbytes:,}")
     return _File(path, array.shape, array.dtype.name, blocks)
 
 
-def _safetensors(path: Path, name: str | None) -> _File:
-    def blocks() -> Iterator[np.ndarray]:
-        with _readable(path), safe_open(path, framework="np") as file:
-            tensor = file.get_slice(name)
-            yield from (tensor[rows] for rows in row_blocks(shape[0]))
+def _chosen(read: Callable[[Path], NamedArrays], path: Path, name: str | None) -> _File:
+    """The array of a name, the only one of a file, or a row of each name where all have one shape.
 
-    with safe_open(path, framework="np") as file:
-        names = sorted(file.keys())
-        name = names[0] if name is None and len(names) == 1 else name
-        if name not in names:
-            raise ArrayError(f"{path} holds the tensors {', '.join(names)}; name one of them: {path}:NAME")
-        tensor = file.get_slice(name)
-        shape = tuple(tensor.get_shape())
-        dtype = tensor.get_dtype()
-    return _File(path, shape, _SAFETENSORS.get(dtype, dtype), blocks)
+    Raises:
+        ArrayError: the file is damaged, or has several arrays of different shapes and none was named.
+    """
+    with _readable(path):
+        arrays = read(path)
+    headers = arrays.headers
+    if name is None and len(headers) == 1:
+        name = next(iter(headers))
+    if name in headers:
+        shape, dtype = headers[name]
+        return _File(path, shape, dtype, partial(_guarded, path, partial(arrays.blocks, name)))
+    kinds = set(headers.values())
+    if name is None and len(kinds) == 1:
+        shape, dtype = kinds.pop()
+        names = list(headers)
+        rows = partial(_guarded, path, partial(_stacked, arrays, names))
+        return _File(path, (len(names), *shape), dtype, rows, names)
+    listed = [f"{shown(known)} {header.shape}" for known, header in list(headers.items())[:_SHOWN]]
+    more = f" and {len(headers) - _SHOWN:,} more" if len(headers) > _SHOWN else ""
+    raise ArrayError(
+        f"{path} holds the {arrays.noun} {', '.join(listed)}{more}; name one of them: {path}:NAME"
+        if headers
+        else f"{path} holds no {arrays.noun} of numbers"
+    )
+
+
+def _stacked(arrays: NamedArrays, names: list[str]) -> Iterator[np.ndarray]:
+    """A row of each name, some at a time."""
+    each = arrays.each(names)
+    for rows in row_blocks(len(names)):
+        yield np.stack([next(each) for _ in range(rows.stop - rows.start)])
+
+
+def _guarded(path: Path, blocks: Callable[[], Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
+    """Blocks of rows; what goes wrong while they are read is an error that names the file."""
+    reading = blocks()
+    while True:
+        with _readable(path):
+            block = next(reading, None)
+        if block is None:
+            return
+        yield block
 
 
 def _pyarrow():
-    try:
-        import pyarrow.compute
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ArrayError('Parquet is read with pyarrow: pip install "onceover-retrieval[parquet]"') from error
+    """The library pyarrow, with the modules that are used here."""
+    _PYARROW.imported("Parquet")
+    import pyarrow.compute
+    import pyarrow.parquet
+
     return pyarrow
 
 
@@ -253,7 +331,7 @@ def _parquet(path: Path) -> _File:
             yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
             start += len(column)
 
-    with pa.parquet.ParquetFile(path) as file:
+    with _readable(path), pa.parquet.ParquetFile(path) as file:
         count = file.metadata.num_rows
         schema = file.schema_arrow
     name, of = _numbers(pa, path, schema)

@@ -3,10 +3,10 @@
 Features differ in the last bits between them, so that they are fixed before the first shard.
 """
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypedDict, cast
+from itertools import islice
+from typing import Any, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from onceover.extract.dataset import Dataset
 from onceover.extract.encoding.devices import STREAMS, fast_dtype, hardware
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.text import TextEncoder
-from onceover.extract.pictures import PictureError, decode
+from onceover.extract.image_source import ImageSource
+from onceover.extract.pictures import PictureError
 from onceover.extract.plan import CAPTIONS_PER_IMAGE
 from onceover.extract.store import StoreError
 from onceover.extract.unfinished import Unfinished
 
+T = TypeVar("T")
 BATCH_SIZE = {"cpu": 16, "cuda": 128, "mps": 64}
 SAMPLE = {"image": 32, "text": 256}  # records that ``--dtype auto`` decides by
 AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neighbours stay (docs/results.md)
@@ -102,19 +104,24 @@ def in_best_dtype(
     wanted: str,
     before: str | None,
     backend: str,
-) -> Any:
+    check: Callable[[Any], dict],
+) -> tuple[Any, dict]:
     """The encoder of a kind in the compute dtype that was asked for, or was used before, or that a sample shows to do.
+
+    With it come the findings of its check, which precedes the comparison of dtypes.
 
     Args:
         make: gives the encoder in a ``dtype`` by a ``backend``. sample: gives the features of a few records.
         settings: the dtype and the backend are noted there.
         wanted: ``auto`` or a dtype. before: that of features that are gone on with.
         backend: the name of the backend to compute by.
+        check: gives findings about an encoder, and raises to refuse it.
     """
     dtype = settings["dtypes"].get(kind) or before
     if wanted != "auto":
         dtype = wanted
     encoder = make(dtype=dtype or "float32", backend=backend)
+    findings = check(encoder)
     fast = fast_dtype(encoder.device)
     if dtype is None and fast is not None:
         faster = make(dtype=fast, backend=encoder.backend)
@@ -127,17 +134,22 @@ def in_best_dtype(
         )
     settings["dtypes"][kind] = encoder.recipe["dtype"]
     settings["backends"][kind] = encoder.backend
-    return encoder
+    return encoder, findings
+
+
+def readable_images(images: ImageSource, keys: Sequence[str], read: Callable[[bytes], T]) -> Iterator[T]:
+    """What ``read`` makes of the images of some keys that can be read; the others get into the ledger later."""
+    for key in keys:
+        try:
+            image = read(images.open(key))
+        except (PictureError, FileError, OSError, MemoryError):
+            continue
+        yield image
 
 
 def sample_features(dataset: Dataset, encoder: ImageEncoder) -> np.ndarray:
     """Features of the first images of a dataset that can be decoded."""
-    pixels: list[torch.Tensor] = []
-    for path in dataset.paths:
-        with contextlib.suppress(PictureError, FileError, OSError, MemoryError):  # the ledger gets it later
-            pixels.append(encoder.pixels(decode(dataset.images.open(path), encoder.short_side)))
-        if len(pixels) == SAMPLE["image"]:
-            break
+    pixels = list(islice(readable_images(dataset.images, dataset.paths, encoder.read), SAMPLE["image"]))
     if not pixels:
         return np.zeros((0, 1))
     return np.concatenate([encoder.encode(batch) for batch in torch.stack(pixels).split(BATCH_SIZE["cpu"])])

@@ -32,7 +32,8 @@ def encode_images(extraction: Extraction, work: Work) -> RowSources:
     sources = extraction.sources("image", recipe, columns)
     choose = partial(new_images, dataset, extraction.stats, sources, extraction.options.retry_failures)
     shards = _shards(extraction, work, "image", extraction.listing, columns, choose)
-    _announce(work, "image", shards, f"{config.image_encoder}, {len(recipe['views'])} views", len(dataset.ids))
+    views = len(work.image.preprocessing.views)
+    _announce(work, "image", shards, f"{config.image_encoder}, {views} views", len(dataset.ids))
     known = extraction.stored("image", recipe, ())
     bare = sum(key not in sources for key in known)
     if bare:

@@ -18,7 +18,7 @@ from onceover.base.files import FileError
 from onceover.extract.formats import MissingDecoder
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import Failure
-from onceover.extract.pictures import PictureError, decode, thumbnail
+from onceover.extract.pictures import PictureError, thumbnail
 from onceover.extract.plan import Shard
 from onceover.extract.shards import RowSources, write_shard
 
@@ -58,12 +58,21 @@ class TokenisedCaptions(NamedTuple):
     """A batch of captions.
 
     Attributes:
-        rows: of the captions. truncated: bool (B,), which were cut. token_ids: of each.
+        rows: of the captions. truncated: bool (B,), which were cut.
+        unknown, tokens: int32 (B,), the tokens that the vocabulary lacks, and all tokens.
+        token_ids: of each.
     """
 
     rows: list[int]
     truncated: np.ndarray
+    unknown: np.ndarray
+    tokens: np.ndarray
     token_ids: list[list[int]]
+
+    def columns(self, features: np.ndarray) -> dict[str, Any]:
+        """The columns of its records, with their features."""
+        counts = {"truncated": self.truncated, "unknown": self.unknown, "tokens": self.tokens}
+        return {"row": self.rows, **counts, "features": features}
 
 
 class EncodedBatch(NamedTuple):
@@ -211,10 +220,10 @@ class ImageEncoding(Encoding):
         for row, read in zip(rows, reads, strict=True):
             try:
                 data = read()
-                image = decode(data, preprocessing.short_side)
+                image, make_pixels = preprocessing.read(data)
                 sha256 = hashlib.sha256(data).hexdigest()
                 if sha256 not in self._known:
-                    pixels.append(preprocessing.pixels(image).numpy())
+                    pixels.append(make_pixels().numpy())
             except (PictureError, FileError) as error:
                 failures.append((row, str(error), isinstance(error, MissingDecoder)))
                 continue
@@ -342,7 +351,8 @@ class TextEncoding(Encoding):
         token_ids, truncated = encoder.tokenize([self._captions[row] for row in rows])
         batches = []
         for numbers, ids in by_length(token_ids, self._batch_size):
-            batches.append(TokenisedCaptions([rows[number] for number in numbers], truncated[numbers], ids))
+            counts = encoder.unknown_tokens(ids)
+            batches.append(TokenisedCaptions([rows[number] for number in numbers], truncated[numbers], *counts, ids))
         return batches
 
     def begin(self, batch: TokenisedCaptions) -> Callable[[], EncodedBatch]:
@@ -360,7 +370,7 @@ class TextEncoding(Encoding):
                     f"{self._described} gives numbers that are not finite or do not fit {self._store_dtype}; "
                     "try --dtype float32 --store-dtype float32"
                 )
-            return EncodedBatch({"row": batch.rows, "truncated": batch.truncated, "features": features}, [], {})
+            return EncodedBatch(batch.columns(features), [], {})
 
         return finish
 

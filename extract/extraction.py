@@ -1,6 +1,6 @@
 """The values that the steps of an extraction share: what is to be encoded, by whom, and what is there already."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Extraction:
     old: FeatureStore | None
     reuse: FeatureStore | None
     tokenizer_files: dict[str, bytes] | None
+    encoders: Mapping[str, Callable[..., Any]]
     check_encoder: Callable[[str, dict], None]
 
     @property
@@ -84,7 +85,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Work:
-    """The means to encode: the settings, the engine with its name, the encoders, and what was counted."""
+    """The means to encode: settings, the engine with its name, encoders with findings about them, and what was counted.
+
+    ``findings`` are those of ``encoder_checks``, by kind.
+    """
 
     settings: "Settings"
     engine_name: str
@@ -92,6 +96,7 @@ class Work:
     image: "ImageEncoder | None"
     text: "TextEncoder | None"
     make: dict[str, Callable[..., Any]]
+    findings: dict[str, dict]
     counts: Counts = field(default_factory=Counts)
 
     @property

@@ -1,4 +1,4 @@
-"""Features computed elsewhere -> feature store: arrays and a caption table, checked as an extraction's features are.
+"""Features computed elsewhere -> feature store: arrays and captions, checked as an extraction's features are.
 
 Memory stays at a block of rows: the arrays are read twice, once to check and hash them, once to copy them.
 """
@@ -6,21 +6,37 @@ Memory stays at a block of rows: the arrays are read twice, once to check and ha
 import hashlib
 import platform
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, only_writer
 from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
-from onceover.extract.arrays import Array, files_of, open_array, parquet_rows
+from onceover.extract.arrays import Array, open_array
 from onceover.extract.dataset import Dataset
-from onceover.extract.dataset.table import captioned, csv_rows, read_ids
-from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, seal
+from onceover.extract.dataset.table import captioned
+from onceover.extract.encoders import IMPORTED
+from onceover.extract.import_encoders import (
+    StatedEncoder,
+    encode_captions,
+    stated_image_encoder,
+    stated_text_encoder,
+)
+from onceover.extract.import_sources import (
+    ImportingError,
+    ImportSource,
+    source_of_lines,
+    source_of_precomputed,
+    source_of_table,
+)
+from onceover.extract.store import FeatureStore, Rows, StoreError, dataset_fingerprint, seal
 from onceover.extract.summary import Summary, summary_of
 
 # random directions, and the share of a row's length by which equal rows may differ
@@ -28,10 +44,9 @@ _PROJECTIONS = 8
 _SAME = 0.01
 _MAX_VIEWS = 12  # of an image; an extraction makes no more
 _OTHER_COLUMNS = 512  # bytes a row, about
-
-
-class ImportingError(OnceoverError):
-    """Features and captions that do not belong together."""
+_SAMPLE = 32  # rows by which an encoder is known
+_SETTINGS = ("text_layers", "text_pooling", "max_length")  # of an extraction of captions
+REGIONS = ("mean",)  # what can be made of the features of an image's regions
 
 
 class Features:
@@ -40,6 +55,7 @@ class Features:
     Attributes:
         row: the shape of a row: (V, D) of an image, (D,) of a caption.
         sha256: of the rows' bytes; contents: of each image's row, by its name; zeros: rows that are zeros alone.
+        sampled: some of the chosen rows, by their number among these, evenly spaced.
     """
 
     def __init__(self, kind: str, array: Array, chosen: np.ndarray, owners: list[str] | None = None):
@@ -57,9 +73,15 @@ class Features:
         self._sketches: dict[str, np.ndarray] = {}
         self.contents: dict[str, str] = {}
         self.zeros = 0
+        self.sampled: dict[int, np.ndarray] = {}
+        wanted = set(np.linspace(0, len(chosen) - 1, _SAMPLE).astype(int).tolist())
         state = hashlib.sha256()
+        count = 0
         for rows, block in array.blocks(f"checking {kind}"):
             kept = block[self._kept[rows]]
+            for number in wanted.intersection(range(count, count + len(kept))):
+                self.sampled[number] = kept[number - count].reshape(self.row)
+            count += len(kept)
             state.update(kept.data)
             self.zeros += int((~kept.any(axis=tuple(range(1, kept.ndim)))).sum())
             if owners is not None:
@@ -96,60 +118,159 @@ class Features:
             group["truncated"] = np.zeros(len(keys), bool)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """The features of one kind, ready to be written.
+
+    Attributes:
+        rows: where they are copied from. recipe, provenance: of them. nbytes: that they take.
+        settings: of an extraction, as far as they are of this kind. tokenizer_files: of a text encoder.
+    """
+
+    rows: Rows
+    recipe: dict
+    provenance: dict
+    nbytes: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer_files: dict[str, bytes] = field(default_factory=dict)
+
+
 def import_features(
-    image_features: Path,
-    text_features: Path,
-    captions: Path,
+    image_features: Path | None,
+    text_features: Path | None,
+    captions: Path | None,
     path: Path,
     *,
+    precomputed: Path | None = None,
+    captions_per_image: int | None = None,
     image_ids: Path | None = None,
+    regions: str | None = None,
     name: str | None = None,
     data: Path | None = None,
-    seed: int = 0,
+    image_encoder: str | None = None,
+    text_encoder: str | None = None,
+    config: ExtractConfig | None = None,
+    device: str | None = None,
     force: bool = False,
 ) -> Summary:
-    """Writes the store ``path``. Row i of the text features belongs to row i of the caption table.
+    """Writes the store ``path``. Row i of the text features belongs to row i of the captions.
 
-    The image features have a row for each different image of the table, in the order of their first appearance, or
-    one for each row of the table, or one for each line of ``image_ids``.
+    The image features have a row for each different image of the caption table, in the order of their first appearance,
+    or one for each row of the table, or one for each line of ``image_ids``, or an array for each image's name.
 
     Args:
-        name: what to call the unknown encoders; as the file or folder of image features by default.
-        data: where the images' names lead from; the table's folder by default. No image is looked for.
-        seed: of the split, where the table has none.
+        text_features: None: the captions are encoded with ``text_encoder``.
+        precomputed: a folder with ``SPLIT_ims.npy`` and ``SPLIT_caps.txt`` instead of image features and captions.
+        captions_per_image: the captions are the lines of a text file, so many for each image.
+        regions: ``mean``: the image features are (N, R, D), of R regions of an image, and their mean is taken.
+        name: what to call unknown encoders; as the file or folder of image features by default.
+        data: where the images' names lead from; the captions' folder by default.
+        image_encoder, text_encoder: the encoders that made the features, which a sample has to show; of the images the
+            sample is encoded, so that they have to be at hand.
+        config: settings of the encoders, and the seed of the split, where the captions have none.
+        device: as ``pick_device``.
         force: replace a store of other features, images or captions.
 
     Raises:
-        ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together.
+        ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together, or are
+            not of the encoder that is named.
+        EncoderError: an encoder cannot be had.
         StoreError: another store is there. FileError: no room, or another process is writing.
     """
     start = time.monotonic()
     path = Path(path)
-    image_array = open_array(image_features, (2, 3))
-    text_array = open_array(text_features, (2,))
-    _check_views(image_array)
-    rows = read_rows(captions)
-    if len(text_array) != len(rows):
+    if text_features is None and text_encoder is None:
         raise ImportingError(
-            f"{text_features} has {len(text_array):,} rows, and {captions} has {len(rows):,}; each caption has one"
+            "there are no text features; name them (--text-features), or an encoder for the captions (--text-encoder)"
         )
-    ids = read_ids(image_ids) if image_ids else None
-    owners = _owners(image_array, [row[0].strip() for row in rows], captions, ids, image_ids)
-    dataset, of_captions = captioned(rows, captions, data or captions.absolute().parent, ids, seed)
+    config = config or ExtractConfig()
+    config = replace(
+        config,
+        image_encoder=image_encoder or config.image_encoder,
+        text_encoder=text_encoder or config.text_encoder,
+    )
+    source = _source(image_features, captions, precomputed, captions_per_image, image_ids)
+    if regions is not None:
+        source = replace(source, images=source.images.mean_of_regions())
+    _check_views(source.images)
+    text_array = open_array(text_features, (2,)) if text_features is not None else None
+    if text_array is not None and len(text_array) != len(source.rows):
+        raise ImportingError(
+            f"{text_features} has {len(text_array):,} rows, and {source.captions} has {len(source.rows):,}; each "
+            "caption has one"
+        )
+    root = data or _folder_of(source.captions)
+    dataset, of_captions = captioned(list(source.rows), source.captions, root, source.ids, config.seed)
+    owners = source.owners
     first = dict(zip(reversed(owners), reversed(range(len(owners))), strict=True))
     say(f"importing features of {len(dataset.ids):,} images and {len(dataset.captions):,} captions")
-    images = Features("image", image_array, np.array([first[name] for name in dataset.ids]), owners)
-    texts = Features("text", text_array, of_captions)
-    if images.zeros or texts.zeros:
-        zeros = f"features that are zeros alone: {images.zeros:,} images, {texts.zeros:,} captions"
-        dataset.notes.append(f"{zeros}; evaluate refuses a split with such, since they have no direction")
+    images = Features("image", source.images, np.array([first[name] for name in dataset.ids]), owners)
+    texts = Features("text", text_array, of_captions) if text_array is not None else None
+    zeros = (images.zeros, texts.zeros if texts else 0)
+    if any(zeros):
+        counts = f"features that are zeros alone: {zeros[0]:,} images, {zeros[1]:,} captions"
+        dataset.notes.append(f"{counts}; evaluate refuses a split with such, since they have no direction")
     for note in dataset.notes:
         say(note)
-    up_to_date = _write(path, dataset, images, texts, name or image_features.stem, seed, force)
+    unknown = f"{IMPORTED}:{name or (precomputed or image_features or path).stem}"
+    stated_image = None
+    if image_encoder is not None:
+        rows, stored = _sample(images)
+        stated_image = stated_image_encoder(config, source.images.source, stored, dataset, rows, device)
+    image_side = _imported_side(images, unknown, config, stated_image)
+    text_side = None
+    if texts is not None:
+        stated_text = None
+        if text_encoder is not None:
+            rows, stored = _sample(texts)
+            sample = [dataset.captions[row] for row in rows]
+            stated_text = stated_text_encoder(config, texts.array.source, stored, sample, device)
+        text_side = _imported_side(texts, unknown, config, stated_text)
+    up_to_date = _write(path, dataset, images, image_side, text_side, config, device, force)
     with FeatureStore(path) as store:
         summary = summary_of(store, up_to_date)
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _source(
+    image_features: Path | None,
+    captions: Path | None,
+    precomputed: Path | None,
+    captions_per_image: int | None,
+    image_ids: Path | None,
+) -> ImportSource:
+    """What is imported, in whatever form it is given.
+
+    Raises:
+        ImportingError: there are no image features or captions, or too many.
+    """
+    if precomputed is not None:
+        if image_features is not None or captions is not None or image_ids is not None:
+            raise ImportingError(
+                "--precomputed names a folder with the image features and captions of all splits; leave out "
+                "--image-features, --captions and --image-ids"
+            )
+        return source_of_precomputed(precomputed, captions_per_image)
+    if image_features is None or captions is None:
+        raise ImportingError(
+            "name the image features and the captions (--image-features, --captions), or a folder with both "
+            "(--precomputed); images are encoded by extract"
+        )
+    if captions_per_image is not None:
+        return source_of_lines(image_features, captions, captions_per_image, image_ids)
+    return source_of_table(image_features, captions, image_ids)
+
+
+def _folder_of(captions: Path) -> Path:
+    """The folder that captions lie in, or that they are."""
+    return captions if captions.is_dir() and not any(captions.glob("*.parquet")) else captions.absolute().parent
+
+
+def _sample(features: Features) -> tuple[list[int], np.ndarray]:
+    """Some rows, by their numbers among the store's, and their features."""
+    rows = sorted(features.sampled)
+    return rows, np.stack([features.sampled[row] for row in rows])
 
 
 def _check_views(images: Array) -> None:
@@ -161,76 +282,22 @@ def _check_views(images: Array) -> None:
     if len(images.shape) == 3 and images.shape[1] > _MAX_VIEWS:
         raise ImportingError(
             f"{images.source} has {images.shape[1]} rows per image, more than the {_MAX_VIEWS} views that there are; "
-            "pool the regions of an image first: features.mean(axis=1)"
+            "if they are regions of it, --regions mean takes their mean"
         )
 
 
-def read_rows(captions: Path) -> list[tuple[str, str, str]]:
-    """(image, caption, split) of each row of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
+def _imported_side(features: Features, unknown: str, config: ExtractConfig, stated: StatedEncoder | None) -> _Side:
+    """Imported features, of an encoder that is known or not.
 
-    Raises:
-        ArrayError, DatasetError: not there, not readable, or without the columns.
+    Args:
+        unknown: what stands for an unknown encoder.
     """
-    files = files_of(captions, (".parquet",) if captions.is_dir() else (".csv", ".txt", ".parquet"))
-    rows: list[tuple[str, str, str]] = []
-    for file in files:
-        read = parquet_rows if file.suffix == ".parquet" else csv_rows
-        rows.extend(read(file))
-    return rows
-
-
-def _owners(images: Array, names: list[str], table: Path, ids: list[str] | None, image_ids: Path | None) -> list[str]:
-    """The name of the image of each row of image features."""
-    if ids is not None:
-        if len(ids) != len(images):
-            raise ImportingError(f"{images.source} has {len(images):,} rows, and {image_ids} has {len(ids):,} ids")
-        return ids
-    different = list(dict.fromkeys(filter(None, names)))
-    for owners in (different, names):
-        if len(owners) == len(images):
-            return owners
-    raise ImportingError(
-        f"{images.source} has {len(images):,} rows, and {table} has {len(names):,} rows with {len(different):,} "
-        "different images; give a row for each of these or those, or say which images they are with --image-ids"
-    )
-
-
-def _write(path: Path, dataset: Dataset, images: Features, texts: Features, name: str, seed: int, force: bool) -> bool:
-    """Writes the store, unless it is there already, which is then said."""
-    columns = {"id": dataset.ids, "path": dataset.paths, "split": dataset.splits}
-    columns["sha256"] = [images.contents[name] for name in dataset.ids]
-    recipes = {"image": _recipe(name, images), "text": _recipe(name, texts)}
-    content = dataset_fingerprint(dataset.ids, columns["sha256"], dataset.splits, dataset.captions, dataset.image_index)
-    with only_writer(path, "the store"):
-        if path.exists():
-            with FeatureStore(path) as old:
-                if old.fingerprints == {kind: digest(recipe) for kind, recipe in recipes.items()} | {
-                    "dataset": content
-                }:
-                    return True
-            if not force:
-                raise StoreError(f"{path} holds other features or captions; name another --store, or use --force")
-        others = _OTHER_COLUMNS * (len(dataset.ids) + len(dataset.captions))
-        check_disk(path, images.nbytes + texts.nbytes + others)
-        unknown = np.full(len(dataset.ids), -1, np.int64)
-        seal(
-            path,
-            images={**columns, "size": unknown, "mtime_ns": unknown},
-            texts={"caption": dataset.captions, "image_index": dataset.image_index},
-            sources={"image": images, "text": texts},
-            recipes=recipes,
-            provenance=_provenance(dataset, images, texts, name, seed),
-            failures=dataset.failures,
-            tokenizer_files={},
-        )
-    return False
-
-
-def _recipe(name: str, features: Features) -> dict:
-    """The recipe of imported features: of the encoder nothing is known but the name it was given."""
-    return {
+    made: dict[str, Any] = {"encoder": unknown, "seed": config.seed, "python": platform.python_version()}
+    made |= {library: version(library) for library in ("numpy", "h5py")}
+    made["source"] = str(features.array.source.resolve())
+    recipe: dict[str, Any] = {
         "architecture": "imported",
-        "name": name,
+        "name": unknown.partition(":")[2],
         "features": features.sha256,
         "shape": list(features.row),
         "dtype": features.array.dtype,
@@ -238,19 +305,121 @@ def _recipe(name: str, features: Features) -> dict:
         "weights": "unknown",
         "pooling": "unknown",
     }
+    settings: dict[str, Any] = {f"{features.kind}_encoder": unknown}
+    if features.kind == "image":
+        settings["views"] = features.row[0]
+    if stated is None:
+        return _Side(features, recipe, made, features.nbytes, settings)
+    made |= {"encoder": stated.spec, "differs_by": stated.error}
+    settings |= stated.settings | {f"{features.kind}_encoder": stated.spec}
+    recipe["encoder"] = stated.recipe
+    return _Side(features, recipe, made, features.nbytes, settings, stated.tokenizer_files)
 
 
-def _provenance(dataset: Dataset, images: Features, texts: Features, name: str, seed: int) -> dict:
-    """The provenance of an imported store, under the keys of an extraction's."""
-    encoder = f"import:{name}"
-    config = ExtractConfig(image_encoder=encoder, text_encoder=encoder, thumbnails=False, seed=seed)
-    made = {"encoder": encoder, "seed": seed, "python": platform.python_version()}
-    made |= {library: version(library) for library in ("numpy", "h5py")}
-    return {
-        **dataset.provenance(),
-        "settings": asdict(config) | {"views": images.row[0]},
-        "listing": None,  # no extraction finds its own here
-        "request": None,
-        "image": made | {"source": str(images.array.source.resolve())},
-        "text": made | {"source": str(texts.array.source.resolve())},
-    }
+@contextmanager
+def _encoded_side(
+    dataset: Dataset, path: Path, config: ExtractConfig, device: str | None
+) -> Iterator[_Side]:
+    """The features of captions that are encoded now; where they lie is removed once they are written."""
+    before = FeatureStore(path) if path.exists() else None
+    try:
+        encoded = encode_captions(dataset, path, config, before, device)
+    finally:
+        if before is not None:
+            before.close()
+    store = encoded.store
+    provenance = store.provenance["text"]
+    settings = {key: getattr(config, key) for key in _SETTINGS} | {"text_encoder": provenance["encoder"]}
+    row_bytes = store.text_features.nbytes // len(store.captions)
+    nbytes = row_bytes * len(dataset.captions)
+    yield _Side(encoded.rows(), store.recipes["text"], provenance, nbytes, settings, store.tokenizer_files)
+    encoded.remove()
+
+
+def _write(
+    path: Path,
+    dataset: Dataset,
+    images: Features,
+    image: _Side,
+    text: _Side | None,
+    config: ExtractConfig,
+    device: str | None,
+    force: bool,
+) -> bool:
+    """Writes the store, unless it is there already, which is then said.
+
+    Args:
+        text: None: the captions are encoded, once nothing else is in the way.
+
+    Raises:
+        StoreError: another store is there.
+    """
+    contents = [images.contents[name] for name in dataset.ids]
+    content = dataset_fingerprint(dataset.ids, contents, dataset.splits, dataset.captions, dataset.image_index)
+    known = {"image": digest(image.recipe), "dataset": content}
+    with only_writer(path, "the store"):
+        _refuse_other(path, known, force)
+        if text is not None:
+            return _sealed(path, dataset, contents, {"image": image, "text": text}, known, config, force)
+        with _encoded_side(dataset, path, config, device) as encoded:
+            return _sealed(path, dataset, contents, {"image": image, "text": encoded}, known, config, force)
+
+
+def _refuse_other(path: Path, fingerprints: dict[str, str], force: bool) -> bool:
+    """Whether a store with these fingerprints is there.
+
+    Raises:
+        StoreError: one of others is there, without ``force``.
+    """
+    if not path.exists():
+        return False
+    with FeatureStore(path) as old:
+        if fingerprints.items() <= old.fingerprints.items():
+            return True
+    if not force:
+        raise StoreError(f"{path} holds other features or captions; name another --store, or use --force")
+    return False
+
+
+def _sealed(
+    path: Path,
+    dataset: Dataset,
+    contents: list[str],
+    sides: dict[str, _Side],
+    fingerprints: dict[str, str],
+    config: ExtractConfig,
+    force: bool,
+) -> bool:
+    """Writes the store, unless it is there already, which is then said."""
+    if _refuse_other(path, fingerprints | {"text": digest(sides["text"].recipe)}, force):
+        return True
+    others = _OTHER_COLUMNS * (len(dataset.ids) + len(dataset.captions))
+    check_disk(path, sum(side.nbytes for side in sides.values()) + others)
+    unknown = np.full(len(dataset.ids), -1, np.int64)
+    settings = asdict(config) | {"thumbnails": False}
+    for side in sides.values():
+        settings |= side.settings
+    seal(
+        path,
+        images={
+            "id": dataset.ids,
+            "path": dataset.paths,
+            "split": dataset.splits,
+            "sha256": contents,
+            "size": unknown,
+            "mtime_ns": unknown,
+        },
+        texts={"caption": dataset.captions, "image_index": dataset.image_index},
+        sources={kind: side.rows for kind, side in sides.items()},
+        recipes={kind: side.recipe for kind, side in sides.items()},
+        provenance={
+            **dataset.provenance(),
+            "settings": settings,
+            "listing": None,  # no extraction finds its own here
+            "request": None,
+            **{kind: side.provenance for kind, side in sides.items()},
+        },
+        failures=dataset.failures,
+        tokenizer_files=sides["text"].tokenizer_files,
+    )
+    return False

@@ -98,8 +98,19 @@ def decode_named(read: Callable[[], bytes], name: str | Path, short_side: int | 
         PictureError: it cannot be read or decoded; the image is named.
         MemoryError: no room for it now.
     """
-    try:
+    with named_errors(name):
         return decode(read(), short_side)
+
+
+@contextlib.contextmanager
+def named_errors(name: str | Path) -> Iterator[None]:
+    """Turns what goes wrong when an image is read and decoded into an error that names it.
+
+    Raises:
+        PictureError: it cannot be read or decoded. MemoryError: no room for it now.
+    """
+    try:
+        yield
     except PictureError as error:
         raise PictureError(f"{name} is no usable image: {error}") from error
     except FileError as error:

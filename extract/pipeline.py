@@ -7,7 +7,7 @@ same hardware.
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,9 @@ from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
 from onceover.extract.computing import encode_captions, encode_images
 from onceover.extract.dataset import Dataset
-from onceover.extract.encoders import change_stamp, parse_spec
+from onceover.extract.encoders import change_stamp, located, parse_spec, specs_of
 from onceover.extract.extraction import Counts, Extraction, Options, Work
+from onceover.extract.joined import is_joined
 from onceover.extract.ledger import NOT_ENCODED, Failure
 from onceover.extract.refusals import refuse_other_features, refuse_to_drop_rows, refuse_to_lose_images
 from onceover.extract.shards import RowSources, describe_shard
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 ROW_BYTES = {"image": 8192, "text": 256}  # about what a row takes beside its features; a thumbnail makes the most of it
 MAX_LOST = 0.5  # of the images whose features are kept, what may be unreadable without a refusal
+_POOLING_NOTES = {
+    "last": "a causal model, so a caption's feature is that of its last token",
+    "cls": "a caption's feature is that of its first token, which the model was trained by",
+}
 _LIBRARIES = ("torch", "torchvision", "transformers", "numpy", "pillow", "h5py")
 
 
@@ -55,6 +60,7 @@ def extract(
     keep_vanished: bool = False,
     reuse: FeatureStore | None = None,
     tokenizer_files: dict[str, bytes] | None = None,
+    encoders: Mapping[str, Callable[..., Any]] | None = None,
     check_encoder: Callable[[str, dict], None] = lambda kind, recipe: None,
 ) -> Summary:
     """Encodes what ``dataset`` has and the store at ``path`` lacks, and writes the store.
@@ -72,6 +78,8 @@ def extract(
             (``FILE.h5.kept``), so that they need not be encoded again when they are back; ``prune`` drops these too.
         reuse: another store, whose rows are taken where the features' fingerprints agree.
         tokenizer_files: the vocabulary of a ``@random`` text encoder, where the captions shall not make it.
+        encoders: by kind, functions that load an encoder, given ``device`` and ``backend``, in the place of the one
+            that ``config`` names; they can be pickled.
         check_encoder: given each encoder's kind and recipe before anything is encoded; raises to refuse it.
 
     Raises:
@@ -84,7 +92,7 @@ def extract(
     options = Options(force, retry_failures, prune, keep_vanished)
     stats = [dataset.images.stat(key) for key in dataset.paths]
     listing = _listing(dataset, stats)
-    request = _request(config)  # an encoder that cannot be is refused before anything is written
+    request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
     unfinished = Unfinished(path)
     with only_writer(path, "the store"):
         unfinished.claim()
@@ -99,7 +107,18 @@ def extract(
                     remove_kept(path)
                 return summary_of(old, up_to_date=True)
             extraction = Extraction(
-                dataset, stats, listing, config, path, unfinished, options, old, reuse, tokenizer_files, check_encoder
+                dataset,
+                stats,
+                listing,
+                config,
+                path,
+                unfinished,
+                options,
+                old,
+                reuse,
+                tokenizer_files,
+                encoders or {},
+                check_encoder,
             )
             counts = _run(extraction, device, engine, backend)
         finally:
@@ -133,11 +152,14 @@ def _listing(dataset: Dataset, stats: Stats) -> str:
     return digest([dataset.ids, dataset.paths, dataset.splits, dataset.captions, index, stats, left_out])
 
 
-def _request(config: ExtractConfig) -> dict:
-    """The features that are asked for, without loading an encoder: where they and the listing agree, nothing is new."""
+def _request(config: ExtractConfig, dataset: Dataset) -> dict:
+    """The features that are asked for, without loading an encoder: where they and the listing agree, nothing is new.
+
+    The encoder of a kind of which the dataset has nothing need not be there.
+    """
     return {
-        "image": change_stamp(parse_spec(config.image_encoder), config.seed),
-        "text": change_stamp(parse_spec(config.text_encoder), config.seed),
+        "image": _stamp(config.image_encoder, config.seed, bool(dataset.ids)),
+        "text": _stamp(config.text_encoder, config.seed, bool(dataset.captions)),
         "settings": [
             config.image_layers,
             config.text_layers,
@@ -149,6 +171,18 @@ def _request(config: ExtractConfig) -> dict:
             config.store_dtype,
         ],
     }
+
+
+def _stamp(text: str, seed: int, is_needed: bool) -> Any:
+    """The change stamp of an encoder, or those of several joined ones; None where it is not needed.
+
+    Raises:
+        EncoderError: it is needed, and is of no known form or unknown.
+    """
+    if not is_needed:
+        return None
+    stamps = [change_stamp(parse_spec(spec), seed) for spec in specs_of(text)]
+    return stamps[0] if len(stamps) == 1 else stamps
 
 
 def _discard(unfinished: Unfinished, store: FeatureStore) -> None:
@@ -224,11 +258,17 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
     recipes = extraction.before.recipes if extraction.before else {}
     make = _makers(extraction, settings)
     encoders: dict[str, Any] = {}
+    findings: dict[str, dict] = {}
     for kind, maker in make.items():
         before = recipes.get(kind, {}).get("dtype")
         backend = _backend(extraction, kind, settings, engine_name)
         dtype = extraction.config.dtype
-        encoders[kind] = in_best_dtype(kind, maker, samples[kind], settings, dtype, before, backend)
+        check = partial(_findings, extraction, kind)
+        encoders[kind], findings[kind] = in_best_dtype(
+            kind, maker, samples[kind], settings, dtype, before, backend, check
+        )
+    if "text" in encoders and not is_joined(encoders["text"].recipe):
+        _tell_text_choices(extraction.config, encoders["text"].recipe)
     for kind, encoder in encoders.items():
         extraction.check_encoder(kind, encoder.recipe)
         refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
@@ -242,7 +282,38 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         settings["batch_size"] = fitting_batch(encode, device, engine.workers(device))
     extraction.unfinished.write_settings(dict(settings))
     _check_room(extraction, encode)
-    return Work(settings, engine_name, engine, image, text, make)
+    return Work(settings, engine_name, engine, image, text, make, findings)
+
+
+def _findings(extraction: Extraction, kind: str, encoder: Any) -> dict:
+    """The findings of an encoder's check: those that stand in the store that is gone on with, or new ones.
+
+    Raises:
+        EncoderError: the encoder is of no use.
+    """
+    from onceover.extract.encoder_checks import check_captions, check_images
+
+    if is_joined(encoder.recipe):
+        return {}  # each of them was checked when the store that was joined was made
+    dataset = extraction.dataset
+    before = extraction.before
+    earlier: dict = {}
+    if before is not None and before.fingerprints[kind] == digest(encoder.recipe):
+        earlier = before.provenance[kind].get("check", {})
+    if kind == "text":
+        return check_captions(encoder, extraction.config.text_encoder, dataset.captions, earlier)
+    return earlier or check_images(encoder, extraction.config.image_encoder, dataset.images, dataset.paths)
+
+
+def _tell_text_choices(config: ExtractConfig, recipe: dict) -> None:
+    """Tells which pooling was chosen where that is not the usual mean, and that fewer tokens are taken than asked."""
+    if config.text_pooling == "auto" and recipe["pooling"] in _POOLING_NOTES:
+        say(f"text: {_POOLING_NOTES[recipe['pooling']]}; set extract.text_pooling for another pooling")
+    if recipe["max_length"] < config.max_length != ExtractConfig.max_length:
+        say(
+            f"text: captions are cut at {recipe['max_length']:,} tokens, the most that {config.text_encoder} takes; "
+            f"extract.max_length is {config.max_length:,}"
+        )
 
 
 def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[..., Any]]:
@@ -254,6 +325,9 @@ def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[
     config = extraction.config
     common: dict[str, Any] = {"store_dtype": config.store_dtype, "seed": config.seed, "device": settings["device"]}
     make: dict[str, Callable[..., Any]] = {}
+    if extraction.encoders:
+        needed = [kind for kind, rows in (("image", dataset.ids), ("text", dataset.captions)) if rows]
+        return {kind: partial(_loaded, extraction.encoders[kind], settings["device"]) for kind in needed}
     if dataset.ids:
         make["image"] = partial(
             ImageEncoder, config.image_encoder, layers=config.image_layers, views=config.views, **common
@@ -270,6 +344,11 @@ def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[
             **common,
         )
     return make
+
+
+def _loaded(load: Callable[..., Any], device: str, *, dtype: str, backend: str) -> Any:
+    """The encoder that ``load`` gives, whose recipe has its own ``dtype``; it can be pickled as a ``partial``."""
+    return load(device=device, backend=backend)
 
 
 def _backend(extraction: Extraction, kind: str, settings: "Settings", engine_name: str) -> str:
@@ -379,13 +458,18 @@ def _encode_all(extraction: Extraction, work: Work) -> Counts:
     return work.counts
 
 
-def _backend_provenance(encoder: Any) -> dict[str, str]:
-    """The backend of an encoder, and OpenVINO's version where it is that; empty without an encoder."""
+def _encoder_provenance(encoder: Any) -> dict[str, Any]:
+    """The backend of an encoder, OpenVINO's version where it is that, and the parts of joined encoders.
+
+    Empty without an encoder.
+    """
     if encoder is None:
         return {}
-    record = {"backend": encoder.backend}
-    if encoder.backend == "openvino":
+    record: dict[str, Any] = {"backend": encoder.backend}
+    if "openvino" in encoder.backend.split(", "):
         record["openvino"] = version("openvino")
+    if is_joined(encoder.recipe):
+        record["parts"] = encoder.parts
     return record
 
 
@@ -412,7 +496,7 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
     }
     by_kind = {}
     for kind, spec in (("image", config.image_encoder), ("text", config.text_encoder)):
-        of_kind = now | _backend_provenance(work.encoder(kind))
+        of_kind = now | _encoder_provenance(work.encoder(kind))
         speed = work.counts.speed.get(kind)
         if speed is not None:
             of_kind["rows_per_second"] = round(speed.rows / speed.seconds, 1)
@@ -422,11 +506,13 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
                 of_kind = earlier
             elif work.counts.reused.get(kind):
                 of_kind |= _backends_together(earlier, of_kind)
-        by_kind[kind] = of_kind | {"encoder": parse_spec(spec).located(), "seed": config.seed}
+        if work.findings.get(kind):
+            of_kind = of_kind | {"check": work.findings[kind]}
+        by_kind[kind] = of_kind | {"encoder": located(spec), "seed": config.seed}
     return {
         **dataset.provenance(),
         "settings": {key: getattr(config, key) for key in config.__dataclass_fields__},
         "listing": extraction.listing,
-        "request": _request(config),
+        "request": _request(config, dataset),
         **{kind: by_kind[kind] for kind in KINDS},
     }

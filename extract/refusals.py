@@ -3,6 +3,7 @@
 from onceover.base.files import digest
 from onceover.extract.changes import contents_of
 from onceover.extract.dataset import Dataset
+from onceover.extract.joined import is_joined
 from onceover.extract.ledger import Failure
 from onceover.extract.shards import describe_shard
 from onceover.extract.store import FeatureStore, StoreError, changed_settings
@@ -19,6 +20,11 @@ def refuse_other_features(
     Raises:
         StoreError: the fingerprints differ.
     """
+    if old is not None and is_joined(old.recipes[kind]) and not is_joined(recipe) and not force:
+        raise StoreError(
+            f"{old.path} holds joined {kind} features of several encoders, and is not extended; extend the stores that "
+            "it was joined from, and join them again with --force"
+        )
     if old is not None and old.fingerprints[kind] != digest(recipe) and not force:
         changed = changed_settings(recipe, old.recipes[kind])
         raise StoreError(

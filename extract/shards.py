@@ -14,6 +14,7 @@ from onceover.extract.ledger import Failure
 from onceover.extract.store import (
     KEYS,
     KINDS,
+    NOT_COUNTED,
     FeatureStore,
     read_failures,
     readable,
@@ -23,6 +24,8 @@ from onceover.extract.store import (
     write_failures,
 )
 
+#: columns of whole numbers that files of earlier versions lack, by kind; a row of such a file has ``NOT_COUNTED`` there
+LATER_COLUMNS = {"image": (), "text": ("unknown", "tokens")}
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5,}\.h5")
 
 
@@ -42,12 +45,16 @@ class RowSources:
     """Rows of one kind that were computed before, found by key, in shards and an earlier store.
 
     Only files whose features carry ``fingerprint`` and that hold all ``columns`` are used.
+
+    Attributes:
+        copied: the names of all columns that ``copy`` writes.
     """
 
     def __init__(self, kind: str, fingerprint: str, columns: tuple[str, ...]):
         self.kind = kind
         self.fingerprint = fingerprint
         self.columns = columns
+        self.copied = ("features", *columns, *LATER_COLUMNS[kind])
         self._paths: list[Path] = []
         self._files: list[_RowFile] = []
         self._where: dict[str, tuple[int, int]] = {}
@@ -94,7 +101,7 @@ class RowSources:
             group["features"] = np.zeros((0, 0, 0) if self.kind == "image" else (0, 0), np.float32)
             group["truncated"] = np.zeros(0, bool)
             return
-        for name in ("features", *self.columns):
+        for name in self.copied:
             shape, dtype = self._files[0].shape_of(name)
             target = group.create_dataset(name, (len(keys), *shape[1:]), dtype=dtype)
             for rows in row_blocks(len(keys)):
@@ -139,7 +146,9 @@ class _RowFile:
     def shape_of(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of a column."""
         with open_hdf5(self._path, again=True) as file:
-            column = file[self._kind][name]
+            column = file[self._kind].get(name)
+            if column is None:
+                return file[self._kind]["features"].shape[:1], np.dtype(np.int32)
             return column.shape, column.dtype
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -147,6 +156,8 @@ class _RowFile:
         if self._store is not None and name == "features":
             return self._store.features(self._kind)[rows]
         with readable(self._path), open_hdf5(self._path, again=True) as file:
+            if name not in file[self._kind]:
+                return np.full(len(rows), NOT_COUNTED, np.int32)
             return file[self._kind][name][rows]
 
 

@@ -40,6 +40,7 @@ from onceover.extract.ledger import Failure
 KINDS = ("image", "text")
 SPLITS = ("train", "dev", "test", "")
 KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
+NOT_COUNTED = -1  # in a column of counts: a row that an earlier version encoded
 BLOCK = 1024  # rows copied or hashed at a time
 SELECTION = "select"  # the name of the tenth of the train images that chooses where dev has to report
 #: datasets whose rows are checked as they are read, not when a store is opened
@@ -76,6 +77,8 @@ class FeatureStore:
     Attributes:
         image_ids, image_paths, image_splits, sha256: lists of N.
         captions: list of M; image_index: int64 (M,), the image of each caption; truncated: bool (M,).
+        unknown, tokens: int32 (M,), the tokens of each caption that the encoder's vocabulary lacks, and all its tokens,
+            ``NOT_COUNTED`` where an earlier version encoded it; None in imported stores and those of earlier versions.
         fingerprints: of ``image`` and ``text`` features and of the ``dataset``.
         provenance: what made it, as plain values.
 
@@ -115,6 +118,8 @@ class FeatureStore:
         self.captions = strings(text["caption"])
         self.image_index = text["image_index"][:]
         self.truncated = text["truncated"][:]
+        self.unknown = text["unknown"][:] if "unknown" in text else None
+        self.tokens = text["tokens"][:] if "tokens" in text else None
         self.provenance = parse_json(self._file.attrs["provenance"])
         self.recipes = {kind: parse_json(self._file[kind]["features"].attrs["recipe"]) for kind in KINDS}
         self.fingerprints = {kind: self._file[kind]["features"].attrs["fingerprint"] for kind in KINDS}
@@ -189,6 +194,10 @@ class FeatureStore:
     def tokenizer_files(self) -> dict[str, bytes]:
         """The text encoder's tokenizer, file by file; files of other names are left where they are."""
         return known_tokenizer_files({name: data[:].tobytes() for name, data in self._file["tokenizer"].items()})
+
+    def image_stats(self) -> tuple[np.ndarray, np.ndarray]:
+        """Size in bytes and modification time in ns of each image's file, int64 (N,); -1 of imported images."""
+        return self._file["image/size"][:], self._file["image/mtime_ns"][:]
 
     def thumbnails(self) -> "Column | None":
         """A small JPEG of each image, or None where the store was made without."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from onceover.base.progress import say, warn
 from onceover.extract.ledger import Failure
 from onceover.extract.store import FeatureStore
+from onceover.extract.unknown import UnknownTokens, unknown_of
 
 _SHOWN = 3  # images that lie in several splits
 
@@ -39,6 +40,7 @@ class Summary:
         path: of the store.
         up_to_date: whether nothing was to be done.
         images, captions: how many the store has. truncated: captions that were cut.
+        unknown: tokens that the text encoder's vocabulary lacks; None where they were not counted.
         failures: the ledger. duplicates: ids of images with one content in several splits.
         computed, reused: rows by kind. speed: by kind. seconds: of all.
     """
@@ -50,6 +52,7 @@ class Summary:
     failures: list[Failure]
     truncated: int
     duplicates: list[tuple[str, ...]]
+    unknown: UnknownTokens | None = None
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     speed: dict[str, Speed] = field(default_factory=dict)
@@ -72,11 +75,15 @@ class Summary:
         yield rows
         for kind, speed in self.speed.items():
             yield f"{kind}: {speed}"
+        if self.unknown and self.unknown.with_unknown and not self.unknown.warning():
+            yield str(self.unknown)
 
     def _warnings(self) -> Iterator[str]:
-        """The lines that say what was cut or left out, and which images lie in several splits."""
+        """The lines that say what was cut, unknown or left out, and which images lie in several splits."""
         if self.truncated:
             yield f"{self.truncated:,} captions are longer than the text encoder takes and were cut"
+        if self.unknown and self.unknown.warning():
+            yield str(self.unknown)
         yield from self._left_out()
         for group in self.duplicates[:_SHOWN]:
             yield f"the same image lies in several splits: {', '.join(group)}"
@@ -105,4 +112,5 @@ def summary_of(store: FeatureStore, up_to_date: bool) -> Summary:
         failures=store.failures,
         truncated=int(store.truncated.sum()),
         duplicates=store.duplicates_across_splits(),
+        unknown=unknown_of(store),
     )

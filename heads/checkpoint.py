@@ -9,7 +9,9 @@ import errno
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,25 @@ class Run:
         Args:
             spec: where the encoder is now, if it has moved. plain: as it was saved, in float32.
         """
+        return self.encoder_loader(kind, spec)(device=device, plain=plain)
+
+    def encoder_loader(self, kind: str, spec: str | None) -> Callable[..., Any]:
+        """A function that loads the encoder of a kind, given ``device``, ``plain`` and ``backend``; can be pickled.
+
+        Args:
+            spec: where the encoder is now, if it has moved.
+        """
         from onceover.extract.encoding.stored import stored_encoder
 
-        encoder = self.provenance["encoders"][kind]
-        recipe = self.provenance["recipes"][kind]
-        settings = self.provenance["extract"]
-        tokenizer_files = self.tokenizer_files if kind == "text" else {}
-        return stored_encoder(kind, encoder, recipe, settings, tokenizer_files, device, spec, plain)
+        return partial(
+            stored_encoder,
+            kind,
+            self.provenance["encoders"][kind],
+            self.provenance["recipes"][kind],
+            self.provenance["extract"],
+            self.tokenizer_files if kind == "text" else {},
+            spec=spec,
+        )
 
     def check_encoder(self, kind: str, recipe: dict) -> None:
         """Refuses an encoder that is not the one whose features the heads were fitted on.

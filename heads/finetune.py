@@ -20,6 +20,8 @@ from onceover.base.progress import muted, say
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.encoding.devices import log_device, native_bfloat16
 from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.stored import located_encoder
+from onceover.extract.joined import is_joined
 from onceover.extract.layouts import stored_images
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint, replacement
@@ -124,6 +126,16 @@ def _check_run(store: FeatureStore, run: Run, folder: Path) -> None:
             f"{run.folder} was not fitted on the features of {store.path}; name the store that it was fitted on, "
             "or fit again"
         )
+    if any(is_joined(recipe) for recipe in store.recipes.values()):
+        raise RunError(
+            f"{store.path} holds joined features of several encoders, and fine-tuning trains one image encoder and one "
+            "text encoder; fit a run on one of the stores that were joined, and fine-tune that"
+        )
+    if any("encoder" in recipe for recipe in store.recipes.values()):  # imported, with the encoder named
+        raise RunError(
+            f"{store.path} holds imported features, and fine-tuning needs those that extract makes of the images "
+            "themselves; extract the dataset with the same encoders, and fit a run on that store"
+        )
     if folder.resolve() == run.folder.resolve():
         raise RunError(f"--out is {folder}, the run to start from; name a new folder")
     if run.config.training.refit:
@@ -154,7 +166,7 @@ def _claim(folder: Path, request: str, force: bool) -> None:
 
 def _encoder_specs(run: Run, moved: Mapping[str, str | None]) -> dict[str, str]:
     """The specs of a run's encoders, by kind. ``moved``: where an encoder is now."""
-    return {kind: moved.get(kind) or run.provenance["encoders"][kind]["encoder"] for kind in KINDS}
+    return {kind: located_encoder(kind, run.provenance["encoders"][kind], moved.get(kind)) for kind in KINDS}
 
 
 def towers_of(

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from onceover.base.files import aside_folder, read_record
+from onceover.base.files import aside_folder, files_within, read_record
 from onceover.base.formats import ENCODERS, FINETUNED
 from onceover.configs.schema import FinetuneConfig
+from onceover.extract.encoding.stored import repeated_settings
 from onceover.extract.store import KINDS
 from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
@@ -62,7 +63,8 @@ def save_finetuned(
             encoders[kind] = _save_encoder(work, folder, tower, run)
     if training.history:
         checkpoint.save_history(work, training.history)
-    extract = replace(run.config.extract, **run.provenance["extract"])
+    settings_before = repeated_settings(run.provenance["extract"], run.provenance["recipes"]["text"])
+    extract = replace(run.config.extract, **settings_before)
     extract = replace(extract, image_encoder=encoders["image"].spec, text_encoder=encoders["text"].spec)
     checkpoint.save_settings(work, replace(run.config, extract=extract, finetune=settings), run.tokenizer_files)
     checkpoint.save_heads(work, training.heads.cpu(), run.provenance["fingerprints"])
@@ -108,8 +110,8 @@ def _save_encoder(work: Path, folder: Path, tower: TunedTower, run: Run) -> Save
     name = f"{ENCODERS}/{tower.kind}"
     with aside_folder(work / tower.kind) as aside:
         saved = _save_checked(aside, tower, run)
-        for file in sorted(aside.iterdir()):
-            replacement.run_files(work).move_in(file, f"{name}/{file.name}")
+        for file in files_within(aside):
+            replacement.run_files(work).move_in(aside / file, f"{name}/{file}")
     spec = saved.spec.replace(str(aside.resolve()), str((folder / name).resolve()))
     return saved._replace(spec=spec)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from onceover.base.errors import OnceoverError
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.dataset import Dataset
+from onceover.extract.encoding.stored import located_encoder, repeated_settings
+from onceover.extract.joined import is_joined
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore
 from onceover.heads.checkpoint import Run
@@ -46,7 +48,7 @@ def foreign_gallery(
         store_file,
         _extraction_of(run, kind, encoders),
         device=device,
-        tokenizer_files=run.tokenizer_files,
+        encoders={kind: run.encoder_loader(kind, encoders.get(kind))},
         check_encoder=run.check_encoder,
         force=force,
         retry_failures=retry_failures,
@@ -95,11 +97,14 @@ def check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
 def _extraction_of(run: Run, kind: str, encoders: dict[str, str | None]) -> ExtractConfig:
     """The settings that give other images or captions features like those the run was fitted on."""
     provenance = run.provenance
+    specs = {name: encoders.get(name) or encoder["encoder"] for name, encoder in provenance["encoders"].items()}
+    specs[kind] = located_encoder(kind, provenance["encoders"][kind], encoders.get(kind))
+    recipe = provenance["recipes"][kind]
     return replace(
-        ExtractConfig(**provenance["extract"]),
-        image_encoder=encoders.get("image") or provenance["encoders"]["image"]["encoder"],
-        text_encoder=encoders.get("text") or provenance["encoders"]["text"]["encoder"],
+        ExtractConfig(**repeated_settings(provenance["extract"], provenance["recipes"]["text"])),
+        image_encoder=specs["image"],
+        text_encoder=specs["text"],
         seed=provenance["encoders"][kind]["seed"],
-        dtype=provenance["recipes"][kind]["dtype"],
+        dtype="float32" if is_joined(recipe) else recipe["dtype"],  # whose parts each have their own
         batch_size=None,
     )

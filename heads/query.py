@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from onceover.base.files import read_bytes
 from onceover.base.progress import say, warn
-from onceover.extract.pictures import read_picture
+from onceover.extract.pictures import MAX_BYTES, named_errors
 from onceover.heads.checkpoint import Run
 from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings
 from onceover.heads.models import mix
@@ -47,10 +48,15 @@ class QueryEmbedder:
         Raises:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
-        features, truncated = self._encoder("text").encode(list(texts))
-        for text, is_cut in zip(texts, truncated, strict=True):
-            if is_cut:
+        encoder = self._encoder("text")
+        features, truncated = encoder.encode(list(texts))
+        unknown, tokens = encoder.unknown_tokens(encoder.tokenize(list(texts))[0])
+        for row, text in enumerate(texts):
+            if truncated[row]:
                 warn(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
+            if unknown[row]:
+                counts = f"{unknown[row]} of {tokens[row]} tokens"
+                warn(f"{counts} are unknown to the text encoder, and count for nothing: {text[:60]!r}")
         return text_embeddings(self._run.heads, features)
 
     def embed_images(self, paths: Sequence[str]) -> np.ndarray:
@@ -63,8 +69,11 @@ class QueryEmbedder:
         distinct = list(dict.fromkeys(paths))
         features = []
         for start in range(0, len(distinct), BATCH):
-            images = [read_picture(path, encoder.short_side) for path in distinct[start : start + BATCH]]
-            features.append(encoder.encode(torch.stack([encoder.pixels(image) for image in images])))
+            pixels = []
+            for path in distinct[start : start + BATCH]:
+                with named_errors(path):
+                    pixels.append(encoder.read(read_bytes(path, MAX_BYTES)))
+            features.append(encoder.encode(torch.stack(pixels)))
         vectors = image_embeddings(self._run.heads, np.concatenate(features))
         rows = {path: row for row, path in enumerate(distinct)}
         return vectors[[rows[path] for path in paths]]

@@ -11,7 +11,7 @@ old run is given up, and the next command on that folder ends the swap, if this 
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from onceover.base.errors import OnceoverError
@@ -19,6 +19,7 @@ from onceover.base.files import (
     MAX_TEXT,
     FileError,
     file_sha256,
+    files_within,
     only_writer,
     open_regular,
     read_bytes,
@@ -170,9 +171,8 @@ def _names_in(folder: Path) -> Iterator[str]:
     yield from (name for name in _FILES if os.path.lexists(folder / name))
     yield from (f"{TOKENIZER}/{name}" for name in sorted(TOKENIZER_FILES) if (folder / TOKENIZER / name).is_file())
     for kind in KINDS:
-        encoder = folder / ENCODERS / kind
-        entries: Iterable[Path] = sorted(encoder.iterdir()) if encoder.is_dir() else ()
-        yield from (f"{ENCODERS}/{kind}/{file.name}" for file in entries if ENCODER_FILES.fullmatch(file.name))
+        names = files_within(folder / ENCODERS / kind)
+        yield from (f"{ENCODERS}/{kind}/{name}" for name in names if ENCODER_FILES.fullmatch(name))
 
 
 def working_folder(folder: Path, force: bool) -> Path:
@@ -195,7 +195,8 @@ def _is_of_run(name: str) -> bool:
 
 
 def _remove_empty_folders(folder: Path) -> None:
-    for name in (TOKENIZER, *(f"{ENCODERS}/{kind}" for kind in KINDS), ENCODERS):
+    modules = [path.relative_to(folder).as_posix() for path in folder.glob(f"{ENCODERS}/*/[0-9]*_*")]
+    for name in (TOKENIZER, *modules, *(f"{ENCODERS}/{kind}" for kind in KINDS), ENCODERS):
         if not (folder / name).is_symlink():
             remove_files(folder / name, [])
 

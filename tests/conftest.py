@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import logging
+import socket
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,37 @@ def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     with FeatureStore(store_file) as opened:
         fit(opened, folder, fit_config)
     return folder
+
+
+@pytest.fixture
+def unplugged(monkeypatch, tmp_path) -> Path:
+    """No network, and nothing in Hugging Face's cache; the path of the cache."""
+    from huggingface_hub import constants
+
+    def refuse(*_args, **_options):
+        raise OSError("Network is unreachable")
+
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def cached_file(unplugged):
+    """Puts a file into Hugging Face's cache as if it had been downloaded; returns its path."""
+
+    def put(repository: str, name: str, data: bytes = b"") -> Path:
+        folder = unplugged / f"models--{repository.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text("0" * 40)
+        path = folder / "snapshots" / ("0" * 40) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    return put
 
 
 @pytest.fixture

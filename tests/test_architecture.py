@@ -18,7 +18,12 @@ ONLY_IMPORTER = {
     "tqdm": {"base.progress"},
     "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders.torchvision"},
-    "transformers": {"extract.encoders.huggingface", "extract.encoding.vocabulary"},
+    "transformers": {
+        "extract.encoders.huggingface",
+        "extract.encoders.sentence_transformers",
+        "extract.encoding.tokenizer_files",
+        "extract.encoding.vocabulary",
+    },
 }
 WITHOUT_TORCH = ("configs", "retrieval", "analysis", "extract.store", "extract.dataset", "extract.layouts")
 

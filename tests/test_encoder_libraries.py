@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onceover.base.files import files_within
 from onceover.base.registry import RegistryError
 from onceover.extract.encoder_files import ENCODER_FILES, TOKENIZER_FILES
 from onceover.extract.encoders import ENCODERS, EncoderError, change_stamp, library_of, parse_spec
@@ -105,7 +106,7 @@ def check_frozen(encoder):
 
 def check_saved(folder, saved, original):
     assert saved.recipe["weights"] == original.recipe["weights"]
-    names = [path.name for path in folder.iterdir()]
+    names = files_within(folder)
     assert names
     assert all(ENCODER_FILES.fullmatch(name) for name in names), names
 

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from unittest.mock import patch
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, check_disk
 from onceover.extract import arrays
+from onceover.extract import store as store_module
 from onceover.extract.arrays import open_array
 from onceover.extract.encoders import EncoderError, parse_spec
 from onceover.extract.importing import import_features
@@ -244,8 +246,8 @@ def test_one_tensor_of_several(given_files):
         np.testing.assert_array_equal(store.text_features[:], given_files.texts)
         assert store.provenance["image"]["encoder"] == "import:both"
     message = refusal(given_files, image_features=file)
-    assert message == f"{file} holds the tensors image, text; name one of them: {file}:NAME"
-    assert "holds the tensors image, text" in refusal(given_files, image_features=Path(f"{file}:none"))
+    assert message == f"{file} holds the tensors image (3, 4), text (5, 6); name one of them: {file}:NAME"
+    assert "holds the tensors image (3, 4), text" in refusal(given_files, image_features=Path(f"{file}:none"))
 
 
 class Bomb:
@@ -317,7 +319,7 @@ def test_paths_that_hold_no_features(given_files, tmp_path):
     def message(file):
         return refusal(given_files, image_features=file)
 
-    formats = ".npy, .safetensors, .parquet"
+    formats = ".npy, .npz, .h5, .hdf5, .safetensors, .parquet"
     none, folder = tmp_path / "none", tmp_path / "folder"
     assert message(none) == f"{none} does not exist; name a file ({formats}), or a folder of such files"
     odd = table(tmp_path / "odd.csv")
@@ -436,7 +438,8 @@ def test_parquet_without_pyarrow_names_what_to_install(given_files, monkeypatch)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name in ("image_features", "captions"):
         assert refusal(given_files, **{name: file}) == (
-            "Parquet is read with pyarrow: pip install \"onceover-retrieval[parquet]\""
+            "Parquet needs the package pyarrow (import of pyarrow halted; None in sys.modules); "
+            "pip install 'onceover-retrieval[parquet]'"
         )
     given_files.run()
 
@@ -582,11 +585,10 @@ def test_trap_special_files_are_not_waited_for(given_files):
 @pytest.mark.parametrize(
     ("suffix", "message"),
     [
-        (".npz", "is an archive of arrays; save the one that is wanted alone: numpy.save("),
         (".pt", "is not read; convert it: numpy.save('x.npy', torch.load(FILE, weights_only=True).numpy())"),
         (".PTH", "is not read; convert it: numpy.save('x.npy', torch.load(FILE, weights_only=True).numpy())"),
         (".pkl", "is a pickle, which can run code and is not read; where it was made: numpy.save("),
-        (".h5", "is not read here; convert it: numpy.save('x.npy', h5py.File(FILE)['NAME'][:])"),
+        (".mat", "is not read; convert it: numpy.save('x.npy', scipy.io.loadmat(FILE)['NAME'])"),
     ],
 )
 def test_other_formats_are_refused_with_their_conversion(given_files, suffix, message):
@@ -599,6 +601,256 @@ def test_trap_regions_of_an_image_are_no_views(given_files):
     file = write(given_files.folder / "x.npy", numbers(3, 36, 4))
     assert refusal(given_files, image_features=file) == (
         f"{file} has 36 rows per image, more than the 12 views that there are; "
-        "pool the regions of an image first: features.mean(axis=1)"
+        "if they are regions of it, --regions mean takes their mean"
     )
     given_files.run(image_features=write(file, numbers(3, 12, 4)))
+    assert refusal(given_files, image_features=write(file, numbers(3, 4)), regions="mean") == (
+        f"{file} has the shape (3, 4), and no regions whose mean could be taken"
+    )
+
+
+def test_the_mean_of_regions_is_taken_where_it_is_asked_for(given_files):
+    regions = numbers(3, 36, 4, dtype=np.float16)
+    given_files.run(image_features=write(given_files.folder / "x.npy", regions), regions="mean")
+    with FeatureStore(given_files.path) as store:
+        assert store.image_features.dtype == np.float16
+        expected = regions.mean(1, dtype=np.float32).astype(np.float16)
+        np.testing.assert_array_equal(store.image_features[:, 0], expected)
+
+
+def archive(file: Path, arrays_by_name: dict[str, np.ndarray]) -> Path:
+    """A file with several arrays: .npz, .h5 or .safetensors."""
+    if file.suffix == ".npz":
+        np.savez_compressed(file, **arrays_by_name)
+    elif file.suffix == ".safetensors":
+        save_file(arrays_by_name, file)
+    else:
+        with h5py.File(file, "w") as opened:
+            for name, array in arrays_by_name.items():
+                opened.create_dataset(name, data=array, compression="gzip")
+    return file
+
+
+ARCHIVES = pytest.mark.parametrize("suffix", [".npz", ".h5", ".hdf5", ".safetensors"])
+
+
+@ARCHIVES
+def test_one_array_of_an_archive_is_the_only_one_or_the_one_that_is_named(given_files, suffix):
+    alone = archive(given_files.folder / f"alone{suffix}", {"anything": given_files.images})
+    both = archive(given_files.folder / f"both{suffix}", {"image": given_files.images, "text": given_files.texts})
+    with patch.object(store_module, "BLOCK", 2):
+        given_files.run(image_features=alone, text_features=Path(f"{both}:text"))
+    with FeatureStore(given_files.path) as store:
+        np.testing.assert_array_equal(store.image_features[:, 0], given_files.images)
+        np.testing.assert_array_equal(store.text_features[:], given_files.texts)
+    assert "image (3, 4), text (5, 6); name one of them: " in refusal(given_files, text_features=both)
+
+
+@ARCHIVES
+@pytest.mark.parametrize("views", [None, 2])
+def test_an_array_for_each_image_by_its_name(given_files, suffix, views):
+    rows = numbers(3, *([views] if views else []), 4, dtype=np.float16)
+    by_name = dict(zip(["c", "a", "b"], rows, strict=True))
+    file = archive(given_files.folder / f"named{suffix}", by_name)
+    with patch.object(arrays, "BLOCK", 2):
+        given_files.run(image_features=file)
+    with FeatureStore(given_files.path) as store:
+        assert sorted(store.image_ids) == ["a.jpg", "b.jpg", "c.jpg"]  # as the table writes them
+        for row, name in enumerate(store.image_ids):
+            np.testing.assert_array_equal(store.image_features[row].reshape(by_name[name[0]].shape), by_name[name[0]])
+        assert [store.image_ids[row] for row in store.image_index] == PICTURES
+        assert store.verify() == []
+
+
+def test_named_arrays_that_fit_no_table_are_refused(given_files):
+    def message(**by_name):
+        return refusal(given_files, image_features=archive(given_files.folder / "named.npz", by_name))
+
+    row = numbers(4)
+    assert "has an image of none of these names (the first: x); name one array" in message(x=row, y=row)
+    assert "holds the arrays a (4,), b (5,); name one of them" in message(a=row, b=numbers(5))
+    assert message(**{"a": row, "a.jpg": row, "b": row}).endswith(
+        f"has two arrays for an image of {given_files.captions}; an image has one row"
+    )
+    assert "has the shape (3,)" in message(a=numbers(3))
+    file = given_files.folder / "objects.npz"
+    np.savez(file, a=np.array([Bomb(given_files.folder / "witness")], dtype=object))
+    assert "a.npy holds Python objects, which are not read" in refusal(given_files, image_features=file)
+    with h5py.File(given_files.folder / "link.h5", "w") as opened:
+        opened["a"] = h5py.ExternalLink("elsewhere.h5", "a")
+    assert "is a link; it is not read" in refusal(given_files, image_features=given_files.folder / "link.h5")
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_plain_captions_so_many_for_each_image(given_files, repeated):
+    images = numbers(4, 4)
+    lines = given_files.folder / "train_caps.txt"
+    lines.write_text("".join(f"caption {number}\n" for number in range(12)))
+    file = write(given_files.folder / "train_ims.npy", np.repeat(images, 3, axis=0) if repeated else images)
+    texts = write(given_files.folder / "texts.npy", numbers(12, 6))
+    plain = {"image_features": file, "text_features": texts, "captions": lines}
+    given_files.run(**plain, captions_per_image=3)
+    with FeatureStore(given_files.path) as store:
+        np.testing.assert_array_equal(store.image_features[:, 0], images)
+        assert store.image_ids == [f"train_ims-{number:06d}" for number in range(4)]
+        assert store.image_index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+        assert store.captions == [f"caption {number}" for number in range(12)]
+    rows = 12 if repeated else 4
+    assert refusal(given_files, **plain, captions_per_image=5) == (
+        f"{file} has {rows} rows, and {lines} has 12 lines, which with 5 captions an image are 2.4 images; give a row "
+        "for each image, or for each line"
+    )
+
+
+@pytest.fixture
+def precomputed(tmp_path, drawn):
+    """The files of three splits, 2 captions an image, with real captions; the train images are repeated."""
+    captions = read_dataset(drawn).captions
+    folder = tmp_path / "precomp"
+    folder.mkdir()
+    start = 0
+    for split, count in (("train", 40), ("dev", 10), ("test", 10)):
+        images = numbers(count, 8, seed=count)
+        np.save(folder / f"{split}_ims.npy", np.repeat(images, 2, axis=0) if split == "train" else images)
+        lines = captions[start : start + 2 * count]
+        (folder / f"{split}_caps.txt").write_text("\n".join(lines) + "\n")
+        start += 2 * count
+    return folder
+
+
+def test_a_folder_of_precomputed_features_whose_captions_are_encoded(run, fails, precomputed, tiny_bert, tmp_path):
+    store, encoder = tmp_path / "s.h5", ("--text-encoder", f"hf:{tiny_bert}")
+    command = ("import", "--precomputed", precomputed, "--store", store, "--device", "cpu")
+    assert fails(*command).startswith("there are no text features; name them (--text-features), or an encoder for")
+    run(*command, *encoder)
+    with FeatureStore(store) as opened:
+        assert opened.image_splits == ["train"] * 40 + ["dev"] * 10 + ["test"] * 10
+        assert opened.image_ids[40] == "dev-000000"
+        np.testing.assert_array_equal(opened.image_features[:40, 0], numbers(40, 8, seed=40))
+        assert opened.image_index.tolist() == np.repeat(np.arange(60), 2).tolist()
+        assert opened.recipes["text"]["layers"] == ["last", 1, "words"]
+        assert opened.dims == (8, 96)
+        assert opened.verify() == []
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["precomp", "s.h5"]
+    assert f"{store} is up to date; nothing to import" in run(*command, *encoder).stderr
+    (tmp_path / "s.h5.captions.h5").write_bytes(store.read_bytes())
+    assert "is where an import keeps the features of captions" in run(*command, *encoder, code=1).stderr
+    assert (tmp_path / "s.h5.captions.h5").read_bytes() == store.read_bytes()
+    fitted = ("fit", "--store", store, "--run", tmp_path / "r", "--set", "training.num_epochs=2", "--device", "cpu")
+    run(*fitted, "--set", "model.embedding_dim=8")
+    said = run("evaluate", "--run", tmp_path / "r").stderr
+    assert said.splitlines()[-1].startswith(f"next: onceover search --run {tmp_path}/r --query")
+    assert len(run("search", "--run", tmp_path / "r", "--query", "a red circle", "--device", "cpu").stdout) > 0
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red circle\n")
+    index = ("index", "--run", tmp_path / "r", "--captions", captions, "--index", tmp_path / "i", "--device", "cpu")
+    assert run(*index).stderr.splitlines()[-1] == f"next: onceover info {tmp_path}/i"  # no encoder for an image
+
+
+def test_precomputed_files_that_do_not_fit(precomputed, tmp_path, given_files):
+    def message():
+        return refusal(given_files, **options)
+
+    options = {"image_features": None, "captions": None, "precomputed": precomputed}
+    assert "; leave out --image-features, --captions and" in refusal(given_files, precomputed=precomputed)
+    (precomputed / "dev_caps.txt").write_text("one\ntwo\nthree\n")
+    assert message().startswith(f"{precomputed}/dev_caps.txt has 3 lines, and {precomputed}/dev_ims.npy has 10 rows; ")
+    (precomputed / "dev_caps.txt").unlink()
+    assert f"{precomputed}/dev_caps.txt" in message()
+    for file in precomputed.iterdir():
+        file.unlink()
+    assert message().startswith(f"{precomputed} holds no precomputed features; it needs train_ims.npy and train_caps")
+
+
+@pytest.fixture(scope="module")
+def of_known_encoders(tmp_path_factory, drawn, tiny_bert):
+    """Features as another program has them, of a mean of the last layer; and the files that an import takes."""
+    import torch
+
+    from onceover.extract.encoding.image import ImageEncoder
+    from onceover.extract.encoding.text import TextEncoder
+
+    folder = tmp_path_factory.mktemp("known")
+    dataset = read_dataset(drawn)
+    image = ImageEncoder("torchvision:shufflenet_v2_x0_5@random", device="cpu")
+    pixels = torch.stack([image.read((drawn / path).read_bytes()) for path in dataset.paths])
+    np.save(folder / "images.npy", np.concatenate([image.encode(batch) for batch in pixels.split(8)]))
+    np.save(folder / "texts.npy", TextEncoder(f"hf:{tiny_bert}", device="cpu").encode(dataset.captions)[0])
+    pairs = zip(dataset.image_index, dataset.captions, strict=True)
+    table(folder / "t.csv", [(dataset.paths[image], text, dataset.splits[image]) for image, text in pairs])
+    return folder
+
+
+def given_arrays(folder):
+    features = ("--image-features", folder / "images.npy", "--text-features", folder / "texts.npy")
+    return (*features, "--captions", folder / "t.csv", "--device", "cpu")
+
+
+def test_named_encoders_are_checked_and_embed_queries(run, of_known_encoders, drawn, tiny_bert, tmp_path):
+    store, folder, cpu = tmp_path / "s.h5", tmp_path / "r", ("--device", "cpu")
+    encoders = ("--image-encoder", "torchvision:shufflenet_v2_x0_5@random", "--text-encoder", f"hf:{tiny_bert}")
+    said = run("import", *given_arrays(of_known_encoders), "--data", drawn, "--store", store, *encoders).stderr
+    assert f"text: hf:{tiny_bert} gives the features of 32 captions but for 0.00% of their spread (last, mean)" in said
+    with FeatureStore(store) as opened:
+        np.testing.assert_array_equal(opened.text_features[:], np.load(of_known_encoders / "texts.npy"))
+        assert opened.recipes["text"]["architecture"] == "imported"
+        assert opened.recipes["text"]["encoder"]["layers"] == ["last"]
+        assert opened.provenance["settings"]["text_layers"] == "last"
+        paths = opened.image_paths
+    assert run("verify", store, "--sample", 8, *cpu).stdout.count("encoded again in float32") == 2
+    assert "imported from" in run("info", store).stdout
+    run("fit", "--store", store, "--run", folder, "--set", "training.num_epochs=2", *cpu)
+    run("search", "--run", folder, "--query", "a red circle", *cpu)
+    run("search", "--run", folder, "--query", drawn / paths[0], "--mode", "image2text", *cpu)
+    indexed = run("index", "--run", folder, "--images", drawn / "images", "--index", tmp_path / "i", *cpu).stderr
+    assert "60 images: 60 added" in indexed
+    run("search", "--index", tmp_path / "i", "--query", "a red circle", *cpu)
+    tune = ("finetune", "--run", folder, "--data", drawn, "--store", store, "--out", tmp_path / "tuned", *cpu)
+    assert f"{store} holds imported features, and fine-tuning needs those that" in run(*tune, code=1).stderr
+    joined = tmp_path / "joined.h5"
+    half = np.load(of_known_encoders / "images.npy")[..., :5]
+    np.save(tmp_path / "half.npy", half)
+    other = ("--image-features", tmp_path / "half.npy", "--store", tmp_path / "b.h5")
+    run("import", *given_arrays(of_known_encoders), *other)
+    run("join", store, tmp_path / "b.h5", "--out", joined)
+    with FeatureStore(joined) as opened:
+        assert opened.dims == (1029, 64)
+        np.testing.assert_array_equal(opened.image_features[:][..., 1024:], half)
+        assert opened.verify() == []
+
+
+def test_encoders_that_did_not_make_the_features_are_refused(fails, run, of_known_encoders, tiny_bert, tmp_path):
+    def message(texts, *options):
+        np.save(tmp_path / "texts.npy", texts)
+        others = ("--text-features", tmp_path / "texts.npy", "--store", tmp_path / "s.h5")
+        done = run("import", *given_arrays(of_known_encoders), *others, *options, code=1)
+        assert not (tmp_path / "s.h5").exists()
+        return done.stderr.splitlines()[-1].removeprefix("error: ")
+
+    texts = np.load(of_known_encoders / "texts.npy")
+    named = ("--text-encoder", f"hf:{tiny_bert}")
+    file = tmp_path / "texts.npy"
+    unit = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    assert message(unit, *named).startswith(f"hf:{tiny_bert} did not make {file}: 32 captions differ by ")
+    assert "mean cosine is 1.0000: they agree in direction, and not in length (1 instead of " in message(unit, *named)
+    turned = message(texts[::-1].copy(), *named)
+    assert "of the features' spread (at most 0.1 is rounding), their mean cosine is 0." in turned
+    assert turned.endswith("; name the encoder that made them, or leave --text-encoder out")
+    assert f"did not make {file}: it gives 96 or 32 numbers, and a row has 7; " in message(texts[:, :7].copy(), *named)
+    image = ("--image-encoder", "torchvision:shufflenet_v2_x0_5@random")
+    assert "the images are needed to check that torchvision:shufflenet_v2_x0_5@random made" in message(texts, *image)
+
+
+def test_without_an_encoder_nothing_leads_to_a_search(run, of_known_encoders, tmp_path):
+    store, folder, cpu = tmp_path / "s.h5", tmp_path / "r", ("--device", "cpu")
+    lines = [run("import", *given_arrays(of_known_encoders), "--store", store).stderr]
+    lines.append(run("fit", "--store", store, "--run", folder, "--set", "training.num_epochs=1", *cpu).stderr)
+    lines.append(run("evaluate", "--run", folder).stderr)
+    lines.append(run("index", "--run", folder).stderr)
+    following = [said.splitlines()[-1] for said in lines]
+    assert following == [
+        f"next: onceover fit --store {store} --run runs/first",
+        f"next: onceover evaluate --run {folder}",
+        f"next: onceover plot --run {folder} --out figures",
+        f"next: onceover info {folder}/index",
+    ]

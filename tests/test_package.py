@@ -158,9 +158,8 @@ def test_rows_are_read_alike_where_a_file_has_one_place_for_all_threads(tmp_path
 
 def test_the_oldest_releases_that_are_tested_are_those_that_are_allowed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranges = list(settings["dependencies"])
-    for name, extra in settings["optional-dependencies"].items():
-        ranges += extra if name != "dev" else []
+    extras = [ranges for name, ranges in settings["optional-dependencies"].items() if name != "dev"]
+    ranges = sum(extras, settings["dependencies"])
     lowest = {name: tuple(map(int, low.split("."))) for name, low in (re.split(">=|,", text)[:2] for text in ranges)}
     pinned = {}
     for line in (ROOT / "requirements-oldest.txt").read_text().split("# of the libraries above")[0].splitlines():

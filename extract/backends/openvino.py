@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onceover.base.extras import Extra
 from onceover.base.progress import say
 from onceover.extract.backends import BackendError, agree, eager
-from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding.library_errors import reason
 from onceover.extract.encoding.networks import ImageNetwork, TextNetwork
 
+_OPENVINO = Extra("openvino", "openvino", "openvino")
 _TELEMETRY = "openvino_telemetry"
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -102,7 +103,7 @@ def _converted(network: ImageNetwork | TextNetwork, sample: dict[str, Tensor], d
         dynamic: the dimensions of each input whose size may differ from the sample's.
 
     Raises:
-        BackendError: torch cannot export it, or OpenVINO cannot convert it. EncoderError: OpenVINO is not installed.
+        BackendError: torch cannot export it, or OpenVINO cannot convert it. MissingPackageError: it is not installed.
     """
     with _without_telemetry():
         openvino = _imported()
@@ -142,16 +143,9 @@ def _imported() -> Any:
     """The library OpenVINO.
 
     Raises:
-        EncoderError: it is not installed.
+        MissingPackageError: it is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise EncoderError(
-            f"the backend openvino needs OpenVINO ({reason(error)}); pip install 'onceover-retrieval[openvino]', "
-            "or choose --backend eager"
-        ) from error
-    return openvino
+    return _OPENVINO.imported("the backend openvino", "choose --backend eager")
 
 
 @cache

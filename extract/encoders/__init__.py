@@ -6,7 +6,9 @@ adds a library by an entry point of the group ``onceover.encoders``. A library i
 a store that is up to date is recognised, at once. ``extract.encoding`` turns a loaded model into an encoder.
 """
 
+import difflib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 ENCODERS = Registry("onceover.extract.encoders", "onceover.encoders", "encoder library")
 IMPORTED = "import"  # the prefix that stands in a store for the unknown encoder of imported features
 NETWORK_TIMEOUT = 5  # seconds without an answer before a download is given up
+SEPARATOR = " + "  # between the specifications of encoders whose features lie side by side
+_NEXT_SPEC = re.compile(re.escape(SEPARATOR) + r"(?=[A-Za-z_]\w*:)")
 _MAX_NAME = 255  # bytes of a file's or folder's name
 
 
@@ -40,6 +44,7 @@ class Spec:
         name: the model, or the folder that it lies in.
         weights: a name or a file, ``random``, or "" where a library has one set of weights per model.
         revision: a version of the model, where a library has several.
+        prompt: the name of a text that is put before each caption and query, where a model has some.
     """
 
     text: str
@@ -47,6 +52,7 @@ class Spec:
     name: str
     weights: str
     revision: str | None = None
+    prompt: str = ""
 
     def located(self) -> str:
         """The specification with a local folder or file as an absolute path, good from anywhere."""
@@ -54,6 +60,13 @@ class Spec:
             if path and Path(path).exists():
                 return self.text.replace(path, str(Path(path).resolve()), 1)
         return self.text
+
+    def missing(self) -> Path | None:
+        """The absolute path of the model or its weights, if nothing is there."""
+        for path in (self.name, self.weights):
+            if Path(path).is_absolute() and not Path(path).exists():
+                return Path(path)
+        return None
 
     @property
     def random(self) -> bool:
@@ -99,6 +112,9 @@ class ImageModel(NamedTuple):
 class Tokenizer(Protocol):
     """A tokenizer; one call of it is under way at a time.
 
+    It may have two more attributes, and without them nothing is counted or compared: ``unknown_id``, the id that stands
+    for what the vocabulary lacks (None where there is none), and ``size``, how many ids there are.
+
     Attributes:
         files: its files by name, enough to make it again without the dataset; names as in
             ``encoder_files.TOKENIZER_FILES``.
@@ -126,27 +142,41 @@ class TextModel(NamedTuple):
         tokenizer: its tokenizer.
         states: (module, ``input_ids`` and ``attention_mask``, int64 (B, L)) -> hidden states (B, L, D) by layer:
             ``last``, and numbers from 0, what enters the first layer, to ``depth``. Of a projection: (B, D), ``last``.
-        words: (module, ``input_ids``) -> the embeddings of its tokens, (B, L, D).
         recipe: ``architecture`` as a plain value.
         max_length: the most tokens that it takes.
         depth: how many layers it has.
+        words: (module, ``input_ids``) -> the embeddings of its tokens, (B, L, D). None for a projection, which has no
+            other layers.
+        pool: (module, the layer ``last``, inputs) -> its own feature (B, E), for a model that comes with a pooling;
+            None where tokens are pooled as the settings say.
         is_projection: whether it is a dual encoder's text tower, whose feature is its own projection alone.
         takes_full_length: whether captions are padded to the maximum length, with no mask.
+        pooling: over its tokens, unless the user says otherwise: ``mean``, ``cls`` (the first token) or ``last``.
+        is_causal: whether a token sees only itself and those before it.
+        vocabulary: how many ids the network knows; None where it cannot be said.
     """
 
     module: "nn.Module"
     tokenizer: Tokenizer
     states: Callable[["nn.Module", dict[str, "Tensor"]], dict[str | int, "Tensor"]]
-    words: Callable[["nn.Module", "Tensor"], "Tensor"]
     recipe: dict[str, Any]
     max_length: int
-    depth: int
+    depth: int = 0
+    words: Callable[["nn.Module", "Tensor"], "Tensor"] | None = None
+    pool: Callable[["nn.Module", "Tensor", dict[str, "Tensor"]], "Tensor"] | None = None
     is_projection: bool = False
     takes_full_length: bool = False
+    pooling: str = "mean"
+    is_causal: bool = False
+    vocabulary: int | None = None
 
 
 class Library(Protocol):
     """A library that models come from.
+
+    A library may have ``knows(text) -> str | None`` as well: the specification of the model that somebody means who
+    writes ``text`` without the prefix, if it has one; where only the case or a hyphen differs, as it should be written.
+    It is asked only about a text that is no specification, so it may take the time to import its library.
 
     Attributes:
         NAME: the prefix of its specifications.
@@ -194,7 +224,7 @@ class Library(Protocol):
 
 
 def parse_spec(text: str) -> Spec:
-    """Parses an encoder specification.
+    """Parses an encoder specification. A folder that only one library can read may stand there without a prefix.
 
     Raises:
         EncoderError: not of a known form, or of features that were imported.
@@ -207,10 +237,56 @@ def parse_spec(text: str) -> Spec:
             "with; onceover extract makes a store that has one"
         )
     libraries = _libraries()
-    if not colon or not rest or prefix not in libraries or not _can_be_path(rest):
-        forms = ", ".join(libraries[name].FORM for name in sorted(libraries, reverse=True))
-        raise EncoderError(f"{text!r:.80} is no encoder specification; write {forms}")
-    return libraries[prefix].parse(text)
+    if colon and rest and prefix in libraries and _can_be_path(rest):
+        return libraries[prefix].parse(text)
+    meant = _meant(text, libraries)
+    if len(meant) == 1 and Path(text).is_dir():
+        return parse_spec(meant[0])
+    forms = ", ".join(libraries[name].FORM for name in sorted(libraries, reverse=True))
+    if meant:
+        raise EncoderError(f"{text!r:.80} is no encoder specification; write {' or '.join(meant)} (the forms: {forms})")
+    raise EncoderError(f"{text!r:.80} is no encoder specification; write {forms}")
+
+
+def _meant(text: str, libraries: dict[str, Library]) -> list[str]:
+    """The specifications that somebody may mean who writes ``text``, which is none."""
+    if not text or not _can_be_path(text):
+        return []
+    specs = [library.knows(text) for library in libraries.values() if hasattr(library, "knows")]
+    meant = sorted(spec for spec in specs if spec is not None)
+    exact = [spec for spec in meant if spec.endswith(f":{text}")]
+    if exact or meant:
+        return exact or meant
+    prefix, _, rest = text.partition(":")
+    names = {}  # what people write for a prefix: that in other case, or the library's whole name
+    for name in ENCODERS.names():
+        names[name] = ENCODERS.load(name).NAME
+    names |= {name: name for name in libraries}
+    near = difflib.get_close_matches(prefix.lower(), names, n=1)
+    if near and rest:
+        return [f"{names[near[0]]}:{rest}"]
+    return []
+
+
+def specs_of(text: str) -> list[str]:
+    """The specifications of joined encoders, one by one.
+
+    >>> specs_of("torchvision:resnet50 + hf:encoders/clip")
+    ['torchvision:resnet50', 'hf:encoders/clip']
+    """
+    return _NEXT_SPEC.split(text)
+
+
+def is_imported(text: str) -> bool:
+    """Whether features were imported without their encoder, or one of several joined ones was."""
+    return any(spec.partition(":")[0] == IMPORTED for spec in specs_of(text))
+
+
+def located(text: str) -> str:
+    """The specifications of one encoder or of several joined ones, as ``Spec.located``."""
+    if is_imported(text):
+        return text
+    return SEPARATOR.join(parse_spec(spec).located() for spec in specs_of(text))
 
 
 def library_of(spec: Spec) -> Library:

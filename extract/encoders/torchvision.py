@@ -4,6 +4,7 @@ WEIGHTS: a name of torchvision's (``IMAGENET1K_V1`` if left out), a file, or ``r
 """
 
 import contextlib
+import difflib
 import os
 import socket
 import warnings
@@ -40,6 +41,17 @@ def parse(text: str) -> Spec:
     return Spec(text, NAME, name, weights or DEFAULT_WEIGHTS)
 
 
+def knows(text: str) -> str | None:
+    """The classifier of that name, whatever its case and hyphens: ``ResNet-50@random`` -> ``…:resnet50@random``."""
+    if Path(text).exists():
+        return None
+    name, at, weights = text.partition("@")
+    near = _nearest(name, cutoff=1)
+    if near is None:
+        return None
+    return f"{NAME}:{near}{at}{weights}"
+
+
 def change_stamp(spec: Spec) -> dict:
     """The model, torchvision's version, and the file of the weights, where they lie in one."""
     files = [path for path in [Path(spec.weights)] if path.is_file()]
@@ -48,6 +60,8 @@ def change_stamp(spec: Spec) -> dict:
 
 def load_image(spec: Spec, seed: int) -> ImageModel:
     """The classifier without its last layer, and the preprocessing of its weights."""
+    from onceover.extract.encoding.weights import load_backbone
+
     weights_enum = _weights_of(spec)
     names = list(weights_enum.__members__)
     if spec.weights not in names and not spec.random and not Path(spec.weights).is_file():
@@ -63,7 +77,7 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
         model = _random_model(spec, seed)
         classifier = _drop_classifier(model)
         if not spec.random:
-            _load_weights(model, Path(spec.weights), spec, classifier)
+            load_backbone(model, Path(spec.weights), spec, partial(_is_unused, classifier), spec.name)
     transforms = entry.transforms()
     recipe = {
         "architecture": f"torchvision:{spec.name}",
@@ -124,10 +138,28 @@ def _weights_of(spec: Spec) -> Any:
         if not hasattr(models, spec.name):
             raise ValueError("not a classifier")
     except ValueError as error:
-        raise EncoderError(
-            f"{spec.text}: torchvision has no classifier {spec.name!r} (resnet50 and vit_b_16 are two)"
-        ) from error
+        near = _nearest(spec.name, cutoff=0.8)
+        hint = f"; did you mean {NAME}:{near}?" if near else " (resnet50 and vit_b_16 are two)"
+        raise EncoderError(f"{spec.text}: torchvision has no classifier {spec.name!r}{hint}") from error
     return weights_enum
+
+
+def _nearest(name: str, cutoff: float) -> str | None:
+    """The classifier whose name is the most like ``name``; case, hyphens and underscores do not count.
+
+    Args:
+        cutoff: how like it has to be, 0 to 1 (``difflib``).
+    """
+    from torchvision import models
+
+    classifiers = {_letters(known): known for known in models.list_models() if hasattr(models, known)}
+    near = difflib.get_close_matches(_letters(name), classifiers, n=1, cutoff=cutoff)
+    return classifiers[near[0]] if near else None
+
+
+def _letters(name: str) -> str:
+    """A name without case, hyphens and underscores."""
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def _base_weights(spec: Spec, names: list[str]) -> str:
@@ -207,43 +239,7 @@ def _drop_classifier(model: "nn.Module") -> str:
     return name
 
 
-def _load_weights(model: "nn.Module", file: Path, spec: Spec, classifier: str) -> None:
-    """Loads a file's weights into ``model``, whose ``classifier`` was dropped; the file may have any other, or none.
-
-    Raises:
-        EncoderError: weights of the backbone are missing, of another shape, or too many.
-    """
-    from onceover.extract.encoding.weights import read_weights
-
-    weights = {}
-    for name, tensor in read_weights(file, spec).items():
-        if not _is_unused(name, classifier):
-            weights[name] = tensor
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in weights and not _is_unused(name, classifier)]
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # old checkpoints have none
-    others = sorted(weights.keys() - expected.keys())
-    start = f"{spec.text}: {file}"
-    if missing:
-        raise EncoderError(
-            f"{start} lacks {len(missing)} weights of {spec.name} (the first: {missing[0]}); "
-            "name the model that it is of"
-        )
-    if others:
-        raise EncoderError(
-            f"{start} holds {len(others)} weights that {spec.name} has not (the first: {others[0]:.80}); "
-            "name the model that it is of"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise EncoderError(
-                f"{start}: {name} has the shape {tuple(tensor.shape)}, and that of {spec.name} is "
-                f"{tuple(expected[name].shape)}; name the model that it is of"
-            )
-    model.load_state_dict(weights, strict=False)
-
-
-def _is_unused(name: str, classifier: str) -> bool:
+def _is_unused(classifier: str, name: str) -> bool:
     """Whether a weight plays no part in the features: the classifier's, and those of classifiers for training alone."""
     return name.startswith((f"{classifier}.", "aux", "AuxLogits."))
 

@@ -6,6 +6,7 @@ is the model as it was saved, in float32, so that ``heads.finetune`` can train i
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,10 @@ class ImageEncoder:
         )
         sample = self.preprocessing.scaled(self.pixels(Image.linear_gradient("L").convert("RGB"))[:1])
         self._network = ImageNetwork(loaded, layer_names, self._spec)
-        self.backend, self._compute = readied(
-            backend, lambda chosen: chosen.image(self._network, sample, self.device, self._dtype)
-        )
+        with loading(self._spec):
+            self.backend, self._compute = readied(
+                backend, lambda chosen: chosen.image(self._network, sample, self.device, self._dtype)
+            )
         self._scaled = self.preprocessing.on(self.device, self._dtype).scaled
         self._queue = BatchQueue(self.device)
 
@@ -95,6 +97,10 @@ class ImageEncoder:
     def short_side(self) -> int | None:
         """As ``Preprocessing.short_side``."""
         return self.preprocessing.short_side
+
+    def read(self, data: bytes) -> Tensor:
+        """The pixels of the image in ``data``, decoded as far as its views need it."""
+        return self.preprocessing.read(data)[1]()
 
     def pixels(self, image: Image.Image) -> Tensor:
         """As ``Preprocessing.pixels``."""
@@ -114,11 +120,18 @@ class ImageEncoder:
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Features as stored, of pixels that lie on the device."""
-        views = []
-        for number in range(len(self.preprocessing.views)):
-            batch = self._scaled(self.preprocessing.view(pixels, number)).to(self._dtype)
-            views.append(self._compute(batch))
-        return torch.stack(views, dim=1).float().to(self._store_dtype)
+        views = [self._view(number, pixels) for number in range(len(self.preprocessing.views))]
+        return torch.stack(views, dim=1).to(self._store_dtype)
+
+    @torch.inference_mode()
+    def computed(self, pixels: Tensor) -> np.ndarray:
+        """Features of the first view of B images before they are rounded to the storage dtype: float32 (B, D)."""
+        return self._queue.begin(partial(self._view, 0), pixels)()
+
+    def _view(self, number: int, pixels: Tensor) -> Tensor:
+        """Features of one view, float32 (B, D), of pixels that lie on the device."""
+        batch = self._scaled(self.preprocessing.view(pixels, number)).to(self._dtype)
+        return self._compute(batch).float()
 
     def outputs(self, pixels: Tensor) -> list[Tensor | None]:
         """A pass over images (B, 3, H, W) on the device: (B, D) of each of the recipe's layers; gradients flow.

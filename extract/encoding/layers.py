@@ -1,10 +1,12 @@
-"""The layers of a model whose outputs are laid side by side in a feature, as the settings name them."""
+"""The layers of a model whose outputs lie side by side in a feature, and their pooling, as the settings name them."""
 
 from onceover.extract.encoders import EncoderError, TextModel
 
+AUTO = "auto"  # the setting that leaves a choice to the model
 LAST = "last"  # the model's own feature, or the last hidden state
 WORDS = "words"  # the word embeddings, before positions and without the ids that frame a caption
 PROJECTION = "projection"  # the pooling of a dual encoder's own feature, which has no other layers
+OWN = "own"  # the pooling of a feature that is the last layer alone, pooled as the model's library does
 _IMAGE_LAYERS = {  # the start of an architecture's name -> layers that pay together
     "MobileNetV2Model": [LAST, "layer.15.conv_3x3", "layer.12.expand_1x1"],
     "torchvision:resnet": [LAST, "layer3"],  # not measured: pretrained weights could not be had
@@ -21,7 +23,7 @@ def image_layers(setting: str, recipe: dict) -> list[str]:
     """
     is_dual = recipe["pooling"] == PROJECTION
     names = _names(setting)
-    if names == ["auto"]:
+    if names == [AUTO]:
         if is_dual:
             return [LAST]
         return _known_layers(recipe["architecture"])
@@ -40,7 +42,7 @@ def text_layers(setting: str, model: TextModel) -> list[str | int]:
         EncoderError: no such layer, or layers of a dual encoder.
     """
     names = _names(setting)
-    if names == ["auto"]:
+    if names == [AUTO]:
         names = [LAST]
         if not model.is_projection:
             names = [LAST, "middle", WORDS]
@@ -57,6 +59,33 @@ def text_layers(setting: str, model: TextModel) -> list[str | int]:
         if layer not in layers:
             layers.append(layer)
     return layers
+
+
+def text_pooling(setting: str, model: TextModel, layers: list[str | int]) -> str:
+    """The pooling over a caption's tokens: what the setting says, or with ``auto`` the one that suits the model.
+
+    Raises:
+        EncoderError: a pooling for an encoder that has its own, or a causal model's first token.
+    """
+    own = None
+    if model.is_projection:
+        own = PROJECTION
+    elif model.pool is not None and layers == [LAST]:
+        own = OWN
+    if own is not None:
+        if setting != AUTO:
+            raise EncoderError(
+                f"the text encoder's own {'projection' if own == PROJECTION else 'pooling'} is its feature, whatever "
+                "the setting; leave extract.text_pooling at auto"
+            )
+        return own
+    if setting == AUTO:
+        return model.pooling
+    if setting == "cls" and model.is_causal:
+        raise EncoderError(
+            "the first token of a causal text encoder has seen none of the others; set extract.text_pooling to last"
+        )
+    return setting
 
 
 def _names(setting: str) -> list[str]:

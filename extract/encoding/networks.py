@@ -98,7 +98,9 @@ class TextNetwork:
     Attributes:
         module: the model.
         layers: ``last``, ``words``, and hidden states by number.
-        pooling: ``mean`` over tokens, ``cls``, the first token, or ``projection``, the model's own.
+        pooling: ``mean`` over tokens, ``cls``, the first token, ``last``, the last one that is no padding, ``own``, as
+            the model's library pools, or ``projection``, a dual encoder's own. The layer ``last`` of a model with a
+            pooling has that one.
     """
 
     def __init__(self, model: TextModel, layers: list[str | int], pooling: str):
@@ -120,14 +122,26 @@ class TextNetwork:
 
     def _pooled(self, layer: str | int, states: dict[str | int, Tensor], inputs: dict[str, Tensor]) -> Tensor:
         """A layer's tokens (B, L, D) -> float32 (B, D)."""
+        if layer == LAST and self._model.pool is not None:
+            return self._model.pool(self.module, states[LAST], inputs).float()
         if layer == WORDS:
+            assert self._model.words is not None, "only a projection has none, and no other layers"
             ids = inputs["input_ids"]
             frame = torch.tensor(self._model.tokenizer.frame_ids, device=ids.device)
             is_word = inputs["attention_mask"] * ~torch.isin(ids, frame)
             return masked_mean(self._model.words(self.module, ids), is_word)
         if self.pooling == "cls":
             return states[layer][:, 0].float()
-        return masked_mean(states[layer], inputs["attention_mask"])
+        mask = inputs["attention_mask"]
+        if self.pooling == LAST:
+            mask = last_of(mask)
+        return masked_mean(states[layer], mask)
+
+
+def last_of(mask: Tensor) -> Tensor:
+    """A mask, (B, L), of the last token alone that ``mask`` leaves, whichever side is padded."""
+    from_here = mask.flip(1).cumsum(1).flip(1)
+    return mask * (from_here == 1)
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 import contextlib
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -49,6 +52,15 @@ class Preprocessing:
             return torch.equal(self.scaled(self.preprocess(sample)[None])[0], whole)
         return False
 
+    def read(self, data: bytes) -> tuple[Image.Image, Callable[[], Tensor]]:
+        """The image in ``data``, decoded as far as its views need it, and a function that gives its ``pixels``.
+
+        Raises:
+            PictureError, MemoryError: as ``pictures.decode``.
+        """
+        image = pictures.decode(data, self.short_side)
+        return image, partial(self.pixels, image)
+
     def pixels(self, image: Image.Image) -> Tensor:
         """The P different parts of an RGB image that its views show: (P, 3, H, W) of ``preprocess``."""
         return torch.stack([self.preprocess(self._part(image, part)) for part in self._parts])
@@ -82,6 +94,33 @@ class Preprocessing:
         if self._levels is not None:
             moved._levels = self._levels.to(device, dtype)
         return moved
+
+
+def composed_steps(transform: Any, resized: int, cropped: int) -> PreprocessSteps:
+    """The steps of torchvision's ``Compose``, told apart where an image becomes a tensor.
+
+    Args:
+        resized, cropped: as in ``PreprocessSteps``.
+    """
+    steps = list(transform.transforms)
+    image: Any = Image.new("RGB", (8, 8))
+    before = 0
+    while not isinstance(image, Tensor):
+        image = steps[before](image)
+        before += 1
+
+    def pixels(image: Image.Image) -> Tensor:
+        for step in steps[: before - 1]:
+            image = step(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def levels(values: Tensor) -> Tensor:
+        values = values.float() / 255
+        for step in steps[before:]:
+            values = step(values)
+        return values
+
+    return PreprocessSteps(transform, pixels, levels, resized, cropped)
 
 
 def views_for(count: int, is_cropped: bool) -> list[tuple]:

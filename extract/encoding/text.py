@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from onceover.extract.backends import EAGER, readied
 from onceover.extract.encoders import EncoderError, library_of, parse_spec
 from onceover.extract.encoding.devices import BatchQueue, pick_device
-from onceover.extract.encoding.layers import PROJECTION, text_layers
+from onceover.extract.encoding.layers import AUTO, text_layers, text_pooling
 from onceover.extract.encoding.library_errors import loading
 from onceover.extract.encoding.networks import TextNetwork
 from onceover.extract.encoding.recipes import as_stored, hash_tokenizer, hash_weights
@@ -30,6 +31,7 @@ class TextEncoder:
         recipe: all that changes a feature, as plain values; its digest is the features' fingerprint.
         tokenizer: as its library gave it.
         tokenizer_files: the tokenizer's files by name, enough to encode a query later without the dataset.
+        vocabulary: how many ids the network knows; None where it cannot be said.
         model: the network.
         device: where it computes.
         backend: the name of the backend that computes; ``eager`` where the one that was asked for could not.
@@ -40,7 +42,7 @@ class TextEncoder:
         spec: str,
         *,
         layers: str = "last",
-        pooling: str = "mean",
+        pooling: str = AUTO,
         max_length: int = 128,
         dtype: str = "float32",
         store_dtype: str = "float32",
@@ -56,7 +58,8 @@ class TextEncoder:
         Args:
             spec: as ``extract.text_encoder`` in the settings.
             layers: the layers that lie side by side in a feature, as ``extract.text_layers`` in the settings.
-            pooling: over tokens, ``mean`` or ``cls``; a dual encoder has its own.
+            pooling: over tokens, ``mean``, ``cls`` or ``last``; ``auto``: the one that suits the model. Dual encoders,
+                and the layer ``last`` of some models, have their own.
             max_length: tokens at which captions are cut.
             dtype: of the arithmetic. store_dtype: of the features.
             seed: of random weights.
@@ -77,12 +80,12 @@ class TextEncoder:
             loaded = self._library.load_text(self._spec, seed, captions, tokenizer_files)
         self.tokenizer = loaded.tokenizer
         self.tokenizer_files = loaded.tokenizer.files
+        self.vocabulary = loaded.vocabulary
         self._tokenizer_lock = threading.Lock()  # tokenizers change while they work
         self._max_length = min(max_length, loaded.max_length)
         self._takes_full_length = loaded.takes_full_length
-        if loaded.is_projection:
-            pooling = PROJECTION
-        self._network = TextNetwork(loaded, text_layers(layers, loaded), pooling)
+        layer_names = text_layers(layers, loaded)
+        self._network = TextNetwork(loaded, layer_names, text_pooling(pooling, loaded, layer_names))
         self.model = loaded.module.eval().requires_grad_(False)
         self.recipe = as_stored(
             loaded.recipe
@@ -90,7 +93,7 @@ class TextEncoder:
                 "weights": hash_weights(self.model),
                 "tokenizer": hash_tokenizer(self.tokenizer_files),
                 "layers": self._network.layers,
-                "pooling": pooling,
+                "pooling": self._network.pooling,
                 "max_length": self._max_length,
                 "dtype": dtype,
                 "store_dtype": store_dtype,
@@ -98,9 +101,10 @@ class TextEncoder:
         )
         self._store_dtype = getattr(torch, store_dtype)
         sample = self._padded(self.tokenize(_SAMPLE)[0])
-        self.backend, self._compute = readied(
-            backend, lambda chosen: chosen.text(self._network, sample, self.device, compute_dtype)
-        )
+        with loading(self._spec):
+            self.backend, self._compute = readied(
+                backend, lambda chosen: chosen.text(self._network, sample, self.device, compute_dtype)
+            )
         self._queue = BatchQueue(self.device)
 
     def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +137,17 @@ class TextEncoder:
             truncated[full] = [len(ids) > self._max_length for ids in whole]
         return token_ids, truncated
 
+    def unknown_tokens(self, token_ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Counts, of each of M captions, the tokens that the vocabulary lacks, and all its tokens: int32 (M,) each.
+
+        The ids that stand around a caption are not counted.
+        """
+        unknown_id: Any = getattr(self.tokenizer, "unknown_id", None)
+        frame = self.tokenizer.frame_ids
+        unknown = [ids.count(unknown_id) for ids in token_ids]
+        tokens = [len(ids) - sum(map(ids.count, frame)) for ids in token_ids]
+        return np.array(unknown, np.int32), np.array(tokens, np.int32)
+
     def encode_tokens(self, token_ids: list[list[int]]) -> np.ndarray:
         """Features of a batch of B captions, padded to the longest: (B, D) as stored. From several threads at will."""
         return self.begin(token_ids)()
@@ -141,11 +156,18 @@ class TextEncoder:
     def begin(self, token_ids: list[list[int]]) -> Callable[[], np.ndarray]:
         """Begins to encode; the call that is returned waits for what ``encode_tokens`` gives."""
         inputs = self._padded(token_ids)
+        stored = partial(self._features, list(inputs), self._store_dtype)
+        return self._queue.begin(stored, *inputs.values())
 
-        def features(*tensors: Tensor) -> Tensor:
-            return self._compute(dict(zip(inputs, tensors, strict=True))).to(self._store_dtype)
+    @torch.inference_mode()
+    def computed(self, token_ids: list[list[int]]) -> np.ndarray:
+        """Features of a batch of B captions before they are rounded to the storage dtype: float32 (B, D)."""
+        inputs = self._padded(token_ids)
+        return self._queue.begin(partial(self._features, list(inputs), torch.float32), *inputs.values())()
 
-        return self._queue.begin(features, *inputs.values())
+    def _features(self, names: list[str], dtype: torch.dtype, *tensors: Tensor) -> Tensor:
+        """Features in a dtype, of inputs that lie on the device, in the order of their names."""
+        return self._compute(dict(zip(names, tensors, strict=True))).to(dtype)
 
     def padded(self, token_ids: Sequence[TokenIds]) -> dict[str, Tensor]:
         """A batch on the device as the model takes it: ``input_ids`` (B, L) and, but for SigLIP, ``attention_mask``."""

@@ -3,14 +3,15 @@
 import contextlib
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from onceover.base.errors import OnceoverError
 from onceover.base.files import check_regular
 from onceover.base.progress import LOGGER
 from onceover.extract.encoders import EncoderError, Spec
@@ -37,22 +38,70 @@ def read_weights(file: Path, spec: Spec) -> dict[str, Tensor]:
     return weights
 
 
+def load_backbone(
+    model: nn.Module, file: Path, spec: Spec, is_unused: Callable[[str], bool], architecture: str
+) -> None:
+    """Loads a file's weights into a classifier without its last layer; the file may hold any other one, or none.
+
+    Args:
+        is_unused: whether a weight of this name plays no part in the features, so that it may be there or lack.
+        architecture: the model's name, for messages.
+
+    Raises:
+        EncoderError: weights of the backbone are missing, of another shape, or too many.
+    """
+    weights = {name: tensor for name, tensor in read_weights(file, spec).items() if not is_unused(name)}
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in weights and not is_unused(name)]
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # old checkpoints have none
+    others = sorted(weights.keys() - expected.keys())
+    start = f"{spec.text}: {file}"
+    if missing:
+        raise EncoderError(
+            f"{start} lacks {len(missing)} weights of {architecture} (the first: {missing[0]}); "
+            "name the model that it is of"
+        )
+    if others:
+        raise EncoderError(
+            f"{start} holds {len(others)} weights that {architecture} has not (the first: {others[0]:.80}); "
+            "name the model that it is of"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise EncoderError(
+                f"{start}: {name} has the shape {tuple(tensor.shape)}, and that of {architecture} is "
+                f"{tuple(expected[name].shape)}; name the model that it is of"
+            )
+    model.load_state_dict(weights, strict=False)
+
+
 def _read(file: Path, spec: Spec) -> Any:
     """The content of a file of weights."""
+    with reading(file, spec):
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def reading(file: Path, spec: Spec) -> Iterator[None]:
+    """Turns what torch and safetensors raise on a file of weights that is read within into errors of one line.
+
+    Raises:
+        EncoderError: the file holds none. OSError: it cannot be read.
+    """
     LOGGER.debug("reading the weights %s", file)
     try:
         check_regular(file)
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on other programs' pickles
-            return torch.load(file, map_location="cpu", weights_only=True)
+            yield
     except pickle.UnpicklingError as error:
         raise EncoderError(
             f"{spec.text}: {file} is damaged, or holds Python objects other than tensors, which are not run; "
             "convert it to safetensors"
         ) from error
-    except (MemoryError, OSError):
+    except (MemoryError, OSError, OnceoverError):
         raise
     except Exception as error:  # torch and safetensors raise many kinds; the user needs the file and the reason
         raise EncoderError(f"{spec.text}: {file} holds no weights ({reason(error)}); name another file") from error

@@ -1,0 +1,516 @@
+"""Stores of one dataset -> one store with the features of all their encoders side by side, without encoding again.
+
+Images are matched by content, and captions by their image and text, so that rows may lie in another order. Memory stays
+at a block of rows, however large the stores.
+"""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from onceover.base.errors import OnceoverError
+from onceover.base.files import check_disk, digest, link_target, only_writer
+from onceover.base.hdf5 import create_bytes_column, fill
+from onceover.base.progress import ProgressBar, say
+from onceover.extract.encoder_files import numbered_files
+from onceover.extract.encoders import SEPARATOR
+from onceover.extract.joined import Part, joined_recipe, parts_of, shared_views
+from onceover.extract.ledger import Failure
+from onceover.extract.names import shown
+from onceover.extract.shards import RowSources
+from onceover.extract.store import (
+    KINDS,
+    FeatureStore,
+    Rows,
+    caption_ids,
+    dataset_fingerprint,
+    row_blocks,
+    seal,
+)
+from onceover.extract.summary import Summary, summary_of
+
+_SETTINGS = {  # of an extraction, that belong to one kind of features
+    "image": ("image_encoder", "image_layers", "views"),
+    "text": ("text_encoder", "text_layers", "text_pooling", "max_length"),
+}
+_ROW_BYTES = {"image": 8192, "text": 512}  # about what a row takes beside its features
+
+
+class JoinError(OnceoverError):
+    """Stores that cannot be joined."""
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """The rows that a joined store has: of each store its images and captions, int64, in the same order for all."""
+
+    images: list[np.ndarray]
+    captions: list[np.ndarray]
+    image_index: np.ndarray
+    failures: list[Failure]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of a store's features that come from one encoder."""
+
+    store: int
+    columns: slice
+    part: Part
+
+
+class _JoinedRows:
+    """Rows of several stores side by side, as what ``seal`` copies them from.
+
+    Args:
+        stores: those that the rows come from. rows: of each store. columns: in the order in which they are joined.
+        views: how many of an image are kept; None for captions.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        stores: Sequence[FeatureStore],
+        rows: Sequence[np.ndarray],
+        columns: Sequence[_Columns],
+        views: int | None,
+    ):
+        self._kind = kind
+        self._stores = stores
+        self._rows = rows
+        self._columns = columns
+        self._views = views
+        width = sum(part.columns.stop - part.columns.start for part in columns)
+        self.shape = (len(rows[0]), width) if views is None else (len(rows[0]), views, width)
+        self.dtype = np.result_type(*(stores[part.store].features(kind).dtype for part in columns))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all features."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def copy(self, keys: list[str], group: h5py.Group) -> None:
+        """Writes the features and the other columns, a block of rows at a time."""
+        target = group.create_dataset("features", self.shape, dtype=self.dtype)
+        with ProgressBar(f"joining {self._kind}", "rows", total=len(keys)) as bar:
+            for block in row_blocks(len(keys)):
+                target[block] = self._block(block)
+                bar.update(block.stop - block.start)
+        if self._kind == "text":
+            cut = [store.truncated[rows] for store, rows in zip(self._stores, self._rows, strict=True)]
+            group["truncated"] = np.logical_or.reduce(cut)
+        else:
+            self._copy_thumbnails(group)
+
+    def _block(self, block: slice) -> np.ndarray:
+        """Some rows with the columns of all encoders; each store is read once."""
+        read = {}
+        for number in {part.store for part in self._columns}:
+            read[number] = self._stores[number].features(self._kind)[self._rows[number][block]]
+        parts = [read[part.store][..., part.columns] for part in self._columns]
+        if self._views is not None:
+            parts = [part[:, : self._views] for part in parts]
+        return np.concatenate(parts, axis=-1, dtype=self.dtype)
+
+    def _copy_thumbnails(self, group: h5py.Group) -> None:
+        """Writes the thumbnails of the first store that has some."""
+        for store, rows in zip(self._stores, self._rows, strict=True):
+            thumbnails = store.thumbnails()
+            if thumbnails is None:
+                continue
+            column = create_bytes_column(group, "thumbnail", len(rows))
+            for block in row_blocks(len(rows)):
+                fill(column, block, [np.frombuffer(thumbnails[int(row)], np.uint8) for row in rows[block]])
+            return
+
+
+def join_stores(
+    stores: Sequence[str | Path], path: str | Path, *, common: bool = False, force: bool = False
+) -> Summary:
+    """Writes the store ``path`` with the features of several stores of one dataset side by side.
+
+    An encoder that several of the stores have in common is taken once. Ids, paths, splits and the order of the rows are
+    those of the first store, or of the first that was extracted, where some were imported.
+
+    Args:
+        common: take the images and captions that all stores have, and write the others into the ledger.
+        force: replace another store at ``path``.
+
+    Raises:
+        JoinError: fewer than two stores, other images, captions or splits, nothing that differs, or another store at
+            ``path``.
+        StoreError: a store cannot be read.
+        FileError: no room on the disk, or another process is writing.
+    """
+    start = time.monotonic()
+    path = link_target(path)
+    if len(stores) < 2:
+        raise JoinError("there is nothing to join: name two stores or more")
+    for store in stores:
+        if path.exists() and Path(store).exists() and path.samefile(store):
+            raise JoinError(f"{path} is one of the stores to join; write the joined store to another place")
+    with contextlib.ExitStack() as stack, only_writer(path, "the store"):
+        opened = [stack.enter_context(FeatureStore(store)) for store in stores]
+        up_to_date = _write(opened, path, common, force)
+    with FeatureStore(path) as joined:
+        summary = summary_of(joined, up_to_date)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def _write(stores: list[FeatureStore], path: Path, common: bool, force: bool) -> bool:
+    """Writes the joined store, unless it is there already, which is then said."""
+    columns = {kind: _distinct_columns(stores, kind) for kind in KINDS}
+    if all(len(parts) < 2 for parts in columns.values()):
+        raise JoinError(f"{_names(stores)} hold features of the same encoders; there is nothing to join")
+    base = next((number for number, store in enumerate(stores) if not _has_imported_images(store)), 0)
+    matched = _match(stores, base, common)
+    recipes, sources = _features(stores, matched, columns)
+    leading = stores[base]
+    images = _image_columns(stores, matched, base)
+    texts: dict[str, Any] = {
+        "caption": [leading.captions[row] for row in matched.captions[base].tolist()],
+        "image_index": matched.image_index,
+    }
+    content = dataset_fingerprint(
+        images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]
+    )
+    fingerprints = {kind: digest(recipe) for kind, recipe in recipes.items()} | {"dataset": content}
+    if path.exists():
+        with FeatureStore(path) as old:
+            if old.fingerprints == fingerprints:
+                return True
+        if not force:
+            raise JoinError(f"{path} holds other features or rows; name another place, or replace them with --force")
+    _announce(columns, recipes, stores, matched)
+    rows = {"image": len(images["id"]), "text": len(texts["caption"])}
+    needed = sum(_ROW_BYTES[kind] * count for kind, count in rows.items())
+    check_disk(path, needed + sum(source.nbytes for source in sources.values() if isinstance(source, _JoinedRows)))
+    seal(
+        path,
+        images=images,
+        texts=texts,
+        sources=sources,
+        recipes=recipes,
+        provenance=_provenance(stores, base, columns, recipes, images["split"], common),
+        failures=matched.failures,
+        tokenizer_files=_tokenizer_files(columns["text"]),
+    )
+    return False
+
+
+def _distinct_columns(stores: Sequence[FeatureStore], kind: str) -> list[_Columns]:
+    """The columns of a kind that are joined: those of each encoder once, in the order of the stores."""
+    chosen: dict[str, _Columns] = {}
+    for number, store in enumerate(stores):
+        if not store.recipes[kind]:
+            continue
+        tokenizer_files = store.tokenizer_files if kind == "text" else {}
+        parts = parts_of(store.recipes[kind], store.provenance[kind], store.provenance["settings"], tokenizer_files)
+        width = store.features(kind).shape[-1]
+        start = 0
+        for part in parts:
+            end = start + part.provenance.get("dim", width)
+            chosen.setdefault(digest(part.recipe), _Columns(number, slice(start, end), part))
+            start = end
+    return list(chosen.values())
+
+
+def _has_imported_images(store: FeatureStore) -> bool:
+    """Whether the contents of a store's images are those of imported features, so that names have to match them."""
+    recipe = store.recipes["image"]
+    return all(part.get("architecture") == "imported" for part in recipe.get("parts", [recipe]))
+
+
+def _match(stores: Sequence[FeatureStore], base: int, common: bool) -> _Matched:
+    """The rows that all stores have, in the order of the store ``base``.
+
+    Raises:
+        JoinError: rows that not all have, without ``common``; an image in two splits; no row that all have.
+    """
+    leading = stores[base]
+    by_name = any(_has_imported_images(store) for store in stores)
+    images = [_matching_images(leading, store, by_name) for store in stores]
+    captions = [
+        _matching_captions(leading, store, rows) for store, rows in zip(stores, images, strict=True)
+    ]
+    has_image = np.logical_and.reduce([rows >= 0 for rows in images])
+    has_caption = np.logical_and.reduce([rows >= 0 for rows in captions])
+    had_captions = np.isin(np.arange(len(has_image)), leading.image_index)
+    left_captions = np.isin(np.arange(len(has_image)), leading.image_index[has_caption])
+    kept = has_image & (left_captions | ~had_captions)
+    if not common:
+        _refuse_missing(stores, base, images, captions)
+    if not kept.any() and not has_caption.any():
+        raise JoinError(f"{_names(stores)} have no image and no caption in common; join stores of one dataset")
+    _check_splits(stores, base, images, kept)
+    new_row = np.cumsum(kept) - 1
+    index = leading.image_index[has_caption]
+    failures = _ledger(stores, base, images, captions)
+    for row in np.flatnonzero(has_image & ~kept).tolist():
+        failures.append(Failure(leading.image_ids[row], "dataset", "not joined: no caption that all stores have"))
+    return _Matched(
+        [rows[kept] for rows in images],
+        [rows[has_caption] for rows in captions],
+        np.where(index >= 0, new_row[index], -1) if len(new_row) else index,
+        failures,
+    )
+
+
+def _matching_images(leading: FeatureStore, store: FeatureStore, by_name: bool) -> np.ndarray:
+    """The row of each image of ``leading`` in ``store``, int64 (N,), or -1.
+
+    Images of one content are matched by their names first, and those of other names in their order.
+    """
+    keys = leading.image_ids if by_name else leading.sha256
+    own_keys = store.image_ids if by_name else store.sha256
+    named = {pair: row for row, pair in enumerate(zip(own_keys, store.image_ids, strict=True))}
+    rows = np.array(
+        [named.get(pair, -1) for pair in zip(keys, leading.image_ids, strict=True)], dtype=np.int64
+    )
+    taken = set(rows.tolist())
+    others: dict[str, list[int]] = {}
+    for row in range(len(own_keys) - 1, -1, -1):
+        if row not in taken:
+            others.setdefault(own_keys[row], []).append(row)
+    for place in np.flatnonzero(rows < 0).tolist():
+        waiting = others.get(keys[place])
+        if waiting:
+            rows[place] = waiting.pop()
+    return rows
+
+
+def _matching_captions(leading: FeatureStore, store: FeatureStore, images: np.ndarray) -> np.ndarray:
+    """The row of each caption of ``leading`` in ``store``, int64 (M,), or -1: of the same image and the same text.
+
+    Args:
+        images: the row of each image of ``leading`` in ``store``.
+    """
+    waiting: dict[tuple[int, str], list[int]] = {}
+    for row in range(len(store.captions) - 1, -1, -1):
+        waiting.setdefault((int(store.image_index[row]), store.captions[row]), []).append(row)
+    rows = np.full(len(leading.captions), -1, np.int64)
+    for row, caption in enumerate(leading.captions):
+        image = int(leading.image_index[row])
+        if image >= 0:
+            image = int(images[image])
+            if image < 0:
+                continue
+        same = waiting.get((image, caption))
+        if same:
+            rows[row] = same.pop()
+    return rows
+
+
+def _refuse_missing(
+    stores: Sequence[FeatureStore], base: int, images: Sequence[np.ndarray], captions: Sequence[np.ndarray]
+) -> None:
+    """Refuses stores of which one lacks rows of another.
+
+    Raises:
+        JoinError: how many rows which store lacks, and the first of them.
+    """
+    leading = stores[base]
+    for store, image_rows, caption_rows in zip(stores, images, captions, strict=True):
+        counts = {
+            (leading, store): (int((image_rows < 0).sum()), int((caption_rows < 0).sum())),
+            (store, leading): (
+                len(store.image_ids) - int((image_rows >= 0).sum()),
+                len(store.captions) - int((caption_rows >= 0).sum()),
+            ),
+        }
+        missing = []
+        for (holder, other), (image_count, caption_count) in counts.items():
+            rows = []
+            if image_count:
+                rows.append(f"{image_count:,} images")
+            if caption_count:
+                rows.append(f"{caption_count:,} captions")
+            if rows:
+                missing.append(f"{' and '.join(rows)} of {holder.path} that {other.path} lacks")
+        if missing:
+            raise JoinError(
+                f"the stores do not hold the same rows: {'; '.join(missing)}; extract what is missing, or join what "
+                "all have with --common"
+            )
+
+
+def _check_splits(
+    stores: Sequence[FeatureStore], base: int, images: Sequence[np.ndarray], kept: np.ndarray
+) -> None:
+    """Refuses stores that have put an image into different splits.
+
+    Raises:
+        JoinError: how many images, and the first of them.
+    """
+    leading = stores[base]
+    for store, rows in zip(stores, images, strict=True):
+        moved = [
+            row for row in np.flatnonzero(kept).tolist() if leading.image_splits[row] != store.image_splits[rows[row]]
+        ]
+        if moved:
+            first = moved[0]
+            raise JoinError(
+                f"{len(moved):,} images lie in other splits in {store.path} than in {leading.path} (the first: "
+                f"{shown(leading.image_ids[first])}, {leading.image_splits[first] or 'none'} and "
+                f"{store.image_splits[rows[first]] or 'none'}); extract both with the same splits"
+            )
+
+
+def _ledger(
+    stores: Sequence[FeatureStore], base: int, images: Sequence[np.ndarray], captions: Sequence[np.ndarray]
+) -> list[Failure]:
+    """What the stores left out, each record once, and the rows that not all of them have."""
+    failures = [failure for store in stores for failure in store.failures]
+    leading = stores[base]
+    names = caption_ids(leading.image_ids, leading.image_index)
+    for store, image_rows, caption_rows in zip(stores, images, captions, strict=True):
+        failures += _lacking(leading.image_ids, np.flatnonzero(image_rows < 0), "dataset", store)
+        failures += _lacking(names, np.flatnonzero(caption_rows < 0), "caption", store)
+        others = np.setdiff1d(np.arange(len(store.image_ids)), image_rows)
+        failures += _lacking(store.image_ids, others, "dataset", leading)
+        others = np.setdiff1d(np.arange(len(store.captions)), caption_rows)
+        if len(others):
+            failures += _lacking(caption_ids(store.image_ids, store.image_index), others, "caption", leading)
+    return list(dict.fromkeys(failures))
+
+
+def _lacking(names: Sequence[str], rows: Iterable[int], stage: str, store: FeatureStore) -> list[Failure]:
+    """A record of each of some rows that a store lacks."""
+    return [Failure(names[row], stage, f"not joined: {store.path.name} lacks it") for row in rows]
+
+
+def _features(
+    stores: Sequence[FeatureStore], matched: _Matched, columns: dict[str, list[_Columns]]
+) -> tuple[dict[str, dict], dict[str, Rows]]:
+    """By kind, the recipe of the joined features, empty where no store has any, and where they are copied from."""
+    recipes: dict[str, dict] = {}
+    sources: dict[str, Rows] = {}
+    for kind, rows in (("image", matched.images), ("text", matched.captions)):
+        parts = columns[kind]
+        recipes[kind] = {}
+        sources[kind] = RowSources(kind, "", ())
+        if not parts:
+            continue
+        of_parts = [part.part.recipe for part in parts]
+        views = len(shared_views(of_parts)) if kind == "image" else None
+        source = _JoinedRows(kind, stores, rows, parts, views)
+        sources[kind] = source
+        recipes[kind] = of_parts[0]
+        if len(parts) > 1:
+            recipes[kind] = joined_recipe(kind, of_parts, source.dtype.name)
+    return recipes, sources
+
+
+def _image_columns(stores: Sequence[FeatureStore], matched: _Matched, base: int) -> dict[str, Any]:
+    """The columns of the images beside their features."""
+    leading = stores[base]
+    rows = matched.images[base]
+    size, mtime_ns = leading.image_stats()
+    contents = [leading.sha256[row] for row in rows.tolist()]
+    if all(_has_imported_images(store) for store in stores):
+        by_store = []
+        for store, own_rows in zip(stores, matched.images, strict=True):
+            by_store.append([store.sha256[row] for row in own_rows.tolist()])
+        contents = [digest(list(same)) for same in zip(*by_store, strict=True)]
+    return {
+        "id": [leading.image_ids[row] for row in rows.tolist()],
+        "path": [leading.image_paths[row] for row in rows.tolist()],
+        "split": [leading.image_splits[row] for row in rows.tolist()],
+        "sha256": contents,
+        "size": size[rows],
+        "mtime_ns": mtime_ns[rows],
+    }
+
+
+def _tokenizer_files(columns: Sequence[_Columns]) -> dict[str, bytes]:
+    """The tokenizer's files of the one text encoder, or those of several, numbered."""
+    files = [part.part.tokenizer_files for part in columns]
+    return files[0] if len(files) == 1 else numbered_files(files)
+
+
+def _announce(
+    columns: dict[str, list[_Columns]], recipes: dict[str, dict], stores: Sequence[FeatureStore], matched: _Matched
+) -> None:
+    """Tells what is joined, and what is left out on the way."""
+    for kind, parts in columns.items():
+        widths = []
+        for part in parts:
+            widths.append(f"{part.part.provenance['encoder']} ({part.columns.stop - part.columns.start:,} numbers)")
+        if widths:
+            say(f"{kind}: {SEPARATOR.join(widths)}{'' if len(parts) > 1 else ', the same in all stores'}")
+    counts = [stores[part.store].image_features.shape[1] for part in columns["image"]]
+    kept = len(recipes["image"].get("views", ())) or min(counts, default=0)
+    if counts and max(counts) > kept:
+        say(f"views of each image: {kept}, those that all have; the stores have {min(counts)} to {max(counts)}")
+    images = len(matched.images[0])
+    captions = len(matched.captions[0])
+    dropped = []
+    for store in stores:
+        if len(store.image_ids) > images:
+            dropped.append(f"{len(store.image_ids) - images:,} of {store.path}")
+    say(f"joining {images:,} images and {captions:,} captions, without encoding")
+    if dropped:
+        say(f"images that not all stores have, left out: {', '.join(dropped)}")
+
+
+def _provenance(
+    stores: Sequence[FeatureStore],
+    base: int,
+    columns: dict[str, list[_Columns]],
+    recipes: dict[str, dict],
+    splits: list[str],
+    common: bool,
+) -> dict:
+    """The provenance of the joined store, under the keys of an extraction's, and of each encoder in ``parts``."""
+    leading = stores[base].provenance
+    settings = dict(stores[0].provenance["settings"])
+    by_kind: dict[str, dict] = {"image": {}, "text": {}}
+    for kind, parts in columns.items():
+        if not parts:
+            by_kind[kind] = stores[0].provenance[kind]
+            continue
+        own_settings = parts[0].part.settings
+        settings |= {name: own_settings[name] for name in _SETTINGS[kind]}
+        by_kind[kind] = parts[0].part.provenance
+        if len(parts) > 1:
+            by_kind[kind] = _together(parts)
+            settings[f"{kind}_encoder"] = by_kind[kind]["encoder"]
+    settings["views"] = len(recipes["image"].get("views", ())) or settings["views"]
+    return {
+        "data": leading["data"],
+        "layout": leading["layout"],
+        "notes": list(dict.fromkeys(note for store in stores for note in store.provenance["notes"])),
+        "splits": dict(Counter(splits)),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "settings": settings,
+        "listing": None,  # no extraction finds its own here
+        "request": None,
+        "joined": {"stores": [str(store.path.resolve()) for store in stores], "common": common},
+        **by_kind,
+    }
+
+
+def _together(parts: Sequence[_Columns]) -> dict:
+    """The provenance of joined features of a kind."""
+    records = []
+    for part in parts:
+        own = {"settings": part.part.settings, "dim": part.columns.stop - part.columns.start}
+        records.append(part.part.provenance | own)
+    return {
+        "encoder": SEPARATOR.join(record["encoder"] for record in records),
+        "seed": records[0]["seed"],
+        "parts": records,
+    }
+
+
+def _names(stores: Sequence[FeatureStore]) -> str:
+    """The stores' paths, for a message."""
+    return " and ".join(str(store.path) for store in stores)
