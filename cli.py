@@ -323,20 +323,27 @@ _READING = (
 )
 
 
-def reading_options(command):
+def reading_options(command, options=_READING):
     """The options that say how to read a dataset; ``command`` gets them as the one argument ``reading``."""
 
     @functools.wraps(command)
-    def with_reading(*, image_column, caption_column, split_column, images_root, caption_template, exclude, **given):
+    def with_reading(
+        *, image_column, caption_column, split_column, images_root=None, caption_template=None, exclude=(), **given
+    ):
         from onceover.extract.dataset.reading import ReadOptions
 
         reading = ReadOptions(image_column, caption_column, split_column, images_root, caption_template, exclude)
         return command(reading=reading, **given)
 
     decorated = with_reading
-    for option in reversed(_READING):
+    for option in reversed(options):
         decorated = option(decorated)
     return decorated
+
+
+def column_options(command):
+    """Those of them that name a table's columns, of which alone a table without images has need."""
+    return reading_options(command, _READING[:3])
 
 
 encoder_options = (
@@ -511,7 +518,7 @@ def extract(
     "--captions",
     type=PLACE,
     metavar="TABLE",
-    help="Caption table: a .csv (image,caption[,split]), or a .parquet file or folder (image or image_path, caption); "
+    help="Caption table: .csv, .tsv, .jsonl, … as extract reads them, or a .parquet file or folder; "
     "with --captions-per-image a text file.",
 )
 @click.option(
@@ -539,6 +546,7 @@ def extract(
     metavar="SPEC",
     help="Encoder that made the text features; checked on captions. Without --text-features it encodes the captions.",
 )
+@column_options
 @click.option("--force", is_flag=True, help="Replace a store of other features or captions.")
 @device_option
 @config_options

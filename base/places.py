@@ -28,6 +28,9 @@ _TIMES = ("LastModified", "last_modified", "mtime", "updated", "Last-Modified", 
 _SUMS = ("ETag", "etag", "md5Hash", "checksum", "Content-MD5")
 
 
+_listed: dict[str, "dict[str, Entry]"] = {}  # the files below the address that was listed last
+
+
 def is_address(name: "str | Path") -> bool:
     """Whether a name is an address, and no path of this machine."""
     return _ADDRESS.match(str(name)) is not None
@@ -50,6 +53,7 @@ def place(name: str | Path) -> Path:
         raise PlaceError(f"{text} is an address within another one, which is not read; download and unpack it")
     check_driver(text)
     forget(text)
+    _listed.clear()
     return cast(Path, Address(text))
 
 
@@ -158,6 +162,19 @@ class Address:
         """Its neighbour of that name."""
         return self.parent / name
 
+    def with_suffix(self, suffix: str) -> "Address":
+        """Its neighbour of the same stem and another suffix."""
+        return self.with_name(f"{self.stem}{suffix}")
+
+    def relative_to(self, folder: "Address") -> PurePosixPath:
+        """The path that leads here from a folder.
+
+        Raises:
+            ValueError: it does not lie below it.
+        """
+        here, there = (path._path if self.lists else unquote(path._path) for path in (self, folder))
+        return PurePosixPath(here).relative_to(there)
+
     def as_posix(self) -> str:
         """The address."""
         return str(self)
@@ -230,12 +247,18 @@ class Address:
         return {name: entry for name, entry in listed.items() if "/" not in name}
 
     def files(self) -> dict[str, Entry]:
-        """All files below the folder, by their paths from it; one listing.
+        """All files below the folder, by their paths from it; one listing, kept until ``place`` is asked again.
 
         Raises:
             FileNotFoundError: there is no such folder. OSError: it cannot be listed. PlaceError: not to be reached.
         """
-        return {name: entry for name, entry in self._listing("find").items() if not entry.is_folder}
+        key = str(self)
+        if key not in _listed:
+            files = {name: entry for name, entry in self._listing("find").items() if not entry.is_folder}
+            _listed.clear()
+            _listed[key] = files
+            return files
+        return _listed[key]
 
     def _listing(self, method: str) -> dict[str, Entry]:
         """What a driver's method lists, by the paths from here."""

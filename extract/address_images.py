@@ -21,11 +21,16 @@ _AT_ONCE = 16  # requests
 _SAMPLE = 32  # names by which a folder is chosen that cannot be listed
 
 
-def image_folder(root: Path, folder: str = ".") -> FolderImages:
+def image_folder(root: Path, folder: str = ".", prefix: str = "") -> FolderImages:
     """The source of images in a folder, on this machine or at an address; as ``FolderImages`` has its arguments."""
     if isinstance(root, Address):
-        return AddressImages(root, folder)
-    return FolderImages(root, folder)
+        return AddressImages(root, folder, prefix)
+    return FolderImages(root, folder, prefix)
+
+
+def may_be_folder(path: Path) -> bool:
+    """Whether there is a folder, or one cannot know, as of a web server's."""
+    return path.is_dir() or (isinstance(path, Address) and not path.lists)
 
 
 class AddressImages(FolderImages):
@@ -35,8 +40,8 @@ class AddressImages(FolderImages):
     who may list: then each file is asked for by itself, and names have to agree letter for letter.
     """
 
-    def __init__(self, root: Address, folder: str = "."):
-        super().__init__(cast(Path, root), folder)
+    def __init__(self, root: Address, folder: str = ".", prefix: str = ""):
+        super().__init__(cast(Path, root), folder, prefix)
         self._address = root
         self._lists = root.lists
         self._listed: dict[str, dict[str, Entry]] = {}  # by folder, relative to the root

@@ -1,7 +1,6 @@
 """Arrays in other programs' files, read a block of rows at a time: ``.npy``, ``.npz``, HDF5, safetensors, Parquet.
 
-Nothing is unpickled. The only importer of pyarrow, which is needed where Parquet is read and nowhere else
-(the extra ``parquet``).
+Nothing is unpickled.
 """
 
 import contextlib
@@ -16,17 +15,15 @@ from typing import Any
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.extras import Extra
 from onceover.base.files import check_regular
-from onceover.base.places import is_address
 from onceover.base.progress import ProgressBar
+from onceover.extract.dataset.parquet import load_pyarrow, open_parquet
 from onceover.extract.named_arrays import NamedArrays, hdf5_arrays, npz_arrays, safetensors_arrays
-from onceover.extract.names import shown
+from onceover.extract.names import natural, shown
 from onceover.extract.store import BLOCK, row_blocks
 
 _STORED = {"float16": "float16", "float32": "float32", "float64": "float32"}
 _SHOWN = 4  # names in an error
-_PYARROW = Extra("parquet", "pyarrow", "pyarrow")
 _MAX_REASON = 200  # characters of another library's message
 #: formats that are not read, and how to convert them
 _CONVERSIONS = {
@@ -188,41 +185,12 @@ def files_of(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if len(found) != 1:
         holds = f"files of several formats ({', '.join(found)})" if found else "no such files"
         raise ArrayError(f"{source} holds {holds}; name a folder with files of one of these formats: {formats}")
-    return sorted(files, key=lambda file: (_natural(file.name), file.name))
-
-
-def parquet_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(image, caption, split) from a Parquet file with the columns image or image_path, caption, and perhaps split.
-
-    Raises:
-        ArrayError: unreadable, or without these columns.
-    """
-    pa = _pyarrow()
-    with _readable(path), pa.parquet.ParquetFile(path.open("rb") if is_address(path) else path) as file:
-        columns = file.schema_arrow.names
-        names = [name for name in ("image", "image_path") if name in columns][:1]
-        if not names or "caption" not in columns:
-            raise ArrayError(f"{path} needs the columns image (or image_path) and caption; it has {', '.join(columns)}")
-        names += [name for name in ("caption", "split") if name in columns]
-        for batch in file.iter_batches(columns=names):
-            values = [_strings(pa, path, name, batch.column(name)) for name in names]
-            yield from zip(*values, *[[""] * len(batch)] * (3 - len(names)), strict=True)
-
-
-def _strings(pa, path: Path, name: str, column) -> list[str]:
-    try:
-        return [value or "" for value in column.cast(pa.string()).to_pylist()]
-    except pa.ArrowException as error:
-        raise ArrayError(f"{path}: the column {name} holds {column.type}; text is needed") from error
+    return sorted(files, key=lambda file: (natural(file.name), file.name))
 
 
 def _named_array(source: Path) -> tuple[Path, str | None]:
     named = None if source.exists() else _NAMED_ARRAY.fullmatch(str(source))
     return (Path(named[1]), named[2]) if named else (source, None)
-
-
-def _natural(name: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 @contextlib.contextmanager
@@ -305,20 +273,11 @@ def _guarded(path: Path, blocks: Callable[[], Iterator[np.ndarray]]) -> Iterator
         yield block
 
 
-def _pyarrow():
-    """The library pyarrow, with the modules that are used here."""
-    _PYARROW.imported("Parquet")
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    return pyarrow
-
-
 def _parquet(path: Path) -> _File:
-    pa = _pyarrow()
+    pa = load_pyarrow()
 
     def lists(rows: int) -> Iterator:
-        with _readable(path), pa.parquet.ParquetFile(path, memory_map=True) as file:  # else a row group is held whole
+        with _readable(path), open_parquet(path) as file:
             yield from (batch.column(0) for batch in file.iter_batches(rows, columns=[name]))
 
     def blocks() -> Iterator[np.ndarray]:
@@ -331,7 +290,7 @@ def _parquet(path: Path) -> _File:
             yield column.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
             start += len(column)
 
-    with _readable(path), pa.parquet.ParquetFile(path) as file:
+    with _readable(path), open_parquet(path) as file:
         count = file.metadata.num_rows
         schema = file.schema_arrow
     name, of = _numbers(pa, path, schema)

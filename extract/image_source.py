@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from onceover.base.files import read_bytes
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
@@ -39,11 +40,19 @@ class ImageSource(ABC):
 
     @abstractmethod
     def stat(self, key: str) -> tuple[int, int]:
-        """Size in bytes and modification time in ns; (-1, -1) where no such image can be looked at."""
+        """Size in bytes and modification time in ns; (-1, -1) where no such image can be looked at.
+
+        A change of the image has to show in them. Where its size is known only once it is read, they are those of the
+        file that it lies in.
+        """
 
     def describe(self, key: str) -> str:
         """Where an image lies, for messages."""
         return key
+
+    def local(self, name: str) -> str:
+        """An image's name without what of a path in it leads to this source."""
+        return name
 
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
         """The key of each name, and why a name is left out, or None."""
@@ -65,11 +74,14 @@ class FolderImages(ImageSource):
 
     Args:
         root: keys are paths relative to it. folder: below it, where names are looked for.
+        prefix: what names begin with that leads elsewhere, such as a folder of another machine; it is left out.
     """
 
-    def __init__(self, root: Path, folder: str = "."):
+    def __init__(self, root: Path, folder: str = ".", prefix: str = ""):
         self.root = root
         self.folder = folder
+        self.prefix = prefix
+        self._roots = [f"{posixpath.normpath(path)}/" for path in (str(root.absolute()), str(root.resolve()))]
 
     def open(self, key: str) -> bytes:
         """The bytes of a regular file.
@@ -91,11 +103,18 @@ class FolderImages(ImageSource):
         """The path of the file."""
         return str(self.root / key)
 
+    def local(self, name: str) -> str:
+        """An image's name relative to the root where it is a path to a file below it, and without the prefix."""
+        for start in (self.prefix, *self._roots):
+            if start and name.startswith(start):
+                return name[len(start) :]
+        return name
+
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
         """The key of each name, and why a name is left out, or None.
 
-        A file whose name differs in case, Unicode form or blanks is taken where it is the only one, and no other name
-        means it.
+        A file whose name differs in case, Unicode form or blanks, or that has a suffix where the name has none, is
+        taken where it is the only one, and no other name means it.
         """
         files: dict[str, str] = {}
         reasons: dict[str, str | None] = {}
@@ -153,9 +172,10 @@ class FolderImages(ImageSource):
 
 
 class NearNames:
-    """The names in a source's folder that equal one up to case, Unicode form and outer blanks.
+    """The files in a source's folder that a name may mean; it is listed when it is asked.
 
-    It is listed when asked.
+    They equal the name up to case, Unicode form and outer blanks; else what the name is where it is quoted as in
+    addresses (``a%20b.jpg``); else, of a name without an image's suffix, the name with one, or the same number.
     """
 
     def __init__(self, images: FolderImages):
@@ -164,26 +184,52 @@ class NearNames:
 
     def files(self, name: str) -> list[str]:
         """The regular files that ``name`` may mean; where they are several, it is not known which."""
-        candidates = [""]
-        for part in name.split("/"):
-            following: list[str] = []
-            for parent in candidates:
-                entries = self._entries(parent).get(_near_form(part), [])
-                following += [posixpath.join(parent, entry) for entry in entries]
-            candidates = following
-        return [file for file in candidates if is_text(file) and not self._images.why_unreadable(file)]
+        forms: list[Callable[[str], str]] = [_near_form]
+        if not is_image(name):
+            forms += [_stem_form, _number_form]
+        for written in dict.fromkeys((name, unquote(name))):
+            for form in forms:
+                files = self._files(written, form)
+                if files:
+                    return files
+        return []
 
-    def _entries(self, parent: str) -> dict[str, list[str]]:
-        if parent not in self._listed:
+    def _files(self, name: str, form: Callable[[str], str]) -> list[str]:
+        """The regular files whose last part equals that of ``name`` in some form."""
+        *folders, last = name.split("/")
+        parents = [""]
+        for part in folders:
+            entries = [self._entries(parent, _near_form).get(_near_form(part), []) for parent in parents]
+            parents = [entry for same in entries for entry in same]
+        files = [file for parent in parents for file in self._entries(parent, form).get(form(last), [])]
+        return [file for file in files if is_text(file) and not self._images.why_unreadable(file)]
+
+    def _entries(self, parent: str, form: Callable[[str], str]) -> dict[str, list[str]]:
+        """The paths of what is in a folder, by some form of their names."""
+        key = f"{form.__name__}:{parent}"
+        if key not in self._listed:
             entries: dict[str, list[str]] = {}
             for entry in self._images.names_in(parent):
-                entries.setdefault(_near_form(entry), []).append(entry)
-            self._listed[parent] = entries
-        return self._listed[parent]
+                if form is _near_form:
+                    entries.setdefault(form(entry), []).append(posixpath.join(parent, entry))
+                elif is_image(entry):
+                    stem = form(PurePosixPath(entry).stem)
+                    entries.setdefault(stem, []).append(posixpath.join(parent, entry))
+            self._listed[key] = entries
+        return self._listed[key]
 
 
 def _near_form(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+
+
+def _stem_form(stem: str) -> str:
+    return _near_form(stem)
+
+
+def _number_form(stem: str) -> str:
+    """A number without the zeros before it, which a table may have lost; anything else as it is."""
+    return stem.lstrip("0") or "0" if stem.isdecimal() else stem
 
 
 def why_unreadable(path: Path) -> str | None:

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.extract.arrays import Array, files_of, join_arrays, open_array, parquet_rows
+from onceover.extract.arrays import Array, files_of, join_arrays, open_array
+from onceover.extract.dataset.caption_table import SUFFIXES, open_table
+from onceover.extract.dataset.parquet import parquet_rows
+from onceover.extract.dataset.reading import DEFAULT, ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import SPLITS
-from onceover.extract.dataset.table import csv_rows, read_ids
+from onceover.extract.dataset.table import read_ids
 from onceover.extract.dataset.text import read_lines
 from onceover.extract.names import shown
 
@@ -43,7 +46,9 @@ class ImportSource:
     ids: list[str] | None = None
 
 
-def source_of_table(image_features: Path, captions: Path, image_ids: Path | None) -> ImportSource:
+def source_of_table(
+    image_features: Path, captions: Path, image_ids: Path | None, reading: ReadOptions = DEFAULT
+) -> ImportSource:
     """The images that a caption table names.
 
     The image features have a row for each different image of the table, in the order of their first appearance, or one
@@ -53,7 +58,7 @@ def source_of_table(image_features: Path, captions: Path, image_ids: Path | None
         ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together.
     """
     images = open_array(image_features, (2, 3))
-    rows = read_rows(captions)
+    rows = read_rows(captions, reading)
     names = [row.image.strip() for row in rows]
     if image_ids is not None:
         ids = read_ids(image_ids)
@@ -73,19 +78,19 @@ def source_of_table(image_features: Path, captions: Path, image_ids: Path | None
     )
 
 
-def read_rows(captions: Path) -> list[Row]:
-    """The rows of a caption table: a CSV, a ``.parquet`` file, or a folder of the latter.
+def read_rows(captions: Path, reading: ReadOptions = DEFAULT) -> list[Row]:
+    """The rows of a caption table: a text file, a ``.parquet`` file, or a folder of the latter.
 
     Raises:
         ArrayError, DatasetError: not there, not readable, or without the columns.
     """
-    files = files_of(captions, (".parquet",) if captions.is_dir() else (".csv", ".txt", ".parquet"))
+    files = files_of(captions, (".parquet",) if captions.is_dir() else (*SUFFIXES, ".parquet"))
     rows: list[Row] = []
     for file in files:
         if file.suffix == ".parquet":
-            rows.extend(Row(*row) for row in parquet_rows(file))
+            rows.extend(parquet_rows(file, reading))
         else:
-            rows.extend(csv_rows(file))
+            rows.extend(open_table(file, reading).rows())
     return rows
 
 
@@ -116,9 +121,7 @@ def _names_in_table(images: Array, names: list[str], in_table: Iterable[str], ta
     return found
 
 
-def source_of_lines(
-    image_features: Path, captions: Path, per_image: int, image_ids: Path | None
-) -> ImportSource:
+def source_of_lines(image_features: Path, captions: Path, per_image: int, image_ids: Path | None) -> ImportSource:
     """So many lines of captions for each image, in the order of the image features.
 
     Raises:

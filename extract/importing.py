@@ -21,6 +21,7 @@ from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.arrays import Array, open_array
 from onceover.extract.dataset import Dataset
+from onceover.extract.dataset.reading import DEFAULT, ReadOptions
 from onceover.extract.dataset.table import captioned
 from onceover.extract.encoders import IMPORTED
 from onceover.extract.import_encoders import (
@@ -152,6 +153,7 @@ def import_features(
     config: ExtractConfig | None = None,
     device: str | None = None,
     force: bool = False,
+    reading: ReadOptions = DEFAULT,
 ) -> Summary:
     """Writes the store ``path``. Row i of the text features belongs to row i of the captions.
 
@@ -170,6 +172,7 @@ def import_features(
         config: settings of the encoders, and the seed of the split, where the captions have none.
         device: as ``pick_device``.
         force: replace a store of other features, images or captions.
+        reading: the caption table's columns, where they have other names than the usual ones.
 
     Raises:
         ArrayError, DatasetError: files that cannot be read or used. ImportingError: they do not belong together, or are
@@ -189,7 +192,7 @@ def import_features(
         image_encoder=image_encoder or config.image_encoder,
         text_encoder=text_encoder or config.text_encoder,
     )
-    source = _source(image_features, captions, precomputed, captions_per_image, image_ids)
+    source = _source(image_features, captions, precomputed, captions_per_image, image_ids, reading)
     if regions is not None:
         source = replace(source, images=source.images.mean_of_regions())
     _check_views(source.images)
@@ -239,6 +242,7 @@ def _source(
     precomputed: Path | None,
     captions_per_image: int | None,
     image_ids: Path | None,
+    reading: ReadOptions,
 ) -> ImportSource:
     """What is imported, in whatever form it is given.
 
@@ -259,7 +263,7 @@ def _source(
         )
     if captions_per_image is not None:
         return source_of_lines(image_features, captions, captions_per_image, image_ids)
-    return source_of_table(image_features, captions, image_ids)
+    return source_of_table(image_features, captions, image_ids, reading)
 
 
 def _folder_of(captions: Path) -> Path:
@@ -317,9 +321,7 @@ def _imported_side(features: Features, unknown: str, config: ExtractConfig, stat
 
 
 @contextmanager
-def _encoded_side(
-    dataset: Dataset, path: Path, config: ExtractConfig, device: str | None
-) -> Iterator[_Side]:
+def _encoded_side(dataset: Dataset, path: Path, config: ExtractConfig, device: str | None) -> Iterator[_Side]:
     """The features of captions that are encoded now; where they lie is removed once they are written."""
     before = FeatureStore(path) if path.exists() else None
     try:

@@ -210,6 +210,15 @@ def _parts(path: str) -> list[str]:
     return path.split("/")
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, sorted; none where it cannot be read. What is called as an image is none."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name) and not is_image(entry.name))
+        return [entry for entry in entries if entry.is_dir()]
+    except (OSError, ValueError):
+        return []
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or a folder is hidden by its name, or one that systems put beside people's files."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES

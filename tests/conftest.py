@@ -268,3 +268,19 @@ def outside(tmp_path, monkeypatch):
         importlib.invalidate_caches()
 
     return add
+
+
+@pytest.fixture
+def laid(tmp_path):
+    """Writes text files (name -> text or bytes) and images (names; never opened) into a folder; returns the folder."""
+
+    def write(files, images=(), folder=tmp_path):
+        for name in images:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"x")
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return folder
+
+    return write

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (("base",), ("configs",), ("extract",), ("retrieval",), ("heads", "analysis"), ("workflows",), ("cli",))
 PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis")
 ONLY_IMPORTER = {
-    "pyarrow": {"extract.arrays"},
+    "pyarrow": {"extract.dataset.parquet"},
     "tqdm": {"base.progress"},
     "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders.torchvision"},

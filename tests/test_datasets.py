@@ -10,7 +10,8 @@ import pytest
 
 from onceover.extract.dataset import DatasetError, text
 from onceover.extract.dataset.alone import read_captions, read_images
-from onceover.extract.dataset.table import csv_rows, read_ids
+from onceover.extract.dataset.caption_table import open_table
+from onceover.extract.dataset.table import read_ids
 from onceover.extract.layouts import read_dataset
 from onceover.extract.listing import ImageSourceError, is_excluded, list_files
 from onceover.extract.store import caption_ids
@@ -261,7 +262,7 @@ def test_limit_keeps_the_map_right(tmp_path):
     [
         ("captions.txt", "", "needs a first line with the columns image,caption"),
         ("captions.txt", "image,caption\n", "holds no captions"),
-        ("captions.txt", "a.jpg,one\n", "needs a first line"),
+        ("captions.txt", "A dog runs .\nA cat .\n", "needs a first line"),
         ("captions.txt", "image,caption,Caption\na.jpg,one,two\n", "has several columns called caption; leave one"),
         ("captions.txt", "image,caption\nz.jpg,one\n", "none of the images"),
         ("captions.txt", "image,caption\na.jpg,\n", "no image is usable"),
@@ -269,7 +270,11 @@ def test_limit_keeps_the_map_right(tmp_path):
         ("d.csv", "image,caption,split\na.jpg,one,two,train\n", "quote captions that contain commas"),
         ("d.csv", "image,caption,split\na.jpg,one,other\n", "use train, dev or test"),
         ("Flickr8k.token.txt", "a.jpg A dog\n", "line 1: expected name.jpg#0, a tab and a caption"),
-        ("notes.md", "hello", "holds no captions: looked for dataset_flickr8k.json"),
+        (
+            "notes.md",
+            "hello",
+            "holds no captions in a form that is understood; there is notes.md, 3 .jpg in Images/. The",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, file, text, message):
@@ -283,7 +288,9 @@ def test_a_missing_folder_a_wrong_file_and_a_wrong_encoding(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         read_dataset(tmp_path / "none")
     (tmp_path / "x.h5").write_bytes(b"")
-    with pytest.raises(DatasetError, match="neither a folder nor a CSV"):
+    with pytest.raises(
+        DatasetError, match=r"x\.h5 holds no captions in a form that is understood; there is x\.h5\. The"
+    ):
         read_dataset(tmp_path / "x.h5")
     make(tmp_path, "image,caption\n")
     (tmp_path / "captions.txt").write_bytes("image,caption\na.jpg,Übel\n".encode("latin-1"))
@@ -294,7 +301,7 @@ def test_a_missing_folder_a_wrong_file_and_a_wrong_encoding(tmp_path):
 def test_several_tables_ask_for_one(tmp_path):
     make(tmp_path, "image,caption\n", file="a.csv")
     make(tmp_path, "image,caption\n", file="b.csv")
-    with pytest.raises(DatasetError, match="2 CSV files; name one"):
+    with pytest.raises(DatasetError, match=r"2 tables of captions \(a.csv, b.csv\); name the one"):
         read_dataset(tmp_path)
 
 
@@ -439,14 +446,22 @@ def test_trap_a_name_that_cannot_be_looked_up_never_ends_the_run(tmp_path, monke
     ]
 
 
-@pytest.mark.parametrize("file", ["dataset_coco.json", "set.json"])
-def test_trap_json_nested_without_end_is_one_line(tmp_path, file):
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("dataset_coco.json", "has no list of images; name a split file such as dataset_flickr8k.json, or a CSV"),
+        (
+            "set.json",
+            "is no list of captions that is understood; it needs objects such as "
+            '{"image": "a.jpg", "caption": "A dog runs ."}, one a line or in a list',
+        ),
+    ],
+)
+def test_trap_json_nested_without_end_is_one_line(tmp_path, file, message):
     (tmp_path / file).write_text("[" * 100_000)
     with pytest.raises(DatasetError) as error:
         read_dataset(tmp_path / file)
-    assert str(error.value) == (
-        f"{tmp_path / file} has no list of images; name a split file such as dataset_flickr8k.json, or a CSV"
-    )
+    assert str(error.value) == f"{tmp_path / file} {message}"
 
 
 def test_trap_special_files_are_not_waited_for(tmp_path, monkeypatch):
@@ -468,7 +483,7 @@ def test_trap_open_quotes_without_end_take_no_time(tmp_path):
     lines = 'x,"open\n' + '""\n' * 50_000 + 'x,"open\n' + "words\n" * 50_000
     (tmp_path / "d.csv").write_text("image,caption\n" + lines.replace("\n", ",\n"))
     start = time.process_time()
-    assert len(list(csv_rows(tmp_path / "d.csv"))) == 100_002
+    assert len(list(open_table(tmp_path / "d.csv").rows())) == 100_002
     assert time.process_time() - start < 5
 
 

@@ -25,7 +25,9 @@ from onceover.base.files import FileError, check_disk
 from onceover.extract import arrays
 from onceover.extract import store as store_module
 from onceover.extract.arrays import open_array
+from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.encoders import EncoderError, parse_spec
+from onceover.extract.import_sources import ImportingError, read_rows
 from onceover.extract.importing import import_features
 from onceover.extract.layouts import read_dataset
 from onceover.extract.ledger import Failure
@@ -361,13 +363,15 @@ def test_tables_that_are_refused(given_files, tmp_path):
     def message(file):
         return refusal(given_files, captions=file)
 
-    assert "needs the columns image (or image_path) and caption; it has picture, caption" in message(
-        table(tmp_path / "x.parquet", [("a", "b")], ("picture", "caption"))
+    assert "x.parquet has no column that is known to name the images; it has `thing`, `caption`: say" in message(
+        table(tmp_path / "x.parquet", [("a", "b")], ("thing", "caption"))
     )
     assert message(table(tmp_path / "x.parquet", [(b"\xff\xd8", "b")], ("image", "caption"))).endswith(
         "x.parquet: the column image holds binary; text is needed"
     )
-    assert "x.csv needs a first line with the columns" in message(table(tmp_path / "x.csv", ROWS, ("a", "b", "c")))
+    assert "x.csv has no column that is known to name the images; it has `a`, `b`, `c`" in message(
+        table(tmp_path / "x.csv", ROWS, ("a", "b", "c"))
+    )
     twice = [*ROWS[:4], ("a.jpg", "again", "test")]
     assert "a.jpg is in two splits ('train', 'test')" in message(table(tmp_path / "x.csv", twice))
     odd = [*ROWS[:4], ("a.jpg", "again", "holdout")]
@@ -376,7 +380,11 @@ def test_tables_that_are_refused(given_files, tmp_path):
     assert "x.csv holds no usable caption; the first reason: b.jpg: empty caption" in message(
         table(tmp_path / "x.csv", empty)
     )
-    assert "does not exist; name a file (.csv, .txt, .parquet)" in message(tmp_path / "none.csv")
+    assert "none.csv does not exist; name a file (.csv, .tsv, " in message(tmp_path / "none.csv")
+    with pytest.raises(
+        ImportingError, match=r"x\.parquet: columns are named in text tables alone; rename them to image"
+    ):
+        read_rows(tmp_path / "x.parquet", ReadOptions("picture"))
     (tmp_path / "x.parquet").unlink()
     assert f"{tmp_path} holds no such files" in message(tmp_path)
 

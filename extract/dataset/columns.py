@@ -12,13 +12,17 @@ from onceover.extract.names import shown
 #: the usual names, in the order in which they are taken
 IMAGE_NAMES = (
     *("image", "filepath", "file_path", "file_name", "filename", "image_path", "image_name", "image_file"),
-    *("image_filename", "img", "img_path", "img_name", "img_file", "path", "file", "photo", "picture"),
+    *("image_filename", "image_file_name", "image_filepath", "img", "img_path", "img_name", "img_file"),
+    *("img_filename", "path", "file", "photo", "picture", "fname", "images", "image_id", "img_id", "photo_id", "id"),
 )
 CAPTION_NAMES = (
     *("caption", "captions", "title", "text", "texts", "comment", "comments", "raw", "sentence", "sentences"),
-    *("description", "alt_text", "alt"),
+    *("description", "descriptions", "image_caption", "caption_text", "raw_caption", "image_description"),
+    *("alt_text", "alttext", "alt", "prompt"),
 )
 SPLIT_NAMES = ("split", "subset", "partition", "set")
+#: a column that counts an image's captions
+NUMBER_NAMES = ("comment_number", "caption_number", "comment_id", "caption_id", "number", "sentid")
 _NUMBERED = re.compile(r"(?P<stem>.+?)_?\d+")  # caption_0, caption1
 
 
@@ -29,23 +33,26 @@ class Columns:
     Attributes:
         image: the column with the images' names; None where the images lie in the table or are known otherwise.
         captions: the columns with captions. split: the column with the splits, or None.
+        headed: whether the table itself names its columns; else they are called ``column 1``, ``column 2``, …
     """
 
     image: str | None
     captions: tuple[str, ...]
     split: str | None
+    headed: bool = True
 
     def describe(self, kind: str) -> str:
         """What is taken from where: "TSV, images from `filepath`, captions from `title`"."""
-        parts = [kind]
+        mark = "`" if self.headed else ""
+        parts = [kind if self.headed else f"{kind} without a header"]
         if self.image is not None:
-            parts.append(f"images from `{self.image}`")
-        names = f"`{self.captions[0]}`"
+            parts.append(f"images from {mark}{shown(self.image)}{mark}")
+        names = f"{mark}{shown(self.captions[0])}{mark}"
         if len(self.captions) > 1:
-            names += f" to `{self.captions[-1]}`"
+            names += f" to {mark}{shown(self.captions[-1])}{mark}"
         parts.append(f"captions from {names}")
         if self.split is not None:
-            parts.append(f"splits from `{self.split}`")
+            parts.append(f"splits from {mark}{shown(self.split)}{mark}")
         return ", ".join(parts)
 
 
@@ -77,18 +84,36 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
             "say which it is with --caption-column"
         )
     chosen = [name for name in (image, *captions, split) if name is not None]
+    given = (options.image_column, *options.caption_columns, options.split_column)
     for name in chosen:
-        if list(names).count(name) > 1:
-            raise DatasetError(f"{source} has several columns called {shown(name)}; rename or remove one")
+        same = names.count(name) if name in given else [_plain(other) for other in names].count(_plain(name))
+        if same > 1:
+            raise DatasetError(
+                f"{source} has several columns called {shown(name)}; leave one, with a line for each caption, "
+                "or number them: caption_1, caption_2"
+            )
     return Columns(image, tuple(captions), split)
 
 
 def has_columns(names: Sequence[str], options: ReadOptions) -> bool:
     """Whether a line of a table is a header: it has a usual name, or one that the user gives."""
-    given = {options.image_column, *options.caption_columns, options.split_column}
-    usual = {*IMAGE_NAMES, *CAPTION_NAMES, *SPLIT_NAMES}
-    plain = {_plain(name) for name in names}
-    return bool(given & set(names)) or bool(plain & usual) or bool(_caption_columns(names))
+    return count_columns(names, options) > 0
+
+
+def count_columns(names: Sequence[str], options: ReadOptions) -> int:
+    """How many of three are known among a table's columns: that with the images, with captions, with splits."""
+    given = (options.image_column, options.caption_columns, options.split_column)
+    known = 0
+    for wanted, usual in zip(given, (IMAGE_NAMES, CAPTION_NAMES, SPLIT_NAMES), strict=True):
+        asked = {wanted} if isinstance(wanted, str) else {*(wanted or ())}
+        numbered = usual is CAPTION_NAMES and _caption_columns(names)
+        known += bool(asked & {*names}) or _usual(names, usual) is not None or bool(numbered)
+    return known
+
+
+def number_column(names: Sequence[str]) -> str | None:
+    """The column that counts an image's captions, if a table has one."""
+    return _usual(names, NUMBER_NAMES)
 
 
 def _usual(names: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -101,15 +126,15 @@ def _usual(names: Sequence[str], usual: Sequence[str]) -> str | None:
 
 
 def _caption_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The column with captions of a usual name, or the numbered ones: ``caption_0`` … ``caption_4``."""
-    one = _usual(names, CAPTION_NAMES)
-    if one is not None:
-        return (one,)
+    """The column with captions of a usual name, with the numbered ones of that name: ``caption_0`` … ``caption_4``."""
     stems: dict[str, list[str]] = {}
     for name in names:
         numbered = _NUMBERED.fullmatch(_plain(name))
         if numbered is not None:
             stems.setdefault(numbered["stem"], []).append(name)
+    one = _usual(names, CAPTION_NAMES)
+    if one is not None:
+        return (one, *stems.get(_plain(one), ()))
     for stem in CAPTION_NAMES:
         if stem in stems:
             return tuple(stems[stem])

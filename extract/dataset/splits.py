@@ -1,6 +1,7 @@
 """Splits by image: from a table's column, from official lists of names, or seeded."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,19 @@ from onceover.extract.ledger import MAX_ID, NOT_USABLE, Failure
 from onceover.extract.names import shown
 
 SPLITS = ("train", "dev", "test")  # an image that belongs to none of them has the split ""
-_SPLIT_WORDS = {split: split for split in SPLITS} | {
+#: words for splits, in tables, in names of files and folders
+SPLIT_WORDS = {split: split for split in SPLITS} | {
     "": "",
+    "training": "train",
+    "testing": "test",
+    "development": "dev",
     "val": "dev",
     "valid": "dev",
     "validation": "dev",
     "restval": "train",  # COCO's validation images that neither validate nor test
 }
+_NAMED_SPLITS = {"train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev"}
+_NAMED_SPLITS |= {"test": "test", "testing": "test"}
 _SPLIT_LIST = "Flickr_8k.{}Images.txt"
 
 
@@ -29,13 +36,34 @@ def column_splits(names: Sequence[str], words: Sequence[str], source: Path) -> d
     """
     splits: dict[str, str] = {}
     for name, word in zip(names, words, strict=True):
-        split = _SPLIT_WORDS.get(word.strip().lower())
+        split = SPLIT_WORDS.get(word.strip().lower())
         if split is None:
             raise DatasetError(f"{source}: {shown(name)} has the split {word!r:.80}; use train, dev or test")
         if splits.setdefault(name, split) != split:
             raise DatasetError(
                 f"{source}: {shown(name)} is in two splits ({splits[name]!r}, {split!r}); an image has one"
             )
+    return splits
+
+
+def is_split_word(name: str) -> bool:
+    """Whether a folder's name is that of a split, and tells nothing else."""
+    return name.lower() in _NAMED_SPLITS
+
+
+def named_splits(names: Sequence[str]) -> list[str]:
+    """The splits that the names of files or folders tell (``train-000.tar``, ``val/000.tar``).
+
+    Each is "" unless every name tells just one. Where all are train there is nothing to choose and report on, so that
+    they are "" too, and a seeded split is made.
+    """
+    splits = []
+    for name in names:
+        words = re.findall(r"[a-z]+", name.lower())
+        told = {_NAMED_SPLITS[word] for word in words if word in _NAMED_SPLITS}
+        splits.append(told.pop() if len(told) == 1 else "")
+    if "" in splits or set(splits) == {"train"}:
+        return [""] * len(names)
     return splits
 
 

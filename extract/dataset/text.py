@@ -1,31 +1,65 @@
-"""Text files of datasets, read whole within limits; which captions can be used."""
+"""Text files of datasets, read whole within limits, or their beginning; which captions can be used."""
 
+import codecs
 from pathlib import Path
+from typing import Any
 
-from onceover.base.files import MAX_TEXT, FileError, read_bytes
+from onceover.base.files import MAX_TEXT, FileError, open_regular, read_bytes
+from onceover.base.places import is_address
 from onceover.extract.dataset import DatasetError
 from onceover.extract.names import is_text
 
 MAX_CAPTION = 100_000  # characters; encoders read a few hundred
+_TEXT_KEYS = ("raw", "caption", "text", "sentence")  # of a caption that is an object
+_HEAD = 2**16  # bytes of a file's beginning
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text" begins with one
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, whose ends are LF, CR LF or, where it has no LF, CR."""
-    text = read_text(path)
+    return lines_of(read_text(path))
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, as ``read_lines`` gives them."""
     if "\n" not in text:
         text = text.replace("\r", "\n")
     # not str.splitlines(), which also breaks lines at form feeds and Unicode separators inside captions
     return text.replace("\r\n", "\n").split("\n")
 
 
-def read_text(path: Path) -> str:
-    """The text of a file of UTF-8.
+def read_head(path: Path) -> tuple[str, bool]:
+    """The beginning of a text file, and whether that is all of it. What cannot be decoded is replaced.
 
     Raises:
-        DatasetError: an unreadable file, too large a one, or other text than UTF-8.
+        DatasetError: an unreadable file.
     """
     try:
-        return read_bytes(path, MAX_TEXT).decode("utf-8-sig")
+        with path.open("rb") if is_address(path) else open_regular(path) as file:
+            data = file.read(_HEAD + 1)
+    except FileError as error:
+        raise DatasetError(f"{error}; name another file") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    whole = len(data) <= _HEAD
+    decoder = codecs.getincrementaldecoder(_encoding(data))("replace")
+    return decoder.decode(data[:_HEAD], final=whole), whole
+
+
+def _encoding(data: bytes) -> str:
+    """UTF-16 where a text begins with its mark, else UTF-8."""
+    return "utf-16" if data[:2] in _UTF16_MARKS else "utf-8-sig"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of UTF-8, or of UTF-16 that begins with its mark.
+
+    Raises:
+        DatasetError: an unreadable file, too large a one, or text of another encoding.
+    """
+    try:
+        data = read_bytes(path, MAX_TEXT)
+        return data.decode(_encoding(data))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DatasetError(f"{path} is not UTF-8 (line {line}); convert it, for example with iconv") from error
@@ -44,3 +78,39 @@ def why_unusable(caption: str) -> str | None:
     if len(caption) > MAX_CAPTION:
         return f"caption of {len(caption):,} characters, more than {MAX_CAPTION:,}"
     return None if is_text(caption) else "caption with half a character"
+
+
+def caption_lines(text: str) -> list[str]:
+    """The captions in a text, one a line, without empty lines."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def caption_texts(value: Any, place: str) -> list[str]:
+    """The captions in a value of a table or of JSON: a text, or a list of texts or of objects with a text (``raw``).
+
+    Nothing gives one empty caption, which is recorded as such.
+
+    Args:
+        place: where it stands, for the error.
+
+    Raises:
+        DatasetError: something else.
+    """
+    if value is None or value == []:
+        return [""]
+    parts = value if isinstance(value, list) else [value]
+    return [_caption_text(part, place) for part in parts]
+
+
+def _caption_text(value: Any, place: str) -> str:
+    """The text of one caption."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        for key in _TEXT_KEYS:
+            if isinstance(value.get(key), str):
+                return str(value[key])
+    raise DatasetError(f"{place} holds {value!r:.60}; a caption is a text, or a list of texts")

@@ -4,9 +4,9 @@ Another package adds a layout by an entry point of the group ``onceover.layouts`
 with what ``Layout`` lists.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,14 +16,17 @@ from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
-from onceover.extract.dataset.rows import Row, assemble, folder_images, without_excluded
+from onceover.extract.dataset.rows import Row, assemble, folder_images, image_name, without_excluded
 from onceover.extract.dataset.splits import with_splits
-from onceover.extract.image_source import ImageSource
+from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.listing import subfolders
+from onceover.extract.names import shown
 
 if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
 
 LAYOUTS = Registry("onceover.extract.layouts", "onceover.layouts", "layout")
+_DEEPEST = 4  # folders that hold nothing but a folder, with the one in them
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Found:
         images: given the rows, where their images come from. Raises DatasetError where none of them is there.
         form: what was taken for what, for the user: "TSV, images from `filepath`, captions from `title`".
         lists_all_images: images without captions that lie beside the others go into the ledger.
+        notes: what the user should be told; complete once ``images`` has been called.
     """
 
     root: Path
@@ -46,6 +50,23 @@ class Found:
     images: Callable[[Sequence[Row]], ImageSource]
     form: str = ""
     lists_all_images: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of a dataset that lies in several: one for each split, as a rule.
+
+    Attributes:
+        captions: the file. rows: gives its rows.
+        folders: relative to the dataset's root, where the images of this part are looked for.
+        split: that of the rows which name none.
+    """
+
+    captions: Path
+    rows: Callable[[], Iterable[Row]]
+    folders: Sequence[str]
+    split: str = ""
 
 
 def beside(
@@ -66,8 +87,63 @@ def beside(
     if options.images_root is not None:
         root = options.images_root
         folders = (".",)
-    images = partial(folder_images, root=root, captions=captions, folders=folders)
-    return Found(root, captions, rows, images, form, lists_all_images)
+    notes: list[str] = []
+
+    def images(rows: Sequence[Row]) -> FolderImages:
+        source = folder_images(rows, root, captions, folders)
+        notes.extend(_note_on_root(source))
+        return source
+
+    return Found(root, captions, rows, images, form, lists_all_images, notes)
+
+
+def in_parts(root: Path, parts: Sequence[Part], options: ReadOptions, form: str = "") -> Found:
+    """A dataset of several tables with a folder of images each, or one for all.
+
+    An image's name is its path from ``root``, so that ``train/0.jpg`` and ``test/0.jpg`` are two. A part none of whose
+    images is there is left alone, and a note says so. Parts that are all of one split say nothing of splits.
+    """
+    base = options.images_root or root
+    notes: list[str] = []
+
+    def rows() -> Iterator[Row]:
+        placed, absent = _placed(parts, base)
+        if not placed and absent:
+            raise absent[0][1]
+        several = len({part.split for part, _, _ in placed}) > 1
+        for part, read, images in placed:
+            notes.extend(_note_on_root(images))
+            for row in read:
+                name = posixpath.normpath(posixpath.join(images.folder, images.local(image_name(row))))
+                yield Row(name, row.caption, row.split or (part.split if several else ""))
+        notes.extend(f"left alone: {part.captions}, none of whose images is there" for part, _ in absent)
+
+    return Found(base, parts[0].captions, rows, lambda _: image_folder(base), form, notes=notes)
+
+
+def _placed(
+    parts: Sequence[Part], root: Path
+) -> tuple[list[tuple[Part, list[Row], FolderImages]], list[tuple[Part, DatasetError]]]:
+    """The parts whose images are there, with their rows and images, and those whose images are not, with the error."""
+    placed: list[tuple[Part, list[Row], FolderImages]] = []
+    absent: list[tuple[Part, DatasetError]] = []
+    for part in parts:
+        read = list(part.rows())
+        if not read:
+            continue
+        try:
+            placed.append((part, read, folder_images(read, root, part.captions, part.folders)))
+        except DatasetError as error:
+            absent.append((part, error))
+    return placed, absent
+
+
+def _note_on_root(images: FolderImages) -> list[str]:
+    """A note where the images' names begin with a folder that is not here."""
+    if not images.prefix:
+        return []
+    there = images.root / images.folder
+    return [f"images' names begin with {shown(images.prefix)}, which is left out: taken from {there}"]
 
 
 class Layout(Protocol):
@@ -79,6 +155,8 @@ class Layout(Protocol):
         LOOKED_FOR: the files by which it is known, for the message that nothing was found.
         EXAMPLE: how such a dataset looks, in two short lines, for the same message.
         SUFFIXES: the files that make it likely that this layout was meant, such as ``.csv``.
+
+    A layout may have ``near(data, options)`` too: why what is at ``data`` comes near to it and is not taken, or None.
     """
 
     NAME: str
@@ -97,7 +175,10 @@ class Layout(Protocol):
         """
 
     def write_example(self, folder: Path, images: dict[str, bytes]) -> Path:
-        """Writes a small dataset of some images (name -> bytes), a caption each; returns what names it (``data``)."""
+        """Writes a small dataset of some images (name -> bytes), a caption each; returns what names it (``data``).
+
+        Where it is read with options, those are ``EXAMPLE_OPTIONS``.
+        """
 
 
 def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT) -> Dataset:
@@ -118,17 +199,10 @@ def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT
         raise DatasetError(f"{found.captions} holds no captions; is the download complete?")
     images = found.images(rows)
     rows, notes = without_excluded(rows, options.exclude)
-    dataset = assemble(
-        found.root, layout.NAME, rows, images, found.captions, found.lists_all_images, options.exclude
-    )
+    dataset = assemble(found.root, layout.NAME, rows, images, found.captions, found.lists_all_images, options.exclude)
     taken = found.form or layout.NAME
-    dataset = replace(
-        dataset,
-        named=at,
-        reading=options,
-        taken=f"{taken}: {len(rows):,} rows",
-        notes=[*notes, *dataset.notes],
-    )
+    notes = [*found.notes, *notes, *dataset.notes]
+    dataset = replace(dataset, named=at, reading=options, taken=f"{taken}: {len(rows):,} rows", notes=notes)
     if any(dataset.splits):
         return dataset
     return with_splits(dataset, found.captions, seed)
@@ -163,31 +237,58 @@ def _find(data: Path, options: ReadOptions) -> tuple[Layout, Found]:
         DatasetError: none.
     """
     layouts: list[Layout] = sorted(map(LAYOUTS.load, LAYOUTS.names()), key=lambda layout: layout.PRIORITY)
-    for layout in layouts:
-        found = layout.find(data, options)
-        if found is not None:
-            return layout, found
-    raise DatasetError(_not_understood(data, layouts))
+    place_of = data
+    for _ in range(_DEEPEST):
+        for layout in layouts:
+            found = layout.find(place_of, options)
+            if found is not None:
+                return layout, found
+        inner = _only_folder(place_of)
+        if inner is None:
+            break
+        place_of = inner
+    raise DatasetError(_not_understood(data, layouts, options))
 
 
-def _not_understood(data: Path, layouts: Sequence[Layout]) -> str:
+def _only_folder(data: Path) -> Path | None:
+    """The one folder in a folder, as unpacking an archive leaves it; None where there are several or none."""
+    folders = subfolders(data)
+    return folders[0] if len(folders) == 1 else None
+
+
+def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions) -> str:
     """What is at ``data``, and the form that it comes nearest to."""
     if not data.exists():
         if isinstance(data, Address) and not data.lists:
             return f"{data} is no file of a known form; web servers list no folders: name the captions file"
         return f"{data} does not exist; name the dataset's folder or file"
+    for layout in layouts:
+        near = layout.near(data, options) if hasattr(layout, "near") else None
+        if near is not None:
+            return str(near)
     there = inventory(data)
     if not there.counts:
         return f"{data} is empty; name the folder or file of a dataset"
     if there.only_images:
+        by_class = ""
+        if any(folder for folder, _ in there.counts):
+            by_class = ", or, where folders are classes, --caption-template 'a photo of a {}'"
         return (
             f"{data} holds images without captions ({there}); index them with onceover index --images {data}, "
-            "or write captions: a line image,caption for each in captions.csv"
+            f"or write their captions into captions.csv, a line for each: image,caption{by_class}"
         )
-    near = [layout for layout in layouts if not there.suffixes.isdisjoint(layout.SUFFIXES)]
-    nearest = near[0] if near else layouts[-1]
-    example = " ; ".join(nearest.EXAMPLE.splitlines())
+    nearest = _nearest(layouts, there.suffixes)
+    example = " and below it ".join(nearest.EXAMPLE.splitlines())
     return (
-        f"{data} holds no captions in a form that is understood: {there}; the nearest form is "
-        f"{nearest.LOOKED_FOR}: {example}"
+        f"{data} holds no captions in a form that is understood; there is {there}. "
+        f"The nearest form is {nearest.LOOKED_FOR}: {example} (docs/data.md has all forms)"
     )
+
+
+def _nearest(layouts: Sequence[Layout], suffixes: set[str]) -> Layout:
+    """The layout that files of these suffixes come nearest to; a table where they come near to none."""
+    table = next(layout for layout in layouts if layout.NAME == "csv")
+    for layout in (table, *layouts):
+        if not suffixes.isdisjoint(layout.SUFFIXES):
+            return layout
+    return table

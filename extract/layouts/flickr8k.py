@@ -27,7 +27,8 @@ def find(data: Path, options: ReadOptions) -> Found | None:
         root = data.parent
     for captions in candidates:
         if captions.is_file():
-            return beside(captions, root, partial(_rows, captions), FOLDERS, options, lists_all_images=True)
+            form = f"Flickr8k's captions, {captions.name}"
+            return beside(captions, root, partial(_rows, captions), FOLDERS, options, form, lists_all_images=True)
     return None
 
 

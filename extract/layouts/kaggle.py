@@ -1,11 +1,10 @@
-"""Flickr8k as Kaggle has it: ``captions.txt``, a CSV, beside ``Images``."""
+"""Flickr8k as Kaggle has it: ``captions.txt``, a table, beside ``Images``."""
 
-from functools import partial
 from pathlib import Path
 
+from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import write_csv_example, write_images
-from onceover.extract.dataset.table import csv_rows
 from onceover.extract.layouts import Found, beside
 
 NAME = "kaggle"
@@ -17,11 +16,16 @@ FOLDERS = ("Images", "images", ".")
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
-    """``captions.txt`` in the folder."""
+    """``captions.txt`` in the folder.
+
+    Raises:
+        DatasetError: it is no table of captions.
+    """
     captions = data / "captions.txt"
     if not captions.is_file():
         return None
-    return beside(captions, data, partial(csv_rows, captions), FOLDERS, options, lists_all_images=True)
+    table = open_table(captions, options)
+    return beside(captions, data, table.rows, FOLDERS, options, table.form, lists_all_images=True)
 
 
 def write_example(folder: Path, images: dict[str, bytes]) -> Path:

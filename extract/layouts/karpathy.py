@@ -10,7 +10,7 @@ from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, write_images
-from onceover.extract.dataset.text import read_text
+from onceover.extract.dataset.text import read_head, read_text
 from onceover.extract.layouts import Found, beside
 
 NAME = "karpathy"
@@ -31,15 +31,28 @@ FOLDERS = (
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
-    """A JSON file, or the first of the published ones in a folder."""
+    """A JSON file with sentences of images, or the first of the published ones in a folder."""
     if data.is_file():
-        if data.suffix.lower() != ".json":
+        if data.name not in FILES and not _has_sentences(data):
             return None
-        return beside(data, data.parent, partial(_rows, data), FOLDERS, options)
+        return beside(data, data.parent, partial(_rows, data), FOLDERS, options, _form(data))
     for name in FILES:
         if (data / name).is_file():
-            return beside(data / name, data, partial(_rows, data / name), FOLDERS, options)
+            return beside(data / name, data, partial(_rows, data / name), FOLDERS, options, _form(data / name))
     return None
+
+
+def _form(captions: Path) -> str:
+    """What is taken, for the user."""
+    return f"Karpathy's split file, {captions.name}"
+
+
+def _has_sentences(file: Path) -> bool:
+    """Whether a JSON file begins as a split file does."""
+    if file.suffix.lower() != ".json":
+        return False
+    head, _ = read_head(file)
+    return head.lstrip().startswith("{") and '"images"' in head and '"sentences"' in head
 
 
 def _rows(captions: Path) -> Iterator[Row]:

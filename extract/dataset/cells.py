@@ -1,0 +1,54 @@
+"""What stands in the cells of a table of captions: an image's name, a caption, or a list of captions."""
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+
+from onceover.base.files import parse_json
+from onceover.extract.dataset.rows import Row
+from onceover.extract.listing import is_image
+
+_STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_A_STRING = re.compile(_STRING, re.DOTALL)
+#: a list as pandas writes it, ['one', "two"], or numpy, which has no commas
+_PYTHON_LIST = re.compile(rf"\[\s*(?:{_STRING}\s*(?:,\s*)?)*\]", re.DOTALL)
+_NUMBERED_NAME = re.compile(r"(.+)#\d+")  # a.jpg#0, of Flickr8k and Flickr30k
+
+
+def image_in(cell: str) -> str | None:
+    """The image's name in a cell, where it is one by its suffix; ``#0`` behind it is left out."""
+    name = without_number(cell.strip())
+    return name if is_image(name) else None
+
+
+def without_number(name: str) -> str:
+    """An image's name without the number of its caption: ``a.jpg`` of ``a.jpg#0``."""
+    numbered = _NUMBERED_NAME.fullmatch(name.strip())
+    return numbered[1] if numbered is not None and is_image(numbered[1]) else name
+
+
+def captions_in(cell: str) -> list[str]:
+    """The captions in a cell: those of a list in JSON or in Python's form, or the one that the cell is."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return [cell]
+    try:
+        values = parse_json(text)
+    except ValueError:
+        values = None
+    if isinstance(values, list) and all(isinstance(value, str) for value in values):
+        return values
+    if _PYTHON_LIST.fullmatch(text) is None:
+        return [cell]
+    try:
+        return [ast.literal_eval(string) for string in _A_STRING.findall(text)]
+    except (ValueError, SyntaxError):  # an escape that is none
+        return [cell]
+
+
+def rows_of(image: str, captions: Sequence[str], split: str) -> Iterator[Row]:
+    """A row for each caption of an image; one without a caption where there is none, for the ledger."""
+    if len(captions) > 1:
+        captions = [caption for caption in captions if caption.strip()]  # an image has fewer captions than columns
+    for caption in captions or [""]:
+        yield Row(without_number(image), caption, split)

@@ -1,0 +1,56 @@
+"""The Hub's imagefolder: ``metadata.jsonl`` or ``metadata.csv`` beside the images, or below ``train``, ``test``, …"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from onceover.extract.dataset.parts import split_of, tables_in
+from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.dataset.rows import Row, image_name, write_images
+from onceover.extract.layouts import Found
+from onceover.extract.layouts.csv_table import found_splits, found_tables
+
+NAME = "imagefolder"
+PRIORITY = 35
+LOOKED_FOR = "metadata.jsonl or metadata.csv beside the images, or below train/, validation/, test/"
+EXAMPLE = '{"file_name": "a.jpg", "text": "A dog runs over a meadow ."}'
+SUFFIXES = (".jsonl",)
+FILES = ("metadata.jsonl", "metadata.csv")
+
+
+def find(data: Path, options: ReadOptions) -> Found | None:
+    """``metadata.jsonl`` or ``metadata.csv`` in the folder, or in its folders that are called after splits.
+
+    Raises:
+        DatasetError: both in one folder.
+    """
+    if not data.is_dir():
+        return None
+    tables = tables_in(data, data, options, FILES)
+    if not tables:
+        return found_splits(data, options, FILES)
+    found = found_tables(tables, data, data, options)
+    return replace(found, rows=partial(_with_splits, found.rows))
+
+
+def _with_splits(rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows with splits by the folders in their images' names, where these are called after several splits."""
+    read = list(rows())
+    splits = [split_of(image_name(row).partition("/")[0]) for row in read]
+    if any(row.split for row in read) or len({*splits} - {""}) < 2:
+        yield from read
+        return
+    for row, split in zip(read, splits, strict=True):
+        yield row._replace(split=split)
+
+
+def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+    """``metadata.jsonl`` beside its images."""
+    write_images(folder, images)
+    lines = []
+    for number, name in enumerate(images):
+        lines.append(json.dumps({"file_name": name, "text": f"Caption {number} ."}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

@@ -1,0 +1,45 @@
+"""Images that each have a text of the same name beside them, or in a parallel folder: ``a.jpg`` and ``a.txt``."""
+
+from pathlib import Path, PurePosixPath
+
+from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.dataset.rows import write_images
+from onceover.extract.dataset.sidecars import Sidecars
+from onceover.extract.layouts import Found, beside
+
+NAME = "text beside"
+PRIORITY = 70
+LOOKED_FOR = "a text of the same name for each image"
+EXAMPLE = "a.jpg and a.txt\nimages/b.jpg and captions/b.txt"
+SUFFIXES = (".caption",)
+
+
+def find(data: Path, options: ReadOptions) -> Found | None:
+    """A folder in which an image has a text of its own, in its own folders or in parallel ones.
+
+    Raises:
+        DatasetError: the texts hold no words.
+    """
+    if not data.is_dir():
+        return None
+    sidecars = Sidecars(data, options)
+    first = sidecars.first_text()
+    if not first:
+        return None
+    if not sidecars.has_words():
+        raise DatasetError(
+            f"the texts beside the images of {data} ({first}) hold no words, as labels of boxes do; write a caption "
+            "a line"
+        )
+    suffix = PurePosixPath(first).suffix
+    form = f"images with a {suffix} each, {'captions in it' if suffix == '.json' else 'a caption a line'}"
+    return beside(data, data, sidecars.rows, (".",), options, form, lists_all_images=True)
+
+
+def write_example(folder: Path, images: dict[str, bytes]) -> Path:
+    """Images, each with a text beside it."""
+    write_images(folder, images)
+    for number, name in enumerate(images):
+        (folder / name).with_suffix(".txt").write_text(f"Caption {number} .\n")
+    return folder
