@@ -63,6 +63,8 @@ class PathName(click.Path):
         text = os.fspath(value)
         if not text:
             self.fail("an empty path; name a file or a folder", param, ctx)
+        if is_address(text):
+            self.fail(f"{text!r} is an address, and a path of this machine is needed; download it", param, ctx)
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -514,7 +516,7 @@ def extract(
 @click.option("--text-features", type=FILE, metavar="FILE_OR_DIR", help="Text features, one row per caption.")
 @click.option(
     "--captions",
-    type=FILE,
+    type=PLACE,
     metavar="TABLE",
     help="Caption table: .csv, .tsv, .jsonl, … as extract reads them, or a .parquet file or folder; "
     "with --captions-per-image a text file.",
@@ -533,7 +535,9 @@ def extract(
     "--regions", type=click.Choice(["mean"]), help="Image features are (images, regions, numbers): take the mean."
 )
 @click.option("--name", metavar="TEXT", help="Name of unknown encoders. [default: that of the image features]")
-@click.option("--data", type=DIRECTORY, help="Folder of the images, if available. [default: the captions']")
+@click.option(
+    "--data", type=PLACE, metavar="DIR", help="Folder of the images, if available. [default: the captions']"
+)
 @click.option(
     "--image-encoder", metavar="SPEC", help="Encoder that made the image features; checked on images in --data."
 )
@@ -972,7 +976,9 @@ def ensemble(runs, run_dir, store_file):
 @cli.command()
 @click.option("--run", "run_dir", type=DIRECTORY, help="Run whose encoders and heads to use. [required to build]")
 @click.option("--index", "index_dir", type=DIRECTORY, help="Index folder to write. [default: index in the run folder]")
-@click.option("--images", type=DIRECTORY, help="Index the images in this folder and its subfolders.")
+@click.option(
+    "--images", type=PLACE, metavar="DIR", help="Index the images in this folder or address and its subfolders."
+)
 @click.option(
     "--exclude",
     multiple=True,
@@ -980,7 +986,7 @@ def ensemble(runs, run_dir, store_file):
     help="Leave out images and folders of --images that match, such as '*.gif', raw, or '2019/**/small'; those indexed "
     "before are removed. Repeatable; give it each time.",
 )
-@click.option("--captions", type=FILE, help="Index the captions in this file, one per line.")
+@click.option("--captions", type=PLACE, metavar="FILE", help="Index the captions in this file, one per line.")
 @click.option("--split", help="Index only this split of the run's own images and captions. [default: everything]")
 @click.option(
     "--type",
@@ -1024,6 +1030,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
       onceover index --run runs/first
       onceover index --run runs/first --images ~/Pictures --index pictures.index
       onceover index --run runs/first --images ~/Pictures --index pictures.index --exclude '*.gif' --exclude raw
+      onceover index --run runs/first --images s3://bucket/photos --index photos.index
       onceover index --index pictures.index --remove holiday/dog.jpg
     """
     if sum(map(bool, (images, captions, split))) > 1:
@@ -1061,7 +1068,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     type=DIRECTORY,
     help="Search this index, as index writes it, instead of the run's own images.",
 )
-@click.option("--query", help="Query: a text (text2image) or the path of an image (image2text).")
+@click.option("--query", help="Query: a text (text2image), or the path or address of an image (image2text).")
 @click.option("--queries", metavar="FILE", help="File of queries, one per line; - reads stdin.")
 @click.option(
     "--mode",

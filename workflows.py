@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
+from onceover.base.places import place
 from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
@@ -543,7 +544,8 @@ def index(
     Args:
         run: a run, or its folder.
         out: the folder to write; by default ``index`` in the run's folder.
-        images: a folder of images. captions: a text file, one caption per line. split: only this split of the run's.
+        images: a folder of images. captions: a text file, one caption per line. Both may be addresses
+            (``s3://bucket/images``). split: only this split of the run's.
         options: the type of index, limits and more.
 
     Returns:
@@ -567,7 +569,7 @@ def index(
     embeddings = read_embeddings(folder / EMBEDDINGS)
     check_space(folder, provenance, embeddings.space)
     origin = str(folder.resolve())
-    source = str(Path(images or captions or folder).resolve())
+    source = str(place(images or captions or folder).resolve())
     if split:
         source += f", split {split}"
     for kind, foreign in (("image", images), ("text", captions)):
@@ -719,7 +721,7 @@ def search_many(
         from onceover.analysis.hits import plot_hits
 
         check_figure(figure)
-    if other is not None and mode == "text2image" and not Path(other).is_file():
+    if other is not None and mode == "text2image" and not place(other).is_file():
         raise ConfigError(f"--with takes an image's path beside a sentence; {other!r} is no file")
     batches = checked_batches(queries, mode, other)
     first = next(batches, None)  # a wrong query is refused before an encoder is loaded

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from onceover.base.errors import OnceoverError
+from onceover.base.places import is_address, place, read_range
 
 #: what ``fsync`` answers where a file system cannot flush (CIFS, some shared folders of virtual machines)
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -52,13 +53,19 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """The content of a regular file of at most ``most`` bytes.
+    """The content of a regular file of at most ``most`` bytes, on this machine or at an address.
 
     The size that the system tells is what is read: a file that tells 0, as those of ``/proc`` do, is empty.
 
     Raises:
         FileError: no regular file, or a larger one. OSError: not there, or not to be read.
+        PlaceError: an address that cannot be reached.
     """
+    if is_address(path):
+        content = read_range(path, 0, most + 1)
+        if len(content) > most:
+            raise FileError(f"{path} has more than {most:,} bytes; no more are read")
+        return content
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -73,7 +80,7 @@ def check_regular(path: str | Path) -> None:
         FileError: a folder, a FIFO, a device or a socket.
     """
     try:
-        mode = Path(path).stat().st_mode
+        mode = place(path).stat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):

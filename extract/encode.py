@@ -216,9 +216,10 @@ class ImageEncoding(Encoding):
         records: list[tuple[int, str, bytes]] = []
         pixels: list[np.ndarray] = []
         failures: list[tuple[int, str, bool]] = []
-        for row in rows:
+        reads = self._images.reads([self._paths[row] for row in rows])
+        for row, read in zip(rows, reads, strict=True):
             try:
-                data = self._images.open(self._paths[row])
+                data = read()
                 image, make_pixels = preprocessing.read(data)
                 sha256 = hashlib.sha256(data).hexdigest()
                 if sha256 not in self._known:

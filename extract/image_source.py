@@ -8,17 +8,18 @@ import stat
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from onceover.base.files import read_bytes
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
-from onceover.extract.listing import is_image, list_files
+from onceover.extract.listing import Listing, is_image, list_files
 from onceover.extract.names import is_text, shown, why_no_path
 from onceover.extract.pictures import MAX_BYTES
 
-_ABSENT = "no such file"
+ABSENT = "no such file"
 
 
 class ImageSource(ABC):
@@ -31,6 +32,11 @@ class ImageSource(ABC):
         Raises:
             OSError: it cannot be read now. FileError: it is no regular file, or too large.
         """
+
+    def reads(self, keys: Sequence[str]) -> Iterator[Callable[[], bytes]]:
+        """For each image a call that gives its bytes, as ``open`` does; a slow source begins some ahead."""
+        for key in keys:
+            yield partial(self.open, key)
 
     @abstractmethod
     def stat(self, key: str) -> tuple[int, int]:
@@ -110,15 +116,14 @@ class FolderImages(ImageSource):
         A file whose name differs in case, Unicode form or blanks, or that has a suffix where the name has none, is
         taken where it is the only one, and no other name means it.
         """
-        base = self.root / self.folder
         files: dict[str, str] = {}
         reasons: dict[str, str | None] = {}
         candidates_of: dict[str, list[str]] = {}
-        near = NearNames(base)
+        near = NearNames(self)
         for name in dict.fromkeys(names):
             files[name] = name
-            reasons[name] = why_no_path(name) or why_unreadable(base / name)
-            if reasons[name] == _ABSENT:
+            reasons[name] = why_no_path(name) or self.why_unreadable(name)
+            if reasons[name] == ABSENT:
                 candidates_of[name] = near.files(name)
         claims = Counter(file for candidates in candidates_of.values() for file in candidates)
         for name, candidates in candidates_of.items():
@@ -133,7 +138,7 @@ class FolderImages(ImageSource):
 
     def images_beside(self, keys: set[str], exclude: Sequence[str] = ()) -> list[Failure]:
         """A failure for each image in the folder that is not among ``keys``, and for each folder that is unreadable."""
-        listing = list_files(self.root / self.folder, exclude)
+        listing = self.listing(exclude)
         failures = listing.failures
         for name in sorted(listing.names):
             key = posixpath.normpath(posixpath.join(self.folder, name))
@@ -143,24 +148,38 @@ class FolderImages(ImageSource):
 
     def has_any(self, names: Iterable[str]) -> bool:
         """Whether one of the names is that of a readable file in the folder, letter for letter."""
-        base = self.root / self.folder
-        return any(not why_no_path(name) and not why_unreadable(base / name) for name in names)
+        return any(not why_no_path(name) and not self.why_unreadable(name) for name in names)
 
     def has_near(self, names: Iterable[str]) -> bool:
         """Whether one of the names is near that of a file in the folder."""
-        near = NearNames(self.root / self.folder)
+        near = NearNames(self)
         return any(not why_no_path(name) and near.files(name) for name in names)
+
+    def why_unreadable(self, name: str) -> str | None:
+        """Why a name is that of no readable file in the folder, or None."""
+        return why_unreadable(self.root / self.folder / name)
+
+    def names_in(self, parent: str) -> list[str]:
+        """The names in a folder below the folder, sorted; none where it is no folder or cannot be read."""
+        try:
+            return sorted(entry.name for entry in (self.root / self.folder / parent).iterdir())
+        except (OSError, ValueError):
+            return []
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        """All files in the folder and below it, as ``listing.list_files`` lists them."""
+        return list_files(self.root / self.folder, exclude)
 
 
 class NearNames:
-    """The files below a folder that a name may mean; the folder is listed when it is asked.
+    """The files in a source's folder that a name may mean; it is listed when it is asked.
 
     They equal the name up to case, Unicode form and outer blanks; else what the name is where it is quoted as in
     addresses (``a%20b.jpg``); else, of a name without an image's suffix, the name with one, or the same number.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, images: FolderImages):
+        self._images = images
         self._listed: dict[str, dict[str, list[str]]] = {}
 
     def files(self, name: str) -> list[str]:
@@ -183,14 +202,14 @@ class NearNames:
             entries = [self._entries(parent, _near_form).get(_near_form(part), []) for parent in parents]
             parents = [entry for same in entries for entry in same]
         files = [file for parent in parents for file in self._entries(parent, form).get(form(last), [])]
-        return [file for file in files if is_text(file) and not why_unreadable(self._folder / file)]
+        return [file for file in files if is_text(file) and not self._images.why_unreadable(file)]
 
     def _entries(self, parent: str, form: Callable[[str], str]) -> dict[str, list[str]]:
         """The paths of what is in a folder, by some form of their names."""
         key = f"{form.__name__}:{parent}"
         if key not in self._listed:
             entries: dict[str, list[str]] = {}
-            for entry in _entries_of(self._folder / parent):
+            for entry in self._images.names_in(parent):
                 if form is _near_form:
                     entries.setdefault(form(entry), []).append(posixpath.join(parent, entry))
                 elif is_image(entry):
@@ -198,14 +217,6 @@ class NearNames:
                     entries.setdefault(stem, []).append(posixpath.join(parent, entry))
             self._listed[key] = entries
         return self._listed[key]
-
-
-def _entries_of(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none where it is no folder or cannot be read."""
-    try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except (OSError, ValueError):
-        return []
 
 
 def _near_form(name: str) -> str:
@@ -226,7 +237,7 @@ def why_unreadable(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return _ABSENT
+        return ABSENT
     except OSError as error:
         return error.strerror
     except ValueError:

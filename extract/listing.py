@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from onceover.base.errors import OnceoverError
+from onceover.base.places import Address, Entry
 from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.ledger import Failure
 from onceover.extract.names import shown
@@ -54,9 +55,47 @@ def list_files(folder: Path, exclude: Sequence[str] = ()) -> Listing:
         exclude: patterns, as ``is_excluded`` takes them.
 
     Raises:
-        ImageSourceError: the folder itself cannot be read.
+        ImageSourceError: the folder itself cannot be read. PlaceError: an address that cannot be reached.
     """
+    if isinstance(folder, Address):
+        return visible_files(files_at(folder), exclude)
     return _Walk(folder, exclude).listing()
+
+
+def files_at(address: Address) -> dict[str, Entry]:
+    """All files below an address, hidden ones too, by their paths from it.
+
+    Raises:
+        ImageSourceError: it cannot be listed. PlaceError: it cannot be reached.
+    """
+    try:
+        return address.files()
+    except OSError as error:
+        raise ImageSourceError(f"{address} cannot be listed: {error.strerror}") from error
+
+
+def visible_files(names: Iterable[str], exclude: Sequence[str] = ()) -> Listing:
+    """A listing of files whose paths are all known; what is left out is that of ``list_files``."""
+    visible: list[str] = []
+    hidden: set[tuple[str, ...]] = set()
+    excluded = 0
+    unmatched = dict.fromkeys(exclude)
+    for name in sorted(names, key=_parts):
+        parts = _parts(name)
+        for end in range(1, len(parts) + 1):
+            if is_hidden(parts[end - 1]):
+                if end < len(parts) or is_image(name):
+                    hidden.add(tuple(parts[:end]))
+                break
+            matching = [pattern for pattern in exclude if _matches(parts[:end], _glob(pattern))]
+            if matching:
+                for pattern in matching:
+                    unmatched.pop(pattern, None)
+                excluded += is_image(name) and not any(map(is_hidden, parts[end:]))
+                break
+        else:
+            visible.append(name)
+    return Listing(visible, len(hidden), excluded, list(unmatched), [])
 
 
 class _Walk:

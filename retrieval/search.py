@@ -25,6 +25,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.base.places import is_address
 from onceover.base.progress import warn
 from onceover.extract.pictures import read_picture
 from onceover.retrieval.gallery import facing_bias
@@ -143,6 +144,8 @@ def check_query(query: str, mode: str) -> None:
 
 
 def _check_image_query(query: str) -> None:
+    if is_address(query):  # it is looked for when it is read
+        return
     if os.path.isfile(query):  # noqa: PTH113 (False, not an error, for a text too long to be a path)
         return
     problem = "is no file"
@@ -156,6 +159,8 @@ def _check_text_query(query: str) -> None:
     is_file = os.path.isfile(query)  # noqa: PTH113
     if is_file and "." in query:
         raise SearchError(f"{query!r} is a file; to search by an image, add --mode image2text")
+    if is_address(query) and _IMAGE_NAME.fullmatch(query.strip()):
+        raise SearchError(f"{query[:200]!r} is an address; to search by an image, add --mode image2text")
     if not is_file and _IMAGE_NAME.fullmatch(query.strip()):
         raise SearchError(f"there is no file {query!r}; to search by an image, give its path and --mode image2text")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.extract.address_images import image_folder
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions
-from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import Failure
 
 
@@ -50,7 +51,7 @@ class Dataset:
     @property
     def images(self) -> ImageSource:
         """Where the images' bytes come from."""
-        return FolderImages(self.root) if self.source is None else self.source
+        return image_folder(self.root) if self.source is None else self.source
 
     def provenance(self) -> dict:
         """The part of a store's provenance that tells of its dataset, and when it was made."""

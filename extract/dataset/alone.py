@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from onceover.base.places import place
+from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.text import read_lines, why_unusable
 from onceover.extract.formats import IMAGE_SUFFIXES
-from onceover.extract.image_source import why_unreadable
 from onceover.extract.ledger import Failure
-from onceover.extract.listing import Listing, is_image, kinds_of, list_files
+from onceover.extract.listing import Listing, is_image, kinds_of
 from onceover.extract.names import is_text
 
 
@@ -22,16 +23,18 @@ def read_images(folder: str | Path, exclude: Sequence[str] = ()) -> Dataset:
 
     Raises:
         DatasetError: no folder, or no image in it. ImageSourceError: it cannot be listed.
+        PlaceError: an address that cannot be opened.
     """
-    folder = Path(folder)
+    folder = place(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; name one that holds images")
-    listing = list_files(folder, exclude)
+    source = image_folder(folder)
+    listing = source.listing(exclude)
     images = list(filter(is_image, listing.names))
     failures = listing.failures
     paths = []
     for name in images:
-        reason = why_unreadable(folder / name) if is_text(name) else "its name is not UTF-8"
+        reason = source.why_unreadable(name) if is_text(name) else "its name is not UTF-8"
         if reason:
             failures.append(Failure(name, "dataset", reason))
         else:
@@ -42,7 +45,8 @@ def read_images(folder: str | Path, exclude: Sequence[str] = ()) -> Dataset:
             reason = f"; excluded: {listing.excluded:,}"
         raise DatasetError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){reason}")
     notes = _notes(folder, listing)
-    return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], np.empty(0, np.int64), failures, notes)
+    none = np.empty(0, np.int64)
+    return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], none, failures, notes, source)
 
 
 def _notes(folder: Path, listing: Listing) -> list[str]:
@@ -63,9 +67,9 @@ def read_captions(file: str | Path) -> Dataset:
     """The captions in a text file, one per line, without images; lines that cannot be used go into the ledger.
 
     Raises:
-        DatasetError: an unreadable file, or one without captions.
+        DatasetError: an unreadable file, or one without captions. PlaceError: an address that cannot be opened.
     """
-    file = Path(file)
+    file = place(file)
     lines = [(f"line {number}", line.strip()) for number, line in enumerate(read_lines(file), 1)]
     while lines and not lines[-1][1]:
         lines.pop()  # the file's last line break is no empty line

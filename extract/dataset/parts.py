@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from onceover.extract.address_images import image_folder, may_be_folder
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.caption_table import SUFFIXES, CaptionTable, open_table
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import FOLDERS
 from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS
-from onceover.extract.image_source import FolderImages
 from onceover.extract.listing import is_image, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
@@ -89,7 +89,7 @@ def tables_in(folder: Path, root: Path, options: ReadOptions, names: Sequence[st
     """
 
     def are_there(ids: Sequence[str]) -> bool:
-        places = [FolderImages(root, place) for place in FOLDERS if (root / place).is_dir()]
+        places = [image_folder(root, place) for place in FOLDERS if may_be_folder(root / place)]
         return any(images.has_any(ids) or images.has_near(ids) for images in places)
 
     tables = []

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from onceover.extract.address_images import image_folder, may_be_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.splits import column_splits
 from onceover.extract.dataset.text import why_unusable
@@ -50,11 +51,11 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
     Raises:
         DatasetError: no folder has any of them.
     """
-    start = FolderImages(root)
+    start = image_folder(root)
     names = list(filter(None, dict.fromkeys(start.local(image_name(row)) for row in rows)))
     if not names:
         raise DatasetError(f"{captions} names no image; say which column does with --image-column")
-    candidates = [FolderImages(root, folder) for folder in dict.fromkeys(folders) if (root / folder).is_dir()]
+    candidates = [image_folder(root, folder) for folder in dict.fromkeys(folders) if may_be_folder(root / folder)]
     for images in candidates:
         if images.has_any(names):
             return images
@@ -95,7 +96,7 @@ def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -
         prefix = "/".join(parts[0][:dropped]) + "/"
         first = [name[len(prefix) :] for name in names[:_FIRST]]
         for folder in dict.fromkeys(folders):
-            images = FolderImages(root, folder, prefix)
+            images = image_folder(root, folder, prefix)
             if images.has_any(first) or images.has_near(first):
                 return images
     return None
@@ -107,7 +108,7 @@ def _folders_below(root: Path) -> list[FolderImages]:
     for first in subfolders(root)[:_MOST_FOLDERS]:
         folders.append(first.name)
         folders += [f"{first.name}/{second.name}" for second in subfolders(first)[:_MOST_FOLDERS]]
-    return [FolderImages(root, folder) for folder in folders]
+    return [image_folder(root, folder) for folder in folders]
 
 
 class ExampleImage(NamedTuple):

@@ -52,11 +52,7 @@ def files_below(folder: Path, options: ReadOptions, suffix: str = "") -> list[st
     Raises:
         ImageSourceError: the folder cannot be read.
     """
-    if is_address(folder):
-        names = [_name_below(folder, path) for path in folder.rglob("*") if path.is_file()]
-        names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    else:
-        names = list_files(folder, options.exclude).names
+    names = list_files(folder, options.exclude).names
     chosen = [name for name in names if name.lower().endswith(suffix)]
     return sorted(chosen, key=lambda name: [natural(part) for part in name.split("/")])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onceover.base.places import place
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.rows import Row, positions, usable_rows, without_captions
 from onceover.extract.dataset.splits import column_splits, with_splits
@@ -20,7 +21,7 @@ def read_ids(file: str | Path) -> list[str]:
     Raises:
         DatasetError: an unreadable file, an empty line, or an id that stands twice.
     """
-    ids = [line.strip() for line in read_lines(Path(file))]
+    ids = [line.strip() for line in read_lines(place(file))]
     while ids and not ids[-1]:
         ids.pop()
     first: dict[str, int] = {}

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from onceover.base.places import place
+from onceover.base.places import Address, place
 from onceover.base.registry import Registry
+from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
@@ -117,7 +118,7 @@ def in_parts(root: Path, parts: Sequence[Part], options: ReadOptions, form: str 
                 yield row._replace(image=name, split=row.split or (part.split if several else ""))
         notes.extend(f"left alone: {part.captions}, none of whose images is there" for part, _ in absent)
 
-    return Found(base, parts[0].captions, rows, lambda _: FolderImages(base), form, notes=notes)
+    return Found(base, parts[0].captions, rows, lambda _: image_folder(base), form, notes=notes)
 
 
 def _placed(
@@ -215,7 +216,7 @@ def images_of(data: str | Path, keys: Sequence[str], options: ReadOptions = DEFA
     Captions are not needed, and not read, where the images lie in a folder.
     """
     at = place(data)
-    folder = FolderImages(options.images_root or (at if at.is_dir() else at.parent))
+    folder = image_folder(options.images_root or (at if at.is_dir() else at.parent))
     if any(folder.stat(key)[0] >= 0 for key in keys):
         return folder
     try:
@@ -260,6 +261,8 @@ def _only_folder(data: Path) -> Path | None:
 def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions) -> str:
     """What is at ``data``, and the form that it comes nearest to."""
     if not data.exists():
+        if isinstance(data, Address) and not data.lists:
+            return f"{data} is no file of a known form; web servers list no folders: name the captions file"
         return f"{data} does not exist; name the dataset's folder or file"
     for layout in layouts:
         near = layout.near(data, options) if hasattr(layout, "near") else None
