@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onceover.base.errors import OnceoverError
     from onceover.configs.schema import load_config
+    from onceover.extract.dataset.reading import ReadOptions
     from onceover.extract.store import FeatureStore
     from onceover.heads.checkpoint import load_run
     from onceover.retrieval.embeddings import read_embeddings
@@ -39,12 +40,14 @@ _HOMES = {
     "OnceoverError": "base.errors",
     "load_config": "configs.schema",
     "FeatureStore": "extract.store",
+    "ReadOptions": "extract.dataset.reading",
     "load_run": "heads.checkpoint",
     "read_embeddings": "retrieval.embeddings",
 }
 __all__ = [
     "FeatureStore",
     "OnceoverError",
+    "ReadOptions",
     "compare",
     "ensemble",
     "evaluate",

@@ -6,8 +6,23 @@ from pathlib import Path
 import pytest
 
 from onceover.extract.formats import FORMATS
+from onceover.extract.layouts import LAYOUTS
 
 ROOT = Path(__file__).resolve().parent.parent
+LAYOUTS_IN_PAGE = {  # how docs/data.md calls each layout
+    "class folders": "a folder for each class",
+    "coco": "COCO's captions",
+    "csv": "table with a header",
+    "flickr30k": "Flickr30k, bars",
+    "imagefolder": "imagefolder of the Hub",
+    "img2dataset": "img2dataset, `--output_format files`",
+    "kaggle": "Flickr8k, Kaggle's",
+    "karpathy": "Karpathy's split files",
+    "original": "Flickr8k, original",
+    "parquet": "Parquet of Hugging Face's datasets",
+    "text beside": "a text for each image",
+    "webdataset": "webdataset's tar shards",
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -43,3 +58,14 @@ def test_the_page_on_images_names_each_format_and_its_suffixes_and_tests_that_ex
     tests = (ROOT / "tests/test_pictures.py").read_text(encoding="utf-8")
     for name in re.findall(r"`(test_[a-z0-9_]+)", page.split("## How")[0].replace("tests/test_pictures.py", "")):
         assert f"def {name}" in tests
+
+
+def test_every_layout_stands_in_the_page_on_data_with_a_test_that_is_there():
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    for name in LAYOUTS.names():
+        assert LAYOUTS.load(name).NAME in LAYOUTS_IN_PAGE, f"{name} is not in docs/data.md"
+        assert LAYOUTS_IN_PAGE[LAYOUTS.load(name).NAME] in page
+    named = set(re.findall(r"`(?:tests/)?(test_\w+\.py)(?:::(test_\w+))?", page))
+    assert len(named) > len(LAYOUTS.names())
+    for file, function in named:
+        assert f"def {function}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{function}"
