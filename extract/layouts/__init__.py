@@ -276,7 +276,7 @@ def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions)
         if any(folder for folder, _ in there.counts):
             by_class = ", or, where folders are classes, --caption-template 'a photo of a {}'"
         return (
-            f"{data} holds images without captions ({there}); index them with onceover index --images {data}, "
+            f"{data} holds images without captions ({there}); index them with onceover index --run RUN --images {data}, "
             f"or write their captions into captions.csv, a line for each: image,caption{by_class}"
         )
     nearest = _nearest(layouts, there.suffixes)
