@@ -499,7 +499,8 @@ def test_folders_that_hold_nothing_but_a_folder_are_entered(laid):
             {},
             AB,
             "{0} holds images without captions (a.jpg, b.jpg); index them with "
-            "onceover index --run RUN --images {0}, or write their captions into captions.csv, a line for each: image,caption",
+            "onceover index --run RUN --images {0}, or write their captions "
+            "into captions.csv, a line for each: image,caption",
         ),
         (
             {"README.txt": "Hello, you.\n"},

@@ -277,7 +277,8 @@ def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions)
             by_class = ", or, where folders are classes, --caption-template 'a photo of a {}'"
         return (
             f"{data} holds images without captions ({there}); index them with "
-            f"onceover index --run RUN --images {data}, or write their captions into captions.csv, a line for each: image,caption{by_class}"
+            f"onceover index --run RUN --images {data}, "
+            f"or write their captions into captions.csv, a line for each: image,caption{by_class}"
         )
     nearest = _nearest(layouts, there.suffixes)
     example = " and below it ".join(nearest.EXAMPLE.splitlines())
