@@ -14,7 +14,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, open_regular
-from onceover.base.places import is_address
+from onceover.base.places import is_address, read_range
 from onceover.extract.dataset.shard_files import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
@@ -211,12 +211,8 @@ class TarImages(ImageSource):
         path = self._root / self._shards[shard]
         if size > MAX_BYTES:
             raise FileError(f"{key} has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        if is_address(path):
-            data: bytes = path.fs.cat_file(path.path, start=start, end=start + size)
-        else:
-            check_unchanged(path, self._stamps[shard])
-            with open_regular(path) as file:
-                data = _read(file, start, size)
+        check_unchanged(path, self._stamps[shard])
+        data = read_range(path, start, size)
         if len(data) < size:
             raise FileError(f"{path} ends within {key}")
         return data

@@ -349,6 +349,25 @@ def test_a_tar_at_an_address_is_read_by_few_requests(put, calls):
     assert read_range(at, members["7.jpg"], 1000) == bytes([7]) * 1000
 
 
+def test_tars_at_an_address_are_a_dataset_by_their_folder_a_name_or_a_pattern(memory):
+    contents = {}
+    for number, color in enumerate(("red", "green", "blue")):
+        contents[f"{number}.jpg"] = jpeg(color)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, content in ((f"{number}.jpg", jpeg(color)), (f"{number}.txt", f"all {color}".encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        write(f"{memory}/00{number}.tar", buffer.getvalue())
+    for name, count in (("", 3), ("{000..002}.tar", 3), ("00[01].tar", 2), ("001.tar", 1)):
+        dataset = read_dataset(f"{memory}/{name}")
+        assert len(dataset.ids) == count, name
+        for key in dataset.paths:
+            assert dataset.images.open(key) == contents[key.rpartition("/")[2]]
+        assert dataset.captions[0] == ("all green" if name == "001.tar" else "all red")
+
+
 def test_the_methods_of_an_address_are_those_of_a_path(memory):
     write(f"{memory}/a/one.csv", b"1")
     write(f"{memory}/a/b/two.CSV", b"two\n")

@@ -75,7 +75,7 @@ def shard_files(data: Path, suffix: str, options: ReadOptions) -> ShardFiles | N
         root = root.parent
     names = []
     missing = []
-    for pattern in _expanded(_name_below(root, data), data):
+    for pattern in _expanded(data.relative_to(root).as_posix(), data):
         matches = _matches(root, pattern)
         names += matches
         if not matches and not _is_glob(pattern):
@@ -104,10 +104,6 @@ def check_unchanged(path: Path, stamp: tuple[int, int]) -> None:
         raise OSError(ESTALE, f"{path} was changed or removed since it was first read")
 
 
-def _name_below(folder: Path, path: Path) -> str:
-    return "/".join(path.parts[len(folder.parts) :])
-
-
 def _is_pattern(path: Path) -> bool:
     return _is_glob(str(path)) or _BRACES.search(str(path)) is not None
 
@@ -121,7 +117,7 @@ def _matches(root: Path, pattern: str) -> list[str]:
     """The names of the files that a pattern without braces means."""
     if not _is_glob(pattern):
         return [pattern] if (root / pattern).is_file() else []
-    names = [_name_below(root, path) for path in root.glob(pattern) if path.is_file()]
+    names = [path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file()]
     return sorted(names, key=lambda name: [natural(part) for part in name.split("/")])
 
 
