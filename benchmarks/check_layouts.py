@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from onceover.extract.dataset.examples import ExampleImage
 from onceover.extract.dataset.reading import DEFAULT
-from onceover.extract.dataset.rows import ExampleImage
 from onceover.extract.layouts import LAYOUTS, read_dataset
 from onceover.extract.pictures import decode
 

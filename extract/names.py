@@ -30,3 +30,8 @@ def why_no_path(name: str) -> str | None:
 def natural(name: str) -> list[str | int]:
     """The key of a name in natural order, in which 2 comes before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def natural_path(path: str) -> list[list[str | int]]:
+    """The key of a path with ``/`` in natural order, folder by folder."""
+    return [natural(part) for part in path.split("/")]

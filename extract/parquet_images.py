@@ -12,8 +12,8 @@ from typing import Any
 
 from onceover.base.files import FileError
 from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.containers import check_unchanged, stamp_of
 from onceover.extract.dataset.parquet import block_rows, group_starts, open_parquet, telling_damage
-from onceover.extract.dataset.shard_files import check_unchanged, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_SUCH_IMAGE
 from onceover.extract.pictures import MAX_BYTES

@@ -15,7 +15,7 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, open_regular
 from onceover.base.places import is_address, read_range
-from onceover.extract.dataset.shard_files import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
+from onceover.extract.dataset.containers import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
 from onceover.extract.listing import is_excluded

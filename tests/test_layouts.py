@@ -11,8 +11,8 @@ import pytest
 
 from onceover.base.files import FileError
 from onceover.base.registry import RegistryError
+from onceover.extract.dataset.examples import ExampleImage
 from onceover.extract.dataset.reading import DEFAULT
-from onceover.extract.dataset.rows import ExampleImage
 from onceover.extract.image_source import FolderImages
 from onceover.extract.layouts import LAYOUTS, images_of, read_dataset
 from onceover.extract.pipeline import extract
@@ -203,7 +203,8 @@ def test_another_package_adds_a_layout_whose_images_lie_in_a_tar(outside, drawn,
 ALBUM = """
 import json
 
-from onceover.extract.dataset.rows import Row, write_images
+from onceover.extract.dataset.examples import write_images
+from onceover.extract.dataset.rows import Row
 from onceover.extract.layouts import beside
 
 NAME = "album"

@@ -1,10 +1,13 @@
-"""What stands in the cells of a table of captions: an image's name, a caption, or a list of captions."""
+"""The values in a table of captions: an image's name, a caption, or a list of captions."""
 
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from onceover.base.files import parse_json
+from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.columns import CAPTION_NAMES
 from onceover.extract.dataset.rows import Row
 from onceover.extract.listing import is_image
 
@@ -44,6 +47,46 @@ def captions_in(cell: str) -> list[str]:
         return [ast.literal_eval(string) for string in _A_STRING.findall(text)]
     except (ValueError, SyntaxError):  # an escape that is none
         return [cell]
+
+
+def captions_of(value: Any, where: str) -> list[str]:
+    """The captions in a value of JSON or Parquet: text, a list of texts, or of objects with a text each (``raw``).
+
+    Nothing gives one empty caption, so that it is recorded.
+
+    Args:
+        where: the place of the value, for the error.
+
+    Raises:
+        DatasetError: something other than text or numbers.
+    """
+    if isinstance(value, str):
+        return captions_in(value)
+    if not isinstance(value, list):
+        value = [value]
+    captions = []
+    for item in value:
+        if isinstance(item, dict):
+            item = next((item[name] for name in CAPTION_NAMES if name in item), item)
+        captions.append(text_of(item, where))
+    return captions or [""]
+
+
+def text_of(value: Any, where: str) -> str:
+    """A text or number as text; nothing, which pandas writes as NaN, too, as "".
+
+    Raises:
+        DatasetError: something else.
+    """
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # an id of a column that lacks some
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise DatasetError(f"{where}: {value!r:.80} is no text; name other columns: --image-column, --caption-column")
 
 
 def rows_of(image: str, captions: Sequence[str], split: str) -> Iterator[Row]:

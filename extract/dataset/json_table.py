@@ -9,8 +9,8 @@ from typing import Any
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.cells import captions_in, image_in, rows_of
-from onceover.extract.dataset.columns import CAPTION_NAMES, Columns, choose_columns, count_columns
+from onceover.extract.dataset.cells import captions_of, image_in, rows_of, text_of
+from onceover.extract.dataset.columns import Columns, choose_columns, count_columns
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import SPLIT_WORDS
@@ -143,7 +143,7 @@ def _rows_of_lines(path: Path, columns: Columns) -> Iterator[Row]:
 def _rows_by_name(path: Path) -> Iterator[Row]:
     """The rows of an object that gives each image's name its caption, or a list of them."""
     for name, value in _whole(path).items():
-        yield from rows_of(name, _captions(value, f"{path}, {name:.80}"), "")
+        yield from rows_of(name, captions_of(value, f"{path}, {name:.80}"), "")
 
 
 def _rows_of_columns(path: Path, columns: Columns) -> Iterator[Row]:
@@ -170,38 +170,7 @@ def _rows_of_object(entry: Any, columns: Columns, where: str) -> Iterator[Row]:
     """
     if not isinstance(entry, dict):
         raise DatasetError(f"{where}: {entry!r:.80} is no object with an image and a caption")
-    image = _text(entry.get(columns.image), where)
-    split = "" if columns.split is None else _text(entry.get(columns.split), where)
-    captions = [caption for name in columns.captions for caption in _captions(entry.get(name), where)]
+    image = text_of(entry.get(columns.image), where)
+    split = "" if columns.split is None else text_of(entry.get(columns.split), where)
+    captions = [caption for name in columns.captions for caption in captions_of(entry.get(name), where)]
     yield from rows_of(image, captions, split)
-
-
-def _captions(value: Any, where: str) -> list[str]:
-    """The captions in a value: text, a list of texts, or of objects with a text each, as ``{"raw": …}``."""
-    if isinstance(value, str):
-        return captions_in(value)
-    if not isinstance(value, list):
-        value = [value]
-    captions = []
-    for item in value:
-        if isinstance(item, dict):
-            item = next((item[name] for name in CAPTION_NAMES if name in item), item)
-        captions.append(_text(item, where))
-    return captions or [""]
-
-
-def _text(value: Any, where: str) -> str:
-    """A text or number as text; nothing, which pandas writes as NaN, too, as "".
-
-    Raises:
-        DatasetError: something else.
-    """
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # an id of a column that lacks some
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise DatasetError(f"{where}: {value!r:.80} is no text; name other columns: --image-column, --caption-column")

@@ -14,11 +14,11 @@ from onceover.base.extras import Extra
 from onceover.base.files import check_regular
 from onceover.base.places import is_address
 from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.cells import captions_of
 from onceover.extract.dataset.columns import Columns, choose_columns
+from onceover.extract.dataset.containers import POINTER_FAULT, is_pointer
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
-from onceover.extract.dataset.shard_files import POINTER_FAULT, is_pointer
-from onceover.extract.dataset.text import caption_texts
 
 _PYARROW = Extra("parquet", "pyarrow", "pyarrow")
 BATCH = 1024  # rows that are read at a time where no images are among the columns
@@ -144,6 +144,9 @@ def records(file: Any, path: Path, columns: Columns, others: list[str]) -> Itera
         DatasetError: a column that holds no text.
     """
     texts = [name for name in (columns.split, *others) if name is not None]
+    for name in columns.captions:
+        if load_pyarrow().types.is_primitive(type_of(file.schema_arrow, name)):  # numbers, dates
+            check_text(file, path, name)
     for name in texts:
         check_text(file, path, name)
     wanted = list(dict.fromkeys([*columns.captions, *texts]))
@@ -152,7 +155,7 @@ def records(file: Any, path: Path, columns: Columns, others: list[str]) -> Itera
         for row in range(len(batch)):
             captions: list[str] = []
             for name in columns.captions:
-                captions += caption_texts(values[name][row], f"{path}, column {name}")
+                captions += captions_of(values[name][row], f"{path}, column {name}")
             split = values[columns.split][row] if columns.split is not None else None
             yield Record(captions, split or "", {name: values[name][row] for name in others})
 

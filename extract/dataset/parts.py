@@ -7,9 +7,9 @@ from pathlib import Path
 from onceover.extract.address_images import image_folder, may_be_folder
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.caption_table import SUFFIXES, CaptionTable, open_table
+from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import FOLDERS
-from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS
+from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS, split_of
 from onceover.extract.listing import is_image, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
@@ -18,12 +18,6 @@ _USUAL = ("captions", "results", "metadata", "labels", "annotations", "train")
 TABLE_FOLDERS = ("annotations", "captions", "metadata", "labels", "text", "tables", "csv", "anns")
 _MOST = 40  # files of a kind in a folder; where there are more, they belong to the images, one to each
 _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(filter(None, SPLIT_WORDS))})(?![a-z])")
-
-
-def split_of(name: str) -> str:
-    """The split that a file's or folder's name tells of, as ``train2017`` does; "" where it tells of none."""
-    words = _SPLIT_WORD.findall(name.lower())
-    return SPLIT_WORDS[words[0]] if len(words) == 1 else ""
 
 
 def root_of(table: Path) -> Path:

@@ -6,10 +6,11 @@ from typing import Any
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.cells import captions_of
 from onceover.extract.dataset.columns import CAPTION_NAMES
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
-from onceover.extract.dataset.text import caption_lines, caption_texts
+from onceover.extract.dataset.text import caption_lines
 
 TEXT_SUFFIXES = (".txt", ".caption", ".text")  # the first that is there is taken
 MAX_SIDECAR = 2**22  # bytes of a text or a JSON beside an image
@@ -92,14 +93,14 @@ def _captions(sample: Sample, values: dict[str, Any], read: Callable[[str], byte
         texts: list[str] = []
         for key in options.caption_columns:
             if key in values:
-                texts += caption_texts(values[key], f"its JSON's {key}")
+                texts += captions_of(values[key], f"its JSON's {key}")
         return texts
     if sample.text:
         # an empty text is one empty caption, so that it is recorded
         return caption_lines(_decoded(read(sample.text))) or [""]
     for key in CAPTION_NAMES:
         if values.get(key) is not None:
-            return caption_texts(values[key], f"its JSON's {key}")
+            return captions_of(values[key], f"its JSON's {key}")
     return []
 
 

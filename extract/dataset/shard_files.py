@@ -5,7 +5,6 @@ Patterns are those of webdataset's users, ``shards/{000000..000012}.tar`` with b
 
 import re
 from collections.abc import Iterator
-from errno import ESTALE
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,20 +12,11 @@ from onceover.base.places import is_address
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.listing import list_files
-from onceover.extract.names import natural
+from onceover.extract.names import natural_path
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_NAMES = 1_000_000  # that a pattern stands for
-
-
-_POINTER = b"version https://git-lfs"  # what Git has in the place of a large file
-POINTER_FAULT = "it is Git's pointer to a large file, not the file: run git lfs pull"
-
-
-def is_pointer(content: bytes) -> bool:
-    """Whether a file's first bytes are those of a pointer of Git LFS."""
-    return content.startswith(_POINTER)
 
 
 class ShardFiles(NamedTuple):
@@ -54,7 +44,7 @@ def files_below(folder: Path, options: ReadOptions, suffix: str = "") -> list[st
     """
     names = list_files(folder, options.exclude).names
     chosen = [name for name in names if name.lower().endswith(suffix)]
-    return sorted(chosen, key=lambda name: [natural(part) for part in name.split("/")])
+    return sorted(chosen, key=natural_path)
 
 
 def shard_files(data: Path, suffix: str, options: ReadOptions) -> ShardFiles | None:
@@ -85,25 +75,6 @@ def shard_files(data: Path, suffix: str, options: ReadOptions) -> ShardFiles | N
     return ShardFiles(root, list(dict.fromkeys(names)), missing)
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
-    """A file's size and modification time in ns, by which a change is seen; (-1, -1) where it is not there."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return -1, -1
-    return status.st_size, int(getattr(status, "st_mtime_ns", 0) or status.st_mtime * 1e9)
-
-
-def check_unchanged(path: Path, stamp: tuple[int, int]) -> None:
-    """Refuses a file of this machine that was changed since ``stamp_of`` gave ``stamp``; an address is not asked again.
-
-    Raises:
-        OSError: it was changed or removed.
-    """
-    if not is_address(path) and stamp_of(path) != stamp:
-        raise OSError(ESTALE, f"{path} was changed or removed since it was first read")
-
-
 def _is_pattern(path: Path) -> bool:
     return _is_glob(str(path)) or _BRACES.search(str(path)) is not None
 
@@ -118,7 +89,7 @@ def _matches(root: Path, pattern: str) -> list[str]:
     if not _is_glob(pattern):
         return [pattern] if (root / pattern).is_file() else []
     names = [path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file()]
-    return sorted(names, key=lambda name: [natural(part) for part in name.split("/")])
+    return sorted(names, key=natural_path)
 
 
 def _expanded(pattern: str, data: Path) -> Iterator[str]:

@@ -23,8 +23,6 @@ SPLIT_WORDS = {split: split for split in SPLITS} | {
     "validation": "dev",
     "restval": "train",  # COCO's validation images that neither validate nor test
 }
-_NAMED_SPLITS = {"train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev"}
-_NAMED_SPLITS |= {"test": "test", "testing": "test"}
 _SPLIT_LIST = "Flickr_8k.{}Images.txt"
 
 
@@ -48,7 +46,14 @@ def column_splits(names: Sequence[str], words: Sequence[str], source: Path) -> d
 
 def is_split_word(name: str) -> bool:
     """Whether a folder's name is that of a split, and tells nothing else."""
-    return name.lower() in _NAMED_SPLITS
+    return bool(SPLIT_WORDS.get(name.lower()))
+
+
+def split_of(name: str) -> str:
+    """The split that the name of a file or folder tells, as ``train2017`` does; "" where it tells none, or several."""
+    words = re.findall(r"[a-z]+", name.lower())
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return splits.pop() if len(splits) == 1 else ""
 
 
 def named_splits(names: Sequence[str]) -> list[str]:
@@ -57,11 +62,7 @@ def named_splits(names: Sequence[str]) -> list[str]:
     Each is "" unless every name tells just one. Where all are train there is nothing to choose and report on, so that
     they are "" too, and a seeded split is made.
     """
-    splits = []
-    for name in names:
-        words = re.findall(r"[a-z]+", name.lower())
-        told = {_NAMED_SPLITS[word] for word in words if word in _NAMED_SPLITS}
-        splits.append(told.pop() if len(told) == 1 else "")
+    splits = list(map(split_of, names))
     if "" in splits or set(splits) == {"train"}:
         return [""] * len(names)
     return splits

@@ -2,7 +2,6 @@
 
 import codecs
 from pathlib import Path
-from typing import Any
 
 from onceover.base.files import MAX_TEXT, FileError, open_regular, read_bytes
 from onceover.base.places import is_address
@@ -10,7 +9,6 @@ from onceover.extract.dataset import DatasetError
 from onceover.extract.names import is_text
 
 MAX_CAPTION = 100_000  # characters; encoders read a few hundred
-_TEXT_KEYS = ("raw", "caption", "text", "sentence")  # of a caption that is an object
 _HEAD = 2**16  # bytes of a file's beginning
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text" begins with one
 
@@ -84,33 +82,3 @@ def caption_lines(text: str) -> list[str]:
     """The captions in a text, one a line, without empty lines."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line.strip() for line in lines if line.strip()]
-
-
-def caption_texts(value: Any, place: str) -> list[str]:
-    """The captions in a value of a table or of JSON: a text, or a list of texts or of objects with a text (``raw``).
-
-    Nothing gives one empty caption, which is recorded as such.
-
-    Args:
-        place: where it stands, for the error.
-
-    Raises:
-        DatasetError: something else.
-    """
-    if value is None or value == []:
-        return [""]
-    parts = value if isinstance(value, list) else [value]
-    return [_caption_text(part, place) for part in parts]
-
-
-def _caption_text(value: Any, place: str) -> str:
-    """The text of one caption."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        for key in _TEXT_KEYS:
-            if isinstance(value.get(key), str):
-                return str(value[key])
-    raise DatasetError(f"{place} holds {value!r:.60}; a caption is a text, or a list of texts")

@@ -14,9 +14,11 @@ from onceover.base.places import Address, place
 from onceover.base.registry import Registry
 from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
+from onceover.extract.dataset.examples import ExampleImage
+from onceover.extract.dataset.image_folders import folder_images
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
-from onceover.extract.dataset.rows import ExampleImage, Row, assemble, folder_images, image_name, without_excluded
+from onceover.extract.dataset.rows import Row, assemble, image_name, without_excluded
 from onceover.extract.dataset.splits import with_splits
 from onceover.extract.image_source import FolderImages, ImageSource
 from onceover.extract.listing import subfolders

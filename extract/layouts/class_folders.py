@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.examples import ExampleImage, by_split, write_images
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, by_split, write_images
+from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.shard_files import files_below
 from onceover.extract.dataset.splits import is_split_word, named_splits
 from onceover.extract.layouts import Found, beside

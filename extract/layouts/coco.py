@@ -9,9 +9,11 @@ from typing import Any
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.parts import chosen, folders_from, root_of, split_folders, split_of
+from onceover.extract.dataset.examples import ExampleImage, by_split, write_images
+from onceover.extract.dataset.parts import chosen, folders_from, root_of, split_folders
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, by_split, write_images
+from onceover.extract.dataset.rows import Row
+from onceover.extract.dataset.splits import split_of
 from onceover.extract.dataset.text import read_head, read_text
 from onceover.extract.layouts import Found, Part, beside, in_parts
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.caption_table import SUFFIXES as TABLES
 from onceover.extract.dataset.caption_table import CaptionTable, open_table
+from onceover.extract.dataset.examples import ExampleImage, write_csv_example, write_images
+from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.parts import (
     TABLE_FOLDERS,
     chosen,
@@ -13,12 +15,10 @@ from onceover.extract.dataset.parts import (
     folders_from,
     root_of,
     split_folders,
-    split_of,
     tables_in,
 )
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import FOLDERS, ExampleImage, write_csv_example, write_images
-from onceover.extract.dataset.splits import SPLITS
+from onceover.extract.dataset.splits import SPLITS, split_of
 from onceover.extract.layouts import Found, Part, beside, in_parts
 from onceover.extract.listing import subfolders
 

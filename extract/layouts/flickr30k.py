@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onceover.extract.dataset.caption_table import open_table
+from onceover.extract.dataset.examples import ExampleImage, write_images
+from onceover.extract.dataset.parts import folders_from
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, write_images
 from onceover.extract.dataset.text import read_head
 from onceover.extract.layouts import Found, beside
 from onceover.extract.listing import subfolders
@@ -23,7 +24,6 @@ FILES = {
     "results_20130124.token": re.compile(r"\S+\.jpg#\d\t"),
     "flickr_annotations_30k.csv": re.compile(r"(?=.*\braw\b)(?=.*\bfilename\b)"),
 }
-FOLDERS = ("flickr30k-images", "flickr30k_images", "Images", "images", ".")
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
@@ -54,14 +54,13 @@ def _is_published(file: Path) -> bool:
 def _found(captions: Path, root: Path, options: ReadOptions) -> Found:
     """The dataset of a file: its images lie beside it, or beside the folder that it is in."""
     table = open_table(captions, options)
-    inside = captions.parent.relative_to(root).as_posix()
-    folders = [f"{inside}/{folder}".removeprefix("./").removesuffix("/.") for folder in FOLDERS]
-    return beside(captions, root, table.rows, [*folders, *FOLDERS], options, table.form, lists_all_images=True)
+    folders = folders_from(root, captions)
+    return beside(captions, root, table.rows, folders, options, table.form, lists_all_images=True)
 
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``results.csv`` beside ``flickr30k-images``."""
-    write_images(folder / FOLDERS[0], images)
+    write_images(folder / "flickr30k-images", images)
     lines = ["image_name| comment_number| comment"]
     for image in images:
         lines += [f"{image.name}| {number}| {caption}" for number, caption in enumerate(image.captions)]

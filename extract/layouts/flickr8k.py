@@ -5,8 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.examples import ExampleImage, write_images
+from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, write_images
+from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.text import read_lines
 from onceover.extract.layouts import Found, beside
 
@@ -16,7 +18,6 @@ LOOKED_FOR = "Flickr8k.token.txt (with Flicker8k_Dataset/)"
 EXAMPLE = "a.jpg#0<tab>A dog runs over a meadow ."
 HOLDS = ("captions",)
 SUFFIXES = (".token.txt",)
-FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Images")
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
@@ -51,7 +52,7 @@ def _rows(captions: Path) -> Iterator[Row]:
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``Flickr8k.token.txt`` beside ``Flicker8k_Dataset``."""
-    write_images(folder / FOLDERS[0], images)
+    write_images(folder / "Flicker8k_Dataset", images)
     lines = []
     for image in images:
         lines += [f"{image.name}#{number}\t{caption}" for number, caption in enumerate(image.captions)]

@@ -6,9 +6,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from onceover.extract.dataset.parts import split_of, tables_in
+from onceover.extract.dataset.examples import ExampleImage, by_split, write_images
+from onceover.extract.dataset.parts import tables_in
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, by_split, image_name, write_images
+from onceover.extract.dataset.rows import Row, image_name
+from onceover.extract.dataset.splits import split_of
 from onceover.extract.layouts import Found
 from onceover.extract.layouts.csv_table import found_splits, found_tables
 

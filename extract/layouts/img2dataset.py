@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onceover.extract.dataset.downloads import missing_rows, unread
+from onceover.extract.dataset.examples import ExampleImage, write_images
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, write_images
+from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.sidecars import Sidecars
 from onceover.extract.layouts import Found, beside
 

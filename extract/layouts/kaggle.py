@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onceover.extract.dataset.caption_table import open_table
+from onceover.extract.dataset.examples import ExampleImage, write_csv_example, write_images
+from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, write_csv_example, write_images
 from onceover.extract.layouts import Found, beside
 
 NAME = "kaggle"
@@ -14,7 +15,6 @@ LOOKED_FOR = "captions.txt (with Images/)"
 EXAMPLE = "image,caption\na.jpg,A dog runs over a meadow ."
 HOLDS = ("captions",)
 SUFFIXES = (".txt",)
-FOLDERS = ("Images", "images", ".")
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
@@ -32,6 +32,6 @@ def find(data: Path, options: ReadOptions) -> Found | None:
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``captions.txt`` beside ``Images``."""
-    write_images(folder / FOLDERS[0], images)
+    write_images(folder / "Images", images)
     write_csv_example(folder / "captions.txt", images)
     return folder

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.examples import ExampleImage, write_images
+from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, write_images
+from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.text import read_head, read_text
 from onceover.extract.layouts import Found, beside
 
@@ -20,15 +22,6 @@ LOOKED_FOR = ", ".join(FILES)
 EXAMPLE = '{"images": [{"filename": "a.jpg", "split": "train",\n"sentences": [{"raw": "A dog runs ."}]}]}'
 HOLDS = ("captions", "splits")
 SUFFIXES = (".json",)
-FOLDERS = (
-    ".",
-    "Flicker8k_Dataset",
-    "Flickr8k_Dataset/Flicker8k_Dataset",
-    "Images",
-    "images",
-    "flickr30k-images",
-    "flickr30k_images",
-)
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
@@ -84,7 +77,7 @@ def _rows(captions: Path) -> Iterator[Row]:
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
     """``dataset_flickr8k.json`` beside its images."""
-    write_images(folder / FOLDERS[0], images)
+    write_images(folder, images)
     entries = []
     for image in images:
         sentences = [{"raw": caption} for caption in image.captions]

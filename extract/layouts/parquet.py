@@ -11,6 +11,8 @@ from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.columns import IMAGE_NAMES, Columns
 from onceover.extract.dataset.downloads import SUCCESS
+from onceover.extract.dataset.examples import ExampleImage, by_split
+from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.parquet import (
     columns_of,
     is_bytes_type,
@@ -23,7 +25,7 @@ from onceover.extract.dataset.parquet import (
     records,
 )
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, by_split, image_name
+from onceover.extract.dataset.rows import Row, image_name
 from onceover.extract.dataset.samples import why_not_downloaded
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
@@ -36,7 +38,6 @@ LOOKED_FOR = "a .parquet with the columns image (bytes, or names) and caption"
 EXAMPLE = "train.parquet\ndatasets.load_dataset(NAME)['train'].to_parquet('train.parquet')"
 HOLDS = ("captions", "splits")
 SUFFIXES = (".parquet", ".arrow")
-FOLDERS = (".", "Images", "images")
 _BYTES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img", "bytes", *IMAGE_NAMES)  # usual names, in order
 _TABLES = {".csv", ".tsv", ".json", ".jsonl", ".txt"}
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.examples import ExampleImage, by_split, write_images
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, by_split, write_images
 from onceover.extract.dataset.sidecars import Sidecars
 from onceover.extract.layouts import Found, beside
 

@@ -14,8 +14,9 @@ from onceover.base.files import FileError
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.downloads import missing_rows, unread
+from onceover.extract.dataset.examples import ExampleImage, by_split
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.dataset.rows import ExampleImage, Row, by_split, image_name
+from onceover.extract.dataset.rows import Row, image_name
 from onceover.extract.dataset.samples import MAX_SIDECAR, TEXT_SUFFIXES, Sample, sample_rows
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits

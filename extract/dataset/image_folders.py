@@ -1,0 +1,91 @@
+"""The folder that holds the images of a table: looked for where datasets usually have it, then below the root."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onceover.extract.address_images import image_folder, may_be_folder
+from onceover.extract.dataset import DatasetError
+from onceover.extract.dataset.rows import Row, image_name
+from onceover.extract.image_source import FolderImages
+from onceover.extract.listing import subfolders
+from onceover.extract.names import shown
+
+#: where the images of a table are looked for
+FOLDERS = (
+    *(".", "Images", "images", "image", "imgs", "img", "photos", "pictures", "JPEGImages"),
+    *("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "flickr30k-images", "flickr30k_images"),
+)
+_FIRST = 100  # names by which a folder is known in which nobody said that they are
+_MOST_FOLDERS = 200  # that are looked through
+
+
+def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequence[str]) -> FolderImages:
+    """The images that rows name, in the first of several folders that has one of them.
+
+    A folder with a file of the very name comes before one with a near name; then come paths that begin with a folder of
+    another machine or program, and last the one folder below ``root`` that has the first images.
+
+    Args:
+        captions: their file, for the error. folders: relative to ``root``.
+
+    Raises:
+        DatasetError: no folder has any of them.
+    """
+    start = image_folder(root)
+    names = list(filter(None, dict.fromkeys(start.local(image_name(row)) for row in rows)))
+    if not names:
+        raise DatasetError(f"{captions} names no image; say which column does with --image-column")
+    candidates = [image_folder(root, folder) for folder in dict.fromkeys(folders) if may_be_folder(root / folder)]
+    for images in candidates:
+        if images.has_any(names):
+            return images
+    for images in candidates:
+        if images.has_near(names):
+            return images
+    moved = _of_another_root(names, root, folders)
+    if moved is not None:
+        return moved
+    first = names[:_FIRST]
+    below = [images for images in _folders_below(root) if images.has_any(first) or images.has_near(first)]
+    if len(below) == 1:
+        return below[0]
+    if below:
+        places = " and ".join(str(root / images.folder) for images in below[:2])
+        raise DatasetError(f"images that {captions} names are in {places}; say which to take with --images-root")
+    if names[0].startswith(("http:/", "https:/")):
+        raise DatasetError(
+            f"{captions} names images by their addresses ({shown(names[0])}); download them first, for example with "
+            "img2dataset, and name the folder that they are in then"
+        )
+    places = ", ".join(str(root / images.folder) for images in candidates) or str(root)
+    raise DatasetError(
+        f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {places}; "
+        "name their folder with --images-root"
+    )
+
+
+def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -> FolderImages | None:
+    """The images of names that all begin with a folder that is not here, where what follows it is here."""
+    names = [name for name in names if "/" in name]
+    if not names:
+        return None
+    parts = [name.split("/") for name in names]
+    most = min(len(part) for part in parts) - 1
+    shared = next((at for at in range(most) if len({part[at] for part in parts}) > 1), most)
+    for dropped in range(1, shared + 1):
+        prefix = "/".join(parts[0][:dropped]) + "/"
+        first = [name[len(prefix) :] for name in names[:_FIRST]]
+        for folder in dict.fromkeys(folders):
+            images = image_folder(root, folder, prefix)
+            if images.has_any(first) or images.has_near(first):
+                return images
+    return None
+
+
+def _folders_below(root: Path) -> list[FolderImages]:
+    """The folders in ``root`` and in those, in their order, as places of images."""
+    folders: list[str] = []
+    for first in subfolders(root)[:_MOST_FOLDERS]:
+        folders.append(first.name)
+        folders += [f"{first.name}/{second.name}" for second in subfolders(first)[:_MOST_FOLDERS]]
+    return [image_folder(root, folder) for folder in folders]
