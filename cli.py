@@ -33,9 +33,9 @@ if not __package__:  # run as `python cli.py` in a checkout: this folder becomes
     _spec.loader.exec_module(sys.modules["onceover"])
 
 from onceover import __version__
+from onceover.base.addresses import is_address, path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
-from onceover.base.places import is_address, place
 from onceover.base.progress import LOGGER, say, timed, warn
 from onceover.base.threads import bound_threads
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
@@ -88,18 +88,18 @@ def _why_not_utf8(text: str) -> str:
     return "is not understood here: Python does not read names as UTF-8; set the environment variable PYTHONUTF8=1"
 
 
-class PlaceName(PathName):
+class PathOrAddress(PathName):
     """A path, or an address such as ``s3://bucket/data``."""
 
     def convert(self, value, param, ctx):
         """``value`` as a path, or as an address, which has a path's methods."""
         if isinstance(value, str) and is_address(value):
-            return place(value)
+            return path_of(value)
         return super().convert(value, param, ctx)
 
 
 FILE = PathName(path_type=Path)
-PLACE = PlaceName(path_type=Path)
+LOCATION = PathOrAddress(path_type=Path)
 DIRECTORY = PathName(file_okay=False, path_type=Path)
 
 
@@ -313,7 +313,7 @@ _READING = (
     click.option("--image-column", metavar="NAME", help="Column of the table that names the images."),
     click.option("--caption-column", metavar="NAME", multiple=True, help="Column that holds captions. Repeatable."),
     click.option("--split-column", metavar="NAME", help="Column that holds the split."),
-    click.option("--images-root", type=PLACE, metavar="DIR", help="Folder that the images' names start from."),
+    click.option("--images-root", type=LOCATION, metavar="DIR", help="Folder that the images' names start from."),
     click.option(
         "--caption-template",
         metavar="TEXT",
@@ -324,7 +324,7 @@ _READING = (
 
 
 def reading_options(command, options=_READING):
-    """The options that say how to read a dataset; ``command`` gets them as the one argument ``reading``."""
+    """Adds the options that say how to read a dataset; ``command`` gets them as one argument, ``reading``."""
 
     @functools.wraps(command)
     def with_reading(
@@ -342,7 +342,7 @@ def reading_options(command, options=_READING):
 
 
 def column_options(command):
-    """Those of them that name a table's columns, of which alone a table without images has need."""
+    """The options that name a table's columns, for a table without images, as the argument ``reading``."""
     return reading_options(command, _READING[:3])
 
 
@@ -397,7 +397,7 @@ def _forgiving_streams() -> None:
 @click.option(
     "--data",
     required=True,
-    type=PLACE,
+    type=LOCATION,
     metavar="DATA",
     help="Dataset: its folder or file, a pattern of shards, or an address (docs/data.md lists the forms).",
 )
@@ -516,7 +516,7 @@ def extract(
 @click.option("--text-features", type=FILE, metavar="FILE_OR_DIR", help="Text features, one row per caption.")
 @click.option(
     "--captions",
-    type=PLACE,
+    type=LOCATION,
     metavar="TABLE",
     help="Caption table: .csv, .tsv, .jsonl, … as extract reads them, or a .parquet file or folder; "
     "with --captions-per-image a text file.",
@@ -536,7 +536,7 @@ def extract(
 )
 @click.option("--name", metavar="TEXT", help="Name of unknown encoders. [default: that of the image features]")
 @click.option(
-    "--data", type=PLACE, metavar="DIR", help="Folder of the images, if available. [default: the captions']"
+    "--data", type=LOCATION, metavar="DIR", help="Folder of the images, if available. [default: the captions']"
 )
 @click.option(
     "--image-encoder", metavar="SPEC", help="Encoder that made the image features; checked on images in --data."
@@ -712,7 +712,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
 
 @cli.command()
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Fitted run to start from.")
-@click.option("--data", required=True, type=PLACE, metavar="DATA", help="Dataset that the store was made of.")
+@click.option("--data", required=True, type=LOCATION, metavar="DATA", help="Dataset that the store was made of.")
 @click.option("--store", "store_file", required=True, type=FILE, help="Feature store that the run was fitted on.")
 @click.option("--out", required=True, type=DIRECTORY, help="Folder to write.")
 @click.option(
@@ -870,17 +870,19 @@ def evaluate(run_dir, store_file, errors, json_to, **options):
 
 
 def _after_evaluation(run_dir: Path | None, store_file: Path | None) -> str:
-    """The next command: a search where the run has an encoder for queries."""
+    """The next command to suggest: a search, where the run has an encoder for queries."""
     if run_dir is None:
         return command("fit", "--store", store_file, "--run", "runs/first")
     return _search_command(run_dir, "--run", run_dir) or command("plot", "--run", run_dir, "--out", "figures")
 
 
 def _search_command(run_dir: Path, *where, captions_alone: bool = False) -> str | None:
-    """A search by text, or by image where a run can embed images alone; None where all its features were imported.
+    """A search command to suggest: by text, or by image where the run can only embed images.
+
+    None where all its features were imported, so that no query can be embedded.
 
     Args:
-        captions_alone: there are captions to be found, and no images.
+        captions_alone: only captions can be found, so that the query is an image.
     """
     from onceover.extract.encoders import is_imported
     from onceover.heads.provenance import read_provenance
@@ -977,7 +979,7 @@ def ensemble(runs, run_dir, store_file):
 @click.option("--run", "run_dir", type=DIRECTORY, help="Run whose encoders and heads to use. [required to build]")
 @click.option("--index", "index_dir", type=DIRECTORY, help="Index folder to write. [default: index in the run folder]")
 @click.option(
-    "--images", type=PLACE, metavar="DIR", help="Index the images in this folder or address and its subfolders."
+    "--images", type=LOCATION, metavar="DIR", help="Index the images in this folder or address and its subfolders."
 )
 @click.option(
     "--exclude",
@@ -986,7 +988,7 @@ def ensemble(runs, run_dir, store_file):
     help="Leave out images and folders of --images that match, such as '*.gif', raw, or '2019/**/small'; those indexed "
     "before are removed. Repeatable; give it each time.",
 )
-@click.option("--captions", type=PLACE, metavar="FILE", help="Index the captions in this file, one per line.")
+@click.option("--captions", type=LOCATION, metavar="FILE", help="Index the captions in this file, one per line.")
 @click.option("--split", help="Index only this split of the run's own images and captions. [default: everything]")
 @click.option(
     "--type",
@@ -1257,7 +1259,9 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
 
 @cli.command()
 @click.argument("path", type=FILE, metavar="[FILE_OR_DIR]", required=False)
-@click.option("--data", type=PLACE, metavar="DATA", help="Dataset to preview: what would be taken, without encoding.")
+@click.option(
+    "--data", type=LOCATION, metavar="DATA", help="Dataset to preview: what would be taken, without encoding."
+)
 @reading_options
 def info(path, data, reading):
     """Describe a feature store, run, sweep, index or unfinished extraction, or preview a dataset.
@@ -1286,7 +1290,7 @@ def info(path, data, reading):
 @encoder_options[0]
 @encoder_options[1]
 @click.option(
-    "--data", type=PLACE, metavar="DATA", help="New location of the dataset, if it has moved. (With --sample.)"
+    "--data", type=LOCATION, metavar="DATA", help="New location of the dataset, if it has moved. (With --sample.)"
 )
 @device_option
 def verify(store_file, sample, device, **places):

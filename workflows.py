@@ -16,10 +16,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onceover.base.addresses import path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
-from onceover.base.places import place
 from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
@@ -569,7 +569,7 @@ def index(
     embeddings = read_embeddings(folder / EMBEDDINGS)
     check_space(folder, provenance, embeddings.space)
     origin = str(folder.resolve())
-    source = str(place(images or captions or folder).resolve())
+    source = str(path_of(images or captions or folder).resolve())
     if split:
         source += f", split {split}"
     for kind, foreign in (("image", images), ("text", captions)):
@@ -721,7 +721,7 @@ def search_many(
         from onceover.analysis.hits import plot_hits
 
         check_figure(figure)
-    if other is not None and mode == "text2image" and not place(other).is_file():
+    if other is not None and mode == "text2image" and not path_of(other).is_file():
         raise ConfigError(f"--with takes an image's path beside a sentence; {other!r} is no file")
     batches = checked_batches(queries, mode, other)
     first = next(batches, None)  # a wrong query is refused before an encoder is loaded

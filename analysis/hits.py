@@ -12,7 +12,7 @@ from PIL import Image
 
 from onceover.analysis.drawing import STYLE, save_figure
 from onceover.analysis.sources import PlotError
-from onceover.base.places import place
+from onceover.base.addresses import path_of
 from onceover.extract.pictures import read_picture
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw_hits(hits: "list[Hit]", query: "Query", kind: str) -> Figure:
     if query.text:
         parts.append(f"“{query.text}”")
     if query.image:
-        parts.append(place(query.image).name)
+        parts.append(path_of(query.image).name)
     figure.suptitle("\n".join(textwrap.wrap(" + ".join(parts), 30 * columns)))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -100,7 +100,7 @@ def _draw_query(axes: Axes, query: "Query") -> None:
         image = read_picture(query.image)
         image.thumbnail((QUERY_SIZE, QUERY_SIZE))
         axes.imshow(image)
-        title.append(place(query.image).name)
+        title.append(path_of(query.image).name)
     if query.text:
         title += textwrap.wrap(f"“{query.text}”", 36)
     axes.set_title("\n".join(title))

@@ -59,7 +59,7 @@ _shared: dict[tuple[int, str], Any] = {}  # drivers that threads may share, by p
 _answered: set[tuple[int, str]] = set()
 
 
-class PlaceError(OnceoverError):
+class AddressError(OnceoverError):
     """An address that cannot be opened: of an unknown kind, without its driver, or not to be reached."""
 
 
@@ -89,7 +89,7 @@ def check_driver(text: str) -> None:
     """Refuses an address that has no driver here.
 
     Raises:
-        PlaceError: of an unknown kind, or the driver's package is not installed, which is named.
+        AddressError: of an unknown kind, or the driver's package is not installed, which is named.
     """
     import fsspec
 
@@ -99,17 +99,17 @@ def check_driver(text: str) -> None:
     except ImportError as error:
         package = PACKAGES.get(kind)
         mend = f"pip install {package}" if package else first_line(error)
-        raise PlaceError(f"{text}: the package that reads {kind}:// is missing: {mend}") from error
+        raise AddressError(f"{text}: the package that reads {kind}:// is missing: {mend}") from error
     except ValueError as error:
         kinds = ", ".join(f"{known}://" for known in _EXAMPLES)
-        raise PlaceError(f"{text}: no kind of address is called {kind}://; some are {kinds}") from error
+        raise AddressError(f"{text}: no kind of address is called {kind}://; some are {kinds}") from error
 
 
 def driver_of(text: str) -> Any:
     """The file system of fsspec that an address is read with, of this process.
 
     Raises:
-        PlaceError: there is none here. Whatever it raises when it is made.
+        AddressError: there is none here. Whatever it raises when it is made.
     """
     key = (os.getpid(), host_of(text))
     driver = _shared.get(key)
@@ -137,7 +137,7 @@ def ask(text: str, work: Callable[[Any], Result]) -> Result:
     The first answer of a host is waited for ``WAIT`` seconds; later ones as long as the driver does.
 
     Raises:
-        PlaceError: without an answer, or without credentials. FileNotFoundError, PermissionError, OSError: others.
+        AddressError: without an answer, or without credentials. FileNotFoundError, PermissionError, OSError: others.
     """
     key = (os.getpid(), host_of(text))
     if key in _answered:
@@ -181,7 +181,7 @@ def read_part(text: str, start: int, size: int) -> bytes:
     """At most ``size`` bytes of a file from ``start`` on; none where the file ends before.
 
     Raises:
-        PlaceError: not to be reached. OSError: not there, not to be read, or the server gives no parts of files.
+        AddressError: not to be reached. OSError: not there, not to be read, or the server gives no parts of files.
     """
     if size <= 0:
         return b""
@@ -233,15 +233,15 @@ def _explained(text: str, error: Exception) -> Exception:
     reasons = [reason for reason in map(first_line, causes) if reason not in text and text not in reason]
     reason = reasons[0] if reasons else first_line(error)
     if names & _NO_CREDENTIALS:
-        return PlaceError(f"{text}: {reason}; {_CREDENTIALS.get(package, _ANY_CREDENTIALS)}")
+        return AddressError(f"{text}: {reason}; {_CREDENTIALS.get(package, _ANY_CREDENTIALS)}")
     if "NoSuchBucket" in codes:
-        return PlaceError(f"{text}: there is no bucket of that name; {_NETWORK.get(package, _ANY_NETWORK)}")
+        return AddressError(f"{text}: there is no bucket of that name; {_NETWORK.get(package, _ANY_NETWORK)}")
     if isinstance(error, PermissionError) or codes & _REFUSED:
         mend = _CREDENTIALS.get(package, _ANY_CREDENTIALS)
         return PermissionError(errno.EACCES, f"access is refused ({reason}); {mend}", text)
     for cause in causes:
         if isinstance(cause, ConnectionError | socket.gaierror | TimeoutError) or names & _UNREACHABLE:
-            return PlaceError(f"{text} cannot be reached ({reason}); {_NETWORK.get(package, _ANY_NETWORK)}")
+            return AddressError(f"{text} cannot be reached ({reason}); {_NETWORK.get(package, _ANY_NETWORK)}")
     if isinstance(error, FileNotFoundError) and not any(isinstance(code, int) and code >= 500 for code in codes):
         return FileNotFoundError(errno.ENOENT, "no such file", text)
     if isinstance(error, OSError) and error.strerror and error.errno:

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from onceover.base.addresses import is_address, path_of, read_range
 from onceover.base.errors import OnceoverError
-from onceover.base.places import is_address, place, read_range
 
 #: what ``fsync`` answers where a file system cannot flush (CIFS, some shared folders of virtual machines)
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -59,7 +59,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 
     Raises:
         FileError: no regular file, or a larger one. OSError: not there, or not to be read.
-        PlaceError: an address that cannot be reached.
+        AddressError: an address that cannot be reached.
     """
     if is_address(path):
         content = read_range(path, 0, most + 1)
@@ -80,7 +80,7 @@ def check_regular(path: str | Path) -> None:
         FileError: a folder, a FIFO, a device or a socket.
     """
     try:
-        mode = place(path).stat().st_mode
+        mode = path_of(path).stat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):

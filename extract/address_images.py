@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from onceover.base.places import Address, Entry
+from onceover.base.addresses import Address
+from onceover.base.entries import Entry
 from onceover.base.progress import tracked
 from onceover.base.threads import ahead
 from onceover.extract.image_source import ABSENT, FolderImages
@@ -66,7 +67,7 @@ class AddressImages(FolderImages):
         """Size in bytes and modification time in ns; (-1, -1) where no such file can be looked at.
 
         Raises:
-            PlaceError: the address cannot be reached.
+            AddressError: the address cannot be reached.
         """
         entry = self._entry(key)
         if entry is not None and entry.size is None:  # listed by a server that does not tell
@@ -79,7 +80,7 @@ class AddressImages(FolderImages):
         """The key of each name, and why a name is left out, or None, as ``FolderImages`` has it.
 
         Raises:
-            PlaceError: the address cannot be reached.
+            AddressError: the address cannot be reached.
         """
         names = list(names)
         self._prepare(names)
@@ -112,7 +113,7 @@ class AddressImages(FolderImages):
         """All files in the folder and below it.
 
         Raises:
-            ImageSourceError: it cannot be listed. PlaceError: the address cannot be reached.
+            ImageSourceError: it cannot be listed. AddressError: the address cannot be reached.
         """
         start = self._key("")
         files = files_at(self._address / start)

@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from onceover.base.addresses import Address
+from onceover.base.entries import Entry
 from onceover.base.errors import OnceoverError
-from onceover.base.places import Address, Entry
 from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.ledger import Failure
 from onceover.extract.names import shown
@@ -55,7 +56,7 @@ def list_files(folder: Path, exclude: Sequence[str] = ()) -> Listing:
         exclude: patterns, as ``is_excluded`` takes them.
 
     Raises:
-        ImageSourceError: the folder itself cannot be read. PlaceError: an address that cannot be reached.
+        ImageSourceError: the folder itself cannot be read. AddressError: an address that cannot be reached.
     """
     if isinstance(folder, Address):
         return visible_files(files_at(folder), exclude)
@@ -66,7 +67,7 @@ def files_at(address: Address) -> dict[str, Entry]:
     """All files below an address, hidden ones too, by their paths from it.
 
     Raises:
-        ImageSourceError: it cannot be listed. PlaceError: it cannot be reached.
+        ImageSourceError: it cannot be listed. AddressError: it cannot be reached.
     """
     try:
         return address.files()

@@ -21,7 +21,7 @@ def preview(data: str | Path, reading: ReadOptions = DEFAULT) -> str:
     """Describes the dataset that ``data`` names, as ``extract`` would take it; no image is opened.
 
     Raises:
-        DatasetError: nothing readable there. PlaceError: an address that cannot be opened.
+        DatasetError: nothing readable there. AddressError: an address that cannot be opened.
     """
     return describe_dataset(read_dataset(data, options=reading))
 

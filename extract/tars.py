@@ -12,9 +12,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from onceover.base.addresses import is_address, read_range
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError, open_regular
-from onceover.base.places import is_address, read_range
 from onceover.extract.dataset.containers import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure

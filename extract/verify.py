@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onceover.base.addresses import path_of
 from onceover.base.files import digest
 from onceover.base.hdf5 import StoredRows
-from onceover.base.places import place
 from onceover.base.progress import say, tracked
 from onceover.extract.comparison import neighbour_overlap, relative_error
 from onceover.extract.encoding.image import ImageEncoder
@@ -56,7 +56,7 @@ def verify_sample(
     kinds = [kind for kind in KINDS if store.recipes[kind]]
     if not kinds:
         raise StoreError(f"{store.path} holds no features that could be encoded again")
-    root = place(data or store.provenance["data"])
+    root = path_of(data or store.provenance["data"])
     if "image" in kinds and not root.exists():
         raise StoreError(f"the images are not at {root}; name their folder with --data")
     places = {"image": image_encoder, "text": text_encoder}

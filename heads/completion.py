@@ -4,9 +4,9 @@ import os
 from functools import partial
 from pathlib import Path
 
+from onceover.base.addresses import path_of
 from onceover.base.files import only_writer
 from onceover.base.formats import CONFIG, EMBEDDINGS, ENCODERS
-from onceover.base.places import place
 from onceover.configs.schema import load_config
 from onceover.extract.dataset import Dataset
 from onceover.extract.dataset.reading import read_options
@@ -138,7 +138,7 @@ def dataset_of(store: FeatureStore, data: str | Path) -> Dataset:
     Args:
         data: the dataset's folder.
     """
-    at = place(data)
+    at = path_of(data)
     return Dataset(
         root=at if at.is_dir() else at.parent,
         layout=store.provenance["layout"],

@@ -24,8 +24,8 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from onceover.base.addresses import is_address
 from onceover.base.errors import OnceoverError
-from onceover.base.places import is_address
 from onceover.base.progress import warn
 from onceover.extract.pictures import read_picture
 from onceover.retrieval.gallery import facing_bias

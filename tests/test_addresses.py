@@ -19,9 +19,9 @@ import requests
 from PIL import Image
 
 from onceover.base import drivers
-from onceover.base.drivers import PlaceError
+from onceover.base.addresses import Address, is_address, path_of, read_range
+from onceover.base.drivers import AddressError
 from onceover.base.files import FileError, read_bytes
-from onceover.base.places import Address, is_address, place, read_range
 from onceover.extract.address_images import AddressImages, image_folder
 from onceover.extract.dataset.alone import read_images
 from onceover.extract.dataset.reading import ReadOptions
@@ -243,7 +243,7 @@ def test_patterns_exclude_at_an_address_what_they_exclude_in_a_folder(memory, tm
         (tmp_path / "data" / name).write_bytes(b"x")
         write(f"{memory}/{name}", b"x")
     for exclude in ([], ["raw"], ["*.gif", "2019/**/d.jpg"], ["none", "2019"]):
-        assert list_files(place(memory), exclude) == list_files(tmp_path / "data", exclude)
+        assert list_files(path_of(memory), exclude) == list_files(tmp_path / "data", exclude)
 
 
 def test_near_names_are_taken_at_an_address_as_in_a_folder(memory, tmp_path):
@@ -259,7 +259,7 @@ def test_near_names_are_taken_at_an_address_as_in_a_folder(memory, tmp_path):
     assert there.paths == list(names) == here.paths
     assert (there.ids, there.failures) == (here.ids, here.failures)
     assert here.notes[0] == there.notes[0] == "images whose names differ in case, Unicode form or blanks, taken: 2"
-    elsewhere = read_dataset(folder / "captions.txt", options=ReadOptions(images_root=place(f"{memory}/Images")))
+    elsewhere = read_dataset(folder / "captions.txt", options=ReadOptions(images_root=path_of(f"{memory}/Images")))
     assert elsewhere.paths == [name.removeprefix("Images/") for name in names]
     assert elsewhere.images.open("A.JPG") == jpeg()
 
@@ -341,7 +341,7 @@ def test_a_tar_at_an_address_is_read_by_few_requests(put, calls):
             member.size = 1000
             tar.addfile(member, io.BytesIO(bytes([number]) * 1000))
     put({"tars/x.tar": buffer.getvalue()})
-    at = place(f"{BUCKET}/tars/x.tar")
+    at = path_of(f"{BUCKET}/tars/x.tar")
     with at.open("rb") as file, tarfile.open(fileobj=file) as tar:
         members = {member.name: member.offset_data for member in tar}
     assert len(members) == 40
@@ -371,7 +371,7 @@ def test_tars_at_an_address_are_a_dataset_by_their_folder_a_name_or_a_pattern(me
 def test_the_methods_of_an_address_are_those_of_a_path(memory):
     write(f"{memory}/a/one.csv", b"1")
     write(f"{memory}/a/b/two.CSV", b"two\n")
-    at = place(memory)
+    at = path_of(memory)
     assert isinstance(at, Address)
     one = at / "a" / "one.csv"
     assert (str(one), one.name, one.stem, one.suffix) == ("memory://data/a/one.csv", "one.csv", "one", ".csv")
@@ -391,8 +391,8 @@ def test_the_methods_of_an_address_are_those_of_a_path(memory):
     web = Address("https://host/data/x.csv?key=1")
     assert (web.name, str(web.parent / "a b.jpg")) == ("x.csv", "https://host/data/a%20b.jpg?key=1")
     assert (web.parent / "a b.jpg").name == "a b.jpg"
-    assert place("MEMORY://Data/X") == Address("memory://Data/X")
-    assert place("file:///tmp/x") == Path("/tmp/x")
+    assert path_of("MEMORY://Data/X") == Address("memory://Data/X")
+    assert path_of("file:///tmp/x") == Path("/tmp/x")
     assert not is_address("C:\\data") and not is_address("a/b")
 
 
@@ -403,7 +403,7 @@ def test_files_that_cannot_be_listed_are_asked_for_one_by_one(put, monkeypatch):
         raise PermissionError(13, "access is refused")
 
     monkeypatch.setattr(Address, "entries", refused)
-    images = image_folder(place(f"{BUCKET}/private"))
+    images = image_folder(path_of(f"{BUCKET}/private"))
     keys, reasons = images.resolve(["a.jpg", "b.jpg"])
     assert reasons == {"a.jpg": None, "b.jpg": "no such picture in ./"}
     assert images.open(keys["a.jpg"]) == jpeg()
@@ -484,11 +484,11 @@ def test_a_host_that_is_lost_on_the_way_ends_the_extraction_which_goes_on_later(
 
     def lost(images, key):
         if key in read.paths[8:]:
-            raise PlaceError("cannot be reached")
+            raise AddressError("cannot be reached")
         return opened(images, key)
 
     monkeypatch.setattr(AddressImages, "open", lost)
-    with pytest.raises(PlaceError, match="cannot be reached"):
+    with pytest.raises(AddressError, match="cannot be reached"):
         extract(read, tmp_path / "s.h5", extract_config, device="cpu", engine="threads")
     assert not (tmp_path / "s.h5").exists()
     monkeypatch.setattr(AddressImages, "open", opened)
@@ -499,7 +499,7 @@ def test_a_host_that_is_lost_on_the_way_ends_the_extraction_which_goes_on_later(
 
 
 def test_images_of_a_batch_are_downloaded_several_at_a_time(dataset, monkeypatch):
-    images = image_folder(place(dataset))
+    images = image_folder(path_of(dataset))
     keys = sorted(f"images/{name}" for name in images.names_in("images"))[:6]
     meeting = threading.Barrier(6, timeout=10)  # which all of them have to reach
 
@@ -520,9 +520,9 @@ def test_images_of_a_batch_are_downloaded_several_at_a_time(dataset, monkeypatch
 
 
 def test_an_image_that_is_gone_is_an_error_of_that_image(dataset):
-    images = image_folder(place(dataset))
+    images = image_folder(path_of(dataset))
     with pytest.raises(FileNotFoundError, match="no such file"):
         images.open("images/none.jpg")
     assert images.stat("images/none.jpg") == (-1, -1)
-    with pytest.raises(PlaceError, match="no bucket of that name"):
-        image_folder(place("s3://no-such-bucket/x")).open("a.jpg")
+    with pytest.raises(AddressError, match="no bucket of that name"):
+        image_folder(path_of("s3://no-such-bucket/x")).open("a.jpg")

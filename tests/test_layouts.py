@@ -114,7 +114,7 @@ import tarfile
 
 from onceover.extract.dataset.rows import Row
 from onceover.extract.image_source import ImageSource
-from onceover.extract.layouts import Found
+from onceover.extract.layouts import UnreadDataset
 
 NAME = "tar"
 PRIORITY = 5
@@ -144,7 +144,7 @@ class TarImages(ImageSource):
 def find(data, options):
     if data.suffix != ".tar":
         return None
-    return Found(data.parent, data, lambda: rows(data), lambda rows: TarImages(data))
+    return UnreadDataset(data.parent, data, lambda: rows(data), lambda rows: TarImages(data))
 
 def rows(captions):
     with tarfile.open(captions) as tar:

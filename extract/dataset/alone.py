@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onceover.base.places import place
+from onceover.base.addresses import path_of
 from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.text import read_lines, why_unusable
@@ -23,9 +23,9 @@ def read_images(folder: str | Path, exclude: Sequence[str] = ()) -> Dataset:
 
     Raises:
         DatasetError: no folder, or no image in it. ImageSourceError: it cannot be listed.
-        PlaceError: an address that cannot be opened.
+        AddressError: an address that cannot be opened.
     """
-    folder = place(folder)
+    folder = path_of(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; name one that holds images")
     source = image_folder(folder)
@@ -67,9 +67,9 @@ def read_captions(file: str | Path) -> Dataset:
     """The captions in a text file, one per line, without images; lines that cannot be used go into the ledger.
 
     Raises:
-        DatasetError: an unreadable file, or one without captions. PlaceError: an address that cannot be opened.
+        DatasetError: an unreadable file, or one without captions. AddressError: an address that cannot be opened.
     """
-    file = place(file)
+    file = path_of(file)
     lines = [(f"line {number}", line.strip()) for number, line in enumerate(read_lines(file), 1)]
     while lines and not lines[-1][1]:
         lines.pop()  # the file's last line break is no empty line

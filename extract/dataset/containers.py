@@ -3,7 +3,7 @@
 from errno import ESTALE
 from pathlib import Path
 
-from onceover.base.places import is_address
+from onceover.base.addresses import is_address
 
 _POINTER = b"version https://git-lfs"  # what Git has in the place of a large file
 POINTER_FAULT = "it is Git's pointer to a large file, not the file: run git lfs pull"

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onceover.base.addresses import is_address
 from onceover.base.errors import OnceoverError
 from onceover.base.extras import Extra
 from onceover.base.files import check_regular
-from onceover.base.places import is_address
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.cells import captions_of
 from onceover.extract.dataset.columns import Columns, choose_columns

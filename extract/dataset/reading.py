@@ -43,9 +43,9 @@ def read_options(given: dict[str, Any]) -> ReadOptions:
         if name in values:
             values[name] = tuple(values[name])
     if "images_root" in values:
-        from onceover.base.places import place
+        from onceover.base.addresses import path_of
 
-        values["images_root"] = place(values["images_root"])
+        values["images_root"] = path_of(values["images_root"])
     return ReadOptions(**values)
 
 

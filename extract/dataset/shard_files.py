@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from onceover.base.places import is_address
+from onceover.base.addresses import is_address
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.listing import list_files

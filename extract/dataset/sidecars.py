@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from onceover.base.addresses import is_address
 from onceover.base.files import FileError, read_bytes
-from onceover.base.places import is_address
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onceover.base.places import place
+from onceover.base.addresses import path_of
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.rows import Row, positions, usable_rows, without_captions
 from onceover.extract.dataset.splits import column_splits, with_splits
@@ -21,7 +21,7 @@ def read_ids(file: str | Path) -> list[str]:
     Raises:
         DatasetError: an unreadable file, an empty line, or an id that stands twice.
     """
-    ids = [line.strip() for line in read_lines(place(file))]
+    ids = [line.strip() for line in read_lines(path_of(file))]
     while ids and not ids[-1]:
         ids.pop()
     first: dict[str, int] = {}

@@ -3,8 +3,8 @@
 import codecs
 from pathlib import Path
 
+from onceover.base.addresses import is_address
 from onceover.base.files import MAX_TEXT, FileError, open_regular, read_bytes
-from onceover.base.places import is_address
 from onceover.extract.dataset import DatasetError
 from onceover.extract.names import is_text
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from onceover.base.places import Address, place
+from onceover.base.addresses import Address, path_of
 from onceover.base.registry import Registry
 from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
@@ -32,7 +32,7 @@ _DEEPEST = 4  # folders that hold nothing but a folder, with the one in them
 
 
 @dataclass(frozen=True)
-class Found:
+class UnreadDataset:
     """A dataset that lies in a layout. Little of it has been read.
 
     Attributes:
@@ -56,7 +56,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitTable:
     """A table of a dataset that lies in several: one for each split, as a rule.
 
     Attributes:
@@ -79,12 +79,12 @@ def beside(
     options: ReadOptions,
     form: str = "",
     lists_all_images: bool = False,
-) -> Found:
+) -> UnreadDataset:
     """A dataset whose images are files in the first of some folders that has one of them.
 
     Args:
         folders: relative to ``root``; where the user names another root, only that is looked in.
-        captions, rows, form, lists_all_images: as ``Found`` has them.
+        captions, rows, form, lists_all_images: as ``UnreadDataset`` has them.
     """
     if options.images_root is not None:
         root = options.images_root
@@ -96,10 +96,10 @@ def beside(
         notes.extend(_note_on_root(source))
         return source
 
-    return Found(root, captions, rows, images, form, lists_all_images, notes)
+    return UnreadDataset(root, captions, rows, images, form, lists_all_images, notes)
 
 
-def in_parts(root: Path, parts: Sequence[Part], options: ReadOptions, form: str = "") -> Found:
+def in_parts(root: Path, parts: Sequence[SplitTable], options: ReadOptions, form: str = "") -> UnreadDataset:
     """A dataset of several tables with a folder of images each, or one for all.
 
     An image's name is its path from ``root``, so that ``train/0.jpg`` and ``test/0.jpg`` are two. A part none of whose
@@ -120,15 +120,15 @@ def in_parts(root: Path, parts: Sequence[Part], options: ReadOptions, form: str 
                 yield row._replace(image=name, split=row.split or (part.split if several else ""))
         notes.extend(f"left alone: {part.captions}, none of whose images is there" for part, _ in absent)
 
-    return Found(base, parts[0].captions, rows, lambda _: image_folder(base), form, notes=notes)
+    return UnreadDataset(base, parts[0].captions, rows, lambda _: image_folder(base), form, notes=notes)
 
 
 def _placed(
-    parts: Sequence[Part], root: Path
-) -> tuple[list[tuple[Part, list[Row], FolderImages]], list[tuple[Part, DatasetError]]]:
+    parts: Sequence[SplitTable], root: Path
+) -> tuple[list[tuple[SplitTable, list[Row], FolderImages]], list[tuple[SplitTable, DatasetError]]]:
     """The parts whose images are there, with their rows and images, and those whose images are not, with the error."""
-    placed: list[tuple[Part, list[Row], FolderImages]] = []
-    absent: list[tuple[Part, DatasetError]] = []
+    placed: list[tuple[SplitTable, list[Row], FolderImages]] = []
+    absent: list[tuple[SplitTable, DatasetError]] = []
     for part in parts:
         read = list(part.rows())
         if not read:
@@ -169,10 +169,10 @@ class Layout(Protocol):
     HOLDS: tuple[str, ...]
     SUFFIXES: tuple[str, ...]
 
-    def find(self, data: Path, options: ReadOptions) -> Found | None:
+    def find(self, data: Path, options: ReadOptions) -> UnreadDataset | None:
         """The dataset, where the folder, file or pattern ``data`` has this layout; else None.
 
-        ``data`` may be an address (``base.places``), and need not exist where it is a pattern.
+        ``data`` may be an address (``base.addresses``), and need not exist where it is a pattern.
 
         Raises:
             DatasetError: it has this layout, and cannot be read.
@@ -194,9 +194,9 @@ def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT
 
     Raises:
         DatasetError: nothing readable there, no usable image, or an image in two splits.
-        PlaceError: an address that cannot be opened.
+        AddressError: an address that cannot be opened.
     """
-    at = place(data)
+    at = path_of(data)
     layout, found = _find(at, options)
     rows = list(found.rows())
     if not rows:
@@ -217,7 +217,7 @@ def images_of(data: str | Path, keys: Sequence[str], options: ReadOptions = DEFA
 
     Captions are not needed, and not read, where the images lie in a folder.
     """
-    at = place(data)
+    at = path_of(data)
     folder = image_folder(options.images_root or (at if at.is_dir() else at.parent))
     if any(folder.stat(key)[0] >= 0 for key in keys):
         return folder
@@ -234,7 +234,7 @@ def stored_images(store: "FeatureStore", data: str | Path | None = None) -> Imag
     return images_of(data or provenance.get("named", provenance["data"]), store.image_paths, options)
 
 
-def _find(data: Path, options: ReadOptions) -> tuple[Layout, Found]:
+def _find(data: Path, options: ReadOptions) -> tuple[Layout, UnreadDataset]:
     """The layout that ``data`` has, and the dataset in it.
 
     Raises:

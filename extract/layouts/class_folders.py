@@ -10,7 +10,7 @@ from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.shard_files import files_below
 from onceover.extract.dataset.splits import is_split_word, named_splits
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 from onceover.extract.listing import is_image
 
 NAME = "class folders"
@@ -22,7 +22,7 @@ HOLDS = ("splits",)
 SUFFIXES = ()
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A folder with images in folders below it, where there is a template.
 
     Raises:

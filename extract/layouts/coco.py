@@ -15,7 +15,7 @@ from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import split_of
 from onceover.extract.dataset.text import read_head, read_text
-from onceover.extract.layouts import Found, Part, beside, in_parts
+from onceover.extract.layouts import SplitTable, UnreadDataset, beside, in_parts
 
 NAME = "coco"
 PRIORITY = 25
@@ -33,7 +33,7 @@ _ANNOTATIONS = re.compile(r'"annotations"\s*:\s*\[')
 _YEAR = re.compile(r"20\d\d")
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A file of that form; or those in a folder or its ``annotations``, one for each split.
 
     Raises:
@@ -50,7 +50,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     return None
 
 
-def _found(files: Sequence[Path], root: Path, options: ReadOptions) -> Found:
+def _found(files: Sequence[Path], root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of these files, or of those of one year among them."""
     taken = chosen(_of_one_year(files, root), files[0].parent)
     form = f"COCO's captions, {', '.join(file.name for file in taken)}"
@@ -61,7 +61,7 @@ def _found(files: Sequence[Path], root: Path, options: ReadOptions) -> Found:
     for file in taken:
         split = split_of(file.stem)
         folders = [*split_folders(file.stem, split, root), *folders_from(root, file)]
-        parts.append(Part(file, partial(_rows, file), folders, split))
+        parts.append(SplitTable(file, partial(_rows, file), folders, split))
     if len(parts) > 1:
         return in_parts(root, parts, options, form)
     return beside(parts[0].captions, root, parts[0].rows, parts[0].folders, options, form)

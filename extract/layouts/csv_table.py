@@ -19,7 +19,7 @@ from onceover.extract.dataset.parts import (
 )
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.splits import SPLITS, split_of
-from onceover.extract.layouts import Found, Part, beside, in_parts
+from onceover.extract.layouts import SplitTable, UnreadDataset, beside, in_parts
 from onceover.extract.listing import subfolders
 
 NAME = "csv"
@@ -31,7 +31,7 @@ SUFFIXES = TABLES
 _PLAIN_TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson")  # files of these are nothing else
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A file of a table; or the tables in a folder, in its folders of annotations, or in its folders of splits.
 
     Raises:
@@ -52,7 +52,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     return found_splits(data, options)
 
 
-def found_tables(tables: Sequence[CaptionTable], folder: Path, root: Path, options: ReadOptions) -> Found:
+def found_tables(tables: Sequence[CaptionTable], folder: Path, root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of the tables in ``folder``, or of those of them that are to be taken, with its images in ``root``.
 
     Raises:
@@ -72,11 +72,11 @@ def found_tables(tables: Sequence[CaptionTable], folder: Path, root: Path, optio
     parts = []
     for path, split in taken.items():
         folders = (*folders_from(root, path), *split_folders(path.stem, split, root))
-        parts.append(Part(path, by_path[path].rows, folders, split))
+        parts.append(SplitTable(path, by_path[path].rows, folders, split))
     return in_parts(root, parts, options, form)
 
 
-def found_splits(data: Path, options: ReadOptions, names: Sequence[str] = ()) -> Found | None:
+def found_splits(data: Path, options: ReadOptions, names: Sequence[str] = ()) -> UnreadDataset | None:
     """The dataset of tables that lie in folders called after splits: ``train/``, ``validation/``, ``test/``.
 
     Args:
@@ -85,7 +85,7 @@ def found_splits(data: Path, options: ReadOptions, names: Sequence[str] = ()) ->
     Raises:
         DatasetError: several tables in one of them.
     """
-    parts: list[Part] = []
+    parts: list[SplitTable] = []
     forms: list[str] = []
     for folder in sorted(filter(_is_split, subfolders(data)), key=_order):
         by_path = {table.path: table for table in tables_in(folder, folder, options, names)}
@@ -93,7 +93,7 @@ def found_splits(data: Path, options: ReadOptions, names: Sequence[str] = ()) ->
             continue
         for path in chosen(list(by_path), folder):
             inside = [f"{folder.name}/{place}".removesuffix("/.") for place in FOLDERS]
-            parts.append(Part(path, by_path[path].rows, (*inside, *FOLDERS), split_of(folder.name)))
+            parts.append(SplitTable(path, by_path[path].rows, (*inside, *FOLDERS), split_of(folder.name)))
             forms.append(by_path[path].form)
     if not parts:
         return None

@@ -9,7 +9,7 @@ from onceover.extract.dataset.examples import ExampleImage, write_images
 from onceover.extract.dataset.parts import folders_from
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.text import read_head
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 from onceover.extract.listing import subfolders
 
 NAME = "flickr30k"
@@ -26,7 +26,7 @@ FILES = {
 }
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """One of the published files; or the first of them in a folder, or in one of the folders there.
 
     Raises:
@@ -51,7 +51,7 @@ def _is_published(file: Path) -> bool:
     return FILES[file.name].match(head) is not None
 
 
-def _found(captions: Path, root: Path, options: ReadOptions) -> Found:
+def _found(captions: Path, root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of a file: its images lie beside it, or beside the folder that it is in."""
     table = open_table(captions, options)
     folders = folders_from(root, captions)

@@ -10,7 +10,7 @@ from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.text import read_lines
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 
 NAME = "original"
 PRIORITY = 20
@@ -20,7 +20,7 @@ HOLDS = ("captions",)
 SUFFIXES = (".token.txt",)
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """``Flickr8k.token.txt``, in the folder or in ``Flickr8k_text``; or a file whose name ends in ``.token.txt``."""
     candidates = [data / "Flickr8k.token.txt", data / "Flickr8k_text" / "Flickr8k.token.txt"]
     root = data

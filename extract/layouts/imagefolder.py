@@ -11,7 +11,7 @@ from onceover.extract.dataset.parts import tables_in
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, image_name
 from onceover.extract.dataset.splits import split_of
-from onceover.extract.layouts import Found
+from onceover.extract.layouts import UnreadDataset
 from onceover.extract.layouts.csv_table import found_splits, found_tables
 
 NAME = "imagefolder"
@@ -23,7 +23,7 @@ SUFFIXES = (".jsonl",)
 FILES = ("metadata.jsonl", "metadata.csv")
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """``metadata.jsonl`` or ``metadata.csv`` in the folder, or in its folders that are called after splits.
 
     Raises:

@@ -9,7 +9,7 @@ from onceover.extract.dataset.examples import ExampleImage, write_images
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.sidecars import Sidecars
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 
 NAME = "img2dataset"
 PRIORITY = 34
@@ -19,7 +19,7 @@ HOLDS = ()
 SUFFIXES = (".parquet",)
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A folder with ``00000/`` beside ``00000.parquet`` or ``00000_stats.json``."""
     if not data.is_dir():
         return None

@@ -7,7 +7,7 @@ from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.examples import ExampleImage, write_csv_example, write_images
 from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 
 NAME = "kaggle"
 PRIORITY = 30
@@ -17,7 +17,7 @@ HOLDS = ("captions",)
 SUFFIXES = (".txt",)
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """``captions.txt`` in the folder.
 
     Raises:

@@ -13,7 +13,7 @@ from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.text import read_head, read_text
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 
 NAME = "karpathy"
 PRIORITY = 10  # the published splits are in it, whatever else lies there
@@ -24,7 +24,7 @@ HOLDS = ("captions", "splits")
 SUFFIXES = (".json",)
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A JSON file with sentences of images, or the first of the published ones in a folder."""
     if data.is_file():
         if data.name not in FILES and not _has_sentences(data):

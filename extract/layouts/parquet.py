@@ -29,7 +29,7 @@ from onceover.extract.dataset.rows import Row, image_name
 from onceover.extract.dataset.samples import why_not_downloaded
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 from onceover.extract.parquet_images import ParquetImages
 
 NAME = "parquet"
@@ -42,7 +42,7 @@ _BYTES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img", "bytes", 
 _TABLES = {".csv", ".tsv", ".json", ".jsonl", ".txt"}
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A Parquet file, a folder of them, or a pattern.
 
     Raises:
@@ -63,7 +63,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     if column is not None:
         columns = columns_of(schema, _without_image(options), first, with_images=False)
         table = _Table(files, column, path_column, columns)
-        return Found(files.root, captions, table.rows, table.images, table.form())
+        return UnreadDataset(files.root, captions, table.rows, table.images, table.form())
     try:
         columns = columns_of(schema, options, first, with_images=path_column is None)
     except DatasetError:

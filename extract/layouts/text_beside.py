@@ -7,7 +7,7 @@ from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.examples import ExampleImage, by_split, write_images
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.sidecars import Sidecars
-from onceover.extract.layouts import Found, beside
+from onceover.extract.layouts import UnreadDataset, beside
 
 NAME = "text beside"
 PRIORITY = 70
@@ -17,7 +17,7 @@ HOLDS = ("captions", "splits")
 SUFFIXES = (".caption",)
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A folder in which an image has a text of its own, in its own folders or in parallel ones.
 
     Raises:

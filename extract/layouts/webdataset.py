@@ -21,7 +21,7 @@ from onceover.extract.dataset.samples import MAX_SIDECAR, TEXT_SUFFIXES, Sample,
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
 from onceover.extract.formats import IMAGE_SUFFIXES
-from onceover.extract.layouts import Found
+from onceover.extract.layouts import UnreadDataset
 from onceover.extract.names import why_no_path
 from onceover.extract.tars import Member, TarError, TarImages, members, open_tar
 
@@ -39,7 +39,7 @@ _FIRST_TARS = 5  # that are looked at to see what tars hold
 _FIRST = 300  # members of each of them
 
 
-def find(data: Path, options: ReadOptions) -> Found | None:
+def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """A tar, a folder of tars that hold images with text, or a pattern of tars.
 
     Raises:
@@ -58,7 +58,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
         return None
     shards = _Shards(files, options)
     captions = data if data.exists() else files.root
-    return Found(files.root, captions, shards.rows, shards.images, _form(files, suffixes, options), True)
+    return UnreadDataset(files.root, captions, shards.rows, shards.images, _form(files, suffixes, options), True)
 
 
 def _first_suffixes(files: ShardFiles) -> set[str]:

@@ -1,31 +1,27 @@
-"""Places that a user names: paths of this machine, and addresses such as ``s3://bucket/data`` that fsspec knows.
+"""Addresses such as ``s3://bucket/data``, which fsspec reads, with the methods of a path.
 
-An ``Address`` has the methods of a path that reading needs (``/``, ``is_dir``, ``glob``, ``open`` …), so that the same
-code reads from both. Its listings and errors are those of ``base.drivers``.
+An ``Address`` has those methods that reading needs (``/``, ``is_dir``, ``glob``, ``open`` …), so that the same code
+reads from paths and addresses. ``base.drivers`` asks fsspec, and turns its errors into ours.
 """
 
-import contextlib
 import errno
-import hashlib
 import io
 import os
 import re
 import stat
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import total_ordering
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 from urllib.parse import quote, unquote
 
-from onceover.base.drivers import PlaceError, ask, check_driver, forget, host_of, kind_of, read_part
+from onceover.base.drivers import AddressError, ask, check_driver, forget, host_of, kind_of, read_part
+from onceover.base.entries import Entry, entry_of, number_of
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BUFFER = 2**22  # bytes that are read at once of a file that is opened
 _WEB = ("http", "https")  # whose servers list no files, and whose addresses are quoted
-_TIMES = ("LastModified", "last_modified", "mtime", "updated", "Last-Modified", "created")
-_SUMS = ("ETag", "etag", "md5Hash", "checksum", "Content-MD5")
 
 
 _listed: dict[str, "dict[str, Entry]"] = {}  # the files below the address that was listed last
@@ -36,13 +32,13 @@ def is_address(name: "str | Path") -> bool:
     return _ADDRESS.match(str(name)) is not None
 
 
-def place(name: str | Path) -> Path:
-    """The path or the address of that name, to be looked up anew; ``file://`` gives a path.
+def path_of(name: str | Path) -> Path:
+    """The path or the address that a user names; ``file://`` gives a path. Listings of earlier calls are forgotten.
 
-    An ``Address`` is given as a ``Path``, whose methods it has.
+    An ``Address`` counts as a ``Path`` for the type checker, since it has the methods that are needed.
 
     Raises:
-        PlaceError: an address of an unknown kind, or one whose driver is not installed.
+        AddressError: an address of an unknown kind, or one whose driver is not installed.
     """
     text = str(name)
     if not is_address(text):
@@ -50,7 +46,7 @@ def place(name: str | Path) -> Path:
     if kind_of(text) in ("file", "local"):
         return Path(text.partition("://")[2])
     if "::" in text:
-        raise PlaceError(f"{text} is an address within another one, which is not read; download and unpack it")
+        raise AddressError(f"{text} is an address within another one, which is not read; download and unpack it")
     check_driver(text)
     forget(text)
     _listed.clear()
@@ -61,7 +57,7 @@ def read_range(path: str | Path, offset: int, size: int) -> bytes:
     """At most ``size`` bytes of a file from ``offset`` on; of an address no more than these are downloaded.
 
     Raises:
-        OSError: not there, or not to be read. PlaceError: not to be reached.
+        OSError: not there, or not to be read. AddressError: it cannot be reached.
     """
     if is_address(path):
         return read_part(str(path), offset, size)
@@ -70,16 +66,8 @@ def read_range(path: str | Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-class Entry(NamedTuple):
-    """What a listing says of a file or folder; ``size`` is None where it says nothing of it."""
-
-    is_folder: bool
-    size: int | None
-    mtime_ns: int
-
-
 class AddressStat(NamedTuple):
-    """What ``Address.stat`` gives, under the names that ``Path.stat`` has."""
+    """The kind, size and modification time of an address, under the names that ``Path.stat`` gives them."""
 
     st_mode: int
     st_size: int
@@ -175,52 +163,44 @@ class Address:
         here, there = (path._path if self.lists else unquote(path._path) for path in (self, folder))
         return PurePosixPath(here).relative_to(there)
 
-    def as_posix(self) -> str:
-        """The address."""
-        return str(self)
-
     def resolve(self) -> "Address":
-        """Itself: nothing leads elsewhere."""
+        """The same address: it is complete, and there are no links."""
         return self
 
     def absolute(self) -> "Address":
-        """Itself."""
+        """The same address: it is complete."""
         return self
 
-    def is_symlink(self) -> bool:
-        """False: there are no links."""
-        return False
-
     def entry(self) -> Entry:
-        """What there is.
+        """What the driver says of the file or folder at the address.
 
         Raises:
-            FileNotFoundError: nothing. OSError: it cannot be told. PlaceError: it is not to be reached.
+            FileNotFoundError: nothing is there. OSError: it cannot be told. AddressError: it cannot be reached.
         """
-        return _entry(ask(str(self), lambda driver: driver.info(driver._strip_protocol(str(self)))))
+        return entry_of(ask(str(self), lambda driver: driver.info(driver._strip_protocol(str(self)))))
 
     def stat(self) -> AddressStat:
         """Kind, size and modification time; a time that is not told is a number that goes with the content, or 0.
 
         Raises:
-            FileNotFoundError: nothing is there. OSError: it cannot be told. PlaceError: it is not to be reached.
+            FileNotFoundError: nothing is there. OSError: it cannot be told. AddressError: it cannot be reached.
         """
         entry = self.entry()
         mode = stat.S_IFDIR if entry.is_folder else stat.S_IFREG
-        return AddressStat(mode, entry.size or 0, entry.mtime_ns, _number(str(self)))
+        return AddressStat(mode, entry.size or 0, entry.mtime_ns, number_of(str(self)))
 
     def exists(self) -> bool:
         """Whether anything is there.
 
         Raises:
-            PlaceError: access is refused, so that it cannot be told.
+            AddressError: access is refused, so that it cannot be told.
         """
         try:
             self.entry()
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise PlaceError(f"{self}: {error.strerror}") from error
+            raise AddressError(f"{self}: {error.strerror}") from error
         return True
 
     def is_file(self) -> bool:
@@ -238,19 +218,19 @@ class Address:
             return False
 
     def entries(self) -> dict[str, Entry]:
-        """What lies in the folder, by name.
+        """The files and folders in the folder, by name.
 
         Raises:
-            FileNotFoundError: there is no such folder. OSError: it cannot be listed. PlaceError: not to be reached.
+            FileNotFoundError: no such folder. OSError: it cannot be listed. AddressError: it cannot be reached.
         """
         listed = self._listing("ls")
         return {name: entry for name, entry in listed.items() if "/" not in name}
 
     def files(self) -> dict[str, Entry]:
-        """All files below the folder, by their paths from it; one listing, kept until ``place`` is asked again.
+        """All files below the folder, by their paths from it; one listing, kept until ``path_of`` is called again.
 
         Raises:
-            FileNotFoundError: there is no such folder. OSError: it cannot be listed. PlaceError: not to be reached.
+            FileNotFoundError: no such folder. OSError: it cannot be listed. AddressError: it cannot be reached.
         """
         key = str(self)
         if key not in _listed:
@@ -261,7 +241,7 @@ class Address:
         return _listed[key]
 
     def _listing(self, method: str) -> dict[str, Entry]:
-        """What a driver's method lists, by the paths from here."""
+        """The files and folders that a driver's method (``ls``, ``find``) lists, by their paths from the folder."""
         text = str(self) if self.lists else f"{self._host}/{self._path}/{self._query}"
 
         def listed(driver: Any) -> tuple[str, list[dict[str, Any]]]:
@@ -276,23 +256,23 @@ class Address:
             name = info["name"].removeprefix(start) if info["name"].startswith(start) else ""
             name = name if self.lists else unquote(name)
             if name and not name.endswith("/"):  # a folder's own entry, as some programs write it
-                entries[name] = _entry(info)
+                entries[name] = entry_of(info)
         return entries
 
     def iterdir(self) -> Iterator["Address"]:
-        """What lies in the folder.
+        """The addresses of the files and folders in the folder.
 
         Raises:
-            FileNotFoundError: there is no such folder. OSError: it cannot be listed. PlaceError: not to be reached.
+            FileNotFoundError: no such folder. OSError: it cannot be listed. AddressError: it cannot be reached.
         """
         for name in sorted(self.entries()):
             yield self / name
 
     def glob(self, pattern: str) -> Iterator["Address"]:
-        """The files and folders whose paths from here a pattern matches, part by part.
+        """The files and folders below that a pattern matches: ``*.tar``, ``a/*``, ``**/*.csv``.
 
         Raises:
-            PlaceError: a folder cannot be listed; of a web server's, nothing is found instead.
+            AddressError: a folder cannot be listed. A web server's folder matches nothing.
         """
         first, _, rest = pattern.partition("/")
         if first == "**" and rest:
@@ -302,7 +282,7 @@ class Address:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise PlaceError(f"{self}: {error.strerror}") from error
+            raise AddressError(f"{self}: {error.strerror}") from error
         for name in sorted(entries):
             if first == "**":
                 if entries[name].is_folder:
@@ -317,7 +297,7 @@ class Address:
         """Opens the file for reading, ``rb`` or ``r``; it can be sought in, and only what is read is downloaded.
 
         Raises:
-            FileNotFoundError: no file. OSError: not to be read. PlaceError: not to be reached.
+            FileNotFoundError: no file. OSError: not to be read. AddressError: it cannot be reached.
         """
         if mode not in ("r", "rb", "rt"):
             raise OSError(errno.EROFS, "addresses are only read", str(self))
@@ -358,7 +338,7 @@ class _Parts(io.RawIOBase):
         starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
         position = starts[whence] + offset
         if position < 0:
-            raise OSError(errno.EINVAL, "a place before the beginning", self.name)
+            raise OSError(errno.EINVAL, "a position before the beginning", self.name)
         self._position = position
         return position
 
@@ -368,47 +348,3 @@ class _Parts(io.RawIOBase):
         buffer[: len(part)] = part
         self._position += len(part)
         return len(part)
-
-
-def _entry(info: dict[str, Any]) -> Entry:
-    """What a driver says of a file or folder."""
-    is_folder = info.get("type") == "directory" or str(info.get("url", "")).partition("?")[0].endswith("/")
-    size = info.get("size")
-    return Entry(is_folder, size if isinstance(size, int) else None, _modified_ns(info))
-
-
-def _modified_ns(info: dict[str, Any]) -> int:
-    """The modification time in ns; where there is none a number that goes with the content, or 0."""
-    for name in _TIMES:
-        moment = _moment(info.get(name))
-        if moment is not None:
-            return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
-    for name in _SUMS:
-        if info.get(name):
-            return _number(str(info[name]))
-    return 0
-
-
-def _moment(value: object) -> datetime | None:
-    """The moment that a driver gives: as such, in seconds, or written."""
-    if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC)
-    moment = _written_moment(value) if isinstance(value, str) else value
-    if not isinstance(moment, datetime):
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _written_moment(text: str) -> datetime | None:
-    """The moment that a text writes, as ISO 8601 or as web servers do."""
-    from email.utils import parsedate_to_datetime  # which takes longer to import than this module
-
-    for parse in (datetime.fromisoformat, parsedate_to_datetime):
-        with contextlib.suppress(ValueError):
-            return parse(text)
-    return None
-
-
-def _number(text: str) -> int:
-    """A number that goes with a text, the same everywhere."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7])
