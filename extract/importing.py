@@ -45,13 +45,13 @@ _PROJECTIONS = 8
 _SAME = 0.01
 _MAX_VIEWS = 12  # of an image; an extraction makes no more
 _OTHER_COLUMNS = 512  # bytes a row, about
-_SAMPLE = 32  # rows by which an encoder is known
+_SAMPLE = 32  # rows by which an encoder is checked
 _SETTINGS = ("text_layers", "text_pooling", "max_length")  # of an extraction of captions
-REGIONS = ("mean",)  # what can be made of the features of an image's regions
+REGIONS = ("mean",)  # ways in which the features of an image's regions are made one
 
 
 class Features:
-    """The rows of an array that are for the store, as what ``seal`` copies them from.
+    """The chosen rows of an array, from which ``seal`` copies them into the store.
 
     Attributes:
         row: the shape of a row: (V, D) of an image, (D,) of a caption.
@@ -60,7 +60,10 @@ class Features:
     """
 
     def __init__(self, kind: str, array: Array, chosen: np.ndarray, owners: list[str] | None = None):
-        """Reads everything once. ``chosen``: rows, ascending. ``owners``: the image of each row of the array.
+        """Reads the whole array once.
+
+        Args:
+            chosen: the rows for the store, ascending. owners: the image of each row of the array.
 
         Raises:
             ArrayError: numbers that are not finite. ImportingError: rows of one image that differ.
@@ -69,8 +72,8 @@ class Features:
         self.array = array
         self.row = (1, *array.shape[1:]) if kind == "image" and len(array.shape) == 2 else array.shape[1:]
         self.nbytes = len(chosen) * int(np.prod(self.row)) * np.dtype(array.dtype).itemsize
-        self._kept = np.zeros(len(array), bool)
-        self._kept[chosen] = True
+        self._is_chosen = np.zeros(len(array), bool)
+        self._is_chosen[chosen] = True
         self._sketches: dict[str, np.ndarray] = {}
         self.contents: dict[str, str] = {}
         self.zeros = 0
@@ -79,12 +82,12 @@ class Features:
         state = hashlib.sha256()
         count = 0
         for rows, block in array.blocks(f"checking {kind}"):
-            kept = block[self._kept[rows]]
-            for number in wanted.intersection(range(count, count + len(kept))):
-                self.sampled[number] = kept[number - count].reshape(self.row)
-            count += len(kept)
-            state.update(kept.data)
-            self.zeros += int((~kept.any(axis=tuple(range(1, kept.ndim)))).sum())
+            chosen_rows = block[self._is_chosen[rows]]
+            for number in wanted.intersection(range(count, count + len(chosen_rows))):
+                self.sampled[number] = chosen_rows[number - count].reshape(self.row)
+            count += len(chosen_rows)
+            state.update(chosen_rows.data)
+            self.zeros += int((~chosen_rows.any(axis=tuple(range(1, chosen_rows.ndim)))).sum())
             if owners is not None:
                 self._add_contents(owners[rows], block)
         self.sha256 = state.hexdigest()
@@ -92,7 +95,7 @@ class Features:
     def _add_contents(self, owners: list[str], block: np.ndarray) -> None:
         """Notes each image's content; its other rows may differ by the rounding of an encoder's batches.
 
-        They are compared by a few random projections, so that no row has to be kept.
+        They are compared by a few random projections, so that no row stays in memory.
         """
         rows = block.reshape(len(block), -1).astype(np.float32)
         directions = np.random.default_rng(0).standard_normal((rows.shape[1], _PROJECTIONS), np.float32)
@@ -112,20 +115,20 @@ class Features:
         target = group.create_dataset("features", (len(keys), *self.row), dtype=self.array.dtype)
         end = 0
         for rows, block in self.array.blocks(f"writing {self.kind}"):
-            kept = block[self._kept[rows]]
-            target[end : end + len(kept)] = kept.reshape(len(kept), *self.row)
-            end += len(kept)
+            chosen_rows = block[self._is_chosen[rows]]
+            target[end : end + len(chosen_rows)] = chosen_rows.reshape(len(chosen_rows), *self.row)
+            end += len(chosen_rows)
         if self.kind == "text":
             group["truncated"] = np.zeros(len(keys), bool)
 
 
 @dataclass(frozen=True)
-class _Side:
-    """The features of one kind, ready to be written.
+class PreparedFeatures:
+    """The features of one kind, ready to be written into the store.
 
     Attributes:
-        rows: where they are copied from. recipe, provenance: of them. nbytes: that they take.
-        settings: of an extraction, as far as they are of this kind. tokenizer_files: of a text encoder.
+        rows: what they are copied from. nbytes: the bytes that they take. recipe, provenance: as a store has them.
+        settings: those of an extraction that belong to this kind. tokenizer_files: of a text encoder.
     """
 
     rows: Rows
@@ -167,8 +170,8 @@ def import_features(
         regions: ``mean``: the image features are (N, R, D), of R regions of an image, and their mean is taken.
         name: what to call unknown encoders; as the file or folder of image features by default.
         data: where the images' names lead from; the captions' folder by default.
-        image_encoder, text_encoder: the encoders that made the features, which a sample has to show; of the images the
-            sample is encoded, so that they have to be at hand.
+        image_encoder, text_encoder: the encoders that made the features; a sample is encoded to check it, for which
+            the images have to be at hand.
         config: settings of the encoders, and the seed of the split, where the captions have none.
         device: as ``pick_device``.
         force: replace a store of other features, images or captions.
@@ -193,6 +196,8 @@ def import_features(
         text_encoder=text_encoder or config.text_encoder,
     )
     source = _source(image_features, captions, precomputed, captions_per_image, image_ids, reading)
+    if regions is not None and regions not in REGIONS:
+        raise ImportingError(f"regions are taken together by their mean, not by {regions!r:.80}; use regions='mean'")
     if regions is not None:
         source = replace(source, images=source.images.mean_of_regions())
     _check_views(source.images)
@@ -204,36 +209,65 @@ def import_features(
         )
     root = data or _folder_of(source.captions)
     dataset, of_captions = captioned(list(source.rows), source.captions, root, source.ids, config.seed)
-    owners = source.owners
-    first = dict(zip(reversed(owners), reversed(range(len(owners))), strict=True))
     say(f"importing features of {len(dataset.ids):,} images and {len(dataset.captions):,} captions")
-    images = Features("image", source.images, np.array([first[name] for name in dataset.ids]), owners)
+    images = Features("image", source.images, _first_rows(dataset.ids, source.owners), source.owners)
     texts = Features("text", text_array, of_captions) if text_array is not None else None
-    zeros = (images.zeros, texts.zeros if texts else 0)
-    if any(zeros):
-        counts = f"features that are zeros alone: {zeros[0]:,} images, {zeros[1]:,} captions"
-        dataset.notes.append(f"{counts}; evaluate refuses a split with such, since they have no direction")
+    dataset.notes.extend(_note_on_zeros(images, texts))
     for note in dataset.notes:
         say(note)
     unknown = f"{IMPORTED}:{name or (precomputed or image_features or path).stem}"
-    stated_image = None
-    if image_encoder is not None:
-        rows, stored = _sample(images)
-        stated_image = stated_image_encoder(config, source.images.source, stored, dataset, rows, device)
-    image_side = _imported_side(images, unknown, config, stated_image)
-    text_side = None
+    stated = _check_image_encoder(images, dataset, config, device) if image_encoder is not None else None
+    prepared_images = _prepared(images, unknown, config, stated)
+    prepared_texts = None
     if texts is not None:
-        stated_text = None
-        if text_encoder is not None:
-            rows, stored = _sample(texts)
-            sample = [dataset.captions[row] for row in rows]
-            stated_text = stated_text_encoder(config, texts.array.source, stored, sample, device)
-        text_side = _imported_side(texts, unknown, config, stated_text)
-    up_to_date = _write(path, dataset, images, image_side, text_side, config, device, force)
+        stated = _check_text_encoder(texts, dataset, config, device) if text_encoder is not None else None
+        prepared_texts = _prepared(texts, unknown, config, stated)
+    up_to_date = _write(path, dataset, images, prepared_images, prepared_texts, config, device, force)
     with FeatureStore(path) as store:
         summary = summary_of(store, up_to_date)
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _first_rows(ids: list[str], owners: list[str]) -> np.ndarray:
+    """The first row of each image, int64 (N,), where ``owners`` has the image of each row."""
+    first: dict[str, int] = {}
+    for row, name in enumerate(owners):
+        first.setdefault(name, row)
+    return np.array([first[name] for name in ids])
+
+
+def _note_on_zeros(images: Features, texts: Features | None) -> list[str]:
+    """A note on features that are zeros alone, where there are some."""
+    of_images = images.zeros
+    of_captions = texts.zeros if texts is not None else 0
+    if not of_images and not of_captions:
+        return []
+    counts = f"features that are zeros alone: {of_images:,} images, {of_captions:,} captions"
+    return [f"{counts}; evaluate refuses a split with such, since they have no direction"]
+
+
+def _check_image_encoder(
+    images: Features, dataset: Dataset, config: ExtractConfig, device: str | None
+) -> StatedEncoder:
+    """The image encoder that the user names, which gives the features of a sample.
+
+    Raises:
+        ImportingError: it gives others, or the images are not at hand.
+    """
+    rows, stored = _sample(images)
+    return stated_image_encoder(config, images.array.source, stored, dataset, rows, device)
+
+
+def _check_text_encoder(texts: Features, dataset: Dataset, config: ExtractConfig, device: str | None) -> StatedEncoder:
+    """The text encoder that the user names, which gives the features of a sample.
+
+    Raises:
+        ImportingError: it gives others.
+    """
+    rows, stored = _sample(texts)
+    captions = [dataset.captions[row] for row in rows]
+    return stated_text_encoder(config, texts.array.source, stored, captions, device)
 
 
 def _source(
@@ -244,7 +278,7 @@ def _source(
     image_ids: Path | None,
     reading: ReadOptions,
 ) -> ImportSource:
-    """What is imported, in whatever form it is given.
+    """The features and captions to import, in whichever of the three forms they are given.
 
     Raises:
         ImportingError: there are no image features or captions, or too many.
@@ -267,7 +301,7 @@ def _source(
 
 
 def _folder_of(captions: Path) -> Path:
-    """The folder that captions lie in, or that they are."""
+    """The folder of the captions: the one they lie in, or the precomputed features' own."""
     return captions if captions.is_dir() and not any(captions.glob("*.parquet")) else captions.absolute().parent
 
 
@@ -290,15 +324,17 @@ def _check_views(images: Array) -> None:
         )
 
 
-def _imported_side(features: Features, unknown: str, config: ExtractConfig, stated: StatedEncoder | None) -> _Side:
-    """Imported features, of an encoder that is known or not.
+def _prepared(
+    features: Features, unknown: str, config: ExtractConfig, stated: StatedEncoder | None
+) -> PreparedFeatures:
+    """Imported features with their recipe and provenance.
 
     Args:
-        unknown: what stands for an unknown encoder.
+        unknown: the name that stands for an unknown encoder. stated: the encoder, where it is known.
     """
-    made: dict[str, Any] = {"encoder": unknown, "seed": config.seed, "python": platform.python_version()}
-    made |= {library: version(library) for library in ("numpy", "h5py")}
-    made["source"] = str(features.array.source.resolve())
+    provenance: dict[str, Any] = {"encoder": unknown, "seed": config.seed, "python": platform.python_version()}
+    provenance |= {library: version(library) for library in ("numpy", "h5py")}
+    provenance["source"] = str(features.array.source.resolve())
     recipe: dict[str, Any] = {
         "architecture": "imported",
         "name": unknown.partition(":")[2],
@@ -313,16 +349,18 @@ def _imported_side(features: Features, unknown: str, config: ExtractConfig, stat
     if features.kind == "image":
         settings["views"] = features.row[0]
     if stated is None:
-        return _Side(features, recipe, made, features.nbytes, settings)
-    made |= {"encoder": stated.spec, "differs_by": stated.error}
+        return PreparedFeatures(features, recipe, provenance, features.nbytes, settings)
+    provenance |= {"encoder": stated.spec, "differs_by": stated.error}
     settings |= stated.settings | {f"{features.kind}_encoder": stated.spec}
     recipe["encoder"] = stated.recipe
-    return _Side(features, recipe, made, features.nbytes, settings, stated.tokenizer_files)
+    return PreparedFeatures(features, recipe, provenance, features.nbytes, settings, stated.tokenizer_files)
 
 
 @contextmanager
-def _encoded_side(dataset: Dataset, path: Path, config: ExtractConfig, device: str | None) -> Iterator[_Side]:
-    """The features of captions that are encoded now; where they lie is removed once they are written."""
+def _encoded_captions(
+    dataset: Dataset, path: Path, config: ExtractConfig, device: str | None
+) -> Iterator[PreparedFeatures]:
+    """Encodes the captions and gives their features; the file that holds them is removed once they are written."""
     before = FeatureStore(path) if path.exists() else None
     try:
         encoded = encode_captions(dataset, path, config, before, device)
@@ -334,7 +372,7 @@ def _encoded_side(dataset: Dataset, path: Path, config: ExtractConfig, device: s
     settings = {key: getattr(config, key) for key in _SETTINGS} | {"text_encoder": provenance["encoder"]}
     row_bytes = store.text_features.nbytes // len(store.captions)
     nbytes = row_bytes * len(dataset.captions)
-    yield _Side(encoded.rows(), store.recipes["text"], provenance, nbytes, settings, store.tokenizer_files)
+    yield PreparedFeatures(encoded.rows(), store.recipes["text"], provenance, nbytes, settings, store.tokenizer_files)
     encoded.remove()
 
 
@@ -342,16 +380,16 @@ def _write(
     path: Path,
     dataset: Dataset,
     images: Features,
-    image: _Side,
-    text: _Side | None,
+    image: PreparedFeatures,
+    text: PreparedFeatures | None,
     config: ExtractConfig,
     device: str | None,
     force: bool,
 ) -> bool:
-    """Writes the store, unless it is there already, which is then said.
+    """Writes the store; returns True where it is there already and nothing was written.
 
     Args:
-        text: None: the captions are encoded, once nothing else is in the way.
+        text: None: the captions are encoded, once it is known that the store may be written.
 
     Raises:
         StoreError: another store is there.
@@ -363,7 +401,7 @@ def _write(
         _refuse_other(path, known, force)
         if text is not None:
             return _sealed(path, dataset, contents, {"image": image, "text": text}, known, config, force)
-        with _encoded_side(dataset, path, config, device) as encoded:
+        with _encoded_captions(dataset, path, config, device) as encoded:
             return _sealed(path, dataset, contents, {"image": image, "text": encoded}, known, config, force)
 
 
@@ -387,20 +425,20 @@ def _sealed(
     path: Path,
     dataset: Dataset,
     contents: list[str],
-    sides: dict[str, _Side],
+    kinds: dict[str, PreparedFeatures],
     fingerprints: dict[str, str],
     config: ExtractConfig,
     force: bool,
 ) -> bool:
-    """Writes the store, unless it is there already, which is then said."""
-    if _refuse_other(path, fingerprints | {"text": digest(sides["text"].recipe)}, force):
+    """Writes the store; returns True where it is there already and nothing was written."""
+    if _refuse_other(path, fingerprints | {"text": digest(kinds["text"].recipe)}, force):
         return True
     others = _OTHER_COLUMNS * (len(dataset.ids) + len(dataset.captions))
-    check_disk(path, sum(side.nbytes for side in sides.values()) + others)
+    check_disk(path, sum(prepared.nbytes for prepared in kinds.values()) + others)
     unknown = np.full(len(dataset.ids), -1, np.int64)
     settings = asdict(config) | {"thumbnails": False}
-    for side in sides.values():
-        settings |= side.settings
+    for prepared in kinds.values():
+        settings |= prepared.settings
     seal(
         path,
         images={
@@ -412,16 +450,16 @@ def _sealed(
             "mtime_ns": unknown,
         },
         texts={"caption": dataset.captions, "image_index": dataset.image_index},
-        sources={kind: side.rows for kind, side in sides.items()},
-        recipes={kind: side.recipe for kind, side in sides.items()},
+        sources={kind: prepared.rows for kind, prepared in kinds.items()},
+        recipes={kind: prepared.recipe for kind, prepared in kinds.items()},
         provenance={
             **dataset.provenance(),
             "settings": settings,
             "listing": None,  # no extraction finds its own here
             "request": None,
-            **{kind: side.provenance for kind, side in sides.items()},
+            **{kind: prepared.provenance for kind, prepared in kinds.items()},
         },
         failures=dataset.failures,
-        tokenizer_files=sides["text"].tokenizer_files,
+        tokenizer_files=kinds["text"].tokenizer_files,
     )
     return False

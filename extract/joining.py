@@ -7,7 +7,7 @@ at a block of rows, however large the stores.
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, link_target, only_writer
 from onceover.base.hdf5 import create_bytes_column, fill
 from onceover.base.progress import ProgressBar, say
 from onceover.extract.encoder_files import numbered_files
 from onceover.extract.encoders import SEPARATOR
+from onceover.extract.join_matching import JoinError, MatchedRows, has_imported_images, match_rows, paths_of
 from onceover.extract.joined import Part, joined_recipe, parts_of, shared_views
-from onceover.extract.ledger import Failure
-from onceover.extract.names import shown
 from onceover.extract.shards import RowSources
 from onceover.extract.store import (
     KINDS,
     FeatureStore,
     Rows,
-    caption_ids,
     dataset_fingerprint,
     row_blocks,
     seal,
@@ -43,23 +40,9 @@ _SETTINGS = {  # of an extraction, that belong to one kind of features
 _ROW_BYTES = {"image": 8192, "text": 512}  # about what a row takes beside its features
 
 
-class JoinError(OnceoverError):
-    """Stores that cannot be joined."""
-
-
-@dataclass(frozen=True)
-class _Matched:
-    """The rows that a joined store has: of each store its images and captions, int64, in the same order for all."""
-
-    images: list[np.ndarray]
-    captions: list[np.ndarray]
-    image_index: np.ndarray
-    failures: list[Failure]
-
-
 @dataclass(frozen=True)
 class _Columns:
-    """Columns of a store's features that come from one encoder."""
+    """The columns of one encoder in the features of a store, which is given by its number."""
 
     store: int
     columns: slice
@@ -67,11 +50,12 @@ class _Columns:
 
 
 class _JoinedRows:
-    """Rows of several stores side by side, as what ``seal`` copies them from.
+    """The features of several stores side by side, from which ``seal`` copies them into the joined store.
 
     Args:
-        stores: those that the rows come from. rows: of each store. columns: in the order in which they are joined.
-        views: how many of an image are kept; None for captions.
+        stores: the stores that are joined. rows: the rows to take of each store.
+        columns: the columns of each encoder, in the order in which they are joined.
+        views: how many views of an image are taken; None for captions.
     """
 
     def __init__(
@@ -166,12 +150,12 @@ def join_stores(
 
 
 def _write(stores: list[FeatureStore], path: Path, common: bool, force: bool) -> bool:
-    """Writes the joined store, unless it is there already, which is then said."""
+    """Writes the joined store; returns True where it is there already and nothing was written."""
     columns = {kind: _distinct_columns(stores, kind) for kind in KINDS}
     if all(len(parts) < 2 for parts in columns.values()):
-        raise JoinError(f"{_names(stores)} hold features of the same encoders; there is nothing to join")
-    base = next((number for number, store in enumerate(stores) if not _has_imported_images(store)), 0)
-    matched = _match(stores, base, common)
+        raise JoinError(f"{paths_of(stores)} hold features of the same encoders; there is nothing to join")
+    base = next((number for number, store in enumerate(stores) if not has_imported_images(store)), 0)
+    matched = match_rows(stores, base, common)
     recipes, sources = _features(stores, matched, columns)
     leading = stores[base]
     images = _image_columns(stores, matched, base)
@@ -223,174 +207,10 @@ def _distinct_columns(stores: Sequence[FeatureStore], kind: str) -> list[_Column
     return list(chosen.values())
 
 
-def _has_imported_images(store: FeatureStore) -> bool:
-    """Whether the contents of a store's images are those of imported features, so that names have to match them."""
-    recipe = store.recipes["image"]
-    return all(part.get("architecture") == "imported" for part in recipe.get("parts", [recipe]))
-
-
-def _match(stores: Sequence[FeatureStore], base: int, common: bool) -> _Matched:
-    """The rows that all stores have, in the order of the store ``base``.
-
-    Raises:
-        JoinError: rows that not all have, without ``common``; an image in two splits; no row that all have.
-    """
-    leading = stores[base]
-    by_name = any(_has_imported_images(store) for store in stores)
-    images = [_matching_images(leading, store, by_name) for store in stores]
-    captions = [
-        _matching_captions(leading, store, rows) for store, rows in zip(stores, images, strict=True)
-    ]
-    has_image = np.logical_and.reduce([rows >= 0 for rows in images])
-    has_caption = np.logical_and.reduce([rows >= 0 for rows in captions])
-    had_captions = np.isin(np.arange(len(has_image)), leading.image_index)
-    left_captions = np.isin(np.arange(len(has_image)), leading.image_index[has_caption])
-    kept = has_image & (left_captions | ~had_captions)
-    if not common:
-        _refuse_missing(stores, base, images, captions)
-    if not kept.any() and not has_caption.any():
-        raise JoinError(f"{_names(stores)} have no image and no caption in common; join stores of one dataset")
-    _check_splits(stores, base, images, kept)
-    new_row = np.cumsum(kept) - 1
-    index = leading.image_index[has_caption]
-    failures = _ledger(stores, base, images, captions)
-    for row in np.flatnonzero(has_image & ~kept).tolist():
-        failures.append(Failure(leading.image_ids[row], "dataset", "not joined: no caption that all stores have"))
-    return _Matched(
-        [rows[kept] for rows in images],
-        [rows[has_caption] for rows in captions],
-        np.where(index >= 0, new_row[index], -1) if len(new_row) else index,
-        failures,
-    )
-
-
-def _matching_images(leading: FeatureStore, store: FeatureStore, by_name: bool) -> np.ndarray:
-    """The row of each image of ``leading`` in ``store``, int64 (N,), or -1.
-
-    Images of one content are matched by their names first, and those of other names in their order.
-    """
-    keys = leading.image_ids if by_name else leading.sha256
-    own_keys = store.image_ids if by_name else store.sha256
-    named = {pair: row for row, pair in enumerate(zip(own_keys, store.image_ids, strict=True))}
-    rows = np.array(
-        [named.get(pair, -1) for pair in zip(keys, leading.image_ids, strict=True)], dtype=np.int64
-    )
-    taken = set(rows.tolist())
-    others: dict[str, list[int]] = {}
-    for row in range(len(own_keys) - 1, -1, -1):
-        if row not in taken:
-            others.setdefault(own_keys[row], []).append(row)
-    for place in np.flatnonzero(rows < 0).tolist():
-        waiting = others.get(keys[place])
-        if waiting:
-            rows[place] = waiting.pop()
-    return rows
-
-
-def _matching_captions(leading: FeatureStore, store: FeatureStore, images: np.ndarray) -> np.ndarray:
-    """The row of each caption of ``leading`` in ``store``, int64 (M,), or -1: of the same image and the same text.
-
-    Args:
-        images: the row of each image of ``leading`` in ``store``.
-    """
-    waiting: dict[tuple[int, str], list[int]] = {}
-    for row in range(len(store.captions) - 1, -1, -1):
-        waiting.setdefault((int(store.image_index[row]), store.captions[row]), []).append(row)
-    rows = np.full(len(leading.captions), -1, np.int64)
-    for row, caption in enumerate(leading.captions):
-        image = int(leading.image_index[row])
-        if image >= 0:
-            image = int(images[image])
-            if image < 0:
-                continue
-        same = waiting.get((image, caption))
-        if same:
-            rows[row] = same.pop()
-    return rows
-
-
-def _refuse_missing(
-    stores: Sequence[FeatureStore], base: int, images: Sequence[np.ndarray], captions: Sequence[np.ndarray]
-) -> None:
-    """Refuses stores of which one lacks rows of another.
-
-    Raises:
-        JoinError: how many rows which store lacks, and the first of them.
-    """
-    leading = stores[base]
-    for store, image_rows, caption_rows in zip(stores, images, captions, strict=True):
-        counts = {
-            (leading, store): (int((image_rows < 0).sum()), int((caption_rows < 0).sum())),
-            (store, leading): (
-                len(store.image_ids) - int((image_rows >= 0).sum()),
-                len(store.captions) - int((caption_rows >= 0).sum()),
-            ),
-        }
-        missing = []
-        for (holder, other), (image_count, caption_count) in counts.items():
-            rows = []
-            if image_count:
-                rows.append(f"{image_count:,} images")
-            if caption_count:
-                rows.append(f"{caption_count:,} captions")
-            if rows:
-                missing.append(f"{' and '.join(rows)} of {holder.path} that {other.path} lacks")
-        if missing:
-            raise JoinError(
-                f"the stores do not hold the same rows: {'; '.join(missing)}; extract what is missing, or join what "
-                "all have with --common"
-            )
-
-
-def _check_splits(
-    stores: Sequence[FeatureStore], base: int, images: Sequence[np.ndarray], kept: np.ndarray
-) -> None:
-    """Refuses stores that have put an image into different splits.
-
-    Raises:
-        JoinError: how many images, and the first of them.
-    """
-    leading = stores[base]
-    for store, rows in zip(stores, images, strict=True):
-        moved = [
-            row for row in np.flatnonzero(kept).tolist() if leading.image_splits[row] != store.image_splits[rows[row]]
-        ]
-        if moved:
-            first = moved[0]
-            raise JoinError(
-                f"{len(moved):,} images lie in other splits in {store.path} than in {leading.path} (the first: "
-                f"{shown(leading.image_ids[first])}, {leading.image_splits[first] or 'none'} and "
-                f"{store.image_splits[rows[first]] or 'none'}); extract both with the same splits"
-            )
-
-
-def _ledger(
-    stores: Sequence[FeatureStore], base: int, images: Sequence[np.ndarray], captions: Sequence[np.ndarray]
-) -> list[Failure]:
-    """What the stores left out, each record once, and the rows that not all of them have."""
-    failures = [failure for store in stores for failure in store.failures]
-    leading = stores[base]
-    names = caption_ids(leading.image_ids, leading.image_index)
-    for store, image_rows, caption_rows in zip(stores, images, captions, strict=True):
-        failures += _lacking(leading.image_ids, np.flatnonzero(image_rows < 0), "dataset", store)
-        failures += _lacking(names, np.flatnonzero(caption_rows < 0), "caption", store)
-        others = np.setdiff1d(np.arange(len(store.image_ids)), image_rows)
-        failures += _lacking(store.image_ids, others, "dataset", leading)
-        others = np.setdiff1d(np.arange(len(store.captions)), caption_rows)
-        if len(others):
-            failures += _lacking(caption_ids(store.image_ids, store.image_index), others, "caption", leading)
-    return list(dict.fromkeys(failures))
-
-
-def _lacking(names: Sequence[str], rows: Iterable[int], stage: str, store: FeatureStore) -> list[Failure]:
-    """A record of each of some rows that a store lacks."""
-    return [Failure(names[row], stage, f"not joined: {store.path.name} lacks it") for row in rows]
-
-
 def _features(
-    stores: Sequence[FeatureStore], matched: _Matched, columns: dict[str, list[_Columns]]
+    stores: Sequence[FeatureStore], matched: MatchedRows, columns: dict[str, list[_Columns]]
 ) -> tuple[dict[str, dict], dict[str, Rows]]:
-    """By kind, the recipe of the joined features, empty where no store has any, and where they are copied from."""
+    """The recipe of the joined features of each kind, and the rows to copy; no store may have any of a kind."""
     recipes: dict[str, dict] = {}
     sources: dict[str, Rows] = {}
     for kind, rows in (("image", matched.images), ("text", matched.captions)):
@@ -409,13 +229,13 @@ def _features(
     return recipes, sources
 
 
-def _image_columns(stores: Sequence[FeatureStore], matched: _Matched, base: int) -> dict[str, Any]:
+def _image_columns(stores: Sequence[FeatureStore], matched: MatchedRows, base: int) -> dict[str, Any]:
     """The columns of the images beside their features."""
     leading = stores[base]
     rows = matched.images[base]
     size, mtime_ns = leading.image_stats()
     contents = [leading.sha256[row] for row in rows.tolist()]
-    if all(_has_imported_images(store) for store in stores):
+    if all(has_imported_images(store) for store in stores):
         by_store = []
         for store, own_rows in zip(stores, matched.images, strict=True):
             by_store.append([store.sha256[row] for row in own_rows.tolist()])
@@ -437,9 +257,9 @@ def _tokenizer_files(columns: Sequence[_Columns]) -> dict[str, bytes]:
 
 
 def _announce(
-    columns: dict[str, list[_Columns]], recipes: dict[str, dict], stores: Sequence[FeatureStore], matched: _Matched
+    columns: dict[str, list[_Columns]], recipes: dict[str, dict], stores: Sequence[FeatureStore], matched: MatchedRows
 ) -> None:
-    """Tells what is joined, and what is left out on the way."""
+    """Says which encoders and how many rows are joined, and what is left out."""
     for kind, parts in columns.items():
         widths = []
         for part in parts:
@@ -469,7 +289,7 @@ def _provenance(
     splits: list[str],
     common: bool,
 ) -> dict:
-    """The provenance of the joined store, under the keys of an extraction's, and of each encoder in ``parts``."""
+    """The provenance of the joined store, with the keys of an extraction's; each encoder's own is in ``parts``."""
     leading = stores[base].provenance
     settings = dict(stores[0].provenance["settings"])
     by_kind: dict[str, dict] = {"image": {}, "text": {}}
@@ -481,7 +301,7 @@ def _provenance(
         settings |= {name: own_settings[name] for name in _SETTINGS[kind]}
         by_kind[kind] = parts[0].part.provenance
         if len(parts) > 1:
-            by_kind[kind] = _together(parts)
+            by_kind[kind] = _provenance_of_parts(parts)
             settings[f"{kind}_encoder"] = by_kind[kind]["encoder"]
     settings["views"] = len(recipes["image"].get("views", ())) or settings["views"]
     return {
@@ -498,7 +318,7 @@ def _provenance(
     }
 
 
-def _together(parts: Sequence[_Columns]) -> dict:
+def _provenance_of_parts(parts: Sequence[_Columns]) -> dict:
     """The provenance of joined features of a kind."""
     records = []
     for part in parts:
@@ -509,8 +329,3 @@ def _together(parts: Sequence[_Columns]) -> dict:
         "seed": records[0]["seed"],
         "parts": records,
     }
-
-
-def _names(stores: Sequence[FeatureStore]) -> str:
-    """The stores' paths, for a message."""
-    return " and ".join(str(store.path) for store in stores)
