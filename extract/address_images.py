@@ -137,7 +137,7 @@ class AddressImages(FolderImages):
         _at_once(self._look_up, alone, "images")
 
     def _entry(self, key: str) -> Entry | None:
-        """What is known of a file; it is looked up, or its folder is listed where more of its files were."""
+        """The entry of a file; its folder is listed once many of its files were asked for."""
         folder, name = posixpath.split(key)
         if key in self._looked_up:
             return self._looked_up[key]
@@ -156,7 +156,7 @@ class AddressImages(FolderImages):
         return entry
 
     def _folder(self, folder: str) -> dict[str, Entry] | None:
-        """What lies in a folder, which is listed once; None where it cannot be listed."""
+        """The entries of a folder, which is listed once; None where it cannot be listed."""
         if folder not in self._listed and self._lists:
             try:
                 self._listed[folder] = (self._address / folder).entries()

@@ -138,7 +138,7 @@ def in_best_dtype(
 
 
 def readable_images(images: ImageSource, keys: Sequence[str], read: Callable[[bytes], T]) -> Iterator[T]:
-    """What ``read`` makes of the images of some keys that can be read; the others get into the ledger later."""
+    """The images of some keys, read by ``read``; those that cannot be read are passed over, and fail again later."""
     for key in keys:
         try:
             image = read(images.open(key))

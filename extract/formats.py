@@ -1,4 +1,4 @@
-"""Which formats of images are decoded, how their files are called, and which package a format needs."""
+"""The formats of images that are decoded: their suffixes, their first bytes, and the package that one may need."""
 
 import functools
 import io
@@ -59,7 +59,7 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
 
 
 def why_no_decoder(data: bytes) -> str | None:
-    """Which package the image in ``data`` needs and is not installed, and how to install it; None where none is."""
+    """The package that the image in ``data`` needs and that is missing, and how to install it; else None."""
     kind = format_of(data)
     if kind == "AVIF" and kind not in _pillow_formats():
         return _NO_AVIF

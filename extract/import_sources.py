@@ -1,4 +1,4 @@
-"""What an import is made of: image features, whose image each row is of, and the captions with their images and splits.
+"""The sources of an import: image features, the image of each of their rows, and captions with images and splits.
 
 A caption table names the images; the lines of a text file, and the files that VSE++'s authors published and others
 followed (``train_ims.npy``, ``train_caps.txt``), have so many captions for each image, in their order.
@@ -34,9 +34,9 @@ class ImportSource:
     """Image features and captions that belong together.
 
     Attributes:
-        images: the rows of image features. owners: the image of each of them.
-        rows: of the captions. captions: the file or folder that they come from.
-        ids: the images that the store shall have, where they are given, else None: those of the rows.
+        images: the image features. owners: the image of each of their rows.
+        rows: the captions. captions: the file or folder that they come from.
+        ids: the images of the store, where the user lists them; None: those of the rows.
     """
 
     images: Array
@@ -106,19 +106,19 @@ def _names_in_table(images: Array, names: list[str], in_table: Iterable[str], ta
         path = Path(name)
         for short in {path.name, path.stem, str(path.with_suffix("")) if path.name else name}:
             by_stem.setdefault(short, []).append(name)
-    found = []
+    renamed = []
     for name in names:
         candidates = [name] if name in known else by_stem.get(name, [])
-        found.append(candidates[0] if len(candidates) == 1 else name)
-    if known.keys().isdisjoint(found):
+        renamed.append(candidates[0] if len(candidates) == 1 else name)
+    if known.keys().isdisjoint(renamed):
         raise ImportingError(
             f"{images.source} has arrays by name, and {table} has an image of none of these names (the first: "
             f"{shown(names[0])}); name one array of features, FILE:NAME, or give the arrays the images' names"
         )
-    twice = [name for name, other in zip(found, names, strict=True) if name != other and name in set(names)]
-    if twice or len(set(found)) < len(found):
+    twice = [name for name, other in zip(renamed, names, strict=True) if name != other and name in set(names)]
+    if twice or len(set(renamed)) < len(renamed):
         raise ImportingError(f"{images.source} has two arrays for an image of {table}; an image has one row")
-    return found
+    return renamed
 
 
 def source_of_lines(image_features: Path, captions: Path, per_image: int, image_ids: Path | None) -> ImportSource:

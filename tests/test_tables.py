@@ -13,9 +13,9 @@ from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.cells import captions_in
 from onceover.extract.dataset.delimited import KINDS, Delimited
-from onceover.extract.dataset.parts import split_of
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
+from onceover.extract.dataset.table_files import split_of
 from onceover.extract.import_sources import read_rows
 from onceover.extract.layouts import read_dataset
 from onceover.extract.preview import preview

@@ -1,4 +1,4 @@
-"""Images without captions, and captions without images: what an index is built of."""
+"""Images without captions, and captions without images, to build an index of."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ def read_images(folder: str | Path, exclude: Sequence[str] = ()) -> Dataset:
 
 
 def _notes(folder: Path, listing: Listing) -> list[str]:
-    """What was left alone in a folder."""
+    """Notes on the files that are left alone in a folder."""
     notes = []
     others = [name for name in listing.names if not is_image(name)]
     if others:

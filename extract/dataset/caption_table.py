@@ -1,7 +1,7 @@
 """Tables of captions in any usual form: CSV, TSV, semicolons, bars, with a header or without, JSON lines and lists.
 
-What a table is like is found out from its beginning: from the names in its first line, else from which cells are names
-of images, in which delimiter they are consistent.
+The form of a table is inferred from its beginning: from the names in its first line, else from the delimiter with which
+one column holds names of images in nearly all rows.
 """
 
 import re
@@ -24,7 +24,7 @@ from onceover.extract.dataset.text import lines_of, read_head, read_lines
 #: files that may be tables of captions
 SUFFIXES = (".csv", ".tsv", ".tab", ".psv", ".txt", ".token", ".json", ".jsonl", ".ndjson")
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-_MOST_LINES = 200  # by which it is found out what a table is like
+_MOST_LINES = 200  # by which the form of a table is inferred
 _MOST = 0.8  # the share of cells that tells what a column holds
 _SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)  # Excel's first line
 _NUMBERED = re.compile(r"#\d+$")
@@ -38,7 +38,7 @@ class CaptionTable:
     """A table whose form is known.
 
     Attributes:
-        path: the file. form: what was taken for what, for the user. rows: reads it; raises DatasetError.
+        path: the file. form: how it is read, for the user. rows: reads it; raises DatasetError.
     """
 
     path: Path
@@ -47,11 +47,11 @@ class CaptionTable:
 
 
 def open_table(path: Path, options: ReadOptions = DEFAULT, are_there: AreThere = any) -> CaptionTable:
-    """Finds out what form a table of captions has. Its beginning is read.
+    """Opens a table of captions, whose form is inferred from its beginning.
 
     Args:
-        are_there: whether one of some names is that of an image; it is asked where names have no suffix and no header
-            says which they are.
+        are_there: whether one of some names is an image's; it is asked where names have no suffix and the table no
+            header.
 
     Raises:
         DatasetError: an unreadable file, or no table of captions; the error says what is lacking.
@@ -145,7 +145,7 @@ def _delimited(delimiter: str, names: Sequence[str], columns: Columns) -> Delimi
 
 
 def _header(lines: Sequence[str], delimiters: Sequence[str], options: ReadOptions) -> tuple[str, list[str]] | None:
-    """The delimiter with which the first line has most names that are known, and its cells; None where it has none."""
+    """The delimiter with which the first line has the most known names, and its cells; None where it has none."""
     best: tuple[str, list[str]] | None = None
     most = 0
     for delimiter in delimiters:
@@ -162,7 +162,7 @@ def _header(lines: Sequence[str], delimiters: Sequence[str], options: ReadOption
 
 
 def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
-    """The cells of the rows that these lines are, where they follow the rules of quoting."""
+    """The cells of the rows in these lines; a line that breaks the rules of quoting is split at each delimiter."""
     written = Delimited(delimiter, ())
     rows = []
     position = 0
@@ -176,7 +176,7 @@ def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 
 
 def _in_sentences(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the delimiters of some rows seem to stand in sentences: behind them is a blank, at the end no split."""
+    """Whether commas seem to be those of captions: blanks follow them, and no row ends with a split."""
     if len(rows[0]) == 2 or _is_split([row[-1].strip() for row in rows]):
         return False
     return any(cell.startswith(" ") or not cell for row in rows for cell in row[1:])
@@ -205,7 +205,7 @@ def _without_header(lines: Sequence[str], delimiter: str, start: int, path: Path
 
 
 def _caption_with_delimiters(rows: Sequence[Sequence[str]], delimiter: str) -> list[list[str]]:
-    """Rows of an image, perhaps a number, and a caption that may hold the delimiter, unquoted: of so many cells."""
+    """Rows of an image, perhaps a number, and an unquoted caption, whose parts between delimiters are joined."""
     wide = [row for row in rows if len(row) > 1]
     if not wide or len(wide) < _MOST * len(rows):
         return []
@@ -219,7 +219,7 @@ def _caption_with_delimiters(rows: Sequence[Sequence[str]], delimiter: str) -> l
 def _of_ids(
     lines: Sequence[str], delimiter: str, start: int, path: Path, options: ReadOptions, are_there: AreThere
 ) -> _Form | None:
-    """The form of a table without a header whose images' names have no suffix: a column of words beside captions."""
+    """The form of a table without a header whose images' names have no suffix: ids beside captions."""
     rows = [[cell.strip() for cell in row] for row in _cells(lines, delimiter)]
     widths = {len(row) for row in rows}
     if delimiter == "," and len(widths) > 1 and 1 not in widths:
@@ -258,10 +258,10 @@ def _is_split(cells: Sequence[str]) -> bool:
 def _by_position(
     columns: Sequence[Sequence[str]], image: int, delimiter: str, start: int, path: Path, options: ReadOptions
 ) -> _Form | None:
-    """The form of a table without a header, of which it is known which column names the images.
+    """The form of a table without a header, where the column of the images is known.
 
     Raises:
-        DatasetError: the user names a column that it has not.
+        DatasetError: the user names a column that is not there.
     """
     names = [f"column {position + 1}" for position in range(len(columns))]
     others = [position for position in range(len(columns)) if position != image]
@@ -296,5 +296,5 @@ def _by_position(
 
 
 def _called(name: str) -> str:
-    """What a column of a table without a header is called, of which a user gives the number."""
+    """The name of a column of a table without a header, where the user gives its number."""
     return f"column {name}" if name.isdecimal() else name

@@ -1,4 +1,4 @@
-"""Which columns of a table hold image names, captions and splits: by the usual names, or by those that a user gives."""
+"""The columns of a table that hold image names, captions and splits: those of usual names, or those a user names."""
 
 import re
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Columns:
     headed: bool = True
 
     def describe(self, kind: str) -> str:
-        """What is taken from where: "TSV, images from `filepath`, captions from `title`"."""
+        """The columns in words: "TSV, images from `filepath`, captions from `title`"."""
         mark = "`" if self.headed else ""
         parts = [kind if self.headed else f"{kind} without a header"]
         if self.image is not None:
@@ -67,7 +67,7 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
     """
     for name in (options.image_column, *options.caption_columns, options.split_column):
         if name is not None and name not in names:
-            raise DatasetError(f"{source} has no column {name!r:.80}; it has {_listed(names)}")
+            raise DatasetError(f"{source} has no column {name!r:.80}; it has {_listing(names)}")
     image = options.image_column
     if image is None and with_images:
         image = _usual(names, IMAGE_NAMES)
@@ -75,12 +75,12 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
     split = options.split_column or _usual(names, SPLIT_NAMES)
     if with_images and image is None:
         raise DatasetError(
-            f"{source} has no column that is known to name the images; it has {_listed(names)}: "
+            f"{source} has no column that is known to name the images; it has {_listing(names)}: "
             "say which it is with --image-column"
         )
     if not captions:
         raise DatasetError(
-            f"{source} has no column that is known to hold captions; it has {_listed(names)}: "
+            f"{source} has no column that is known to hold captions; it has {_listing(names)}: "
             "say which it is with --caption-column"
         )
     chosen = [name for name in (image, *captions, split) if name is not None]
@@ -101,7 +101,7 @@ def has_columns(names: Sequence[str], options: ReadOptions) -> bool:
 
 
 def count_columns(names: Sequence[str], options: ReadOptions) -> int:
-    """How many of three are known among a table's columns: that with the images, with captions, with splits."""
+    """How many of the three columns (images, captions, splits) a table has under a known name."""
     given = (options.image_column, options.caption_columns, options.split_column)
     known = 0
     for wanted, usual in zip(given, (IMAGE_NAMES, CAPTION_NAMES, SPLIT_NAMES), strict=True):
@@ -146,7 +146,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().strip("\"'").lower()).strip("_")
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listing(names: Sequence[str]) -> str:
     """The names of columns, for a message."""
     first = ", ".join(f"`{shown(name)}`" for name in names[:12])
     if len(names) > 12:

@@ -1,4 +1,4 @@
-"""What img2dataset writes of each image that it should fetch: ``00000.parquet`` beside its shard."""
+"""Lists of downloads, as img2dataset writes one beside each shard (``00000.parquet``): each image and its status."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,8 +39,8 @@ def read_downloads(path: Path) -> Iterator[Download]:
             yield Download(record["key"] or "", " ".join(record.captions), fault)
 
 
-def unread(lists: Sequence[Path]) -> str:
-    """What to tell the user where such files are there and cannot be read, since pyarrow is missing; else ""."""
+def note_on_unread(lists: Sequence[Path]) -> str:
+    """A note for the user where such lists are there and pyarrow, which reads them, is not; else ""."""
     if not lists:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""What lies in a folder, in a few words: "results.csv, 31,783 .jpg in flickr30k_images/"."""
+"""An inventory of a folder's files in a few words: "results.csv, 31,783 .jpg in flickr30k_images/"."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class Inventory:
                 entries += self.names[key]
                 continue
             kind = suffix or "without suffix"
-            place = f" in {folder}/" if folder else ""
-            entries.append(f"{self.counts[key]:,} {kind}{place}")
+            within = f" in {folder}/" if folder else ""
+            entries.append(f"{self.counts[key]:,} {kind}{within}")
         others = len(entries) - _MOST_ENTRIES
         if others > 0:
             entries[_MOST_ENTRIES:] = [f"and {others:,} more kinds of files"]

@@ -81,7 +81,7 @@ def telling_damage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Tells of what the disk or the network refuses as a fault of the dataset.
+    """Turns an error of the disk or the network into a ``DatasetError``.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -236,7 +236,7 @@ def null_rows(file: Any, column: str) -> set[int]:
 
 
 def _chunk(group_of_rows: Any, column: str) -> Any:
-    """What the metadata of a row group tell of a column, or of a part of one."""
+    """The metadata of a column, or of a part of one, in a row group."""
     for number in range(group_of_rows.num_columns):
         chunk = group_of_rows.column(number)
         if chunk.path_in_schema == column:

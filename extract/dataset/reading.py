@@ -1,4 +1,4 @@
-"""What a user says of a dataset that cannot be told from its files: columns, the images' folder, what to leave out."""
+"""Options by which a user says how to read a dataset: columns, the images' folder, files to leave out."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read a dataset; what is left out is found out from the files.
+    """How to read a dataset; what the options do not say is inferred from the files.
 
     Attributes:
         image_column: the column of a table that names the images.
@@ -26,7 +26,7 @@ class ReadOptions:
     exclude: tuple[str, ...] = ()
 
     def given(self) -> dict[str, Any]:
-        """The options that say something, as plain values for a store's provenance."""
+        """The options that are set, as plain values for a store's provenance."""
         values: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -37,7 +37,7 @@ class ReadOptions:
 
 
 def read_options(given: dict[str, Any]) -> ReadOptions:
-    """The options whose ``given()`` is that, of a store's provenance."""
+    """The options in a store's provenance, as ``ReadOptions.given`` wrote them."""
     values = dict(given)
     for name in ("caption_columns", "exclude"):
         if name in values:

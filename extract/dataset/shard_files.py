@@ -1,4 +1,4 @@
-"""The files that a dataset lies in by their names: one file, all of a kind below a folder, or those of a pattern.
+"""The files of a dataset in several files: one file, all of a kind below a folder, or those of a pattern.
 
 Patterns are those of webdataset's users, ``shards/{000000..000012}.tar`` with braces, and globs, ``shards/*.tar``.
 """
@@ -37,7 +37,7 @@ def files_below(folder: Path, options: ReadOptions, suffix: str = "") -> list[st
     """The names of all files below a folder of this machine or of an address, in natural order; hidden ones left out.
 
     Args:
-        options: of the user. suffix: what the names end in, in lower case.
+        options: the user's, for ``exclude``. suffix: the end of the names, in lower case.
 
     Raises:
         ImageSourceError: the folder cannot be read.
@@ -115,7 +115,7 @@ def _expanded(pattern: str, data: Path) -> Iterator[str]:
 
 
 def _choices(text: str, data: Path) -> list[str]:
-    """What stands in braces: the numbers of a range with their leading zeros, or the parts between commas."""
+    """The choices in braces: the numbers of a range with their leading zeros, or the parts between commas."""
     numbers = _RANGE.fullmatch(text)
     if numbers is None:
         return text.split(",")

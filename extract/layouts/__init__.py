@@ -28,20 +28,19 @@ if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
 
 LAYOUTS = Registry("onceover.extract.layouts", "onceover.layouts", "layout")
-_DEEPEST = 4  # folders that hold nothing but a folder, with the one in them
+_DEEPEST = 4  # levels of folders that are looked into, where each holds one folder and nothing else
 
 
 @dataclass(frozen=True)
 class UnreadDataset:
-    """A dataset that lies in a layout. Little of it has been read.
+    """A dataset whose layout is known, before its rows are read.
 
     Attributes:
         root: the folder that the images' keys start from.
-        captions: the file with the captions, or the folder, for messages; split lists are looked for beside it.
-        rows: gives the captions with their images, in the order of the file. Raises DatasetError where it cannot be
-            read.
-        images: given the rows, where their images come from. Raises DatasetError where none of them is there.
-        form: what was taken for what, for the user: "TSV, images from `filepath`, captions from `title`".
+        captions: the file or folder with the captions, for messages; split lists are looked for beside it.
+        rows: reads the captions with their images, in the order of the file. Raises DatasetError where it cannot.
+        images: gives the source of the rows' images. Raises DatasetError where none of them is there.
+        form: how the dataset is read, for the user: "TSV, images from `filepath`, captions from `title`".
         lists_all_images: images without captions that lie beside the others go into the ledger.
         notes: what the user should be told; complete once ``images`` has been called.
     """
@@ -57,12 +56,12 @@ class UnreadDataset:
 
 @dataclass(frozen=True)
 class SplitTable:
-    """A table of a dataset that lies in several: one for each split, as a rule.
+    """One of several tables of a dataset, usually one for each split.
 
     Attributes:
-        captions: the file. rows: gives its rows.
-        folders: relative to the dataset's root, where the images of this part are looked for.
-        split: that of the rows which name none.
+        captions: the file. rows: reads its rows.
+        folders: where its images are looked for, relative to the dataset's root.
+        split: the split of rows that name none.
     """
 
     captions: Path
@@ -80,10 +79,10 @@ def beside(
     form: str = "",
     lists_all_images: bool = False,
 ) -> UnreadDataset:
-    """A dataset whose images are files in the first of some folders that has one of them.
+    """A dataset whose images are files in one folder: the first of ``folders`` that has one of them.
 
     Args:
-        folders: relative to ``root``; where the user names another root, only that is looked in.
+        folders: relative to ``root``; where the user names the images' folder, only that is searched.
         captions, rows, form, lists_all_images: as ``UnreadDataset`` has them.
     """
     if options.images_root is not None:
@@ -102,64 +101,67 @@ def beside(
 def in_parts(root: Path, parts: Sequence[SplitTable], options: ReadOptions, form: str = "") -> UnreadDataset:
     """A dataset of several tables with a folder of images each, or one for all.
 
-    An image's name is its path from ``root``, so that ``train/0.jpg`` and ``test/0.jpg`` are two. A part none of whose
-    images is there is left alone, and a note says so. Parts that are all of one split say nothing of splits.
+    An image's name is its path from ``root``, so that ``train/0.jpg`` and ``test/0.jpg`` are two images. A table
+    without any of its images is left out, with a note. Where all tables are of one split, the split is not used.
     """
     base = options.images_root or root
     notes: list[str] = []
 
     def rows() -> Iterator[Row]:
-        placed, absent = _placed(parts, base)
-        if not placed and absent:
+        present, absent = _by_presence(parts, base)
+        if not present and absent:
             raise absent[0][1]
-        several = len({part.split for part, _, _ in placed}) > 1
-        for part, read, images in placed:
+        several = len({part.split for part, _, _ in present}) > 1
+        for part, read, images in present:
             notes.extend(_note_on_root(images))
             for row in read:
                 name = posixpath.normpath(posixpath.join(images.folder, images.local(image_name(row))))
                 yield row._replace(image=name, split=row.split or (part.split if several else ""))
-        notes.extend(f"left alone: {part.captions}, none of whose images is there" for part, _ in absent)
+        notes.extend(f"left alone, since none of its images is there: {part.captions}" for part, _ in absent)
 
     return UnreadDataset(base, parts[0].captions, rows, lambda _: image_folder(base), form, notes=notes)
 
 
-def _placed(
+def _by_presence(
     parts: Sequence[SplitTable], root: Path
 ) -> tuple[list[tuple[SplitTable, list[Row], FolderImages]], list[tuple[SplitTable, DatasetError]]]:
-    """The parts whose images are there, with their rows and images, and those whose images are not, with the error."""
-    placed: list[tuple[SplitTable, list[Row], FolderImages]] = []
+    """The tables whose images are there, with their rows and images, and the other tables, each with the error."""
+    present: list[tuple[SplitTable, list[Row], FolderImages]] = []
     absent: list[tuple[SplitTable, DatasetError]] = []
     for part in parts:
         read = list(part.rows())
         if not read:
             continue
         try:
-            placed.append((part, read, folder_images(read, root, part.captions, part.folders)))
+            present.append((part, read, folder_images(read, root, part.captions, part.folders)))
         except DatasetError as error:
             absent.append((part, error))
-    return placed, absent
+    return present, absent
 
 
 def _note_on_root(images: FolderImages) -> list[str]:
-    """A note where the images' names begin with a folder that is not here."""
+    """A note that the images' names begin with a folder that is not here, where they do."""
     if not images.prefix:
         return []
-    there = images.root / images.folder
-    return [f"images' names begin with {shown(images.prefix)}, which is left out: taken from {there}"]
+    folder = images.root / images.folder
+    return [f"images' names begin with {shown(images.prefix)}, which is left out: taken from {folder}"]
 
 
 class Layout(Protocol):
-    """A way in which datasets lie on a disk or elsewhere.
+    """A way in which the files of a dataset are arranged and named.
 
     Attributes:
-        NAME: what a store's provenance calls it.
-        PRIORITY: layouts are asked in ascending order, so that the one that says more about a folder comes first.
+        NAME: its name in a store's provenance.
+        PRIORITY: layouts are asked in ascending order, the most specific first. Below 30: published files, known by
+            their very names or contents, and what an option asks for; 30 to 39: what one program writes, known by a
+            name or suffix; from 40 on: any table, any text.
         LOOKED_FOR: the files by which it is known, for the message that nothing was found.
-        EXAMPLE: how such a dataset looks, in two short lines, for the same message.
-        HOLDS: what the form holds beside one caption of each image: several ``captions``, ``splits``.
-        SUFFIXES: the files that make it likely that this layout was meant, such as ``.csv``.
+        EXAMPLE: such a dataset in two short lines, for the same message.
+        HOLDS: ``captions`` where an image may have several, ``splits`` where the form has them.
+        SUFFIXES: suffixes of files, such as ``.csv``, that make it likely that this layout was meant.
 
-    A layout may have ``near(data, options)`` too: why what is at ``data`` comes near to it and is not taken, or None.
+    A layout may also have ``near(data, options)``: the reason why ``data``, which is nearly of this layout, cannot be
+    read, or None.
     """
 
     NAME: str
@@ -179,9 +181,9 @@ class Layout(Protocol):
         """
 
     def write_example(self, folder: Path, images: Sequence[ExampleImage]) -> Path:
-        """Writes a small dataset of some images, as far as the form holds what they have; returns what names it.
+        """Writes some images as a small dataset and returns its folder or file, as ``read_dataset`` takes it.
 
-        Where it is read with options, those are ``EXAMPLE_OPTIONS``.
+        Captions and splits are left out where ``HOLDS`` lacks them. Options to read it with are ``EXAMPLE_OPTIONS``.
         """
 
 
@@ -197,25 +199,27 @@ def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT
         AddressError: an address that cannot be opened.
     """
     at = path_of(data)
-    layout, found = _find(at, options)
-    rows = list(found.rows())
+    layout, unread = _find(at, options)
+    rows = list(unread.rows())
     if not rows:
-        raise DatasetError(f"{found.captions} holds no captions; is the download complete?")
-    images = found.images(rows)
+        raise DatasetError(f"{unread.captions} holds no captions; is the download complete?")
+    images = unread.images(rows)
     rows, notes = without_excluded(rows, options.exclude)
-    dataset = assemble(found.root, layout.NAME, rows, images, found.captions, found.lists_all_images, options.exclude)
-    taken = found.form or layout.NAME
-    notes = [*found.notes, *notes, *dataset.notes]
+    dataset = assemble(
+        unread.root, layout.NAME, rows, images, unread.captions, unread.lists_all_images, options.exclude
+    )
+    taken = unread.form or layout.NAME
+    notes = [*unread.notes, *notes, *dataset.notes]
     dataset = replace(dataset, named=at, reading=options, taken=f"{taken}: {len(rows):,} rows", notes=notes)
     if any(dataset.splits):
         return dataset
-    return with_splits(dataset, found.captions, seed)
+    return with_splits(dataset, unread.captions, seed)
 
 
 def images_of(data: str | Path, keys: Sequence[str], options: ReadOptions = DEFAULT) -> ImageSource:
-    """The source of a store's images: files below a folder, where ``keys`` lead to some; else the layout's at ``data``.
+    """The source of a store's images: the folder ``data`` where it has a file of ``keys``; else the dataset's source.
 
-    Captions are not needed, and not read, where the images lie in a folder.
+    Captions are read only in the second case.
     """
     at = path_of(data)
     folder = image_folder(options.images_root or (at if at.is_dir() else at.parent))
@@ -224,33 +228,33 @@ def images_of(data: str | Path, keys: Sequence[str], options: ReadOptions = DEFA
     try:
         return read_dataset(at, options=options).images
     except DatasetError:
-        return folder  # whose files are missed by name when they are opened
+        return folder  # opening a file then names the one that is missing
 
 
 def stored_images(store: "FeatureStore", data: str | Path | None = None) -> ImageSource:
-    """The source of a store's images, where the dataset was when it was encoded, or at ``data``, where it is now."""
+    """The source of a store's images: at ``data``, or where the dataset was when it was encoded."""
     provenance = store.provenance
     options = read_options(provenance.get("reading", {}))
     return images_of(data or provenance.get("named", provenance["data"]), store.image_paths, options)
 
 
 def _find(data: Path, options: ReadOptions) -> tuple[Layout, UnreadDataset]:
-    """The layout that ``data`` has, and the dataset in it.
+    """The layout of ``data``, and the dataset in it.
 
     Raises:
-        DatasetError: none.
+        DatasetError: no layout fits.
     """
     layouts: list[Layout] = sorted(map(LAYOUTS.load, LAYOUTS.names()), key=lambda layout: layout.PRIORITY)
-    place_of = data
+    folder = data
     for _ in range(_DEEPEST):
         for layout in layouts:
-            found = layout.find(place_of, options)
-            if found is not None:
-                return layout, found
-        inner = _only_folder(place_of)
+            dataset = layout.find(folder, options)
+            if dataset is not None:
+                return layout, dataset
+        inner = _only_folder(folder)
         if inner is None:
             break
-        place_of = inner
+        folder = inner
     raise DatasetError(_not_understood(data, layouts, options))
 
 
@@ -261,7 +265,7 @@ def _only_folder(data: Path) -> Path | None:
 
 
 def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions) -> str:
-    """What is at ``data``, and the form that it comes nearest to."""
+    """The message that no layout fits ``data``: the files that are there, and the nearest form."""
     if not data.exists():
         if isinstance(data, Address) and not data.lists:
             return f"{data} is no file of a known form; web servers list no folders: name the captions file"
@@ -291,7 +295,7 @@ def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions)
 
 
 def _nearest(layouts: Sequence[Layout], suffixes: set[str]) -> Layout:
-    """The layout that files of these suffixes come nearest to; a table where they come near to none."""
+    """The layout that files of these suffixes suggest; a table where they suggest none."""
     table = next(layout for layout in layouts if layout.NAME == "csv")
     for layout in (table, *layouts):
         if not suffixes.isdisjoint(layout.SUFFIXES):

@@ -10,10 +10,10 @@ from typing import Any
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.examples import ExampleImage, by_split, write_images
-from onceover.extract.dataset.parts import chosen, folders_from, root_of, split_folders
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import split_of
+from onceover.extract.dataset.table_files import choose_tables, folders_from, root_of, split_folders
 from onceover.extract.dataset.text import read_head, read_text
 from onceover.extract.layouts import SplitTable, UnreadDataset, beside, in_parts
 
@@ -52,7 +52,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
 
 def _found(files: Sequence[Path], root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of these files, or of those of one year among them."""
-    taken = chosen(_of_one_year(files, root), files[0].parent)
+    taken = choose_tables(_of_one_year(files, root), files[0].parent)
     form = f"COCO's captions, {', '.join(file.name for file in taken)}"
     left = [file.name for file in files if file not in taken]
     if left:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from onceover.extract.dataset.caption_table import open_table
 from onceover.extract.dataset.examples import ExampleImage, write_images
-from onceover.extract.dataset.parts import folders_from
 from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.dataset.table_files import folders_from
 from onceover.extract.dataset.text import read_head
 from onceover.extract.layouts import UnreadDataset, beside
 from onceover.extract.listing import subfolders

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset.examples import ExampleImage, by_split, write_images
-from onceover.extract.dataset.parts import tables_in
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, image_name
 from onceover.extract.dataset.splits import split_of
+from onceover.extract.dataset.table_files import tables_in
 from onceover.extract.layouts import UnreadDataset
-from onceover.extract.layouts.csv_table import found_splits, found_tables
+from onceover.extract.layouts._tables import dataset_of_splits, dataset_of_tables
 
 NAME = "imagefolder"
 PRIORITY = 35
@@ -33,9 +33,9 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
         return None
     tables = tables_in(data, data, options, FILES)
     if not tables:
-        return found_splits(data, options, FILES)
-    found = found_tables(tables, data, data, options)
-    return replace(found, rows=partial(_with_splits, found.rows))
+        return dataset_of_splits(data, options, FILES)
+    dataset = dataset_of_tables(tables, data, data, options)
+    return replace(dataset, rows=partial(_with_splits, dataset.rows))
 
 
 def _with_splits(rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:

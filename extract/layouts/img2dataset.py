@@ -1,10 +1,10 @@
-"""What img2dataset writes with ``--output_format files``: ``00000/000000000.jpg``, its .txt and its .json."""
+"""Folders that img2dataset writes with ``--output_format files``: ``00000/000000000.jpg``, its .txt and its .json."""
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from onceover.extract.dataset.downloads import missing_rows, unread
+from onceover.extract.dataset.downloads import missing_rows, note_on_unread
 from onceover.extract.dataset.examples import ExampleImage, write_images
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
@@ -24,13 +24,13 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     if not data.is_dir():
         return None
     shards = sorted(path.name for path in data.iterdir() if path.name.isdecimal() and path.is_dir())
-    shards = [name for name in shards if any((data / file).is_file() for file in (f"{name}.parquet", _stats(name)))]
+    shards = [name for name in shards if (data / f"{name}.parquet").is_file() or (data / _stats(name)).is_file()]
     if not shards:
         return None
     lists = [data / f"{name}.parquet" for name in shards]
     lists = [path for path in lists if path.is_file()]
     source = _Shards(data, lists, options)
-    form = f"img2dataset, {len(shards):,} folder{'s' if len(shards) > 1 else ''}{unread(lists)}"
+    form = f"img2dataset, {len(shards):,} folder{'s' if len(shards) > 1 else ''}{note_on_unread(lists)}"
     return beside(data, data, source.rows, (".",), options, form, lists_all_images=True)
 
 
@@ -50,7 +50,7 @@ class _Shards:
         """The captions of all images, and a row with its fault for each that was not downloaded."""
         sidecars = Sidecars(self._data, self._options)
         yield from sidecars.rows()
-        if unread(self._lists):
+        if note_on_unread(self._lists):
             return
         keys: dict[str, set[str]] = {}
         for sample in sidecars.samples:

@@ -37,7 +37,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
 
 
 def _form(captions: Path) -> str:
-    """What is taken, for the user."""
+    """How the dataset is read, for the user."""
     return f"Karpathy's split file, {captions.name}"
 
 

@@ -50,7 +50,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     """
     files = shard_files(data, ".parquet", options)
     if files is None:
-        _refuse_arrow(data, options)
+        _refuse_arrow(data)
         return None
     first = files.root / files.names[0]
     with readable(first), open_parquet(first) as file:
@@ -74,11 +74,11 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     return beside(captions, files.root, named.rows, FOLDERS, options, columns.describe("Parquet"))
 
 
-def _refuse_arrow(data: Path, options: ReadOptions) -> None:
-    """Tells how to convert what ``datasets.save_to_disk`` writes.
+def _refuse_arrow(data: Path) -> None:
+    """Refuses what ``save_to_disk`` of Hugging Face's datasets writes, and says how to convert it.
 
     Raises:
-        DatasetError: it is that.
+        DatasetError: ``data`` was written so.
     """
     folder = data if data.is_dir() else data.parent
     has_splits = (folder / "dataset_dict.json").is_file()
@@ -172,7 +172,7 @@ class _Table:
         self._keys: dict[str, str] = {}
 
     def form(self) -> str:
-        """What is taken for what."""
+        """How the tables are read, for the user."""
         count = f"{len(self._files.names):,} file{'s' if len(self._files.names) > 1 else ''}"
         name = self._column.removesuffix(".bytes")
         return self._columns.describe(f"Parquet, {count}, images in `{name}`")

@@ -13,7 +13,7 @@ import numpy as np
 from onceover.base.files import FileError
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.downloads import missing_rows, unread
+from onceover.extract.dataset.downloads import missing_rows, note_on_unread
 from onceover.extract.dataset.examples import ExampleImage, by_split
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, image_name
@@ -88,7 +88,7 @@ def _form(files: ShardFiles, suffixes: set[str], options: ReadOptions) -> str:
         captions = f"{texts[0]}, one a line" if texts else "`caption` in .json"
     lists = [path for path in [_list_of(files.root / files.names[0])] if path.is_file()]
     count = f"{len(files.names):,} tar{'s' if len(files.names) > 1 else ''}"
-    return f"webdataset, {count}, captions from {captions}{unread(lists)}"
+    return f"webdataset, {count}, captions from {captions}{note_on_unread(lists)}"
 
 
 def _list_of(shard: Path) -> Path:
@@ -97,7 +97,7 @@ def _list_of(shard: Path) -> Path:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """What a member's name shares with its sample, and its suffix, from the first dot on, in lower case."""
+    """A member's name up to its first dot, which names its sample, and its suffix from there on, in lower case."""
     parts = _PARTS.fullmatch(name)
     return (parts[1], parts[2].lower()) if parts is not None else (name, "")
 
@@ -149,16 +149,16 @@ class _Shards:
         for sample in index.samples.values():
             yield from sample_rows(sample, index.texts.__getitem__, self._options, split)
         yield from index.faults
-        if _list_of(path).is_file() and not unread([_list_of(path)]):
+        if _list_of(path).is_file() and not note_on_unread([_list_of(path)]):
             yield from missing_rows(_list_of(path), set(index.samples), index.prefix)
 
 
 class _Index:
-    """What is in one tar.
+    """The members of one tar, as samples.
 
     Attributes:
-        prefix: what the names of its images start with. split: of all of them.
-        samples: by what their files share. images: start and size, by name.
+        prefix: the beginning of its images' names. split: that of all its samples.
+        samples: by the name that their files share. images: start and size of each, by name.
         texts: contents of the files that are no images, by prefixed name. faults: rows that cannot be used.
     """
 

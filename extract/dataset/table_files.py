@@ -1,4 +1,4 @@
-"""Which of a folder's tables of captions are taken: the only one, that of a usual name, or one for each split."""
+"""The tables of captions in a folder, the ones of them that are taken, and the folders of their images."""
 
 import re
 from collections.abc import Sequence
@@ -21,48 +21,47 @@ _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(filter(None, SPLIT_WORDS))})(?!
 
 
 def root_of(table: Path) -> Path:
-    """The folder that holds a table's images: its own, or the one above a folder that holds nothing but tables."""
+    """The folder above a table's images: the table's own folder, or the one above a folder for tables alone."""
     root = table.parent
-    left = table
-    while _is_for_tables(root, left):
-        left = root
+    child = table
+    while _is_for_tables(root, child):
+        child = root
         root = root.parent
     return root
 
 
-def _is_for_tables(folder: Path, left: Path) -> bool:
-    """Whether a folder is called so, and has no images and no folders, but the one that was just left."""
+def _is_for_tables(folder: Path, child: Path) -> bool:
+    """Whether a folder has the name of one for tables, no images, and no folder but ``child``."""
     if folder.name.lower() not in TABLE_FOLDERS and not folder.name.startswith("annotations"):
         return False
     if any(is_image(entry.name) for entry in folder.iterdir()):
         return False
-    return all(entry.name == left.name for entry in subfolders(folder))
+    return all(entry.name == child.name for entry in subfolders(folder))
 
 
 def folders_from(root: Path, table: Path) -> list[str]:
-    """Where a table's images are looked for, relative to ``root``: about the table, then about ``root``."""
+    """The folders where a table's images are looked for, relative to ``root``: beside the table, then in ``root``."""
     inside = table.parent.relative_to(root).as_posix()
-    near = [] if inside == "." else [f"{inside}/{folder}".removesuffix("/.") for folder in FOLDERS]
-    return [*near, *FOLDERS]
+    beside = [] if inside == "." else [f"{inside}/{folder}".removesuffix("/.") for folder in FOLDERS]
+    return [*beside, *FOLDERS]
 
 
 def split_folders(stem: str, split: str, root: Path) -> list[str]:
-    """The folders that are called after a split, beside a table or in a folder of images: ``images/train2017``.
+    """The folders of a split, in ``root`` or in a folder of images there: ``train2017``, ``images/train2017``.
 
     Args:
-        stem: the table's name; a folder with which it ends comes first.
+        stem: the table's name without suffix; a folder whose name ends it comes first.
     """
     folders = []
     for parent in FOLDERS:
-        place = root / parent
-        names = [entry.name for entry in subfolders(place) if split_of(entry.name) == split]
+        names = [entry.name for entry in subfolders(root / parent) if split_of(entry.name) == split]
         names.sort(key=lambda name: (not stem.endswith(name), name))
         folders += [f"{parent}/{name}".removeprefix("./") for name in names]
     return folders
 
 
-def files_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """The files in a folder that may be tables of captions, by their suffixes, or by their names if these are given."""
+def table_files(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The files in a folder that may be tables of captions, by their suffixes; only those of ``names``, if given."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     wanted = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
     files = [entry for entry in wanted if not names or entry.name.lower() in names]
@@ -76,30 +75,31 @@ def files_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def tables_in(folder: Path, root: Path, options: ReadOptions, names: Sequence[str] = ()) -> list[CaptionTable]:
-    """The files in a folder that are tables of captions, in a form that is understood.
+    """The tables of captions in a folder.
 
     Args:
-        root: where images are looked for, where a table names them by ids. names: the only names that are looked at.
+        root: the folder in which images are looked for that a table names by ids.
+        names: look only at files of these names.
     """
 
     def are_there(ids: Sequence[str]) -> bool:
-        places = [image_folder(root, place) for place in FOLDERS if may_be_folder(root / place)]
-        return any(images.has_any(ids) or images.has_near(ids) for images in places)
+        folders = [image_folder(root, folder) for folder in FOLDERS if may_be_folder(root / folder)]
+        return any(images.has_any(ids) or images.has_near(ids) for images in folders)
 
     tables = []
-    for file in files_in(folder, names):
+    for file in table_files(folder, names):
         try:
             tables.append(open_table(file, options, are_there))
         except DatasetError:
-            continue  # another file, which the message tells of where nothing is found
+            continue  # no table; where no layout fits, the message names it
     return tables
 
 
-def chosen(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
-    """The tables to take of those in a folder, with their splits: one for each split, else the one of a usual name.
+def choose_tables(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """The tables to take of a folder's, each with its split: one for each split, else the one with a usual name.
 
     Raises:
-        DatasetError: it cannot be told which.
+        DatasetError: several tables, and none of these rules says which to take.
     """
     if len(paths) == 1:
         return {paths[0]: ""}
