@@ -172,7 +172,7 @@ class Address:
         return self
 
     def entry(self) -> Entry:
-        """What the driver says of the file or folder at the address.
+        """The entry of the file or folder at the address.
 
         Raises:
             FileNotFoundError: nothing is there. OSError: it cannot be told. AddressError: it cannot be reached.

@@ -26,8 +26,8 @@ class ParquetImages(ImageSource):
     """Images in a column of Parquet files, by ``file.parquet/row``. A copy in another process opens the files anew.
 
     Args:
-        root: the files' names start from it. files: their names. column: with the bytes, perhaps part of another.
-        keys: of the images by their names. rows: of each file, how many there are.
+        root: the folder of the files. files: their names. column: the column of the bytes, perhaps part of another.
+        keys: of the images, by their names. rows: the number of rows in each file.
     """
 
     def __init__(self, root: Path, files: Sequence[str], column: str, keys: dict[str, str], rows: Sequence[int]):
@@ -50,7 +50,7 @@ class ParquetImages(ImageSource):
             OSError: it cannot be read now, or the file was changed. FileError: there are none, too many, or they are
                 damaged.
         """
-        file, row = self._place(key)
+        file, row = self._position(key)
         path = self._root / file
         check_unchanged(path, self._stamps[file])
         blocks = self._blocks.setdefault(os.getpid(), _Blocks())
@@ -67,7 +67,7 @@ class ParquetImages(ImageSource):
     def stat(self, key: str) -> tuple[int, int]:
         """The size and modification time of the file that the image lies in: its own size is known once it is read."""
         try:
-            file, _ = self._place(key)
+            file, _ = self._position(key)
         except FileNotFoundError:
             return -1, -1
         return self._stamps[file]
@@ -86,7 +86,7 @@ class ParquetImages(ImageSource):
             reasons[name] = None if name in self._keys else NO_SUCH_IMAGE
         return keys, reasons
 
-    def _place(self, key: str) -> tuple[str, int]:
+    def _position(self, key: str) -> tuple[str, int]:
         """The file and row of a key.
 
         Raises:
@@ -99,7 +99,7 @@ class ParquetImages(ImageSource):
 
 
 class _Blocks:
-    """The blocks of rows that a process has read last. Images are mostly asked for in their order."""
+    """The blocks of rows that a process has read last, in memory, since images are mostly read in their order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -151,7 +151,7 @@ class _Blocks:
 
 
 class _Cursor:
-    """A place in a row group, of which one column is read. ``row``: the next, counted from the file's first."""
+    """A reader of one column in a row group. ``row``: the next row, counted from the start of the file."""
 
     def __init__(self, path: Path, column: str, group: int, first: int):
         self.row = first
@@ -165,7 +165,7 @@ class _Cursor:
         """The next block of rows.
 
         Raises:
-            DatasetError: damaged, or at its end before its time. OSError: it cannot be read now.
+            DatasetError: damaged, or with fewer rows than it says. OSError: it cannot be read now.
         """
         with telling_damage(self._path):
             batch = next(self._batches, None)

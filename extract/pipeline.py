@@ -436,14 +436,7 @@ def _encode_all(extraction: Extraction, work: Work) -> Counts:
     orphans = [Failure(names[row], "caption", NOT_ENCODED) for row in np.flatnonzero(~has_image)]
     seal(
         extraction.path,
-        images={
-            "id": [dataset.ids[row] for row in rows],
-            "path": [dataset.paths[row] for row in rows],
-            "split": [dataset.splits[row] for row in rows],
-            "sha256": [keys[row] for row in rows],
-            "size": np.array([extraction.stats[row][0] for row in rows], dtype=np.int64),
-            "mtime_ns": np.array([extraction.stats[row][1] for row in rows], dtype=np.int64),
-        },
+        images=_image_columns(extraction, rows, keys),
         texts={"caption": captions, "image_index": new_row[dataset.image_index[has_image]].astype(np.int64)},
         sources={"image": image_sources, "text": text_sources},
         recipes=recipes,
@@ -456,6 +449,19 @@ def _encode_all(extraction: Extraction, work: Work) -> Counts:
     elif options.keep_vanished:
         remove_kept(extraction.path, {kind: digest(recipe) for kind, recipe in recipes.items()}, vanished)
     return work.counts
+
+
+def _image_columns(extraction: Extraction, rows: list[int], keys: list[str | None]) -> dict[str, Any]:
+    """The columns of the store's images beside their features; ``keys`` are the digests of the dataset's images."""
+    dataset = extraction.dataset
+    return {
+        "id": [dataset.ids[row] for row in rows],
+        "path": [dataset.paths[row] for row in rows],
+        "split": [dataset.splits[row] for row in rows],
+        "sha256": [keys[row] for row in rows],
+        "size": np.array([extraction.stats[row][0] for row in rows], dtype=np.int64),
+        "mtime_ns": np.array([extraction.stats[row][1] for row in rows], dtype=np.int64),
+    }
 
 
 def _encoder_provenance(encoder: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Tar archives that are read where they lie: the members' names and places are indexed, and nothing is unpacked.
+"""Tar archives that are read in place: the names and positions of their members are indexed, and nothing is unpacked.
 
-Only plain tars can be read so; links, sparse files and what is cut off are told, never followed. The formats: POSIX
-pax and ustar, and GNU's long names.
+Only plain tars can be read so. Links, sparse files and cut-off members are reported, never followed. The formats are
+POSIX pax and ustar, and GNU's long names.
 """
 
 import tarfile
@@ -36,7 +36,7 @@ class TarError(OnceoverError):
 
 
 class Member(NamedTuple):
-    """An entry of a tar: its name, where its content lies (bytes), and why it cannot be read, or ""."""
+    """An entry of a tar: its name, the start and size of its content in bytes, and why it cannot be read, or ""."""
 
     name: str
     start: int
@@ -82,11 +82,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
         has_content = entry.isreg() or entry.type not in tarfile.SUPPORTED_TYPES or entry.type in _HEADERS
         size = _size(extended.get("size"), entry.size) if has_content else 0
         name = extended.get("path") or long_name or entry.name
-        if size < 0:
-            raise TarError(f"the tar is damaged: {name:.80} has a negative size; what follows it is not read")
-        if size > end - start:
-            needed = f"within {name:.80}, which needs {start + size:,}"
-            raise TarError(f"{_CUT}: it ends after {end:,} bytes, {needed}; {_AGAIN}")
+        _check_size(name, start, size, end)
         following = start + -(-size // _BLOCK) * _BLOCK
         if entry.type in _HEADERS:
             if size > _MAX_HEADER:
@@ -104,6 +100,19 @@ def members(file: BinaryIO) -> Iterator[Member]:
             long_name = ""
             extended = {}
         start = following
+
+
+def _check_size(name: str, start: int, size: int, end: int) -> None:
+    """Refuses an entry that does not lie within the tar, which ends after ``end`` bytes.
+
+    Raises:
+        TarError: a negative size, or one beyond the end.
+    """
+    if size < 0:
+        raise TarError(f"the tar is damaged: {name:.80} has a negative size; what follows it is not read")
+    if size > end - start:
+        needed = f"within {name:.80}, which needs {start + size:,}"
+        raise TarError(f"{_CUT}: it ends after {end:,} bytes, {needed}; {_AGAIN}")
 
 
 def _read(file: BinaryIO, start: int, size: int) -> bytes:
@@ -172,7 +181,7 @@ def _pax(content: bytes, start: int) -> dict[str, str]:
 
 
 def _why_no_file(entry: tarfile.TarInfo, extended: dict[str, str]) -> str | None:
-    """Why an entry is not read, "" of a file, and None of a folder, which is nothing to tell of."""
+    """The reason why an entry is not read; "" for a file, which is read; None for a folder, which is passed over."""
     if entry.type == tarfile.DIRTYPE:
         return None
     if entry.issym() or entry.islnk():
@@ -186,16 +195,16 @@ class TarImages(ImageSource):
     """Images in tars, by ``shard.tar/member``.
 
     Args:
-        root: the shards' names start from it. shards: their names.
-        keys: of the images. places: int64 (N, 3), the shard, start and size of each.
-        prefix: what an image's name lacks of its key: "", or the one shard there is.
+        root: the folder of the shards. shards: their names.
+        keys: of the images. positions: int64 (N, 3), the shard, start and size of each.
+        prefix: the beginning of a key that an image's name lacks: the only shard, or "".
     """
 
-    def __init__(self, root: Path, shards: Sequence[str], keys: Sequence[str], places: np.ndarray, prefix: str = ""):
+    def __init__(self, root: Path, shards: Sequence[str], keys: Sequence[str], positions: np.ndarray, prefix: str = ""):
         self._root = root
         self._shards = list(shards)
         self._rows = {key: row for row, key in enumerate(keys)}
-        self._places = places
+        self._positions = positions
         self._prefix = prefix
         self._stamps = [stamp_of(root / shard) for shard in shards]
 
@@ -207,7 +216,7 @@ class TarImages(ImageSource):
         """
         if key not in self._rows:
             raise FileNotFoundError(ENOENT, NO_SUCH_IMAGE, key)
-        shard, start, size = self._places[self._rows[key]].tolist()
+        shard, start, size = self._positions[self._rows[key]].tolist()
         path = self._root / self._shards[shard]
         if size > MAX_BYTES:
             raise FileError(f"{key} has {size:,} bytes; at most {MAX_BYTES:,} are read")
@@ -221,7 +230,7 @@ class TarImages(ImageSource):
         """The image's size, and the modification time of its tar."""
         if key not in self._rows:
             return -1, -1
-        shard, _, size = self._places[self._rows[key]].tolist()
+        shard, _, size = self._positions[self._rows[key]].tolist()
         return size, self._stamps[shard][1]
 
     def describe(self, key: str) -> str:

@@ -10,6 +10,7 @@ from onceover.base.addresses import path_of
 from onceover.base.files import digest
 from onceover.base.hdf5 import StoredRows
 from onceover.base.progress import say, tracked
+from onceover.extract.address_images import may_be_folder
 from onceover.extract.comparison import neighbour_overlap, relative_error
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.stored import moved_parts, part_encoder
@@ -57,7 +58,7 @@ def verify_sample(
     if not kinds:
         raise StoreError(f"{store.path} holds no features that could be encoded again")
     root = path_of(data or store.provenance["data"])
-    if "image" in kinds and not root.exists():
+    if "image" in kinds and not may_be_folder(root) and not root.exists():
         raise StoreError(f"the images are not at {root}; name their folder with --data")
     places = {"image": image_encoder, "text": text_encoder}
     generator = np.random.default_rng(0)

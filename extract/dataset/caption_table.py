@@ -190,7 +190,7 @@ def _without_header(lines: Sequence[str], delimiter: str, start: int, path: Path
     uneven = width < 2 or len(even) < _MOST * len(rows)
     if uneven or delimiter == " " or (delimiter == "," and _in_sentences(even)):
         even = _caption_with_delimiters(rows, delimiter)
-    columns = [[cell.strip() for cell in cells] for cells in zip(*even, strict=True)]
+    columns = _stripped_columns(even)
     for image in range(len(columns)):
         cells = columns[image]
         named = sum(image_in(cell) is not None for cell in cells)
@@ -220,24 +220,33 @@ def _of_ids(
     lines: Sequence[str], delimiter: str, start: int, path: Path, options: ReadOptions, are_there: AreThere
 ) -> _Form | None:
     """The form of a table without a header whose images' names have no suffix: ids beside captions."""
-    rows = [[cell.strip() for cell in row] for row in _cells(lines, delimiter)]
+    rows = _cells(lines, delimiter)
     widths = {len(row) for row in rows}
     if delimiter == "," and len(widths) > 1 and 1 not in widths:
-        rows = [[row[0], ", ".join(row[1:])] for row in rows]  # commas in captions
+        rows = [[row[0], ",".join(row[1:])] for row in rows]  # commas in captions
         widths = {2}
     if delimiter == " " or widths not in ({2}, {3}):
         return None
-    columns = list(zip(*rows, strict=True))
+    columns = _stripped_columns(rows)
     words = [position for position, cells in enumerate(columns) if not _is_text(cells) and not _is_number(cells)]
     words = words or [position for position, cells in enumerate(columns) if not _is_text(cells)]
-    there = [position for position in words if are_there([cell for cell in columns[position] if cell])]
-    if not there:
+    image = next((position for position in words if are_there(list(filter(None, columns[position])))), None)
+    if image is None:
         return None
-    texts = [position for position, cells in enumerate(columns) if position != there[0] and _is_text(cells[1:])]
-    if texts and len(rows) > 1 and not _is_text(rows[0][texts[0] : texts[0] + 1]):
-        choose_columns(rows[0], options, path)  # a header as above
+    texts = [position for position, cells in enumerate(columns) if position != image and _is_text(cells[1:])]
+    if texts and len(rows) > 1 and not _is_text(columns[texts[0]][:1]):
+        header = [cells[0] for cells in columns]
+        choose_columns(header, options, path)  # of names that are not known, which the error lists
         return None
-    return _by_position(columns, there[0], delimiter, start, path, options)
+    return _by_position(columns, image, delimiter, start, path, options)
+
+
+def _stripped_columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The columns of rows of equal length, without blanks about the cells."""
+    columns = []
+    for cells in zip(*rows, strict=True):
+        columns.append([cell.strip() for cell in cells])
+    return columns
 
 
 def _is_text(cells: Sequence[str]) -> bool:

@@ -1,5 +1,6 @@
 """The folder that holds the images of a table: looked for where datasets usually have it, then below the root."""
 
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,23 +11,24 @@ from onceover.extract.image_source import FolderImages
 from onceover.extract.listing import subfolders
 from onceover.extract.names import shown
 
-#: where the images of a table are looked for
+#: the folders in which the images of a table are looked for
 FOLDERS = (
     *(".", "Images", "images", "image", "imgs", "img", "photos", "pictures", "JPEGImages"),
     *("Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "flickr30k-images", "flickr30k_images"),
 )
-_FIRST = 100  # names by which a folder is known in which nobody said that they are
-_MOST_FOLDERS = 200  # that are looked through
+_FIRST = 100  # names by which a folder of another name than these is recognised
+_MOST_FOLDERS = 200  # folders that are searched for images
 
 
 def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequence[str]) -> FolderImages:
     """The images that rows name, in the first of several folders that has one of them.
 
-    A folder with a file of the very name comes before one with a near name; then come paths that begin with a folder of
-    another machine or program, and last the one folder below ``root`` that has the first images.
+    First a folder is taken that has a file of exactly such a name, then one with a near name; then names are tried
+    without the folder that they all begin with, such as another machine's; last, the only folder below ``root`` that
+    has one of the first images is taken.
 
     Args:
-        captions: their file, for the error. folders: relative to ``root``.
+        captions: the file with the rows, for the error. folders: relative to ``root``.
 
     Raises:
         DatasetError: no folder has any of them.
@@ -50,30 +52,29 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
     if len(below) == 1:
         return below[0]
     if below:
-        places = " and ".join(str(root / images.folder) for images in below[:2])
-        raise DatasetError(f"images that {captions} names are in {places}; say which to take with --images-root")
+        several = " and ".join(str(root / images.folder) for images in below[:2])
+        raise DatasetError(f"images that {captions} names are in {several}; say which to take with --images-root")
     if names[0].startswith(("http:/", "https:/")):
         raise DatasetError(
             f"{captions} names images by their addresses ({shown(names[0])}); download them first, for example with "
             "img2dataset, and name the folder that they are in then"
         )
-    places = ", ".join(str(root / images.folder) for images in candidates) or str(root)
+    searched = ", ".join(str(root / images.folder) for images in candidates) or str(root)
     raise DatasetError(
-        f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {places}; "
+        f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {searched}; "
         "name their folder with --images-root"
     )
 
 
 def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -> FolderImages | None:
-    """The images of names that all begin with a folder that is not here, where what follows it is here."""
+    """The images of names that all begin with a folder that is not here, where the rest of a name is a file here."""
     names = [name for name in names if "/" in name]
     if not names:
         return None
-    parts = [name.split("/") for name in names]
-    most = min(len(part) for part in parts) - 1
-    shared = next((at for at in range(most) if len({part[at] for part in parts}) > 1), most)
-    for dropped in range(1, shared + 1):
-        prefix = "/".join(parts[0][:dropped]) + "/"
+    folders_of = [name.split("/")[:-1] for name in names]
+    shared = posixpath.commonprefix(folders_of)
+    for dropped in range(1, len(shared) + 1):
+        prefix = "/".join(shared[:dropped]) + "/"
         first = [name[len(prefix) :] for name in names[:_FIRST]]
         for folder in dict.fromkeys(folders):
             images = image_folder(root, folder, prefix)
@@ -83,7 +84,7 @@ def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -
 
 
 def _folders_below(root: Path) -> list[FolderImages]:
-    """The folders in ``root`` and in those, in their order, as places of images."""
+    """The folders in ``root`` and those in them, in order, as sources of images."""
     folders: list[str] = []
     for first in subfolders(root)[:_MOST_FOLDERS]:
         folders.append(first.name)

@@ -95,9 +95,12 @@ def _of_one_year(files: Sequence[Path], root: Path) -> list[Path]:
     """The files of the last year whose images seem to be there: 2014 and 2017 have the same images."""
     years: dict[str, list[Path]] = {}
     for file in files:
-        year = _YEAR.search(file.stem)
-        years.setdefault(year[0] if year is not None else "", []).append(file)
-    present = [year for year in years if any(_has_folder(file, root) for file in years[year])]
+        match = _YEAR.search(file.stem)
+        years.setdefault(match[0] if match is not None else "", []).append(file)
+    present = []
+    for year, of_year in years.items():
+        if any(_has_folder(file, root) for file in of_year):
+            present.append(year)
     return years[max(present or years)]
 
 

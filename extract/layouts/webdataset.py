@@ -109,12 +109,12 @@ class _Shards:
         self._files = files
         self._options = options
         self._keys: list[str] = []
-        self._places: list[tuple[int, int, int]] = []
+        self._positions: list[tuple[int, int, int]] = []
 
     def rows(self) -> Iterator[Row]:
         """The captions of all tars in their order, and a row with its fault for each thing that cannot be used."""
         self._keys = []
-        self._places = []
+        self._positions = []
         names = self._files.names
         for name in self._files.missing:
             yield Row(name, "", "", "no such tar")
@@ -127,9 +127,9 @@ class _Shards:
         """The images of all tars."""
         if not self._keys:
             list(self.rows())
-        places = np.array(self._places, dtype=np.int64).reshape(-1, 3)
+        positions = np.array(self._positions, dtype=np.int64).reshape(-1, 3)
         prefix = f"{self._files.names[0]}/" if self._files.is_one else ""
-        return TarImages(self._files.root, self._files.names, self._keys, places, prefix)
+        return TarImages(self._files.root, self._files.names, self._keys, positions, prefix)
 
     def _rows_of(self, number: int, split: str) -> Iterator[Row]:
         shard = self._files.names[number]
@@ -145,7 +145,7 @@ class _Shards:
             reason = getattr(error, "strerror", None) or error
             index.faults.append(Row(shard, "", split, f"the tar cannot be read: {reason}"))
         self._keys += [f"{shard}/{name}" for name in index.images]
-        self._places += [(number, start, size) for start, size in index.images.values()]
+        self._positions += [(number, start, size) for start, size in index.images.values()]
         for sample in index.samples.values():
             yield from sample_rows(sample, index.texts.__getitem__, self._options, split)
         yield from index.faults
