@@ -64,7 +64,7 @@ class AddressError(OnceoverError):
 
 
 def _after_fork() -> None:
-    """Has fsspec start its thread anew in a fork, where it is not; releases before 2025 do not do so themselves."""
+    """Has fsspec start its thread again in a forked process, which does not inherit it; old releases need that."""
     asyn = sys.modules.get("fsspec.asyn")
     if asyn is not None:
         asyn.reset_lock()
@@ -109,7 +109,7 @@ def driver_of(text: str) -> Any:
     """The file system of fsspec that an address is read with, of this process.
 
     Raises:
-        AddressError: there is none here. Whatever it raises when it is made.
+        AddressError: no driver is installed. Any other error is the driver's own.
     """
     key = (os.getpid(), host_of(text))
     driver = _shared.get(key)
@@ -125,14 +125,14 @@ def driver_of(text: str) -> Any:
 
 
 def forget(text: str) -> None:
-    """Has an address looked up anew: drivers keep listings."""
+    """Forgets the listings that the driver of an address keeps, so that it is looked up again."""
     driver = _shared.get((os.getpid(), host_of(text)))
     if driver is not None:
         driver.invalidate_cache()
 
 
 def ask(text: str, work: Callable[[Any], Result]) -> Result:
-    """The result of ``work``, which is given the driver of an address; its errors are told in one line.
+    """The result of ``work``, which is given the driver of an address; its errors become errors of one line.
 
     The first answer of a host is waited for ``WAIT`` seconds; later ones as long as the driver does.
 
@@ -141,9 +141,9 @@ def ask(text: str, work: Callable[[Any], Result]) -> Result:
     """
     key = (os.getpid(), host_of(text))
     if key in _answered:
-        with _told(text):
+        with _explaining(text):
             return work(driver_of(text))
-    with _told(text):
+    with _explaining(text):
         try:
             result = _within(WAIT, lambda: work(driver_of(text)))
         except (FileNotFoundError, PermissionError):
@@ -214,8 +214,8 @@ def _part(driver: Any, text: str, start: int, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _told(text: str) -> Iterator[None]:
-    """Turns what a driver raises into an error that says what is wrong and how to mend it."""
+def _explaining(text: str) -> Iterator[None]:
+    """Turns an error of a driver into one that says what is wrong and how to mend it."""
     try:
         yield
     except OnceoverError:

@@ -30,12 +30,12 @@ def image_folder(root: Path, folder: str = ".", prefix: str = "") -> FolderImage
 
 
 def may_be_folder(path: Path) -> bool:
-    """Whether there is a folder, or one cannot know, as of a web server's."""
+    """Whether there is such a folder, or there may be, since web servers do not tell."""
     return path.is_dir() or (isinstance(path, Address) and not path.lists)
 
 
 class AddressImages(FolderImages):
-    """Files below a folder at an address. What is known of them is looked up once, in few requests.
+    """Files below a folder at an address, which are looked up once, in few requests.
 
     A folder is listed where many of its files are asked for. Web servers list none, and object stores only to those
     who may list: then each file is asked for by itself, and names have to agree letter for letter.

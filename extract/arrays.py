@@ -181,9 +181,9 @@ def files_of(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
             raise ArrayError(f"{source} is of no known format; name a file of one of these: {formats}")
         return [source]
     files = [file for file in source.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
-    found = sorted({file.suffix for file in files})
-    if len(found) != 1:
-        holds = f"files of several formats ({', '.join(found)})" if found else "no such files"
+    present = sorted({file.suffix for file in files})
+    if len(present) != 1:
+        holds = f"files of several formats ({', '.join(present)})" if present else "no such files"
         raise ArrayError(f"{source} holds {holds}; name a folder with files of one of these formats: {formats}")
     return sorted(files, key=lambda file: (natural(file.name), file.name))
 
@@ -227,7 +227,7 @@ def _npy(path: Path) -> _File:
 
 
 def _chosen(read: Callable[[Path], NamedArrays], path: Path, name: str | None) -> _File:
-    """The array of a name, the only one of a file, or a row of each name where all have one shape.
+    """The array of that name; without a name the only one, or a row for each array where all have one shape.
 
     Raises:
         ArrayError: the file is damaged, or has several arrays of different shapes and none was named.
@@ -256,10 +256,10 @@ def _chosen(read: Callable[[Path], NamedArrays], path: Path, name: str | None) -
 
 
 def _stacked(arrays: NamedArrays, names: list[str]) -> Iterator[np.ndarray]:
-    """A row of each name, some at a time."""
-    each = arrays.each(names)
+    """Blocks of rows, one for each of the named arrays."""
+    rows_of_names = arrays.whole(names)
     for rows in row_blocks(len(names)):
-        yield np.stack([next(each) for _ in range(rows.stop - rows.start)])
+        yield np.stack([next(rows_of_names) for _ in range(rows.stop - rows.start)])
 
 
 def _guarded(path: Path, blocks: Callable[[], Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
@@ -293,9 +293,9 @@ def _parquet(path: Path) -> _File:
     with _readable(path), open_parquet(path) as file:
         count = file.metadata.num_rows
         schema = file.schema_arrow
-    name, of = _numbers(pa, path, schema)
+    name, number_type = _numbers(pa, path, schema)
     size = len(next(lists(1))[0].values or ()) if count else 0
-    dtype = pa.array([], type=of).to_numpy(zero_copy_only=False).dtype  # pyarrow's own names need pandas
+    dtype = pa.array([], type=number_type).to_numpy(zero_copy_only=False).dtype  # pyarrow's own names need pandas
     return _File(path, (count, size), dtype.name, blocks)
 
 
@@ -309,6 +309,6 @@ def _numbers(pa: Any, path: Path, schema: Any) -> tuple[str, Any]:
             types[field.name] = field.type.value_type
     chosen = ["embedding"] if "embedding" in types else list(types)
     if len(chosen) != 1:
-        found = f"several columns of lists of numbers ({', '.join(types)})" if types else "no column of such lists"
-        raise ArrayError(f"{path} has {found}; features are a list of numbers a row, in the column embedding")
+        columns = f"several columns of lists of numbers ({', '.join(types)})" if types else "no column of such lists"
+        raise ArrayError(f"{path} has {columns}; features are a list of numbers a row, in the column embedding")
     return chosen[0], types[chosen[0]]

@@ -1,6 +1,6 @@
-"""Where the bytes of a dataset's images come from: files below a folder, or whatever a layout offers instead.
+"""Sources of a dataset's images: files below a folder here, members of tars and rows of Parquet files elsewhere.
 
-An image has a *key*; a folder's are paths relative to it. A source can be pickled, so that processes can read from it.
+An image has a *key*, in a folder its path from there. A source can be pickled, so that processes can read from it.
 """
 
 import posixpath
@@ -51,7 +51,7 @@ class ImageSource(ABC):
         return key
 
     def local(self, name: str) -> str:
-        """An image's name without what of a path in it leads to this source."""
+        """An image's name relative to this source, where it is a path that leads here; else as it is."""
         return name
 
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
@@ -73,8 +73,8 @@ class FolderImages(ImageSource):
     """Files below a folder.
 
     Args:
-        root: keys are paths relative to it. folder: below it, where names are looked for.
-        prefix: what names begin with that leads elsewhere, such as a folder of another machine; it is left out.
+        root: the folder that keys start from. folder: the one below it in which names are looked for.
+        prefix: a beginning of names that is left out, such as a folder of another machine.
     """
 
     def __init__(self, root: Path, folder: str = ".", prefix: str = ""):
@@ -172,10 +172,10 @@ class FolderImages(ImageSource):
 
 
 class NearNames:
-    """The files in a source's folder that a name may mean; it is listed when it is asked.
+    """The files in a source's folder that a name may mean, although it is written in another way.
 
-    They equal the name up to case, Unicode form and outer blanks; else what the name is where it is quoted as in
-    addresses (``a%20b.jpg``); else, of a name without an image's suffix, the name with one, or the same number.
+    They equal the name up to case, Unicode form and outer blanks; else the name without the quoting of addresses
+    (``a%20b.jpg``); else, where the name has no image's suffix, the name with one, or with the same number.
     """
 
     def __init__(self, images: FolderImages):
@@ -195,7 +195,7 @@ class NearNames:
         return []
 
     def _files(self, name: str, form: Callable[[str], str]) -> list[str]:
-        """The regular files whose last part equals that of ``name`` in some form."""
+        """The regular files whose names equal ``name`` in a form."""
         *folders, last = name.split("/")
         parents = [""]
         for part in folders:
@@ -205,7 +205,7 @@ class NearNames:
         return [file for file in files if is_text(file) and not self._images.why_unreadable(file)]
 
     def _entries(self, parent: str, form: Callable[[str], str]) -> dict[str, list[str]]:
-        """The paths of what is in a folder, by some form of their names."""
+        """The paths of the files and folders in a folder, by a form of their names."""
         key = f"{form.__name__}:{parent}"
         if key not in self._listed:
             entries: dict[str, list[str]] = {}

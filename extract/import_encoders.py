@@ -1,4 +1,4 @@
-"""The encoder behind imported features, where one is named: checked by a sample, or set to encode the captions."""
+"""The encoder behind imported features, where it is named: checked by a sample, or used to encode the captions."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -29,8 +29,9 @@ class StatedEncoder:
     """An encoder that gives the imported features of a sample.
 
     Attributes:
-        spec: good from anywhere. recipe: its own. settings: of an extraction by it, as far as they are of its kind.
-        tokenizer_files: of a text encoder. error: the difference of the sample, in units of the features' spread.
+        spec: its specification, with absolute paths. recipe: its own.
+        settings: those of an extraction that belong to its kind. tokenizer_files: of a text encoder.
+        error: the difference of the sample, in units of the features' spread.
     """
 
     spec: str
@@ -129,10 +130,10 @@ def _matching(
     load: Callable[[dict[str, Any]], Any],
     encode: Callable[[Any], np.ndarray],
 ) -> StatedEncoder:
-    """The first of some settings with which an encoder gives the stored features.
+    """The encoder in the first of some settings with which it gives the stored features.
 
     Raises:
-        ImportingError: none does; how far the nearest is off.
+        ImportingError: it gives them in none; the error says how far the nearest are off.
     """
     noun = "image" if kind == "image" else "caption"
     nearest: np.ndarray | None = None
@@ -153,11 +154,11 @@ def _matching(
             return StatedEncoder(located(spec), encoder.recipe, settings, tokenizer_files, error)
         if nearest is None or error < _error(stored, nearest):
             nearest = features
-    way_out = f"name the encoder that made them, or leave --{kind}-encoder out"
+    remedy = f"name the encoder that made them, or leave --{kind}-encoder out"
     if nearest is None:
         raise ImportingError(
             f"{spec} did not make {source}: it gives {' or '.join(dict.fromkeys(widths))} numbers, and a row has "
-            f"{stored.shape[-1]:,}; {way_out}"
+            f"{stored.shape[-1]:,}; {remedy}"
         )
     cosine = float((_unit(stored) * _unit(nearest)).sum(-1).mean())
     reason = (
@@ -170,7 +171,7 @@ def _matching(
             f"{reason}: they agree in direction, and not in length ({lengths[0]:.3g} instead of {lengths[1]:.3g}), as "
             f"normalised ones do; import them unnormalised, or leave --{kind}-encoder out"
         )
-    raise ImportingError(f"{reason}; {way_out}")
+    raise ImportingError(f"{reason}; {remedy}")
 
 
 def _error(stored: np.ndarray, features: np.ndarray) -> float:
@@ -189,7 +190,7 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """Features of captions that the import itself has encoded, in a store of their own beside the one to be written."""
+    """Features of captions that an import encoded, in a store of their own beside the one to be written."""
 
     path: Path
     store: FeatureStore
@@ -201,7 +202,7 @@ class EncodedCaptions:
         return sources
 
     def remove(self) -> None:
-        """Removes the store, whose features lie elsewhere by now."""
+        """Removes the store, once its features have been copied."""
         self.store.close()
         self.path.unlink()
         self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)

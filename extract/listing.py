@@ -76,7 +76,7 @@ def files_at(address: Address) -> dict[str, Entry]:
 
 
 def visible_files(names: Iterable[str], exclude: Sequence[str] = ()) -> Listing:
-    """A listing of files whose paths are all known; what is left out is that of ``list_files``."""
+    """The listing of a folder whose files are known by their paths; the rules are those of ``list_files``."""
     visible: list[str] = []
     hidden: set[tuple[str, ...]] = set()
     excluded = 0
@@ -100,7 +100,7 @@ def visible_files(names: Iterable[str], exclude: Sequence[str] = ()) -> Listing:
 
 
 class _Walk:
-    """A walk through a folder; ``listing`` is what it finds."""
+    """Walks through a folder of this machine and lists its files."""
 
     def __init__(self, folder: Path, exclude: Sequence[str]):
         self._folder = folder

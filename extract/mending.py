@@ -1,4 +1,4 @@
-"""Files of images without what is wrong beside their pixels: metadata of a PNG, JPEG or TIFF, the end of a JPEG."""
+"""Mended files of images: without the metadata of a PNG, JPEG or TIFF, and with the end that a JPEG may lack."""
 
 import hashlib
 import itertools
@@ -91,9 +91,9 @@ def _tiff_without_metadata(data: bytes, order: Literal["little", "big"]) -> byte
 
 
 def tails(body: bytes) -> Iterator[bytes]:
-    """Bytes that behind the last pixel of a JPEG change none, and would give others in the place of missing ones.
+    """Bytes to put behind a JPEG: where all its pixels are there they change none, else they change the missing ones.
 
-    Every second stands behind the restart marker that is next.
+    Every second of them begins with the restart marker that would come next.
     """
     for number in range(_TAILS):
         noise = hashlib.shake_128(bytes([number])).digest(_TAIL_BYTES).replace(b"\xff", b"\xfe")

@@ -32,15 +32,15 @@ class NamedArrays:
     """The arrays of a file.
 
     Attributes:
-        noun: what its format calls them. headers: of each array, by its name.
-        blocks: opens the file anew; the rows of the array of a name, some at a time.
-        each: opens the file anew; some arrays, whole, in the order of their names.
+        noun: the format's word for arrays. headers: of each array, by its name.
+        blocks: opens the file anew and reads the rows of the named array, some at a time.
+        whole: opens the file anew and reads the named arrays, one after the other.
     """
 
     noun: str
     headers: dict[str, Header]
     blocks: Callable[[str], Iterator[np.ndarray]]
-    each: Callable[[list[str]], Iterator[np.ndarray]]
+    whole: Callable[[list[str]], Iterator[np.ndarray]]
 
 
 def npz_arrays(path: Path) -> NamedArrays:
@@ -72,14 +72,14 @@ def npz_arrays(path: Path) -> NamedArrays:
                 count = rows.stop - rows.start
                 yield np.frombuffer(file.read(count * row_bytes), dtype).reshape(count, *shape[1:])
 
-    def each(names: list[str]) -> Iterator[np.ndarray]:
+    def whole(names: list[str]) -> Iterator[np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             for name in names:
                 with archive.open(f"{name}.npy") as file:
                     shape, is_fortran, dtype = _npy_header(file)
                     yield np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")
 
-    return NamedArrays("arrays", headers, blocks, each)
+    return NamedArrays("arrays", headers, blocks, whole)
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -108,11 +108,11 @@ def hdf5_arrays(path: Path) -> NamedArrays:
             dataset = file[name]
             yield from (dataset[rows] for rows in row_blocks(len(dataset)))
 
-    def each(names: list[str]) -> Iterator[np.ndarray]:
+    def whole(names: list[str]) -> Iterator[np.ndarray]:
         with open_hdf5(path, again=True, max_objects=MAX_ARRAYS) as file:
             yield from (file[name][:] for name in names)
 
-    return NamedArrays("datasets", headers, blocks, each)
+    return NamedArrays("datasets", headers, blocks, whole)
 
 
 def safetensors_arrays(path: Path) -> NamedArrays:
@@ -129,8 +129,8 @@ def safetensors_arrays(path: Path) -> NamedArrays:
             tensor = file.get_slice(name)
             yield from (tensor[rows] for rows in row_blocks(headers[name].shape[0]))
 
-    def each(names: list[str]) -> Iterator[np.ndarray]:
+    def whole(names: list[str]) -> Iterator[np.ndarray]:
         with safe_open(path, framework="np") as file:
             yield from (file.get_tensor(name) for name in names)
 
-    return NamedArrays("tensors", headers, blocks, each)
+    return NamedArrays("tensors", headers, blocks, whole)

@@ -13,7 +13,7 @@ from typing import Any
 from onceover.base.files import FileError
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.containers import check_unchanged, stamp_of
-from onceover.extract.dataset.parquet import block_rows, group_starts, open_parquet, telling_damage
+from onceover.extract.dataset.parquet import block_rows, damage_told, group_starts, open_parquet
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_SUCH_IMAGE
 from onceover.extract.pictures import MAX_BYTES
@@ -167,7 +167,7 @@ class _Cursor:
         Raises:
             DatasetError: damaged, or with fewer rows than it says. OSError: it cannot be read now.
         """
-        with telling_damage(self._path):
+        with damage_told(self._path):
             batch = next(self._batches, None)
             if batch is None or not len(batch):
                 raise DatasetError(f"{self._path} has fewer rows than it says; fetch it again")

@@ -230,7 +230,7 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 def _mended(data: bytes) -> Iterator[bytes]:
-    """The same pixels without what is wrong beside them, in one and another way, as far as it is known how."""
+    """The file without its metadata, and the same with the end that a JPEG lacks, as far as these apply."""
     plain = without_metadata(data)
     if plain != data:
         yield plain
@@ -241,7 +241,7 @@ def _mended(data: bytes) -> Iterator[bytes]:
 
 
 def _with_end(data: bytes) -> bytes | None:
-    """A JPEG that has all its pixels and lacks but the marker that ends it, with that; None for any other."""
+    """A JPEG that has all its pixels and lacks only its end marker, with that marker; None for any other."""
     if data.endswith(JPEG_END):
         return None
     body = data.removesuffix(b"\xff")

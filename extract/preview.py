@@ -1,4 +1,4 @@
-"""A dataset before it is encoded, in a few lines: what would be taken, the splits, first captions, what is left out."""
+"""The preview of a dataset in a few lines: its layout, images, splits and first captions, and the rows left out."""
 
 from collections import Counter
 from pathlib import Path

@@ -30,8 +30,8 @@ class Dataset:
         image_index: the image of each caption, int64 (M,).
         failures: each row that was left out. notes: what the user should be told.
         source: where the images' bytes come from; None stands for the files below ``root``.
-        taken: what was taken for what: "CSV, images from `image`, captions from `caption`, 300 rows".
-        named: what the user named it by, where that is known. reading: what the user said of how to read it.
+        taken: how it was read: "CSV, images from `image`, captions from `caption`: 300 rows".
+        named: the path that the user gave, where it is known. reading: the options that the user gave.
     """
 
     root: Path
@@ -54,7 +54,7 @@ class Dataset:
         return image_folder(self.root) if self.source is None else self.source
 
     def provenance(self) -> dict:
-        """The part of a store's provenance that tells of its dataset, and when it was made."""
+        """The part of a store's provenance that describes its dataset, with the time of writing."""
         return {
             "data": str(self.root.resolve()),
             "named": str((self.named or self.root).absolute()),

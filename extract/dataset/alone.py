@@ -45,8 +45,9 @@ def read_images(folder: str | Path, exclude: Sequence[str] = ()) -> Dataset:
             reason = f"; excluded: {listing.excluded:,}"
         raise DatasetError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){reason}")
     notes = _notes(folder, listing)
-    none = np.empty(0, np.int64)
-    return Dataset(folder, "folder", paths, list(paths), [""] * len(paths), [], none, failures, notes, source)
+    no_captions = np.empty(0, np.int64)
+    splits = [""] * len(paths)
+    return Dataset(folder, "folder", paths, list(paths), splits, [], no_captions, failures, notes, source)
 
 
 def _notes(folder: Path, listing: Listing) -> list[str]:

@@ -1,4 +1,4 @@
-"""Delimited text -> rows of cells: what stands between commas, tabs, semicolons, bars or blanks, quoted or not.
+"""Delimited text -> rows of cells, with commas, tabs, semicolons, bars or blanks between them, quoted or not.
 
 Published tables break the rules of quoting. A row that does not follow them is taken as it stands, where there is one
 way to read it; else it is an error that names its line.
@@ -16,7 +16,7 @@ from onceover.extract.dataset import DatasetError
 from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.names import shown
 
-#: what a table is called by what stands between its cells, in the order in which they are tried
+#: the delimiters in the order in which they are tried, each with the name of such a table
 KINDS = {"\t": "TSV", "|": "table with bars", ";": "table with semicolons", ",": "CSV", " ": "text with blanks"}
 _CALLED = {"\t": "tabs", "|": "bars", ";": "semicolons", ",": "commas", " ": "blanks"}
 _MAX_RECORD = 2**17  # characters of a record of several lines; a quote that is open for longer was never closed

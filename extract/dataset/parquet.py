@@ -50,15 +50,15 @@ def open_parquet(path: Path) -> Iterator[Any]:
     pa = load_pyarrow()
     if not is_address(path):
         check_regular(path)
-        with telling_damage(path), pa.parquet.ParquetFile(str(path), memory_map=True) as file:
+        with damage_told(path), pa.parquet.ParquetFile(str(path), memory_map=True) as file:
             yield file  # mapped, so that a row group is not held whole
         return
-    with path.open("rb") as source, telling_damage(path), pa.parquet.ParquetFile(source) as file:
+    with path.open("rb") as source, damage_told(path), pa.parquet.ParquetFile(source) as file:
         yield file
 
 
 @contextlib.contextmanager
-def telling_damage(path: Path) -> Iterator[None]:
+def damage_told(path: Path) -> Iterator[None]:
     """Turns what pyarrow raises on a damaged file into an error of one line.
 
     Raises:
@@ -145,8 +145,7 @@ def records(file: Any, path: Path, columns: Columns, others: list[str]) -> Itera
     """
     texts = [name for name in (columns.split, *others) if name is not None]
     for name in columns.captions:
-        if load_pyarrow().types.is_primitive(type_of(file.schema_arrow, name)):  # numbers, dates
-            check_text(file, path, name)
+        _check_captions(file, path, name)
     for name in texts:
         check_text(file, path, name)
     wanted = list(dict.fromkeys([*columns.captions, *texts]))
@@ -174,9 +173,22 @@ def check_text(file: Any, path: Path, name: str) -> None:
     Raises:
         DatasetError: it holds something else.
     """
-    of = type_of(file.schema_arrow, name)
-    if not is_text_type(of):
-        raise DatasetError(f"{path}: the column {name} holds {of}; text is needed")
+    column_type = type_of(file.schema_arrow, name)
+    if not is_text_type(column_type):
+        raise DatasetError(f"{path}: the column {name} holds {column_type}; text is needed")
+
+
+def _check_captions(file: Any, path: Path, name: str) -> None:
+    """Refuses a column of numbers, or of lists of numbers, as one of captions.
+
+    Raises:
+        DatasetError: it holds numbers.
+    """
+    types = load_pyarrow().types
+    column_type = type_of(file.schema_arrow, name)
+    element_type = column_type.value_type if hasattr(column_type, "value_type") else column_type
+    if types.is_primitive(element_type):
+        raise DatasetError(f"{path}: the column {name} holds {column_type}; text is needed")
 
 
 def type_of(schema: Any, name: str) -> Any:
@@ -187,18 +199,18 @@ def type_of(schema: Any, name: str) -> Any:
     return schema.field(column).type.field(part).type
 
 
-def is_text_type(of: Any) -> bool:
+def is_text_type(column_type: Any) -> bool:
     """Whether a type of pyarrow is text, perhaps as numbers of a dictionary."""
     types = load_pyarrow().types
-    if types.is_dictionary(of):
-        of = of.value_type
-    return types.is_string(of) or types.is_large_string(of) or types.is_null(of)
+    if types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    return types.is_string(column_type) or types.is_large_string(column_type) or types.is_null(column_type)
 
 
-def is_bytes_type(of: Any) -> bool:
+def is_bytes_type(column_type: Any) -> bool:
     """Whether a type of pyarrow is bytes."""
     types = load_pyarrow().types
-    return types.is_binary(of) or types.is_large_binary(of)
+    return types.is_binary(column_type) or types.is_large_binary(column_type)
 
 
 def group_starts(file: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""The rows of a captions file -> a dataset: which can be used, which images they name, what goes into the ledger."""
+"""Rows of a captions file -> a dataset: the usable rows and their images; all others go into the ledger."""
 
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from onceover.extract.listing import is_excluded, is_image
 class Row(NamedTuple):
     """A caption of an image, as a captions file has it. ``split`` is "" where the file says nothing of splits.
 
-    ``fault``: why the row cannot be used, where that is known already; it goes into the ledger.
+    ``fault``: the reason, for the ledger, why the row cannot be used, where the layout knows it.
     """
 
     image: str
@@ -40,16 +40,16 @@ def without_excluded(rows: Sequence[Row], patterns: Sequence[str]) -> tuple[list
     Raises:
         DatasetError: no row is left.
     """
-    kept = list(rows)
+    remaining = list(rows)
     notes = []
     for pattern in patterns:
-        names = {image_name(row) for row in kept}
+        names = {image_name(row) for row in remaining}
         excluded = {name for name in names if is_excluded(name, [pattern])}
-        kept = [row for row in kept if image_name(row) not in excluded]
+        remaining = [row for row in remaining if image_name(row) not in excluded]
         notes.append(f"images left out by --exclude {pattern}: {len(excluded):,}")
-    if rows and not kept:
+    if rows and not remaining:
         raise DatasetError(f"--exclude {' --exclude '.join(patterns)} leaves out all images; give other patterns")
-    return kept, notes
+    return remaining, notes
 
 
 def assemble(
@@ -98,7 +98,7 @@ def assemble(
 
 
 def _notes_on_names(ids: Sequence[str], keys: dict[str, str]) -> list[str]:
-    """How many images have other names than the table gives them."""
+    """Notes on images whose files have other names than the table gives them."""
     other = [name for name in ids if keys[name] != name and not keys[name].endswith(f"/{name}")]
     bare = sum(is_image(keys[name]) and not is_image(name) and unquote(name) == name for name in other)
     quoted = sum(unquote(name) != name for name in other)
@@ -138,7 +138,7 @@ def usable_rows(
 
 
 def without_captions(reasons: dict[str, str | None], captioned: Iterable[str]) -> list[str]:
-    """The images that could be used, had they a caption."""
+    """The usable images that have no caption."""
     known = set(captioned)
     return [name for name in reasons if not reasons[name] and name not in known]
 

@@ -1,4 +1,4 @@
-"""Samples: an image, the text beside it and perhaps a JSON beside it, which share a name up to their suffixes."""
+"""Samples: an image with the text or JSON of the same name beside it, as webdataset and img2dataset write them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ TEXT_ALONE = "text without an image"
 
 @dataclass
 class Sample:
-    """The files of a sample by their names; "" where there is none.
+    """The names of a sample's files; "" where there is no such file.
 
     Attributes:
-        name: what they share. others: further images, which are left out.
+        name: the name that they share, without suffixes. others: further images, which are left out.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Sample:
 
 
 def sample_rows(sample: Sample, read: Callable[[str], bytes], options: ReadOptions, split: str = "") -> Iterator[Row]:
-    """The rows of a sample: a caption of its text in each line, or what its JSON calls ``caption``.
+    """The rows of a sample: one for each line of its text, or for each caption in its JSON.
 
     A text without an image, and what could not be downloaded or read, are rows with a fault. An image without a text
     gives no row.
 
     Args:
-        read: gives the content of a file by its name. options: other names than ``caption``, in JSON.
+        read: gives the content of a file by its name. options: the names of captions and split in the JSON.
     """
     for name in sample.others:
         yield Row(name, "", split, f"another image of the sample: {sample.image} is taken")

@@ -22,10 +22,10 @@ _FIRST = 20  # texts that are looked at to see whether they hold words
 
 
 class Sidecars:
-    """The samples of a folder.
+    """A folder's images with the texts beside them.
 
     Attributes:
-        samples: with an image, in the order of the images' names, and after them JSON without an image.
+        samples: those with an image, in the order of the images' names; then those of a JSON without an image.
         alone: texts without an image.
     """
 
@@ -111,7 +111,7 @@ def _suffix(name: str) -> str:
 
 
 def _parallel_name(stem: str) -> str:
-    """A name without the first folder that may be another for texts than for images."""
+    """A name without its first folder of ``_PARALLEL``, which is called otherwise for texts than for images."""
     parts = stem.split("/")
     for number, part in enumerate(parts[:-1]):
         if part.lower() in _PARALLEL:
@@ -120,7 +120,7 @@ def _parallel_name(stem: str) -> str:
 
 
 def _by_parallel_name(samples: dict[str, Sample]) -> dict[str, Sample]:
-    """The samples by their names without such a folder, where one has it alone."""
+    """The samples by their names without that folder; names that several samples share are left out."""
     by_name: dict[str, Sample] = {}
     twice = set()
     for stem, sample in samples.items():

@@ -54,7 +54,7 @@ def _is_published(file: Path) -> bool:
 def _found(captions: Path, root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of a file: its images lie beside it, or beside the folder that it is in."""
     table = open_table(captions, options)
-    folders = folders_from(root, captions)
+    folders = ("flickr30k-images", *folders_from(root, captions))
     return beside(captions, root, table.rows, folders, options, table.form, lists_all_images=True)
 
 

@@ -30,7 +30,8 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     for captions in candidates:
         if captions.is_file():
             form = f"Flickr8k's captions, {captions.name}"
-            return beside(captions, root, partial(_rows, captions), FOLDERS, options, form, lists_all_images=True)
+            folders = ("Flicker8k_Dataset", *FOLDERS)
+            return beside(captions, root, partial(_rows, captions), folders, options, form, lists_all_images=True)
     return None
 
 

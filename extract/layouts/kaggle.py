@@ -27,7 +27,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     if not captions.is_file():
         return None
     table = open_table(captions, options)
-    return beside(captions, data, table.rows, FOLDERS, options, table.form, lists_all_images=True)
+    return beside(captions, data, table.rows, ("Images", *FOLDERS), options, table.form, lists_all_images=True)
 
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
