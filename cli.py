@@ -206,9 +206,9 @@ def _system_error(error: Exception) -> str:
     text = str(error)
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _FULL_DISK.search(text):
-        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "No space left on device"
-        return f"{place}{reason}; make room and run the same command again: what was finished is kept"
+        return f"{file}{reason}; make room and run the same command again: what was finished is kept"
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return "there is not enough memory for this; close other programs, or give smaller settings or --memory"
     if isinstance(error, OSError) and error.strerror:
@@ -765,7 +765,7 @@ def finetune(
     from onceover import workflows
 
     check_overrides(overrides, "finetune")
-    made = workflows.finetune(
+    result = workflows.finetune(
         run_dir,
         data,
         store_file,
@@ -779,11 +779,11 @@ def finetune(
         force=force,
         re_extract=re_extract,
     )
-    if made is None:  # another process goes on
+    if result is None:  # another process goes on
         return
     say(
-        f"best epoch {made['best_epoch']} of {made['epochs']}: rsum {made['rsum']:.1f} on the validation images, "
-        f"{made['start']:.1f} before; {made['seconds']:.0f} s"
+        f"best epoch {result['best_epoch']} of {result['epochs']}: rsum {result['rsum']:.1f} on the validation images, "
+        f"{result['start']:.1f} before; {result['seconds']:.0f} s"
     )
     complete = (out / "run.json").exists()
     if re_extract and not complete:
@@ -969,9 +969,9 @@ def ensemble(runs, run_dir, store_file):
     """
     from onceover import workflows
 
-    made = workflows.ensemble(runs, run_dir, store=store_file).provenance
-    selection = made["selection"]
-    say(f"{len(made['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
+    provenance = workflows.ensemble(runs, run_dir, store=store_file).provenance
+    selection = provenance["selection"]
+    say(f"{len(provenance['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
 
 
@@ -1243,7 +1243,7 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
     """
     from onceover import workflows
 
-    if sum(place is not None for place in (run_dir, store_file, sweep_dir)) != 1:
+    if sum(path is not None for path in (run_dir, store_file, sweep_dir)) != 1:
         raise click.UsageError("name one of --run, --store and --sweep")
     if split and not run_dir:
         raise click.UsageError("--split goes with --run")

@@ -267,9 +267,9 @@ def _announce(
         if widths:
             say(f"{kind}: {SEPARATOR.join(widths)}{'' if len(parts) > 1 else ', the same in all stores'}")
     counts = [stores[part.store].image_features.shape[1] for part in columns["image"]]
-    kept = len(recipes["image"].get("views", ())) or min(counts, default=0)
-    if counts and max(counts) > kept:
-        say(f"views of each image: {kept}, those that all have; the stores have {min(counts)} to {max(counts)}")
+    shared = len(recipes["image"].get("views", ())) or min(counts, default=0)
+    if counts and max(counts) > shared:
+        say(f"views of each image: {shared}, those that all have; the stores have {min(counts)} to {max(counts)}")
     images = len(matched.images[0])
     captions = len(matched.captions[0])
     dropped = []

@@ -84,9 +84,9 @@ def _tiff_without_metadata(data: bytes, order: Literal["little", "big"]) -> byte
     end = start + 2 + number * _TIFF_ENTRY
     if end + 4 > len(data):
         return data
-    entries = [data[place : place + _TIFF_ENTRY] for place in range(start + 2, end, _TIFF_ENTRY)]
-    kept = [entry for entry in entries if int.from_bytes(entry[:2], order) in _TIFF_PIXELS]
-    directory = len(kept).to_bytes(2, order) + b"".join(kept) + bytes(4)
+    entries = [data[entry : entry + _TIFF_ENTRY] for entry in range(start + 2, end, _TIFF_ENTRY)]
+    needed = [entry for entry in entries if int.from_bytes(entry[:2], order) in _TIFF_PIXELS]
+    directory = len(needed).to_bytes(2, order) + b"".join(needed) + bytes(4)
     return data[:start] + directory + data[start + len(directory) :]
 
 

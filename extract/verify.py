@@ -60,10 +60,10 @@ def verify_sample(
     root = path_of(data or store.provenance["data"])
     if "image" in kinds and not may_be_folder(root) and not root.exists():
         raise StoreError(f"the images are not at {root}; name their folder with --data")
-    places = {"image": image_encoder, "text": text_encoder}
+    specs = {"image": image_encoder, "text": text_encoder}
     generator = np.random.default_rng(0)
-    encoders = {kind: _encoders(store, kind, device, places[kind]) for kind in kinds}
-    found = []
+    encoders = {kind: _encoders(store, kind, device, specs[kind]) for kind in kinds}
+    comparisons = []
     for kind, parts in encoders.items():
         count = len(store.image_ids if kind == "image" else store.captions)
         rows = np.sort(generator.permutation(count)[:sample])
@@ -79,21 +79,21 @@ def verify_sample(
             name = f"{_NOUNS[kind]} features"
             if len(parts) > 1:
                 name += f" of {part.provenance['encoder']}"
-            found.append(_compare(name, _NOUNS[kind], part, store.features(kind), columns, rows, again))
+            comparisons.append(_compare(name, _NOUNS[kind], part, store.features(kind), columns, rows, again))
             start = columns.stop
-    return [line for line, _ in found], [problem for _, problem in found if problem]
+    return [line for line, _ in comparisons], [problem for _, problem in comparisons if problem]
 
 
 def _encoders(
-    store: FeatureStore, kind: str, device: str | None, place: str | None
+    store: FeatureStore, kind: str, device: str | None, spec: str | None
 ) -> list[tuple[Part, ImageEncoder | TextEncoder]]:
     """The encoders that made a kind of features, in float32 and with nothing of them optimised."""
     provenance = store.provenance
     parts = parts_of(store.recipes[kind], provenance[kind], provenance["settings"], store.tokenizer_files)
     encoders = []
-    for part, spec in zip(parts, moved_parts(parts, place, kind), strict=True):
+    for part, own_spec in zip(parts, moved_parts(parts, spec, kind), strict=True):
         exact = replace(part, recipe=_in_float32(part.recipe))
-        encoder = part_encoder(kind, exact, device, spec, plain=True)
+        encoder = part_encoder(kind, exact, device, own_spec, plain=True)
         if digest(encoder.recipe) != digest(exact.recipe):
             raise StoreError(
                 f"the {kind} encoder is not the one that {store.path} was made with; "

@@ -382,7 +382,7 @@ def test_a_part_whose_images_are_not_there_is_left_alone_and_said(laid):
     folder = laid(files, ["train/a.jpg"])
     dataset = read_dataset(folder)
     assert dataset.ids == ["train/a.jpg"]
-    assert dataset.notes[0] == f"left alone: {folder / 'val.csv'}, none of whose images is there"
+    assert dataset.notes[0] == f"left alone, since none of its images is there: {folder / 'val.csv'}"
     assert "not the published split" in dataset.notes[1]
     (folder / "train/a.jpg").unlink()
     with pytest.raises(DatasetError, match=r"none of the images that .*train\.csv names is there"):

@@ -1,4 +1,4 @@
-"""Images in a folder for each class, ``cat/1.jpg``: a template makes a caption of the class. Only with a template."""
+"""Folders of images called after classes, ``cat/1.jpg``: with ``--caption-template`` a class becomes a caption."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,9 +17,9 @@ NAME = "class folders"
 PRIORITY = 11  # the user asks for it, whatever else lies there
 LOOKED_FOR = "a folder for each class (with --caption-template)"
 EXAMPLE = "cat/1.jpg and dog/2.jpg\n--caption-template 'a photo of a {}'"
-EXAMPLE_OPTIONS = ReadOptions(caption_template="{}")
 HOLDS = ("splits",)
 SUFFIXES = ()
+EXAMPLE_OPTIONS = ReadOptions(caption_template="{}")
 
 
 def find(data: Path, options: ReadOptions) -> UnreadDataset | None:

@@ -40,17 +40,17 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
         DatasetError: several of which it is not known which is meant.
     """
     if data.is_file():
-        return _found([data], root_of(data), options) if _is_coco(data) else None
+        return _dataset_of([data], root_of(data), options) if _is_coco(data) else None
     if not data.is_dir():
         return None
     for name in _FOLDERS:
         files = _captions_in(data / name)
         if files:
-            return _found(files, data, options)
+            return _dataset_of(files, data, options)
     return None
 
 
-def _found(files: Sequence[Path], root: Path, options: ReadOptions) -> UnreadDataset:
+def _dataset_of(files: Sequence[Path], root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of these files, or of those of one year among them."""
     taken = choose_tables(_of_one_year(files, root), files[0].parent)
     form = f"COCO's captions, {', '.join(file.name for file in taken)}"

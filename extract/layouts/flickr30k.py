@@ -33,13 +33,13 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
         DatasetError: one of them that cannot be read.
     """
     if data.is_file():
-        return _found(data, data.parent, options) if _is_published(data) else None
+        return _dataset_of(data, data.parent, options) if _is_published(data) else None
     if not data.is_dir():
         return None
     for folder in (data, *subfolders(data)):
         for name in FILES:
             if _is_published(folder / name):
-                return _found(folder / name, data, options)
+                return _dataset_of(folder / name, data, options)
     return None
 
 
@@ -51,7 +51,7 @@ def _is_published(file: Path) -> bool:
     return FILES[file.name].match(head) is not None
 
 
-def _found(captions: Path, root: Path, options: ReadOptions) -> UnreadDataset:
+def _dataset_of(captions: Path, root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of a file: its images lie beside it, or beside the folder that it is in."""
     table = open_table(captions, options)
     folders = ("flickr30k-images", *folders_from(root, captions))

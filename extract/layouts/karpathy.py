@@ -17,11 +17,11 @@ from onceover.extract.layouts import UnreadDataset, beside
 
 NAME = "karpathy"
 PRIORITY = 10  # the published splits are in it, whatever else lies there
-FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
-LOOKED_FOR = ", ".join(FILES)
+LOOKED_FOR = "dataset_flickr8k.json, dataset_flickr30k.json, dataset_coco.json"
 EXAMPLE = '{"images": [{"filename": "a.jpg", "split": "train",\n"sentences": [{"raw": "A dog runs ."}]}]}'
 HOLDS = ("captions", "splits")
 SUFFIXES = (".json",)
+FILES = ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
 
 
 def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
