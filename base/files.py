@@ -17,9 +17,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
-from onceover.base.addresses import is_address, path_of, read_range
+from onceover.base.addresses import Address, is_address, path_of, read_range
 from onceover.base.errors import OnceoverError
 
 #: what ``fsync`` answers where a file system cannot flush (CIFS, some shared folders of virtual machines)
@@ -38,9 +38,14 @@ class FileError(OnceoverError):
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading; a FIFO, a device or a socket is refused at once instead of waited for.
 
+    Of a file at an address those parts are downloaded that are read.
+
     Raises:
         FileError: no regular file. OSError: not there, or not to be opened.
+        AddressError: an address that cannot be reached.
     """
+    if isinstance(path, Address):
+        return cast(io.BufferedReader, path.open("rb"))
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         mode = os.fstat(descriptor).st_mode

@@ -12,9 +12,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from onceover.base.addresses import is_address, read_range
+from onceover.base.addresses import read_range
 from onceover.base.errors import OnceoverError
-from onceover.base.files import FileError, open_regular
+from onceover.base.files import FileError
 from onceover.extract.dataset.containers import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
@@ -42,15 +42,6 @@ class Member(NamedTuple):
     start: int
     size: int
     fault: str = ""
-
-
-def open_tar(path: Path) -> BinaryIO:
-    """Opens a tar of this machine or of an address for reading.
-
-    Raises:
-        FileError: no regular file. OSError: not there, or not to be read.
-    """
-    return path.open("rb") if is_address(path) else open_regular(path)
 
 
 def members(file: BinaryIO) -> Iterator[Member]:

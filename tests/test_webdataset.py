@@ -436,7 +436,7 @@ def test_ten_thousand_samples_are_indexed_in_seconds(tmp_path):
     )
     (tmp_path / "x.tar").write_bytes(block + bytes(10240))
     start = time.process_time()
-    with tars.open_tar(tmp_path / "x.tar") as file:
+    with (tmp_path / "x.tar").open("rb") as file:
         assert sum(1 for _ in tars.members(file)) == 6000
     assert time.process_time() - start < 2
 

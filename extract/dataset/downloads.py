@@ -8,9 +8,7 @@ from onceover.base.extras import MissingPackageError
 from onceover.extract.dataset.columns import Columns
 from onceover.extract.dataset.parquet import load_pyarrow, open_parquet, readable, records
 from onceover.extract.dataset.rows import Row
-from onceover.extract.dataset.samples import why_not_downloaded
-
-SUCCESS = "success"
+from onceover.extract.dataset.samples import SUCCESS, why_not_downloaded
 
 
 class Download(NamedTuple):

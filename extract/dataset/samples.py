@@ -15,6 +15,7 @@ from onceover.extract.dataset.text import caption_lines
 TEXT_SUFFIXES = (".txt", ".caption", ".text")  # the first that is there is taken
 MAX_SIDECAR = 2**22  # bytes of a text or a JSON beside an image
 NOT_DOWNLOADED = "not downloaded"
+SUCCESS = "success"  # the status of an image that img2dataset has downloaded
 TEXT_ALONE = "text without an image"
 
 
@@ -67,8 +68,8 @@ def sample_rows(sample: Sample, read: Callable[[str], bytes], options: ReadOptio
         return
     if options.split_column is not None:
         split = str(values.get(options.split_column) or "")
-    status = values.get("status", "success")
-    if not sample.image and status != "success":
+    status = values.get("status", SUCCESS)
+    if not sample.image and status != SUCCESS:
         yield Row(name, "".join(captions[:1]), split, why_not_downloaded(status, values.get("error_message")))
         return
     if not sample.image and (captions or sample.text):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from onceover.base.addresses import is_address
 from onceover.base.files import FileError, read_bytes
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
@@ -91,12 +90,8 @@ class Sidecars:
         Raises:
             DatasetError: it cannot be read.
         """
-        path = self._folder / name
         try:
-            if not is_address(path):
-                return read_bytes(path, MAX_SIDECAR)
-            with path.open("rb") as file:
-                return file.read(MAX_SIDECAR)
+            return read_bytes(self._folder / name, MAX_SIDECAR)
         except (OSError, FileError) as error:
             raise DatasetError(f"its text cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -3,7 +3,6 @@
 import codecs
 from pathlib import Path
 
-from onceover.base.addresses import is_address
 from onceover.base.files import MAX_TEXT, FileError, open_regular, read_bytes
 from onceover.extract.dataset import DatasetError
 from onceover.extract.names import is_text
@@ -33,7 +32,7 @@ def read_head(path: Path) -> tuple[str, bool]:
         DatasetError: an unreadable file.
     """
     try:
-        with path.open("rb") if is_address(path) else open_regular(path) as file:
+        with open_regular(path) as file:
             data = file.read(_HEAD + 1)
     except FileError as error:
         raise DatasetError(f"{error}; name another file") from error

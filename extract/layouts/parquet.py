@@ -10,7 +10,6 @@ from onceover.base.files import FileError
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.columns import IMAGE_NAMES, Columns
-from onceover.extract.dataset.downloads import SUCCESS
 from onceover.extract.dataset.examples import ExampleImage, by_split
 from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.parquet import (
@@ -26,7 +25,7 @@ from onceover.extract.dataset.parquet import (
 )
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, image_name
-from onceover.extract.dataset.samples import why_not_downloaded
+from onceover.extract.dataset.samples import SUCCESS, why_not_downloaded
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
 from onceover.extract.layouts import UnreadDataset, beside

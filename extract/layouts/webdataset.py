@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from onceover.base.files import FileError
+from onceover.base.files import FileError, open_regular
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.downloads import missing_rows, note_on_unread
@@ -23,7 +23,7 @@ from onceover.extract.dataset.splits import named_splits
 from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.layouts import UnreadDataset
 from onceover.extract.names import why_no_path
-from onceover.extract.tars import Member, TarError, TarImages, members, open_tar
+from onceover.extract.tars import Member, TarError, TarImages, members
 
 NAME = "webdataset"
 PRIORITY = 32
@@ -66,7 +66,7 @@ def _first_suffixes(files: ShardFiles) -> set[str]:
     suffixes: set[str] = set()
     for name in files.names[:_FIRST_TARS]:
         try:
-            with open_tar(files.root / name) as file:
+            with open_regular(files.root / name) as file:
                 for member in islice(members(file), _FIRST):
                     suffixes.add(_parts(member.name)[1])
         except (OSError, FileError, TarError):
@@ -136,7 +136,7 @@ class _Shards:
         path = self._files.root / shard
         index = _Index("" if self._files.is_one else f"{shard}/", split)
         try:
-            with open_tar(path) as file:
+            with open_regular(path) as file:
                 for member in members(file):
                     index.add(member, file)
         except TarError as error:
