@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from onceover.base.files import check_regular, digest
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
-from onceover.extract.encoders._folder_config import folder_config
+from onceover.extract.encoders._local import folder_config
 from onceover.extract.encoders._sentence_folder import check_mean_pooled, is_sentence_folder
 from onceover.extract.encoding.quiet import quiet_transformers
 

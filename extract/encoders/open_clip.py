@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from onceover.base.extras import Extra
 from onceover.base.files import MAX_TEXT, read_bytes, write_json
 from onceover.extract.encoder_files import known_tokenizer_files
-from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
+from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel
+from onceover.extract.encoders._local import local_stamps, spec_with_weights
 from onceover.extract.encoders.huggingface import HuggingFaceTokenizer
 
 if TYPE_CHECKING:
@@ -37,13 +38,7 @@ _CLIP_MERGES = 49152 - 256 - 2  # lines of it that CLIP uses, after a first one
 
 def parse(text: str) -> Spec:
     """Parses ``open_clip:NAME_OR_FOLDER[@WEIGHTS]``."""
-    name = text.removeprefix(f"{NAME}:")
-    if Path(name).is_dir():
-        return Spec(text, NAME, name, "")
-    if name.endswith("@random"):
-        return Spec(text, NAME, name.removesuffix("@random"), "random")
-    name, _, weights = name.partition("@")
-    return Spec(text, NAME, name, weights)
+    return spec_with_weights(text, NAME)
 
 
 def knows(text: str) -> str | None:
@@ -58,10 +53,7 @@ def knows(text: str) -> str | None:
 
 def change_stamp(spec: Spec) -> dict[str, Any]:
     """The model, open_clip's version, and the files of its weights, where they lie on this machine."""
-    files = [path for path in [Path(spec.weights)] if path.is_file()]
-    if Path(spec.name).is_dir():
-        files = sorted(path for path in Path(spec.name).iterdir() if path.is_file())
-    return {"name": spec.name, "open_clip": _OPEN_CLIP.version(spec.text), "files": file_stamps(files)}
+    return {"name": spec.name, "open_clip": _OPEN_CLIP.version(spec.text), "files": local_stamps(spec)}
 
 
 def load_image(spec: Spec, seed: int) -> ImageModel:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onceover.base.extras import Extra
 from onceover.base.files import write_json
-from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
-from onceover.extract.encoders._folder_config import folder_config
+from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel
+from onceover.extract.encoders._local import folder_config, local_stamps, spec_with_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,13 +45,7 @@ class _Model(NamedTuple):
 
 def parse(text: str) -> Spec:
     """Parses ``timm:NAME_OR_FOLDER[@WEIGHTS]``."""
-    name = text.removeprefix(f"{NAME}:")
-    if Path(name).is_dir():
-        return Spec(text, NAME, name, "")
-    if name.endswith("@random"):
-        return Spec(text, NAME, name.removesuffix("@random"), "random")
-    name, _, weights = name.partition("@")
-    return Spec(text, NAME, name, weights)
+    return spec_with_weights(text, NAME)
 
 
 def knows(text: str) -> str | None:
@@ -70,10 +64,7 @@ def knows(text: str) -> str | None:
 
 def change_stamp(spec: Spec) -> dict[str, Any]:
     """The model, timm's version, and the files of its weights, where they lie on this machine."""
-    files = [path for path in [Path(spec.weights)] if path.is_file()]
-    if Path(spec.name).is_dir():
-        files = sorted(path for path in Path(spec.name).iterdir() if path.is_file())
-    return {"name": spec.name, "timm": _TIMM.version(spec.text), "files": file_stamps(files)}
+    return {"name": spec.name, "timm": _TIMM.version(spec.text), "files": local_stamps(spec)}
 
 
 def load_image(spec: Spec, seed: int) -> ImageModel:
