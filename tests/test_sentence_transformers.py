@@ -266,14 +266,21 @@ def test_trap_a_folder_whose_model_is_more_than_a_mean_is_refused_by_hf(made):
     assert encoder_of(f"hf:{made(('Normalize', {}), name='plain')}").recipe["pooling"] == "mean"
     cls = made(pooling={"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, name="cls")
     message = refusal(f"hf:{cls}")
-    assert message == (
-        f"hf:{cls}: the model of this folder has pooling by cls, which hf: leaves out; write st:{cls}"
-    )
+    assert message == f"hf:{cls}: the model has pooling by cls, which hf: leaves out; write st:{cls}"
     wide = made(("Dense", DENSE), settings=PROMPTS | {"default_prompt_name": "query"}, name="wide")
     assert "has the prompt 'dog : ', the module Dense, which hf: leaves out" in refusal(f"hf:{wide}")
     files = encoder_of(f"st:{cls}").tokenizer_files
     stored = encoder_of(f"hf:{cls}", tokenizer_files=files)  # features that an earlier version stored are searched on
     assert stored.recipe["pooling"] == "mean"
+
+
+def test_trap_a_model_of_the_hub_that_is_more_than_a_mean_is_refused_by_hf_too(made, cached_file):
+    folder = made(pooling={"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    for name in files_within(folder):
+        cached_file("owner/tiny", name, (folder / name).read_bytes())
+    assert refusal("hf:owner/tiny") == (
+        "hf:owner/tiny: the model has pooling by cls, which hf: leaves out; write st:owner/tiny"
+    )
 
 
 def test_a_model_that_is_not_here_is_an_error_within_seconds(unplugged):

@@ -16,7 +16,7 @@ from onceover.base.files import check_regular, digest
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
 from onceover.extract.encoders._local import folder_config
-from onceover.extract.encoders._sentence_folder import check_mean_pooled, is_sentence_folder
+from onceover.extract.encoders._sentence_folder import MODULES, SMALL_FILES, check_mean_pooled, is_sentence_folder
 from onceover.extract.encoding.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -107,11 +107,14 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
 
 def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
     """A text model, the encoder of one with a decoder, or the text tower of a dual encoder, with its tokenizer."""
-    if tokenizer_files is None and not spec.random:  # features that are stored already stay as they are
+    is_new = tokenizer_files is None and not spec.random  # features that are stored already stay as they are
+    if is_new:
         check_mean_pooled(Path(spec.name), spec)
     with quiet_transformers():
         tokenizer = _load_tokenizer(spec, captions, tokenizer_files)
         module, architecture = _load_text_model(spec, seed, len(tokenizer.wrapped))
+    if is_new:
+        check_mean_pooled(_cached_folder(spec), spec)
     project = _text_projection(module)
     is_causal = project is None and _is_causal(module.eval())
     pooling = "last" if is_causal else "mean"
@@ -212,6 +215,16 @@ def _cached_commit(spec: Spec) -> str | None:
 
     path = cached_file(spec, spec.name, "config.json")
     return path.parent.name if path is not None else None
+
+
+def _cached_folder(spec: Spec) -> Path:
+    """The folder of a model in Hugging Face's cache, as far as sentence-transformers' files lie there."""
+    from onceover.extract.encoding.hub import cached_file
+
+    if Path(spec.name).exists():
+        return Path(spec.name)
+    modules = cached_file(spec, spec.name, MODULES)
+    return modules.parent if modules is not None else Path(spec.name)
 
 
 def _image_processor(spec: Spec) -> Any:
@@ -539,6 +552,8 @@ def _load_tokenizer(spec: Spec, captions: list[str] | None, files: dict[str, byt
 
 def _from_pretrained(loader: Any, spec: Spec, **options: Any) -> Any:
     """``loader.from_pretrained``: the local folder or cache first, the network only where it answers."""
+    from huggingface_hub import snapshot_download
+
     from onceover.extract.encoding.hub import downloading
 
     if Path(spec.name).exists():
@@ -553,6 +568,7 @@ def _from_pretrained(loader: Any, spec: Spec, **options: Any) -> Any:
         f"hf:{DISTILBERT}@random"
     )
     with downloading(spec, spec.name, "no such folder,", instead):
+        snapshot_download(spec.name, revision=spec.revision, allow_patterns=list(SMALL_FILES))
         return loader.from_pretrained(spec.name, revision=spec.revision, trust_remote_code=False, **options)
 
 
