@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
@@ -38,6 +39,10 @@ class Extra(NamedTuple):
             return import_module(self.module)
         except ImportError as error:
             raise self._missing(user, first_line(error), otherwise) from error
+
+    def is_installed(self) -> bool:
+        """Whether the module is there, had without importing it."""
+        return find_spec(self.module) is not None
 
     def version(self, user: str) -> str:
         """The package's version, had without importing it.

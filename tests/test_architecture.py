@@ -21,6 +21,7 @@ ONLY_IMPORTER = {
     "transformers": {
         "extract.encoders.huggingface",
         "extract.encoders.sentence_transformers",
+        "extract.encoding.quiet",
         "extract.encoding.tokenizer_files",
         "extract.encoding.vocabulary",
     },

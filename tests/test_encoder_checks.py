@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from test_encoder_libraries import TOY
+from torchvision.transforms.functional import pil_to_tensor
 
 from onceover.analysis.describe import describe
 from onceover.base.hdf5 import sign_hdf5
 from onceover.extract import encoder_checks
+from onceover.extract.begin import readable_images
 from onceover.extract.encoder_checks import check_captions, check_images
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding.image import ImageEncoder
@@ -120,14 +122,12 @@ def test_trap_batch_norm_in_train_mode_is_refused(outside, drawn):
         check_images(encoder, "toy:one", FolderImages(drawn), ["images/0000.jpg"])
 
 
-def test_a_preprocessing_that_keeps_the_aspect_is_refused(tiny_clip, tmp_path, drawn):
-    from transformers import CLIPImageProcessor
-
-    folder = shutil.copytree(tiny_clip, tmp_path / "clip")
-    CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False).save_pretrained(folder)
-    encoder = ImageEncoder(f"hf:{folder}", device="cpu")
-    with pytest.raises(EncoderError, match=r"images of different shapes \(3 x 32 x 64 and 3 x 64 x 32\), which cannot"):
-        check_images(encoder, f"hf:{folder}", FolderImages(drawn), [])
+def test_a_preprocessing_that_keeps_the_aspect_is_refused(drawn, monkeypatch):
+    encoder = ImageEncoder(SHUFFLENET, device="cpu")
+    monkeypatch.setattr(encoder.preprocessing, "preprocess", pil_to_tensor)
+    message = r"images of different shapes \(3 x 256 x 512 and 3 x 512 x 256\), which cannot"
+    with pytest.raises(EncoderError, match=message):
+        check_images(encoder, SHUFFLENET, FolderImages(drawn), [])
 
 
 def test_the_number_of_forward_passes_is_counted_and_below_ten(drawn, tiny_bert):
@@ -410,12 +410,7 @@ def test_a_resumed_extraction_has_findings_too(data, tmp_path, extract_config, m
 
 def test_features_before_rounding_are_those_that_are_stored(drawn, tiny_bert):
     image = ImageEncoder(SHUFFLENET, views=2, store_dtype="float16", device="cpu")
-    pixels = torch.stack(
-        [
-            image.pixels(picture)
-            for picture in encoder_checks.decodable_images(FolderImages(drawn), ["images/0000.jpg", "images/0001.jpg"])
-        ]
-    )
+    pixels = torch.stack(list(readable_images(FolderImages(drawn), ["images/0000.jpg", "images/0001.jpg"], image.read)))
     computed = image.computed(pixels)
     assert computed.dtype == np.float32
     np.testing.assert_array_equal(computed.astype(np.float16), image.encode(pixels)[:, 0])

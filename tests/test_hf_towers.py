@@ -373,7 +373,7 @@ def test_pooling_that_is_given_is_taken_but_for_projections():
         unused = dict.fromkeys(("module", "tokenizer", "states", "words", "recipe", "max_length", "depth"))
         return TextModel(**unused, **attributes)
 
-    assert text_pooling("auto", model()) == "mean"
-    assert text_pooling("auto", model(pooling="last", is_causal=True)) == "last"
-    assert text_pooling("last", model()) == "last"
-    assert text_pooling("auto", model(is_projection=True)) == "projection"
+    assert text_pooling("auto", model(), ["last"]) == "mean"
+    assert text_pooling("auto", model(pooling="last", is_causal=True), ["last"]) == "last"
+    assert text_pooling("last", model(), ["last", 1]) == "last"
+    assert text_pooling("auto", model(is_projection=True), ["last"]) == "projection"

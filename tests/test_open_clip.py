@@ -14,6 +14,7 @@ import onceover
 from onceover import workflows
 from onceover.base.extras import MissingPackageError
 from onceover.configs.schema import Config, ExtractConfig, FinetuneConfig, ModelConfig, TrainingConfig
+from onceover.extract.encoder_checks import check_vocabulary
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoders import open_clip as library
 from onceover.extract.encoding.image import ImageEncoder
@@ -133,11 +134,26 @@ def test_a_tokenizer_of_transformers(folder, tmp_path, tiny_bert):
         expected = model.encode_text(open_clip.get_tokenizer(f"local-dir:{tmp_path}")(CAPTIONS)).numpy()
     np.testing.assert_allclose(encoder.encode(CAPTIONS)[0], expected, rtol=1e-5, atol=1e-5)
     assert "tokenizer.json" in encoder.tokenizer_files
+    unknown, tokens = encoder.unknown_tokens(encoder.tokenize(["a dog 狗", "a"])[0])
+    assert unknown.tolist() == [1, 0]
+    assert tokens.tolist() == [3, 1]
+    assert encoder.tokenizer.size == len(encoder.tokenizer.wrapped.tokenizer)
     again = TextEncoder(f"open_clip:{tmp_path}", tokenizer_files=encoder.tokenizer_files, device="cpu")
     np.testing.assert_array_equal(again.encode(CAPTIONS)[0], encoder.encode(CAPTIONS)[0])
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     assert "wants code of its own, which is never run" in refusal(f"open_clip:{tmp_path}", TextEncoder)
+
+
+def test_clips_own_tokenizer_knows_every_byte_and_its_size_is_that_of_the_model(folder):
+    encoder = TextEncoder(f"open_clip:{folder}", device="cpu")
+    assert encoder.tokenizer.size == encoder.vocabulary == 49408
+    unknown, tokens = encoder.unknown_tokens(encoder.tokenize(["a dog", "", "🐕"])[0])
+    assert unknown.tolist() == [0, 0, 0]
+    assert tokens.tolist()[:2] == [2, 0]
+    encoder.vocabulary = 3 * 49408
+    with pytest.raises(EncoderError, match="its tokenizer has 49,408 entries, and its model knows 148,224"):
+        check_vocabulary(encoder, "open_clip:x")
 
 
 @pytest.mark.parametrize("form", ["bare", "trained"])

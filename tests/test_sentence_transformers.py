@@ -17,6 +17,7 @@ from onceover import workflows
 from onceover.base.extras import MissingPackageError
 from onceover.base.files import files_within
 from onceover.configs.schema import Config, ExtractConfig, FinetuneConfig, ModelConfig, TrainingConfig
+from onceover.extract.encoder_checks import check_vocabulary
 from onceover.extract.encoders import EncoderError, change_stamp, parse_spec
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.text import TextEncoder
@@ -167,6 +168,30 @@ def test_limits_of_the_folder(made):
     assert encoder.encode(CAPTIONS[:2])[1].tolist() == [True, False]
 
 
+def test_trap_positions_behind_the_paddings_row_are_no_tokens(made):
+    from transformers import RobertaConfig, RobertaModel
+
+    folder = made()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(**sizes, vocab_size=2000, max_position_embeddings=22, pad_token_id=1)
+    RobertaModel(config).save_pretrained(folder)
+    encoder = encoder_of(f"st:{folder}")
+    assert encoder.recipe["max_length"] == 20
+    assert encoder.encode(CAPTIONS)[1].tolist() == [False, False, False, True]
+
+
+def test_unknown_tokens_are_counted_and_a_tokenizer_of_too_few_entries_is_refused(made):
+    encoder = encoder_of(f"st:{made(settings=PROMPTS)}")
+    assert encoder.vocabulary == encoder.tokenizer.size
+    unknown, tokens = encoder.unknown_tokens(encoder.tokenize(["a dog 狗", "a"])[0])
+    assert unknown.tolist() == [1, 0]
+    assert tokens.tolist() == [3, 1]
+    check_vocabulary(encoder, "st:x")
+    encoder.vocabulary *= 3
+    with pytest.raises(EncoderError, match="almost every word would be unknown"):
+        check_vocabulary(encoder, "st:x")
+
+
 def test_the_recipe_tells_apart_what_the_weights_do_not(made):
     recipes = [
         encoder_of(f"st:{made(pooling={f'pooling_mode_{mode}': True}, name=mode)}").recipe
@@ -241,14 +266,21 @@ def test_trap_a_folder_whose_model_is_more_than_a_mean_is_refused_by_hf(made):
     assert encoder_of(f"hf:{made(('Normalize', {}), name='plain')}").recipe["pooling"] == "mean"
     cls = made(pooling={"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, name="cls")
     message = refusal(f"hf:{cls}")
-    assert message == (
-        f"hf:{cls}: the model of this folder has pooling by cls, which hf: leaves out; write st:{cls}"
-    )
+    assert message == f"hf:{cls}: the model has pooling by cls, which hf: leaves out; write st:{cls}"
     wide = made(("Dense", DENSE), settings=PROMPTS | {"default_prompt_name": "query"}, name="wide")
     assert "has the prompt 'dog : ', the module Dense, which hf: leaves out" in refusal(f"hf:{wide}")
     files = encoder_of(f"st:{cls}").tokenizer_files
     stored = encoder_of(f"hf:{cls}", tokenizer_files=files)  # features that an earlier version stored are searched on
     assert stored.recipe["pooling"] == "mean"
+
+
+def test_trap_a_model_of_the_hub_that_is_more_than_a_mean_is_refused_by_hf_too(made, cached_file):
+    folder = made(pooling={"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    for name in files_within(folder):
+        cached_file("owner/tiny", name, (folder / name).read_bytes())
+    assert refusal("hf:owner/tiny") == (
+        "hf:owner/tiny: the model has pooling by cls, which hf: leaves out; write st:owner/tiny"
+    )
 
 
 def test_a_model_that_is_not_here_is_an_error_within_seconds(unplugged):

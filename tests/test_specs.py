@@ -1,10 +1,20 @@
 """Specifications of encoders as people write them, and encoders that are no longer where they were."""
 
+import json
 import shutil
+import sys
 
 import pytest
 
-from onceover.extract.encoders import EncoderError, huggingface, parse_spec, torchvision
+from onceover.extract.encoders import (
+    EncoderError,
+    huggingface,
+    open_clip,
+    parse_spec,
+    sentence_transformers,
+    timm,
+    torchvision,
+)
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.text import TextEncoder
 
@@ -32,7 +42,6 @@ def answer(text):
         ("gpt2", "hf:gpt2"),
         ("openai/clip-vit-base-patch32", "hf:openai/clip-vit-base-patch32"),
         ("google/siglip-base-patch16-224#v1", "hf:google/siglip-base-patch16-224#v1"),
-        ("sentence-transformers/all-MiniLM-L6-v2", "hf:sentence-transformers/all-MiniLM-L6-v2"),
         ("https://huggingface.co/openai/clip-vit-base-patch32", "hf:openai/clip-vit-base-patch32"),
     ],
 )
@@ -61,6 +70,67 @@ def test_a_name_or_a_prefix_that_is_nearly_right_is_answered_with_the_right_one(
 def test_a_name_that_a_library_has_as_it_stands_is_not_mistaken_for_one_that_is_like_it():
     assert torchvision.knows("resnet18") == "torchvision:resnet18"
     assert answer("vit_b_16") == [spec for spec in answer("vit_b_16") if spec.endswith(":vit_b_16")]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("all-MiniLM-L6-v2", ["st:all-MiniLM-L6-v2"]),
+        ("sentence-transformers/all-MiniLM-L6-v2", ["st:sentence-transformers/all-MiniLM-L6-v2"]),
+        ("https://huggingface.co/sentence-transformers/LaBSE#main", ["st:sentence-transformers/LaBSE#main"]),
+        ("BAAI/bge-small-en-v1.5", ["hf:BAAI/bge-small-en-v1.5"]),
+    ],
+)
+def test_a_model_of_the_owner_sentence_transformers_is_answered_with_st_alone(text, meant):
+    assert answer(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("ViT-B-32", ["open_clip:ViT-B-32"]),
+        ("ViT-B-32@laion2b_s34b_b79k", ["open_clip:ViT-B-32@laion2b_s34b_b79k"]),
+        ("vit_base_patch16_224.augreg_in21k", ["timm:vit_base_patch16_224.augreg_in21k"]),
+        ("ViT_Tiny_Patch16_224@random", ["timm:vit_tiny_patch16_224@random"]),
+        ("resnet50", ["torchvision:resnet50", "timm:resnet50"]),
+    ],
+)
+def test_names_of_timm_and_open_clip_are_answered_with_those_and_the_default_library_comes_first(text, meant):
+    pytest.importorskip("timm")
+    pytest.importorskip("open_clip")
+    assert answer(text) == meant
+
+
+@pytest.mark.parametrize("text", ["ViT-B-32", "vit_base_patch16_224.augreg_in21k", "nothing"])
+def test_optional_libraries_that_are_missing_know_no_names(text, monkeypatch):
+    for module in ("timm", "open_clip", "sentence_transformers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert timm.knows(text) is None
+    assert open_clip.knows(text) is None
+    assert sentence_transformers.knows(text) is None
+    assert sentence_transformers.knows("all-MiniLM-L6-v2") == "st:all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("library", "files"),
+    [
+        ("hf", {"config.json": {"model_type": "bert"}}),
+        ("timm", {"config.json": {"architecture": "resnet50"}}),
+        ("st", {"config.json": {"model_type": "bert"}, "modules.json": []}),
+        ("open_clip", {"config.json": {"model_type": "clip"}, "open_clip_config.json": {}}),
+    ],
+)
+def test_a_folder_is_that_of_the_library_whose_files_it_has(library, files, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert parse_spec(str(tmp_path)) == parse_spec(f"{library}:{tmp_path}")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
+def test_a_folder_whose_settings_cannot_be_read_is_of_no_library(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(EncoderError, match="is no encoder specification"):
+        parse_spec(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "nothing like it", "x:y", ":", "a\0b", "x" * 300])
@@ -95,7 +165,7 @@ def test_a_folder_of_a_model_needs_no_prefix(tiny_bert, monkeypatch):
 
 def test_a_folder_that_several_libraries_can_read_is_answered_with_all(tiny_bert, monkeypatch):
     monkeypatch.setattr(torchvision, "knows", lambda text: f"torchvision:{text}")
-    assert answer(str(tiny_bert)) == [f"hf:{tiny_bert}", f"torchvision:{tiny_bert}"]
+    assert answer(str(tiny_bert)) == [f"torchvision:{tiny_bert}", f"hf:{tiny_bert}"]
 
 
 @pytest.mark.parametrize("name", ["BERT", "berts"])

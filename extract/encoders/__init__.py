@@ -242,20 +242,20 @@ def parse_spec(text: str) -> Spec:
     meant = _meant(text, libraries)
     if len(meant) == 1 and Path(text).is_dir():
         return parse_spec(meant[0])
-    forms = ", ".join(libraries[name].FORM for name in sorted(libraries, reverse=True))
+    forms = ", ".join(library.FORM for library in libraries.values())
     if meant:
         raise EncoderError(f"{text!r:.80} is no encoder specification; write {' or '.join(meant)} (the forms: {forms})")
     raise EncoderError(f"{text!r:.80} is no encoder specification; write {forms}")
 
 
 def _meant(text: str, libraries: dict[str, Library]) -> list[str]:
-    """The specifications that somebody may mean who writes ``text``, which is none."""
+    """The specifications that somebody may mean who writes ``text``, which is none; the default library's first."""
     if not text or not _can_be_path(text):
         return []
     specs = [library.knows(text) for library in libraries.values() if hasattr(library, "knows")]
-    meant = sorted(spec for spec in specs if spec is not None)
+    meant = [spec for spec in specs if spec is not None]
     exact = [spec for spec in meant if spec.endswith(f":{text}")]
-    if exact or meant:
+    if meant:
         return exact or meant
     prefix, _, rest = text.partition(":")
     names = {}  # what people write for a prefix: that in other case, or the library's whole name
@@ -316,7 +316,7 @@ def file_stamps(paths: Iterable[Path]) -> list[list[Any]]:
 
 
 def _libraries() -> dict[str, Library]:
-    """All libraries by their prefixes.
+    """All libraries by their prefixes, backwards: torchvision, whose models need no extra, before timm.
 
     Raises:
         EncoderError: two with one prefix. RegistryError: one cannot be imported.
@@ -327,7 +327,7 @@ def _libraries() -> dict[str, Library]:
         if library.NAME in libraries:
             raise EncoderError(f"the prefix {library.NAME}: is claimed by several encoder libraries; keep one of them")
         libraries[library.NAME] = library
-    return libraries
+    return dict(sorted(libraries.items(), reverse=True))
 
 
 def _can_be_path(name: str) -> bool:

@@ -12,6 +12,7 @@ from onceover.extract.encoders import EncoderError, Spec
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 TRANSFORMER = "sentence_bert_config.json"
+SMALL_FILES = (MODULES, SETTINGS, TRANSFORMER, "*/config.json")  # patterns: what tells how a model pools
 _BEHIND = ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")  # modules that may stand behind the transformer
 _HIDDEN_STATES = {"method": "forward", "method_output_name": "last_hidden_state"}  # of a text, by its transformer
 _NOISE = {"_name_or_path", "transformers_version"}  # settings that change no feature
@@ -105,8 +106,9 @@ def check_mean_pooled(folder: Path, spec: Spec) -> None:
         elif module.kind not in ("Normalize", "Dropout"):
             more.append(f"the module {module.kind}")
     if more:
-        raise EncoderError(f"{spec.text}: the model of this folder has {', '.join(more)}, which hf: leaves out; "
-                           f"write st:{spec.name}")  # fmt: skip
+        raise EncoderError(
+            f"{spec.text}: the model has {', '.join(more)}, which hf: leaves out; write st:{spec.name}"
+        )
 
 
 def pooling_modes(module: Module) -> list[str]:

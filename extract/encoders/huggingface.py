@@ -6,26 +6,18 @@ They load from safetensors, never with code of their own; local copies come firs
 import contextlib
 import difflib
 import re
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceover.base.errors import first_line
 from onceover.base.files import check_regular, digest
-from onceover.extract.encoder_files import known_tokenizer_files, without_code
-from onceover.extract.encoders import (
-    NETWORK_TIMEOUT,
-    EncoderError,
-    ImageModel,
-    PreprocessSteps,
-    Spec,
-    TextModel,
-    file_stamps,
-)
-from onceover.extract.encoders._sentence_folder import check_mean_pooled
+from onceover.extract.encoder_files import known_tokenizer_files
+from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
+from onceover.extract.encoders._local import folder_config
+from onceover.extract.encoders._sentence_folder import MODULES, SMALL_FILES, check_mean_pooled, is_sentence_folder
+from onceover.extract.encoding.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +39,7 @@ _FIRST_TOKEN_TEXTS = (  # text towers of dual encoders that are trained to compa
 )
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # names of tables of positions
 _HUB = "https://huggingface.co/"
+_OF_SENTENCE_TRANSFORMERS = "sentence-transformers/"  # the owner of models with a pooling of their own, which st: keeps
 _NAMES_WITHOUT_OWNER = re.compile(  # the models of the hub that have no owner
     r"(albert|bert|camembert|ctrl|distilbert|distilgpt2|distilroberta|gpt2|roberta|t5|xlm|xlnet)(-[a-z0-9-]+)?"
 )
@@ -79,12 +72,12 @@ def parse(text: str) -> Spec:
 def knows(text: str) -> str | None:
     """A model's folder, ``OWNER/NAME``, the address of a model's page, or one of the old names without an owner."""
     if Path(text).is_dir():
-        return f"{NAME}:{text}" if (Path(text) / "config.json").is_file() else None
+        return f"{NAME}:{text}" if _is_model_folder(Path(text)) else None
     name = text.removeprefix(_HUB)
     bare = re.sub("[@#].*", "", name)
     if _NAMES_WITHOUT_OWNER.fullmatch(bare.lower()):
         return f"{NAME}:{bare.lower()}{name.removeprefix(bare)}"
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", bare):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", bare) and not bare.startswith(_OF_SENTENCE_TRANSFORMERS):
         return f"{NAME}:{name}"
     return None
 
@@ -99,7 +92,7 @@ def change_stamp(spec: Spec) -> dict:
 
 def load_image(spec: Spec, seed: int) -> ImageModel:
     """An image model, or the image tower of a dual encoder, with the checkpoint's own image processor."""
-    with _quiet_transformers():
+    with quiet_transformers():
         module, architecture = _load_model(spec, seed)
         processor = _image_processor(spec)
         if not hasattr(module, "get_image_features") and module.main_input_name != "pixel_values":
@@ -114,11 +107,14 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
 
 def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
     """A text model, the encoder of one with a decoder, or the text tower of a dual encoder, with its tokenizer."""
-    if tokenizer_files is None and not spec.random:  # features that are stored already stay as they are
+    is_new = tokenizer_files is None and not spec.random  # features that are stored already stay as they are
+    if is_new:
         check_mean_pooled(Path(spec.name), spec)
-    with _quiet_transformers():
+    with quiet_transformers():
         tokenizer = _load_tokenizer(spec, captions, tokenizer_files)
         module, architecture = _load_text_model(spec, seed, len(tokenizer.wrapped))
+    if is_new:
+        check_mean_pooled(_cached_folder(spec), spec)
     project = _text_projection(module)
     is_causal = project is None and _is_causal(module.eval())
     pooling = "last" if is_causal else "mean"
@@ -130,7 +126,7 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
         states=_hidden_states if project is None else partial(_projection, partial(_vectors, spec, "caption", project)),
         words=_word_embeddings,
         recipe={"architecture": architecture},
-        max_length=_most_tokens(module, tokenizer),
+        max_length=most_tokens(module, tokenizer.wrapped.model_max_length),
         depth=getattr(module.config, "num_hidden_layers", 0),
         is_projection=project is not None,
         # SigLIP takes the last position of captions padded to their full length, unmasked, as it was trained
@@ -145,7 +141,7 @@ def save(spec: Spec, kind: str, module: Any, folder: Path) -> str:
     """Writes the weights as safetensors, and an image model's processor."""
     from onceover.extract.encoding.library_errors import system_errors
 
-    with _quiet_transformers(), system_errors(folder):
+    with quiet_transformers(), system_errors(folder):
         if kind == "image":
             _image_processor(spec).save_pretrained(folder)
         module.save_pretrained(folder)
@@ -206,18 +202,29 @@ class HuggingFaceTokenizer:
         return [ids or [self.pad_id] for ids in self.wrapped(captions, **options)["input_ids"]]
 
 
+def _is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a model of transformers' and none of another library, which may have such files too."""
+    if is_sentence_folder(folder) or (folder / "open_clip_config.json").is_file():
+        return False
+    return "model_type" in folder_config(folder)
+
+
 def _cached_commit(spec: Spec) -> str | None:
     """The commit of a model in Hugging Face's cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from onceover.extract.encoding.hub import cached_file
 
-    try:
-        path = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
-    except HFValidationError as error:
-        raise EncoderError(f"{spec.text}: there is no such folder, and no model can have that name") from error
-    if not isinstance(path, str):
-        return None
-    return Path(path).parent.name
+    path = cached_file(spec, spec.name, "config.json")
+    return path.parent.name if path is not None else None
+
+
+def _cached_folder(spec: Spec) -> Path:
+    """The folder of a model in Hugging Face's cache, as far as sentence-transformers' files lie there."""
+    from onceover.extract.encoding.hub import cached_file
+
+    if Path(spec.name).exists():
+        return Path(spec.name)
+    modules = cached_file(spec, spec.name, MODULES)
+    return modules.parent if modules is not None else Path(spec.name)
 
 
 def _image_processor(spec: Spec) -> Any:
@@ -409,8 +416,8 @@ def _is_causal(module: Any) -> bool:
     return torch.allclose(states[0], states[1], rtol=0, atol=_SAME * states.abs().max().item())
 
 
-def _most_tokens(module: Any, tokenizer: "HuggingFaceTokenizer") -> int:
-    """The most tokens that a text model and its tokenizer take: the least of the limits that they state or have.
+def most_tokens(module: Any, stated: int | None) -> int:
+    """The most tokens that a text model takes: the least of its own limits and of the one that is stated beside it.
 
     A limit below 1 is none. A table of positions says more than the settings: RoBERTa's kind begins to count behind the
     padding's row.
@@ -418,7 +425,7 @@ def _most_tokens(module: Any, tokenizer: "HuggingFaceTokenizer") -> int:
     from torch import nn
 
     config = getattr(module.config, "text_config", module.config)
-    limits = [tokenizer.wrapped.model_max_length, getattr(config, "max_position_embeddings", None)]
+    limits = [stated, getattr(config, "max_position_embeddings", None)]
     for name, table in getattr(module, "text_model", module).named_modules():
         if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
             skipped = getattr(table, "offset", 0)
@@ -527,30 +534,28 @@ def _load_tokenizer(spec: Spec, captions: list[str] | None, files: dict[str, byt
     """The tokenizer: of its files, of the dataset's captions, or of the model's own folder or name."""
     from transformers import AutoTokenizer
 
+    from onceover.extract.encoding.tokenizer_files import load_tokenizer, saved_files
     from onceover.extract.encoding.vocabulary import dataset_tokenizer
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if files is not None:
-            files = known_tokenizer_files(files)
-            for file, data in files.items():
-                (folder / file).write_bytes(data)
-            return HuggingFaceTokenizer(_load_local(AutoTokenizer, folder), files)
-        if _is_untrained_distilbert(spec):
-            if captions is None:
-                raise EncoderError(f"{spec.text} takes its vocabulary from a dataset; encode one first")
-            tokenizer = dataset_tokenizer(captions)
-        else:
-            tokenizer = _from_pretrained(AutoTokenizer, spec)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.save_pretrained(folder)
-        saved = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-        return HuggingFaceTokenizer(tokenizer, known_tokenizer_files(without_code(saved)))
+    if files is not None:
+        return HuggingFaceTokenizer(load_tokenizer(files), known_tokenizer_files(files))
+    if _is_untrained_distilbert(spec):
+        if captions is None:
+            raise EncoderError(f"{spec.text} takes its vocabulary from a dataset; encode one first")
+        tokenizer = dataset_tokenizer(captions)
+    else:
+        tokenizer = _from_pretrained(AutoTokenizer, spec)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return HuggingFaceTokenizer(tokenizer, saved_files(tokenizer))
 
 
 def _from_pretrained(loader: Any, spec: Spec, **options: Any) -> Any:
     """``loader.from_pretrained``: the local folder or cache first, the network only where it answers."""
+    from huggingface_hub import snapshot_download
+
+    from onceover.extract.encoding.hub import downloading
+
     if Path(spec.name).exists():
         _check_files(Path(spec.name))
         return _load_local(loader, spec.name, spec.revision, **options)
@@ -558,17 +563,13 @@ def _from_pretrained(loader: Any, spec: Spec, **options: Any) -> Any:
         return _load_local(loader, spec.name, spec.revision, **options)
     except (OSError, ValueError):  # transformers' for what is not in the cache
         pass
-    try:
-        from huggingface_hub import model_info
-
-        model_info(spec.name, revision=spec.revision, timeout=NETWORK_TIMEOUT)
+    instead = (
+        f"{_near_folder(spec)}name a local copy (hf:FOLDER) or, untrained, torchvision:resnet50@random and "
+        f"hf:{DISTILBERT}@random"
+    )
+    with downloading(spec, spec.name, "no such folder,", instead):
+        snapshot_download(spec.name, revision=spec.revision, allow_patterns=list(SMALL_FILES))
         return loader.from_pretrained(spec.name, revision=spec.revision, trust_remote_code=False, **options)
-    except Exception as error:  # whatever the network stack raises, the user needs the same three ways out
-        raise EncoderError(
-            f"{spec.text}: no such folder, not in the Hugging Face cache, and not to be downloaded "
-            f"({type(error).__name__}: {first_line(error)}); {_near_folder(spec)}"
-            f"name a local copy (hf:FOLDER) or, untrained, torchvision:resnet50@random and hf:{DISTILBERT}@random"
-        ) from error
 
 
 def _near_folder(spec: Spec) -> str:
@@ -595,20 +596,3 @@ def _check_files(folder: Path) -> None:
     for entry in folder.iterdir():
         if not entry.is_dir():
             check_regular(entry)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' own bars and advice from the terminal while a model loads; failures are raised anyway."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    had_bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bars:
-            logging.enable_progress_bar()

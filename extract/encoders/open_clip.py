@@ -11,13 +11,16 @@ import json
 import logging
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onceover.base.extras import Extra
 from onceover.base.files import MAX_TEXT, read_bytes, write_json
 from onceover.extract.encoder_files import known_tokenizer_files
-from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
+from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel
+from onceover.extract.encoders._local import local_stamps, spec_with_weights
+from onceover.extract.encoders.huggingface import HuggingFaceTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,21 +38,22 @@ _CLIP_MERGES = 49152 - 256 - 2  # lines of it that CLIP uses, after a first one
 
 def parse(text: str) -> Spec:
     """Parses ``open_clip:NAME_OR_FOLDER[@WEIGHTS]``."""
-    name = text.removeprefix(f"{NAME}:")
-    if Path(name).is_dir():
-        return Spec(text, NAME, name, "")
-    if name.endswith("@random"):
-        return Spec(text, NAME, name.removesuffix("@random"), "random")
-    name, _, weights = name.partition("@")
-    return Spec(text, NAME, name, weights)
+    return spec_with_weights(text, NAME)
+
+
+def knows(text: str) -> str | None:
+    """A folder of open_clip's, or a model by its name; its weights have to be named too, which the library asks for."""
+    if Path(text).is_dir():
+        return f"{NAME}:{text}" if (Path(text) / _CONFIG).is_file() else None
+    name, _, _ = text.partition("@")
+    if name not in _model_names():
+        return None
+    return f"{NAME}:{text}"
 
 
 def change_stamp(spec: Spec) -> dict[str, Any]:
     """The model, open_clip's version, and the files of its weights, where they lie on this machine."""
-    files = [path for path in [Path(spec.weights)] if path.is_file()]
-    if Path(spec.name).is_dir():
-        files = sorted(path for path in Path(spec.name).iterdir() if path.is_file())
-    return {"name": spec.name, "open_clip": _OPEN_CLIP.version(spec.text), "files": file_stamps(files)}
+    return {"name": spec.name, "open_clip": _OPEN_CLIP.version(spec.text), "files": local_stamps(spec)}
 
 
 def load_image(spec: Spec, seed: int) -> ImageModel:
@@ -75,6 +79,7 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
         max_length=length,
         is_projection=True,
         takes_full_length=True,  # as it was trained
+        vocabulary=_vocabulary(module),
     )
 
 
@@ -113,9 +118,18 @@ class OpenClipTokenizer:
     def __init__(self, wrapped: Any, files: dict[str, bytes]):
         self.wrapped = wrapped
         self.files = files
-        # transformers' tokenizer within, where there is one; CLIP's own one fills up with zeros
-        self.pad_id: int = getattr(getattr(wrapped, "tokenizer", None), "pad_token_id", 0) or 0
-        self.frame_ids: list[int] = []  # no layer of words is ever taken from a projection
+        within = getattr(wrapped, "tokenizer", None)  # transformers', where there is one
+        if within is None:
+            self.pad_id = 0
+            self.frame_ids = [wrapped.sot_token_id, wrapped.eot_token_id]
+            self.unknown_id = None  # CLIP's own vocabulary has all bytes
+            self.size = wrapped.vocab_size
+        else:
+            inner = HuggingFaceTokenizer(within, files)
+            self.pad_id = inner.pad_id
+            self.frame_ids = inner.frame_ids
+            self.unknown_id = inner.unknown_id
+            self.size = inner.size
 
     def token_ids(self, captions: list[str], max_length: int | None) -> list[list[int]]:
         """The token ids of captions, cut at ``max_length`` tokens unless it is None."""
@@ -127,6 +141,14 @@ class OpenClipTokenizer:
                 row.pop()
             rows.append(row)
         return rows
+
+
+def _model_names() -> set[str]:
+    """The models that open_clip has settings of, by the files in its package, which need not be imported for that."""
+    module = find_spec(_OPEN_CLIP.module)
+    if module is None or module.origin is None:
+        return set()
+    return {file.stem for file in Path(module.origin).parent.glob("model_configs/*.json")}
 
 
 def _name_for_library(spec: Spec) -> str:
@@ -355,6 +377,12 @@ def _steps(open_clip: Any, settings: dict[str, Any]) -> PreprocessSteps:
     height, width = config.input_size[1:]
     cropped = height if height == width and config.resize_mode == "shortest" else 0
     return composed_steps(open_clip.transform.image_transform_v2(config, is_train=False), max(height, width), cropped)
+
+
+def _vocabulary(module: Any) -> int | None:
+    """How many ids the text tower knows; None where it does not say."""
+    tower = getattr(module, "text", module)
+    return getattr(tower, "vocab_size", None)
 
 
 def _image_projection(module: Any, batch: "Tensor") -> "Tensor":

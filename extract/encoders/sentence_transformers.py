@@ -7,6 +7,7 @@ one of the model's prompts that is put before each caption and each query alike;
 import contextlib
 import json
 import logging
+import re
 import shutil
 import warnings
 from collections import OrderedDict
@@ -15,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceover.base.errors import first_line
 from onceover.base.extras import Extra
 from onceover.base.files import check_regular, digest, write_json
-from onceover.extract.encoders import NETWORK_TIMEOUT, EncoderError, ImageModel, Spec, TextModel, file_stamps
+from onceover.extract.encoders import EncoderError, ImageModel, Spec, TextModel, file_stamps
 from onceover.extract.encoders import _sentence_folder as sentence_folder
-from onceover.extract.encoders.huggingface import HuggingFaceTokenizer, _quiet_transformers
+from onceover.extract.encoders.huggingface import HuggingFaceTokenizer, most_tokens
+from onceover.extract.encoding.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,10 @@ NAME = "st"
 FORM = "st:NAME_OR_FOLDER[#REVISION][@PROMPT]"
 _LIBRARY = Extra("sentence-transformers", "sentence-transformers", "sentence_transformers")
 _OWNER = "sentence-transformers"  # of models that are named without one
+_HUB = "https://huggingface.co/"
+_NAMES_WITHOUT_OWNER = re.compile(  # how names of that owner's models begin
+    r"(all|average_word_embeddings|distiluse|gtr|msmarco|multi-qa|nli|paraphrase|quora|sentence-t5|stsb)-[\w.-]+([#@].*)?"
+)
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*/pytorch_model.bin")  # the last for dense layers
 _NO_FILES = ("onnx/*", "openvino/*")
 
@@ -51,6 +56,16 @@ def parse(text: str) -> Spec:
     if "#" in name and not Path(name).exists():
         name, _, revision = name.partition("#")
     return Spec(text, NAME, name, "", revision, prompt)
+
+
+def knows(text: str) -> str | None:
+    """A folder of the library's, or a model of its owner's, by its name or by the beginnings that those have."""
+    if Path(text).is_dir():
+        return f"{NAME}:{text}" if sentence_folder.is_sentence_folder(Path(text)) else None
+    name = text.removeprefix(_HUB)
+    if name.startswith(f"{_OWNER}/") or _NAMES_WITHOUT_OWNER.fullmatch(name):
+        return f"{NAME}:{name}"
+    return None
 
 
 def change_stamp(spec: Spec) -> dict[str, Any]:
@@ -94,10 +109,11 @@ def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files
         tokenizer=tokenizer,
         states=_hidden_states,
         recipe={"architecture": f"{type(network).__name__} {digest(settings)[:16]}", "prompt": prompt},
-        max_length=_max_length(transformer),
+        max_length=most_tokens(network, transformer.max_seq_length),
         depth=getattr(network.config, "num_hidden_layers", 0),
         words=_word_embeddings,
         pool=partial(_own_feature, tokenizer.prompt_length()),
+        vocabulary=getattr(network.config, "vocab_size", None),
     )
 
 
@@ -217,16 +233,12 @@ def _cached_folder(spec: Spec) -> Path | None:
     Raises:
         EncoderError: no model can have that name.
     """
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from onceover.extract.encoding.hub import cached_file
 
-    try:
-        file = try_to_load_from_cache(_repository(spec), sentence_folder.MODULES, revision=spec.revision)
-    except HFValidationError as error:
-        raise EncoderError(f"{spec.text}: there is no such folder, and no model can have that name") from error
-    if not isinstance(file, str) or not any(Path(file).parent.rglob("*.safetensors")):
+    file = cached_file(spec, _repository(spec), sentence_folder.MODULES)
+    if file is None or not any(file.parent.rglob("*.safetensors")):
         return None
-    return Path(file).parent
+    return file.parent
 
 
 def _downloaded(spec: Spec) -> Path:
@@ -235,21 +247,16 @@ def _downloaded(spec: Spec) -> Path:
     Raises:
         EncoderError: it is not to be had.
     """
-    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub import snapshot_download
+
+    from onceover.extract.encoding.hub import downloading
 
     repository = _repository(spec)
-    try:
-        model_info(repository, revision=spec.revision, timeout=NETWORK_TIMEOUT)
-        return Path(
-            snapshot_download(
-                repository, revision=spec.revision, allow_patterns=list(_FILES), ignore_patterns=list(_NO_FILES)
-            )
+    with downloading(spec, repository, "no such folder,", "name a local copy (st:FOLDER)"):
+        folder = snapshot_download(
+            repository, revision=spec.revision, allow_patterns=list(_FILES), ignore_patterns=list(_NO_FILES)
         )
-    except Exception as error:  # whatever the network stack raises, the user needs the same ways out
-        raise EncoderError(
-            f"{spec.text}: no such folder, not in the Hugging Face cache, and {repository} cannot be downloaded "
-            f"({type(error).__name__}: {first_line(error)}); name a local copy (st:FOLDER)"
-        ) from error
+    return Path(folder)
 
 
 def _repository(spec: Spec) -> str:
@@ -288,12 +295,6 @@ def _tokenizer(transformer: Any, prompt: str, files: dict[str, bytes] | None) ->
     return SentenceTokenizer(wrapped, files, prompt, bool(transformer.do_lower_case))
 
 
-def _max_length(transformer: Any) -> int:
-    """The most tokens that a transformer takes."""
-    limits = [transformer.max_seq_length, getattr(transformer.auto_model.config, "max_position_embeddings", None)]
-    return min(limit for limit in limits if limit is not None and limit > 0)
-
-
 def _hidden_states(module: Any, inputs: dict[str, "Tensor"]) -> dict[str | int, "Tensor"]:
     """The hidden states of the transformer by layer."""
     output = module.transformer(**inputs, output_hidden_states=True)
@@ -322,7 +323,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with _quiet_transformers(), warnings.catch_warnings():
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

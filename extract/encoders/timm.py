@@ -8,13 +8,15 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onceover.base.extras import Extra
 from onceover.base.files import write_json
-from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel, file_stamps
+from onceover.extract.encoders import EncoderError, ImageModel, PreprocessSteps, Spec, TextModel
+from onceover.extract.encoders._local import folder_config, local_stamps, spec_with_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +25,7 @@ NAME = "timm"
 FORM = "timm:NAME_OR_FOLDER[@WEIGHTS]"
 _TIMM = Extra("timm", "timm", "timm")
 _CONFIG = "config.json"
+_NAMES = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")  # of models, with or without a tag
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a folder, and on Hugging Face's hub
 
 
@@ -42,21 +45,26 @@ class _Model(NamedTuple):
 
 def parse(text: str) -> Spec:
     """Parses ``timm:NAME_OR_FOLDER[@WEIGHTS]``."""
-    name = text.removeprefix(f"{NAME}:")
-    if Path(name).is_dir():
-        return Spec(text, NAME, name, "")
-    if name.endswith("@random"):
-        return Spec(text, NAME, name.removesuffix("@random"), "random")
-    name, _, weights = name.partition("@")
-    return Spec(text, NAME, name, weights)
+    return spec_with_weights(text, NAME)
+
+
+def knows(text: str) -> str | None:
+    """A folder of timm's, or a model by its name, whatever its case: ``ResNet50@random`` -> ``…:resnet50@random``."""
+    if Path(text).is_dir():
+        config = folder_config(Path(text))
+        return f"{NAME}:{text}" if "architecture" in config and "model_type" not in config else None
+    name, at, weights = text.partition("@")
+    name = name.lower()
+    if not _NAMES.fullmatch(name) or not _TIMM.is_installed():
+        return None
+    if not _TIMM.imported(text).is_model(name.partition(".")[0]):
+        return None
+    return f"{NAME}:{name}{at}{weights}"
 
 
 def change_stamp(spec: Spec) -> dict[str, Any]:
     """The model, timm's version, and the files of its weights, where they lie on this machine."""
-    files = [path for path in [Path(spec.weights)] if path.is_file()]
-    if Path(spec.name).is_dir():
-        files = sorted(path for path in Path(spec.name).iterdir() if path.is_file())
-    return {"name": spec.name, "timm": _TIMM.version(spec.text), "files": file_stamps(files)}
+    return {"name": spec.name, "timm": _TIMM.version(spec.text), "files": local_stamps(spec)}
 
 
 def load_image(spec: Spec, seed: int) -> ImageModel:
