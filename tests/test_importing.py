@@ -616,6 +616,11 @@ def test_trap_regions_of_an_image_are_no_views(given_files):
     )
 
 
+def test_regions_are_taken_together_by_their_mean_alone(given_files):
+    file = write(given_files.folder / "x.npy", numbers(3, 36, 4))
+    assert "by their mean, not by 'max'" in refusal(given_files, image_features=file, regions="max")
+
+
 def test_the_mean_of_regions_is_taken_where_it_is_asked_for(given_files):
     regions = numbers(3, 36, 4, dtype=np.float16)
     given_files.run(image_features=write(given_files.folder / "x.npy", regions), regions="mean")
