@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from onceover.base.files import read_bytes
+from onceover.extract.containers import stamp_of
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
 from onceover.extract.listing import Listing, is_image, list_files
 from onceover.extract.names import is_text, shown, why_no_path
@@ -93,11 +94,7 @@ class FolderImages(ImageSource):
 
     def stat(self, key: str) -> tuple[int, int]:
         """Size in bytes and modification time in ns; (-1, -1) where the file cannot be looked at."""
-        try:
-            status = (self.root / key).stat()
-        except (OSError, ValueError):
-            return -1, -1
-        return status.st_size, status.st_mtime_ns
+        return stamp_of(self.root / key)
 
     def describe(self, key: str) -> str:
         """The path of the file."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from onceover.base.files import FileError
+from onceover.extract.containers import check_unchanged, stamp_of
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.containers import check_unchanged, stamp_of
 from onceover.extract.dataset.parquet import block_rows, damage_told, group_starts, open_parquet
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_SUCH_IMAGE

@@ -15,7 +15,7 @@ import numpy as np
 from onceover.base.addresses import read_range
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError
-from onceover.extract.dataset.containers import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
+from onceover.extract.containers import POINTER_FAULT, check_unchanged, is_pointer, stamp_of
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import NO_CAPTIONS, NO_SUCH_IMAGE, Failure
 from onceover.extract.listing import is_excluded

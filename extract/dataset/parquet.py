@@ -13,10 +13,10 @@ from onceover.base.addresses import is_address
 from onceover.base.errors import OnceoverError
 from onceover.base.extras import Extra
 from onceover.base.files import check_regular
+from onceover.extract.containers import POINTER_FAULT, is_pointer
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.cells import captions_of
 from onceover.extract.dataset.columns import Columns, choose_columns
-from onceover.extract.dataset.containers import POINTER_FAULT, is_pointer
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 

@@ -20,7 +20,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
         status = path.stat()
     except (OSError, ValueError):
         return -1, -1
-    return status.st_size, int(getattr(status, "st_mtime_ns", 0) or status.st_mtime * 1e9)
+    return status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(path: Path, stamp: tuple[int, int]) -> None:
