@@ -341,6 +341,24 @@ def reading_options(command, options=_READING):
     return decorated
 
 
+def reading_arguments(reading) -> list[str]:
+    """The options of ``reading_options`` as they are written in a call."""
+    values = {
+        "--image-column": [reading.image_column],
+        "--caption-column": reading.caption_columns,
+        "--split-column": [reading.split_column],
+        "--images-root": [reading.images_root],
+        "--caption-template": [reading.caption_template],
+        "--exclude": reading.exclude,
+    }
+    arguments: list[str] = []
+    for name, given_values in values.items():
+        for value in given_values:
+            if value is not None:
+                arguments += [name, str(value)]
+    return arguments
+
+
 def column_options(command):
     """The options that name a table's columns, for a table without images, as the argument ``reading``."""
     return reading_options(command, _READING[:3])
@@ -1281,7 +1299,8 @@ def info(path, data, reading):
     from onceover.extract.preview import preview
 
     click.echo(preview(data, reading))
-    done("read only; nothing was written", command("extract", "--data", data, "--store", "store.h5"))
+    following = command("extract", "--data", data, *reading_arguments(reading), "--store", "store.h5")
+    done("read only; nothing was written", following)
 
 
 @cli.command()

@@ -973,3 +973,18 @@ def test_settings_that_come_with_the_program_are_found_by_name(run, fails, tmp_p
     assert "there is no feature store at s.h5" in fails("fit", "--store", "s.h5", "--run", "r", "--config", name)
     missing = fails("fit", "--store", "s.h5", "--run", "r", "--config", "elsewhere/best.yaml", code=2)
     assert "elsewhere/best.yaml" in missing
+
+
+def test_the_command_after_a_preview_repeats_how_to_read_the_dataset(run, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a b.jpg").write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("one,two,three,part\na b.jpg,A dog runs .,A dog .,train\n")
+    options = ["--image-column", "one", "--caption-column", "two", "--caption-column", "three"]
+    options += ["--split-column", "part", "--images-root", str(tmp_path / "pictures")]
+    options += ["--caption-template", "a photo of a {}", "--exclude", "c*.jpg", "--exclude", "d.jpg"]
+    shown = run("info", "--data", tmp_path / "t.csv", *options)
+    following = shown.stderr.splitlines()[-1].removeprefix("next: ")
+    assert shlex.split(following) == [
+        *("onceover", "extract", "--data", str(tmp_path / "t.csv")),
+        *(*options, "--store", "store.h5"),
+    ]

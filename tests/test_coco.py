@@ -82,6 +82,17 @@ def test_files_of_the_same_form_by_other_names(laid):
     assert (dataset.layout, dataset.ids, dataset.splits) == ("coco", names[:2], ["train", "dev"])
 
 
+def test_captions_that_their_publisher_rejected_go_into_the_ledger(laid):
+    content = json.loads(VAL)
+    content["annotations"][0]["is_rejected"] = False
+    content["annotations"].append({"image_id": 139, "caption": "Quality issues.", "is_rejected": True})
+    dataset = read_dataset(laid({"captions_val2017.json": json.dumps(content)}, [IMAGES[2]]))
+    assert dataset.captions == ["A room."]
+    assert [failure[:3] for failure in dataset.failures] == [
+        (IMAGES[2].rpartition("/")[2], "dataset", "rejected by its publisher: 'Quality issues.'")
+    ]
+
+
 def test_an_annotation_of_an_image_that_is_not_listed_goes_into_the_ledger(laid):
     content = json.loads(VAL)
     content["annotations"].append({"image_id": 5, "id": 1, "caption": "Nothing."})

@@ -28,6 +28,7 @@ HOLDS = ("captions", "splits")
 SUFFIXES = (".json",)
 _FOLDERS = (".", "annotations", "annotations_trainval2017/annotations", "annotations_trainval2014/annotations")
 _MOST_FILES = 40  # that are looked into
+_REJECTED = "rejected by its publisher"  # as VizWiz marks a caption with "is_rejected": true
 _IMAGES = re.compile(r'"images"\s*:\s*\[')
 _ANNOTATIONS = re.compile(r'"annotations"\s*:\s*\[')
 _YEAR = re.compile(r"20\d\d")
@@ -136,7 +137,8 @@ def _rows(captions: Path) -> Iterator[Row]:
 def _row(names: dict[Any, str], annotation: dict[str, Any]) -> Row:
     """The row of an annotation; one of an image that is not listed goes into the ledger by its number."""
     number = annotation["image_id"]
-    return Row(names.get(number, f"image_id {number}"), annotation["caption"].strip())
+    fault = _REJECTED if annotation.get("is_rejected") else ""
+    return Row(names.get(number, f"image_id {number}"), annotation["caption"].strip(), "", fault)
 
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
