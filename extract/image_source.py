@@ -225,8 +225,9 @@ def _stem_form(stem: str) -> str:
 
 
 def _number_form(stem: str) -> str:
-    """A number without the zeros before it, which a table may have lost; anything else as it is."""
-    return stem.lstrip("0") or "0" if stem.isdecimal() else stem
+    """A number without the zeros before it, which a table may have lost, and without ``.0``; others as they are."""
+    number = stem.removesuffix(".0")
+    return number.lstrip("0") or "0" if number.isdecimal() else stem
 
 
 def why_unreadable(path: Path) -> str | None:

@@ -404,7 +404,7 @@ def test_trap_a_carriage_return_within_a_caption_cuts_nothing_off(tmp_path):
             'image,caption\r"a.jpg,\n',
             "needs a first line with the columns image,caption[,split]; it has 'image,caption",
         ),
-        (f"image,caption,{'x' * 5000}\na.jpg\n", f"line 2: expected 3 fields (image,caption,{'x' * 66}); quote"),
+        (f"image,caption,{'x' * 5000}\na.jpg\n", f"line 2: expected 3 fields (image,caption,{'x' * 66}), and there"),
         ('image,caption,split\n"a\nb",one,other\na.jpg,1,\n', "'a\\nb' has the split 'other'; use train, dev or test"),
         (f"image,caption\n{'n' * 5000}.jpg,one\n", f"names is there (the first: {'n' * 80}); looked in"),
     ],

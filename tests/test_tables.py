@@ -209,11 +209,11 @@ def test_captions_in_json(laid, file, text, form, rows):
         ("x.csv", "bild,de\n12,Ein Hund\n13,Eine Katze\n", "it has `bild`, `de`: say which it is with --image-column"),
         ("x.csv", "image,text,Text\na.jpg,A,B\n", "has several columns called text; leave one"),
         ("x.jsonl", '{"image": "a.jpg", "caption": "A"}\n{"image":\n', "line 2: no JSON object"),
-        ("x.json", '[{"image": ["a.jpg"], "caption": "A"}]', "entry 1: ['a.jpg'] is no text"),
+        ("x.json", '[{"image": ["a.jpg", "b.jpg"], "caption": "A"}]', "entry 1: ['a.jpg', 'b.jpg'], a list of several"),
         ("x.json", '[{"image": "a.jpg", "caption": "A"}', "is not JSON as a whole"),
         ("x.json", '[{"image": "a.jpg", "caption": "A"}, 7]', "entry 2: 7 is no object with an image and a caption"),
         ("x.json", '{"name": "x"}', "is no list of captions that is understood"),
-        ("x.tsv", "image\tcaption\tn\na.jpg\tA\n", "line 2: expected 3 fields (image,caption,n); quote"),
+        ("x.tsv", "image\tcaption\tn\na.jpg\tA\n", "line 2: expected 3 fields (image,caption,n), and there are 2"),
         ("x.csv", "image,caption\n,A\n", "names no image; say which column does with --image-column"),
         ("x.tsv", "a bus\thttp://a.b/1.jpg\na car\thttp://c.d/2.jpg\n", "download them first"),
     ],
@@ -248,7 +248,8 @@ def test_the_encodings_that_excel_writes(laid):
         mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
         folder = laid({"x.txt": mark + text.encode(encoding)}, AB)
         assert read_dataset(folder).captions == ["Übel 犬"]
-    with pytest.raises(DatasetError, match=r"x\.txt is not UTF-8 \(line 2\); convert it, for example with iconv"):
+    converts = r"x\.txt is not UTF-8 \(line 2\), .*: iconv -f WINDOWS-1252 -t UTF-8 x\.txt > NEW"
+    with pytest.raises(DatasetError, match=converts):
         read_dataset(laid({"x.txt": "image\tcaption\r\na.jpg\tÜbel\r\n".encode("latin-1")}, AB))
 
 
@@ -536,3 +537,74 @@ def test_import_reads_tables_of_all_forms(laid):
     )
     assert read_rows(folder / "x.tsv", ReadOptions("bild", ("en",))) == [Row("a.jpg", "A")]
     assert read_rows(folder / "y.jsonl") == [Row("a.jpg", "A", "val"), Row("a.jpg", "B", "val")]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "form"),
+    [
+        ("x.csv", "image,title,description\na.jpg,a.jpg,A dog .\nb.jpg,b.jpg,A cat .\n", "CSV"),
+        ("x.tsv", "image\tcomments\tcaption_text\na.jpg\t3\tA dog .\nb.jpg\t\tA cat .\n", "TSV"),
+        (
+            "x.jsonl",
+            '{"image": "a.jpg", "title": null, "caption_0": "A dog ."}\n{"image": ["b.jpg"], "caption_0": "A cat ."}\n',
+            "JSON lines",
+        ),
+    ],
+)
+def test_a_column_without_texts_holds_no_captions(laid, file, text, form):
+    dataset = read_dataset(laid({file: text}, AB))
+    assert dataset.captions == ["A dog .", "A cat ."]
+    assert dataset.taken.startswith(f"{form}, images from `image`, captions from `")
+
+
+def test_columns_with_other_texts_are_told(laid):
+    text = "image,title,description,alt\na.jpg,Dog,A dog .,Dog\nb.jpg,Cat,A cat .,Cat\n"
+    folder = laid({"x.csv": text}, AB)
+    told = "captions from `title`, not taken: `description`; name what to take with --caption-column: 2 rows"
+    assert read_dataset(folder).taken.endswith(told)
+    chosen = read_dataset(folder, options=ReadOptions(caption_columns=("description",)))
+    assert chosen.taken == "CSV, images from `image`, captions from `description`: 2 rows"
+
+
+def test_captions_that_may_be_several_are_told_and_tuples_are_several(laid):
+    rows = [["image", "caption"], ["a.jpg", "A dog .\nDogs ."], ["b.jpg", "A cat . | Cats ."]]
+    rows.append(["b.jpg", "('A cat .', \"A cat's .\", 'A cat .')"])
+    rows.append(["b.jpg", "(a cat)"])
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    dataset = read_dataset(laid({"x.csv": text.getvalue()}, AB))
+    assert dataset.captions == ["A dog .\nDogs .", "A cat . | Cats .", "A cat .", "A cat's .", "A cat .", "(a cat)"]
+    several = 'each is taken as one; where it is several, write a row for each, or a list: ["A dog runs .", "A dog ."]'
+    assert dataset.notes[:3] == [
+        f"captions with line breaks in them: 1; {several}",
+        f"captions with bars in them: 1; {several}",
+        "captions that repeat one of the same image, taken all the same: 1",
+    ]
+
+
+def test_objects_by_the_images_name(laid):
+    content = {"a.jpg": {"url": "x", "captions": ["A dog .", "Dog ."], "split": "train"}}
+    content["b.jpg"] = {"url": "y", "captions": "A cat .", "split": "val"}
+    dataset = read_dataset(laid({"x.json": json.dumps(content)}, AB))
+    assert (dataset.captions, dataset.splits) == (["A dog .", "Dog .", "A cat ."], ["train", "dev"])
+    with pytest.raises(DatasetError, match="`url`, `said`: say which it is with --caption-column"):
+        read_dataset(laid({"x.json": json.dumps({"a.jpg": {"url": "x", "said": "A dog ."}})}, AB))
+
+
+def test_numbers_with_a_point_are_the_names_of_images(laid):
+    dataset = read_dataset(laid({"x.csv": "image_id,caption\n1.0,A dog .\n20.0,A cat .\n"}, ("001.jpg", "20.jpg")))
+    assert dataset.paths == ["001.jpg", "20.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"t.json": '{"data": [{"image": "a.jpg", "said": "A dog ."}]}', "v.json": "{}"}, "`image`, `said`: say which"),
+        ({"captions.xlsx": "x"}, "holds captions.xlsx, which is not read as it is; save the sheet as CSV"),
+        ({"captions.csv.gz": "x"}, "holds captions.csv.gz, which is not read as it is; unpack it"),
+        ({"train.txt": "images/a.jpg 0\nimages/b.jpg 1\n"}, "and there are 2: 'images/a.jpg 0'; each row needs"),
+    ],
+)
+def test_a_folder_of_nearly_captions_says_what_to_do(laid, files, message):
+    with pytest.raises(DatasetError, match=message):
+        read_dataset(laid(files, AB))

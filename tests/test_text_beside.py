@@ -148,3 +148,47 @@ def test_labels_of_boxes_are_not_taken_for_captions(tmp_path):
 def test_a_table_comes_before_texts_beside(tmp_path):
     files = {"a.jpg": b"x", "a.txt": "Beside .", "captions.csv": "image,caption\na.jpg,From the table .\n"}
     assert read_dataset(write_files(tmp_path, files)).captions == ["From the table ."]
+
+
+def test_texts_in_any_folder_go_with_the_only_image_whose_path_ends_alike(tmp_path):
+    files = {
+        "dataset/cat/1.jpg": b"cat",
+        "dataset/dog/1.jpg": b"dog",
+        "dataset/dog/2.jpg": b"two",
+        "dataset/dog/3.jpg": b"three",
+        "sentence/cat/1.txt": "A cat .\nCat .",
+        "sentence/dog/1.txt": "A dog .",
+        "sentence/2.txt": "Two dogs .",
+        "sentence/dog/3.txt": "Three dogs .",
+        "sentence/other/3.txt": "Another three .",
+        "sentence/1.txt": "A dog or a cat .",
+    }
+    dataset = read_dataset(write_files(tmp_path, files))
+    assert dataset.ids == ["dataset/cat/1.jpg", "dataset/dog/1.jpg", "dataset/dog/2.jpg"]
+    assert dataset.captions == ["A cat .", "Cat .", "A dog .", "Two dogs ."]
+    assert sorted(left_out(dataset)) == [
+        ("dataset/dog/3.jpg", "dataset", "picture without captions"),
+        ("sentence/1.txt", "dataset", "text without an image"),
+        ("sentence/dog/3.txt", "dataset", "text without an image"),
+        ("sentence/other/3.txt", "dataset", "text without an image"),
+    ]
+
+
+def test_labels_in_another_folder_are_no_captions(tmp_path):
+    label = "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64\n"
+    write_files(tmp_path, {"image_2/000001.png": b"x", "label_2/000001.txt": label})
+    with pytest.raises(DatasetError, match="hold no words, as labels of boxes do"):
+        read_dataset(tmp_path)
+
+
+def test_a_title_that_is_the_files_name_is_no_caption(tmp_path):
+    files = {}
+    for name, description in (("a", "A dog ."), ("b", "")):
+        files[f"{name}.jpg"] = b"x"
+        files[f"{name}.json"] = json.dumps({"title": f"{name}.jpg", "description": description})
+    dataset = read_dataset(write_files(tmp_path, files))
+    assert (dataset.ids, dataset.captions) == (["a.jpg"], ["A dog ."])
+    assert left_out(dataset) == [
+        ("b.jpg", "caption", "empty caption: ''"),
+        ("b.jpg", "dataset", "no usable caption"),
+    ]

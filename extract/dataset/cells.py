@@ -13,8 +13,10 @@ from onceover.extract.listing import is_image
 
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _A_STRING = re.compile(_STRING, re.DOTALL)
-#: a list as pandas writes it, ['one', "two"], or numpy, which has no commas
-_PYTHON_LIST = re.compile(rf"\[\s*(?:{_STRING}\s*(?:,\s*)?)*\]", re.DOTALL)
+#: a list as pandas writes it, ['one', "two"], or numpy, which has no commas; or a tuple, which has some
+_PYTHON_LIST = re.compile(
+    rf"\[\s*(?:{_STRING}\s*(?:,\s*)?)*\]|\(\s*{_STRING}\s*,\s*(?:{_STRING}\s*(?:,\s*)?)*\)", re.DOTALL
+)
 _NUMBERED_NAME = re.compile(r"(.+)#\d+")  # a.jpg#0, of Flickr8k and Flickr30k
 
 
@@ -31,9 +33,9 @@ def without_number(name: str) -> str:
 
 
 def captions_in(cell: str) -> list[str]:
-    """The captions in a cell: those of a list in JSON or in Python's form, or the one that the cell is."""
+    """The captions in a cell: those of a list in JSON, of a list or tuple in Python's form, or the one that it is."""
     text = cell.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    if (text[:1], text[-1:]) not in (("[", "]"), ("(", ")")):
         return [cell]
     try:
         values = parse_json(text)
@@ -72,6 +74,17 @@ def captions_of(value: Any, where: str) -> list[str]:
     return captions or [""]
 
 
+def image_of(value: Any, where: str) -> str:
+    """An image's name in JSON: a text or a number, or a list of just one.
+
+    Raises:
+        DatasetError: something else.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return text_of(value, where)
+
+
 def text_of(value: Any, where: str) -> str:
     """A text or number as text; nothing, which pandas writes as NaN, too, as "".
 
@@ -86,7 +99,12 @@ def text_of(value: Any, where: str) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise DatasetError(f"{where}: {value!r:.80} is no text; name other columns: --image-column, --caption-column")
+    kind = {list: "a list of several texts or of lists", dict: "an object", bool: "true or false"}.get(type(value), "")
+    held = f"{value!r:.80}{f', {kind},' if kind else ''} where a text is needed"
+    raise DatasetError(
+        f"{where}: {held}; name other columns (--image-column, --caption-column), or write an object for each image: "
+        '{"image": "a.jpg", "captions": ["A dog runs .", "A dog ."]}'
+    )
 
 
 def rows_of(image: str, captions: Sequence[str], split: str) -> Iterator[Row]:

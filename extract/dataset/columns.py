@@ -1,12 +1,13 @@
 """The columns of a table that hold image names, captions and splits: those of usual names, or those a user names."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.listing import is_image
 from onceover.extract.names import shown
 
 #: the usual names, in the order in which they are taken
@@ -26,6 +27,10 @@ NUMBER_NAMES = ("comment_number", "caption_number", "comment_id", "caption_id", 
 _NUMBERED = re.compile(r"(?P<stem>.+?)_?\d+")  # caption_0, caption1
 
 
+class NoKnownColumn(DatasetError):
+    """A table has no column of a usual name; the message lists those that it has."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns that a table is read by.
@@ -34,12 +39,14 @@ class Columns:
         image: the column with the images' names; None where the images lie in the table or are known otherwise.
         captions: the columns with captions. split: the column with the splits, or None.
         headed: whether the table itself names its columns; else they are called ``column 1``, ``column 2``, …
+        untaken: further columns whose names are usual for captions, and which hold other texts.
     """
 
     image: str | None
     captions: tuple[str, ...]
     split: str | None
     headed: bool = True
+    untaken: tuple[str, ...] = ()
 
     def describe(self, kind: str) -> str:
         """The columns in words: "TSV, images from `filepath`, captions from `title`"."""
@@ -53,6 +60,8 @@ class Columns:
         parts.append(f"captions from {names}")
         if self.split is not None:
             parts.append(f"splits from {mark}{shown(self.split)}{mark}")
+        if self.untaken:
+            parts.append(f"not taken: {_listing(self.untaken)}; name what to take with --caption-column")
         return ", ".join(parts)
 
 
@@ -63,7 +72,8 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
         source: the table, for errors. with_images: whether a column has to name the images.
 
     Raises:
-        DatasetError: a column that the user names is not there or is there twice, or none has a usual name.
+        NoKnownColumn: no column has a usual name.
+        DatasetError: a column that the user names is not there or is there twice.
     """
     for name in (options.image_column, *options.caption_columns, options.split_column):
         if name is not None and name not in names:
@@ -74,12 +84,12 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
     captions = options.caption_columns or _caption_columns(names)
     split = options.split_column or _usual(names, SPLIT_NAMES)
     if with_images and image is None:
-        raise DatasetError(
+        raise NoKnownColumn(
             f"{source} has no column that is known to name the images; it has {_listing(names)}: "
             "say which it is with --image-column"
         )
     if not captions:
-        raise DatasetError(
+        raise NoKnownColumn(
             f"{source} has no column that is known to hold captions; it has {_listing(names)}: "
             "say which it is with --caption-column"
         )
@@ -139,6 +149,36 @@ def _caption_columns(names: Sequence[str]) -> tuple[str, ...]:
         if stem in stems:
             return tuple(stems[stem])
     return ()
+
+
+def with_texts(columns: Columns, cells: Mapping[str, Sequence[str]], options: ReadOptions) -> Columns:
+    """The columns with other captions where the chosen ones hold no texts, and with those that are not taken.
+
+    A photo's ``title`` may be the name of its file, and ``comments`` may count them.
+
+    Args:
+        cells: of the table's first rows, by column.
+    """
+    if options.caption_columns:
+        return columns
+    remaining = [name for name in cells if name not in (columns.image, columns.split)]
+    with_words: list[tuple[str, ...]] = []
+    while usual := _caption_columns(remaining):
+        if any(_holds_texts(cells[name]) for name in usual):
+            with_words.append(usual)
+        remaining = [name for name in remaining if name not in usual]
+    if not with_words:
+        return columns
+    taken, *others = with_words
+    known = [cells[name] for name in taken]
+    untaken = tuple(usual[0] for usual in others if cells[usual[0]] not in known)
+    return replace(columns, captions=taken, untaken=untaken)
+
+
+def _holds_texts(cells: Sequence[str]) -> bool:
+    """Whether some cells have letters, and are not all names of images."""
+    filled = [cell.strip() for cell in cells if any(letter.isalpha() for letter in cell)]
+    return bool(filled) and not all(map(is_image, filled))
 
 
 def _plain(name: str) -> str:

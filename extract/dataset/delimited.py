@@ -58,12 +58,17 @@ class Delimited:
                 cells = self._as_it_stands(lines[position])
                 taken = 1
             if cells is None:
-                raise DatasetError(
-                    f"{source}, line {position + 1}: expected {len(self.names)} fields "
-                    f"({shown(','.join(self.names))}); quote captions that contain {_CALLED[self.delimiter]}"
-                )
+                raise DatasetError(self._why_uneven(lines[position], f"{source}, line {position + 1}"))
             yield cells
             position += taken
+
+    def _why_uneven(self, line: str, where: str) -> str:
+        """Why a line is no row, and what to do."""
+        expected = f"{where}: expected {len(self.names)} fields ({shown(','.join(self.names))})"
+        count = line.count(self.delimiter) + 1
+        if count >= len(self.names):
+            return f"{expected}; quote captions that contain {_CALLED[self.delimiter]}"
+        return f"{expected}, and there are {count}: {line!r:.80}; each row needs all of them, with a caption"
 
     def record(self, lines: Sequence[str], position: int) -> tuple[list[str] | None, int]:
         """The cells of the row that starts at ``position`` and the lines it takes; None where quoting is broken.

@@ -9,8 +9,8 @@ from typing import Any
 
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
-from onceover.extract.dataset.cells import captions_of, image_in, rows_of, text_of
-from onceover.extract.dataset.columns import Columns, choose_columns, count_columns
+from onceover.extract.dataset.cells import captions_of, image_in, image_of, rows_of, text_of
+from onceover.extract.dataset.columns import Columns, choose_columns, count_columns, with_texts
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import SPLIT_WORDS
@@ -36,14 +36,14 @@ def open_json(path: Path, head: str, options: ReadOptions) -> Opened | None:
         return _list("JSON list", _objects(text, 1), path, options)
     first = _objects(text, 0)
     if len(first) > 1 or (first and _is_row(first[0], options)):
-        columns = choose_columns(_names(first), options, path)
+        columns = _choose(first, options, path)
         return columns.describe("JSON lines"), partial(_rows_of_lines, path, columns)
     key = _FIRST_KEY.match(text)
     if key is None:
         return None
     name = json.loads(key[1])
     if image_in(name) is not None or name.isdecimal():
-        return "JSON object, captions by the image's name", partial(_rows_by_name, path)
+        return "JSON object, captions by the image's name", partial(_rows_by_name, path, options)
     if text[key.end() :].startswith(("{", '["', "['")) and count_columns([name], options):
         names = list(_whole(path))
         columns = choose_columns(names, options, path)
@@ -64,10 +64,23 @@ def _list(
     """
     if not objects:
         return None
-    columns = choose_columns(_names(objects), options, path)
+    columns = _choose(objects, options, path)
     if name is not None and SPLIT_WORDS.get(name.lower()):
         return f"{columns.describe('JSON lists')}, splits by list", partial(_rows_by_split, path, columns)
     return columns.describe(kind), partial(_rows_of_list, path, columns, name)
+
+
+def _choose(objects: Sequence[dict[str, Any]], options: ReadOptions, path: Path) -> Columns:
+    """The columns of objects that are rows.
+
+    Raises:
+        DatasetError: no column is known.
+    """
+    names = _names(objects)
+    cells = {}
+    for name in names:
+        cells[name] = [str(entry.get(name) or "") for entry in objects]
+    return with_texts(choose_columns(names, options, path), cells, options)
 
 
 def _objects(text: str, position: int) -> list[dict[str, Any]]:
@@ -140,10 +153,15 @@ def _rows_of_lines(path: Path, columns: Columns) -> Iterator[Row]:
         yield from _rows_of_object(entry, columns, f"{path}, line {number}")
 
 
-def _rows_by_name(path: Path) -> Iterator[Row]:
-    """The rows of an object that gives each image's name its caption, or a list of them."""
+def _rows_by_name(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """The rows of an object that gives each image's name its caption, a list of them, or an object with captions."""
     for name, value in _whole(path).items():
-        yield from rows_of(name, captions_of(value, f"{path}, {name:.80}"), "")
+        where = f"{path}, {name:.80}"
+        if isinstance(value, dict):
+            columns = choose_columns(list(value), options, path, with_images=False)
+            yield from _rows_of_values(name, value, columns, where)
+        else:
+            yield from rows_of(name, captions_of(value, where), "")
 
 
 def _rows_of_columns(path: Path, columns: Columns) -> Iterator[Row]:
@@ -170,7 +188,11 @@ def _rows_of_object(entry: Any, columns: Columns, where: str) -> Iterator[Row]:
     """
     if not isinstance(entry, dict):
         raise DatasetError(f"{where}: {entry!r:.80} is no object with an image and a caption")
-    image = text_of(entry.get(columns.image), where)
+    yield from _rows_of_values(image_of(entry.get(columns.image), where), entry, columns, where)
+
+
+def _rows_of_values(image: str, entry: dict[str, Any], columns: Columns, where: str) -> Iterator[Row]:
+    """The rows of an image with the captions and the split that its object has."""
     split = "" if columns.split is None else text_of(entry.get(columns.split), where)
     captions = [caption for name in columns.captions for caption in captions_of(entry.get(name), where)]
     yield from rows_of(image, captions, split)

@@ -11,6 +11,7 @@ from onceover.extract.dataset.columns import CAPTION_NAMES
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.text import caption_lines
+from onceover.extract.listing import is_image
 
 TEXT_SUFFIXES = (".txt", ".caption", ".text")  # the first that is there is taken
 MAX_SIDECAR = 2**22  # bytes of a text or a JSON beside an image
@@ -99,10 +100,14 @@ def _captions(sample: Sample, values: dict[str, Any], read: Callable[[str], byte
     if sample.text:
         # an empty text is one empty caption, so that it is recorded
         return caption_lines(_decoded(read(sample.text))) or [""]
+    found: list[str] = []
     for key in CAPTION_NAMES:
         if values.get(key) is not None:
-            return captions_of(values[key], f"its JSON's {key}")
-    return []
+            captions = captions_of(values[key], f"its JSON's {key}")
+            if any(caption.strip() and not is_image(caption) for caption in captions):
+                return captions
+            found = [""]  # it is empty, or the file's name, as a title may be
+    return found
 
 
 def _read_json(content: bytes) -> dict[str, Any]:

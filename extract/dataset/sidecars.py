@@ -1,6 +1,8 @@
 """A folder in which each image has a text or a JSON of the same name, beside it or in a parallel folder."""
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from onceover.base.files import FileError, read_bytes
@@ -17,6 +19,7 @@ _PARALLEL = {
     *("images", "image", "imgs", "img", "photos", "pictures", "jpg", "jpgs"),
     *("captions", "caption", "texts", "text", "txt", "annotations", "descriptions", "prompts"),
 }
+_PARTS = re.compile(r"[^\s,;:]*\w[^\s,;:]*")  # words and numbers
 _FIRST = 20  # texts that are looked at to see whether they hold words
 
 
@@ -37,7 +40,7 @@ class Sidecars:
         for name in filter(is_image, images):
             samples.setdefault(_stem(name), Sample(_stem(name))).add(name, _suffix(name))
         by_image = {sample.image: sample for sample in samples.values()}
-        parallel = _by_parallel_name(samples)
+        parallel = _unique(samples.values(), lambda sample: [_parallel_name(sample.name)])
         folders = {name.rpartition("/")[0] for name in by_image}
         self.alone: list[str] = []
         for name in texts:
@@ -52,6 +55,21 @@ class Sidecars:
             elif _suffix(name) == ".json" and name.rpartition("/")[0] in folders:
                 samples.setdefault(stem, Sample(stem)).add(name, ".json")
         self.samples = list(samples.values())
+        if not any(sample.text and sample.image for sample in self.samples):
+            self._match_by_end()
+
+    def _match_by_end(self) -> None:
+        """Gives each text alone the only image whose path ends as its own does, without the suffixes.
+
+        ``text/x/1.txt`` goes with ``pictures/x/1.jpg``, though another image is ``pictures/y/1.jpg``.
+        """
+        images = _unique([sample for sample in self.samples if sample.image], lambda sample: _ends(sample.name))
+        found = {name: _first(images, _ends(_stem(name))) for name in self.alone}
+        claims = Counter(sample.name for sample in found.values() if sample is not None)
+        for name, sample in found.items():
+            if sample is not None and claims[sample.name] == 1:
+                sample.add(name, _suffix(name))
+        self.alone = [name for name, sample in found.items() if sample is None or sample.text != name]
 
     def first_text(self) -> str:
         """The first text that has an image, or the first JSON that has one and holds a caption; "" where none does."""
@@ -64,15 +82,17 @@ class Sidecars:
         return ""
 
     def has_words(self) -> bool:
-        """Whether one of the first texts has a letter in it; labels of boxes are numbers."""
-        for name in [sample.text or sample.json for sample in self.samples if sample.image][:_FIRST]:
-            if not name:
-                continue
+        """Whether one of the first texts is of words; labels of boxes are numbers, with the name of a class at most."""
+        texts = [sample.text for sample in self.samples if sample.image and sample.text]
+        if not texts:
+            return True  # of a JSON only a caption is taken
+        for name in texts[:_FIRST]:
             try:
                 content = self._read(name).decode("utf-8", "replace")
             except DatasetError:
                 return True  # told when it is read again
-            if any(letter.isalpha() for letter in content):
+            parts = _PARTS.findall(content)
+            if 2 * sum(any(letter.isalpha() for letter in part) for part in parts) >= len(parts) > 0:
                 return True
         return False
 
@@ -114,13 +134,24 @@ def _parallel_name(stem: str) -> str:
     return stem
 
 
-def _by_parallel_name(samples: dict[str, Sample]) -> dict[str, Sample]:
-    """The samples by their names without that folder; names that several samples share are left out."""
+def _ends(stem: str) -> list[str]:
+    """The ends of a path, the longest first, without the path itself: ``b/c`` and ``c`` of ``a/b/c``."""
+    parts = stem.split("/")
+    return ["/".join(parts[start:]) for start in range(1, len(parts))] or [stem]
+
+
+def _unique(samples: Iterable[Sample], names_of: Callable[[Sample], Iterable[str]]) -> dict[str, Sample]:
+    """The samples by the names that a function gives each; names that several samples share are left out."""
     by_name: dict[str, Sample] = {}
     twice = set()
-    for stem, sample in samples.items():
-        name = _parallel_name(stem)
-        if name in by_name:
-            twice.add(name)
-        by_name[name] = sample
+    for sample in samples:
+        for name in names_of(sample):
+            if name in by_name:
+                twice.add(name)
+            by_name[name] = sample
     return {name: sample for name, sample in by_name.items() if name not in twice}
+
+
+def _first(samples: dict[str, Sample], names: Iterable[str]) -> Sample | None:
+    """The sample of the first of some names that one has."""
+    return next((samples[name] for name in names if name in samples), None)

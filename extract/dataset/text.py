@@ -1,6 +1,7 @@
 """Text files of datasets, read whole within limits, or their beginning; which captions can be used."""
 
 import codecs
+import shlex
 from pathlib import Path
 
 from onceover.base.files import MAX_TEXT, FileError, open_regular, read_bytes
@@ -59,7 +60,10 @@ def read_text(path: Path) -> str:
         return data.decode(_encoding(data))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise DatasetError(f"{path} is not UTF-8 (line {line}); convert it, for example with iconv") from error
+        raise DatasetError(
+            f"{path} is not UTF-8 (line {line}), perhaps Windows-1252, as Excel writes; convert it: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(path.name)} > NEW"
+        ) from error
     except FileError as error:
         raise DatasetError(f"{error}; name another file") from error
     except OSError as error:

@@ -14,6 +14,7 @@ from onceover.base.addresses import Address, path_of
 from onceover.base.registry import Registry
 from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
+from onceover.extract.dataset.caption_notes import notes_on_captions
 from onceover.extract.dataset.examples import ExampleImage
 from onceover.extract.dataset.image_folders import folder_images
 from onceover.extract.dataset.inventory import inventory
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
 
 LAYOUTS = Registry("onceover.extract.layouts", "onceover.layouts", "layout")
+#: what to do with files that are not read as they are
+_TO_CONVERT = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save the sheet as CSV"),
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"), "unpack it"),
+}
 _DEEPEST = 4  # levels of folders that are looked into, where each holds one folder and nothing else
 
 
@@ -209,7 +215,7 @@ def read_dataset(data: str | Path, seed: int = 0, options: ReadOptions = DEFAULT
         unread.root, layout.NAME, rows, images, unread.captions, unread.lists_all_images, options.exclude
     )
     taken = unread.form or layout.NAME
-    notes = [*unread.notes, *notes, *dataset.notes]
+    notes = [*unread.notes, *notes, *dataset.notes, *notes_on_captions(dataset.captions, dataset.image_index)]
     dataset = replace(dataset, named=at, reading=options, taken=f"{taken}: {len(rows):,} rows", notes=notes)
     if any(dataset.splits):
         return dataset
@@ -286,6 +292,9 @@ def _not_understood(data: Path, layouts: Sequence[Layout], options: ReadOptions)
             f"onceover index --run RUN --images {data}, "
             f"or write their captions into captions.csv, a line for each: image,caption{by_class}"
         )
+    for (_, suffix), names in there.names.items():
+        if suffix in _TO_CONVERT:
+            return f"{data} holds {shown(names[0])}, which is not read as it is; {_TO_CONVERT[suffix]}"
     nearest = _nearest(layouts, there.suffixes)
     example = " and below it ".join(nearest.EXAMPLE.splitlines())
     return (

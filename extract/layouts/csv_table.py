@@ -6,6 +6,7 @@ from pathlib import Path
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.caption_table import SUFFIXES as TABLES
 from onceover.extract.dataset.caption_table import open_table
+from onceover.extract.dataset.columns import NoKnownColumn
 from onceover.extract.dataset.examples import ExampleImage, write_csv_example, write_images
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.table_files import TABLE_FOLDERS, folders_from, root_of, table_files, tables_in
@@ -43,17 +44,19 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
 
 
 def near(data: Path, options: ReadOptions) -> str | None:
-    """Why the only table in a folder is not taken; None where there is none, or several."""
+    """Why a table in a folder is not taken: the first that lacks a known column, or the only one; else None."""
     if not data.is_dir():
         return None
-    tables = [file for file in table_files(data) if file.suffix.lower() in _PLAIN_TABLES]
-    if len(tables) != 1:
-        return None
-    try:
-        open_table(tables[0], options)
-    except DatasetError as error:
-        return str(error)
-    return None
+    tables = [file for file in table_files(data) if file.suffix.lower() in (*_PLAIN_TABLES, ".json")]
+    reasons = []
+    for table in tables:
+        try:
+            open_table(table, options)
+        except NoKnownColumn as error:
+            return str(error)
+        except DatasetError as error:
+            reasons.append(str(error))
+    return reasons[0] if len(tables) == 1 and reasons and tables[0].suffix.lower() in _PLAIN_TABLES else None
 
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
