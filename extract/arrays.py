@@ -18,7 +18,7 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import check_regular
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset.parquet import load_pyarrow, open_parquet
-from onceover.extract.named_arrays import NamedArrays, hdf5_arrays, npz_arrays, safetensors_arrays
+from onceover.extract.named_arrays import NamedArrays, hdf5_arrays, npz_arrays, refuse_objects, safetensors_arrays
 from onceover.extract.names import natural, shown
 from onceover.extract.store import BLOCK, row_blocks
 
@@ -219,7 +219,8 @@ def _npy(path: Path) -> _File:
         yield from (array[rows] for rows in row_blocks(len(array)))
 
     with _readable(path):
-        array = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects, and reads nothing but .npy
+        refuse_objects(path)
+        array = np.lib.format.open_memmap(path, mode="r")  # reads nothing but .npy
         size = path.stat().st_size
     if array.size and array.offset + array.nbytes != size:
         raise ArrayError(f"{path} has {size:,} bytes; its shape {array.shape} needs {array.offset + array.nbytes:,}")

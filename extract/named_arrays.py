@@ -82,6 +82,21 @@ def npz_arrays(path: Path) -> NamedArrays:
     return NamedArrays("arrays", headers, blocks, whole)
 
 
+def refuse_objects(path: Path) -> None:
+    """Refuses a ``.npy`` file of Python objects, which numpy writes where rows differ in length or type.
+
+    Raises:
+        ValueError: it holds some, or has no header. OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        _, _, dtype = _npy_header(file)
+    if dtype.hasobject:
+        raise ValueError(
+            "it holds Python objects, which are not read; save numbers: "
+            "numpy.save('x.npy', numpy.stack(list(ARRAY)).astype('float32'))"
+        )
+
+
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and dtype; ``file`` then stands at the first number."""
     version = np.lib.format.read_magic(file)

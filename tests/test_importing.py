@@ -273,7 +273,9 @@ def test_trap_nothing_is_unpickled(given_files, how):
     else:
         np.savez(file.with_suffix(".npz"), a=np.array([[Bomb(witness)]], dtype=object))
         file.with_suffix(".npz").rename(file)
-    assert f"{file} is damaged, or not what its name says (" in refusal(given_files, image_features=file)
+    reason = refusal(given_files, image_features=file)
+    assert f"{file} is damaged, or not what its name says (" in reason
+    assert (how == "object array") == ("save numbers: numpy.save('x.npy', numpy.stack(list(ARRAY))" in reason)
     assert not witness.exists()
 
 

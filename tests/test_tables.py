@@ -608,3 +608,8 @@ def test_numbers_with_a_point_are_the_names_of_images(laid):
 def test_a_folder_of_nearly_captions_says_what_to_do(laid, files, message):
     with pytest.raises(DatasetError, match=message):
         read_dataset(laid(files, AB))
+
+
+def test_an_address_in_an_error_is_as_it_is_written(laid):
+    with pytest.raises(DatasetError, match=r"by their addresses \(https://a\.b/1\.jpg\); download them"):
+        read_dataset(laid({"x.tsv": "A dog .\thttps://a.b/1.jpg\nA cat .\thttps://a.b/2.jpg\n"}, ("images/3.jpg",)))

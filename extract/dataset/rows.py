@@ -29,8 +29,10 @@ class Row(NamedTuple):
 
 
 def image_name(row: Row) -> str:
-    """The name that a row gives its image, without blanks, with forward slashes."""
+    """The name that a row gives its image, without blanks, with forward slashes; an address as it is written."""
     name = row.image.strip().replace("\\", "/")
+    if "://" in name:
+        return name
     return posixpath.normpath(name) if name else ""
 
 
