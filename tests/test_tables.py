@@ -600,6 +600,7 @@ def test_numbers_with_a_point_are_the_names_of_images(laid):
     ("files", "message"),
     [
         ({"t.json": '{"data": [{"image": "a.jpg", "said": "A dog ."}]}', "v.json": "{}"}, "`image`, `said`: say which"),
+        ({f"{name}.json": '[{"label": "dog"}]' for name in range(9)}, "holds no captions in a form that is understood"),
         ({"captions.xlsx": "x"}, "holds captions.xlsx, which is not read as it is; save the sheet as CSV"),
         ({"captions.csv.gz": "x"}, "holds captions.csv.gz, which is not read as it is; unpack it"),
         ({"train.txt": "images/a.jpg 0\nimages/b.jpg 1\n"}, "and there are 2: 'images/a.jpg 0'; each row needs"),

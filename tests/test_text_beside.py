@@ -186,8 +186,12 @@ def test_a_title_that_is_the_files_name_is_no_caption(tmp_path):
     for name, description in (("a", "A dog ."), ("b", "")):
         files[f"{name}.jpg"] = b"x"
         files[f"{name}.json"] = json.dumps({"title": f"{name}.jpg", "description": description})
+    files["c.jpg"] = b"x"
+    files["c.jpg.metadata.json"] = json.dumps({"title": "c.jpg", "description": "A cat ."})
+    files["d.jpg"] = b"x"
+    files["d.jpg.json"] = json.dumps({"title": "d.jpg", "description": "A cow ."})
     dataset = read_dataset(write_files(tmp_path, files))
-    assert (dataset.ids, dataset.captions) == (["a.jpg"], ["A dog ."])
+    assert (dataset.ids, dataset.captions) == (["a.jpg", "c.jpg", "d.jpg"], ["A dog .", "A cat .", "A cow ."])
     assert left_out(dataset) == [
         ("b.jpg", "caption", "empty caption: ''"),
         ("b.jpg", "dataset", "no usable caption"),

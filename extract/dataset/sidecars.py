@@ -53,7 +53,8 @@ class Sidecars:
                 else:
                     sample.add(name, _suffix(name))
             elif _suffix(name) == ".json" and name.rpartition("/")[0] in folders:
-                samples.setdefault(stem, Sample(stem)).add(name, ".json")
+                sample = by_image.get(stem) or by_image.get(_stem(stem))  # a.jpg.json, a.jpg.metadata.json
+                (sample or samples.setdefault(stem, Sample(stem))).add(name, ".json")
         self.samples = list(samples.values())
         if not any(sample.text and sample.image for sample in self.samples):
             self._match_by_end()

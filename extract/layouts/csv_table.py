@@ -19,6 +19,7 @@ LOOKED_FOR = "a table of images and captions beside the images (.csv, .tsv, .txt
 EXAMPLE = "image,caption\na.jpg,A dog runs over a meadow ."
 HOLDS = ("captions", "splits")
 SUFFIXES = TABLES
+_FEW = 8  # tables in a folder
 _PLAIN_TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson")  # files of these are nothing else
 
 
@@ -48,6 +49,8 @@ def near(data: Path, options: ReadOptions) -> str | None:
     if not data.is_dir():
         return None
     tables = [file for file in table_files(data) if file.suffix.lower() in (*_PLAIN_TABLES, ".json")]
+    if len(tables) > _FEW:
+        return None  # they belong to the images, one to each
     reasons = []
     for table in tables:
         try:
