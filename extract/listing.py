@@ -2,6 +2,7 @@
 
 import functools
 import os
+import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -226,7 +227,7 @@ def is_hidden(name: str) -> bool:
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES  # of 100,000 names pathlib takes seconds
 
 
 def kinds_of(names: Iterable[str]) -> str:

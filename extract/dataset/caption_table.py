@@ -112,7 +112,7 @@ def _form_of(lines: Sequence[str], path: Path, options: ReadOptions, are_there: 
     """
     start = 0
     delimiters = list(KINDS)
-    separator = _SEPARATOR.fullmatch(lines[0].strip())
+    separator = _SEPARATOR.fullmatch(lines[0].strip(" \r"))
     if separator is not None:
         start = 1
         delimiters = [separator[1]]

@@ -1,6 +1,7 @@
 """Which columns of a table hold image names, captions and splits: by the usual names, or by those that a user gives."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ CAPTION_NAMES = (
 SPLIT_NAMES = ("split", "subset", "partition", "set")
 #: a column that counts an image's captions
 NUMBER_NAMES = ("comment_number", "caption_number", "comment_id", "caption_id", "number", "sentid")
-_NUMBERED = re.compile(r"(?P<stem>.+?)_?\d+")  # caption_0, caption1
+_NUMBERED = re.compile(r"(?P<stem>[^\d]*[^\d_])_?\d+")  # caption_0, caption1
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,10 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
         )
     chosen = [name for name in (image, *captions, split) if name is not None]
     given = (options.image_column, *options.caption_columns, options.split_column)
+    written = Counter(names)
+    plain = Counter(map(_plain, names))
     for name in chosen:
-        same = names.count(name) if name in given else [_plain(other) for other in names].count(_plain(name))
+        same = written[name] if name in given else plain[_plain(name)]
         if same > 1:
             raise DatasetError(
                 f"{source} has several columns called {shown(name)}; leave one, with a line for each caption, "
