@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.cells import captions_in, image_in, rows_of
-from onceover.extract.dataset.columns import Columns, choose_columns, count_columns, number_column
+from onceover.extract.dataset.columns import Columns, choose_columns, count_columns, number_column, with_file_names
 from onceover.extract.dataset.delimited import KINDS, Delimited
 from onceover.extract.dataset.json_table import open_json
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions
@@ -123,7 +123,9 @@ def _form_of(lines: Sequence[str], path: Path, options: ReadOptions, are_there: 
     header = _header(lines[start : start + 1], delimiters, options)
     if header is not None:
         delimiter, names = header
-        columns = choose_columns(names, options, path)
+        rows = [row for row in _cells(lines[start + 1 :], delimiter) if len(row) == len(names)]
+        cells = {name: [row[position] for row in rows] for position, name in enumerate(names)}
+        columns = with_file_names(choose_columns(names, options, path), cells, options)
         return _Form(_delimited(delimiter, names, columns), columns, start + 1)
     for delimiter in delimiters:
         form = _without_header(lines[start:], delimiter, start, path, options)

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.listing import is_image
 from onceover.extract.names import shown
 
 #: the usual names, in the order in which they are taken
@@ -96,6 +97,27 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
                 "or number them: caption_1, caption_2"
             )
     return Columns(image, tuple(captions), split)
+
+
+def with_file_names(columns: Columns, cells: Mapping[str, Sequence[str]], options: ReadOptions) -> Columns:
+    """The columns with another for the images where the chosen one has ids, and only one other has names of images.
+
+    A row's number may be called ``id``, and may be that of another image's file.
+
+    Args:
+        cells: of the table's first rows, by column.
+    """
+    if options.image_column is not None or columns.image is None or _has_images(cells[columns.image]):
+        return columns
+    known = {columns.image, columns.split, *columns.captions}
+    others = [name for name in cells if name not in known and _has_images(cells[name])]
+    return replace(columns, image=others[0]) if len(others) == 1 else columns
+
+
+def _has_images(cells: Sequence[str]) -> bool:
+    """Whether most cells are names of images by their suffix, and none is an address."""
+    named = sum(is_image(cell.strip()) and "://" not in cell for cell in cells)
+    return 2 * named > len(cells)
 
 
 def has_columns(names: Sequence[str], options: ReadOptions) -> bool:

@@ -10,7 +10,13 @@ from typing import Any
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.cells import captions_in, image_in, rows_of
-from onceover.extract.dataset.columns import CAPTION_NAMES, Columns, choose_columns, count_columns
+from onceover.extract.dataset.columns import (
+    CAPTION_NAMES,
+    Columns,
+    choose_columns,
+    count_columns,
+    with_file_names,
+)
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import SPLIT_WORDS
@@ -37,7 +43,7 @@ def open_json(path: Path, head: str, options: ReadOptions) -> Opened | None:
         return _list("JSON list", _objects(text, 1), path, options)
     first = _objects(text, 0)
     if len(first) > 1 or (first and _is_row(first[0], options)):
-        columns = choose_columns(_names(first), options, path)
+        columns = _choose(first, options, path)
         return columns.describe("JSON lines"), partial(_rows_of_lines, path, columns)
     key = _FIRST_KEY.match(text)
     if key is None:
@@ -48,7 +54,7 @@ def open_json(path: Path, head: str, options: ReadOptions) -> Opened | None:
         return None
     rows = _objects_by_key(text)
     if rows and name.isdecimal() and count_columns(_names(rows), options) > 1:
-        columns = choose_columns(_names(rows), options, path)
+        columns = _choose(rows, options, path)
         return columns.describe("JSON objects by number"), partial(_rows_by_number, path, columns)
     if image_in(name) is not None or name.isdecimal():
         return "JSON object, captions by the image's name", partial(_rows_by_name, path)
@@ -58,12 +64,12 @@ def open_json(path: Path, head: str, options: ReadOptions) -> Opened | None:
         return columns.describe("JSON columns"), partial(_rows_of_columns, path, columns)
     for inner in _LIST_OF_OBJECTS.finditer(text):
         objects = _objects(text, inner.end())
-        if count_columns(_names(objects), options) > 1 and inner[1] in _whole(path):
+        if count_columns(_names(objects), options) > 1:
             return _list(f"JSON list `{inner[1]:.80}`", objects, path, options, inner[1])
-    inner = _LIST_OF_OBJECTS.search(text)
-    if inner is None:
+    first_list = _LIST_OF_OBJECTS.search(text)
+    if first_list is None:
         return None
-    return _list(f"JSON list `{inner[1]:.80}`", _objects(text, inner.end()), path, options, inner[1])
+    return _list(f"JSON list `{first_list[1]:.80}`", _objects(text, first_list.end()), path, options, first_list[1])
 
 
 def _list(
@@ -76,10 +82,21 @@ def _list(
     """
     if not objects:
         return None
-    columns = choose_columns(_names(objects), options, path)
+    columns = _choose(objects, options, path)
     if name is not None and SPLIT_WORDS.get(name.lower()):
         return f"{columns.describe('JSON lists')}, splits by list", partial(_rows_by_split, path, columns)
     return columns.describe(kind), partial(_rows_of_list, path, columns, name)
+
+
+def _choose(objects: Sequence[dict[str, Any]], options: ReadOptions, path: Path) -> Columns:
+    """The columns of objects that are rows.
+
+    Raises:
+        DatasetError: no column is known.
+    """
+    names = _names(objects)
+    columns = choose_columns(names, options, path)
+    return with_file_names(columns, {name: [str(entry.get(name)) for entry in objects] for name in names}, options)
 
 
 def _objects(text: str, position: int) -> list[dict[str, Any]]:
@@ -144,12 +161,13 @@ def _rows_by_split(path: Path, columns: Columns) -> Iterator[Row]:
         if not isinstance(entries, list):
             continue
         is_split = bool(SPLIT_WORDS.get(name.lower()))
+        fault = "" if is_split else f"in the list {shown(name)}, which is called after no split"
         for number, entry in enumerate(entries, 1):
             if is_split:
                 for row in _rows_of_object(entry, columns, f"{path}, entry {number} of {name}"):
                     yield row._replace(split=row.split or name)
             elif isinstance(entry, dict) and columns.image in entry:
-                yield Row(str(entry[columns.image]), "", "", f"in the list {shown(name)}, which is called after no split")
+                yield Row(str(entry[columns.image]), "", "", fault)
 
 
 def _rows_of_lines(path: Path, columns: Columns) -> Iterator[Row]:
@@ -189,7 +207,8 @@ def _rows_of_columns(path: Path, columns: Columns) -> Iterator[Row]:
         cells[name] = column
     counts = {len(column) if isinstance(column, list) else -1 for column in cells.values()}
     if len(counts) > 1 or -1 in counts:
-        raise DatasetError(f"{path} has columns of different lengths or rows: {', '.join(names)}; write a list of objects")
+        listed = ", ".join(names)
+        raise DatasetError(f"{path} has columns of different lengths or rows: {listed}; write a list of objects")
     for number in range(counts.pop()):
         entry = {name: cells[name][number] for name in names}
         yield from _rows_of_object(entry, columns, f"{path}, row {number + 1}")

@@ -145,19 +145,23 @@ def records(file: Any, path: Path, columns: Columns, others: list[str]) -> Itera
     """
     texts = [name for name in (columns.split, *others) if name is not None]
     for name in texts:
-        check_text(file, path, name)
+        check_text(file, path, name, or_numbers=name != columns.split)
     wanted = list(dict.fromkeys([*columns.captions, *texts]))
     for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
-        values = {name: _values(batch, name) for name in wanted}
+        values = {name: values_in(batch, name) for name in wanted}
         for row in range(len(batch)):
             captions: list[str] = []
             for name in columns.captions:
                 captions += caption_texts(values[name][row], f"{path}, column {name}")
             split = values[columns.split][row] if columns.split is not None else None
-            yield Record(captions, split or "", {name: values[name][row] for name in others})
+            yield Record(captions, split or "", {name: _text(values[name][row]) for name in others})
 
 
-def _values(batch: Any, name: str) -> list[Any]:
+def _text(value: Any) -> str | None:
+    return str(value) if isinstance(value, int) else value
+
+
+def values_in(batch: Any, name: str) -> list[Any]:
     """The values of a column, or of a part of one, in a batch."""
     if name in batch.schema.names:
         return list(batch.column(name).to_pylist())
@@ -165,14 +169,14 @@ def _values(batch: Any, name: str) -> list[Any]:
     return [value and value[part] for value in batch.column(column).to_pylist()]
 
 
-def check_text(file: Any, path: Path, name: str) -> None:
-    """Refuses a column that holds no text.
+def check_text(file: Any, path: Path, name: str, or_numbers: bool) -> None:
+    """Refuses a column that holds no text, nor whole numbers where these will do, as ids are.
 
     Raises:
         DatasetError: it holds something else.
     """
     of = type_of(file.schema_arrow, name)
-    if not is_text_type(of):
+    if not is_text_type(of) and not (or_numbers and load_pyarrow().types.is_integer(of)):
         raise DatasetError(f"{path}: the column {name} holds {of}; text is needed")
 
 
@@ -189,13 +193,15 @@ def is_text_type(of: Any) -> bool:
     types = load_pyarrow().types
     if types.is_dictionary(of):
         of = of.value_type
-    return types.is_string(of) or types.is_large_string(of) or types.is_null(of)
+    is_view = hasattr(types, "is_string_view") and types.is_string_view(of)  # since pyarrow 16
+    return bool(is_view or types.is_string(of) or types.is_large_string(of) or types.is_null(of))
 
 
 def is_bytes_type(of: Any) -> bool:
     """Whether a type of pyarrow is bytes."""
     types = load_pyarrow().types
-    return types.is_binary(of) or types.is_large_binary(of)
+    is_view = hasattr(types, "is_binary_view") and types.is_binary_view(of)  # since pyarrow 16
+    return bool(is_view or types.is_binary(of) or types.is_large_binary(of))
 
 
 def group_starts(file: Any) -> list[int]:
@@ -227,7 +233,7 @@ def null_rows(file: Any, column: str) -> set[int]:
         for batch in file.iter_batches(
             block_rows(file, column, group), row_groups=[group], columns=[column], use_threads=False
         ):
-            nulls.update(start + row for row, value in enumerate(_values(batch, column)) if not value)
+            nulls.update(start + row for row, value in enumerate(values_in(batch, column)) if not value)
             start += len(batch)
     return nulls
 

@@ -73,7 +73,7 @@ def _rows(captions: Path) -> Iterator[Row]:
     for number, image in enumerate(entries):
         try:
             name = posixpath.join(image.get("filepath") or "", image["filename"])
-            texts = [sentence["raw"] or "" for sentence in image["sentences"]] or [""]
+            texts = [sentence["raw"] for sentence in image["sentences"]] or [""]
             rows_of_image = [Row(name, text.strip(), image["split"].strip()) for text in texts]
         except (AttributeError, KeyError, TypeError) as error:
             raise DatasetError(

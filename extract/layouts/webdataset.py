@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from onceover.base.files import FileError
+from onceover.base.places import is_address
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.downloads import missing_rows, unread
@@ -21,7 +22,8 @@ from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
 from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.layouts import Found
-from onceover.extract.names import why_no_path
+from onceover.extract.listing import is_hidden, is_image
+from onceover.extract.names import shown, why_no_path
 from onceover.extract.tars import Member, TarError, TarImages, members, open_tar
 
 NAME = "webdataset"
@@ -34,8 +36,10 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PARTS = re.compile(r"((?:.*/)?[^./]+)(\..+)")  # webdataset's: the name is what comes before the first dot
 _TEXTS = (*TEXT_SUFFIXES, ".json")
 _MAX_NAME = 1000  # characters of a member's name
-_FIRST_TARS = 5  # that are looked at to see what tars hold
-_FIRST = 300  # members of each of them
+_FIRST_TARS = 5  # that are looked at to see what tars hold, those that cannot be read apart
+_MOST_TARS = 50  # those among them
+_FIRST = 20_000  # members of each of them
+_FIRST_AT_ADDRESS = 300  # of which each is downloaded
 
 
 def find(data: Path, options: ReadOptions) -> Found | None:
@@ -53,7 +57,7 @@ def find(data: Path, options: ReadOptions) -> Found | None:
     if files is None:
         return None
     suffixes = _first_suffixes(files)
-    if data.is_dir() and suffixes and not _are_samples(suffixes):
+    if data.is_dir() and not _are_samples(suffixes):
         return None
     shards = _Shards(files, options)
     captions = data if data.exists() else files.root
@@ -63,16 +67,35 @@ def find(data: Path, options: ReadOptions) -> Found | None:
 def _first_suffixes(files: ShardFiles) -> set[str]:
     """The suffixes in the first tars, up to one that has samples; in a damaged one, those before the damage."""
     suffixes: set[str] = set()
-    for name in files.names[:_FIRST_TARS]:
+    most = _FIRST_AT_ADDRESS if is_address(files.root) else _FIRST
+    readable = 0
+    for name in files.names[:_MOST_TARS]:
         try:
             with open_tar(files.root / name) as file:
-                for member in islice(members(file), _FIRST):
+                for member in islice(members(file), most):
                     suffixes.add(_parts(member.name)[1])
+                    if _are_samples(suffixes):
+                        return suffixes
+            readable += 1
         except (OSError, FileError, TarError):
             pass  # told when all are read
-        if _are_samples(suffixes):
+        if readable == _FIRST_TARS:
             break
     return suffixes
+
+
+def near(data: Path, options: ReadOptions) -> str | None:
+    """Why the first tar in a folder cannot be read; None where it can, or there is none."""
+    files = shard_files(data, ".tar", options) if data.is_dir() else None
+    if files is None:
+        return None
+    path = files.root / files.names[0]
+    try:
+        with open_tar(path) as file:
+            next(members(file), None)
+    except (OSError, FileError, TarError) as error:
+        return f"{path}: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 def _are_samples(suffixes: set[str]) -> bool:
@@ -148,6 +171,7 @@ class _Shards:
         for sample in index.samples.values():
             yield from sample_rows(sample, index.texts.__getitem__, self._options, split)
         yield from index.faults
+        yield from index.lost()
         if _list_of(path).is_file() and not unread([_list_of(path)]):
             yield from missing_rows(_list_of(path), set(index.samples), index.prefix)
 
@@ -159,6 +183,7 @@ class _Index:
         prefix: what the names of its images start with. split: of all of them.
         samples: by what their files share. images: start and size, by name.
         texts: contents of the files that are no images, by prefixed name. faults: rows that cannot be used.
+        dotted: images with several suffixes.
     """
 
     def __init__(self, prefix: str, split: str):
@@ -168,6 +193,15 @@ class _Index:
         self.images: dict[str, tuple[int, int]] = {}
         self.texts: dict[str, bytes] = {}
         self.faults: list[Row] = []
+        self.dotted: list[str] = []
+
+    def lost(self) -> Iterator[Row]:
+        """Images that are no sample's, since their names have a dot before the suffix, as ``2019.05.01.jpg``."""
+        for name in self.dotted:
+            shared, suffix = _parts(name)
+            if shared not in self.samples or not self.samples[shared].image:
+                reason = f"its suffix, from the first dot of its name on, is {shown(suffix)}; rename it"
+                yield Row(f"{self.prefix}{name}", "", self.split, reason)
 
     def add(self, member: Member, file: BinaryIO) -> None:
         """Adds a member, and reads it where it is a text."""
@@ -175,6 +209,8 @@ class _Index:
         shared, suffix = _parts(name)
         is_text = suffix in _TEXTS
         if not is_text and suffix not in IMAGE_SUFFIXES:
+            if is_image(name) and not is_hidden(name.rpartition("/")[2]):
+                self.dotted.append(name)
             return
         fault = why_no_path(name) or member.fault
         if not fault and len(name) > _MAX_NAME:
