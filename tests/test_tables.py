@@ -18,6 +18,7 @@ from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.import_sources import read_rows
 from onceover.extract.layouts import read_dataset
+from onceover.extract.listing import is_excluded
 from onceover.extract.preview import preview
 
 AB = ("a.jpg", "b.jpg")
@@ -352,6 +353,13 @@ def test_trap_a_row_of_digits_or_thousands_of_columns_take_no_time(laid):
         table = open_table(laid({"x.csv": f"{header}\n{cells}\n"}) / "x.csv")
         assert next(table.rows()) == Row("a.jpg", "A")
     assert time.perf_counter() - start < 20
+
+
+def test_trap_a_pattern_of_many_folders_takes_no_time():
+    start = time.perf_counter()
+    assert not is_excluded("a/" * 40 + "b.jpg", ["**/a/" * 12 + "z"])
+    assert is_excluded("a/" * 40 + "b.jpg", ["**/a/" * 12 + "b.jpg"])
+    assert time.perf_counter() - start < 5
 
 
 def test_trap_a_list_without_end_takes_no_time():
