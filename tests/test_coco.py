@@ -68,7 +68,7 @@ def test_a_split_whose_images_are_not_there_is_left_alone_and_said(laid):
     dataset = read_dataset(folder)
     assert dataset.ids == [IMAGES[2]]
     train = folder / "annotations/captions_train2017.json"
-    assert dataset.notes[0] == f"left alone: {train}, none of whose images is there"
+    assert dataset.notes[0] == f"left alone, since none of its images is there: {train}"
 
 
 def test_files_of_the_same_form_by_other_names(laid):
@@ -100,6 +100,20 @@ def test_an_annotation_of_an_image_that_is_not_listed_goes_into_the_ledger(laid)
     assert dataset.captions == ["A room."]
     assert [failure[:3] for failure in dataset.failures] == [
         ("image_id 5", "dataset", "no such picture in val2017/: 'Nothing.'")
+    ]
+
+
+def test_an_id_of_two_images_gives_none_of_them_a_caption(laid):
+    content = json.loads(VAL)
+    content["images"].append({"id": "139", "file_name": "b.jpg"})
+    content["images"].append({"id": 7, "file_name": "c.jpg"})
+    content["annotations"].append({"image_id": "7", "id": 1, "caption": "A cat."})
+    content["annotations"].append({"image_id": 7, "id": 2, "caption": None})
+    dataset = read_dataset(laid({"captions_val2017.json": json.dumps(content)}, [IMAGES[2], "val2017/c.jpg"]))
+    assert (dataset.ids, dataset.captions) == (["c.jpg"], ["A cat."])
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("image_id 139", "dataset", "several images have the id 139: 000000000139.jpg, b.jpg: 'A room.'"),
+        ("c.jpg", "caption", "empty caption: ''"),
     ]
 
 

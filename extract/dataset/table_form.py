@@ -12,7 +12,14 @@ from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.cells import image_in
-from onceover.extract.dataset.columns import Columns, choose_columns, count_columns, number_column, with_texts
+from onceover.extract.dataset.columns import (
+    Columns,
+    choose_columns,
+    count_columns,
+    number_column,
+    with_file_names,
+    with_texts,
+)
 from onceover.extract.dataset.delimited import KINDS, Delimited
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.splits import SPLIT_WORDS
@@ -53,7 +60,7 @@ def infer_form(lines: Sequence[str], path: Path, options: ReadOptions, are_there
     lines = lines[:_MOST_LINES]
     start = 0
     delimiters = list(KINDS)
-    separator = _SEPARATOR.fullmatch(lines[0].strip())
+    separator = _SEPARATOR.fullmatch(lines[0].strip(" \r"))
     if separator is not None:
         start = 1
         delimiters = [separator[1]]
@@ -67,6 +74,7 @@ def infer_form(lines: Sequence[str], path: Path, options: ReadOptions, are_there
         rows = [row for row in _cells(lines[start + 1 :], delimiter) if len(row) == len(names)]
         cells = {name: [row[position] for row in rows] for position, name in enumerate(names)}
         columns = with_texts(choose_columns(names, options, path), cells, options)
+        columns = with_file_names(columns, cells, options)
         return TableForm(_delimited(delimiter, names, columns), columns, start + 1)
     for delimiter in delimiters:
         form = _without_header(lines[start:], delimiter, start, path, options)
