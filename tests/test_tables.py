@@ -131,7 +131,10 @@ def test_a_table_without_a_header(laid, text, form, rows):
 
 def test_which_column_holds_ids_is_told_by_the_files_that_are_there(laid):
     images = ("images/0012.jpg", "images/0013.png")
-    dataset = read_dataset(laid({"x.tsv": "dog\t0012\ncat\t0013\n"}, images))
+    folder = laid({"x.tsv": "dog\t0012\ncat\t0013\n"}, images)
+    with pytest.raises(DatasetError, match=r"holds single words, such as classes \(dog\), no captions; .*-column 1$"):
+        read_dataset(folder)
+    dataset = read_dataset(folder, options=ReadOptions(caption_columns=("1",)))
     assert dataset.taken == "TSV without a header, images from column 2, captions from column 1: 2 rows"
     assert (dataset.ids, dataset.paths) == (["0012", "0013"], list(images))
     assert dataset.captions == ["dog", "cat"]
@@ -323,7 +326,9 @@ def test_the_table_of_a_usual_name_is_taken_and_what_is_left_alone_is_said(laid)
         "notes.txt": "Hi, you",
     }
     dataset = read_dataset(laid(files, AB))
-    assert dataset.taken == f"{HEADED}, in captions.csv (left alone: photos.csv): 1 rows"
+    assert dataset.taken == f"{HEADED}, in captions.csv: 1 rows"
+    left = "tables of captions that are left alone: photos.csv; to take one, name it with --data"
+    assert left in dataset.notes
     assert dataset.captions == ["A"]
 
 
@@ -343,7 +348,53 @@ def test_a_table_that_is_none_of_captions_is_passed_over(laid):
         "package.json": '{"name": "x"}',
         "y.tsv": "image\tcaption\na.jpg\tA\n",
     }
-    assert read_dataset(laid(files, AB)).taken == "TSV, images from `image`, captions from `caption`: 1 rows"
+    taken = "TSV, images from `image`, captions from `caption`, in y.tsv: 1 rows"
+    assert read_dataset(laid(files, AB)).taken == taken
+
+
+@pytest.mark.parametrize(
+    ("file", "lines", "holds", "column"),
+    [
+        ("md5sum.txt", "{:032x}  images/{}.jpg", "checksums", 1),
+        ("SHA256SUMS.txt", "{:064X} *images/{}.jpg", "checksums", 1),
+        ("images.txt", "{} {}.jpg", "numbers", 1),
+        ("boxes.txt", "{1}.jpg 1{0} 10 20.5 30", "numbers", 2),
+        ("labels.txt", "{1}.jpg class_{0}", "single words, such as classes", 2),
+        ("labels.csv", "{1}.jpg,Käfer-{0}", "single words, such as classes", 2),
+    ],
+)
+def test_trap_lists_of_sums_numbers_and_classes_are_no_captions(laid, file, lines, holds, column):
+    names = "abcdefghij"
+    images = [f"images/{name}.jpg" for name in names]
+    text = "".join(lines.format(number + 10, name) + "\n" for number, name in enumerate(names))
+    folder = laid({file: text}, images)
+    with pytest.raises(DatasetError) as error:
+        read_dataset(folder)
+    assert f"{file} has no header, and its column {column}, beside the images' names, holds {holds} (" in str(
+        error.value
+    )
+    assert str(error.value).endswith(f"say so with --caption-column {column}")
+    forced = read_dataset(folder, options=ReadOptions(caption_columns=(str(column),)))
+    assert len(forced.captions) == 10
+    table = "image,caption\n" + "".join(f"{name}.jpg,A dog {name}\n" for name in names)
+    dataset = read_dataset(laid({"texts.csv": table}))
+    assert dataset.taken == f"{HEADED}, in texts.csv: 10 rows"
+    with pytest.raises(DatasetError, match=r"texts.csv has no column .* it has `image`, `Bild`: .*--caption-column"):
+        read_dataset(laid({"texts.csv": table.replace("caption", "Bild")}))
+
+
+def test_captions_of_a_script_without_blanks_need_no_header(laid):
+    dataset = read_dataset(laid({"x.txt": "a.jpg\t犬が草原を走る\nb.jpg\t猫が座っている\n"}, AB))
+    assert dataset.captions == ["犬が草原を走る", "猫が座っている"]
+
+
+def test_a_table_whose_caption_column_is_unknown_is_not_passed_over_without_a_word(laid):
+    folder = laid({"german.csv": "image,Bildtext\na.jpg,Ein Hund\n", "tags.txt": "a.jpg red dog\nb.jpg cat, x\n"}, AB)
+    with pytest.raises(DatasetError, match=r"german.csv has no column .* say which it is with --caption-column"):
+        read_dataset(folder)
+    dataset = read_dataset(laid({"captions.csv": "image,caption\na.jpg,A dog\n"}))
+    assert dataset.captions == ["A dog"]
+    assert dataset.notes[0].startswith(f"passed over: {folder / 'german.csv'} has no column that is known to hold")
 
 
 def test_tables_for_each_split_are_one_dataset(laid):
@@ -352,6 +403,50 @@ def test_tables_for_each_split_are_one_dataset(laid):
     assert dataset.ids == ["images/train.jpg", "images/val.jpg", "images/test.jpg"]
     assert (dataset.captions, dataset.splits) == (["train", "val", "test"], ["train", "dev", "test"])
     assert dataset.taken == f"{HEADED}, in train.csv, val.csv, test.csv: 3 rows"
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train_clean", "val", "test"), ["train", "dev", "test"]),
+        (("train", "val", "test_public"), ["train", "dev", "test"]),
+        (("train", "dev_seen", "dev_unseen", "test_seen"), ["train", "dev", "dev", "test"]),
+        (("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen"), ["train", "dev", "dev", "test", "test"]),
+        (("train_v2", "photos_val"), ["train", "dev"]),
+    ],
+)
+def test_tables_of_the_same_columns_need_no_parallel_names_to_be_one_dataset(laid, names, splits):
+    files = {f"{name}.csv": f"image,caption\n{name}.jpg,{name}\n" for name in names}
+    dataset = read_dataset(laid(files, [f"images/{name}.jpg" for name in names]))
+    assert dataset.captions == list(names)
+    assert dataset.splits == splits
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "train_clean", "val", "test"),
+        ("train_de", "train_en", "val_de", "val_en"),
+        ("val", "val_small", "train_x"),
+        ("val", "valid", "train"),
+        ("eval", "train"),
+    ],
+)
+def test_tables_of_a_split_that_may_be_two_forms_of_it_are_named(laid, names):
+    files = {f"{name}.csv": f"image,caption\n{name}.jpg,{name}\n" for name in names}
+    folder = laid(files, [f"images/{name}.jpg" for name in names])
+    with pytest.raises(DatasetError) as error:
+        read_dataset(folder)
+    listed = ", ".join(f"{name}.csv" for name in sorted(names))
+    assert f"{folder} holds {len(names)} tables of captions ({listed}); name the one to take" in str(error.value)
+
+
+def test_a_table_of_other_columns_is_none_of_a_split(laid):
+    files = {f"{name}.csv": f"image,caption\n{name}.jpg,{name}\n" for name in ("train", "val")}
+    files["val_answers.csv"] = "image_id,text\nval,A dog\n"
+    dataset = read_dataset(laid(files, ["train.jpg", "val.jpg"]))
+    assert dataset.captions == ["train", "val"]
+    assert "tables of captions that are left alone: val_answers.csv; to take one, name it with --data" in dataset.notes
 
 
 def test_blips_lists_are_one_dataset(laid):

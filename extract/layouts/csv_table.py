@@ -36,21 +36,25 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     if not data.is_dir():
         return None
     for folder in (data, *(data / name for name in TABLE_FOLDERS)):
-        tables = tables_in(folder, data, options) if folder.is_dir() else []
-        if tables:
+        tables = tables_in(folder, data, options) if folder.is_dir() else None
+        if tables is not None and tables.tables:
             return dataset_of_tables(tables, folder, data, options)
     return dataset_of_splits(data, options)
 
 
 def near(data: Path, options: ReadOptions) -> str | None:
-    """Why the only table in a folder is not taken; None where there is none, or several."""
+    """Why the table in a folder that is nearest to one of captions is not taken; None where it is not known which."""
     if not data.is_dir():
         return None
-    tables = [file for file in table_files(data) if file.suffix.lower() in _PLAIN_TABLES]
-    if len(tables) != 1:
+    for folder in filter(Path.is_dir, (data, *(data / name for name in TABLE_FOLDERS))):
+        tables = tables_in(folder, data, options)
+        for nearest in (*tables.unknown, *tables.others):
+            return str(nearest)
+    plain = [file for file in table_files(data) if file.suffix.lower() in _PLAIN_TABLES]
+    if len(plain) != 1:
         return None
     try:
-        open_table(tables[0], options)
+        open_table(plain[0], options)
     except DatasetError as error:
         return str(error)
     return None
