@@ -472,16 +472,45 @@ def test_folders_for_each_split_with_equal_names(laid):
     assert (dataset.captions, dataset.splits) == (["A", "B"], ["train", "test"])
 
 
-def test_a_part_whose_images_are_not_there_is_left_alone_and_said(laid):
-    files = {"train.csv": "image,caption\na.jpg,A\n", "val.csv": "image,caption\nz.jpg,B\n"}
+def test_trap_rows_whose_images_are_not_there_are_left_out_with_a_reason_each(laid):
+    files = {"train.csv": "image,caption\na.jpg,A\n", "val.csv": "image,caption\nz.jpg,B\n/far/z.jpg,C\n"}
     folder = laid(files, ["train/a.jpg"])
     dataset = read_dataset(folder)
     assert dataset.ids == ["train/a.jpg"]
-    assert dataset.notes[0] == f"left alone, since none of its images is there: {folder / 'val.csv'}"
-    assert "not the published split" in dataset.notes[1]
+    assert dataset.notes[0] == (
+        f"none of the 2 images that {folder / 'val.csv'} names is there; its rows (2) are left out "
+        "(if they lie elsewhere, name the folder above all images with --images-root)"
+    )
+    assert dataset.notes[1].startswith("no split lists found: split by image with seed 0")
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("z.jpg", "dataset", "no such picture, nor any other of val.csv: 'B'"),
+        ("/far/z.jpg", "dataset", "no such picture, nor any other of val.csv: 'C'"),
+    ]
     (folder / "train/a.jpg").unlink()
     with pytest.raises(DatasetError, match=r"none of the images that .*train\.csv names is there"):
         read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix"),
+    [("train_images", ""), ("train_images", "/data/im/"), ("all of them", ""), ("img", "/data/im/")],
+)
+def test_trap_the_images_of_all_splits_may_lie_in_one_folder(laid, prefix, folder):
+    names = ("train", "val", "test")
+    files = {f"{name}.csv": f"image,caption\n{prefix}{name}_1.jpg,{name}\n" for name in names}
+    dataset = read_dataset(laid(files, [f"{folder}/{name}_1.jpg" for name in names]))
+    assert dataset.paths == [f"{folder}/{name}_1.jpg" for name in names]
+    assert (dataset.splits, dataset.failures) == (["train", "dev", "test"], [])
+
+
+def test_a_row_in_two_tables_of_a_split_counts_once(laid):
+    files = {"train.csv": "image,caption\na.jpg,A\n", "dev_seen.csv": "image,caption\nb.jpg,B\n"}
+    files["dev_unseen.csv"] = "image,caption\nb.jpg,B\nb.jpg,C\n"
+    dataset = read_dataset(laid(files, AB))
+    assert dataset.captions == ["A", "B", "C"]
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("b.jpg", "dataset", "the row is in dev_seen.csv too: 'B'")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -549,6 +578,34 @@ def test_the_one_folder_that_has_the_first_images(laid):
         f"images that {folder / 'x.csv'} names are in {folder / 'one/far'} and {folder / 'two'}; "
         "say which to take with --images-root"
     )
+
+
+def test_of_folders_that_have_images_the_one_that_has_them_all_is_taken(laid):
+    folder = laid({"x.csv": "image,caption\na.jpg,A\nb.jpg,B\n"}, ["pics/a.jpg", "pics/b.jpg", "pics/sub dir/a.jpg"])
+    assert read_dataset(folder).paths == ["pics/a.jpg", "pics/b.jpg"]
+    laid({}, ["pics/sub dir/b.jpg"])
+    with pytest.raises(DatasetError, match="say which to take with --images-root"):
+        read_dataset(folder)
+
+
+def test_trap_names_that_differ_in_case_mean_the_only_file(laid):
+    text = "image,caption,split\nphoto0.jpg,A,train\nPhoto0.JPG,B,train\nPHOTO1.jpg,C,dev\nphoto1.JPG,D,dev\n"
+    folder = laid({"x.csv": text}, ["images/Photo0.JPG", "images/Photo1.jpg"])
+    dataset = read_dataset(folder)
+    assert (dataset.ids, dataset.paths) == (["Photo0.JPG", "PHOTO1.jpg"], ["images/Photo0.JPG", "images/Photo1.jpg"])
+    assert (dataset.captions, dataset.image_index.tolist()) == (["A", "B", "C", "D"], [0, 0, 1, 1])
+    assert (dataset.splits, dataset.failures) == (["train", "dev"], [])
+    assert "images whose names are written in several ways, each taken as one image: 2" in dataset.notes
+    with pytest.raises(DatasetError, match="is in two splits"):
+        read_dataset(laid({"x.csv": text.replace("A,train", "A,test")}))
+
+
+def test_a_drives_letter_may_be_written_in_both_cases(laid):
+    text = "path,text\nd:\\Fotos\\01\\a.jpg,A\nD:\\Fotos\\02\\a.jpg,B\n"
+    folder = laid({"x.csv": text}, ["Fotos/01/a.jpg", "Fotos/02/a.jpg"])
+    assert read_dataset(folder).ids == ["Fotos/01/a.jpg", "Fotos/02/a.jpg"]
+    dataset = read_dataset(folder, options=ReadOptions(images_root=folder / "Fotos"))
+    assert dataset.paths == ["01/a.jpg", "02/a.jpg"]
 
 
 def test_names_without_a_suffix_mean_the_only_file_of_that_stem_or_number(laid):

@@ -152,8 +152,9 @@ def choose_tables(paths: Sequence[Path], folder: Path, forms: Mapping[Path, str]
     if _has_several(parts) and not _has_variants(parts):
         return dict(sorted(parts.items(), key=lambda part: SPLITS.index(part[1])))
     listed = ", ".join(path.name for path in paths[:8])
+    several = "; of several splits, call one table for each after it, as train.csv, val.csv, test.csv" if called else ""
     raise DatasetError(
-        f"{folder} holds {len(paths)} tables of captions ({listed}); name the one to take: --data {paths[0]}"
+        f"{folder} holds {len(paths)} tables of captions ({listed}); name the one to take: --data {paths[0]}{several}"
     )
 
 

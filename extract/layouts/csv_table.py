@@ -46,10 +46,10 @@ def near(data: Path, options: ReadOptions) -> str | None:
     """Why the table in a folder that is nearest to one of captions is not taken; None where it is not known which."""
     if not data.is_dir():
         return None
-    for folder in filter(Path.is_dir, (data, *(data / name for name in TABLE_FOLDERS))):
-        tables = tables_in(folder, data, options)
-        for nearest in (*tables.unknown, *tables.others):
-            return str(nearest)
+    for folder in (data, *(data / name for name in TABLE_FOLDERS)):
+        tables = tables_in(folder, data, options) if folder.is_dir() else None
+        if tables is not None and (tables.unknown or tables.others):
+            return str([*tables.unknown, *tables.others][0])
     plain = [file for file in table_files(data) if file.suffix.lower() in _PLAIN_TABLES]
     if len(plain) != 1:
         return None
