@@ -481,7 +481,7 @@ def test_trap_rows_whose_images_are_not_there_are_left_out_with_a_reason_each(la
         f"none of the 2 images that {folder / 'val.csv'} names is there; its rows (2) are left out "
         "(if they lie elsewhere, name the folder above all images with --images-root)"
     )
-    assert dataset.notes[1].startswith("no split lists found: split by image with seed 0")
+    assert dataset.notes[1] == "no split lists found: split by image with seed 0 (1 train, 0 dev, 0 test)"
     assert [failure[:3] for failure in dataset.failures] == [
         ("z.jpg", "dataset", "no such picture, nor any other of val.csv: 'B'"),
         ("/far/z.jpg", "dataset", "no such picture, nor any other of val.csv: 'C'"),

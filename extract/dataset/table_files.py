@@ -12,7 +12,7 @@ from onceover.extract.dataset.caption_table import SUFFIXES, CaptionTable, open_
 from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS, split_of
-from onceover.extract.dataset.table_form import CaptionColumnError, NoCaptionsError
+from onceover.extract.dataset.table_form import NoCaptions, UnknownColumns
 from onceover.extract.listing import is_image, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
@@ -35,8 +35,8 @@ class FolderTables:
 
     tables: list[CaptionTable]
     files: int
-    unknown: list[CaptionColumnError]
-    others: list[NoCaptionsError]
+    unknown: list[UnknownColumns]
+    others: list[NoCaptions]
 
 
 def root_of(table: Path) -> Path:
@@ -101,7 +101,7 @@ def tables_in(folder: Path, root: Path, options: ReadOptions, names: Sequence[st
         names: look only at files of these names.
 
     Raises:
-        CaptionColumnError: no table names its columns, but for one of which no name is known.
+        UnknownColumns: no table names its columns, but for one of which no name is known.
     """
 
     def are_there(ids: Sequence[str]) -> bool:
@@ -113,9 +113,9 @@ def tables_in(folder: Path, root: Path, options: ReadOptions, names: Sequence[st
     for file in files:
         try:
             opened.tables.append(open_table(file, options, are_there))
-        except CaptionColumnError as error:
+        except UnknownColumns as error:
             opened.unknown.append(error)
-        except NoCaptionsError as error:
+        except NoCaptions as error:
             opened.others.append(error)
         except DatasetError:
             continue  # no table; where no layout fits, the message names it

@@ -30,11 +30,11 @@ _UNSPACED = "\u0e00"  # Thai; from here on lie the scripts that write no blanks 
 AreThere = Callable[[Sequence[str]], bool]
 
 
-class CaptionColumnError(DatasetError):
+class UnknownColumns(DatasetError):
     """A table with a header that names images and has a column of texts, of which no name is known."""
 
 
-class NoCaptionsError(DatasetError):
+class NoCaptions(DatasetError):
     """A table without a header that names images, and beside them checksums, numbers or single words."""
 
 
@@ -79,12 +79,12 @@ def infer_form(lines: Sequence[str], path: Path, options: ReadOptions, are_there
         rows = [row for row in _cells(lines[start + 1 :], delimiter) if len(row) == len(names)]
         columns = _named_columns(names, _stripped_columns(rows), options, path)
         return TableForm(_delimited(delimiter, names, columns), columns, start + 1)
-    refused: NoCaptionsError | None = None
+    refused: NoCaptions | None = None
     for form_of in (_without_header, partial(_of_ids, are_there=are_there)):
         for delimiter in delimiters:
             try:
                 form = form_of(lines[start:], delimiter, start, path, options)
-            except NoCaptionsError as error:
+            except NoCaptions as error:
                 refused = refused or error
                 continue
             if form is not None:
@@ -99,13 +99,13 @@ def _named_columns(names: Sequence[str], cells: Sequence[Sequence[str]], options
     """The columns of a table with a header, of which these are the cells.
 
     Raises:
-        CaptionColumnError: no name is known, and a column holds texts. DatasetError: as ``choose_columns`` raises it.
+        UnknownColumns: no name is known, and a column holds texts. DatasetError: as ``choose_columns`` raises it.
     """
     try:
         return choose_columns(names, options, path)
     except DatasetError as error:
         if any(_is_text([cell for cell in column if image_in(cell) is None]) for column in cells):
-            raise CaptionColumnError(str(error)) from error
+            raise UnknownColumns(str(error)) from error
         raise
 
 
@@ -262,7 +262,7 @@ def _by_position(
     """The form of a table without a header, where the column of the images is known.
 
     Raises:
-        NoCaptionsError: the column that is left holds no captions. DatasetError: the user names a column that is not
+        NoCaptions: the column that is left holds no captions. DatasetError: the user names a column that is not
             there.
     """
     names = [f"column {position + 1}" for position in range(len(columns))]
@@ -290,7 +290,7 @@ def _by_position(
     captions = [position for position in captions if not _no_captions(columns[position])]
     if not captions and not given.caption_columns:
         instead = f"{_no_captions(columns[first])} ({shown(columns[first][0])})"
-        raise NoCaptionsError(
+        raise NoCaptions(
             f"{path} has no header, and its {names[first]}, beside the images' names, holds {instead}, no captions; "
             f"if they are to be the captions, say so with --caption-column {first + 1}"
         )
