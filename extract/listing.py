@@ -2,6 +2,7 @@
 
 import functools
 import os
+import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -227,7 +228,7 @@ def is_hidden(name: str) -> bool:
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES  # of 100,000 names pathlib takes seconds
 
 
 def kinds_of(names: Iterable[str]) -> str:
@@ -283,10 +284,13 @@ def _matches(parts: Sequence[str], glob: _Glob) -> bool:
 
 
 def _fits(parts: Sequence[str], globs: Sequence[str]) -> bool:
-    if not globs:
-        return not parts
-    if globs[0] == "**":
-        return _fits(parts, globs[1:]) or (bool(parts) and _fits(parts[1:], globs))
-    if not parts or not fnmatchcase(unicodedata.normalize("NFC", parts[0]), globs[0]):
-        return False
-    return _fits(parts[1:], globs[1:])
+    names = [unicodedata.normalize("NFC", part) for part in parts]
+    ends = {0}  # how many parts the globs so far can match
+    for glob in globs:
+        if glob == "**":
+            ends = {end for end in range(len(names) + 1) if end >= min(ends)}
+        else:
+            ends = {end + 1 for end in ends if end < len(names) and fnmatchcase(names[end], glob)}
+        if not ends:
+            return False
+    return len(names) in ends

@@ -134,6 +134,7 @@ def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
 def unplugged(monkeypatch, tmp_path) -> Path:
     """No network, and nothing in Hugging Face's cache; the path of the cache."""
     from huggingface_hub import constants
+    from transformers.utils import hub
 
     def refuse(*_args, **_options):
         raise OSError("Network is unreachable")
@@ -142,6 +143,7 @@ def unplugged(monkeypatch, tmp_path) -> Path:
         monkeypatch.setattr(socket, name, refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)  # of transformers before 5
     return tmp_path / "hub"
 
 

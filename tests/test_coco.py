@@ -92,6 +92,20 @@ def test_an_annotation_of_an_image_that_is_not_listed_goes_into_the_ledger(laid)
     ]
 
 
+def test_an_id_of_two_images_gives_none_of_them_a_caption(laid):
+    content = json.loads(VAL)
+    content["images"].append({"id": "139", "file_name": "b.jpg"})
+    content["images"].append({"id": 7, "file_name": "c.jpg"})
+    content["annotations"].append({"image_id": "7", "id": 1, "caption": "A cat."})
+    content["annotations"].append({"image_id": 7, "id": 2, "caption": None})
+    dataset = read_dataset(laid({"captions_val2017.json": json.dumps(content)}, [IMAGES[2], "val2017/c.jpg"]))
+    assert (dataset.ids, dataset.captions) == (["c.jpg"], ["A cat."])
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("image_id 139", "dataset", "several images have the id 139: 000000000139.jpg, b.jpg: 'A room.'"),
+        ("c.jpg", "caption", "empty caption: ''"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

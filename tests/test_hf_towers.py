@@ -303,6 +303,7 @@ def flava(make, tokenizer):
     return make("FlavaModel", "FlavaConfig", **parts, hidden_size=32, projection_dim=32)
 
 
+@pytest.mark.filterwarnings("ignore:The .device. argument is deprecated:FutureWarning")  # transformers 4.46's own
 def test_flava_is_compared_by_the_first_tokens_of_both_towers(make, saved, tokenizer):
     model = flava(make, tokenizer)
     spec = saved(model)

@@ -95,6 +95,25 @@ def test_plain_bytes_and_which_column_is_taken(tmp_path):
     assert read_dataset(path).images.open("x.parquet/0") == b"A"
 
 
+def test_ids_that_are_numbers_and_texts_of_all_types(tmp_path):
+    for name in ("0.jpg", "1.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    texts = [pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+    texts += [pa.string_view()] if hasattr(pa, "string_view") else []
+    for of in texts:
+        path = write(tmp_path / "x.parquet", image_id=[0, 1], caption=pa.array(["One .", "Two ."]).cast(of))
+        dataset = read_dataset(path)
+        assert (dataset.paths, dataset.captions) == (["0.jpg", "1.jpg"], ["One .", "Two ."])
+
+
+def test_bytes_that_are_no_images_are_not_taken_for_them(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    path = write(tmp_path / "x.parquet", image=["a.jpg"], sha256=[b"\x00" * 32], caption=["One ."])
+    assert read_dataset(path).paths == ["a.jpg"]
+    path = write(path, id=["a"], blob=[b"\xff\xd8\xff\xe0"], sha256=[b"\x00" * 32], caption=["One ."])
+    assert read_dataset(path).taken.startswith("Parquet, 1 file, images in `blob`")
+
+
 def test_a_column_of_numbers_is_no_column_of_splits_unless_the_user_says_so(tmp_path):
     path = write(tmp_path / "x.parquet", image=[(b"A", "a.jpg")], caption=["One ."], set=[7])
     assert read_dataset(path).captions == ["One ."]
@@ -171,10 +190,10 @@ def test_tables_that_name_their_images(tmp_path):
     options = ReadOptions(image_column="title", caption_columns=("file_name",))
     with pytest.raises(DatasetError, match=r"none of the images that .*x.parquet names is there \(the first: One .\)"):
         read_dataset(path, options=options)
-    write(path, number=[1, 2], title=["One .", "Two ."])
+    write(path, number=[1.5, 2.5], title=["One .", "Two ."])
     with pytest.raises(DatasetError, match="no column that is known to name the images; it has `number`, `title`"):
         read_dataset(tmp_path)
-    with pytest.raises(DatasetError, match="the column number holds int64; text is needed"):
+    with pytest.raises(DatasetError, match="the column number holds double; text is needed"):
         list(read_dataset(path, options=ReadOptions(image_column="number")).ids)
     (tmp_path / "captions.csv").write_text("image,caption\na.jpg,From the CSV .\n")
     assert read_dataset(tmp_path).captions == ["From the CSV ."]

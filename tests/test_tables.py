@@ -18,6 +18,7 @@ from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.table_files import split_of
 from onceover.extract.import_sources import read_rows
 from onceover.extract.layouts import read_dataset
+from onceover.extract.listing import is_excluded
 from onceover.extract.preview import preview
 
 AB = ("a.jpg", "b.jpg")
@@ -65,6 +66,24 @@ HEADED = "CSV, images from `image`, captions from `caption`"
         ),
         ("x.csv", ",image,caption\n0,a.jpg,A dog\n1,b.jpg,B , c\n", HEADED, [("a.jpg", "A dog"), ("b.jpg", "B , c")]),
         ("x.csv", "sep=,\r\nimage,caption\r\na.jpg,A\r\n", HEADED, [("a.jpg", "A")]),
+        (
+            "x.csv",
+            "sep=\t\nimage\tcaption\na.jpg\tA, b\n",
+            "TSV, images from `image`, captions from `caption`",
+            [("a.jpg", "A, b")],
+        ),
+        (
+            "x.csv",
+            "id,name,caption\n0,b.jpg,B\n1,a.jpg,A\n",
+            "CSV, images from `name`, captions from `caption`",
+            [("b.jpg", "B"), ("a.jpg", "A")],
+        ),
+        (
+            "x.csv",
+            "id,address,caption\n0,http://x.org/b.jpg,B\n1,http://x.org/a.jpg,A\n",
+            "CSV, images from `id`, captions from `caption`",
+            [("0", "B"), ("1", "A")],
+        ),
         ("x.csv", '\n\nimage,caption,,\na.jpg,"A, b",,\n', HEADED, [("a.jpg", "A, b")]),
         (
             "X.CSV",
@@ -192,6 +211,30 @@ def test_which_column_holds_ids_is_told_by_the_files_that_are_there(laid):
             "JSON columns, images from `image`, captions from `caption`",
             [("a.jpg", "A"), ("b.jpg", "B")],
         ),
+        (
+            "x.json",
+            '{"image": {"0": "a.jpg", "1": "b.jpg"}, "caption": {"1": "B", "0": "A"}}',
+            "JSON columns, images from `image`, captions from `caption`",
+            [("a.jpg", "A"), ("b.jpg", "B")],
+        ),
+        (
+            "x.json",
+            '{"0": {"image": "b.jpg", "caption": "B"}, "1": {"image": "a.jpg", "caption": "A"}}',
+            "JSON objects by number, images from `image`, captions from `caption`",
+            [("b.jpg", "B"), ("a.jpg", "A")],
+        ),
+        (
+            "x.json",
+            '{"authors": [{"name": "A"}], "data": [{"image": "a.jpg", "caption": "A"}]}',
+            "JSON list `data`, images from `image`, captions from `caption`",
+            [("a.jpg", "A")],
+        ),
+        (
+            "x.json",
+            '{"train": [{"image": "a.jpg", "caption": "A"}], "extra": [{"image": "b.jpg", "caption": "B"}]}',
+            "JSON lists, images from `image`, captions from `caption`, splits by list",
+            [("a.jpg", "A", "train"), ("b.jpg", "", "", "in the list extra, which is called after no split")],
+        ),
     ],
 )
 def test_captions_in_json(laid, file, text, form, rows):
@@ -216,6 +259,9 @@ def test_captions_in_json(laid, file, text, form, rows):
         ("x.json", '[{"image": "a.jpg", "caption": "A"}', "is not JSON as a whole"),
         ("x.json", '[{"image": "a.jpg", "caption": "A"}, 7]', "entry 2: 7 is no object with an image and a caption"),
         ("x.json", '{"name": "x"}', "is no list of captions that is understood"),
+        ("x.json", '{"a\tb": ["A"]}', "is no list of captions that is understood"),
+        ("x.json", '{"a": {"b": [{"image": "a.jpg", "caption": "A"}]}}', "has its list 'b' deeper within it"),
+        ("x.json", '{"image": {"0": "a.jpg"}, "caption": {"1": "A"}}', "has columns of different lengths or rows"),
         ("x.tsv", "image\tcaption\tn\na.jpg\tA\n", "line 2: expected 3 fields (image,caption,n); quote"),
         ("x.csv", "image,caption\n,A\n", "names no image; say which column does with --image-column"),
         ("x.tsv", "a bus\thttp://a.b/1.jpg\na car\thttp://c.d/2.jpg\n", "download them first"),
@@ -301,6 +347,22 @@ def test_lists_of_captions_in_a_cell_are_read_as_they_were(captions):
 def test_a_cell_in_brackets_that_is_no_list_is_a_caption():
     for cell in ("[MUSIC]", "[1, 2]", "['a'", "[a, b]", "['a', 7]", "['\\x']", "[" * 2000 + "]" * 2000):
         assert captions_in(cell) == [cell]
+
+
+def test_trap_a_row_of_digits_or_thousands_of_columns_take_no_time(laid):
+    columns = ",".join(f"caption_{number}" for number in range(3000))
+    start = time.perf_counter()
+    for header, cells in ((f"image,caption,{'1' * 60_000}x", "a.jpg,A,x"), (f"image,{columns}", "a.jpg" + ",A" * 3000)):
+        table = open_table(laid({"x.csv": f"{header}\n{cells}\n"}) / "x.csv")
+        assert next(table.rows()) == Row("a.jpg", "A")
+    assert time.perf_counter() - start < 20
+
+
+def test_trap_a_pattern_of_many_folders_takes_no_time():
+    start = time.perf_counter()
+    assert not is_excluded("a/" * 40 + "b.jpg", ["**/a/" * 12 + "z"])
+    assert is_excluded("a/" * 40 + "b.jpg", ["**/a/" * 12 + "b.jpg"])
+    assert time.perf_counter() - start < 5
 
 
 def test_trap_a_list_without_end_takes_no_time():
@@ -688,3 +750,32 @@ def test_import_reads_tables_of_all_forms(laid):
     )
     assert read_rows(folder / "x.tsv", ReadOptions("bild", ("en",))) == [Row("a.jpg", "A")]
     assert read_rows(folder / "y.jsonl") == [Row("a.jpg", "A", "val"), Row("a.jpg", "B", "val")]
+
+
+@pytest.mark.parametrize("folder", ["images", "mine"])
+def test_a_few_images_that_lie_elsewhere_do_not_choose_the_folder(laid, folder):
+    names = [f"{number}.jpg" for number in range(4)]
+    table = "image,caption\n" + "".join(f"{name},Of {name}\n" for name in names)
+    dataset = read_dataset(laid({"x.csv": table}, ["0.jpg", *(f"{folder}/{name}" for name in names)]))
+    assert dataset.paths == [f"{folder}/{name}" for name in names]
+    assert dataset.failures == []
+
+
+def test_rows_without_an_image_are_in_no_split(laid):
+    table = "image,caption,split\na.jpg,A,train\n,B,train\n,C,test\nb.jpg,D,test\n"
+    dataset = read_dataset(laid({"x.csv": table}, AB))
+    assert (dataset.ids, dataset.splits) == (list(AB), ["train", "test"])
+    assert [failure.id for failure in dataset.failures] == ["row 2", "row 3"]
+
+
+def test_a_text_beside_an_image_is_no_table(laid):
+    dataset = read_dataset(laid({"a.txt": "photo, text, girl", "b.txt": "photo, text\n"}, AB))
+    assert (dataset.layout, dataset.captions) == ("text beside", ["photo, text, girl", "photo, text"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8bpacked", b"PAR1 damaged"])
+@pytest.mark.parametrize("name", ["old/backup.tar", "old/features.parquet"])
+def test_files_of_another_kind_that_cannot_be_read_do_not_hide_a_dataset(laid, name, content):
+    texts = laid({"annotations/x.csv": "image,caption\na.jpg,A dog .\n", "old/note.md": ""}, AB)
+    (texts / name).write_bytes(content)
+    assert read_dataset(texts).captions == ["A dog ."]

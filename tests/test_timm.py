@@ -137,6 +137,8 @@ def test_a_folder_as_timm_saves_it(tmp_path, classifier):
 def test_what_is_saved_is_a_folder_that_timm_reads_too(tmp_path):
     encoder = encoder_of("timm:test_resnet@random", plain=True)
     assert encoder.save(tmp_path / "saved") == f"timm:{tmp_path / 'saved'}"
+    if timm.__version__ == "1.0.20":
+        pytest.skip("the oldest release that is allowed does not read safetensors by local-dir: itself")
     model = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=0)
     np.testing.assert_allclose(feature(encoder), expected(model), rtol=1e-5, atol=1e-5)
 
@@ -146,7 +148,7 @@ def test_folders_that_are_none_of_timms_are_named(tmp_path, tiny_bert):
     folder = saved(tmp_path)
     (folder / "model.safetensors").unlink()
     assert f"write timm:{folder}@random" in refusal(f"timm:{folder}")
-    assert encoder_of(f"timm:{folder}@random").recipe["architecture"].startswith("timm:test_resnet {")
+    assert encoder_of(f"timm:{folder}@random").recipe["architecture"].startswith("timm:test_resnet")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architecture": "no_such_model"}))
     assert "names the model 'no_such_model', which timm" in refusal(f"timm:{folder}")

@@ -353,11 +353,24 @@ def test_a_folder_whose_first_tars_are_damaged(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"")
     (tmp_path / "1.tar").write_bytes(pointer)
     lost = ("1.tar", "dataset", "it is Git's pointer to a large file, not the file: run git lfs pull")
-    with pytest.raises(DatasetError, match="no image is usable; the first reason: 0.tar: the tar is cut off"):
+    with pytest.raises(DatasetError, match="0.tar: the tar is cut off"):
         read_dataset(tmp_path)
     write_tar(tmp_path / "2.tar", sample("0"))
     dataset = read_dataset(tmp_path)
     assert (dataset.ids, left_out(dataset)[1]) == (["2.tar/0.jpg"], lost)
+
+
+def test_images_with_a_dot_in_their_names_go_into_the_ledger(tmp_path):
+    members = [*sample("0"), ("2019.05.jpg", b"x"), ("2019.05.txt", b"A dog .")]
+    dataset = read_dataset(write_tar(tmp_path / "x.tar", members))
+    reason = "its suffix, from the first dot of its name on, is .05.jpg; rename it"
+    assert (dataset.ids, left_out(dataset)) == (["0.jpg"], [("2019.05.jpg", "dataset", reason)])
+
+
+def test_a_folder_of_tars_whose_texts_come_after_many_images(tmp_path):
+    images = [(f"{number}.jpg", b"x") for number in range(400)]
+    write_tar(tmp_path / "x.tar", [*images, *((f"{number}.txt", b"A dog .") for number in range(400))])
+    assert len(read_dataset(tmp_path).ids) == 400
 
 
 def test_an_archive_of_images_beside_a_table_is_left_alone(tmp_path):

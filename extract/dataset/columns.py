@@ -1,12 +1,14 @@
 """The columns of a table that hold image names, captions and splits: those of usual names, or those a user names."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.reading import ReadOptions
+from onceover.extract.listing import is_image
 from onceover.extract.names import shown
 
 #: the usual names, in the order in which they are taken
@@ -23,7 +25,7 @@ CAPTION_NAMES = (
 SPLIT_NAMES = ("split", "subset", "partition", "set")
 #: a column that counts an image's captions
 NUMBER_NAMES = ("comment_number", "caption_number", "comment_id", "caption_id", "number", "sentid")
-_NUMBERED = re.compile(r"(?P<stem>.+?)_?\d+")  # caption_0, caption1
+_NUMBERED = re.compile(r"(?P<stem>[^\d]*[^\d_])_?\d+")  # caption_0, caption1
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,37 @@ def choose_columns(names: Sequence[str], options: ReadOptions, source: Path, wit
         )
     chosen = [name for name in (image, *captions, split) if name is not None]
     given = (options.image_column, *options.caption_columns, options.split_column)
+    written = Counter(names)
+    plain = Counter(map(_plain, names))
     for name in chosen:
-        same = names.count(name) if name in given else [_plain(other) for other in names].count(_plain(name))
+        same = written[name] if name in given else plain[_plain(name)]
         if same > 1:
             raise DatasetError(
                 f"{source} has several columns called {shown(name)}; leave one, with a line for each caption, "
                 "or number them: caption_1, caption_2"
             )
     return Columns(image, tuple(captions), split)
+
+
+def with_file_names(columns: Columns, cells: Mapping[str, Sequence[str]], options: ReadOptions) -> Columns:
+    """The columns with another for the images where the chosen one has ids, and only one other has names of images.
+
+    A row's number may be called ``id``, and may be that of another image's file.
+
+    Args:
+        cells: of the table's first rows, by column.
+    """
+    if options.image_column is not None or columns.image is None or _has_images(cells[columns.image]):
+        return columns
+    known = {columns.image, columns.split, *columns.captions}
+    others = [name for name in cells if name not in known and _has_images(cells[name])]
+    return replace(columns, image=others[0]) if len(others) == 1 else columns
+
+
+def _has_images(cells: Sequence[str]) -> bool:
+    """Whether most cells are names of images by their suffix, and none is an address."""
+    named = sum(is_image(cell.strip()) and "://" not in cell for cell in cells)
+    return 2 * named > len(cells)
 
 
 def has_columns(names: Sequence[str], options: ReadOptions) -> bool:

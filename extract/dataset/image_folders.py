@@ -4,6 +4,7 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
+from onceover.base.addresses import is_address
 from onceover.extract.address_images import image_folder, may_be_folder
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.rows import Row, image_name
@@ -68,7 +69,7 @@ def images_in(rows: Sequence[Row], root: Path, folders: Sequence[str]) -> Folder
     candidates = _candidates(root, folders)
     for images in candidates:
         if images.has_any(names):
-            return images
+            return images if is_address(root) else _fullest(images, candidates, names[:_FIRST])
     for images in candidates:
         if images.has_near(names):
             return images
@@ -95,6 +96,17 @@ def _with_all(candidates: Sequence[FolderImages], names: Sequence[str]) -> Folde
     every = set().union(*present)
     full = [images for images, named in zip(candidates, present, strict=True) if named == every]
     return full[0] if len(full) == 1 else None
+
+
+def _fullest(images: FolderImages, candidates: Sequence[FolderImages], names: Sequence[str]) -> FolderImages:
+    """``images`` where it has half of some names, else the folder that has most: a few samples may lie elsewhere."""
+
+    def count(folder: FolderImages) -> int:
+        return sum(folder.has_any([name]) for name in names)
+
+    if 2 * count(images) >= len(names):
+        return images
+    return max([images, *candidates, *_folders_below(images.root)], key=count)
 
 
 def _of_another_root(names: Sequence[str], root: Path, folders: Sequence[str]) -> FolderImages | None:

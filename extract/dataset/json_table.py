@@ -10,11 +10,12 @@ from typing import Any
 from onceover.base.files import parse_json
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.cells import captions_of, image_in, rows_of, text_of
-from onceover.extract.dataset.columns import Columns, choose_columns, count_columns
+from onceover.extract.dataset.columns import Columns, choose_columns, count_columns, with_file_names
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row
 from onceover.extract.dataset.splits import SPLIT_WORDS
 from onceover.extract.dataset.text import read_lines, read_text
+from onceover.extract.names import shown
 
 _DECODER = json.JSONDecoder()
 _FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\]|\\.)*")\s*:\s*')
@@ -36,22 +37,33 @@ def open_json(path: Path, head: str, options: ReadOptions) -> Opened | None:
         return _list("JSON list", _objects(text, 1), path, options)
     first = _objects(text, 0)
     if len(first) > 1 or (first and _is_row(first[0], options)):
-        columns = choose_columns(_names(first), options, path)
+        columns = _choose(first, options, path)
         return columns.describe("JSON lines"), partial(_rows_of_lines, path, columns)
     key = _FIRST_KEY.match(text)
     if key is None:
         return None
-    name = json.loads(key[1])
+    try:
+        name = parse_json(key[1])
+    except ValueError:  # a line break in it, or an escape that is none
+        return None
+    rows = _objects_by_key(text)
+    if rows and name.isdecimal() and count_columns(_names(rows), options) > 1:
+        columns = _choose(rows, options, path)
+        return columns.describe("JSON objects by number"), partial(_rows_by_number, path, columns)
     if image_in(name) is not None or name.isdecimal():
         return "JSON object, captions by the image's name", partial(_rows_by_name, path)
     if text[key.end() :].startswith(("{", '["', "['")) and count_columns([name], options):
         names = list(_whole(path))
         columns = choose_columns(names, options, path)
         return columns.describe("JSON columns"), partial(_rows_of_columns, path, columns)
-    inner = _LIST_OF_OBJECTS.search(text)
-    if inner is None:
+    for inner in _LIST_OF_OBJECTS.finditer(text):
+        objects = _objects(text, inner.end())
+        if count_columns(_names(objects), options) > 1:
+            return _list(f"JSON list `{inner[1]:.80}`", objects, path, options, inner[1])
+    first_list = _LIST_OF_OBJECTS.search(text)
+    if first_list is None:
         return None
-    return _list(f"JSON list `{inner[1]:.80}`", _objects(text, inner.end()), path, options, inner[1])
+    return _list(f"JSON list `{first_list[1]:.80}`", _objects(text, first_list.end()), path, options, first_list[1])
 
 
 def _list(
@@ -64,10 +76,21 @@ def _list(
     """
     if not objects:
         return None
-    columns = choose_columns(_names(objects), options, path)
+    columns = _choose(objects, options, path)
     if name is not None and SPLIT_WORDS.get(name.lower()):
         return f"{columns.describe('JSON lists')}, splits by list", partial(_rows_by_split, path, columns)
     return columns.describe(kind), partial(_rows_of_list, path, columns, name)
+
+
+def _choose(objects: Sequence[dict[str, Any]], options: ReadOptions, path: Path) -> Columns:
+    """The columns of objects that are rows.
+
+    Raises:
+        DatasetError: no column is known.
+    """
+    names = _names(objects)
+    columns = choose_columns(names, options, path)
+    return with_file_names(columns, {name: [str(entry.get(name)) for entry in objects] for name in names}, options)
 
 
 def _objects(text: str, position: int) -> list[dict[str, Any]]:
@@ -84,6 +107,12 @@ def _objects(text: str, position: int) -> list[dict[str, Any]]:
             break
         objects.append(value)
     return objects
+
+
+def _objects_by_key(text: str) -> list[dict[str, Any]]:
+    """The first object in an object that begins a text, ``{"0": {...``; none where its first value is none."""
+    key = _FIRST_KEY.match(text)
+    return _objects(text, key.end())[:1] if key is not None else []
 
 
 def _names(objects: Iterable[dict[str, Any]]) -> list[str]:
@@ -113,19 +142,26 @@ def _whole(path: Path) -> Any:
 def _rows_of_list(path: Path, columns: Columns, name: str | None = None) -> Iterator[Row]:
     """The rows of a list of objects, which may be the value of ``name`` in an object."""
     value = _whole(path)
-    entries = value if name is None else value[name]
+    entries = value if name is None else value.get(name)
+    if not isinstance(entries, list):
+        raise DatasetError(f"{path} has its list {name!r:.80} deeper within it; write the list alone into a file")
     for number, entry in enumerate(entries, 1):
         yield from _rows_of_object(entry, columns, f"{path}, entry {number}")
 
 
 def _rows_by_split(path: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of an object that has a list of objects for each split."""
+    """The rows of an object that has a list of objects for each split; those of other lists go into the ledger."""
     for name, entries in _whole(path).items():
-        if not SPLIT_WORDS.get(name.lower()) or not isinstance(entries, list):
+        if not isinstance(entries, list):
             continue
+        is_split = bool(SPLIT_WORDS.get(name.lower()))
+        fault = "" if is_split else f"in the list {shown(name)}, which is called after no split"
         for number, entry in enumerate(entries, 1):
-            for row in _rows_of_object(entry, columns, f"{path}, entry {number} of {name}"):
-                yield row._replace(split=row.split or name)
+            if is_split:
+                for row in _rows_of_object(entry, columns, f"{path}, entry {number} of {name}"):
+                    yield row._replace(split=row.split or name)
+            elif isinstance(entry, dict) and columns.image in entry:
+                yield Row(str(entry[columns.image]), "", "", fault)
 
 
 def _rows_of_lines(path: Path, columns: Columns) -> Iterator[Row]:
@@ -146,17 +182,27 @@ def _rows_by_name(path: Path) -> Iterator[Row]:
         yield from rows_of(name, captions_of(value, f"{path}, {name:.80}"), "")
 
 
+def _rows_by_number(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of an object that gives each row's number an object, as pandas' ``to_json(orient="index")`` does."""
+    for number, entry in _whole(path).items():
+        yield from _rows_of_object(entry, columns, f"{path}, {number:.80}")
+
+
 def _rows_of_columns(path: Path, columns: Columns) -> Iterator[Row]:
     """The rows of an object of columns, each a list or an object by the row's number."""
     value = _whole(path)
     names = [name for name in (columns.image, *columns.captions, columns.split) if name is not None]
     cells = {}
+    order = value[names[0]]
     for name in names:
         column = value[name]
-        cells[name] = list(column.values()) if isinstance(column, dict) else column
+        if isinstance(column, dict) and isinstance(order, dict) and column.keys() == order.keys():
+            column = [column[key] for key in order]  # not every writer keeps one order
+        cells[name] = column
     counts = {len(column) if isinstance(column, list) else -1 for column in cells.values()}
     if len(counts) > 1 or -1 in counts:
-        raise DatasetError(f"{path} has columns of different lengths: {', '.join(names)}; write a list of objects")
+        listed = ", ".join(names)
+        raise DatasetError(f"{path} has columns of different lengths or rows: {listed}; write a list of objects")
     for number in range(counts.pop()):
         entry = {name: cells[name][number] for name in names}
         yield from _rows_of_object(entry, columns, f"{path}, row {number + 1}")

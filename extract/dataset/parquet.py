@@ -147,19 +147,23 @@ def records(file: Any, path: Path, columns: Columns, others: list[str]) -> Itera
     for name in columns.captions:
         _check_captions(file, path, name)
     for name in texts:
-        check_text(file, path, name)
+        check_text(file, path, name, or_numbers=name != columns.split)
     wanted = list(dict.fromkeys([*columns.captions, *texts]))
     for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
-        values = {name: _values(batch, name) for name in wanted}
+        values = {name: values_in(batch, name) for name in wanted}
         for row in range(len(batch)):
             captions: list[str] = []
             for name in columns.captions:
                 captions += captions_of(values[name][row], f"{path}, column {name}")
             split = values[columns.split][row] if columns.split is not None else None
-            yield Record(captions, split or "", {name: values[name][row] for name in others})
+            yield Record(captions, split or "", {name: _text(values[name][row]) for name in others})
 
 
-def _values(batch: Any, name: str) -> list[Any]:
+def _text(value: Any) -> str | None:
+    return str(value) if isinstance(value, int) else value
+
+
+def values_in(batch: Any, name: str) -> list[Any]:
     """The values of a column, or of a part of one, in a batch."""
     if name in batch.schema.names:
         return list(batch.column(name).to_pylist())
@@ -167,14 +171,14 @@ def _values(batch: Any, name: str) -> list[Any]:
     return [value and value[part] for value in batch.column(column).to_pylist()]
 
 
-def check_text(file: Any, path: Path, name: str) -> None:
-    """Refuses a column that holds no text.
+def check_text(file: Any, path: Path, name: str, or_numbers: bool) -> None:
+    """Refuses a column that holds no text, nor whole numbers where these will do, as ids are.
 
     Raises:
         DatasetError: it holds something else.
     """
     column_type = type_of(file.schema_arrow, name)
-    if not is_text_type(column_type):
+    if not is_text_type(column_type) and not (or_numbers and load_pyarrow().types.is_integer(column_type)):
         raise DatasetError(f"{path}: the column {name} holds {column_type}; text is needed")
 
 
@@ -204,13 +208,17 @@ def is_text_type(column_type: Any) -> bool:
     types = load_pyarrow().types
     if types.is_dictionary(column_type):
         column_type = column_type.value_type
-    return types.is_string(column_type) or types.is_large_string(column_type) or types.is_null(column_type)
+    is_view = hasattr(types, "is_string_view") and types.is_string_view(column_type)  # since pyarrow 16
+    return bool(
+        is_view or types.is_string(column_type) or types.is_large_string(column_type) or types.is_null(column_type)
+    )
 
 
 def is_bytes_type(column_type: Any) -> bool:
     """Whether a type of pyarrow is bytes."""
     types = load_pyarrow().types
-    return types.is_binary(column_type) or types.is_large_binary(column_type)
+    is_view = hasattr(types, "is_binary_view") and types.is_binary_view(column_type)  # since pyarrow 16
+    return bool(is_view or types.is_binary(column_type) or types.is_large_binary(column_type))
 
 
 def group_starts(file: Any) -> list[int]:
@@ -242,7 +250,7 @@ def null_rows(file: Any, column: str) -> set[int]:
         for batch in file.iter_batches(
             block_rows(file, column, group), row_groups=[group], columns=[column], use_threads=False
         ):
-            nulls.update(start + row for row, value in enumerate(_values(batch, column)) if not value)
+            nulls.update(start + row for row, value in enumerate(values_in(batch, column)) if not value)
             start += len(batch)
     return nulls
 

@@ -78,7 +78,8 @@ def assemble(
     names = [images.local(image_name(row)) for row in rows]
     keys, reasons = images.resolve(names)
     names, notes = _one_name_each(names, keys, reasons)
-    splits = column_splits(names, [row.split for row in rows], source)
+    named = [(name, row.split) for name, row in zip(names, rows, strict=True) if name]
+    splits = column_splits([name for name, _ in named], [split for _, split in named], source)
     used, failures = usable_rows(names, rows, reasons)
     ids = list(dict.fromkeys(names[row] for row in used))
     faulty = {name for name, row in zip(names, rows, strict=True) if row.fault}

@@ -106,8 +106,8 @@ def _expanded(pattern: str, data: Path) -> Iterator[str]:
         choices.append(_choices(braces[1], data))
         count *= len(choices[-1])
         position = braces.end()
-    if count > _MOST_NAMES:
-        raise DatasetError(f"the pattern {data} stands for {count:,} files; at most {_MOST_NAMES:,} are looked for")
+        if count > _MOST_NAMES:
+            raise DatasetError(f"the pattern {data} stands for too many files; at most {_MOST_NAMES:,} are looked for")
     names = [""]
     for choice in [*choices, [pattern[position:]]]:
         names = [f"{name}{part}" for name in names for part in choice]

@@ -1,7 +1,8 @@
 """A folder in which each image has a text or a JSON of the same name, beside it or in a parallel folder."""
 
+import posixpath
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from onceover.base.files import FileError, read_bytes
 from onceover.extract.dataset import DatasetError
@@ -98,11 +99,11 @@ class Sidecars:
 
 def _stem(name: str) -> str:
     """A file's name without its suffix."""
-    return str(PurePosixPath(name).with_suffix(""))
+    return posixpath.splitext(name)[0]
 
 
 def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()
 
 
 def _parallel_name(stem: str) -> str:

@@ -1,5 +1,6 @@
 """The tables of captions in a folder, the ones of them that are taken, and the folders of their images."""
 
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS, split_of
 from onceover.extract.dataset.table_form import NoCaptions, UnknownColumns
-from onceover.extract.listing import is_image, subfolders
+from onceover.extract.listing import is_hidden, is_image, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
 _USUAL = ("captions", "results", "metadata", "labels", "annotations", "train")
 #: folders that hold tables apart from the images
 TABLE_FOLDERS = ("annotations", "captions", "metadata", "labels", "text", "tables", "csv", "anns")
 _MOST = 40  # files of a kind in a folder; where there are more, they belong to the images, one to each
+_BESIDE = (".txt", ".json")  # files that may belong to the image of their name
 _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(filter(None, SPLIT_WORDS))})(?![a-z])")
 
 
@@ -80,10 +82,19 @@ def split_folders(stem: str, split: str, root: Path) -> list[str]:
 
 
 def table_files(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """The files in a folder that may be tables of captions, by their suffixes; only those of ``names``, if given."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    wanted = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
-    files = [entry for entry in wanted if not names or entry.name.lower() in names]
+    """The files in a folder that may be tables of captions, by their suffixes, or by their names if these are given."""
+    entries = list(folder.iterdir())
+    images = {posixpath.splitext(entry.name)[0] for entry in entries if is_image(entry.name)}
+    files = []
+    for entry in entries:
+        name = entry.name.lower()
+        if is_hidden(name) or not name.endswith(SUFFIXES) or (names and name not in names):
+            continue
+        if name.endswith(_BESIDE) and posixpath.splitext(entry.name)[0] in images:
+            continue  # it tells of that image
+        if not entry.is_dir():
+            files.append(entry)
+    files.sort()
     chosen = []
     for suffix in SUFFIXES:
         same = [file for file in files if file.suffix.lower() == suffix]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.cells import image_in
-from onceover.extract.dataset.columns import Columns, choose_columns, count_columns, number_column
+from onceover.extract.dataset.columns import Columns, choose_columns, count_columns, number_column, with_file_names
 from onceover.extract.dataset.delimited import KINDS, Delimited
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.splits import SPLIT_WORDS
@@ -65,7 +65,7 @@ def infer_form(lines: Sequence[str], path: Path, options: ReadOptions, are_there
     lines = lines[:_MOST_LINES]
     start = 0
     delimiters = list(KINDS)
-    separator = _SEPARATOR.fullmatch(lines[0].strip())
+    separator = _SEPARATOR.fullmatch(lines[0].strip(" \r"))
     if separator is not None:
         start = 1
         delimiters = [separator[1]]
@@ -78,6 +78,8 @@ def infer_form(lines: Sequence[str], path: Path, options: ReadOptions, are_there
         delimiter, names = header
         rows = [row for row in _cells(lines[start + 1 :], delimiter) if len(row) == len(names)]
         columns = _named_columns(names, _stripped_columns(rows), options, path)
+        cells = {name: [row[position] for row in rows] for position, name in enumerate(names)}
+        columns = with_file_names(columns, cells, options)
         return TableForm(_delimited(delimiter, names, columns), columns, start + 1)
     refused: NoCaptions | None = None
     for form_of in (_without_header, partial(_of_ids, are_there=are_there)):

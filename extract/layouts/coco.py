@@ -16,6 +16,7 @@ from onceover.extract.dataset.splits import split_of
 from onceover.extract.dataset.table_files import choose_tables, folders_from, root_of, split_folders
 from onceover.extract.dataset.text import read_head, read_text
 from onceover.extract.layouts import SplitTable, UnreadDataset, beside, in_parts
+from onceover.extract.names import shown
 
 NAME = "coco"
 PRIORITY = 25
@@ -118,25 +119,33 @@ def _rows(captions: Path) -> Iterator[Row]:
     """
     try:
         content = parse_json(read_text(captions))
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        annotations = content["annotations"]
-        rows = [_row(names, annotation) for annotation in annotations]
+        names: dict[str, set[str]] = {}
+        for image in content["images"]:
+            names.setdefault(str(image["id"]), set()).add(str(image["file_name"]))
+        rows = [_row(names, annotation) for annotation in content["annotations"]]
+        captioned = {str(annotation["image_id"]) for annotation in content["annotations"]}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(
             f"{captions} is not as COCO's captions are ({type(error).__name__}: {error}); it needs images with id and "
             "file_name, and annotations with image_id and caption, as captions_train2017.json has them"
         ) from error
     yield from rows
-    captioned = {annotation["image_id"] for annotation in annotations}
-    for number, name in names.items():
+    for number, of_number in names.items():
         if number not in captioned:
-            yield Row(name, "")
+            for name in sorted(of_number):
+                yield Row(name, "")
 
 
-def _row(names: dict[Any, str], annotation: dict[str, Any]) -> Row:
-    """The row of an annotation; one of an image that is not listed goes into the ledger by its number."""
-    number = annotation["image_id"]
-    return Row(names.get(number, f"image_id {number}"), annotation["caption"].strip())
+def _row(names: dict[str, set[str]], annotation: dict[str, Any]) -> Row:
+    """The row of an annotation; one whose number is that of no image, or of several, goes into the ledger."""
+    number = str(annotation["image_id"])
+    caption = annotation["caption"]
+    caption = caption.strip() if caption is not None else ""
+    of_number = sorted(names.get(number, ()))
+    if len(of_number) == 1:
+        return Row(of_number[0], caption)
+    fault = f"several images have the id {number}: {', '.join(map(shown, of_number[:2]))}" if of_number else ""
+    return Row(f"image_id {number}", caption, "", fault)
 
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from onceover.base.extras import MissingPackageError
 from onceover.base.files import FileError
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
@@ -22,12 +23,14 @@ from onceover.extract.dataset.parquet import (
     parquet_rows,
     readable,
     records,
+    values_in,
 )
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.rows import Row, image_name
 from onceover.extract.dataset.samples import SUCCESS, why_not_downloaded
 from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
+from onceover.extract.formats import format_of
 from onceover.extract.layouts import UnreadDataset, beside
 from onceover.extract.parquet_images import ParquetImages
 
@@ -37,24 +40,51 @@ LOOKED_FOR = "a .parquet with the columns image (bytes, or names) and caption"
 EXAMPLE = "train.parquet\ndatasets.load_dataset(NAME)['train'].to_parquet('train.parquet')"
 HOLDS = ("captions", "splits")
 SUFFIXES = (".parquet", ".arrow")
+_FIRST = 8  # rows by which it is known whether bytes are images
 _BYTES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img", "bytes", *IMAGE_NAMES)  # usual names, in order
-_TABLES = {".csv", ".tsv", ".json", ".jsonl", ".txt"}
 
 
 def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
-    """A Parquet file, a folder of them, or a pattern.
+    """A Parquet file, a pattern, or a folder of them, whose first has images or their names, and captions.
 
     Raises:
-        DatasetError: pyarrow is missing, no column is known to hold what is needed, or a pattern that no file matches.
+        DatasetError: no column is known to hold what is needed, a pattern that no file matches, or files of
+            ``save_to_disk``. MissingPackageError: pyarrow is missing.
     """
     files = shard_files(data, ".parquet", options)
     if files is None:
         _refuse_arrow(data)
         return None
+    try:
+        return _found(data, files, options)
+    except (DatasetError, FileError, MissingPackageError):
+        if data.is_dir():
+            return None  # features, say, beside captions in another form; ``near`` tells why
+        raise
+
+
+def near(data: Path, options: ReadOptions) -> str | None:
+    """Why the first Parquet file in a folder is not taken; None where there is none."""
+    files = shard_files(data, ".parquet", options) if data.is_dir() else None
+    if files is None:
+        return None
+    try:
+        _found(data, files, options)
+    except (DatasetError, FileError, MissingPackageError) as error:
+        return str(error)
+    return None
+
+
+def _found(data: Path, files: ShardFiles, options: ReadOptions) -> UnreadDataset:
+    """The dataset in Parquet files.
+
+    Raises:
+        DatasetError: damaged, or no column is known to hold what is needed. MissingPackageError: pyarrow is missing.
+    """
     first = files.root / files.names[0]
     with readable(first), open_parquet(first) as file:
         schema = file.schema_arrow
-        column = _bytes_column(schema, first, options)
+        column = _bytes_column(file, first, options)
         path_column = _path_column(schema, column)
         if column is not None and len(null_rows(file, column)) == file.metadata.num_rows and path_column is not None:
             column = None  # only the paths were written
@@ -63,12 +93,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
         columns = columns_of(schema, _without_image(options), first, with_images=False)
         table = _Table(files, column, path_column, columns)
         return UnreadDataset(files.root, captions, table.rows, table.images, table.form())
-    try:
-        columns = columns_of(schema, options, first, with_images=path_column is None)
-    except DatasetError:
-        if data.is_dir() and any(entry.suffix.lower() in _TABLES for entry in data.iterdir()):
-            return None
-        raise
+    columns = columns_of(schema, options, first, with_images=path_column is None)
     named = _NamedImages(files, options, path_column)
     return beside(captions, files.root, named.rows, FOLDERS, options, columns.describe("Parquet"))
 
@@ -89,14 +114,14 @@ def _refuse_arrow(data: Path) -> None:
         )
 
 
-def _bytes_column(schema: Any, path: Path, options: ReadOptions) -> str | None:
+def _bytes_column(file: Any, path: Path, options: ReadOptions) -> str | None:
     """The column that holds images as bytes, or the part of one; None where there is none.
 
     Raises:
         DatasetError: there are several.
     """
     columns = {}
-    for field in schema:
+    for field in file.schema_arrow:
         if is_bytes_type(field.type):
             columns[field.name] = field.name
         elif load_pyarrow().types.is_struct(field.type) and "bytes" in [part.name for part in field.type]:
@@ -106,12 +131,21 @@ def _bytes_column(schema: Any, path: Path, options: ReadOptions) -> str | None:
     usual = [name for name in _BYTES if name in columns]
     if usual:
         return columns[usual[0]]
+    if any(is_text_type(field.type) and field.name in IMAGE_NAMES for field in file.schema_arrow):
+        columns = {name: column for name, column in columns.items() if _has_images(file, column)}  # others: hashes, say
     if len(columns) > 1:
         raise DatasetError(
             f"{path} has several columns with bytes ({', '.join(columns)}); say which holds the images with "
             "--image-column"
         )
     return next(iter(columns.values()), None)
+
+
+def _has_images(file: Any, column: str) -> bool:
+    """Whether one of the first values in a column of bytes begins as an image does."""
+    batch = next(file.iter_batches(_FIRST, columns=[column], use_threads=False), None)
+    values = [] if batch is None else values_in(batch, column)
+    return any(format_of(value) is not None for value in values if value)
 
 
 def _path_column(schema: Any, column: str | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from onceover.base.addresses import is_address
 from onceover.base.files import FileError, open_regular
 from onceover.base.progress import ProgressBar
 from onceover.extract.dataset import DatasetError
@@ -22,7 +23,8 @@ from onceover.extract.dataset.shard_files import ShardFiles, shard_files
 from onceover.extract.dataset.splits import named_splits
 from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.layouts import UnreadDataset
-from onceover.extract.names import why_no_path
+from onceover.extract.listing import is_hidden, is_image
+from onceover.extract.names import shown, why_no_path
 from onceover.extract.tars import Member, TarError, TarImages, members
 
 NAME = "webdataset"
@@ -35,8 +37,10 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PARTS = re.compile(r"((?:.*/)?[^./]+)(\..+)")  # webdataset's: the name is what comes before the first dot
 _TEXTS = (*TEXT_SUFFIXES, ".json")
 _MAX_NAME = 1000  # characters of a member's name
-_FIRST_TARS = 5  # that are looked at to see what tars hold
-_FIRST = 300  # members of each of them
+_FIRST_TARS = 5  # that are looked at to see what tars hold, those that cannot be read apart
+_MOST_TARS = 50  # those among them
+_FIRST = 20_000  # members of each of them
+_FIRST_AT_ADDRESS = 300  # of which each is downloaded
 
 
 def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
@@ -54,7 +58,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     if files is None:
         return None
     suffixes = _first_suffixes(files)
-    if data.is_dir() and suffixes and not _are_samples(suffixes):
+    if data.is_dir() and not _are_samples(suffixes):
         return None
     shards = _Shards(files, options)
     captions = data if data.exists() else files.root
@@ -64,16 +68,35 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
 def _first_suffixes(files: ShardFiles) -> set[str]:
     """The suffixes in the first tars, up to one that has samples; in a damaged one, those before the damage."""
     suffixes: set[str] = set()
-    for name in files.names[:_FIRST_TARS]:
+    most = _FIRST_AT_ADDRESS if is_address(files.root) else _FIRST
+    readable = 0
+    for name in files.names[:_MOST_TARS]:
         try:
             with open_regular(files.root / name) as file:
-                for member in islice(members(file), _FIRST):
+                for member in islice(members(file), most):
                     suffixes.add(_parts(member.name)[1])
+                    if _are_samples(suffixes):
+                        return suffixes
+            readable += 1
         except (OSError, FileError, TarError):
             pass  # told when all are read
-        if _are_samples(suffixes):
+        if readable == _FIRST_TARS:
             break
     return suffixes
+
+
+def near(data: Path, options: ReadOptions) -> str | None:
+    """Why the first tar in a folder cannot be read; None where it can, or there is none."""
+    files = shard_files(data, ".tar", options) if data.is_dir() else None
+    if files is None:
+        return None
+    path = files.root / files.names[0]
+    try:
+        with open_regular(path) as file:
+            next(members(file), None)
+    except (OSError, FileError, TarError) as error:
+        return f"{path}: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 def _are_samples(suffixes: set[str]) -> bool:
@@ -149,6 +172,7 @@ class _Shards:
         for sample in index.samples.values():
             yield from sample_rows(sample, index.texts.__getitem__, self._options, split)
         yield from index.faults
+        yield from index.lost()
         if _list_of(path).is_file() and not note_on_unread([_list_of(path)]):
             yield from missing_rows(_list_of(path), set(index.samples), index.prefix)
 
@@ -160,6 +184,7 @@ class _Index:
         prefix: the beginning of its images' names. split: that of all its samples.
         samples: by the name that their files share. images: start and size of each, by name.
         texts: contents of the files that are no images, by prefixed name. faults: rows that cannot be used.
+        dotted: images with several suffixes.
     """
 
     def __init__(self, prefix: str, split: str):
@@ -169,6 +194,15 @@ class _Index:
         self.images: dict[str, tuple[int, int]] = {}
         self.texts: dict[str, bytes] = {}
         self.faults: list[Row] = []
+        self.dotted: list[str] = []
+
+    def lost(self) -> Iterator[Row]:
+        """Images that are no sample's, since their names have a dot before the suffix, as ``2019.05.01.jpg``."""
+        for name in self.dotted:
+            shared, suffix = _parts(name)
+            if shared not in self.samples or not self.samples[shared].image:
+                reason = f"its suffix, from the first dot of its name on, is {shown(suffix)}; rename it"
+                yield Row(f"{self.prefix}{name}", "", self.split, reason)
 
     def add(self, member: Member, file: BinaryIO) -> None:
         """Adds a member, and reads it where it is a text."""
@@ -176,6 +210,8 @@ class _Index:
         shared, suffix = _parts(name)
         is_text = suffix in _TEXTS
         if not is_text and suffix not in IMAGE_SUFFIXES:
+            if is_image(name) and not is_hidden(name.rpartition("/")[2]):
+                self.dotted.append(name)
             return
         fault = why_no_path(name) or member.fault
         if not fault and len(name) > _MAX_NAME:
