@@ -110,8 +110,8 @@ class FolderImages(ImageSource):
     def resolve(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str | None]]:
         """The key of each name, and why a name is left out, or None.
 
-        A file whose name differs in case, Unicode form or blanks, or that has a suffix where the name has none, is
-        taken where it is the only one, and no other name means it.
+        A file whose name differs in case, Unicode form or blanks is taken where it is the only one; several names may
+        mean it. One that has a suffix where the name has none is taken where, besides, no other name means it.
         """
         files: dict[str, str] = {}
         reasons: dict[str, str | None] = {}
@@ -124,8 +124,9 @@ class FolderImages(ImageSource):
                 candidates_of[name] = near.files(name)
         claims = Counter(file for candidates in candidates_of.values() for file in candidates)
         for name, candidates in candidates_of.items():
-            if len(candidates) == 1 and claims[candidates[0]] == 1 and candidates[0] not in reasons:
-                files[name] = candidates[0]
+            only = candidates[0] if len(candidates) == 1 else None
+            if only is not None and (_is_near(name, only) or (claims[only] == 1 and only not in reasons)):
+                files[name] = only
                 reasons[name] = None
             else:
                 hint = f" (near is {shown(candidates[0])})" if candidates else ""
@@ -218,6 +219,11 @@ class NearNames:
 
 def _near_form(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+
+
+def _is_near(name: str, other: str) -> bool:
+    """Whether two paths are equal up to case, Unicode form and blanks about their parts."""
+    return [*map(_near_form, name.split("/"))] == [*map(_near_form, other.split("/"))]
 
 
 def _stem_form(stem: str) -> str:

@@ -150,7 +150,10 @@ def test_a_table_without_a_header(laid, text, form, rows):
 
 def test_which_column_holds_ids_is_told_by_the_files_that_are_there(laid):
     images = ("images/0012.jpg", "images/0013.png")
-    dataset = read_dataset(laid({"x.tsv": "dog\t0012\ncat\t0013\n"}, images))
+    folder = laid({"x.tsv": "dog\t0012\ncat\t0013\n"}, images)
+    with pytest.raises(DatasetError, match=r"holds single words, such as classes \(dog\), no captions; .*-column 1$"):
+        read_dataset(folder)
+    dataset = read_dataset(folder, options=ReadOptions(caption_columns=("1",)))
     assert dataset.taken == "TSV without a header, images from column 2, captions from column 1: 2 rows"
     assert (dataset.ids, dataset.paths) == (["0012", "0013"], list(images))
     assert dataset.captions == ["dog", "cat"]
@@ -386,7 +389,9 @@ def test_the_table_of_a_usual_name_is_taken_and_what_is_left_alone_is_said(laid)
         "notes.txt": "Hi, you",
     }
     dataset = read_dataset(laid(files, AB))
-    assert dataset.taken == f"{HEADED}, in captions.csv (left alone: photos.csv): 1 rows"
+    assert dataset.taken == f"{HEADED}, in captions.csv: 1 rows"
+    left = "tables of captions that are left alone: photos.csv; to take one, name it with --data"
+    assert left in dataset.notes
     assert dataset.captions == ["A"]
 
 
@@ -406,7 +411,53 @@ def test_a_table_that_is_none_of_captions_is_passed_over(laid):
         "package.json": '{"name": "x"}',
         "y.tsv": "image\tcaption\na.jpg\tA\n",
     }
-    assert read_dataset(laid(files, AB)).taken == "TSV, images from `image`, captions from `caption`: 1 rows"
+    taken = "TSV, images from `image`, captions from `caption`, in y.tsv: 1 rows"
+    assert read_dataset(laid(files, AB)).taken == taken
+
+
+@pytest.mark.parametrize(
+    ("file", "lines", "holds", "column"),
+    [
+        ("md5sum.txt", "{:032x}  images/{}.jpg", "checksums", 1),
+        ("SHA256SUMS.txt", "{:064X} *images/{}.jpg", "checksums", 1),
+        ("images.txt", "{} {}.jpg", "numbers", 1),
+        ("boxes.txt", "{1}.jpg 1{0} 10 20.5 30", "numbers", 2),
+        ("labels.txt", "{1}.jpg class_{0}", "single words, such as classes", 2),
+        ("labels.csv", "{1}.jpg,Käfer-{0}", "single words, such as classes", 2),
+    ],
+)
+def test_trap_lists_of_sums_numbers_and_classes_are_no_captions(laid, file, lines, holds, column):
+    names = "abcdefghij"
+    images = [f"images/{name}.jpg" for name in names]
+    text = "".join(lines.format(number + 10, name) + "\n" for number, name in enumerate(names))
+    folder = laid({file: text}, images)
+    with pytest.raises(DatasetError) as error:
+        read_dataset(folder)
+    assert f"{file} has no header, and its column {column}, beside the images' names, holds {holds} (" in str(
+        error.value
+    )
+    assert str(error.value).endswith(f"say so with --caption-column {column}")
+    forced = read_dataset(folder, options=ReadOptions(caption_columns=(str(column),)))
+    assert len(forced.captions) == 10
+    table = "image,caption\n" + "".join(f"{name}.jpg,A dog {name}\n" for name in names)
+    dataset = read_dataset(laid({"texts.csv": table}))
+    assert dataset.taken == f"{HEADED}, in texts.csv: 10 rows"
+    with pytest.raises(DatasetError, match=r"texts.csv has no column .* it has `image`, `Bild`: .*--caption-column"):
+        read_dataset(laid({"texts.csv": table.replace("caption", "Bild")}))
+
+
+def test_captions_of_a_script_without_blanks_need_no_header(laid):
+    dataset = read_dataset(laid({"x.txt": "a.jpg\t犬が草原を走る\nb.jpg\t猫が座っている\n"}, AB))
+    assert dataset.captions == ["犬が草原を走る", "猫が座っている"]
+
+
+def test_a_table_whose_caption_column_is_unknown_is_not_passed_over_without_a_word(laid):
+    folder = laid({"german.csv": "image,Bildtext\na.jpg,Ein Hund\n", "tags.txt": "a.jpg red dog\nb.jpg cat, x\n"}, AB)
+    with pytest.raises(DatasetError, match=r"german.csv has no column .* say which it is with --caption-column"):
+        read_dataset(folder)
+    dataset = read_dataset(laid({"captions.csv": "image,caption\na.jpg,A dog\n"}))
+    assert dataset.captions == ["A dog"]
+    assert dataset.notes[0].startswith(f"passed over: {folder / 'german.csv'} has no column that is known to hold")
 
 
 def test_tables_for_each_split_are_one_dataset(laid):
@@ -415,6 +466,50 @@ def test_tables_for_each_split_are_one_dataset(laid):
     assert dataset.ids == ["images/train.jpg", "images/val.jpg", "images/test.jpg"]
     assert (dataset.captions, dataset.splits) == (["train", "val", "test"], ["train", "dev", "test"])
     assert dataset.taken == f"{HEADED}, in train.csv, val.csv, test.csv: 3 rows"
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train_clean", "val", "test"), ["train", "dev", "test"]),
+        (("train", "val", "test_public"), ["train", "dev", "test"]),
+        (("train", "dev_seen", "dev_unseen", "test_seen"), ["train", "dev", "dev", "test"]),
+        (("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen"), ["train", "dev", "dev", "test", "test"]),
+        (("train_v2", "photos_val"), ["train", "dev"]),
+    ],
+)
+def test_tables_of_the_same_columns_need_no_parallel_names_to_be_one_dataset(laid, names, splits):
+    files = {f"{name}.csv": f"image,caption\n{name}.jpg,{name}\n" for name in names}
+    dataset = read_dataset(laid(files, [f"images/{name}.jpg" for name in names]))
+    assert dataset.captions == list(names)
+    assert dataset.splits == splits
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "train_clean", "val", "test"),
+        ("train_de", "train_en", "val_de", "val_en"),
+        ("val", "val_small", "train_x"),
+        ("val", "valid", "train"),
+        ("eval", "train"),
+    ],
+)
+def test_tables_of_a_split_that_may_be_two_forms_of_it_are_named(laid, names):
+    files = {f"{name}.csv": f"image,caption\n{name}.jpg,{name}\n" for name in names}
+    folder = laid(files, [f"images/{name}.jpg" for name in names])
+    with pytest.raises(DatasetError) as error:
+        read_dataset(folder)
+    listed = ", ".join(f"{name}.csv" for name in sorted(names))
+    assert f"{folder} holds {len(names)} tables of captions ({listed}); name the one to take" in str(error.value)
+
+
+def test_a_table_of_other_columns_is_none_of_a_split(laid):
+    files = {f"{name}.csv": f"image,caption\n{name}.jpg,{name}\n" for name in ("train", "val")}
+    files["val_answers.csv"] = "image_id,text\nval,A dog\n"
+    dataset = read_dataset(laid(files, ["train.jpg", "val.jpg"]))
+    assert dataset.captions == ["train", "val"]
+    assert "tables of captions that are left alone: val_answers.csv; to take one, name it with --data" in dataset.notes
 
 
 def test_blips_lists_are_one_dataset(laid):
@@ -440,16 +535,45 @@ def test_folders_for_each_split_with_equal_names(laid):
     assert (dataset.captions, dataset.splits) == (["A", "B"], ["train", "test"])
 
 
-def test_a_part_whose_images_are_not_there_is_left_alone_and_said(laid):
-    files = {"train.csv": "image,caption\na.jpg,A\n", "val.csv": "image,caption\nz.jpg,B\n"}
+def test_trap_rows_whose_images_are_not_there_are_left_out_with_a_reason_each(laid):
+    files = {"train.csv": "image,caption\na.jpg,A\n", "val.csv": "image,caption\nz.jpg,B\n/far/z.jpg,C\n"}
     folder = laid(files, ["train/a.jpg"])
     dataset = read_dataset(folder)
     assert dataset.ids == ["train/a.jpg"]
-    assert dataset.notes[0] == f"left alone, since none of its images is there: {folder / 'val.csv'}"
-    assert "not the published split" in dataset.notes[1]
+    assert dataset.notes[0] == (
+        f"none of the 2 images that {folder / 'val.csv'} names is there; its rows (2) are left out "
+        "(if they lie elsewhere, name the folder above all images with --images-root)"
+    )
+    assert dataset.notes[1] == "no split lists found: split by image with seed 0 (1 train, 0 dev, 0 test)"
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("z.jpg", "dataset", "no such picture, nor any other of val.csv: 'B'"),
+        ("/far/z.jpg", "dataset", "no such picture, nor any other of val.csv: 'C'"),
+    ]
     (folder / "train/a.jpg").unlink()
     with pytest.raises(DatasetError, match=r"none of the images that .*train\.csv names is there"):
         read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix"),
+    [("train_images", ""), ("train_images", "/data/im/"), ("all of them", ""), ("img", "/data/im/")],
+)
+def test_trap_the_images_of_all_splits_may_lie_in_one_folder(laid, prefix, folder):
+    names = ("train", "val", "test")
+    files = {f"{name}.csv": f"image,caption\n{prefix}{name}_1.jpg,{name}\n" for name in names}
+    dataset = read_dataset(laid(files, [f"{folder}/{name}_1.jpg" for name in names]))
+    assert dataset.paths == [f"{folder}/{name}_1.jpg" for name in names]
+    assert (dataset.splits, dataset.failures) == (["train", "dev", "test"], [])
+
+
+def test_a_row_in_two_tables_of_a_split_counts_once(laid):
+    files = {"train.csv": "image,caption\na.jpg,A\n", "dev_seen.csv": "image,caption\nb.jpg,B\n"}
+    files["dev_unseen.csv"] = "image,caption\nb.jpg,B\nb.jpg,C\n"
+    dataset = read_dataset(laid(files, AB))
+    assert dataset.captions == ["A", "B", "C"]
+    assert [failure[:3] for failure in dataset.failures] == [
+        ("b.jpg", "dataset", "the row is in dev_seen.csv too: 'B'")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -517,6 +641,34 @@ def test_the_one_folder_that_has_the_first_images(laid):
         f"images that {folder / 'x.csv'} names are in {folder / 'one/far'} and {folder / 'two'}; "
         "say which to take with --images-root"
     )
+
+
+def test_of_folders_that_have_images_the_one_that_has_them_all_is_taken(laid):
+    folder = laid({"x.csv": "image,caption\na.jpg,A\nb.jpg,B\n"}, ["pics/a.jpg", "pics/b.jpg", "pics/sub dir/a.jpg"])
+    assert read_dataset(folder).paths == ["pics/a.jpg", "pics/b.jpg"]
+    laid({}, ["pics/sub dir/b.jpg"])
+    with pytest.raises(DatasetError, match="say which to take with --images-root"):
+        read_dataset(folder)
+
+
+def test_trap_names_that_differ_in_case_mean_the_only_file(laid):
+    text = "image,caption,split\nphoto0.jpg,A,train\nPhoto0.JPG,B,train\nPHOTO1.jpg,C,dev\nphoto1.JPG,D,dev\n"
+    folder = laid({"x.csv": text}, ["images/Photo0.JPG", "images/Photo1.jpg"])
+    dataset = read_dataset(folder)
+    assert (dataset.ids, dataset.paths) == (["Photo0.JPG", "PHOTO1.jpg"], ["images/Photo0.JPG", "images/Photo1.jpg"])
+    assert (dataset.captions, dataset.image_index.tolist()) == (["A", "B", "C", "D"], [0, 0, 1, 1])
+    assert (dataset.splits, dataset.failures) == (["train", "dev"], [])
+    assert "images whose names are written in several ways, each taken as one image: 2" in dataset.notes
+    with pytest.raises(DatasetError, match="is in two splits"):
+        read_dataset(laid({"x.csv": text.replace("A,train", "A,test")}))
+
+
+def test_a_drives_letter_may_be_written_in_both_cases(laid):
+    text = "path,text\nd:\\Fotos\\01\\a.jpg,A\nD:\\Fotos\\02\\a.jpg,B\n"
+    folder = laid({"x.csv": text}, ["Fotos/01/a.jpg", "Fotos/02/a.jpg"])
+    assert read_dataset(folder).ids == ["Fotos/01/a.jpg", "Fotos/02/a.jpg"]
+    dataset = read_dataset(folder, options=ReadOptions(images_root=folder / "Fotos"))
+    assert dataset.paths == ["01/a.jpg", "02/a.jpg"]
 
 
 def test_names_without_a_suffix_mean_the_only_file_of_that_stem_or_number(laid):

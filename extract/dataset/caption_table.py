@@ -24,11 +24,13 @@ class CaptionTable:
 
     Attributes:
         path: the file. form: how it is read, for the user. rows: reads it; raises DatasetError.
+        named: whether its columns are known by their names, and not by what they hold.
     """
 
     path: Path
     form: str
     rows: Callable[[], Iterator[Row]]
+    named: bool = True
 
 
 def open_table(path: Path, options: ReadOptions = DEFAULT, are_there: AreThere = any) -> CaptionTable:
@@ -55,7 +57,7 @@ def open_table(path: Path, options: ReadOptions = DEFAULT, are_there: AreThere =
     if not whole and len(lines) > 1:
         lines.pop()  # cut off
     form = infer_form(lines, path, options, are_there)
-    return CaptionTable(path, form.columns.describe(form.kind), partial(_rows, path, form))
+    return CaptionTable(path, form.columns.describe(form.kind), partial(_rows, path, form), form.columns.headed)
 
 
 def _rows(path: Path, form: TableForm) -> Iterator[Row]:

@@ -34,25 +34,18 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
     Raises:
         DatasetError: no folder has any of them.
     """
-    start = image_folder(root)
-    names = list(filter(None, dict.fromkeys(start.local(image_name(row)) for row in rows)))
+    names = _names(rows, root)
     if not names:
         raise DatasetError(f"{captions} names no image; say which column does with --image-column")
-    candidates = [image_folder(root, folder) for folder in dict.fromkeys(folders) if may_be_folder(root / folder)]
-    for images in candidates:
-        if images.has_any(names):
-            return images if is_address(root) else _fullest(images, candidates, names[:_FIRST])
-    for images in candidates:
-        if images.has_near(names):
-            return images
-    moved = _of_another_root(names, root, folders)
-    if moved is not None:
-        return moved
+    there = images_in(rows, root, folders)
+    if there is not None:
+        return there
     first = names[:_FIRST]
     below = [images for images in _folders_below(root) if images.has_any(first) or images.has_near(first)]
-    if len(below) == 1:
-        return below[0]
     if below:
+        most = _with_all(below, first)
+        if most is not None:
+            return most
         several = " and ".join(str(root / images.folder) for images in below[:2])
         raise DatasetError(f"images that {captions} names are in {several}; say which to take with --images-root")
     if names[0].startswith(("http:/", "https:/")):
@@ -60,11 +53,49 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
             f"{captions} names images by their addresses ({shown(names[0])}); download them first, for example with "
             "img2dataset, and name the folder that they are in then"
         )
-    searched = ", ".join(str(root / images.folder) for images in candidates) or str(root)
+    searched = ", ".join(str(root / images.folder) for images in _candidates(root, folders)) or str(root)
     raise DatasetError(
         f"none of the images that {captions} names is there (the first: {shown(names[0])}); looked in {searched}; "
         "name their folder with --images-root"
     )
+
+
+def images_in(rows: Sequence[Row], root: Path, folders: Sequence[str]) -> FolderImages | None:
+    """The images that rows name, in the first of several folders that has one of them; None where none has.
+
+    The order is that of ``folder_images``; folders below these are not searched.
+    """
+    names = _names(rows, root)
+    candidates = _candidates(root, folders)
+    for images in candidates:
+        if images.has_any(names):
+            return images if is_address(root) else _fullest(images, candidates, names[:_FIRST])
+    for images in candidates:
+        if images.has_near(names):
+            return images
+    return _of_another_root(names, root, folders)
+
+
+def _names(rows: Sequence[Row], root: Path) -> list[str]:
+    """The names that rows give their images, each once."""
+    start = image_folder(root)
+    return list(filter(None, dict.fromkeys(start.local(image_name(row)) for row in rows)))
+
+
+def _candidates(root: Path, folders: Sequence[str]) -> list[FolderImages]:
+    """Those of the folders that are there, as sources of images."""
+    return [image_folder(root, folder) for folder in dict.fromkeys(folders) if may_be_folder(root / folder)]
+
+
+def _with_all(candidates: Sequence[FolderImages], names: Sequence[str]) -> FolderImages | None:
+    """The one of several sources that has all images that any of them has; None where none has, or several have."""
+    present = []
+    for images in candidates:
+        _, reasons = images.resolve(names)
+        present.append({name for name in names if reasons[name] is None})
+    every = set().union(*present)
+    full = [images for images, named in zip(candidates, present, strict=True) if named == every]
+    return full[0] if len(full) == 1 else None
 
 
 def _fullest(images: FolderImages, candidates: Sequence[FolderImages], names: Sequence[str]) -> FolderImages:

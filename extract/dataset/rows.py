@@ -1,6 +1,7 @@
 """Rows of a captions file -> a dataset: the usable rows and their images; all others go into the ledger."""
 
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from onceover.extract.dataset.text import why_unusable
 from onceover.extract.image_source import FolderImages, ImageSource
 from onceover.extract.ledger import MAX_ID, Failure
 from onceover.extract.listing import is_excluded, is_image
+
+_DRIVE = re.compile(r"[a-z]:/")
 
 
 class Row(NamedTuple):
@@ -29,10 +32,15 @@ class Row(NamedTuple):
 
 
 def image_name(row: Row) -> str:
-    """The name that a row gives its image, without blanks, with forward slashes; an address as it is written."""
+    """The name that a row gives its image, without blanks, with forward slashes; a drive is written ``D:``.
+
+    An address stays as it is written.
+    """
     name = row.image.strip().replace("\\", "/")
     if "://" in name:
         return name
+    if _DRIVE.match(name):
+        name = name[0].upper() + name[1:]
     return posixpath.normpath(name) if name else ""
 
 
@@ -74,12 +82,13 @@ def assemble(
     """
     names = [images.local(image_name(row)) for row in rows]
     keys, reasons = images.resolve(names)
+    names, notes = _one_name_each(names, keys, reasons)
     named = [(name, row.split) for name, row in zip(names, rows, strict=True) if name]
     splits = column_splits([name for name, _ in named], [split for _, split in named], source)
     used, failures = usable_rows(names, rows, reasons)
     ids = list(dict.fromkeys(names[row] for row in used))
     faulty = {name for name, row in zip(names, rows, strict=True) if row.fault}
-    for name in without_captions(reasons, ids):
+    for name in without_captions({name: reasons[name] for name in names}, ids):
         if name not in faulty:
             failures.append(Failure(name, "dataset", "no usable caption"))
     if list_others:
@@ -95,9 +104,32 @@ def assemble(
         captions=[rows[row].caption.strip() for row in used],
         image_index=positions(ids, [names[row] for row in used]),
         failures=failures,
-        notes=_notes_on_names(ids, keys) if isinstance(images, FolderImages) else [],
+        notes=[*_notes_on_names(ids, keys), *notes] if isinstance(images, FolderImages) else [],
         source=images,
     )
+
+
+def _one_name_each(
+    names: Sequence[str], keys: dict[str, str], reasons: dict[str, str | None]
+) -> tuple[list[str], list[str]]:
+    """The rows' names, where several that mean one image become one of them, and a note on these images.
+
+    That is the file's own name where a row has it, else the first.
+    """
+    chosen: dict[str, str] = {}
+    several = set()
+    for name in dict.fromkeys(names):
+        if reasons[name]:
+            continue
+        key = keys[name]
+        if key in chosen:
+            several.add(key)
+        if key not in chosen or f"/{key}".endswith(f"/{name}"):
+            chosen[key] = name
+    notes = []
+    if several:
+        notes.append(f"images whose names are written in several ways, each taken as one image: {len(several):,}")
+    return [name if reasons[name] else chosen[keys[name]] for name in names], notes
 
 
 def _notes_on_names(ids: Sequence[str], keys: dict[str, str]) -> list[str]:

@@ -23,6 +23,8 @@ SPLIT_WORDS = {split: split for split in SPLITS} | {
     "validation": "dev",
     "restval": "train",  # COCO's validation images that neither validate nor test
 }
+#: layouts of datasets that are published with splits
+_PUBLISHED = ("original", "kaggle", "flickr30k", "karpathy", "coco")
 _SPLIT_LIST = "Flickr_8k.{}Images.txt"
 
 
@@ -87,7 +89,9 @@ def with_splits(dataset: Dataset, captions_file: Path, seed: int) -> Dataset:
     if not used:
         splits = [_seeded_split(name, seed) for name in dataset.ids]
         counts = ", ".join(f"{splits.count(split):,} {split}" for split in SPLITS)
-        note = f"no split lists found: split by image with seed {seed} ({counts}); this is not the published split"
+        note = f"no split lists found: split by image with seed {seed} ({counts})"
+        if dataset.layout in _PUBLISHED:
+            note += "; this is not the published split"
         return replace(dataset, splits=splits, notes=[*dataset.notes, note])
     absent = sorted(chosen.keys() - set(dataset.ids))
     failures = []

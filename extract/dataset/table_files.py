@@ -2,7 +2,9 @@
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from onceover.extract.address_images import image_folder, may_be_folder
@@ -11,6 +13,7 @@ from onceover.extract.dataset.caption_table import SUFFIXES, CaptionTable, open_
 from onceover.extract.dataset.image_folders import FOLDERS
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.splits import SPLIT_WORDS, SPLITS, split_of
+from onceover.extract.dataset.table_form import NoCaptions, UnknownColumns
 from onceover.extract.listing import is_hidden, is_image, subfolders
 
 #: names of tables, in the order in which they are taken where several tables lie in a folder
@@ -20,6 +23,22 @@ TABLE_FOLDERS = ("annotations", "captions", "metadata", "labels", "text", "table
 _MOST = 40  # files of a kind in a folder; where there are more, they belong to the images, one to each
 _BESIDE = (".txt", ".json")  # files that may belong to the image of their name
 _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(filter(None, SPLIT_WORDS))})(?![a-z])")
+
+
+@dataclass(frozen=True)
+class FolderTables:
+    """The tables of captions in a folder, in the order of their names.
+
+    Attributes:
+        files: how many files there may be tables by their suffixes.
+        unknown: why tables with texts beside images' names are passed over: no name of a column is known.
+        others: why tables without a header are passed over: they hold checksums, numbers or classes.
+    """
+
+    tables: list[CaptionTable]
+    files: int
+    unknown: list[UnknownColumns]
+    others: list[NoCaptions]
 
 
 def root_of(table: Path) -> Path:
@@ -85,49 +104,103 @@ def table_files(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     return chosen
 
 
-def tables_in(folder: Path, root: Path, options: ReadOptions, names: Sequence[str] = ()) -> list[CaptionTable]:
-    """The tables of captions in a folder.
+def tables_in(folder: Path, root: Path, options: ReadOptions, names: Sequence[str] = ()) -> FolderTables:
+    """The tables of captions in a folder, and those that are passed over although they name images.
 
     Args:
         root: the folder in which images are looked for that a table names by ids.
         names: look only at files of these names.
+
+    Raises:
+        UnknownColumns: no table names its columns, but for one of which no name is known.
     """
 
     def are_there(ids: Sequence[str]) -> bool:
         folders = [image_folder(root, folder) for folder in FOLDERS if may_be_folder(root / folder)]
         return any(images.has_any(ids) or images.has_near(ids) for images in folders)
 
-    tables = []
-    for file in table_files(folder, names):
+    files = table_files(folder, names)
+    opened = FolderTables([], len(files), [], [])
+    for file in files:
         try:
-            tables.append(open_table(file, options, are_there))
+            opened.tables.append(open_table(file, options, are_there))
+        except UnknownColumns as error:
+            opened.unknown.append(error)
+        except NoCaptions as error:
+            opened.others.append(error)
         except DatasetError:
             continue  # no table; where no layout fits, the message names it
-    return tables
+    if opened.tables and opened.unknown and not any(table.named for table in opened.tables):
+        raise opened.unknown[0]
+    return opened
 
 
-def choose_tables(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
-    """The tables to take of a folder's, each with its split: one for each split, else the one with a usual name.
+def choose_tables(paths: Sequence[Path], folder: Path, forms: Mapping[Path, str]) -> dict[Path, str]:
+    """The tables to take of a folder's, each with its split: those called after splits, else the one of a usual name.
+
+    Args:
+        forms: how each table is read, where that is known. Tables called after splits belong together where their names
+            are parallel (``a_train.csv``, ``a_val.csv``), or where they have the same form.
 
     Raises:
         DatasetError: several tables, and none of these rules says which to take.
     """
     if len(paths) == 1:
         return {paths[0]: ""}
-    groups: dict[str, dict[str, Path]] = {}
-    for path in paths:
-        split = split_of(path.stem)
-        if split:
-            others = _SPLIT_WORD.sub("", path.name.lower())
-            groups.setdefault(others, {}).setdefault(split, path)
-    whole = [group for group in groups.values() if len(group) > 1]
+    called = {path: split_of(path.stem) for path in paths if split_of(path.stem)}
+    parallel: dict[str, dict[Path, str]] = {}
+    for path, split in called.items():
+        parallel.setdefault(_without_split(path.name), {})[path] = split
+    whole = [group for group in parallel.values() if _has_several(group)]
+    if not whole:
+        usual = _of_usual_name(paths, forms)
+        if usual is not None:
+            return {usual: ""}
+    parts = called if forms and len({forms[path] for path in called}) == 1 else {}
     if len(whole) == 1:
-        return {whole[0][split]: split for split in SPLITS if split in whole[0]}
+        same = {forms[path] for path in whole[0] if path in forms}
+        parts = {path: split for path, split in called.items() if path in whole[0] or forms.get(path) in same}
+    if _has_several(parts) and not _has_variants(parts):
+        return dict(sorted(parts.items(), key=lambda part: SPLITS.index(part[1])))
+    listed = ", ".join(path.name for path in paths[:8])
+    several = "; of several splits, call one table for each after it, as train.csv, val.csv, test.csv" if called else ""
+    raise DatasetError(
+        f"{folder} holds {len(paths)} tables of captions ({listed}); name the one to take: --data {paths[0]}{several}"
+    )
+
+
+def _without_split(name: str) -> str:
+    """A table's name without the word for its split."""
+    return _SPLIT_WORD.sub("", name.lower())
+
+
+def _has_several(parts: Mapping[Path, str]) -> bool:
+    """Whether tables are of several splits."""
+    return len({*parts.values()}) > 1
+
+
+def _has_variants(parts: Mapping[Path, str]) -> bool:
+    """Whether tables seem to be two forms of one split, as ``train.csv`` and ``train_clean.csv``.
+
+    ``dev_seen.csv`` and ``dev_unseen.csv`` are none; they are where each has its own ``train_….csv``.
+    """
+    names = {path: _without_split(path.stem) for path in parts}
+    with_train = {names[path] for path, split in parts.items() if split == "train"}
+    for split in {*parts.values()}:
+        of_split = sorted(names[path] for path in parts if parts[path] == split)
+        for first, second in pairwise(of_split):
+            if second.startswith(first) or not with_train.isdisjoint((first, second)):
+                return True
+    return False
+
+
+def _of_usual_name(paths: Sequence[Path], forms: Mapping[Path, str]) -> Path | None:
+    """The table whose name comes first among the usual ones; ``train`` is none where another has the same form."""
     for usual in _USUAL:
         named = [path for path in paths if path.stem.lower() == usual]
-        if len(named) == 1 and not whole:
-            return {named[0]: ""}
-    listed = ", ".join(path.name for path in paths[:8])
-    raise DatasetError(
-        f"{folder} holds {len(paths)} tables of captions ({listed}); name the one to take: --data {paths[0]}"
-    )
+        if len(named) != 1:
+            continue
+        others = [form for path, form in forms.items() if path not in named]
+        if usual != "train" or forms.get(named[0]) not in others:
+            return named[0]
+    return None

@@ -1,13 +1,14 @@
 """The form of a delimited table: its delimiter, its columns and whether it has a header, inferred from its beginning.
 
 Known names in the first line make it a header. Without one, that delimiter is taken with which a column holds names of
-images in nearly all rows; a column of texts then holds the captions.
+images in nearly all rows; a column of texts then holds the captions. Checksums, numbers and classes are refused.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from onceover.extract.dataset import DatasetError
@@ -23,14 +24,25 @@ from onceover.extract.dataset.columns import (
 from onceover.extract.dataset.delimited import KINDS, Delimited
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.splits import SPLIT_WORDS
+from onceover.extract.names import shown
 
 _MOST_LINES = 200  # by which the form of a table is inferred
 _MOST = 0.8  # the share of cells that tells what a column holds
 _SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)  # Excel's first line
 _NUMBERED = re.compile(r"#\d+$")
 _SMALL_NUMBER = re.compile(r"#?\d{1,2}")
+_CHECKSUM = re.compile(r"[0-9a-f]{32,128}", re.IGNORECASE)
+_UNSPACED = "\u0e00"  # Thai; from here on lie the scripts that write no blanks between words
 
 AreThere = Callable[[Sequence[str]], bool]
+
+
+class UnknownColumns(DatasetError):
+    """A table with a header that names images and has a column of texts, of which no name is known."""
+
+
+class NoCaptions(DatasetError):
+    """A table without a header that names images, and beside them checksums, numbers or single words."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +84,39 @@ def infer_form(lines: Sequence[str], path: Path, options: ReadOptions, are_there
     if header is not None:
         delimiter, names = header
         rows = [row for row in _cells(lines[start + 1 :], delimiter) if len(row) == len(names)]
+        columns = _named_columns(names, _stripped_columns(rows), options, path)
         cells = {name: [row[position] for row in rows] for position, name in enumerate(names)}
-        columns = with_texts(choose_columns(names, options, path), cells, options)
+        columns = with_texts(columns, cells, options)
         columns = with_file_names(columns, cells, options)
         return TableForm(_delimited(delimiter, names, columns), columns, start + 1)
-    for delimiter in delimiters:
-        form = _without_header(lines[start:], delimiter, start, path, options)
-        if form is not None:
-            return form
-    for delimiter in delimiters:
-        form = _of_ids(lines[start:], delimiter, start, path, options, are_there)
-        if form is not None:
-            return form
-    shown = lines[start] if lines else ""
-    raise DatasetError(f"{path} needs a first line with the columns image,caption[,split]; it has {shown!r:.80}")
+    refused: NoCaptions | None = None
+    for form_of in (_without_header, partial(_of_ids, are_there=are_there)):
+        for delimiter in delimiters:
+            try:
+                form = form_of(lines[start:], delimiter, start, path, options)
+            except NoCaptions as error:
+                refused = refused or error
+                continue
+            if form is not None:
+                return form
+    if refused is not None:
+        raise refused
+    first = lines[start] if lines else ""
+    raise DatasetError(f"{path} needs a first line with the columns image,caption[,split]; it has {first!r:.80}")
+
+
+def _named_columns(names: Sequence[str], cells: Sequence[Sequence[str]], options: ReadOptions, path: Path) -> Columns:
+    """The columns of a table with a header, of which these are the cells.
+
+    Raises:
+        UnknownColumns: no name is known, and a column holds texts. DatasetError: as ``choose_columns`` raises it.
+    """
+    try:
+        return choose_columns(names, options, path)
+    except DatasetError as error:
+        if any(_is_text([cell for cell in column if image_in(cell) is None]) for column in cells):
+            raise UnknownColumns(str(error)) from error
+        raise
 
 
 def _delimited(delimiter: str, names: Sequence[str], columns: Columns) -> Delimited:
@@ -150,8 +181,7 @@ def _without_header(
         if named < _MOST * len(cells[1:]) or named == 0:
             continue
         if image_in(cells[0]) is None and len(cells) > 1:
-            header = [cells[0] for cells in columns]
-            choose_columns(header, options, path)  # of names that are not known, which the error lists
+            _named_columns(*_header_and_cells(columns), options, path)  # the error lists the names
             return None
         return _by_position(columns, image, delimiter, start, path, options)
     return None
@@ -188,10 +218,14 @@ def _of_ids(
         return None
     texts = [position for position, cells in enumerate(columns) if position != image and _is_text(cells[1:])]
     if texts and len(rows) > 1 and not _is_text(columns[texts[0]][:1]):
-        header = [cells[0] for cells in columns]
-        choose_columns(header, options, path)  # of names that are not known, which the error lists
+        _named_columns(*_header_and_cells(columns), options, path)  # the error lists the names
         return None
     return _by_position(columns, image, delimiter, start, path, options)
+
+
+def _header_and_cells(columns: Sequence[Sequence[str]]) -> tuple[list[str], list[Sequence[str]]]:
+    """The first cell of each column, and the cells below it."""
+    return [cells[0] for cells in columns], [cells[1:] for cells in columns]
 
 
 def _stripped_columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -217,13 +251,29 @@ def _is_split(cells: Sequence[str]) -> bool:
     return all(cell and cell.lower() in SPLIT_WORDS for cell in cells)
 
 
+def _no_captions(cells: Sequence[str]) -> str:
+    """What nearly all cells of a column are, where they are no captions: checksums, numbers, single words; else ""."""
+    cells = [cell for cell in cells if cell]
+    most = _MOST * len(cells)
+    if not cells:
+        return ""
+    if sum(_CHECKSUM.fullmatch(cell) is not None for cell in cells) >= most:
+        return "checksums"
+    if sum(not any(letter.isalpha() for letter in cell) for cell in cells) >= most:
+        return "numbers"
+    if sum(re.fullmatch(r"[\w.-]+", cell) is not None and max(cell) < _UNSPACED for cell in cells) >= most:
+        return "single words, such as classes"
+    return ""
+
+
 def _by_position(
     columns: Sequence[Sequence[str]], image: int, delimiter: str, start: int, path: Path, options: ReadOptions
 ) -> TableForm | None:
     """The form of a table without a header, where the column of the images is known.
 
     Raises:
-        DatasetError: the user names a column that is not there.
+        NoCaptions: the column that is left holds no captions. DatasetError: the user names a column that is not
+            there.
     """
     names = [f"column {position + 1}" for position in range(len(columns))]
     others = [position for position in range(len(columns)) if position != image]
@@ -246,6 +296,14 @@ def _by_position(
             raise DatasetError(
                 f"{path} has no header, and no column {name!r:.80}; name its columns by number: 1 to {len(names)}"
             )
+    first = captions[0] if captions else 0
+    captions = [position for position in captions if not _no_captions(columns[position])]
+    if not captions and not given.caption_columns:
+        instead = f"{_no_captions(columns[first])} ({shown(columns[first][0])})"
+        raise NoCaptions(
+            f"{path} has no header, and its {names[first]}, beside the images' names, holds {instead}, no captions; "
+            f"if they are to be the captions, say so with --caption-column {first + 1}"
+        )
     chosen = Columns(
         given.image_column or names[image],
         given.caption_columns or tuple(names[position] for position in captions),

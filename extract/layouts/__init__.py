@@ -16,12 +16,13 @@ from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.caption_notes import notes_on_captions
 from onceover.extract.dataset.examples import ExampleImage
-from onceover.extract.dataset.image_folders import folder_images
+from onceover.extract.dataset.image_folders import folder_images, images_in
 from onceover.extract.dataset.inventory import inventory
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions, read_options
 from onceover.extract.dataset.rows import Row, assemble, image_name, without_excluded
 from onceover.extract.dataset.splits import with_splits
 from onceover.extract.image_source import FolderImages, ImageSource
+from onceover.extract.ledger import NO_SUCH_IMAGE
 from onceover.extract.listing import subfolders
 from onceover.extract.names import shown
 
@@ -107,33 +108,51 @@ def beside(
 def in_parts(root: Path, parts: Sequence[SplitTable], options: ReadOptions, form: str = "") -> UnreadDataset:
     """A dataset of several tables with a folder of images each, or one for all.
 
-    An image's name is its path from ``root``, so that ``train/0.jpg`` and ``test/0.jpg`` are two images. A table
-    without any of its images is left out, with a note. Where all tables are of one split, the split is not used.
+    An image's name is its path from ``root``, so that ``train/0.jpg`` and ``test/0.jpg`` are two images. The rows of a
+    table without any of its images are left out, each with a reason for the ledger, and a note tells their number; so
+    are rows that an earlier table has.
+    Where all other tables are of one split, the split is not used.
     """
     base = options.images_root or root
     notes: list[str] = []
 
     def rows() -> Iterator[Row]:
         present, absent = _by_presence(parts, base)
-        if not present and absent:
-            raise absent[0][1]
         several = len({part.split for part, _, _ in present}) > 1
+        first_in: dict[tuple[str, str], Path] = {}
         for part, read, images in present:
-            notes.extend(_note_on_root(images))
+            notes.extend(note for note in _note_on_root(images) if note not in notes)
             for row in read:
                 name = posixpath.normpath(posixpath.join(images.folder, images.local(image_name(row))))
-                yield row._replace(image=name, split=row.split or (part.split if several else ""))
-        notes.extend(f"left alone, since none of its images is there: {part.captions}" for part, _ in absent)
+                first = first_in.setdefault((name, row.caption), part.captions)
+                fault = row.fault if first == part.captions else f"the row is in {first.name} too"
+                yield row._replace(image=name, split=row.split or (part.split if several else ""), fault=fault)
+        for part, read in absent:
+            names = {image_name(row) for row in read}
+            notes.append(
+                f"none of the {len(names):,} images that {part.captions} names is there; its rows ({len(read):,}) are "
+                "left out (if they lie elsewhere, name the folder above all images with --images-root)"
+            )
+            fault = f"{NO_SUCH_IMAGE}, nor any other of {part.captions.name}"
+            for row in read:
+                yield row._replace(image=image_name(row), split="", fault=row.fault or fault)
 
     return UnreadDataset(base, parts[0].captions, rows, lambda _: image_folder(base), form, notes=notes)
 
 
 def _by_presence(
     parts: Sequence[SplitTable], root: Path
-) -> tuple[list[tuple[SplitTable, list[Row], FolderImages]], list[tuple[SplitTable, DatasetError]]]:
-    """The tables whose images are there, with their rows and images, and the other tables, each with the error."""
+) -> tuple[list[tuple[SplitTable, list[Row], FolderImages]], list[tuple[SplitTable, list[Row]]]]:
+    """The tables whose images are there, with their rows and images, and the other tables, with their rows.
+
+    A table's images are looked for in its own folders, then in those of the other tables.
+
+    Raises:
+        DatasetError: no table has any of its images.
+    """
     present: list[tuple[SplitTable, list[Row], FolderImages]] = []
-    absent: list[tuple[SplitTable, DatasetError]] = []
+    absent: list[tuple[SplitTable, list[Row]]] = []
+    errors: list[DatasetError] = []
     for part in parts:
         read = list(part.rows())
         if not read:
@@ -141,8 +160,20 @@ def _by_presence(
         try:
             present.append((part, read, folder_images(read, root, part.captions, part.folders)))
         except DatasetError as error:
-            absent.append((part, error))
-    return present, absent
+            absent.append((part, read))
+            errors.append(error)
+    if errors and not present:
+        raise errors[0]
+    folders = [images.folder for _, _, images in present]
+    without = []
+    for part, read in absent:
+        images = images_in(read, root, folders)
+        if images is None:
+            without.append((part, read))
+        else:
+            present.append((part, read, images))
+    order = [part.captions for part in parts]
+    return sorted(present, key=lambda table: order.index(table[0].captions)), without
 
 
 def _note_on_root(images: FolderImages) -> list[str]:

@@ -54,7 +54,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
 
 def _dataset_of(files: Sequence[Path], root: Path, options: ReadOptions) -> UnreadDataset:
     """The dataset of these files, or of those of one year among them."""
-    taken = choose_tables(_of_one_year(files, root), files[0].parent)
+    taken = choose_tables(_of_one_year(files, root), files[0].parent, {})
     form = f"COCO's captions, {', '.join(file.name for file in taken)}"
     left = [file.name for file in files if file not in taken]
     if left:

@@ -6,7 +6,6 @@ from pathlib import Path
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.caption_table import SUFFIXES as TABLES
 from onceover.extract.dataset.caption_table import open_table
-from onceover.extract.dataset.columns import NoKnownColumn
 from onceover.extract.dataset.examples import ExampleImage, write_csv_example, write_images
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.table_files import TABLE_FOLDERS, folders_from, root_of, table_files, tables_in
@@ -19,7 +18,6 @@ LOOKED_FOR = "a table of images and captions beside the images (.csv, .tsv, .txt
 EXAMPLE = "image,caption\na.jpg,A dog runs over a meadow ."
 HOLDS = ("captions", "splits")
 SUFFIXES = TABLES
-_FEW = 8  # tables in a folder
 _PLAIN_TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson")  # files of these are nothing else
 
 
@@ -38,28 +36,28 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     if not data.is_dir():
         return None
     for folder in (data, *(data / name for name in TABLE_FOLDERS)):
-        tables = tables_in(folder, data, options) if folder.is_dir() else []
-        if tables:
+        tables = tables_in(folder, data, options) if folder.is_dir() else None
+        if tables is not None and tables.tables:
             return dataset_of_tables(tables, folder, data, options)
     return dataset_of_splits(data, options)
 
 
 def near(data: Path, options: ReadOptions) -> str | None:
-    """Why a table in a folder is not taken: the first that lacks a known column, or the only one; else None."""
+    """Why the table in a folder that is nearest to one of captions is not taken; None where it is not known which."""
     if not data.is_dir():
         return None
-    tables = [file for file in table_files(data) if file.suffix.lower() in (*_PLAIN_TABLES, ".json")]
-    if len(tables) > _FEW:
-        return None  # they belong to the images, one to each
-    reasons = []
-    for table in tables:
-        try:
-            open_table(table, options)
-        except NoKnownColumn as error:
-            return str(error)
-        except DatasetError as error:
-            reasons.append(str(error))
-    return reasons[0] if len(tables) == 1 and reasons and tables[0].suffix.lower() in _PLAIN_TABLES else None
+    for folder in (data, *(data / name for name in TABLE_FOLDERS)):
+        tables = tables_in(folder, data, options) if folder.is_dir() else None
+        if tables is not None and (tables.unknown or tables.others):
+            return str([*tables.unknown, *tables.others][0])
+    plain = [file for file in table_files(data) if file.suffix.lower() in _PLAIN_TABLES]
+    if len(plain) != 1:
+        return None
+    try:
+        open_table(plain[0], options)
+    except DatasetError as error:
+        return str(error)
+    return None
 
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:

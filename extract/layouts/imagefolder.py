@@ -32,7 +32,7 @@ def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
     if not data.is_dir():
         return None
     tables = tables_in(data, data, options, FILES)
-    if not tables:
+    if not tables.tables:
         return dataset_of_splits(data, options, FILES)
     dataset = dataset_of_tables(tables, data, data, options)
     return replace(dataset, rows=partial(_with_splits, dataset.rows))
