@@ -6,6 +6,7 @@ from pathlib import Path
 from onceover.extract.dataset import DatasetError
 from onceover.extract.dataset.caption_table import SUFFIXES as TABLES
 from onceover.extract.dataset.caption_table import open_table
+from onceover.extract.dataset.columns import NoKnownColumn
 from onceover.extract.dataset.examples import ExampleImage, write_csv_example, write_images
 from onceover.extract.dataset.reading import ReadOptions
 from onceover.extract.dataset.table_files import TABLE_FOLDERS, folders_from, root_of, table_files, tables_in
@@ -19,6 +20,7 @@ EXAMPLE = "image,caption\na.jpg,A dog runs over a meadow ."
 HOLDS = ("captions", "splits")
 SUFFIXES = TABLES
 _PLAIN_TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson")  # files of these are nothing else
+_FEW = 8  # tables in a folder
 
 
 def find(data: Path, options: ReadOptions) -> UnreadDataset | None:
@@ -50,14 +52,18 @@ def near(data: Path, options: ReadOptions) -> str | None:
         tables = tables_in(folder, data, options) if folder.is_dir() else None
         if tables is not None and (tables.unknown or tables.others):
             return str([*tables.unknown, *tables.others][0])
-    plain = [file for file in table_files(data) if file.suffix.lower() in _PLAIN_TABLES]
-    if len(plain) != 1:
-        return None
-    try:
-        open_table(plain[0], options)
-    except DatasetError as error:
-        return str(error)
-    return None
+    files = [file for file in table_files(data) if file.suffix.lower() in (*_PLAIN_TABLES, ".json")]
+    if len(files) > _FEW:
+        return None  # they belong to the images, one to each
+    reasons = []
+    for file in files:
+        try:
+            open_table(file, options)
+        except NoKnownColumn as error:
+            return str(error)
+        except DatasetError as error:
+            reasons.append(str(error))
+    return reasons[0] if len(files) == 1 and reasons and files[0].suffix.lower() in _PLAIN_TABLES else None
 
 
 def write_example(folder: Path, images: Sequence[ExampleImage]) -> Path:
