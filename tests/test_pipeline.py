@@ -19,7 +19,7 @@ from PIL import Image
 from onceover.base.files import FileError, only_writer
 from onceover.base.hdf5 import sign_hdf5
 from onceover.base.threads import in_order
-from onceover.extract import begin, encode, image_source, pipeline, plan
+from onceover.extract import begin, encode, image_source, pictures, pipeline, plan
 from onceover.extract.engines import processes, threads
 from onceover.extract.engines._forks import ForkError, deaths_told, in_processes
 from onceover.extract.layouts import read_dataset
@@ -1029,7 +1029,7 @@ def test_an_error_of_the_work_itself_is_not_told_as_a_killed_process():
 def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finished_is_lost(
     drawn, tmp_path, extract_config, monkeypatch, apart
 ):
-    decode, seen = encode.decode, []
+    decode, seen = pictures.decode, []
 
     def dies(*given):
         seen.append(1)
@@ -1037,20 +1037,20 @@ def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finish
             os.kill(os.getpid(), 9)
         return decode(*given)
 
-    monkeypatch.setattr(encode, "decode", dies)
+    monkeypatch.setattr(pictures, "decode", dies)
     with pytest.raises(
         ForkError, match="a process that works for this one was killed .* run the command again, and it goes on"
     ):
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert list(parts_folder(tmp_path / "s.h5").glob("image-*.h5"))
-    monkeypatch.setattr(encode, "decode", decode)
+    monkeypatch.setattr(pictures, "decode", decode)
     summary = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
     assert summary.reused["image"] > 0
 
 
 def test_a_picture_is_decoded_once_whatever_the_number_of_views(drawn, tmp_path, extract_config, monkeypatch):
-    decoded, decode = [], encode.decode
-    monkeypatch.setattr(encode, "decode", lambda *given: decoded.append(1) or decode(*given))
+    decoded, decode = [], pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda *given: decoded.append(1) or decode(*given))
     extract(read_dataset(drawn), tmp_path / "s.h5", dataclasses.replace(extract_config, views=6), device="cpu")
     assert len(decoded) == 60
 

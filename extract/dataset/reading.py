@@ -16,6 +16,12 @@ class ReadOptions:
         images_root: the folder that the images' names start from.
         caption_template: a caption for an image of which only the class is known, with ``{}`` for the class.
         exclude: patterns of files that are left alone (``listing.is_excluded``).
+
+    Example:
+        >>> reading = onceover.ReadOptions(caption_columns=("caption",), exclude=("*.gif",))
+        >>> store = onceover.extract_features("data", "read.h5", reading=reading)
+        >>> len(store.captions)
+        300
     """
 
     image_column: str | None = None
