@@ -63,6 +63,7 @@ def verify_sample(
     specs = {"image": image_encoder, "text": text_encoder}
     generator = np.random.default_rng(0)
     encoders = {kind: _encoders(store, kind, device, specs[kind]) for kind in kinds}
+    images = stored_images(store, data) if "image" in kinds else None
     comparisons = []
     for kind, parts in encoders.items():
         count = len(store.image_ids if kind == "image" else store.captions)
@@ -71,7 +72,8 @@ def verify_sample(
         for part, encoder in parts:
             say(f"encoding {len(rows):,} {_NOUNS[kind]}s again on {encoder.device}")
             if isinstance(encoder, ImageEncoder):
-                again = _encoded_images(store, stored_images(store, data), encoder, rows)
+                assert images is not None, "a store with image features has images"
+                again = _encoded_images(store, images, encoder, rows)
                 again = again[:, : store.image_features.shape[1]]
             else:
                 again = encoder.encode([store.captions[row] for row in rows])[0]

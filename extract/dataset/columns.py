@@ -124,14 +124,9 @@ def with_file_names(columns: Columns, cells: Mapping[str, Sequence[str]], option
 
 
 def _has_images(cells: Sequence[str]) -> bool:
-    """Whether most cells are names of images by their suffix, and none is an address."""
+    """Whether most cells are names of image files, by their suffix; addresses are none."""
     named = sum(is_image(cell.strip()) and "://" not in cell for cell in cells)
     return 2 * named > len(cells)
-
-
-def has_columns(names: Sequence[str], options: ReadOptions) -> bool:
-    """Whether a line of a table is a header: it has a usual name, or one that the user gives."""
-    return count_columns(names, options) > 0
 
 
 def count_columns(names: Sequence[str], options: ReadOptions) -> int:

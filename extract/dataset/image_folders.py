@@ -37,7 +37,7 @@ def folder_images(rows: Sequence[Row], root: Path, captions: Path, folders: Sequ
     names = _names(rows, root)
     if not names:
         raise DatasetError(f"{captions} names no image; say which column does with --image-column")
-    there = images_in(rows, root, folders)
+    there = _first_with(names, root, folders)
     if there is not None:
         return there
     first = names[:_FIRST]
@@ -65,7 +65,11 @@ def images_in(rows: Sequence[Row], root: Path, folders: Sequence[str]) -> Folder
 
     The order is that of ``folder_images``; folders below these are not searched.
     """
-    names = _names(rows, root)
+    return _first_with(_names(rows, root), root, folders)
+
+
+def _first_with(names: Sequence[str], root: Path, folders: Sequence[str]) -> FolderImages | None:
+    """As ``images_in``, of the images of these names."""
     candidates = _candidates(root, folders)
     for images in candidates:
         if images.has_any(names):

@@ -75,7 +75,7 @@ class Sidecars:
 
     def first_text(self) -> str:
         """The first text that has an image, or the first JSON that has one and holds a caption; "" where none does."""
-        texts = [sample.text for sample in self.samples if sample.image and sample.text]
+        texts = self._texts()
         if texts:
             return texts[0]
         for sample in [sample for sample in self.samples if sample.image and sample.json][:_FIRST]:
@@ -83,9 +83,13 @@ class Sidecars:
                 return sample.json
         return ""
 
+    def _texts(self) -> list[str]:
+        """The texts that have an image."""
+        return [sample.text for sample in self.samples if sample.image and sample.text]
+
     def has_words(self) -> bool:
         """Whether one of the first texts is of words; labels of boxes are numbers, with the name of a class at most."""
-        texts = [sample.text for sample in self.samples if sample.image and sample.text]
+        texts = self._texts()
         if not texts:
             return True  # of a JSON only a caption is taken
         for name in texts[:_FIRST]:

@@ -30,7 +30,7 @@ class FolderTables:
     """The tables of captions in a folder, in the order of their names.
 
     Attributes:
-        files: how many files there may be tables by their suffixes.
+        files: the number of files that may be tables, by their suffixes.
         unknown: why tables with texts beside images' names are passed over: no name of a column is known.
         others: why tables without a header are passed over: they hold checksums, numbers or classes.
     """
@@ -112,7 +112,7 @@ def tables_in(folder: Path, root: Path, options: ReadOptions, names: Sequence[st
         names: look only at files of these names.
 
     Raises:
-        UnknownColumns: no table names its columns, but for one of which no name is known.
+        UnknownColumns: a table with a header has no known column, and no other table has a header.
     """
 
     def are_there(ids: Sequence[str]) -> bool:
