@@ -35,7 +35,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.users: $(VENV)/bin/python pyproject.toml
-	$(PIP) -e ".[openvino]"
+	$(PIP) -e ".[openvino,serve]"
 	touch $@
 
 $(VENV)/.developers: $(VENV)/bin/python pyproject.toml

@@ -192,7 +192,7 @@ def parts(sizes: Sizes, device: str, folder: Path) -> list[Part]:
     checks = [part(f"extract {width}×{height}", 45, check_images, (width, height)) for width, height in sizes.sides]
     return [
         *checks,
-        part("extract captions", 40, check_captions),
+        part("extract captions", 60, check_captions),
         part("fit", 40, check_fit),
         part(f"sweep of {sizes.trials}", 60, check_sweep),
         part("fine-tuning step", 45, check_finetuning),

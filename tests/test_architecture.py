@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: from the ground up; a folder imports its own modules and floors below it
-FLOORS = (("base",), ("configs",), ("extract",), ("retrieval",), ("heads", "analysis"), ("workflows",), ("cli",))
-PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis")
+FLOORS = (("base",), ("configs",), ("extract",), ("retrieval",), ("heads", "analysis"), ("workflows", "serve"), ("cli",))
+PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis", "serve")
 ONLY_IMPORTER = {
     "pyarrow": {"extract.dataset.parquet"},
     "tqdm": {"base.progress"},
+    "jinja2": {"analysis.pages"},
     "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders.torchvision"},
     "transformers": {
