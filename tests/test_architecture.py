@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: from the ground up; a folder imports its own modules and floors below it
-FLOORS = (("base",), ("configs",), ("extract",), ("retrieval",), ("heads", "analysis"), ("workflows", "serve"), ("cli",))
+FLOORS = (
+    ("base",),
+    ("configs",),
+    ("extract",),
+    ("retrieval",),
+    ("heads", "analysis"),
+    ("workflows", "serve"),
+    ("cli",),
+)
 PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis", "serve")
 ONLY_IMPORTER = {
     "pyarrow": {"extract.dataset.parquet"},
