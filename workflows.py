@@ -24,6 +24,7 @@ from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
 if TYPE_CHECKING:
+    from onceover.extract.dataset import Dataset
     from onceover.extract.dataset.reading import ReadOptions
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
+NEIGHBOURS = 10  # the nearest others that a row of an exported table names
 _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
 
 
@@ -607,20 +609,13 @@ def _foreign_gallery(
     options: IndexOptions,
 ) -> Gallery:
     """The gallery of a folder's images or a file's captions, which are encoded where that is needed."""
-    from onceover.extract.dataset.alone import read_captions, read_images
     from onceover.heads.foreign import check_gallery_store, foreign_gallery
     from onceover.retrieval.index import check_vanished
     from onceover.retrieval.index.galleries import GALLERIES
 
-    if images:
-        kind = "image"
-        dataset = read_images(images, options.exclude)
-        items = dataset.ids
-    else:
-        assert captions is not None, "there are images or captions"
-        kind = "text"
-        dataset = read_captions(captions)
-        items = dataset.captions
+    kind = "image" if images else "text"
+    dataset = _dataset_alone(images, captions, options.exclude)
+    items = dataset.ids or dataset.captions
     store_file = out / f"{GALLERIES[kind]}.h5"
     check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
@@ -639,6 +634,16 @@ def _foreign_gallery(
         retry_failures=options.retry_failures,
         prune=options.prune,
     )
+
+
+def _dataset_alone(images: str | Path | None, captions: str | Path | None, exclude: Sequence[str]) -> Dataset:
+    """The images in a folder, or else the captions in a file, as a dataset."""
+    from onceover.extract.dataset.alone import read_captions, read_images
+
+    if images:
+        return read_images(images, exclude)
+    assert captions is not None, "there are images or captions"
+    return read_captions(captions)
 
 
 def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | Path | None = None) -> None:
@@ -788,3 +793,140 @@ def plot(
         with _opened(store) as opened:
             return plot_store(opened, out, memory)
     raise WorkflowError("there is nothing to draw: name a run, a store or a sweep")
+
+
+def export(
+    run: Run | str | Path,
+    to: str | Path,
+    *,
+    kind: str = "image",
+    split: str | None = None,
+    neighbours: int = NEIGHBOURS,
+    with_images: bool = False,
+    data: str | Path | None = None,
+    store: str | Path | None = None,
+) -> Path:
+    """Writes a run's images or captions with their embeddings to a Parquet file, which other programs open.
+
+    Args:
+        run: a run, or its folder.
+        to: the .parquet file to write; one that this program wrote is replaced.
+        kind: a row for each ``image``, or for each caption (``text``).
+        split: only this split. neighbours: how many of the nearest others to name in each row.
+        with_images: put the bytes of the images into the file; only where a row is an image.
+        data, store: for ``with_images``, the new location of the dataset and of the run's store, if they have moved.
+
+    Returns:
+        The file.
+
+    Example:
+        >>> file = onceover.export("runs/first", "drawn.parquet", split="test")
+        >>> import pyarrow.parquet
+        >>> table = pyarrow.parquet.read_table(file)
+        >>> table.num_rows, table.column_names[:5]
+        (12, ['id', 'path', 'split', 'caption', 'captions'])
+    """
+    from onceover.analysis import export as tables
+    from onceover.heads.provenance import check_space, read_provenance, store_of
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.vector_table import check_table, write_table
+
+    folder = _folder_of(run)
+    to = Path(to)
+    if with_images and kind != "image":
+        raise WorkflowError("a row that is a caption holds no image; take the kind image, or leave the images out")
+    provenance = read_provenance(folder)
+    embeddings = read_embeddings(folder / EMBEDDINGS)
+    check_space(folder, provenance, embeddings.space)
+    check_table(to)
+    with contextlib.ExitStack() as stack:
+        source = None
+        if with_images:
+            from onceover.extract.layouts import stored_images
+
+            opened = stack.enter_context(_opened(store or store_of(folder, provenance)))
+            source = stored_images(opened, data)
+        table = tables.run_table(folder, provenance, embeddings, kind, split, neighbours)
+        if source is not None:
+            table = tables.with_images(table, source, table.gallery.paths)
+        write_table(to, table)
+    return to
+
+
+def embed(
+    run: Run | str | Path,
+    to: str | Path,
+    *,
+    images: str | Path | None = None,
+    captions: str | Path | None = None,
+    neighbours: int = NEIGHBOURS,
+    with_images: bool = False,
+    exclude: Sequence[str] = (),
+    device: str | None = None,
+    encoders: dict[str, str | None] | None = None,
+    force: bool = False,
+    prune: bool = False,
+    retry_failures: bool = False,
+) -> Path:
+    """Encodes a folder's images or a file's captions, and writes their embeddings to a Parquet file as ``export`` does.
+
+    Their features stay beside it in the store ``TO.features.h5``, so that a call that was interrupted goes on, and a
+    later one encodes only what is new.
+
+    Args:
+        run: the run, or its folder, whose encoders and heads are used.
+        to: the .parquet file to write; one that this program wrote is replaced.
+        images: a folder of images. captions: a text file, one caption per line. Both may be addresses.
+        neighbours: how many of the nearest others to name in each row.
+        with_images: put the bytes of the images into the file.
+        exclude: patterns of images and folders to leave out, such as ``*.gif`` or ``2019/raw``.
+        encoders: by kind, the new location of an encoder that has moved.
+        force: replace features of other encoders or of another folder. prune: drop features of what is gone.
+        retry_failures: retry failed images.
+
+    Returns:
+        The file.
+
+    Example:
+        >>> file = onceover.embed("runs/first", "new.parquet", images="data/images")
+        >>> import pyarrow.parquet
+        >>> pyarrow.parquet.read_table(file, columns=["id", "x", "y"]).shape
+        (60, 3)
+    """
+    from onceover.analysis import export as tables
+    from onceover.heads.foreign import check_gallery_store, foreign_gallery
+    from onceover.heads.provenance import check_space
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.vector_table import check_table, write_table
+
+    to = Path(to)
+    if (images is None) == (captions is None):
+        raise WorkflowError("name a folder of images or a file of captions, one of the two")
+    if with_images and images is None:
+        raise WorkflowError("a row that is a caption holds no image; name a folder of images, or leave the images out")
+    run = _run_at(run)
+    embeddings = read_embeddings(run.folder / EMBEDDINGS)
+    check_space(run.folder, run.provenance, embeddings.space)
+    check_table(to)
+    dataset = _dataset_alone(images, captions, exclude)
+    features = to.with_name(f"{to.name}.features.h5")
+    check_gallery_store(features, "image" if images else "text", dataset.root, force)
+    for note in dataset.notes:
+        say(note)
+    gallery = foreign_gallery(
+        run,
+        embeddings,
+        dataset,
+        features,
+        rerank="none",
+        device=device,
+        encoders=encoders or {},
+        force=force,
+        retry_failures=retry_failures,
+        prune=prune,
+    )
+    table = tables.gallery_table(run.provenance, embeddings, gallery, neighbours)
+    if with_images:
+        table = tables.with_images(table, dataset.images, gallery.ids)
+    write_table(to, table)
+    return to
