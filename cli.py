@@ -979,7 +979,7 @@ def compare(runs, split, rerank, json_to):
     if json_to == "-":
         click.echo(_json_result(result))
         return
-    click.echo(tables.terminal_table(tables.comparison_rows(result)))
+    click.echo(result)
     _tell(tables.comparison_notes(result), tables.comparison_warnings(result))
     if json_to:
         write_result(json_to, result)

@@ -303,7 +303,7 @@ def complete_finetuned(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation as plain values, and the files it was written to; prints as a table."""
+    """The result of an evaluation as plain values, and the files it was written to; prints and shows as a table."""
 
     result: dict[str, Any]
     files: list[Path]
@@ -312,6 +312,25 @@ class Evaluation:
         from onceover.retrieval.tables import table_rows, terminal_table
 
         return terminal_table(table_rows(self.result))
+
+    def _repr_html_(self) -> str:
+        from onceover.analysis.results_page import evaluation_html
+
+        return evaluation_html(self.result)
+
+
+class Comparison(dict[str, Any]):
+    """The result of a comparison, a dict of plain values; prints and shows as a table."""
+
+    def __str__(self) -> str:
+        from onceover.retrieval.tables import comparison_rows, terminal_table
+
+        return terminal_table(comparison_rows(self))
+
+    def _repr_html_(self) -> str:
+        from onceover.analysis.results_page import comparison_html
+
+        return comparison_html(self)
 
 
 def evaluate(
@@ -458,7 +477,7 @@ def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[s
     return folder / name
 
 
-def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict[str, Any]:
+def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> Comparison:
     """Compares runs with the first one, query by query; differences come with 95 % intervals.
 
     Args:
@@ -481,7 +500,7 @@ def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | 
     for folder in runs:
         read_provenance(Path(folder))
     opened = {str(folder): read_embeddings(Path(folder) / EMBEDDINGS) for folder in runs}
-    return compare_runs(opened, split, rerank)
+    return Comparison(compare_runs(opened, split, rerank))
 
 
 def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
