@@ -24,7 +24,6 @@ from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
 
 if TYPE_CHECKING:
-    from onceover.extract.dataset import Dataset
     from onceover.extract.dataset.reading import ReadOptions
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
@@ -628,13 +627,20 @@ def _foreign_gallery(
     options: IndexOptions,
 ) -> Gallery:
     """The gallery of a folder's images or a file's captions, which are encoded where that is needed."""
+    from onceover.extract.dataset.alone import read_captions, read_images
     from onceover.heads.foreign import check_gallery_store, foreign_gallery
     from onceover.retrieval.index import check_vanished
     from onceover.retrieval.index.galleries import GALLERIES
 
-    kind = "image" if images else "text"
-    dataset = _dataset_alone(images, captions, options.exclude)
-    items = dataset.ids or dataset.captions
+    if images:
+        kind = "image"
+        dataset = read_images(images, options.exclude)
+        items = dataset.ids
+    else:
+        assert captions is not None, "there are images or captions"
+        kind = "text"
+        dataset = read_captions(captions)
+        items = dataset.captions
     store_file = out / f"{GALLERIES[kind]}.h5"
     check_gallery_store(store_file, kind, dataset.root, options.force)
     if not (options.prune or options.force):
@@ -653,16 +659,6 @@ def _foreign_gallery(
         retry_failures=options.retry_failures,
         prune=options.prune,
     )
-
-
-def _dataset_alone(images: str | Path | None, captions: str | Path | None, exclude: Sequence[str]) -> Dataset:
-    """The images in a folder, or else the captions in a file, as a dataset."""
-    from onceover.extract.dataset.alone import read_captions, read_images
-
-    if images:
-        return read_images(images, exclude)
-    assert captions is not None, "there are images or captions"
-    return read_captions(captions)
 
 
 def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | Path | None = None) -> None:
@@ -913,6 +909,7 @@ def embed(
         (60, 3)
     """
     from onceover.analysis import export as tables
+    from onceover.extract.dataset.alone import read_captions, read_images
     from onceover.heads.foreign import check_gallery_store, foreign_gallery
     from onceover.heads.provenance import check_space
     from onceover.retrieval.embeddings import read_embeddings
@@ -927,9 +924,15 @@ def embed(
     embeddings = read_embeddings(run.folder / EMBEDDINGS)
     check_space(run.folder, run.provenance, embeddings.space)
     check_table(to)
-    dataset = _dataset_alone(images, captions, exclude)
+    if images is not None:
+        kind = "image"
+        dataset = read_images(images, exclude)
+    else:
+        assert captions is not None, "there are images or captions"
+        kind = "text"
+        dataset = read_captions(captions)
     features = to.with_name(f"{to.name}.features.h5")
-    check_gallery_store(features, "image" if images else "text", dataset.root, force)
+    check_gallery_store(features, kind, dataset.root, force)
     for note in dataset.notes:
         say(note)
     gallery = foreign_gallery(

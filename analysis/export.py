@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onceover.analysis.coordinates import map_coordinates
 from onceover.analysis.sources import RunFiles
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import HEADS
@@ -18,6 +20,7 @@ from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.principal_map import PrincipalMap
 from onceover.retrieval.vector_table import VectorTable
 
+_FEWEST = 5  # images that t-SNE has something to say about
 _NOUNS = {"image": "images", "text": "captions"}
 
 
@@ -102,16 +105,16 @@ def _checked_images(source: ImageSource, keys: Sequence[str], sha256: Sequence[s
 
 
 def _tsne_of_all(run: RunFiles, images: np.ndarray) -> np.ndarray | None:
-    """The coordinates on the run's t-SNE map of all images of a split; None where the map shows only some of them."""
-    from onceover.analysis.figures.embedding_map import MAX_IMAGES, tsne_points
-    from onceover.analysis.sources import MIN_PAIRS
+    """The coordinates of all images of a split on the run's t-SNE map, as kept; None where it shows only some."""
+    from onceover.analysis.figures.embedding_map import MAX_IMAGES, _tsne
 
-    if not MIN_PAIRS <= len(images) <= MAX_IMAGES:
+    if not _FEWEST <= len(images) <= MAX_IMAGES:
         return None
     pairs = run.sample_pairs(MAX_IMAGES)
     if not np.array_equal(pairs.images, images):  # some have no caption
         return None
-    return tsne_points(run, pairs)[: len(images)]
+    vectors = np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
+    return map_coordinates(run, pairs, partial(_tsne, vectors, run.seed))[: len(images)]
 
 
 def _principal_points(embeddings: Embeddings, gallery: Gallery) -> np.ndarray:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from onceover.analysis.coordinates import map_coordinates
 from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR
-from onceover.analysis.sources import PairSample, RunFiles
+from onceover.analysis.sources import RunFiles
 
 SOURCE = "run"
 ORDER = 10
@@ -25,11 +25,12 @@ def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
 def draw_map(run: RunFiles, method: str) -> Figure:
     """Draws a map by ``t-SNE`` or ``PCA``; some matched pairs are linked."""
     pairs = run.sample_pairs(MAX_IMAGES)
+    vectors = np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
     if method == "t-SNE":
-        points = tsne_points(run, pairs)
+        points = map_coordinates(run, pairs, partial(_tsne, vectors, run.seed))
         labels = ["t-SNE 1", "t-SNE 2"]
     else:
-        points, labels = _pca(_vectors(run, pairs), run.seed)
+        points, labels = _pca(vectors, run.seed)
     images, captions = np.split(points, 2)
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.add_subplot()
@@ -52,15 +53,6 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     if method == "t-SNE":
         axes.set(xticks=[], yticks=[])
     return figure
-
-
-def tsne_points(run: RunFiles, pairs: PairSample) -> np.ndarray:
-    """The t-SNE coordinates of the images and then of the captions of pairs, float32 (2 * pairs, 2), as kept."""
-    return map_coordinates(run, pairs, partial(_tsne, _vectors(run, pairs), run.seed))
-
-
-def _vectors(run: RunFiles, pairs: PairSample) -> np.ndarray:
-    return np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
 
 
 def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
