@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         index,
         join,
         plot,
+        report,
         search,
         search_many,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "load_run",
     "plot",
     "read_embeddings",
+    "report",
     "search",
     "search_many",
 ]
