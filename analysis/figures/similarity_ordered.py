@@ -67,7 +67,10 @@ def cluster_order(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def telling_words(captions: Sequence[str], groups: np.ndarray) -> dict[int, str]:
-    """The word of each group that its captions hold most beyond the others' share; groups without one are left out."""
+    """The word of each group that tells most of it; groups in which no word comes up often enough are left out.
+
+    That is the word w with the largest p log(p / q), p and q the shares of the group's captions and of all that hold w.
+    """
     words = [set(_WORD.findall(caption.lower())) for caption in captions]
     overall = Counter(word for own in words for word in own)
     named = {}
@@ -76,12 +79,16 @@ def telling_words(captions: Sequence[str], groups: np.ndarray) -> dict[int, str]
         counts = Counter(word for row in members for word in words[row])
         best = max(
             (word for word in counts if counts[word] >= _LEAST_CAPTIONS),
-            key=lambda word: (counts[word] / len(members) - overall[word] / len(captions), word),
+            key=lambda word: (_weight(counts[word] / len(members), overall[word] / len(captions)), word),
             default=None,
         )
         if best is not None:
             named[group] = best
     return named
+
+
+def _weight(share: float, overall: float) -> float:
+    return share * float(np.log(share / overall))
 
 
 def _name_groups(axes: Axes, groups: np.ndarray, captions: Sequence[str]) -> None:

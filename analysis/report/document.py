@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from onceover.analysis.figures import drawings_of
 from onceover.analysis.pages import render
-from onceover.analysis.report.figures import drawing_of, other_figures, sweep
+from onceover.analysis.report.figures import PLACED, drawing_of, other_figures, sweep
 from onceover.analysis.report.files import ReportFiles
 from onceover.analysis.report.health import health
 from onceover.analysis.report.hubs import hubs
@@ -58,13 +59,17 @@ def _queries(files: ReportFiles) -> dict[str, Any]:
     }
 
 
+def _results(files: ReportFiles) -> dict[str, Any]:
+    return evaluation(files) | drawing_of(files, "models")
+
+
 def _ranks(files: ReportFiles) -> dict[str, Any]:
     return rank_bands(files) | drawing_of(files, "ranks")
 
 
 def sections_of(files: ReportFiles) -> list[Section]:
-    """The sections of a report; comparisons and a sweep where they were named."""
-    sections = [Section("run", "What was run", overview), Section("results", "Results", evaluation)]
+    """The sections of a report; comparisons and a sweep where they were named, and figures of other packages."""
+    sections = [Section("run", "What was run", overview), Section("results", "Results", _results)]
     if files.others:
         sections.append(Section("comparison", "Comparison", comparison))
     sections += [
@@ -78,7 +83,8 @@ def sections_of(files: ReportFiles) -> list[Section]:
     if files.sweep is not None:
         sections.append(Section("sweep", "Sweep", sweep))
     sections.append(Section("health", "Health of the feature store", health))
-    sections.append(Section("figures", "More figures", other_figures))
+    if set(drawings_of("run", files.run)) - set(PLACED):
+        sections.append(Section("figures", "More figures", other_figures))
     return sections
 
 

@@ -9,14 +9,13 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from onceover.analysis.drawing import STYLE
-from onceover.analysis.figures import Drawings, drawings_of
+from onceover.analysis.figures import drawings_of
 from onceover.analysis.report.cells import table
 from onceover.analysis.report.files import AbsentError, ReportFiles
-from onceover.analysis.sources import StoreFiles, read_sweep
+from onceover.analysis.sources import read_sweep
 from onceover.base.errors import OnceoverError
-from onceover.base.memory import default_memory
 
-PLACED = ("tsne", "pca", "similarity", "similarity-ordered", "training", "ranks")  # have sections, or are in the map
+PLACED = ("tsne", "pca", "similarity", "similarity-ordered", "training", "ranks", "models")  # elsewhere, or in the map
 _SHOWN = 10  # settings of a sweep
 
 
@@ -34,14 +33,9 @@ def drawing_of(files: ReportFiles, name: str) -> dict[str, Any]:
 
 
 def other_figures(files: ReportFiles) -> dict[str, Any]:
-    """The figures of the run that have no section of their own, and those of its store."""
-    drawings: Drawings = {}
-    for name, draw in drawings_of("run", files.run).items():
-        if name not in PLACED:
-            drawings[name] = draw
-    if not isinstance(files.store, str):
-        drawings |= drawings_of("store", StoreFiles(files.store, default_memory()))
-    return {"figures": [_drawn(name, draw) for name, draw in drawings.items()]}
+    """The figures of the run that have no place of their own: those of other packages."""
+    drawings = drawings_of("run", files.run)
+    return {"figures": [_drawn(name, draw) for name, draw in drawings.items() if name not in PLACED]}
 
 
 def sweep(files: ReportFiles) -> dict[str, Any]:

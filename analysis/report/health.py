@@ -79,5 +79,5 @@ def _near(files: ReportFiles, store: FeatureStore) -> dict[str, Any] | None:
         images = []
         for row in (pair.reported, pair.other):
             images.append(ShownImage(store.image_ids[row], thumbnails[row], f"{store.image_splits[row]}:"))
-        pairs.append({"images": images, "correlation": pair.correlation})
+        pairs.append({"images": images, "cosine": pair.cosine})
     return {"count": len(search.pairs), "reported": search.reported, "others": search.others, "pairs": pairs}

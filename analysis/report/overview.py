@@ -28,8 +28,6 @@ def overview(files: ReportFiles) -> dict[str, Any]:
         "to be reported on": embeddings.report_split,
         "correction for hubs": embeddings.rerank,
         "feature store": str(provenance["store"]),
-        "space": embeddings.space,
-        **{f"fingerprint: {kind}": value for kind, value in embeddings.fingerprints.items()},
         "versions": ", ".join(f"{name} {value}" for name, value in provenance["versions"].items()),
         "report by": f"onceover {__version__}",
     }
@@ -39,9 +37,15 @@ def overview(files: ReportFiles) -> dict[str, Any]:
         described["its feature store"] = describe(files.store.path)
         made = files.store.provenance
         facts = {"data": f"{made['data']} ({made['layout']} layout), encoded {made['created']}"} | facts
+    fingerprints = {"space of the embeddings": embeddings.space}
+    for kind, value in embeddings.fingerprints.items():
+        fingerprints[f"{kind} fingerprint"] = value
     return {
         "facts": facts,
-        "settings": {name: settings[name] for name in ("extract", "model", "training")},
+        "folded": {
+            **{f"Settings: {name}": settings[name] for name in ("extract", "model", "training")},
+            "Fingerprints": fingerprints,
+        },
         "described": described,
         "note": files.store if isinstance(files.store, str) else None,
     }

@@ -112,7 +112,7 @@ def _image_query(searched: SearchedSplit, query: int) -> ImageQuery:
         rank=float(searched.to_text.expected_rank()[query]),
         gallery=len(searched.texts),
         hits=hits,
-        own=[ShownCaption(searched.caption(row), float(scores[row]), True) for row in ranked],
+        own=[ShownCaption(searched.caption(row), float(scores[row])) for row in ranked],
     )
 
 
