@@ -58,7 +58,7 @@ def output_of(notebook, code, kind):
 
 def test_the_tutorial_runs_from_data_to_map(executed):
     notebook, folder = executed
-    for name in ("store.h5", "runs/first/run.json", "figures/tsne.png", "images.parquet"):
+    for name in ("store.h5", "runs/first/run.json", "figures/tsne.png", "report.html", "images.parquet"):
         assert (folder / name).is_file(), name
     line = output_of(notebook, "onceover.extract_features(", "text/plain")
     assert line.startswith("<FeatureStore tutorial/store.h5: 60 images, 300 captions;")
