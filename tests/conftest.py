@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from onceover.base.progress import LOGGER
+from onceover.base.registry import installed
 from onceover.cli import cli
 from onceover.configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
 
@@ -268,8 +269,10 @@ def outside(tmp_path, monkeypatch):
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{number}\nVersion: 1\n")
         (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
         importlib.invalidate_caches()
+        installed.cache_clear()
 
-    return add
+    yield add
+    installed.cache_clear()
 
 
 @pytest.fixture
