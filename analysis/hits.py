@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from onceover.analysis.drawing import STYLE, save_figure
-from onceover.analysis.hits_page import QueryPart, query_parts, title_of
+from onceover.analysis.hits_shown import QueryPart, query_parts, title_of
 from onceover.analysis.sources import PlotError
 
 if TYPE_CHECKING:

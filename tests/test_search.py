@@ -17,7 +17,8 @@ from PIL import Image
 
 from onceover import workflows
 from onceover.analysis.hits import draw_hits, plot_hits
-from onceover.analysis.hits_page import Hits, HitsFile
+from onceover.analysis.hits_page import HitsFile
+from onceover.analysis.hits_shown import Hits
 from onceover.base.outputs import OutputError
 from onceover.heads.checkpoint import load_run
 from onceover.heads.query import QueryEmbedder
