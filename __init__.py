@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.workflows import (
         compare,
+        embed,
         ensemble,
         evaluate,
+        export,
         extract_features,
         fit,
         index,
@@ -49,8 +51,10 @@ __all__ = [
     "OnceoverError",
     "ReadOptions",
     "compare",
+    "embed",
     "ensemble",
     "evaluate",
+    "export",
     "extract_features",
     "fit",
     "index",

@@ -369,6 +369,17 @@ encoder_options = (
     click.option("--image-encoder", metavar="SPEC", help="New location of the image encoder, if it has moved."),
     click.option("--text-encoder", metavar="SPEC", help="New location of the text encoder, if it has moved."),
 )
+neighbours_option = click.option(
+    "--neighbours",
+    type=click.IntRange(0, 1000),
+    default=10,
+    show_default=True,
+    metavar="K",
+    help="Name the K nearest others in each row; 0 leaves these columns out.",
+)
+with_images_option = click.option(
+    "--with-images", is_flag=True, help="Put the bytes of the images into the file, as they are."
+)
 json_option = click.option(
     "--json",
     "json_to",
@@ -392,7 +403,8 @@ def cli() -> None:
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
-    evaluate, compare, ensemble, index, search, plot   work from the stored files
+    evaluate, compare, ensemble, index, search, plot, export   work from the stored files
+    embed     images or captions -> their embeddings, by a run
 
     \b
     Examples:
@@ -968,7 +980,7 @@ def compare(runs, split, rerank, json_to):
     if json_to == "-":
         click.echo(_json_result(result))
         return
-    click.echo(tables.terminal_table(tables.comparison_rows(result)))
+    click.echo(result)
     _tell(tables.comparison_notes(result), tables.comparison_warnings(result))
     if json_to:
         write_result(json_to, result)
@@ -1309,6 +1321,90 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
     else:
         following = command("info", run_dir) if run_dir else None
     done(f"wrote {', '.join(path.name for path in written)} to {out}", following)
+
+
+@cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run folder, as fit writes it.")
+@click.option("--to", required=True, type=FILE, metavar="FILE.parquet", help="Parquet file to write.")
+@click.option(
+    "--kind",
+    type=click.Choice(["image", "text"]),
+    default="image",
+    show_default=True,
+    help="Write a row for each image, or for each caption.",
+)
+@click.option("--split", help="Write only this split. [default: everything]")
+@neighbours_option
+@with_images_option
+@click.option(
+    "--data", type=LOCATION, metavar="DATA", help="New location of the dataset, if it has moved, for --with-images."
+)
+@click.option(
+    "--store", type=FILE, metavar="STORE", help="New location of the run's store, if it has moved, for --with-images."
+)
+def export(run_dir, to, with_images, data, store, **options):
+    """Write a run's images or captions with their embeddings to a Parquet file that other programs open.
+
+    A row has id, path, split, captions, embedding (of length 1), x and y of a map, and its nearest neighbours. It
+    ends by printing the calls that open the file in Hugging Face datasets, DuckDB, LanceDB and embedding-atlas.
+
+    \b
+    Examples:
+      onceover export --run runs/first --to flickr8k.parquet
+      onceover export --run runs/first --to test.parquet --split test --with-images
+      onceover export --run runs/first --to captions.parquet --kind text --neighbours 0
+    """
+    from onceover import workflows
+
+    if (data or store) and not with_images:
+        raise click.UsageError("--data and --store go with --with-images")
+    workflows.export(run_dir, to, with_images=with_images, data=data, store=store, **options)
+    _done_table(to)
+
+
+@cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run whose encoders and heads to use.")
+@click.option("--images", type=LOCATION, metavar="DIR", help="Embed every image in this folder and below it.")
+@click.option("--captions", type=LOCATION, metavar="FILE", help="Embed the captions in this file, one per line.")
+@click.option("--to", required=True, type=FILE, metavar="FILE.parquet", help="Parquet file to write.")
+@neighbours_option
+@with_images_option
+@click.option("--exclude", metavar="GLOB", multiple=True, help="Leave these images and folders alone. Repeatable.")
+@click.option("--force", is_flag=True, help="Replace kept features of other encoders or of another folder.")
+@click.option("--prune", is_flag=True, help="Drop kept features of items that are no longer there.")
+@click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
+@encoder_options[0]
+@encoder_options[1]
+@device_option
+def embed(run_dir, to, images, captions, image_encoder, text_encoder, **options):
+    """Encode new images or captions with a run, and write their embeddings to a Parquet file, without an index.
+
+    The columns are those of export. Run the same command again to resume after an interruption, or to encode only
+    what is new: features are kept beside the file, in FILE.parquet.features.h5.
+
+    \b
+    Examples:
+      onceover embed --run runs/first --images ~/Pictures --to pictures.parquet
+      onceover embed --run runs/first --captions queries.txt --to queries.parquet
+    """
+    from onceover import workflows
+
+    if (images is None) == (captions is None):
+        raise click.UsageError("name either --images or --captions")
+    if captions and (options["with_images"] or options["exclude"]):
+        raise click.UsageError("--with-images and --exclude go with --images")
+    encoders = {"image": image_encoder, "text": text_encoder}
+    workflows.embed(run_dir, to, images=images, captions=captions, encoders=encoders, **options)
+    _done_table(to)
+
+
+def _done_table(path: Path) -> None:
+    """Prints the closing lines of a command that wrote a table: the calls that open it elsewhere."""
+    from onceover.retrieval.open_elsewhere import ways_to_open
+
+    say(f"wrote {path}; open it:")
+    for program, call in ways_to_open(path).items():
+        say(f"{program}: {call}")
 
 
 @cli.command()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from onceover.retrieval.gallery import Gallery
     from onceover.retrieval.search import Hit
 
+NEIGHBOURS = 10  # the nearest others that a row of an exported table names
 _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
 
 
@@ -302,7 +303,7 @@ def complete_finetuned(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation as plain values, and the files it was written to; prints as a table."""
+    """The result of an evaluation as plain values, and the files it was written to; prints and shows as a table."""
 
     result: dict[str, Any]
     files: list[Path]
@@ -311,6 +312,25 @@ class Evaluation:
         from onceover.retrieval.tables import table_rows, terminal_table
 
         return terminal_table(table_rows(self.result))
+
+    def _repr_html_(self) -> str:
+        from onceover.analysis.results_page import evaluation_html
+
+        return evaluation_html(self.result)
+
+
+class Comparison(dict[str, Any]):
+    """The result of a comparison, a dict of plain values; prints and shows as a table."""
+
+    def __str__(self) -> str:
+        from onceover.retrieval.tables import comparison_rows, terminal_table
+
+        return terminal_table(comparison_rows(self))
+
+    def _repr_html_(self) -> str:
+        from onceover.analysis.results_page import comparison_html
+
+        return comparison_html(self)
 
 
 def evaluate(
@@ -457,7 +477,7 @@ def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[s
     return folder / name
 
 
-def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict[str, Any]:
+def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> Comparison:
     """Compares runs with the first one, query by query; differences come with 95 % intervals.
 
     Args:
@@ -480,7 +500,7 @@ def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | 
     for folder in runs:
         read_provenance(Path(folder))
     opened = {str(folder): read_embeddings(Path(folder) / EMBEDDINGS) for folder in runs}
-    return compare_runs(opened, split, rerank)
+    return Comparison(compare_runs(opened, split, rerank))
 
 
 def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
@@ -847,3 +867,147 @@ def plot(
         with _opened(store) as opened:
             return plot_store(opened, out, memory)
     raise WorkflowError("there is nothing to draw: name a run, a store or a sweep")
+
+
+def export(
+    run: Run | str | Path,
+    to: str | Path,
+    *,
+    kind: str = "image",
+    split: str | None = None,
+    neighbours: int = NEIGHBOURS,
+    with_images: bool = False,
+    data: str | Path | None = None,
+    store: str | Path | None = None,
+) -> Path:
+    """Writes a run's images or captions with their embeddings to a Parquet file, which other programs open.
+
+    Args:
+        run: a run, or its folder.
+        to: the .parquet file to write; one that this program wrote is replaced.
+        kind: a row for each ``image``, or for each caption (``text``).
+        split: only this split. neighbours: how many of the nearest others to name in each row.
+        with_images: put the bytes of the images into the file; only where a row is an image.
+        data, store: for ``with_images``, the new location of the dataset and of the run's store, if they have moved.
+
+    Returns:
+        The file.
+
+    Example:
+        >>> file = onceover.export("runs/first", "drawn.parquet", split="test")
+        >>> import pyarrow.parquet
+        >>> table = pyarrow.parquet.read_table(file)
+        >>> table.num_rows, table.column_names[:5]
+        (12, ['id', 'path', 'split', 'caption', 'captions'])
+    """
+    from onceover.analysis import export as tables
+    from onceover.heads.provenance import check_space, read_provenance, store_of
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.vector_table import check_table, write_table
+
+    folder = _folder_of(run)
+    to = Path(to)
+    if with_images and kind != "image":
+        raise WorkflowError("a row that is a caption holds no image; take the kind image, or leave the images out")
+    provenance = read_provenance(folder)
+    embeddings = read_embeddings(folder / EMBEDDINGS)
+    check_space(folder, provenance, embeddings.space)
+    check_table(to)
+    with contextlib.ExitStack() as stack:
+        source = None
+        if with_images:
+            from onceover.extract.layouts import stored_images
+
+            opened = stack.enter_context(_opened(store or store_of(folder, provenance)))
+            source = stored_images(opened, data)
+        table = tables.run_table(folder, provenance, embeddings, kind, split, neighbours)
+        if source is not None:
+            table = tables.with_images(table, source, table.gallery.paths)
+        write_table(to, table)
+    return to
+
+
+def embed(
+    run: Run | str | Path,
+    to: str | Path,
+    *,
+    images: str | Path | None = None,
+    captions: str | Path | None = None,
+    neighbours: int = NEIGHBOURS,
+    with_images: bool = False,
+    exclude: Sequence[str] = (),
+    device: str | None = None,
+    encoders: dict[str, str | None] | None = None,
+    force: bool = False,
+    prune: bool = False,
+    retry_failures: bool = False,
+) -> Path:
+    """Encodes a folder's images or a file's captions, and writes their embeddings to a Parquet file as ``export`` does.
+
+    Their features stay beside it in the store ``TO.features.h5``, so that a call that was interrupted goes on, and a
+    later one encodes only what is new.
+
+    Args:
+        run: the run, or its folder, whose encoders and heads are used.
+        to: the .parquet file to write; one that this program wrote is replaced.
+        images: a folder of images. captions: a text file, one caption per line. Both may be addresses.
+        neighbours: how many of the nearest others to name in each row.
+        with_images: put the bytes of the images into the file.
+        exclude: patterns of images and folders to leave out, such as ``*.gif`` or ``2019/raw``.
+        encoders: by kind, the new location of an encoder that has moved.
+        force: replace features of other encoders or of another folder. prune: drop features of what is gone.
+        retry_failures: retry failed images.
+
+    Returns:
+        The file.
+
+    Example:
+        >>> file = onceover.embed("runs/first", "new.parquet", images="data/images")
+        >>> import pyarrow.parquet
+        >>> pyarrow.parquet.read_table(file, columns=["id", "x", "y"]).shape
+        (60, 3)
+    """
+    from onceover.analysis import export as tables
+    from onceover.extract.dataset.alone import read_captions, read_images
+    from onceover.heads.foreign import check_gallery_store, foreign_gallery
+    from onceover.heads.provenance import check_space
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.vector_table import check_table, write_table
+
+    to = Path(to)
+    if (images is None) == (captions is None):
+        raise WorkflowError("name a folder of images or a file of captions, one of the two")
+    if with_images and images is None:
+        raise WorkflowError("a row that is a caption holds no image; name a folder of images, or leave the images out")
+    run = _run_at(run)
+    embeddings = read_embeddings(run.folder / EMBEDDINGS)
+    check_space(run.folder, run.provenance, embeddings.space)
+    check_table(to)
+    if images is not None:
+        kind = "image"
+        dataset = read_images(images, exclude)
+    else:
+        assert captions is not None, "there are images or captions"
+        kind = "text"
+        dataset = read_captions(captions)
+    features = to.with_name(f"{to.name}.features.h5")
+    check_gallery_store(features, kind, dataset.root, force)
+    for note in dataset.notes:
+        say(note)
+    gallery = foreign_gallery(
+        run,
+        embeddings,
+        dataset,
+        features,
+        rerank="none",
+        device=device,
+        encoders=encoders or {},
+        force=force,
+        retry_failures=retry_failures,
+        prune=prune,
+    )
+    table = tables.gallery_table(run.provenance, embeddings, gallery, neighbours)
+    if with_images:
+        table = tables.with_images(table, dataset.images, gallery.ids)
+    write_table(to, table)
+    return to

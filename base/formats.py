@@ -9,6 +9,7 @@ RUN_VERSION = 6
 SWEEP_FORMAT = "onceover sweep"
 SWEEP_VERSION = 3
 RESULT_FORMAT = "onceover result"
+VECTORS_FORMAT = "onceover vectors"
 INDEX_FORMAT = "onceover index"
 INDEX_VERSION = 1
 ACTIVATIONS_FORMAT = "onceover activations"

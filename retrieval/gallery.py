@@ -86,14 +86,18 @@ class Gallery:
         }
 
     def take(self, rows: np.ndarray) -> "Gallery":
-        """Some of the items; thumbnails are read when one is asked for."""
+        """Some of the items; thumbnails are read when one is asked for.
+
+        Raises:
+            GalleryError: the temporary folder has no room.
+        """
         numbers = np.asarray(rows).tolist()
         thumbnails = None
         if self.thumbnails is not None:
             thumbnails = LazyRows(self.thumbnails.__getitem__, numbers)
         return replace(
             self,
-            vectors=self.vectors[rows],
+            vectors=gathered(self.vectors, rows),
             ids=[self.ids[row] for row in numbers],
             paths=[self.paths[row] for row in numbers],
             captions=[self.captions[row] for row in numbers],
@@ -208,6 +212,18 @@ def with_bias(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
         joined[rows, :-1] = vectors[rows]
         joined[rows, -1] = bias[rows]
     return joined
+
+
+def gathered(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of vectors: in memory, or in a mapped temporary file where they are many.
+
+    Raises:
+        GalleryError: the temporary folder has no room for it.
+    """
+    some = _reserved_array((len(rows), vectors.shape[1]))
+    for start in range(0, len(rows), BLOCK):
+        some[start : start + BLOCK] = vectors[rows[start : start + BLOCK]]
+    return some
 
 
 def _reserved_array(shape: tuple[int, int]) -> np.ndarray:
