@@ -136,9 +136,7 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
     return FeatureStore(extract(data, store, **options).path)
 
 
-def join(
-    stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False
-) -> FeatureStore:
+def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False) -> FeatureStore:
     """Writes the features of several stores of one dataset side by side into one store and returns it, opened.
 
     Nothing is encoded again. An encoder that several stores have in common is taken once; queries pass all encoders.
@@ -307,9 +305,10 @@ class Evaluation:
     files: list[Path]
 
     def __str__(self) -> str:
-        from onceover.retrieval.tables import table_rows, terminal_table
+        from onceover.base.terminal import stdout_encoding, tables_text
+        from onceover.retrieval.tables import evaluation_tables
 
-        return terminal_table(table_rows(self.result))
+        return tables_text(evaluation_tables(self.result), encoding=stdout_encoding())
 
 
 def evaluate(
@@ -738,9 +737,7 @@ def search_many(
     else:
         raise WorkflowError("there is nothing to search: name a run, or an index")
     places = encoders or {}
-    embedder = QueryEmbedder(
-        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
-    )
+    embedder = QueryEmbedder(loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text"))
     searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
     for batch in chain([first], batches):
         if mode == "text2image":
@@ -765,7 +762,7 @@ def plot(
     """Draws the figures of a run, a store or a sweep into the folder ``out`` and returns their files.
 
     Args:
-        out: the folder for the figures, each as PNG and SVG.
+        out: the folder for the figures, each as PNG, SVG and PDF.
         run, store, sweep: what to draw, one of the three.
         split: of a run, the split to draw; by default the reported one.
         memory: of a store, the memory limit in bytes; by default half of the machine's.
@@ -773,7 +770,7 @@ def plot(
     Example:
         >>> files = onceover.plot("figures", store="store.h5")
         >>> sorted(path.name for path in files)
-        ['features.png', 'features.svg']
+        ['features.pdf', 'features.png', 'features.svg']
     """
     from onceover.analysis.figures import plot_run, plot_store, plot_sweep
 
