@@ -1,5 +1,6 @@
 """The contract of figures, over all that are registered, and a figure of another package."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -99,6 +100,17 @@ def check_contract(figure, sources, folder, told):
             with Image.open(path) as image:
                 assert min(image.size) > 200
                 assert len(image.convert("L").getcolors(2**20)) > 10
+
+
+def test_the_check_of_legends_sees_one_over_a_line_or_a_point():
+    for draw in (lambda axes: axes.plot([0, 1], [0, 1], label="a"), lambda axes: axes.scatter([0.5], [0.5], label="a")):
+        for anchor, is_over in (((0.5, 0.5), True), ((0.5, -0.3), False)):
+            figure = Figure()
+            axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1))
+            draw(axes)
+            axes.legend(loc="center", bbox_to_anchor=anchor)
+            with pytest.raises(AssertionError) if is_over else contextlib.nullcontext():
+                check_legends(figure)
 
 
 @pytest.mark.parametrize("name", FIGURES.names())
