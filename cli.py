@@ -38,6 +38,7 @@ from onceover.base.addresses import is_address, path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
 from onceover.base.progress import LOGGER, say, timed, warn
+from onceover.base.terminal import PLAIN, stdout_text
 from onceover.base.threads import bound_threads
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
@@ -418,10 +419,10 @@ def cli() -> None:
 
 
 def _forgiving_streams() -> None:
-    """Prints escapes in place of characters that the terminal cannot show."""
+    """Prints ASCII that reads alike, or escapes, in place of characters that the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=PLAIN)
 
 
 @cli.command()
@@ -720,10 +721,9 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     settings = expand(config_file, overrides, grid, seeds, sample)
     rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory)
     keys = list(settings[0].values)
-    from onceover.retrieval.leaderboard import leaderboard_table, notes
-    from onceover.retrieval.tables import terminal_table
+    from onceover.retrieval.leaderboard import leaderboard_tables, notes
 
-    click.echo(terminal_table(leaderboard_table(rows, keys, most=10)))
+    click.echo(stdout_text(leaderboard_tables(rows, keys, most=10)))
     for note in notes(rows):
         say(note)
     if len(rows) > 10:
@@ -935,9 +935,9 @@ def _json_result(result: dict) -> str:
 
 
 def _print_evaluation(evaluation) -> None:
-    from onceover.retrieval.tables import notes, warnings
+    from onceover.retrieval.tables import evaluation_tables, notes, warnings
 
-    click.echo(evaluation)
+    click.echo(stdout_text(evaluation_tables(evaluation.result)))
     _tell(notes(evaluation.result), warnings(evaluation.result))
 
 
@@ -980,7 +980,7 @@ def compare(runs, split, rerank, json_to):
     if json_to == "-":
         click.echo(_json_result(result))
         return
-    click.echo(result)
+    click.echo(stdout_text(tables.comparison_tables(result)))
     _tell(tables.comparison_notes(result), tables.comparison_warnings(result))
     if json_to:
         write_result(json_to, result)
@@ -1296,7 +1296,7 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 )
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")
-@click.option("--out", required=True, type=DIRECTORY, help="Folder for the figures, each as PNG and SVG.")
+@click.option("--out", required=True, type=DIRECTORY, help="Folder for the figures, each as PNG, SVG and PDF.")
 @click.option("--split", help="Split to draw. [default: the reported one]")
 @memory_option
 def plot(run_dir, store_file, sweep_dir, out, split, memory):

@@ -138,9 +138,7 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
     return FeatureStore(extract(data, store, **options).path)
 
 
-def join(
-    stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False
-) -> FeatureStore:
+def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False) -> FeatureStore:
     """Writes the features of several stores of one dataset side by side into one store and returns it, opened.
 
     Nothing is encoded again. An encoder that several stores have in common is taken once; queries pass all encoders.
@@ -309,9 +307,10 @@ class Evaluation:
     files: list[Path]
 
     def __str__(self) -> str:
-        from onceover.retrieval.tables import table_rows, terminal_table
+        from onceover.base.terminal import stdout_encoding, tables_text
+        from onceover.retrieval.tables import evaluation_tables
 
-        return terminal_table(table_rows(self.result))
+        return tables_text(evaluation_tables(self.result), encoding=stdout_encoding())
 
     def _repr_html_(self) -> str:
         from onceover.analysis.results_page import evaluation_html
@@ -323,9 +322,10 @@ class Comparison(dict[str, Any]):
     """The result of a comparison, a dict of plain values; prints and shows as a table."""
 
     def __str__(self) -> str:
-        from onceover.retrieval.tables import comparison_rows, terminal_table
+        from onceover.base.terminal import stdout_encoding, tables_text
+        from onceover.retrieval.tables import comparison_tables
 
-        return terminal_table(comparison_rows(self))
+        return tables_text(comparison_tables(self), encoding=stdout_encoding())
 
     def _repr_html_(self) -> str:
         from onceover.analysis.results_page import comparison_html
@@ -844,7 +844,7 @@ def plot(
     """Draws the figures of a run, a store or a sweep into the folder ``out`` and returns their files.
 
     Args:
-        out: the folder for the figures, each as PNG and SVG.
+        out: the folder for the figures, each as PNG, SVG and PDF.
         run, store, sweep: what to draw, one of the three.
         split: of a run, the split to draw; by default the reported one.
         memory: of a store, the memory limit in bytes; by default half of the machine's.
@@ -852,7 +852,7 @@ def plot(
     Example:
         >>> files = onceover.plot("figures", store="store.h5")
         >>> sorted(path.name for path in files)
-        ['features.png', 'features.svg']
+        ['features.pdf', 'features.png', 'features.svg']
     """
     from onceover.analysis.figures import plot_run, plot_store, plot_sweep
 

@@ -8,13 +8,22 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from onceover.analysis.coordinates import map_coordinates
-from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR
+from onceover.analysis.drawing import (
+    CAPTION_COLOUR,
+    CAPTION_MARKER,
+    IMAGE_COLOUR,
+    IMAGE_MARKER,
+    NEUTRAL_COLOUR,
+    legend_below,
+)
 from onceover.analysis.sources import RunFiles
 
 SOURCE = "run"
 ORDER = 10
 MAX_IMAGES = 400  # of a split, each with one caption
 LINKED_PAIRS = 40
+_DIGITS = 5  # of unit vectors' coordinates; vectors that agree in them are equal but for rounding
+_FEWEST = 5  # different vectors that t-SNE has something to say about
 
 
 def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
@@ -32,7 +41,7 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     else:
         points, labels = _pca(vectors, run.seed)
     images, captions = np.split(points, 2)
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     axes = figure.add_subplot()
     linked = np.random.default_rng(run.seed).permutation(len(images))[:LINKED_PAIRS]
     lines = LineCollection(
@@ -43,32 +52,54 @@ def draw_map(run: RunFiles, method: str) -> Figure:
         label=f"matched pair ({len(linked)} shown)",
     )
     axes.add_collection(lines)
-    axes.scatter(images[:, 0], images[:, 1], s=16, c=IMAGE_COLOUR, marker="o", linewidths=0, alpha=0.8, label="image")
-    axes.scatter(
-        captions[:, 0], captions[:, 1], s=20, c=CAPTION_COLOUR, marker="^", linewidths=0, alpha=0.8, label="caption"
-    )
-    shown = f"{len(images):,} of {pairs.total:,} images, one caption each"
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=f"{method} of the joint embedding\n{run.split}: {shown}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, markerscale=1.6, handletextpad=0.4)
+    for part, colour, marker, size, label in (
+        (images, IMAGE_COLOUR, IMAGE_MARKER, 16, "image"),
+        (captions, CAPTION_COLOUR, CAPTION_MARKER, 20, "caption"),
+    ):
+        axes.scatter(part[:, 0], part[:, 1], s=size, c=colour, marker=marker, linewidths=0, alpha=0.8, label=label)
+    title = f"{method} of the joint embedding\n{run.split}: {len(images):,} of {pairs.total:,} images, one caption each"
+    equal = len(vectors) - len(_different(vectors)[0])
+    if equal:
+        title += f"\npoints that lie on others, as their vectors are equal: {equal:,} of {len(vectors):,}"
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    axes.set_aspect("equal", adjustable="datalim")
+    legend_below(figure, axes, 3, markerscale=1.6, handletextpad=0.4)
     if method == "t-SNE":
         axes.set(xticks=[], yticks=[])
     return figure
 
 
+def _different(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the different vectors, in their order, and for each vector which of these it is equal to."""
+    rounded = np.round(vectors, _DIGITS) + 0.0  # no negative zeros
+    _, first, numbers = np.unique(rounded, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    places = np.empty(len(order), int)
+    places[order] = np.arange(len(order))
+    return first[order], places[numbers.reshape(-1)]
+
+
 def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """The vectors in two dimensions, float32 (N, 2)."""
+    """The vectors in two dimensions, float32 (N, 2), equal ones at one place; of very few different ones the PCA."""
     from sklearn.manifold import TSNE
 
-    perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))
-    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(vectors)
+    rows, places = _different(vectors)
+    if len(rows) < _FEWEST:
+        return _pca(vectors, seed)[0].astype(np.float32)
+    perplexity = min(30.0, max(1.0, (len(rows) - 1) / 3))
+    model = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
+    return model.fit_transform(vectors[rows])[places]
 
 
 def _pca(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The vectors' first two principal components, (N, 2), and a label for each."""
+    """The vectors' first two principal components, (N, 2), equal ones at one place, and a label for each component."""
     from sklearn.decomposition import PCA
 
+    rows, places = _different(vectors)
+    if len(rows) == 1:
+        return np.zeros((len(vectors), 2)), ["component 1 (no variance)", "component 2 (no variance)"]
     model = PCA(2, random_state=seed).fit(vectors)
     labels = []
     for number, share in enumerate(model.explained_variance_ratio_, 1):
         labels.append(f"component {number} ({100 * share:.0f} % of the variance)")
-    return model.transform(vectors), labels
+    return model.transform(vectors[rows])[places], labels
