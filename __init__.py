@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         index,
         join,
         plot,
+        report,
         search,
         search_many,
     )
@@ -63,6 +64,7 @@ __all__ = [
     "load_run",
     "plot",
     "read_embeddings",
+    "report",
     "search",
     "search_many",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from onceover.analysis.coordinates import map_coordinates
+from onceover.analysis.coordinates import different_rows, map_coordinates, pca, tsne
 from onceover.analysis.drawing import (
     CAPTION_COLOUR,
     CAPTION_MARKER,
@@ -22,8 +22,6 @@ SOURCE = "run"
 ORDER = 10
 MAX_IMAGES = 400  # of a split, each with one caption
 LINKED_PAIRS = 40
-_DIGITS = 5  # of unit vectors' coordinates; vectors that agree in them are equal but for rounding
-_FEWEST = 5  # different vectors that t-SNE has something to say about
 
 
 def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
@@ -36,10 +34,10 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     pairs = run.sample_pairs(MAX_IMAGES)
     vectors = np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
     if method == "t-SNE":
-        points = map_coordinates(run, pairs, partial(_tsne, vectors, run.seed))
+        points = map_coordinates(run, pairs, partial(tsne, vectors, run.seed))
         labels = ["t-SNE 1", "t-SNE 2"]
     else:
-        points, labels = _pca(vectors, run.seed)
+        points, labels = pca(vectors, run.seed)
     images, captions = np.split(points, 2)
     figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     axes = figure.add_subplot()
@@ -58,7 +56,7 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     ):
         axes.scatter(part[:, 0], part[:, 1], s=size, c=colour, marker=marker, linewidths=0, alpha=0.8, label=label)
     title = f"{method} of the joint embedding\n{run.split}: {len(images):,} of {pairs.total:,} images, one caption each"
-    equal = len(vectors) - len(_different(vectors)[0])
+    equal = len(vectors) - len(different_rows(vectors)[0])
     if equal:
         title += f"\npoints that lie on others, as their vectors are equal: {equal:,} of {len(vectors):,}"
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
@@ -67,39 +65,3 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     if method == "t-SNE":
         axes.set(xticks=[], yticks=[])
     return figure
-
-
-def _different(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the different vectors, in their order, and for each vector which of these it is equal to."""
-    rounded = np.round(vectors, _DIGITS) + 0.0  # no negative zeros
-    _, first, numbers = np.unique(rounded, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    places = np.empty(len(order), int)
-    places[order] = np.arange(len(order))
-    return first[order], places[numbers.reshape(-1)]
-
-
-def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """The vectors in two dimensions, float32 (N, 2), equal ones at one place; of very few different ones the PCA."""
-    from sklearn.manifold import TSNE
-
-    rows, places = _different(vectors)
-    if len(rows) < _FEWEST:
-        return _pca(vectors, seed)[0].astype(np.float32)
-    perplexity = min(30.0, max(1.0, (len(rows) - 1) / 3))
-    model = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
-    return model.fit_transform(vectors[rows])[places]
-
-
-def _pca(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The vectors' first two principal components, (N, 2), equal ones at one place, and a label for each component."""
-    from sklearn.decomposition import PCA
-
-    rows, places = _different(vectors)
-    if len(rows) == 1:
-        return np.zeros((len(vectors), 2)), ["component 1 (no variance)", "component 2 (no variance)"]
-    model = PCA(2, random_state=seed).fit(vectors)
-    labels = []
-    for number, share in enumerate(model.explained_variance_ratio_, 1):
-        labels.append(f"component {number} ({100 * share:.0f} % of the variance)")
-    return model.transform(vectors[rows])[places], labels
