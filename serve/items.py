@@ -1,0 +1,155 @@
+"""The items of the galleries by their ids: what the page shows of an image or a caption, and the image itself."""
+
+import io
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onceover.base.errors import OnceoverError
+from onceover.base.progress import LOGGER
+from onceover.extract.pictures import PictureError, decode
+from onceover.retrieval.search import Hit
+from onceover.serve.originals import original
+
+VIEW_SIZE = 1024  # pixels, the longer side of an image in its large view
+_KEPT_VIEWS = 64
+
+
+class NoItemError(OnceoverError):
+    """An item or an image that is not in the galleries."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image with its captions, or a caption with its image.
+
+    Attributes:
+        path: as the dataset or folder names it; never where it lies on this machine.
+        image: the id of the image to show, or None.
+        split: None where the gallery has none.
+    """
+
+    kind: str
+    id: str
+    path: str
+    captions: list[str]
+    image: str | None
+    split: str | None
+
+
+class Items:
+    """Looks items up by kind and id, and gives their images.
+
+    Args:
+        galleries: by kind. splits: by id of an image. root: the folder that the images' paths start from, if any.
+    """
+
+    def __init__(self, galleries: dict[str, Any], splits: dict[str, str], root: Path | None):
+        self._galleries = galleries
+        self._splits = splits
+        self._root = root
+        self._views: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def item(self, kind: str, name: str) -> Item:
+        """The item of a kind with an id.
+
+        Raises:
+            NoItemError: there is none.
+        """
+        values = self._values(kind, name)
+        image = self.image_of(kind, name, values["path"])
+        split = self._splits.get(image or "")
+        return Item(kind, name, shown_path(values["path"], name), values["captions"], image, split)
+
+    def image_of(self, kind: str, name: str, path: str) -> str | None:
+        """The id of the image that an item is, or that a caption belongs to; None where there is none."""
+        if kind == "image":
+            return name
+        return self._image_by_path.get(path)
+
+    def shown(self, kind: str, hit: Hit) -> dict:
+        """A hit as the API gives it."""
+        values = hit.to_dict()
+        values["path"] = shown_path(hit.path, hit.id)
+        values["image"] = self.image_of(kind, hit.id, hit.path)
+        return values
+
+    def thumbnail(self, name: str) -> bytes:
+        """A small JPEG of an image.
+
+        Raises:
+            NoItemError: there is no such image, or none of it was kept and its file is not there.
+        """
+        small = self._values("image", name)["thumbnail"]
+        return small or self.view(name)
+
+    def view(self, name: str) -> bytes:
+        """A JPEG of an image, at most ``VIEW_SIZE`` pixels: of its file, or its thumbnail where that is not there.
+
+        Raises:
+            NoItemError: there is no such image, or nothing to show of it.
+        """
+        values = self._values("image", name)
+        with self._lock:
+            if name in self._views:
+                self._views.move_to_end(name)
+                return self._views[name]
+        made = self._large_view(name, values["path"])
+        if made is None:
+            if not values["thumbnail"]:
+                raise NoItemError("the image's file is not there any more, and no thumbnail of it was kept")
+            return values["thumbnail"]
+        with self._lock:
+            self._views[name] = made
+            while len(self._views) > _KEPT_VIEWS:
+                self._views.popitem(last=False)
+        return made
+
+    def _large_view(self, name: str, path: str) -> bytes | None:
+        """A JPEG of an image's file; None where that is not there, is another one, or cannot be decoded."""
+        gallery = self._galleries["image"]
+        data = original(self._root, path, gallery.contents_of([gallery.row_of(name)])[0])
+        if data is None:
+            return None
+        try:
+            image = decode(data, VIEW_SIZE)
+        except (PictureError, MemoryError) as error:
+            LOGGER.debug("no large view of %s: %s", name, error)
+            return None
+        image.thumbnail((VIEW_SIZE, VIEW_SIZE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=88)
+        return buffer.getvalue()
+
+    def _values(self, kind: str, name: str) -> dict:
+        gallery = self._galleries.get(kind)
+        row = None if gallery is None else gallery.row_of(name)
+        if gallery is None or row is None:
+            noun = "image" if kind == "image" else "caption"
+            raise NoItemError(f"there is no {noun} with this id in the gallery")
+        return gallery.item(row)
+
+    @cached_property
+    def _image_by_path(self) -> dict[str, str]:
+        gallery = self._galleries.get("image")
+        if gallery is None:
+            return {}
+        return {path: name for name, path in paths_by_id(gallery).items() if path}
+
+
+def paths_by_id(gallery: Any) -> dict[str, str]:
+    """The path of each item of a gallery, in memory or on disk, by its id."""
+    if hasattr(gallery, "paths"):
+        return dict(zip(gallery.ids, gallery.paths, strict=True))
+    return dict(zip(gallery.ids(), gallery.living("path"), strict=True))
+
+
+def shown_path(path: str, name: str) -> str:
+    """The path of an item as it is shown: an absolute one, which says where files lie, gives way to the id."""
+    if path.startswith(("/", "\\")) or path[1:3] in (":\\", ":/"):
+        return name
+    return path

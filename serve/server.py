@@ -1,0 +1,139 @@
+"""``onceover serve``: opens what is served, loads the models, and answers until Ctrl-C."""
+
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onceover.base.errors import OnceoverError
+from onceover.base.extras import Extra
+from onceover.base.formats import EMBEDDINGS
+from onceover.base.progress import LOGGER, say, warn
+
+_PACKAGES = (Extra("serve", "fastapi", "fastapi"), Extra("serve", "uvicorn", "uvicorn"))
+_GRACE = 3  # seconds that answers under way get when the server is stopped
+
+
+class ServeError(OnceoverError):
+    """A place where the server cannot listen."""
+
+
+def serve(
+    run: str | Path | None = None,
+    index: str | Path | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    split: str | None = None,
+    rerank: str | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    encoders: dict[str, str | None] | None = None,
+) -> None:
+    """Serves the search page of a run or an index until Ctrl-C.
+
+    Args:
+        host, port: where to listen; port 0 takes a free one.
+        split, rerank: of a run: only this split; the hubness correction.
+        batch_size: queries answered together at most.
+        encoders: by kind, the new location of an encoder that has moved.
+
+    Raises:
+        MissingPackageError: the extra ``serve`` is not installed. ServeError: the port is in use. And those of
+        ``heads.searching.open_collection``.
+    """
+    for package in _PACKAGES:
+        package.imported("onceover serve")
+    from onceover.heads.searching import open_collection
+    from onceover.serve.hosts import is_open
+    from onceover.serve.originals import data_folder
+    from onceover.serve.site import Site
+
+    with contextlib.closing(_listening(host, port)) as listener:
+        say("loading the models")
+        options: dict[str, Any] = {"split": split, "rerank": rerank, "device": device, "encoders": encoders}
+        collection = open_collection(run, index, **options)
+        if index is None:
+            folder = collection.run.folder
+            site = Site(collection, folder, _splits(folder), data_folder(collection.run), batch_size)
+        else:
+            site = Site(collection, Path(index), at_once=batch_size)
+        site.engine.warm_up()
+        if is_open(host):
+            warn(f"{host} is open to the network: everybody who reaches this machine can search and see the images")
+        sizes = {gallery.kind: gallery.size for gallery in site.info().galleries}
+        nouns = {"image": "images", "text": "captions"}
+        counts = ", ".join(f"{size:,} {nouns[kind]}" for kind, size in sizes.items())
+        say(f"ready: {_address(host, listener)} searches {counts}; Ctrl-C stops it")
+        with _quiet_queries():
+            _answer_until_stopped(site, host, listener)
+    say("stopped")
+
+
+def _splits(run: Path) -> dict[str, str]:
+    """The split of each image of a run, by its id."""
+    from onceover.retrieval.embeddings import read_embeddings
+
+    embeddings = read_embeddings(run / EMBEDDINGS)
+    return dict(zip(embeddings.ids, embeddings.splits, strict=True))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a port in use is told before models are loaded.
+
+    Raises:
+        ServeError: the port is in use, or the host is not this machine's.
+    """
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(place[:2], family=family, backlog=256)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = f"the port {port} is in use; name another one: --port {port + 1}"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            reason = f"the port {port} is not open to you; name one from 1024: --port 8000"
+        else:
+            reason = f"{host!r} is no address of this machine ({error.strerror}); --host 127.0.0.1 is"
+        raise ServeError(reason) from error
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    """The address of the page, as a browser on this machine takes it."""
+    port = listener.getsockname()[1]
+    name = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+@contextlib.contextmanager
+def _quiet_queries() -> Iterator[None]:
+    """Within, warnings about single queries are not printed: they would be of every key that somebody types."""
+    before = LOGGER.level
+    if before > logging.DEBUG:
+        LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(before)
+
+
+def _answer_until_stopped(site: Any, host: str, listener: socket.socket) -> None:
+    import uvicorn
+
+    from onceover.serve.api import create_app
+    from onceover.serve.limits import MAX_CONNECTIONS
+
+    config = uvicorn.Config(
+        create_app(site, host),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE,
+        ws="none",
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # raised again when the last answer is given
+        uvicorn.Server(config).run(sockets=[listener])
+    site.close()
