@@ -135,7 +135,7 @@ def _add_page(app: FastAPI) -> None:
     }
     for path, (text, media_type) in files.items():
         answer = functools.partial(_static, text, media_type)
-        app.add_api_route(path, answer, include_in_schema=False, response_class=Response)
+        app.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False, response_class=Response)
 
 
 def page_file(name: str) -> str:

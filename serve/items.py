@@ -11,6 +11,8 @@ from typing import Any
 from onceover.base.errors import OnceoverError
 from onceover.base.progress import LOGGER
 from onceover.extract.pictures import PictureError, decode
+from onceover.retrieval.gallery import Gallery
+from onceover.retrieval.index import Index
 from onceover.retrieval.search import Hit
 from onceover.serve.originals import original
 
@@ -47,7 +49,7 @@ class Items:
         galleries: by kind. splits: by id of an image. root: the folder that the images' paths start from, if any.
     """
 
-    def __init__(self, galleries: dict[str, Any], splits: dict[str, str], root: Path | None):
+    def __init__(self, galleries: dict[str, Gallery | Index], splits: dict[str, str], root: Path | None):
         self._galleries = galleries
         self._splits = splits
         self._root = root
@@ -141,11 +143,15 @@ class Items:
         return {path: name for name, path in paths_by_id(gallery).items() if path}
 
 
-def paths_by_id(gallery: Any) -> dict[str, str]:
+def ids_of(gallery: Gallery | Index) -> list[str]:
+    """The ids of a gallery's items, in memory or on disk."""
+    return gallery.ids if isinstance(gallery, Gallery) else gallery.ids()
+
+
+def paths_by_id(gallery: Gallery | Index) -> dict[str, str]:
     """The path of each item of a gallery, in memory or on disk, by its id."""
-    if hasattr(gallery, "paths"):
-        return dict(zip(gallery.ids, gallery.paths, strict=True))
-    return dict(zip(gallery.ids(), gallery.living("path"), strict=True))
+    paths = gallery.paths if isinstance(gallery, Gallery) else gallery.living("path")
+    return dict(zip(ids_of(gallery), paths, strict=True))
 
 
 def shown_path(path: str, name: str) -> str:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import numpy as np
 
 from onceover.base.progress import LOGGER
+from onceover.serve.items import ids_of, paths_by_id
 from onceover.serve.messages import MapMessage, PointMessage
 
 MAX_IMAGES = 1000
@@ -97,13 +98,13 @@ class EmbeddingMap:
             rows.append(images.vector(row))
             if values["path"]:
                 wanted[values["path"]] = name
-        for name in ids_of(captions) if captions is not None else []:
-            row = captions.row_of(name)
-            values = captions.item(row)
-            image = wanted.pop(values["path"], None)
+        for name, path in paths_by_id(captions).items() if captions is not None else ():
+            image = wanted.pop(path, None)
             if image is None:
                 continue
-            points.append(_Point("caption", name, values["captions"][0], self.splits.get(image), image))
+            row = captions.row_of(name)
+            caption = captions.item(row)["captions"][0]
+            points.append(_Point("caption", name, caption, self.splits.get(image), image))
             rows.append(captions.vector(row))
         return points, np.array(rows, np.float32)
 
@@ -118,11 +119,6 @@ class EmbeddingMap:
             caption=point.caption,
             image=f"api/items/image/thumbnail?id={quote(point.image, safe='')}&stamp={self.stamp}",
         )
-
-
-def ids_of(gallery: Any) -> list[str]:
-    """The ids of a gallery's items, in memory or on disk."""
-    return gallery.ids() if callable(gallery.ids) else gallery.ids
 
 
 def _pca(vectors: np.ndarray) -> np.ndarray:

@@ -316,10 +316,10 @@ function card(hit, index, best) {
   const facts = element("span", "facts");
   if (hit.score !== undefined) {
     const score = element("span", "score");
-    const bar = element("meter");
-    bar.max = best;
-    bar.value = Math.max(hit.score, 0);
-    bar.setAttribute("aria-hidden", "true");
+    const bar = element("span", "bar");
+    const filled = element("span");
+    filled.style.width = `${100 * Math.min(Math.max(hit.score / best, 0), 1)}%`;
+    bar.append(filled);
     score.append(bar, element("span", "number", hit.score.toFixed(3)));
     facts.append(score);
   }
@@ -373,13 +373,14 @@ async function showItem() {
     image.removeAttribute("src");
   }
   const title = byId("item-title");
-  title.textContent = item.kind === "text" ? item.captions[0] : item.path;
+  title.textContent = item.kind === "text" ? item.captions[0] : item.path.slice(item.path.lastIndexOf("/") + 1);
+  title.className = item.kind === "text" ? "" : "file";
   title.dir = "auto";
   const hit = hits.find((other) => other.id === item.id && other.kind === item.kind);
   const facts = [];
   if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${hit.score.toFixed(3)}`);
   if (item.split) facts.push(`split ${item.split}`);
-  if (item.kind === "text" && item.path) facts.push(item.path);
+  if (item.path && (item.kind === "text" || item.path.includes("/"))) facts.push(item.path);
   if (hit?.same?.length) facts.push(`looks the same: ${hit.same.slice(0, 5).join(", ")}`);
   byId("item-facts").textContent = facts.join(" · ");
   byId("item-facts").hidden = !facts.length;

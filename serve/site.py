@@ -11,8 +11,8 @@ from onceover.base.files import digest
 from onceover.heads.searching import Collection
 from onceover.serve.batching import AT_ONCE
 from onceover.serve.engine import Engine
-from onceover.serve.items import Items
-from onceover.serve.map import EmbeddingMap, ids_of
+from onceover.serve.items import Items, ids_of
+from onceover.serve.map import EmbeddingMap
 from onceover.serve.messages import GalleryMessage, InfoMessage, MapMessage, TakesMessage
 
 _SAMPLE = 24  # images that the page shows before there is a query
