@@ -1092,15 +1092,27 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
 @click.option("--queries", metavar="FILE", help="File of queries, one per line; - reads stdin.")
 @click.option(
     "--mode",
-    type=click.Choice(["text2image", "image2text"]),
+    type=click.Choice(["text2image", "image2text", "image2image", "text2text"]),
     default="text2image",
     show_default=True,
-    help="Find images by a text, or captions by an image.",
+    help="What to search by, and what to find: images or texts (captions).",
 )
 @click.option(
-    "--with", "other", metavar="OTHER", help="Mix in an image by its path (text2image), or a text (image2text)."
+    "--with",
+    "with_",
+    multiple=True,
+    metavar="TEXT_OR_IMAGE",
+    help="Mix in a text, or an image by its path or address. Repeatable.",
 )
-@click.option("--weight", type=Fraction(), help="Weight of --query against --with, 0 to 1. [default: 0.5]")
+@click.option(
+    "--weight", type=Fraction(), help="Weight of --query against all of --with together, 0 to 1. [default: 0.5]"
+)
+@click.option(
+    "--minus",
+    multiple=True,
+    metavar="TEXT_OR_IMAGE",
+    help="Subtract a text or an image; all of them together weigh 0.5, against 1 for --query and --with. Repeatable.",
+)
 @click.option(
     "--top-k",
     "--top_k",
@@ -1110,6 +1122,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     show_default=True,
     help="Number of hits per query.",
 )
+@click.option("--min-score", type=float, metavar="X", help="Leave out hits that score less.")
 @click.option("--split", help="Search only this split. [default: everything]")
 @click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Hubness correction. [default: the run's own]")
 @click.option(
@@ -1124,14 +1137,15 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
 @encoder_options[0]
 @encoder_options[1]
 @device_option
-def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style, as_json, out, **options):
-    """Search for images by text, for captions by image, or for either by both together.
+def search(run_dir, index_dir, query, queries, mode, with_, minus, weight, style, as_json, out, **options):
+    """Search for images or captions by text, by image, or by several of them added and subtracted.
 
     \b
     Examples:
       onceover search --run runs/first --query "a dog playing in the park" --out hits.png
       onceover search --run runs/first --query photo.jpg --mode image2text
-      onceover search --run runs/first --query "in the snow" --with photo.jpg --weight 0.4
+      onceover search --run runs/first --query photo.jpg --mode image2image --min-score 0.5
+      onceover search --run runs/first --query "in the snow" --with photo.jpg --weight 0.4 --minus "a car"
       onceover search --index pictures.index --queries queries.txt --format jsonl
     """
     from onceover import workflows
@@ -1142,26 +1156,23 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
         raise click.UsageError("name a --run, or an --index")
     if queries and out:
         raise click.UsageError("--out draws the hits of one --query")
-    if weight is not None and other is None:
+    if weight is not None and not with_:
         raise click.UsageError("--weight is the weight of --query against --with; add --with")
     if as_json and style not in (None, "json"):
         raise click.UsageError(f"--json and --format {style} contradict each other; name one of them")
-    weight = 0.5 if weight is None else weight
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
-    if mode == "text2image" and query is not None:
+    if query is not None and not mode.startswith("image2"):
         query = text_of(query)
-    elif mode == "image2text" and other is not None:
-        other = text_of(other)
-    asked = [query] if queries is None else _read_queries(queries)
+    batches = [[query]] if queries is None else _read_queries(queries)
     encoders = {"image": options.pop("image_encoder"), "text": options.pop("text_encoder")}
-    results = workflows.search_many(
+    results = workflows.search_batches(
         run_dir,
-        asked,
+        batches,
         mode=mode,
-        top_k=top_k,
         index=index_dir,
-        other=other,
+        with_=[_text_or_path(value) for value in with_],
+        minus=[_text_or_path(value) for value in minus],
         weight=weight,
         figure=out,
         encoders=encoders,
@@ -1174,9 +1185,14 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
     )
 
 
-def _read_queries(file: str) -> Iterator[str]:
+def _text_or_path(argument: str) -> str:
+    """The path of a file as it is, and anything else as a text."""
+    return argument if os.path.isfile(argument) else text_of(argument)  # noqa: PTH113 (a text may be too long)
+
+
+def _read_queries(file: str) -> Iterator[list[str]]:
     from onceover.base.files import open_regular
-    from onceover.retrieval.search import read_queries
+    from onceover.retrieval.queries import read_queries
 
     if file == "-":
         yield from read_queries(sys.stdin.buffer, "stdin")
@@ -1236,7 +1252,7 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
     lines = [query] if many else []
     for hit in hits:
         first = hit.captions[0] if hit.captions else "(no caption)"
-        shown = (hit.path, first) if mode == "text2image" else (first, hit.path or "(no image)")
+        shown = (hit.path, first) if mode.endswith("2image") else (first, hit.path or "(no image)")
         again = f"   (and {len(hit.same)} like it: {', '.join(hit.same[:3])})" if hit.same else ""
         lines.append(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
     return "".join(f"{line}\n" for line in lines)

@@ -21,7 +21,7 @@ from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
 from onceover.base.progress import say, warn
-from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
+from onceover.configs.schema import DEFAULT_CONFIG, Config, ExtractConfig, load_config
 
 if TYPE_CHECKING:
     from onceover.extract.dataset.reading import ReadOptions
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from onceover.heads.grid import Setting
     from onceover.retrieval.embeddings import Embeddings
     from onceover.retrieval.gallery import Gallery
-    from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
 _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
@@ -653,12 +652,12 @@ def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | P
         say(line)
 
 
-def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options: Any) -> list[Hit]:
-    """Finds the images that match a text best, or with ``mode="image2text"`` the captions that match an image.
+def search(run: Run | str | Path | None, query: str, *, top_k: int = 5, **options: Any) -> list[Hit]:
+    """Finds the images that match a text best, or by ``mode`` the images or captions that match a text or an image.
 
     Args:
-        run: a run, or its folder.
-        query: a text, or the path of an image (``image2text``).
+        run: a run, or its folder; None where the option ``index`` names the run.
+        query: a text, or the path of an image (``image2text``, ``image2image``).
         top_k: the number of hits.
         options: those of ``search_many``.
 
@@ -676,34 +675,14 @@ def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options: Any)
 
 
 def search_many(
-    run: Run | str | Path | None,
-    queries: Iterable[str],
-    *,
-    mode: str = "text2image",
-    top_k: int = 5,
-    index: str | Path | None = None,
-    other: str | None = None,
-    weight: float = 0.5,
-    split: str | None = None,
-    rerank: str | None = None,
-    figure: str | Path | None = None,
-    device: str | None = None,
-    encoders: dict[str, str | None] | None = None,
+    run: Run | str | Path | None, queries: Iterable[str], **options: Any
 ) -> Iterator[tuple[str, list[Hit]]]:
     """Yields each query with its hits, batch by batch, so that memory does not grow with the number of queries.
 
     Args:
         run: a run, or its folder; None where ``index`` names the run.
-        queries: texts (``text2image``) or paths of images (``image2text``).
-        mode: find images by text (``text2image``) or captions by image (``image2text``).
-        top_k: the number of hits per query.
-        index: search an index, as ``index`` writes it, instead of the run's own images or captions.
-        other: an image's path (``text2image``) or a text (``image2text``) that is mixed into each query.
-        weight: the weight of each query against ``other``, 0 to 1.
-        split: search only this split.
-        rerank: the hubness correction, ``none`` or ``qbnorm``; by default the run's own.
-        figure: draw the hits of the first query to this .png, .svg or .pdf file.
-        encoders: by kind, the new location of an encoder that has moved.
+        queries: texts, or paths of images, as the mode has it.
+        options: those of ``search_batches``.
 
     Example:
         >>> for query, hits in onceover.search_many("runs/first", ["a red circle", "a blue star"], top_k=3):
@@ -711,46 +690,86 @@ def search_many(
         a red circle 3
         a blue star 3
     """
-    from onceover.heads.query import QueryEmbedder
-    from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index.galleries import open_index, run_of
-    from onceover.retrieval.search import Query, Searcher, checked_batches
+    from onceover.retrieval.queries import batched
+
+    return search_batches(run, batched(queries), **options)
+
+
+def search_batches(
+    run: Run | str | Path | None,
+    batches: Iterable[list[str]],
+    *,
+    mode: str = "text2image",
+    top_k: int = 5,
+    min_score: float | None = None,
+    index: str | Path | None = None,
+    with_: str | Sequence[str] = (),
+    minus: str | Sequence[str] = (),
+    weight: float | None = None,
+    split: str | None = None,
+    rerank: str | None = None,
+    figure: str | Path | None = None,
+    device: str | None = None,
+    encoders: dict[str, str | None] | None = None,
+) -> Iterator[tuple[str, list[Hit]]]:
+    """Yields each query with its hits; the queries of a batch are answered before the next batch is asked for.
+
+    Args:
+        run: a run, or its folder; None where ``index`` names the run.
+        batches: texts (``text2…``) or paths of images (``image2…``).
+        mode: what is searched by and what is found: ``text2image``, ``image2text``, ``image2image``, ``text2text``.
+        top_k: the number of hits per query.
+        min_score: leave out hits with a lower score; a note tells where none is left.
+        index: search an index, as ``index`` writes it, instead of the run's own images or captions.
+        with_: texts or paths of images that are mixed into each query, all with the same weight.
+        minus: texts or paths of images that are subtracted from each query; together they weigh 0.5.
+        weight: the weight of each query against all of ``with_``, 0 to 1; by default 0.5.
+        split: search only this split.
+        rerank: the hubness correction, ``none`` or ``qbnorm``; by default the run's own.
+        figure: draw the hits of the first query to this .png, .svg or .pdf file.
+        encoders: by kind, the new location of an encoder that has moved.
+    """
+    from onceover.heads.searching import open_collection
+    from onceover.retrieval.queries import MODES, checked, further_terms, query_of
 
     if figure:
         from onceover.analysis.drawing import check_figure
         from onceover.analysis.hits import plot_hits
 
         check_figure(figure)
-    if other is not None and mode == "text2image" and not path_of(other).is_file():
-        raise ConfigError(f"--with takes an image's path beside a sentence; {other!r} is no file")
-    batches = checked_batches(queries, mode, other)
+    with_ = [with_] if isinstance(with_, str) else with_
+    minus = [minus] if isinstance(minus, str) else minus
+    share = 0.5 if weight is None else weight
+    if not with_:
+        share = 1.0
+    further = further_terms(with_, minus, share)
+    batches = checked(batches, mode)
     first = next(batches, None)  # a wrong query is refused before an encoder is loaded
     if first is None:
         return
-    kind = "image" if mode == "text2image" else "text"
-    gallery: Gallery | Index
-    if index is not None:
-        gallery = open_index(index, kind)
-        loaded = _run_at(run or run_of(Path(index), gallery))
-    elif run is not None:
-        loaded = _run_at(run)
-        gallery = read_embeddings(loaded.folder / EMBEDDINGS).gallery(kind, split, rerank)
-    else:
-        raise WorkflowError("there is nothing to search: name a run, or an index")
-    places = encoders or {}
-    embedder = QueryEmbedder(
-        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
+    kind = MODES[mode].gallery
+    collection = open_collection(
+        run, index, kinds=(kind,), split=split, rerank=rerank, device=device, encoders=encoders
     )
-    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
+    searcher = collection.searcher(kind, thumbnails=figure is not None)
     for batch in chain([first], batches):
-        if mode == "text2image":
-            asked = [Query(text=text, image=other, weight=weight) for text in batch]
-        else:
-            asked = [Query(text=other, image=path, weight=1 - weight) for path in batch]
+        asked = [query_of(query, mode, share, further) for query in batch]
         results = searcher.search_many(asked, top_k)
+        if min_score is not None:
+            results = [_at_least(hits, min_score) for hits in results]
         if figure:
             plot_hits(results[0], asked[0], kind, Path(figure))
         yield from zip(batch, results, strict=True)
+
+
+def _at_least(hits: list[Hit], min_score: float) -> list[Hit]:
+    """The hits that score ``min_score`` or more; a note tells where that leaves none."""
+    from onceover.retrieval.search import at_least
+
+    best = at_least(hits, min_score)
+    if hits and not best:
+        say(f"no hit scores {min_score:g} or more; the best scores {hits[0].score:.3f}")
+    return best
 
 
 def plot(

@@ -16,7 +16,7 @@ from onceover.base.addresses import path_of
 from onceover.extract.pictures import read_picture
 
 if TYPE_CHECKING:
-    from onceover.retrieval.search import Hit, Query
+    from onceover.retrieval.search import Hit, Query, Term
 
 QUERY_SIZE = 640  # pixels, the longer side of a query's image
 _COLUMNS = 5  # images beside each other
@@ -45,12 +45,7 @@ def draw_hits(hits: "list[Hit]", query: "Query", kind: str) -> Figure:
     columns = min(_COLUMNS, len(hits))
     rows = -(-len(hits) // columns)
     figure = Figure(figsize=(2.5 * columns, 3.0 * rows + 0.5), layout="constrained")
-    parts = []
-    if query.text:
-        parts.append(f"“{query.text}”")
-    if query.image:
-        parts.append(path_of(query.image).name)
-    figure.suptitle("\n".join(textwrap.wrap(" + ".join(parts), 30 * columns)))
+    figure.suptitle("\n".join(textwrap.wrap(title_of(query), 30 * columns)))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -93,14 +88,30 @@ def _draw_captions(hits: "list[Hit]", query: "Query") -> Figure:
 
 
 def _draw_query(axes: Axes, query: "Query") -> None:
-    """Draws the query's image, if it has one, with its name and the query's text above."""
+    """Draws the query's first image, if it has one, under the query in words."""
     axes.axis("off")
-    title = []
-    if query.image:
-        image = read_picture(query.image)
+    images = [term.image for term in query.terms if isinstance(term.image, str)]
+    if images:
+        image = read_picture(images[0])
         image.thumbnail((QUERY_SIZE, QUERY_SIZE))
         axes.imshow(image)
-        title.append(path_of(query.image).name)
-    if query.text:
-        title += textwrap.wrap(f"“{query.text}”", 36)
-    axes.set_title("\n".join(title))
+    axes.set_title("\n".join(textwrap.wrap(title_of(query), 36)))
+
+
+def title_of(query: "Query") -> str:
+    """The query in words: texts in quotation marks and images by their names, added (+) and subtracted (-)."""
+    words = ""
+    for term in query.terms:
+        sign = "−" if term.weight < 0 else "+"
+        if words or term.weight < 0:
+            words += f" {sign} "
+        words += _name_of(term)
+    return words.strip()
+
+
+def _name_of(term: "Term") -> str:
+    if term.text is not None:
+        return f"“{term.text}”"
+    if isinstance(term.image, str):
+        return path_of(term.image).name
+    return term.item or "an image"

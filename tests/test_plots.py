@@ -37,10 +37,12 @@ from onceover.base.outputs import OutputError
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.evaluation import evaluate
 from onceover.retrieval.ranks import rank
-from onceover.retrieval.search import Query, Searcher
+from onceover.retrieval.search import Query, Searcher, Term
 
 ROOT = Path(__file__).resolve().parent.parent
 TSNE = embedding_map._tsne
+
+RED = Query((Term(text="a red circle"),))
 
 
 def search(embeddings, kind, top_k):
@@ -220,15 +222,15 @@ def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind
 
 def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):
     hits = search(embeddings, "image", 7)
-    figure = draw_hits(hits, Query(text="a red circle"), "image")
+    figure = draw_hits(hits, RED, "image")
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 7
     with Image.open(drawn / hits[0].path) as picture:
         expected = np.asarray(picture.resize((160, 160)), float)
     assert np.abs(np.asarray(shown[0], float) - expected).mean() < 8
     with pytest.raises(PlotError, match="no-thumbnails"):
-        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], Query(text="a red circle"), "image")
-    for query in (Query(image=str(drawn / "query.jpg")), Query(text="red")):
+        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], RED, "image")
+    for query in (Query((Term(image=str(drawn / "query.jpg")),)), RED):
         assert isinstance(draw_hits(search(embeddings, "text", 5), query, "text"), Figure)
 
 
@@ -351,7 +353,7 @@ def test_a_damaged_thumbnail_is_one_line_and_no_other_format_is_opened(embedding
     hit = search(embeddings, "image", 1)[0]
     for data in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", hit.thumbnail[:200]):
         with pytest.raises(PlotError, match="the thumbnail of .* is damaged; verify the store, or extract again"):
-            draw_hits([dataclasses.replace(hit, thumbnail=data)], Query(text="x"), "image")
+            draw_hits([dataclasses.replace(hit, thumbnail=data)], RED, "image")
 
 
 def test_plotting_loads_no_model(run_dir, tmp_path):
@@ -366,8 +368,9 @@ def test_plotting_loads_no_model(run_dir, tmp_path):
 
 def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
     hits = [dataclasses.replace(hit, captions=[r"a $5__x and $6 {"]) for hit in search(embeddings, "image", 2)]
-    plot_hits(hits, Query(text=r"a $\foo$ b", image=str(drawn / "query.jpg")), "image", tmp_path / "a.png")
-    plot_hits(hits, Query(image=str(drawn / "query.jpg")), "text", tmp_path / "b.svg")
+    query = Query((Term(text=r"a $\foo$ b"), Term(image=str(drawn / "query.jpg"))))
+    plot_hits(hits, query, "image", tmp_path / "a.png")
+    plot_hits(hits, Query((Term(image=str(drawn / "query.jpg")),)), "text", tmp_path / "b.svg")
     assert "a $5__x and $6 {" in (tmp_path / "b.svg").read_text()
 
 
