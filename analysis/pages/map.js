@@ -1,0 +1,565 @@
+"use strict";
+/* An interactive map of images and captions on a canvas: onceoverMap(container, data, options).
+
+   data.points: [{id, kind: "image" | "caption", x: {tsne, pca}, y: {tsne, pca}, split, rank, caption, image, pair}]
+     id is unique; x and y hold the coordinates of one projection or of both; rank (null: unknown) is that of the
+     point's best correct hit; image is an address, or null; pair (optional) is the id of the point to draw a line to.
+   options.onselect(point): called when a point is clicked, or entered by the keyboard.
+   Returns {select(id), position(id)}: shows a point; a point's place in the window, in CSS pixels.
+
+   It builds its own controls, takes its colours from the page's variables (page.css), its looks from map.css, makes no
+   inline style or handler, and so runs under a strict Content-Security-Policy. */
+window.onceoverMap = (() => {
+  const PROJECTIONS = { tsne: "t-SNE", pca: "PCA" };
+  const COLOURINGS = { kind: "kind", split: "split", rank: "rank", word: "word" };
+  const OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
+  // cividis (Nuñez, Anderton and Renslow, 2018) at nine even steps
+  const CIVIDIS = [
+    [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115],
+    [138, 134, 120], [165, 156, 116], [195, 179, 105], [254, 232, 56],
+  ];
+  const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Khmer}\p{Script=Lao}]/u;
+  const MARGIN = 24; // pixels around the points when all are shown
+  const REACH = 14; // pixels from the pointer within which a point is found
+  const MOST_ZOOM = 200;
+  const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  const STEP = 60; // pixels that Shift with an arrow moves the map by
+
+  const number = (value) => value.toLocaleString("en");
+  const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+  const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
+
+  function element(tag, className, text) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  }
+
+  function labelled(text, control) {
+    const label = element("label", "", `${text} `);
+    label.append(control);
+    return label;
+  }
+
+  function choice(names) {
+    const control = element("select");
+    for (const [value, text] of Object.entries(names)) control.append(new Option(text, value));
+    return control;
+  }
+
+  /* A test of captions for a word: its beginning, or anywhere in scripts that put no spaces between words. */
+  function matcher(word) {
+    const wanted = word.trim().toLocaleLowerCase();
+    if (!wanted) return null;
+    if (UNSPACED.test(wanted)) return (caption) => caption.toLocaleLowerCase().includes(wanted);
+    const escaped = wanted.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&");
+    const pattern = new RegExp(`(?<![\\p{L}\\p{N}])${escaped}`, "u");
+    return (caption) => pattern.test(caption.toLocaleLowerCase());
+  }
+
+  class EmbeddingMap {
+    constructor(container, data, options) {
+      this.points = data.points;
+      this.options = options;
+      this.byId = new Map(this.points.map((point) => [point.id, point]));
+      this.splits = [...new Set(this.points.map((point) => point.split))].sort();
+      this.worst = Math.max(1, ...this.points.map((point) => point.rank ?? 1));
+      this.current = null; // the point whose card is open
+      this.pointers = new Map(); // pressed, by their id
+      this.matches = null;
+      this.build(container);
+      this.listen();
+      this.project();
+      this.recolour();
+      new ResizeObserver(() => this.resize()).observe(this.view);
+      this.resize();
+    }
+
+    build(container) {
+      const offered = Object.keys(PROJECTIONS).filter((name) => this.points.some((point) => point.x[name] != null));
+      this.projection = choice(Object.fromEntries(offered.map((name) => [name, PROJECTIONS[name]])));
+      this.colouring = choice(COLOURINGS);
+      this.word = element("input");
+      this.word.type = "search";
+      this.word.placeholder = "e.g. dog";
+      this.word.autocomplete = "off";
+      const bar = element("div", "map-bar");
+      bar.append(labelled("Projection", this.projection), labelled("Colour by", this.colouring));
+      bar.append(labelled("Word", this.word));
+      this.buttons = {};
+      const group = element("div", "map-buttons");
+      for (const [name, sign] of [["Zoom in", "+"], ["Zoom out", "−"], ["Show all", "⤢"]]) {
+        const button = element("button", "", sign);
+        button.type = "button";
+        button.title = name;
+        button.setAttribute("aria-label", name);
+        this.buttons[name] = button;
+        group.append(button);
+      }
+      bar.append(group);
+
+      this.view = element("div", "map-view");
+      this.view.tabIndex = 0;
+      this.view.setAttribute("role", "application");
+      this.canvas = element("canvas");
+      this.canvas.setAttribute("aria-hidden", "true");
+      this.card = element("div", "map-card");
+      this.card.hidden = true;
+      this.view.append(this.canvas, this.card);
+      this.spoken = element("div", "map-spoken");
+      this.spoken.setAttribute("role", "status");
+      this.legend = element("div", "map-legend");
+      const images = this.points.filter((point) => point.kind === "image").length;
+      this.summary = `Map of ${plural(images, "image")} and ${plural(this.points.length - images, "caption")}.`;
+      const keys = "Arrow keys go from point to point, Enter opens one, + and − zoom, 0 shows all.";
+      this.view.setAttribute("aria-label", `${this.summary} ${keys}`);
+      const pointer = "Click or tap the map, then scroll or pinch to zoom and drag to move.";
+      this.help = element("p", "map-help", `${this.summary} ${pointer} ${keys}`);
+      container.classList.add("map");
+      container.replaceChildren(bar, this.view, this.legend, this.help, this.spoken);
+    }
+
+    listen() {
+      this.projection.addEventListener("change", () => {
+        this.project();
+        this.showAll();
+      });
+      this.colouring.addEventListener("change", () => {
+        if (this.colouring.value === "word") this.word.focus();
+        this.recolour();
+      });
+      this.word.addEventListener("input", () => {
+        this.colouring.value = "word";
+        this.recolour();
+      });
+      this.buttons["Zoom in"].addEventListener("click", () => this.zoom(1.5));
+      this.buttons["Zoom out"].addEventListener("click", () => this.zoom(1 / 1.5));
+      this.buttons["Show all"].addEventListener("click", () => this.showAll());
+      this.view.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
+      this.view.addEventListener("pointerdown", (event) => this.onPress(event));
+      this.view.addEventListener("pointermove", (event) => this.onMove(event));
+      this.view.addEventListener("pointerup", (event) => this.onRelease(event));
+      this.view.addEventListener("pointercancel", (event) => this.pointers.delete(event.pointerId));
+      this.view.addEventListener("pointerleave", (event) => {
+        if (event.pointerType === "mouse" && !this.pointers.size) this.open(null);
+      });
+      this.view.addEventListener("keydown", (event) => this.onKey(event));
+      const recolour = () => this.recolour();
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+      matchMedia("print").addEventListener("change", recolour);
+    }
+
+    /* Takes over the chosen projection: coordinates in a square of side 1, and the points that have some. */
+    project() {
+      const name = this.projection.value;
+      this.placed = this.points.filter((point) => Number.isFinite(point.x[name]) && Number.isFinite(point.y[name]));
+      const xs = this.placed.map((point) => point.x[name]);
+      const ys = this.placed.map((point) => point.y[name]);
+      const left = xs.reduce((a, b) => Math.min(a, b), Infinity);
+      const bottom = ys.reduce((a, b) => Math.min(a, b), Infinity);
+      this.width = xs.reduce((a, b) => Math.max(a, b), -Infinity) - left;
+      this.height = ys.reduce((a, b) => Math.max(a, b), -Infinity) - bottom;
+      const side = Math.max(this.width, this.height) || 1;
+      this.width /= side;
+      this.height /= side;
+      this.places = new Map();
+      this.placed.forEach((point, index) => {
+        this.places.set(point, [(xs[index] - left) / side, this.height - (ys[index] - bottom) / side]);
+      });
+      if (!this.places.has(this.current)) this.open(null);
+    }
+
+    resize() {
+      const box = this.view.getBoundingClientRect();
+      if (!box.width || !box.height) return; // not shown at the moment
+      const middle = this.scale ? this.toMap(this.boxWidth / 2, this.boxHeight / 2) : null;
+      const wasFit = !this.scale || this.scale === this.fitScale;
+      this.boxWidth = this.view.clientWidth;
+      this.boxHeight = this.view.clientHeight;
+      this.ratio = window.devicePixelRatio || 1;
+      this.canvas.width = Math.round(this.boxWidth * this.ratio);
+      this.canvas.height = Math.round(this.boxHeight * this.ratio);
+      this.fitScale = Math.max(1, Math.min(
+        (this.boxWidth - 2 * MARGIN) / (this.width || 1), (this.boxHeight - 2 * MARGIN) / (this.height || 1)));
+      if (wasFit) this.showAll();
+      else this.centre(middle);
+    }
+
+    showAll() {
+      if (!this.boxWidth) return;
+      this.fitScale = Math.max(1, Math.min(
+        (this.boxWidth - 2 * MARGIN) / (this.width || 1), (this.boxHeight - 2 * MARGIN) / (this.height || 1)));
+      this.scale = this.fitScale;
+      this.centre([this.width / 2, this.height / 2]);
+    }
+
+    centre([x, y]) {
+      this.left = this.boxWidth / 2 - x * this.scale;
+      this.top = this.boxHeight / 2 - y * this.scale;
+      this.redraw();
+    }
+
+    toMap(x, y) {
+      return [(x - this.left) / this.scale, (y - this.top) / this.scale];
+    }
+
+    /* A point's place in the view, in CSS pixels. */
+    toView(point) {
+      const [x, y] = this.places.get(point);
+      return [x * this.scale + this.left, y * this.scale + this.top];
+    }
+
+    /* Zooms by a factor around a place in the view, by default the open point or the middle. */
+    zoom(factor, around) {
+      if (!this.scale) return;
+      const [x, y] = around ?? (this.current ? this.toView(this.current) : [this.boxWidth / 2, this.boxHeight / 2]);
+      const before = this.scale;
+      this.scale = clamp(before * factor, this.fitScale / 2, this.fitScale * MOST_ZOOM);
+      this.left = x - (x - this.left) * this.scale / before;
+      this.top = y - (y - this.top) * this.scale / before;
+      this.redraw();
+    }
+
+    pan(dx, dy) {
+      this.left += dx;
+      this.top += dy;
+      this.redraw();
+    }
+
+    within(event) {
+      const box = this.canvas.getBoundingClientRect();
+      return [event.clientX - box.left, event.clientY - box.top];
+    }
+
+    onWheel(event) {
+      if (document.activeElement !== this.view && !event.ctrlKey) return; // the page scrolls
+      event.preventDefault();
+      const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 20 : 1;
+      this.zoom(Math.exp(-clamp(event.deltaY * lines, -300, 300) / 400), this.within(event));
+    }
+
+    onPress(event) {
+      if (event.button !== 0) return;
+      this.view.setPointerCapture(event.pointerId);
+      this.pointers.set(event.pointerId, this.within(event));
+      this.moved = this.pointers.size > 1;
+      this.pressedAt = this.within(event);
+    }
+
+    onMove(event) {
+      const now = this.within(event);
+      const before = this.pointers.get(event.pointerId);
+      if (!before) {
+        if (event.pointerType === "mouse") this.open(this.nearest(now));
+        return;
+      }
+      if (!this.moved && Math.hypot(now[0] - this.pressedAt[0], now[1] - this.pressedAt[1]) < 4) return;
+      this.moved = true;
+      if (this.pointers.size === 1) {
+        this.pan(now[0] - before[0], now[1] - before[1]);
+      } else {
+        const other = [...this.pointers].find(([id]) => id !== event.pointerId)[1];
+        const middle = [(before[0] + other[0]) / 2, (before[1] + other[1]) / 2];
+        this.pan((now[0] - before[0]) / 2, (now[1] - before[1]) / 2);
+        const apart = Math.hypot(before[0] - other[0], before[1] - other[1]) || 1;
+        this.zoom(Math.hypot(now[0] - other[0], now[1] - other[1]) / apart, middle);
+      }
+      this.pointers.set(event.pointerId, now);
+    }
+
+    onRelease(event) {
+      if (!this.pointers.delete(event.pointerId) || this.moved) return;
+      const point = this.nearest(this.within(event));
+      const again = point === this.current;
+      this.open(point);
+      // a finger cannot hover: its first tap shows the point, its second opens it
+      if (point && (again || event.pointerType === "mouse")) this.choose(point);
+    }
+
+    onKey(event) {
+      const direction = DIRECTIONS[event.key];
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
+      if (direction && event.shiftKey) this.pan(-direction[0] * STEP, -direction[1] * STEP);
+      else if (direction) this.show(this.current ? this.neighbour(direction) : this.middle());
+      else if (event.key === "+" || event.key === "=") this.zoom(1.5);
+      else if (event.key === "-") this.zoom(1 / 1.5);
+      else if (event.key === "0" || event.key === "Home") this.showAll();
+      else if (event.key === "Escape") this.open(null);
+      else if (event.key === "Enter" && this.current) this.choose(this.current);
+      else return;
+      event.preventDefault();
+    }
+
+    choose(point) {
+      if (this.options.onselect) this.options.onselect(point);
+    }
+
+    /* The point nearest to a place in the view, of those within reach. */
+    nearest([x, y], reach = REACH) {
+      let best = null;
+      let least = reach * reach;
+      for (const point of this.drawn) {
+        const [px, py] = this.toView(point);
+        const distance = (px - x) ** 2 + (py - y) ** 2;
+        if (distance <= least) {
+          best = point; // of equally near ones the last drawn, which lies on top
+          least = distance;
+        }
+      }
+      return best;
+    }
+
+    middle() {
+      return this.nearest([this.boxWidth / 2, this.boxHeight / 2], Infinity);
+    }
+
+    /* The nearest point within 45 degrees of a direction; else the one that is open stays. */
+    neighbour([dx, dy]) {
+      const [x, y] = this.places.get(this.current);
+      let best = this.current;
+      let least = Infinity;
+      for (const point of this.placed) {
+        const [px, py] = this.places.get(point);
+        const along = (px - x) * dx + (py - y) * dy;
+        const across = Math.abs((px - x) * dy) + Math.abs((py - y) * dx);
+        const distance = Math.hypot(along, across);
+        if (along > 0 && across <= along && distance < least) {
+          best = point;
+          least = distance;
+        }
+      }
+      return best;
+    }
+
+    /* Opens a point and brings it into view. */
+    show(point) {
+      if (!point || !this.scale) return;
+      const [x, y] = this.toView(point);
+      const inside = x > MARGIN && y > MARGIN && x < this.boxWidth - MARGIN && y < this.boxHeight - MARGIN;
+      if (!inside) this.centre(this.places.get(point));
+      this.open(point);
+      this.spoken.textContent = `${this.describe(point)}: ${point.caption}`;
+    }
+
+    describe(point) {
+      const facts = [point.kind, point.split];
+      if (point.rank != null) facts.push(`rank ${number(point.rank)}`);
+      return facts.filter(Boolean).join(", ");
+    }
+
+    /* Opens the card of a point, or closes it. */
+    open(point) {
+      if (point === this.current) return;
+      this.current = point;
+      this.card.hidden = !point;
+      this.view.classList.toggle("map-found", Boolean(point));
+      if (point) {
+        const parts = [];
+        if (point.image) {
+          const image = element("img");
+          image.src = point.image;
+          image.alt = "";
+          image.decoding = "sync";
+          parts.push(image);
+        }
+        const caption = element("p", "map-caption", point.caption);
+        caption.dir = "auto";
+        parts.push(caption, element("p", "map-facts", this.describe(point)));
+        const [x, y] = this.places.get(point);
+        const same = this.placed.filter((other) => {
+          const [ox, oy] = this.places.get(other);
+          return ox === x && oy === y;
+        });
+        if (same.length > 1) parts.push(element("p", "map-facts", `and ${number(same.length - 1)} more at this place`));
+        this.card.replaceChildren(...parts);
+      }
+      this.redraw();
+    }
+
+    /* Sets every point's colour, and the legend. */
+    recolour() {
+      const style = getComputedStyle(this.view);
+      const colour = (name) => style.getPropertyValue(name).trim();
+      this.colours = {
+        image: colour("--image"), caption: colour("--caption"), text: colour("--text"), quiet: colour("--quiet"),
+        line: colour("--line"), accent: colour("--accent"), background: colour("--background"),
+      };
+      const test = matcher(this.word.value);
+      this.matches = new Set(test ? this.points.filter((point) => test(point.caption)) : []);
+      const way = this.colouring.value;
+      this.scaleColours = matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches
+        ? CIVIDIS : [...CIVIDIS].reverse(); // the worst ranks stand out from the background
+      const colours = {
+        kind: (point) => this.colours[point.kind],
+        split: (point) => OKABE_ITO[this.splits.indexOf(point.split) % OKABE_ITO.length],
+        rank: (point) => (point.rank == null ? this.colours.line : this.rankColour(point.rank)),
+        word: (point) => (this.matches.has(point) ? this.colours[point.kind] : this.colours.line),
+      };
+      this.colourOf = colours[way];
+      const order = {
+        rank: (point) => point.rank ?? 0,
+        word: (point) => Number(this.matches.has(point)),
+      }[way];
+      this.sorted = order ? [...this.points].sort((a, b) => order(a) - order(b)) : this.points;
+      this.drawLegend(way);
+      this.redraw();
+    }
+
+    rankColour(rank) {
+      const share = this.worst > 1 ? Math.log(Math.max(rank, 1)) / Math.log(this.worst) : 0;
+      const place = share * (this.scaleColours.length - 1);
+      const step = Math.min(Math.floor(place), this.scaleColours.length - 2);
+      const [from, to] = [this.scaleColours[step], this.scaleColours[step + 1]];
+      const mixed = from.map((value, index) => Math.round(value + (to[index] - value) * (place - step)));
+      return `rgb(${mixed.join(",")})`;
+    }
+
+    drawLegend(way) {
+      const parts = [];
+      const plain = this.colours.quiet;
+      if (way === "kind" || way === "word") {
+        parts.push(this.key("image", this.colours.image, "image"), this.key("caption", this.colours.caption, "caption"));
+      } else {
+        parts.push(this.key("image", plain, "image"), this.key("caption", plain, "caption"));
+      }
+      if (way === "split") {
+        this.splits.forEach((split, index) => parts.push(this.key("", OKABE_ITO[index % OKABE_ITO.length], split)));
+      }
+      if (way === "word") {
+        const text = this.word.value.trim()
+          ? `${plural(this.matches.size, "point")} of ${number(this.points.length)} with “${this.word.value.trim()}”`
+          : "Type a word: the points with it keep their colour.";
+        parts.push(element("span", "", text));
+      }
+      if (way === "rank") parts.push(this.rankBar());
+      this.legend.replaceChildren(...parts);
+    }
+
+    /* An entry of the legend: a mark of a kind's shape, or a square, and a text. */
+    key(kind, colour, text) {
+      const entry = element("span", "map-key");
+      const mark = element("canvas");
+      mark.setAttribute("aria-hidden", "true");
+      const ratio = window.devicePixelRatio || 1;
+      mark.width = 14 * ratio;
+      mark.height = 14 * ratio;
+      const pen = mark.getContext("2d");
+      pen.scale(ratio, ratio);
+      pen.fillStyle = colour;
+      pen.beginPath();
+      if (kind) trace(pen, kind, 7, 7, 5);
+      else pen.rect(2, 2, 10, 10);
+      pen.fill();
+      entry.append(mark, text);
+      return entry;
+    }
+
+    /* The scale of ranks, logarithmic, with its ends and powers of ten. */
+    rankBar() {
+      const entry = element("span", "map-key", "rank 1 ");
+      const bar = element("canvas", "map-scale");
+      bar.setAttribute("aria-hidden", "true");
+      bar.width = 160;
+      bar.height = 12;
+      const pen = bar.getContext("2d");
+      for (let x = 0; x < 160; x += 1) {
+        pen.fillStyle = this.rankColour(this.worst ** (x / 159));
+        pen.fillRect(x, 0, 1, 12);
+      }
+      pen.fillStyle = this.colours.background;
+      for (let power = 10; power < this.worst; power *= 10) {
+        pen.fillRect(Math.round(159 * Math.log(power) / Math.log(this.worst)), 0, 1, 12);
+      }
+      entry.append(bar, ` ${number(Math.round(this.worst))} (logarithmic; lines at 10, 100, …)`);
+      return entry;
+    }
+
+    redraw() {
+      if (this.waiting || !this.scale) return;
+      this.waiting = true;
+      requestAnimationFrame(() => {
+        this.waiting = false;
+        this.draw();
+      });
+    }
+
+    get drawn() {
+      return this.sorted.filter((point) => this.places.has(point));
+    }
+
+    draw() {
+      const pen = this.canvas.getContext("2d");
+      pen.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+      pen.clearRect(0, 0, this.boxWidth, this.boxHeight);
+      const radius = clamp(3 * Math.sqrt(Math.sqrt(this.scale / this.fitScale)), 2.5, 8);
+      const outlined = this.colouring.value === "rank";
+      pen.lineWidth = 0.75;
+      pen.strokeStyle = this.colours.quiet;
+      for (const point of this.drawn) {
+        const [x, y] = this.toView(point);
+        if (x < -9 || y < -9 || x > this.boxWidth + 9 || y > this.boxHeight + 9) continue;
+        pen.fillStyle = this.colourOf(point);
+        pen.beginPath();
+        trace(pen, point.kind, x, y, this.matches.has(point) && this.colouring.value === "word" ? radius * 1.6 : radius);
+        pen.fill();
+        if (outlined) pen.stroke();
+      }
+      if (this.current) this.drawCurrent(pen, radius);
+    }
+
+    /* The open point with a ring and a line to its partner, and the card beside it. */
+    drawCurrent(pen, radius) {
+      const [x, y] = this.toView(this.current);
+      const pair = this.byId.get(this.current.pair);
+      pen.lineWidth = 2;
+      pen.strokeStyle = this.colours.text;
+      pen.beginPath();
+      if (pair && this.places.has(pair)) {
+        const [px, py] = this.toView(pair);
+        pen.moveTo(x, y);
+        pen.lineTo(px, py);
+        pen.moveTo(px + radius + 3, py);
+        pen.arc(px, py, radius + 3, 0, 2 * Math.PI);
+      }
+      pen.moveTo(x + radius + 3, y);
+      pen.arc(x, y, radius + 3, 0, 2 * Math.PI);
+      pen.stroke();
+      const { offsetWidth, offsetHeight } = this.card;
+      const fitsRight = x + 14 + offsetWidth <= this.boxWidth;
+      const fitsLeft = x - 14 - offsetWidth >= 0;
+      const pairIsRight = pair && this.places.has(pair) && this.toView(pair)[0] > x;
+      const isRight = fitsRight && !(fitsLeft && pairIsRight);
+      const left = isRight ? x + 14 : Math.max(0, x - 14 - offsetWidth);
+      const top = clamp(y - offsetHeight / 2, 0, Math.max(0, this.boxHeight - offsetHeight));
+      this.card.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
+    }
+  }
+
+  /* Traces a kind's shape: a circle for an image, a triangle for a caption. */
+  function trace(pen, kind, x, y, radius) {
+    if (kind === "image") {
+      pen.moveTo(x + radius, y);
+      pen.arc(x, y, radius, 0, 2 * Math.PI);
+      return;
+    }
+    pen.moveTo(x, y - radius * 1.2);
+    pen.lineTo(x + radius * 1.1, y + radius * 0.8);
+    pen.lineTo(x - radius * 1.1, y + radius * 0.8);
+    pen.closePath();
+  }
+
+  return (container, data, options = {}) => {
+    const map = new EmbeddingMap(container, data, options);
+    return {
+      select(id) {
+        map.show(map.byId.get(id));
+      },
+      position(id) {
+        const box = map.canvas.getBoundingClientRect();
+        const [x, y] = map.toView(map.byId.get(id));
+        return { x: x + box.left, y: y + box.top };
+      },
+    };
+  };
+})();
