@@ -14,14 +14,13 @@ from starlette.exceptions import HTTPException
 from onceover import __version__
 from onceover.analysis import pages
 from onceover.base.errors import OnceoverError
-from onceover.base.files import read_bytes
 from onceover.retrieval.search import Query as SearchQuery
 from onceover.retrieval.search import Term
 from onceover.serve.batching import BusyError
 from onceover.serve.engine import Question
 from onceover.serve.hosts import HostCheck
-from onceover.serve.items import NoItemError
 from onceover.serve.limits import BodyLimit
+from onceover.serve.lookup import NoItemError
 from onceover.serve.messages import (
     ErrorMessage,
     HitsMessage,

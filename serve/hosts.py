@@ -50,6 +50,7 @@ class HostCheck:
             self._names |= {name, f"{name}.local", socket.getfqdn().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or passes it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

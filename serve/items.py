@@ -6,22 +6,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from onceover.base.errors import OnceoverError
 from onceover.base.progress import LOGGER
 from onceover.extract.pictures import PictureError, decode
-from onceover.retrieval.gallery import Gallery
-from onceover.retrieval.index import Index
 from onceover.retrieval.search import Hit
+from onceover.serve.lookup import NoItemError, Served, paths_by_id, row_of
 from onceover.serve.originals import original
 
 VIEW_SIZE = 1024  # pixels, the longer side of an image in its large view
 _KEPT_VIEWS = 64
-
-
-class NoItemError(OnceoverError):
-    """An item or an image that is not in the galleries."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Items:
         galleries: by kind. splits: by id of an image. root: the folder that the images' paths start from, if any.
     """
 
-    def __init__(self, galleries: dict[str, Gallery | Index], splits: dict[str, str], root: Path | None):
+    def __init__(self, galleries: dict[str, Served], splits: dict[str, str], root: Path | None):
         self._galleries = galleries
         self._splits = splits
         self._root = root
@@ -114,7 +106,7 @@ class Items:
     def _large_view(self, name: str, path: str) -> bytes | None:
         """A JPEG of an image's file; None where that is not there, is another one, or cannot be decoded."""
         gallery = self._galleries["image"]
-        data = original(self._root, path, gallery.contents_of([gallery.row_of(name)])[0])
+        data = original(self._root, path, gallery.contents_of([row_of(gallery, name)])[0])
         if data is None:
             return None
         try:
@@ -128,11 +120,10 @@ class Items:
         return buffer.getvalue()
 
     def _values(self, kind: str, name: str) -> dict:
+        """The path, captions and thumbnail of an item."""
         gallery = self._galleries.get(kind)
-        row = None if gallery is None else gallery.row_of(name)
-        if gallery is None or row is None:
-            noun = "image" if kind == "image" else "caption"
-            raise NoItemError(f"there is no {noun} with this id in the gallery")
+        row = row_of(gallery, name)
+        assert gallery is not None, "the row was found in it"
         return gallery.item(row)
 
     @cached_property
@@ -141,17 +132,6 @@ class Items:
         if gallery is None:
             return {}
         return {path: name for name, path in paths_by_id(gallery).items() if path}
-
-
-def ids_of(gallery: Gallery | Index) -> list[str]:
-    """The ids of a gallery's items, in memory or on disk."""
-    return gallery.ids if isinstance(gallery, Gallery) else gallery.ids()
-
-
-def paths_by_id(gallery: Gallery | Index) -> dict[str, str]:
-    """The path of each item of a gallery, in memory or on disk, by its id."""
-    paths = gallery.paths if isinstance(gallery, Gallery) else gallery.living("path")
-    return dict(zip(ids_of(gallery), paths, strict=True))
 
 
 def shown_path(path: str, name: str) -> str:

@@ -2,13 +2,13 @@
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
 
 from onceover.base.progress import LOGGER
-from onceover.serve.items import ids_of, paths_by_id
+from onceover.serve.lookup import Served, ids_of, paths_by_id, row_of
 from onceover.serve.messages import MapMessage, PointMessage
 
 MAX_IMAGES = 1000
@@ -19,7 +19,7 @@ _LEAST_POINTS = 4  # of which t-SNE makes a map
 class _Point:
     """An item on the map: its kind, id, caption and split, and the id of the image to show."""
 
-    kind: str
+    kind: Literal["image", "caption"]
     id: str
     caption: str
     split: str | None
@@ -36,7 +36,7 @@ class EmbeddingMap:
         galleries: by kind; there need be no captions. splits: by id of an image. stamp: of the addresses of images.
     """
 
-    galleries: dict[str, Any]
+    galleries: dict[str, Served]
     splits: dict[str, str]
     stamp: str
     seed: int = 0
@@ -91,18 +91,20 @@ class EmbeddingMap:
         rows = []
         for number in chosen.tolist():
             name = names[number]
-            row = images.row_of(name)
+            row = row_of(images, name)
             values = images.item(row)
             caption = values["captions"][0] if values["captions"] else values["path"]
             points.append(_Point("image", name, caption, self.splits.get(name), name))
             rows.append(images.vector(row))
             if values["path"]:
                 wanted[values["path"]] = name
-        for name, path in paths_by_id(captions).items() if captions is not None else ():
+        if captions is None:
+            return points, np.array(rows, np.float32)
+        for name, path in paths_by_id(captions).items():
             image = wanted.pop(path, None)
             if image is None:
                 continue
-            row = captions.row_of(name)
+            row = row_of(captions, name)
             caption = captions.item(row)["captions"][0]
             points.append(_Point("caption", name, caption, self.splits.get(image), image))
             rows.append(captions.vector(row))
@@ -122,9 +124,10 @@ class EmbeddingMap:
 
 
 def _pca(vectors: np.ndarray) -> np.ndarray:
-    from sklearn.decomposition import PCA
-
-    return PCA(2, random_state=0).fit_transform(vectors)
+    """The vectors' first two principal components, (N, 2)."""
+    centred = vectors - vectors.mean(0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return centred @ directions[:, [-1, -2]]
 
 
 def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:

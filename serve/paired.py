@@ -1,4 +1,4 @@
-"""A gallery whose queries may name items of the other kind's gallery, too: captions by an image, images by a caption."""
+"""A gallery whose queries may name items of the other kind, too: captions by an image, images by a caption."""
 
 import numpy as np
 

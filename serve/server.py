@@ -6,12 +6,17 @@ import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onceover.base.errors import OnceoverError
 from onceover.base.extras import Extra
 from onceover.base.formats import EMBEDDINGS
 from onceover.base.progress import LOGGER, say, warn
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from onceover.serve.site import Site
 
 _PACKAGES = (Extra("serve", "fastapi", "fastapi"), Extra("serve", "uvicorn", "uvicorn"))
 _GRACE = 3  # seconds that answers under way get when the server is stopped
@@ -47,30 +52,58 @@ def serve(
     """
     for package in _PACKAGES:
         package.imported("onceover serve")
-    from onceover.heads.searching import open_collection
     from onceover.serve.hosts import is_open
+
+    with contextlib.closing(listening(host, port)) as listener:
+        say("loading the models")
+        options: dict[str, Any] = {"split": split, "rerank": rerank, "device": device, "encoders": encoders}
+        site = open_site(run, index, batch_size=batch_size, **options)
+        if is_open(host):
+            warn(f"{host} is open to the network: everybody who reaches this machine can search and see the images")
+        nouns = {"image": "images", "text": "captions"}
+        counts = ", ".join(f"{gallery.size:,} {nouns[gallery.kind]}" for gallery in site.info().galleries)
+        say(f"ready: {_address(host, listener)} searches {counts}; Ctrl-C stops it")
+        with _quiet_queries(), contextlib.suppress(KeyboardInterrupt):  # raised when the last answer is given
+            server_of(site, host).run(sockets=[listener])
+        site.close()
+    say("stopped")
+
+
+def open_site(
+    run: str | Path | None, index: str | Path | None = None, *, batch_size: int = 64, **options: Any
+) -> "Site":
+    """Opens what is served of a run or an index, and loads the models; options as ``open_collection``."""
+    from onceover.heads.searching import open_collection
     from onceover.serve.originals import data_folder
     from onceover.serve.site import Site
 
-    with contextlib.closing(_listening(host, port)) as listener:
-        say("loading the models")
-        options: dict[str, Any] = {"split": split, "rerank": rerank, "device": device, "encoders": encoders}
-        collection = open_collection(run, index, **options)
-        if index is None:
-            folder = collection.run.folder
-            site = Site(collection, folder, _splits(folder), data_folder(collection.run), batch_size)
-        else:
-            site = Site(collection, Path(index), at_once=batch_size)
-        site.engine.warm_up()
-        if is_open(host):
-            warn(f"{host} is open to the network: everybody who reaches this machine can search and see the images")
-        sizes = {gallery.kind: gallery.size for gallery in site.info().galleries}
-        nouns = {"image": "images", "text": "captions"}
-        counts = ", ".join(f"{size:,} {nouns[kind]}" for kind, size in sizes.items())
-        say(f"ready: {_address(host, listener)} searches {counts}; Ctrl-C stops it")
-        with _quiet_queries():
-            _answer_until_stopped(site, host, listener)
-    say("stopped")
+    collection = open_collection(run, index, **options)
+    if index is None:
+        folder = collection.run.folder
+        site = Site(collection, folder, _splits(folder), data_folder(collection.run), batch_size)
+    else:
+        site = Site(collection, Path(index), at_once=batch_size)
+    site.engine.warm_up()
+    return site
+
+
+def server_of(site: "Site", host: str) -> "uvicorn.Server":
+    """A server of the page and the API, for requests under the names that belong to ``host``."""
+    import uvicorn
+
+    from onceover.serve.api import create_app
+    from onceover.serve.limits import MAX_CONNECTIONS
+
+    config = uvicorn.Config(
+        create_app(site, host),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE,
+        ws="none",
+    )
+    return uvicorn.Server(config)
 
 
 def _splits(run: Path) -> dict[str, str]:
@@ -81,7 +114,7 @@ def _splits(run: Path) -> dict[str, str]:
     return dict(zip(embeddings.ids, embeddings.splits, strict=True))
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket that listens, so that a port in use is told before models are loaded.
 
     Raises:
@@ -117,23 +150,3 @@ def _quiet_queries() -> Iterator[None]:
         yield
     finally:
         LOGGER.setLevel(before)
-
-
-def _answer_until_stopped(site: Any, host: str, listener: socket.socket) -> None:
-    import uvicorn
-
-    from onceover.serve.api import create_app
-    from onceover.serve.limits import MAX_CONNECTIONS
-
-    config = uvicorn.Config(
-        create_app(site, host),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=_GRACE,
-        ws="none",
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # raised again when the last answer is given
-        uvicorn.Server(config).run(sockets=[listener])
-    site.close()

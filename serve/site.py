@@ -11,7 +11,8 @@ from onceover.base.files import digest
 from onceover.heads.searching import Collection
 from onceover.serve.batching import AT_ONCE
 from onceover.serve.engine import Engine
-from onceover.serve.items import Items, ids_of
+from onceover.serve.items import Items
+from onceover.serve.lookup import Served, ids_of, row_of
 from onceover.serve.map import EmbeddingMap
 from onceover.serve.messages import GalleryMessage, InfoMessage, MapMessage, TakesMessage
 
@@ -68,14 +69,16 @@ class Site:
         galleries = self._collection.galleries
         provenance = self._collection.run.provenance
         names = _sample(ids_of(galleries["image"]), _SAMPLE) if "image" in galleries else []
-        vector = next(iter(galleries.values()))
+        first = next(iter(galleries.values()))
         return InfoMessage(
             version=__version__,
             name=self._name,
             stamp=self.stamp,
             encoders={kind: encoder["encoder"] for kind, encoder in provenance["encoders"].items()},
-            dimension=len(vector.vector(vector.row_of(ids_of(vector)[0]))),
-            galleries=[GalleryMessage(kind=kind, size=len(gallery)) for kind, gallery in galleries.items()],
+            dimension=len(first.vector(row_of(first, ids_of(first)[0]))),
+            galleries=[
+                GalleryMessage.model_validate({"kind": kind, "size": len(galleries[kind])}) for kind in galleries
+            ],
             splits=dict(Counter(self._splits.values())),
             takes=TakesMessage(**self.engine.takes),
             sample=names,
@@ -85,15 +88,15 @@ class Site:
     def _examples(self, names: list[str]) -> list[str]:
         """Short captions of the sample's images, or else of the captions."""
         galleries = self._collection.galleries
+        gallery: Served
         if "text" in galleries:
             gallery = galleries["text"]
             names = _sample(ids_of(gallery), 4 * _SAMPLE)
         else:
             gallery = galleries["image"]
-        texts = []
+        texts: list[str] = []
         for name in names:
-            row = gallery.row_of(name)
-            texts += gallery.item(row)["captions"][:1]
+            texts += gallery.item(row_of(gallery, name))["captions"][:1]
         short = [text for text in dict.fromkeys(texts) if len(text) <= _LONGEST_EXAMPLE]
         return short[:_EXAMPLES]
 
