@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -49,6 +48,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _JPEG: dict[str, Any] = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
 _IMAGES: dict[int | str, dict[str, Any]] = {200: _JPEG, **_ERRORS}
+_PLAIN = {  # by the type of what is wrong, in place of the library's own words
+    "string_pattern_mismatch": "the query is empty; write a text",
+    "json_invalid": "the body is no JSON",
+    "missing": "it is missing",
+    "extra_forbidden": "there is no such setting",
+}
 Id = Annotated[str, Query(min_length=1, max_length=4096, description="The item's id.")]
 Stamp = Annotated[str, Query(max_length=64, description="The stamp of /api/info; with it, the image may be kept.")]
 
@@ -84,7 +89,7 @@ def _add_api(app: FastAPI, site: Site) -> None:
     @app.post("/api/search", responses=_ERRORS)
     async def search(message: SearchMessage) -> HitsMessage:
         """The items that are nearest to a query, best first."""
-        terms = tuple([await run_in_threadpool(_term, term) for term in message.terms])
+        terms = tuple([await run_in_threadpool(_term, term, site) for term in message.terms])
         question = Question(SearchQuery(terms), message.gallery, message.top_k, message.min_score)
         hits = await asyncio.wrap_future(site.engine.ask(question))
         return HitsMessage.model_validate({"hits": [site.items.shown(message.gallery, hit) for hit in hits]})
@@ -110,10 +115,11 @@ def _add_api(app: FastAPI, site: Site) -> None:
         return site.map()
 
 
-def _term(message: TextTerm | ItemTerm | ImageTerm) -> Term:
+def _term(message: TextTerm | ItemTerm | ImageTerm, site: Site) -> Term:
     if isinstance(message, TextTerm):
         return Term(text=message.text, weight=message.weight)
     if isinstance(message, ItemTerm):
+        site.items.check(message.kind, message.item)
         return Term(item=item_name(message.kind, message.item), weight=message.weight)
     return Term(image=uploaded_image(message.image), weight=message.weight)
 
@@ -170,14 +176,9 @@ def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     """A request that is not of the form that the description states: the first thing that is wrong."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = _place(first["loc"])
-    return JSONResponse({"error": f"{where}: {first['msg']}" if where else str(first["msg"])}, 422)
-
-
-def _place(parts: Sequence[str | int]) -> str:
-    """Where in a request something is wrong: ``terms, 1, text``."""
-    names = [str(part) for part in parts if part not in ("body", "query", "path")]
-    return ", ".join(names)
+    where = ", ".join(str(part) for part in first["loc"][1:])  # after the part of the request
+    text = _PLAIN.get(first["type"], first["msg"])
+    return JSONResponse({"error": f"{where}: {text}" if where else text}, 422)
 
 
 def _answer_fault(request: Request, error: Exception) -> JSONResponse:

@@ -50,6 +50,10 @@ class Batcher(Generic[Question, Answer]):
             raise BusyError("too many queries wait for an answer; try again in a moment") from error
         return future
 
+    def waiting(self) -> int:
+        """How many questions wait."""
+        return self._queue.qsize()
+
     def close(self) -> None:
         """Ends the thread when all that waits is answered."""
         self._queue.put(None)

@@ -70,7 +70,8 @@ class Engine:
             SearchError: a query that cannot be embedded, or a gallery that is not there. BusyError: too many wait.
         """
         if question.kind not in self._searchers:
-            raise SearchError(f"there is no gallery {question.kind!r} here; this one has {', '.join(self._searchers)}")
+            nouns = {"image": "images", "text": "captions"}
+            raise SearchError(f"there are no {nouns[question.kind]} here to search; {' and '.join(self.nouns)} there are")
         for term in question.query.terms:
             reason = self.takes.get(term.source[0])
             if reason is not None:

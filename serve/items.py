@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
 from onceover.base.progress import LOGGER
 from onceover.extract.pictures import PictureError, decode
 from onceover.retrieval.search import Hit
@@ -58,6 +59,14 @@ class Items:
         image = self.image_of(kind, name, values["path"])
         split = self._splits.get(image or "")
         return Item(kind, name, shown_path(values["path"], name), values["captions"], image, split)
+
+    def check(self, kind: str, name: str) -> None:
+        """Refuses a name that no item of this kind has.
+
+        Raises:
+            NoItemError: there is none.
+        """
+        row_of(self._galleries.get(kind), name)
 
     def image_of(self, kind: str, name: str, path: str) -> str | None:
         """The id of the image that an item is, or that a caption belongs to; None where there is none."""

@@ -22,7 +22,7 @@ class _Term(BaseModel):
 class TextTerm(_Term):
     """A text."""
 
-    text: str = Field(min_length=1, max_length=MAX_QUERY)
+    text: str = Field(min_length=1, max_length=MAX_QUERY, pattern=r"\S")
 
 
 class ItemTerm(_Term):

@@ -101,6 +101,10 @@ class Site:
         return short[:_EXAMPLES]
 
 
+def _size(kind: str, gallery: Served) -> GalleryMessage:
+    return GalleryMessage.model_validate({"kind": kind, "size": len(gallery)})
+
+
 def _sample(names: list[str], count: int) -> list[str]:
     """Some of the names, the same ones each time."""
     return [names[number] for number in np.random.default_rng(0).permutation(len(names))[:count].tolist()]
