@@ -997,7 +997,11 @@ def ensemble(runs, run_dir, store_file):
 @click.option("--run", "run_dir", type=DIRECTORY, help="Run whose encoders and heads to use. [required to build]")
 @click.option("--index", "index_dir", type=DIRECTORY, help="Index folder to write. [default: index in the run folder]")
 @click.option(
-    "--images", type=LOCATION, metavar="DIR", help="Index the images in this folder or address and its subfolders."
+    "--images",
+    type=LOCATION,
+    multiple=True,
+    metavar="DIR",
+    help="Index the images in this folder or address and its subfolders. Repeatable, for folders of this machine.",
 )
 @click.option(
     "--exclude",
@@ -1050,6 +1054,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
       onceover index --run runs/first
       onceover index --run runs/first --images ~/Pictures --index pictures.index
       onceover index --run runs/first --images ~/Pictures --index pictures.index --exclude '*.gif' --exclude raw
+      onceover index --run runs/first --images ~/Pictures --images /media/disk/photos --index all.index
       onceover index --run runs/first --images s3://bucket/photos --index photos.index
       onceover index --index pictures.index --remove holiday/dog.jpg
     """
@@ -1133,7 +1138,18 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     help="Output format: jsonl has one query per line, csv one hit per line.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
-@click.option("--out", type=FILE, help="Draw the hits of one query to a .png, .svg or .pdf file.")
+@click.option(
+    "--root",
+    type=DIRECTORY,
+    multiple=True,
+    metavar="NEW_FOLDER",
+    help="Where the images are now, if their folder has moved. Repeatable; the first that has a file is taken.",
+)
+@click.option(
+    "--out",
+    type=FILE,
+    help="Draw the hits of one --query to a .png, .svg or .pdf file, or those of all queries to one .html page.",
+)
 @encoder_options[0]
 @encoder_options[1]
 @device_option
@@ -1154,8 +1170,8 @@ def search(run_dir, index_dir, query, queries, mode, with_, minus, weight, style
         raise click.UsageError("name --query or --queries, one of the two")
     if run_dir is None and index_dir is None:
         raise click.UsageError("name a --run, or an --index")
-    if queries and out:
-        raise click.UsageError("--out draws the hits of one --query")
+    if queries and out and out.suffix.lower() != ".html":
+        raise click.UsageError("--out draws the hits of one --query; for --queries name a page: --out hits.html")
     if weight is not None and not with_:
         raise click.UsageError("--weight is the weight of --query against --with; add --with")
     if as_json and style not in (None, "json"):

@@ -24,11 +24,13 @@ from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ExtractConfig, load_config
 
 if TYPE_CHECKING:
+    from onceover.analysis.hits_page import Hits
     from onceover.extract.dataset.reading import ReadOptions
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
     from onceover.heads.grid import Setting
+    from onceover.heads.originals import Originals
     from onceover.retrieval.embeddings import Embeddings
     from onceover.retrieval.gallery import Gallery
     from onceover.retrieval.search import Hit
@@ -533,7 +535,7 @@ def index(
     run: Run | str | Path,
     out: str | Path | None = None,
     *,
-    images: str | Path | None = None,
+    images: str | Path | Sequence[str | Path] | None = None,
     captions: str | Path | None = None,
     split: str | None = None,
     options: IndexOptions | None = None,
@@ -543,8 +545,8 @@ def index(
     Args:
         run: a run, or its folder.
         out: the folder to write; by default ``index`` in the run's folder.
-        images: a folder of images. captions: a text file, one caption per line. Both may be addresses
-            (``s3://bucket/images``). split: only this split of the run's.
+        images: a folder of images, or several. captions: a text file, one caption per line. One alone may be an
+            address (``s3://bucket/images``). split: only this split of the run's.
         options: the type of index, limits and more.
 
     Returns:
@@ -558,7 +560,7 @@ def index(
     """
     from onceover.heads.provenance import check_space, read_provenance
     from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index import check_origin, claim_index
+    from onceover.retrieval.index import check_origin, claim_index, has_grown, source_of
     from onceover.retrieval.index.galleries import GALLERIES, write_gallery
 
     folder = _folder_of(run)
@@ -568,17 +570,21 @@ def index(
     embeddings = read_embeddings(folder / EMBEDDINGS)
     check_space(folder, provenance, embeddings.space)
     origin = str(folder.resolve())
-    source = str(path_of(images or captions or folder).resolve())
+    folders = [images] if isinstance(images, str | Path) or images is None else list(images)
+    folders = [path for path in folders if path]
+    source = source_of([str(path_of(path).resolve()) for path in folders or [captions or folder]])
     if split:
         source += f", split {split}"
-    for kind, foreign in (("image", images), ("text", captions)):
-        if foreign or not (images or captions):
+    is_grown = False
+    for kind, foreign in (("image", folders), ("text", captions)):
+        if foreign or not (folders or captions):
             before = check_origin(out / GALLERIES[kind], source, origin, embeddings.space, force=options.force)
             if options.rerank is None and before:
                 options = replace(options, rerank="qbnorm" if before["biased"] else "none")
+            is_grown = is_grown or (before is not None and has_grown(before["source"], source))
     claim_index(out, GALLERIES.values())  # before anything is encoded
-    if images or captions:
-        galleries = [_foreign_gallery(_run_at(run), embeddings, out, images, captions, options)]
+    if folders or captions:
+        galleries = [_foreign_gallery(_run_at(run), embeddings, out, folders, captions, source, is_grown, options)]
     else:
         galleries = [embeddings.gallery(kind, split, options.rerank) for kind in GALLERIES]
     for gallery in galleries:
@@ -601,19 +607,25 @@ def _foreign_gallery(
     run: Run,
     embeddings: Embeddings,
     out: Path,
-    images: str | Path | None,
+    folders: Sequence[str | Path],
     captions: str | Path | None,
+    source: str,
+    is_grown: bool,
     options: IndexOptions,
 ) -> Gallery:
-    """The gallery of a folder's images or a file's captions, which are encoded where that is needed."""
-    from onceover.extract.dataset.alone import read_captions, read_images
+    """The gallery of folders' images or a file's captions, which are encoded where that is needed.
+
+    Args:
+        source: as the manifest names them. is_grown: whether folders were added to those of the index.
+    """
+    from onceover.extract.dataset.alone import read_captions, read_folders
     from onceover.heads.foreign import check_gallery_store, foreign_gallery
     from onceover.retrieval.index import check_vanished
     from onceover.retrieval.index.galleries import GALLERIES
 
-    if images:
+    if folders:
         kind = "image"
-        dataset = read_images(images, options.exclude)
+        dataset = read_folders(folders, options.exclude)
         items = dataset.ids
     else:
         assert captions is not None, "there are images or captions"
@@ -621,9 +633,9 @@ def _foreign_gallery(
         dataset = read_captions(captions)
         items = dataset.captions
     store_file = out / f"{GALLERIES[kind]}.h5"
-    check_gallery_store(store_file, kind, dataset.root, options.force)
-    if not (options.prune or options.force):
-        check_vanished(out / GALLERIES[kind], items, str(images or captions), options.exclude)
+    check_gallery_store(store_file, kind, dataset.root, options.force or is_grown)
+    if not (options.prune or options.force or is_grown):
+        check_vanished(out / GALLERIES[kind], items, source, options.exclude)
     for note in dataset.notes:
         say(note)
     return foreign_gallery(
@@ -652,7 +664,7 @@ def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | P
         say(line)
 
 
-def search(run: Run | str | Path | None, query: str, *, top_k: int = 5, **options: Any) -> list[Hit]:
+def search(run: Run | str | Path | None, query: str, *, top_k: int = 5, **options: Any) -> Hits:
     """Finds the images that match a text best, or by ``mode`` the images or captions that match a text or an image.
 
     Args:
@@ -660,6 +672,9 @@ def search(run: Run | str | Path | None, query: str, *, top_k: int = 5, **option
         query: a text, or the path of an image (``image2text``, ``image2image``).
         top_k: the number of hits.
         options: those of ``search_many``.
+
+    Returns:
+        The hits, a list that shows itself with images in a notebook.
 
     Example:
         >>> hits = onceover.search("runs/first", "a red circle above a blue star", top_k=2)
@@ -669,20 +684,20 @@ def search(run: Run | str | Path | None, query: str, *, top_k: int = 5, **option
         >>> len(captions)
         5
     """
-    results = search_many(run, [query], top_k=top_k, **options)
-    _, hits = next(iter(results))
+    [(_, hits)] = search_many(run, [query], top_k=top_k, **options)
     return hits
 
 
 def search_many(
     run: Run | str | Path | None, queries: Iterable[str], **options: Any
-) -> Iterator[tuple[str, list[Hit]]]:
+) -> Iterator[tuple[str, Hits]]:
     """Yields each query with its hits, batch by batch, so that memory does not grow with the number of queries.
 
     Args:
         run: a run, or its folder; None where ``index`` names the run.
         queries: texts, or paths of images, as the mode has it.
-        options: those of ``search_batches``.
+        options: those of ``search_batches``: ``mode``, ``top_k``, ``min_score``, ``index``, ``with_``, ``minus``,
+            ``weight``, ``split``, ``rerank``, ``root``, ``figure``, ``device``, ``encoders``.
 
     Example:
         >>> for query, hits in onceover.search_many("runs/first", ["a red circle", "a blue star"], top_k=3):
@@ -708,10 +723,11 @@ def search_batches(
     weight: float | None = None,
     split: str | None = None,
     rerank: str | None = None,
+    root: str | Path | Sequence[str | Path] = (),
     figure: str | Path | None = None,
     device: str | None = None,
     encoders: dict[str, str | None] | None = None,
-) -> Iterator[tuple[str, list[Hit]]]:
+) -> Iterator[tuple[str, Hits]]:
     """Yields each query with its hits; the queries of a batch are answered before the next batch is asked for.
 
     Args:
@@ -726,17 +742,18 @@ def search_batches(
         weight: the weight of each query against all of ``with_``, 0 to 1; by default 0.5.
         split: search only this split.
         rerank: the hubness correction, ``none`` or ``qbnorm``; by default the run's own.
-        figure: draw the hits of the first query to this .png, .svg or .pdf file.
+        root: the folder, or folders, that the images are in now, if they have moved.
+        figure: draw the hits of the first query to this .png, .svg or .pdf file, or those of all queries to this .html
+            file, once the last query is answered.
         encoders: by kind, the new location of an encoder that has moved.
     """
+    from onceover.analysis.hits_page import Hits, HitsFile
+    from onceover.heads.originals import Originals
     from onceover.heads.searching import open_collection
     from onceover.retrieval.queries import MODES, checked, further_terms, query_of
 
-    if figure:
-        from onceover.analysis.drawing import check_figure
-        from onceover.analysis.hits import plot_hits
-
-        check_figure(figure)
+    kind = MODES[mode].gallery
+    drawing = HitsFile(figure, kind) if figure else None
     with_ = [with_] if isinstance(with_, str) else with_
     minus = [minus] if isinstance(minus, str) else minus
     share = 0.5 if weight is None else weight
@@ -747,29 +764,48 @@ def search_batches(
     first = next(batches, None)  # a wrong query is refused before an encoder is loaded
     if first is None:
         return
-    kind = MODES[mode].gallery
     collection = open_collection(
         run, index, kinds=(kind,), split=split, rerank=rerank, device=device, encoders=encoders
     )
-    searcher = collection.searcher(kind, thumbnails=figure is not None)
+    originals = Originals(collection, kind, [root] if isinstance(root, str | Path) else root)
+    searcher = collection.searcher(kind)
+    is_warned = False
     for batch in chain([first], batches):
         asked = [query_of(query, mode, share, further) for query in batch]
-        results = searcher.search_many(asked, top_k)
-        if min_score is not None:
-            results = [_at_least(hits, min_score) for hits in results]
-        if figure:
-            plot_hits(results[0], asked[0], kind, Path(figure))
+        results = []
+        for hits in searcher.search_many(asked, top_k):
+            placed = [replace(hit, path=originals.place(hit.path)) for hit in hits]
+            results.append(Hits(_at_least(placed, min_score), kind, originals.image))
+        is_warned = is_warned or _warn_of_moved(originals, list(chain.from_iterable(results)))
+        if drawing:
+            drawing.add(asked, results)
         yield from zip(batch, results, strict=True)
+    if drawing:
+        drawing.finish()
 
 
-def _at_least(hits: list[Hit], min_score: float) -> list[Hit]:
+def _at_least(hits: list[Hit], min_score: float | None) -> list[Hit]:
     """The hits that score ``min_score`` or more; a note tells where that leaves none."""
     from onceover.retrieval.search import at_least
 
+    if min_score is None:
+        return hits
     best = at_least(hits, min_score)
     if hits and not best:
         say(f"no hit scores {min_score:g} or more; the best scores {hits[0].score:.3f}")
     return best
+
+
+def _warn_of_moved(originals: Originals, hits: list[Hit]) -> bool:
+    """Warns, and returns that it did, where the files of some hits are not there."""
+    missing = originals.missing(hits)
+    if missing:
+        where = " or ".join(originals.folders)
+        warn(
+            f"{len(missing):,} of {len(hits):,} hits have no file: {missing[0].path} is not there; if {where} has "
+            "moved, name its new place: --root NEW_FOLDER"
+        )
+    return bool(missing)
 
 
 def plot(
