@@ -1284,6 +1284,9 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 @click.option("--split", help="Serve only this split. [default: everything]")
 @click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Hubness correction. [default: the run's own]")
 @click.option(
+    "--root", "roots", type=DIRECTORY, multiple=True, help="New location of the images, if they have moved. Repeatable."
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=64,

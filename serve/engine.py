@@ -12,7 +12,7 @@ from onceover.serve.batching import AT_ONCE, Batcher
 from onceover.serve.limits import MAX_WAITING
 from onceover.serve.paired import Paired
 
-KINDS = ("image", "text")
+_NOUNS = {"image": "images", "text": "captions"}
 _WARM_UP = "a dog playing in the park"
 
 
@@ -70,8 +70,7 @@ class Engine:
             SearchError: a query that cannot be embedded, or a gallery that is not there. BusyError: too many wait.
         """
         if question.kind not in self._searchers:
-            nouns = {"image": "images", "text": "captions"}
-            raise SearchError(f"there are no {nouns[question.kind]} here to search; {' and '.join(self.nouns)} there are")
+            raise SearchError(f"there are no {_NOUNS[question.kind]} here to search; search the other gallery")
         for term in question.query.terms:
             reason = self.takes.get(term.source[0])
             if reason is not None:

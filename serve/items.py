@@ -3,15 +3,17 @@
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from onceover.base.progress import LOGGER
-from onceover.extract.pictures import PictureError, decode
+from PIL import Image
+
+from onceover.heads.originals import Originals
+from onceover.heads.searching import Collection
 from onceover.retrieval.search import Hit
-from onceover.serve.lookup import NoItemError, Served, paths_by_id, row_of
-from onceover.serve.originals import original
+from onceover.serve.lookup import NoItemError, paths_by_id, row_of
 
 VIEW_SIZE = 1024  # pixels, the longer side of an image in its large view
 _KEPT_VIEWS = 64
@@ -39,13 +41,13 @@ class Items:
     """Looks items up by kind and id, and gives their images.
 
     Args:
-        galleries: by kind. splits: by id of an image. root: the folder that the images' paths start from, if any.
+        splits: by id of an image. roots: folders that the images may have moved to.
     """
 
-    def __init__(self, galleries: dict[str, Served], splits: dict[str, str], root: Path | None):
-        self._galleries = galleries
+    def __init__(self, collection: Collection, splits: dict[str, str], roots: Sequence[str | Path]):
+        self._galleries = collection.galleries
         self._splits = splits
-        self._root = root
+        self._originals = Originals(collection, "image", roots) if "image" in collection.galleries else None
         self._views: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -97,36 +99,18 @@ class Items:
             NoItemError: there is no such image, or nothing to show of it.
         """
         values = self._values("image", name)
+        assert self._originals is not None, "there are images"
         with self._lock:
-            if name in self._views:
-                self._views.move_to_end(name)
-                return self._views[name]
-        made = self._large_view(name, values["path"])
-        if made is None:
-            if not values["thumbnail"]:
-                raise NoItemError("the image's file is not there any more, and no thumbnail of it was kept")
-            return values["thumbnail"]
-        with self._lock:
-            self._views[name] = made
+            if name not in self._views:
+                hit = Hit(1, 0.0, name, self._originals.place(values["path"]), [])
+                image = self._originals.image(hit, VIEW_SIZE)
+                if image is None:
+                    raise NoItemError("the image's file is not there any more, and no thumbnail of it was kept")
+                self._views[name] = _jpeg(image)
+            self._views.move_to_end(name)
             while len(self._views) > _KEPT_VIEWS:
                 self._views.popitem(last=False)
-        return made
-
-    def _large_view(self, name: str, path: str) -> bytes | None:
-        """A JPEG of an image's file; None where that is not there, is another one, or cannot be decoded."""
-        gallery = self._galleries["image"]
-        data = original(self._root, path, gallery.contents_of([row_of(gallery, name)])[0])
-        if data is None:
-            return None
-        try:
-            image = decode(data, VIEW_SIZE)
-        except (PictureError, MemoryError) as error:
-            LOGGER.debug("no large view of %s: %s", name, error)
-            return None
-        image.thumbnail((VIEW_SIZE, VIEW_SIZE))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=88)
-        return buffer.getvalue()
+            return self._views[name]
 
     def _values(self, kind: str, name: str) -> dict:
         """The path, captions and thumbnail of an item."""
@@ -141,6 +125,12 @@ class Items:
         if gallery is None:
             return {}
         return {path: name for name, path in paths_by_id(gallery).items() if path}
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
 
 
 def shown_path(path: str, name: str) -> str:

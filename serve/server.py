@@ -4,7 +4,7 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ def serve(
     port: int = 8000,
     split: str | None = None,
     rerank: str | None = None,
+    roots: Sequence[str | Path] = (),
     batch_size: int = 64,
     device: str | None = None,
     encoders: dict[str, str | None] | None = None,
@@ -43,6 +44,7 @@ def serve(
     Args:
         host, port: where to listen; port 0 takes a free one.
         split, rerank: of a run: only this split; the hubness correction.
+        roots: folders that the images may have moved to.
         batch_size: queries answered together at most.
         encoders: by kind, the new location of an encoder that has moved.
 
@@ -57,7 +59,7 @@ def serve(
     with contextlib.closing(listening(host, port)) as listener:
         say("loading the models")
         options: dict[str, Any] = {"split": split, "rerank": rerank, "device": device, "encoders": encoders}
-        site = open_site(run, index, batch_size=batch_size, **options)
+        site = open_site(run, index, roots=roots, batch_size=batch_size, **options)
         if is_open(host):
             warn(f"{host} is open to the network: everybody who reaches this machine can search and see the images")
         nouns = {"image": "images", "text": "captions"}
@@ -70,19 +72,21 @@ def serve(
 
 
 def open_site(
-    run: str | Path | None, index: str | Path | None = None, *, batch_size: int = 64, **options: Any
+    run: str | Path | None,
+    index: str | Path | None = None,
+    *,
+    roots: Sequence[str | Path] = (),
+    batch_size: int = 64,
+    **options: Any,
 ) -> "Site":
     """Opens what is served of a run or an index, and loads the models; options as ``open_collection``."""
     from onceover.heads.searching import open_collection
-    from onceover.serve.originals import data_folder
     from onceover.serve.site import Site
 
     collection = open_collection(run, index, **options)
-    if index is None:
-        folder = collection.run.folder
-        site = Site(collection, folder, _splits(folder), data_folder(collection.run), batch_size)
-    else:
-        site = Site(collection, Path(index), at_once=batch_size)
+    folder = collection.run.folder if index is None else Path(index)
+    splits = _splits(folder) if index is None else {}
+    site = Site(collection, folder, splits, roots, batch_size)
     site.engine.warm_up()
     return site
 

@@ -1,6 +1,7 @@
 """All that one server serves: the engine, the items, the map, and what the page says about them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Site:
     Args:
         source: the folder of the run or index.
         splits: by id of an image, where they are known.
-        root: the folder that the images' paths start from; None where they are absolute.
+        roots: folders that the images may have moved to.
         at_once: queries answered together at most.
 
     Attributes:
@@ -40,7 +41,7 @@ class Site:
         collection: Collection,
         source: Path,
         splits: dict[str, str] | None = None,
-        root: Path | None = None,
+        roots: Sequence[str | Path] = (),
         at_once: int = AT_ONCE,
     ):
         self._collection = collection
@@ -49,7 +50,7 @@ class Site:
         sizes = [[kind, len(gallery)] for kind, gallery in collection.galleries.items()]
         self.stamp = digest([str(source.resolve()), collection.embedder.space, sizes])[:16]
         self.engine = Engine(collection, at_once)
-        self.items = Items(collection.galleries, self._splits, root)
+        self.items = Items(collection, self._splits, roots)
         self._map = EmbeddingMap(collection.galleries, self._splits, self.stamp)
 
     def info(self) -> InfoMessage:
