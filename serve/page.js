@@ -120,14 +120,13 @@ function titleOf(shown) {
 
 const labelOf = (term) => (term.kind === "upload" ? uploads.get(term.value).name : term.value);
 
-/* Changes the state. `typing`: part of a change that goes on, as each key is; it has no entry of its own in the
-   browser's history, and is answered when there has been no further one for a moment. */
-function go(changes, { typing = false } = {}) {
-  const begins = typing && !history.state?.typing;
+/* Changes the state. `typing` names what goes on changing, as a text does with each key: all of it has one entry in the
+   browser's history, and is answered when there has been no further change for a moment. */
+function go(changes, { typing = "" } = {}) {
+  const goesOn = Boolean(typing) && history.state?.typing === typing;
   state = { ...state, ...changes };
-  if (begins || !typing) writeAddress(false);
-  else writeAddress(true);
-  if (typing) history.replaceState({ ...history.state, typing: true }, "");
+  writeAddress(goesOn);
+  history.replaceState({ ...history.state, typing }, "");
   show();
   ask(typing ? DEBOUNCE : 0);
 }
@@ -558,8 +557,10 @@ function drawMap(data) {
   if (map !== "asked for" && !data.is_complete) return; // still the same points
   const shown = data.images < data.of ? `A sample of ${data.images.toLocaleString("en")} of the ${plural(data.of, "image")}`
     : plural(data.images, "image");
+  const captions = data.points.length - data.images;
+  const each = captions === data.images ? ", with a caption each" : captions ? `, and ${plural(captions, "caption")}` : "";
   const more = data.is_complete ? "" : " t-SNE is being computed; this is PCA.";
-  byId("map-status").textContent = `${shown}, with a caption each where there is one.${more}`;
+  byId("map-status").textContent = `${shown}${each}.${more}`;
   map = window.onceoverMap(byId("map"), data, {
     onselect(point) {
       opener = null;
@@ -572,10 +573,10 @@ function drawMap(data) {
 
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (history.state?.typing) history.replaceState({ ...history.state, typing: false }, "");
+  history.replaceState({ ...history.state, typing: "" }, "");
   ask(0);
 });
-byId("text").addEventListener("input", () => go({ text: byId("text").value }, { typing: true }));
+byId("text").addEventListener("input", () => go({ text: byId("text").value }, { typing: "text" }));
 for (const [name, sign] of [["add", "+"], ["subtract", "-"]]) {
   byId(name).addEventListener("click", () => {
     if (isFull()) {
@@ -589,8 +590,8 @@ for (const [name, sign] of [["add", "+"], ["subtract", "-"]]) {
 for (const radio of document.getElementsByName("gallery")) {
   radio.addEventListener("change", () => go({ gallery: radio.value }));
 }
-byId("top-k").addEventListener("input", () => go({ topK: Number(byId("top-k").value) }, { typing: true }));
-byId("min-score").addEventListener("input", () => go({ minScore: Number(byId("min-score").value) }, { typing: true }));
+byId("top-k").addEventListener("input", () => go({ topK: Number(byId("top-k").value) }, { typing: "top-k" }));
+byId("min-score").addEventListener("input", () => go({ minScore: Number(byId("min-score").value) }, { typing: "min-score" }));
 for (const name of ["search", "map"]) {
   byId(`show-${name}`).addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // in a tab of its own
@@ -603,6 +604,12 @@ byId("home").addEventListener("click", (event) => {
   event.preventDefault();
   go({ text: "", terms: [], open: null, view: "search" });
   byId("text").focus();
+});
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  const target = state.view === "map" ? byId("map").querySelector(".map-view") : byId("results").querySelector("button");
+  (target ?? byId("results")).focus();
 });
 
 /* How many cards stand beside each other. */
