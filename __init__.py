@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         index,
         join,
         plot,
+        report,
         search,
         search_many,
     )
@@ -62,6 +63,7 @@ __all__ = [
     "load_run",
     "plot",
     "read_embeddings",
+    "report",
     "search",
     "search_many",
 ]

@@ -1350,6 +1350,33 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
 
 
 @cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run folder, as fit writes it.")
+@click.option(
+    "--compare", multiple=True, type=DIRECTORY, metavar="DIR", help="Run to compare the first one with. Repeatable."
+)
+@click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Sweep to show: its best settings, heat maps and curves.")
+@click.option("--out", required=True, type=FILE, help="Page to write, such as report.html.")
+@click.option("--split", help="Split to report. [default: the reported one]")
+@click.option("--store", "store_file", type=FILE, help="New location of the run's feature store, if it has moved.")
+def report(run_dir, compare, sweep_dir, out, split, store_file):
+    """Write all that is known of a run as one HTML page, to be opened in a browser, printed or passed on.
+
+    The page needs no network and nothing beside it: data and settings, the results beside their baselines,
+    comparisons, an interactive map of images and captions, the best and worst queries with their images, hubs,
+    training, a sweep, and the health of the feature store. Parts whose files are missing say how to make them.
+
+    \b
+    Examples:
+      onceover report --run runs/first --out report.html
+      onceover report --run runs/first --compare runs/cold --sweep sweeps/first --out report.html
+    """
+    from onceover import workflows
+
+    page = workflows.report(run_dir, out, compare=compare, sweep=sweep_dir, split=split, store=store_file)
+    done(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)", _search_command(run_dir, "--run", run_dir))
+
+
+@cli.command()
 @click.argument("path", type=FILE, metavar="[FILE_OR_DIR]", required=False)
 @click.option(
     "--data", type=LOCATION, metavar="DATA", help="Dataset to preview: what would be taken, without encoding."

@@ -843,3 +843,37 @@ def plot(
         with _opened(store) as opened:
             return plot_store(opened, out, memory)
     raise WorkflowError("there is nothing to draw: name a run, a store or a sweep")
+
+
+def report(
+    run: str | Path,
+    out: str | Path,
+    *,
+    compare: Sequence[str | Path] = (),
+    sweep: str | Path | None = None,
+    split: str | None = None,
+    store: str | Path | None = None,
+) -> Path:
+    """Writes all that is known of a run as one HTML page, and returns its path; no model is loaded.
+
+    Parts whose files are missing say how to make them.
+
+    Args:
+        run: its folder. out: the file to write.
+        compare: folders of other runs of the same dataset, to be compared with. sweep: a sweep's folder.
+        split: the split to report; by default the run's reported one.
+        store: the new location of the run's feature store, if it has moved.
+
+    Example:
+        >>> page = onceover.report("runs/first", "report.html", compare=["runs/second"])
+        >>> "<h1>Report of runs/first</h1>" in page.read_text(encoding="utf-8")
+        True
+    """
+    from onceover.analysis.report import check_report, open_files, write_report
+    from onceover.heads.provenance import read_provenance
+
+    check_report(out)
+    for folder in (run, *compare):
+        read_provenance(Path(folder))
+    with open_files(run, split=split, store=store, compare=compare, sweep=sweep) as files:
+        return write_report(files, out)

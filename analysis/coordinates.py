@@ -1,4 +1,4 @@
-"""The coordinates of a run's t-SNE map, which take seconds to compute: kept in the run's folder and used again."""
+"""Coordinates of maps: t-SNE, which takes seconds and is therefore kept in the run's folder, and PCA."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,7 +17,7 @@ def map_coordinates(run: RunFiles, pairs: PairSample, compute: Callable[[], np.n
     rows = [pairs.images.tolist(), pairs.captions.tolist()]
     versions = [MAP_VERSION, version("scikit-learn")]
     origin = digest([embeddings.space, embeddings.fingerprints, rows, run.seed, versions])
-    file = KeptArrays(run.folder, MAP.format(run.split), origin)
+    file = KeptArrays(run.folder, MAP.format(run.split, len(pairs.images)), origin)
 
     def build(arrays: dict[str, np.ndarray]) -> np.ndarray:
         points = arrays["points"]
@@ -30,3 +30,22 @@ def map_coordinates(run: RunFiles, pairs: PairSample, compute: Callable[[], np.n
         points = compute()
         file.write({"points": points})
     return points
+
+
+def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """The vectors in two dimensions by t-SNE on cosine distances, float32 (N, 2)."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))
+    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(vectors)
+
+
+def pca(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
+    """The vectors' first two principal components, (N, 2), and a label for each."""
+    from sklearn.decomposition import PCA
+
+    model = PCA(2, random_state=seed).fit(vectors)
+    labels = []
+    for number, share in enumerate(model.explained_variance_ratio_, 1):
+        labels.append(f"component {number} ({100 * share:.0f} % of the variance)")
+    return model.transform(vectors), labels

@@ -149,11 +149,20 @@ def csls_bias(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 def hub_skewness(gallery: np.ndarray, queries: np.ndarray, bias: np.ndarray | None = None) -> float:
     """Skewness of how often each item is among a query's first ``NEIGHBOURS`` (Radovanović et al. 2010); 0: no hubs."""
+    return skewness(occurrences(gallery, queries, bias))
+
+
+def occurrences(gallery: np.ndarray, queries: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """How often each item of a gallery is among a query's first ``NEIGHBOURS``, int64 (N,)."""
     if bias is not None:
         gallery = np.column_stack([gallery, bias])
         queries = facing_bias(queries)
     _, nearest = exact_search(gallery, queries, NEIGHBOURS)
-    counts = np.bincount(nearest.ravel(), minlength=len(gallery))
+    return np.bincount(nearest.ravel(), minlength=len(gallery))
+
+
+def skewness(counts: np.ndarray) -> float:
+    """The third standardised moment of counts; 0 where they do not differ."""
     spread = counts.std()
     if not spread:
         return 0.0

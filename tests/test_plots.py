@@ -40,7 +40,7 @@ from onceover.retrieval.ranks import rank
 from onceover.retrieval.search import Query, Searcher, Term
 
 ROOT = Path(__file__).resolve().parent.parent
-TSNE = embedding_map._tsne
+TSNE = embedding_map.tsne
 
 RED = Query((Term(text="a red circle"),))
 
@@ -98,7 +98,7 @@ def test_the_coordinates_of_the_map_are_kept_with_the_run_and_used_again(run_dir
     file = folder / "map-test.npz"
     content = file.read_bytes()
     computed = []
-    monkeypatch.setattr(embedding_map, "_tsne", lambda vectors, seed: computed.append(seed) or TSNE(vectors, seed))
+    monkeypatch.setattr(embedding_map, "tsne", lambda vectors, seed: computed.append(seed) or TSNE(vectors, seed))
     again = draw_map(read_run(folder), "t-SNE")
     assert computed == []
     for before, after in zip(first.axes[0].collections, again.axes[0].collections, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from onceover.analysis.coordinates import map_coordinates
+from onceover.analysis.coordinates import map_coordinates, pca, tsne
 from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR
 from onceover.analysis.sources import RunFiles
 
@@ -27,10 +27,10 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     pairs = run.sample_pairs(MAX_IMAGES)
     vectors = np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
     if method == "t-SNE":
-        points = map_coordinates(run, pairs, partial(_tsne, vectors, run.seed))
+        points = map_coordinates(run, pairs, partial(tsne, vectors, run.seed))
         labels = ["t-SNE 1", "t-SNE 2"]
     else:
-        points, labels = _pca(vectors, run.seed)
+        points, labels = pca(vectors, run.seed)
     images, captions = np.split(points, 2)
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.add_subplot()
@@ -54,21 +54,3 @@ def draw_map(run: RunFiles, method: str) -> Figure:
         axes.set(xticks=[], yticks=[])
     return figure
 
-
-def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """The vectors in two dimensions, float32 (N, 2)."""
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))
-    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(vectors)
-
-
-def _pca(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The vectors' first two principal components, (N, 2), and a label for each."""
-    from sklearn.decomposition import PCA
-
-    model = PCA(2, random_state=seed).fit(vectors)
-    labels = []
-    for number, share in enumerate(model.explained_variance_ratio_, 1):
-        labels.append(f"component {number} ({100 * share:.0f} % of the variance)")
-    return model.transform(vectors), labels

@@ -67,6 +67,7 @@ window.onceoverMap = (() => {
       this.worst = Math.max(1, ...this.points.map((point) => point.rank ?? 1));
       this.current = null; // the point whose card is open
       this.pointers = new Map(); // pressed, by their id
+      this.isWhole = true; // all points are shown, and stay so when the view changes its size
       this.matches = null;
       this.build(container);
       this.listen();
@@ -171,25 +172,27 @@ window.onceoverMap = (() => {
     }
 
     resize() {
-      const box = this.view.getBoundingClientRect();
-      if (!box.width || !box.height) return; // not shown at the moment
+      if (!this.view.clientWidth || !this.view.clientHeight) return; // not shown at the moment
       const middle = this.scale ? this.toMap(this.boxWidth / 2, this.boxHeight / 2) : null;
-      const wasFit = !this.scale || this.scale === this.fitScale;
       this.boxWidth = this.view.clientWidth;
       this.boxHeight = this.view.clientHeight;
       this.ratio = window.devicePixelRatio || 1;
       this.canvas.width = Math.round(this.boxWidth * this.ratio);
       this.canvas.height = Math.round(this.boxHeight * this.ratio);
-      this.fitScale = Math.max(1, Math.min(
-        (this.boxWidth - 2 * MARGIN) / (this.width || 1), (this.boxHeight - 2 * MARGIN) / (this.height || 1)));
-      if (wasFit) this.showAll();
+      if (this.isWhole) this.showAll();
       else this.centre(middle);
     }
 
+    /* The scale, in pixels for the whole square, at which all points fit into the view. */
+    get fitScale() {
+      const across = (this.boxWidth - 2 * MARGIN) / (this.width || 1);
+      const down = (this.boxHeight - 2 * MARGIN) / (this.height || 1);
+      return Math.max(1, Math.min(across, down));
+    }
+
     showAll() {
+      this.isWhole = true;
       if (!this.boxWidth) return;
-      this.fitScale = Math.max(1, Math.min(
-        (this.boxWidth - 2 * MARGIN) / (this.width || 1), (this.boxHeight - 2 * MARGIN) / (this.height || 1)));
       this.scale = this.fitScale;
       this.centre([this.width / 2, this.height / 2]);
     }
@@ -218,12 +221,14 @@ window.onceoverMap = (() => {
       this.scale = clamp(before * factor, this.fitScale / 2, this.fitScale * MOST_ZOOM);
       this.left = x - (x - this.left) * this.scale / before;
       this.top = y - (y - this.top) * this.scale / before;
+      this.isWhole = false;
       this.redraw();
     }
 
     pan(dx, dy) {
       this.left += dx;
       this.top += dy;
+      this.isWhole = false;
       this.redraw();
     }
 
@@ -337,7 +342,10 @@ window.onceoverMap = (() => {
       if (!point || !this.scale) return;
       const [x, y] = this.toView(point);
       const inside = x > MARGIN && y > MARGIN && x < this.boxWidth - MARGIN && y < this.boxHeight - MARGIN;
-      if (!inside) this.centre(this.places.get(point));
+      if (!inside) {
+        this.centre(this.places.get(point));
+        this.isWhole = false;
+      }
       this.open(point);
       this.spoken.textContent = `${this.describe(point)}: ${point.caption}`;
     }

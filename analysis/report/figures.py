@@ -1,0 +1,80 @@
+"""Figures of a report: those that ``plot`` draws, as SVG images."""
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from onceover.analysis.drawing import STYLE
+from onceover.analysis.figures import drawings_of
+from onceover.analysis.report.cells import table
+from onceover.analysis.report.files import AbsentError, ReportFiles
+from onceover.analysis.sources import read_sweep
+from onceover.base.errors import OnceoverError
+
+PLACED = ("tsne", "pca", "similarity", "similarity-ordered", "training", "ranks", "models")  # elsewhere, or in the map
+_SHOWN = 10  # settings of a sweep
+
+
+class ShownFigure(NamedTuple):
+    """A figure: its SVG and its titles, or the reason why there is none."""
+
+    name: str
+    svg: bytes | None
+    text: str
+
+
+def drawing_of(files: ReportFiles, name: str) -> dict[str, Any]:
+    """One figure of the run."""
+    return {"figure": _drawn(name, drawings_of("run", files.run)[name])}
+
+
+def other_figures(files: ReportFiles) -> dict[str, Any]:
+    """The figures of the run that have no place of their own: those of other packages."""
+    drawings = drawings_of("run", files.run)
+    return {"figures": [_drawn(name, draw) for name, draw in drawings.items() if name not in PLACED]}
+
+
+def sweep(files: ReportFiles) -> dict[str, Any]:
+    """A sweep's figures, and the first settings of its leaderboard.
+
+    Raises:
+        AbsentError: no sweep was named. PlotError: its table is missing or damaged.
+    """
+    if files.sweep is None:
+        raise AbsentError("no sweep was named; add --sweep DIR")
+    leaderboard = read_sweep(files.sweep)
+    numbers = ["rsum", "i2t_R@1", "t2i_R@1"]
+    rows = [[*leaderboard.keys, *numbers, "outcome"]]
+    for row in leaderboard.rows[:_SHOWN]:
+        values = [_text(row[key]) for key in leaderboard.keys]
+        rows.append([*values, *(f"{row[name]:.1f}" if name in row else "–" for name in numbers), row["outcome"]])
+    return {
+        "folder": str(files.sweep),
+        "count": len(leaderboard.rows),
+        "table": table("The best settings", rows),
+        "figures": [_drawn(name, draw) for name, draw in drawings_of("sweep", leaderboard).items()],
+    }
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _drawn(name: str, draw: Callable[[], Figure] | str) -> ShownFigure:
+    """A figure as SVG; what cannot be drawn is said in its place."""
+    if isinstance(draw, str):
+        return ShownFigure(name, None, draw)
+    try:
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "constrained_layout not applied")  # of labels longer than the figure
+            figure = draw()
+            svg = io.BytesIO()
+            figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
+    except OnceoverError as error:
+        return ShownFigure(name, None, str(error))
+    titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+    return ShownFigure(name, svg.getvalue(), "; ".join(title.replace("\n", ", ") for title in titles if title))
