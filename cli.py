@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -1093,8 +1094,10 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     type=DIRECTORY,
     help="Search this index, as index writes it, instead of the run's own images.",
 )
-@click.option("--query", help="Query: a text (text2image), or the path or address of an image (image2text).")
-@click.option("--queries", metavar="FILE", help="File of queries, one per line; - reads stdin.")
+@click.option("--query", help="Query: a text, or with --mode image2… the path or address of an image.")
+@click.option(
+    "--queries", metavar="FILE", help="File of queries, one per line; - reads stdin, and answers each line as it comes."
+)
 @click.option(
     "--mode",
     type=click.Choice(["text2image", "image2text", "image2image", "text2text"]),
@@ -1207,14 +1210,15 @@ def _text_or_path(argument: str) -> str:
 
 
 def _read_queries(file: str) -> Iterator[list[str]]:
+    """Queries in batches: those of a file, or the lines of stdin as they arrive."""
     from onceover.base.files import open_regular
-    from onceover.retrieval.queries import read_queries
+    from onceover.retrieval.queries import batched, read_queries
 
     if file == "-":
         yield from read_queries(sys.stdin.buffer, "stdin")
     else:
         with open_regular(file) as opened:
-            yield from read_queries(opened, file)
+            yield from batched(chain.from_iterable(read_queries(opened, file)))
 
 
 def _print_hits(results: Iterable[tuple[str, list]], mode: str, style: str, many: bool) -> int:

@@ -24,7 +24,7 @@ from onceover.base.progress import say, warn
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ExtractConfig, load_config
 
 if TYPE_CHECKING:
-    from onceover.analysis.hits_page import Hits
+    from onceover.analysis.hits_shown import Hits
     from onceover.extract.dataset.reading import ReadOptions
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
@@ -747,13 +747,17 @@ def search_batches(
             file, once the last query is answered.
         encoders: by kind, the new location of an encoder that has moved.
     """
-    from onceover.analysis.hits_page import Hits, HitsFile
+    from onceover.analysis.hits_shown import Hits
     from onceover.heads.originals import Originals
     from onceover.heads.searching import open_collection
     from onceover.retrieval.queries import MODES, checked, further_terms, query_of
 
     kind = MODES[mode].gallery
-    drawing = HitsFile(figure, kind) if figure else None
+    drawing = None
+    if figure:
+        from onceover.analysis.hits_page import HitsFile
+
+        drawing = HitsFile(figure, kind)
     with_ = [with_] if isinstance(with_, str) else with_
     minus = [minus] if isinstance(minus, str) else minus
     share = 0.5 if weight is None else weight
