@@ -1291,6 +1291,48 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 
 
 @cli.command()
+@click.option("--run", "run_dir", type=DIRECTORY, help="Serve a run's own images and captions.")
+@click.option("--index", "index_dir", type=DIRECTORY, help="Serve an index, as index writes it.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 is open to the network.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option("--split", help="Serve only this split. [default: everything]")
+@click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Hubness correction. [default: the run's own]")
+@click.option(
+    "--root", "roots", type=DIRECTORY, multiple=True, help="New location of the images, if they have moved. Repeatable."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Concurrent queries answered together at most.",
+)
+@encoder_options[0]
+@encoder_options[1]
+@device_option
+def serve(run_dir, index_dir, image_encoder, text_encoder, **options):
+    """Serve a search page and its JSON API until Ctrl-C.
+
+    Search by text, by an image, and by both; with a map of the images and captions. Only this machine can reach the
+    page unless --host says otherwise. The API's description is at /api/openapi.json.
+
+    \b
+    Examples:
+      onceover serve --run runs/first
+      onceover serve --index pictures.index --port 8080
+    """
+    from onceover.serve.server import serve as answer
+
+    if run_dir is None and index_dir is None:
+        raise click.UsageError("name a --run, or an --index")
+    if index_dir and (options["split"] or options["rerank"]):
+        raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
+    answer(run_dir, index_dir, encoders={"image": image_encoder, "text": text_encoder}, **options)
+
+
+@cli.command()
 @click.option(
     "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrix, training, ranks, evaluation."
 )

@@ -26,6 +26,8 @@ ONLY_IMPORTER = {
     "pyarrow": {"extract.dataset.parquet"},
     "tqdm": {"base.progress"},
     "jinja2": {"analysis.pages"},
+    "fastapi": {"serve.api"},
+    "uvicorn": {"serve.server"},
     "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders.torchvision"},
     "transformers": {
