@@ -15,7 +15,7 @@ INDEX_VERSION = 1
 ACTIVATIONS_FORMAT = "onceover activations"
 ACTIVATIONS_VERSION = 2
 BASELINES_VERSION = 1  # of kept ranks; to be raised with whatever changes what a baseline reaches
-MAP_VERSION = 1  # of kept coordinates; to be raised with whatever changes them
+MAP_VERSION = 2  # of kept coordinates; to be raised with whatever changes them
 
 # in a run folder
 CONFIG = "config.yaml"

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, BinaryIO, overload
 
 import numpy as np
@@ -59,6 +60,18 @@ class Gallery:
     def contents_of(self, rows: list[int]) -> list[str]:
         """For each of the rows a string that is equal for items that look the same."""
         return [self.contents[row] for row in rows]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+    def row_of(self, name: str) -> int | None:
+        """The row of the item with this id, or None where there is none."""
+        return self._rows.get(name)
+
+    def vector(self, row: int) -> np.ndarray:
+        """The vector of a row without its bias, float32 (D,)."""
+        return self.vectors[row, :-1] if self.biased else self.vectors[row]
 
     def item(self, row: int) -> dict:
         """The id, path, captions and thumbnail of a row, for a hit."""
