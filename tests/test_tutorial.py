@@ -58,14 +58,16 @@ def output_of(notebook, code, kind):
 
 def test_the_tutorial_runs_from_data_to_map(executed):
     notebook, folder = executed
-    for name in ("store.h5", "runs/first/run.json", "figures/tsne.png", "report.html", "images.parquet"):
+    for name in ("store.h5", "runs/first/run.json", "figures/features.png", "report.html", "images.parquet"):
         assert (folder / name).is_file(), name
     line = output_of(notebook, "onceover.extract_features(", "text/plain")
     assert line.startswith("<FeatureStore tutorial/store.h5: 60 images, 300 captions;")
     assert "64 dimensions" in output_of(notebook, 'onceover.fit(store, folder / "runs/first"', "text/plain")
     assert "image→text (60)" in output_of(notebook, "onceover.evaluate(", "text/html")
     assert "Runs compared with tutorial/runs/first on test" in output_of(notebook, "onceover.compare(", "text/html")
-    assert output_of(notebook, "figures/tsne.png", "image/png")
+    assert output_of(notebook, "hits = onceover.search(", "text/html").count("<img") == 3
+    assert output_of(notebook, "figures/features.png", "image/png")
+    assert 'src="tutorial/report.html"' in output_of(notebook, "onceover.report(", "text/html")
     assert "images/0000.jpg" in output_of(notebook, "onceover.export(", "text/plain")
 
 
@@ -99,9 +101,11 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_an_evaluation_and_a_comparison_show_themselves_as_tables(run_dir, tmp_path):
-    nasty = shutil.copytree(run_dir, tmp_path / "<b>&run")
-    evaluation = workflows.evaluate(nasty)
+def test_an_evaluation_and_a_comparison_show_themselves_as_tables(run_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run_dir, "<b>&run")
+    shutil.copytree(run_dir, "other")
+    evaluation = workflows.evaluate("<b>&run")
     text = evaluation._repr_html_()
     tags = Tags(text)
     assert not tags.open
@@ -109,13 +113,13 @@ def test_an_evaluation_and_a_comparison_show_themselves_as_tables(run_dir, tmp_p
     numbers = evaluation.result["models"]["multimodal"]["text_to_image"]
     low, high = numbers["R@5_ci"]
     assert f"<td>{numbers['R@5']:.1f} [{low:.1f}, {high:.1f}]</td>" in text
-    comparison = workflows.compare([nasty, run_dir])
+    comparison = workflows.compare(["<b>&run", "other"])
     page = comparison._repr_html_()
     assert not Tags(page).open
     assert "&lt;b&gt;&amp;run" in page
     assert "<b>" not in page
     assert "not distinguishable" in page
-    assert str(comparison).splitlines()[0].startswith("run ")
+    assert str(comparison).splitlines()[0] == "other against <b>&run"
     assert comparison == dict(comparison)
 
 
