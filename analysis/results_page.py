@@ -15,7 +15,7 @@ def evaluation_html(result: dict[str, Any]) -> str:
     return render(
         "results.html",
         title=f"Retrieval on {result['split']}, in percent with 95 % intervals",
-        header=[header[column] for column in columns],
+        header=[header[column].replace("_", " ") for column in columns],
         rows=[[row[column] for column in columns] for row in rows],
         names=2,
         notes=tables.notes(result),
