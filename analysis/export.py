@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onceover.analysis.coordinates import map_coordinates
+from onceover.analysis.coordinates import map_coordinates, tsne
 from onceover.analysis.sources import RunFiles
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import HEADS
@@ -106,7 +106,7 @@ def _checked_images(source: ImageSource, keys: Sequence[str], sha256: Sequence[s
 
 def _tsne_of_all(run: RunFiles, images: np.ndarray) -> np.ndarray | None:
     """The coordinates of all images of a split on the run's t-SNE map, as kept; None where it shows only some."""
-    from onceover.analysis.figures.embedding_map import MAX_IMAGES, _tsne
+    from onceover.analysis.figures.embedding_map import MAX_IMAGES
 
     if not _FEWEST <= len(images) <= MAX_IMAGES:
         return None
@@ -114,7 +114,7 @@ def _tsne_of_all(run: RunFiles, images: np.ndarray) -> np.ndarray | None:
     if not np.array_equal(pairs.images, images):  # some have no caption
         return None
     vectors = np.concatenate([run.embeddings.images[pairs.images], run.embeddings.texts[pairs.captions]])
-    return map_coordinates(run, pairs, partial(_tsne, vectors, run.seed))[: len(images)]
+    return map_coordinates(run, pairs, partial(tsne, vectors, run.seed))[: len(images)]
 
 
 def _principal_points(embeddings: Embeddings, gallery: Gallery) -> np.ndarray:
