@@ -64,6 +64,7 @@ def draw_heat_map(table: SweepTable, first: str, second: str) -> Figure:
                 text.set(ha="right", rotation_mode="anchor")
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel(wrapped_key(first, 30))
+    panels[1].tick_params(axis="y", left=False)
     figure.colorbar(matrix, ax=panels, label="R@1 in %")
     remarks = _remarks(cells, is_written)
     if len(table.rows) > len(cells):
