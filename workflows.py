@@ -365,8 +365,8 @@ def evaluate(
     Example:
         >>> evaluation = onceover.evaluate("runs/first")
         >>> print(evaluation)  # doctest: +ELLIPSIS
-        model       direction (gallery)  R@1 ...
-        multimodal  image→text (60) ...
+        image→text: 12 queries, gallery of 60
+        model       R@1 ...
         >>> [path.name for path in evaluation.files]
         ['evaluation-test.md', 'evaluation-test.csv', 'evaluation-test.json']
         >>> round(evaluation.result["models"]["chance"]["text_to_image"]["R@1"], 1)  # in percent, of 12 images

@@ -157,12 +157,11 @@ def _widths(columns: list[list[str]], width: int) -> list[int]:
         names_folded.append(otherwise if _has_numbers(column) else least)
     over = sum(widths) + _GAP * (len(widths) - 1) - width
     for floors in (header_folded, names_folded, folded):
-        while over > 0:
-            roomy = max(range(len(widths)), key=lambda number: widths[number] - floors[number])
-            if widths[roomy] <= floors[roomy]:
-                break
-            widths[roomy] -= 1
-            over -= 1
+        spare = [natural - floor for natural, floor in zip(widths, floors, strict=True)]
+        for number in sorted(range(len(widths)), key=lambda number: -spare[number]):  # as few columns as will do
+            cut = min(max(over, 0), spare[number])
+            widths[number] -= cut
+            over -= cut
     return widths
 
 

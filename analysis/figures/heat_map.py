@@ -64,8 +64,12 @@ def draw_heat_map(table: SweepTable, first: str, second: str) -> Figure:
                 text.set(ha="right", rotation_mode="anchor")
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel(wrapped_key(first, 30))
+    panels[1].tick_params(axis="y", left=False)
     figure.colorbar(matrix, ax=panels, label="R@1 in %")
-    figure.supxlabel("\n".join(_remarks(cells, is_written)), fontsize=9)
+    remarks = _remarks(cells, is_written)
+    if len(table.rows) > len(cells):
+        remarks.insert(0, "of several settings in a cell the best one by rsum is shown")
+    figure.supxlabel("\n".join(remarks), fontsize=9)
     figure.suptitle(f"R@1 over two settings\n{table.measured_on()}", fontsize=11)
     return figure
 
@@ -78,7 +82,7 @@ def _scale(cells: dict[tuple[int, int], dict]) -> Normalize:
 
 def _remarks(cells: dict[tuple[int, int], dict], is_written: bool) -> list[str]:
     """What the signs in the cells mean, and what is left out."""
-    remarks = ["framed: the best setting by rsum; a cell shows its best one"]
+    remarks = ["framed: the best setting by rsum"]
     outcomes = {row["outcome"] for row in cells.values()}
     if not is_written:
         remarks.append("too many cells for numbers, which are in results.csv")

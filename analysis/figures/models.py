@@ -31,16 +31,18 @@ def draw_models(result: dict) -> Figure:
     """Draws the recalls of an evaluation, as ``retrieval.evaluation.evaluate`` gives it."""
     models = result["models"]
     figure = Figure(figsize=(10.4, 1.7 + 0.42 * len(models)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (direction, name, colour) in zip(panels, _DIRECTIONS, strict=True):
         rows = [summary[direction] for summary in models.values()]
         _draw_recalls(axes, rows, colour)
         sizes = f"{rows[0]['queries']:,} queries, gallery of {rows[0]['gallery']:,}"
-        axes.set(xlim=(-1.5, 101.5), xlabel="recall in %", title=f"{name}\n{result['split']}: {sizes}")
+        axes.set(xlabel="recall in %", title=f"{name}\n{result['split']}: {sizes}")
         axes.grid(axis="y", linewidth=0.4, alpha=0.5)
         legend_under(axes, 3)
     panels[0].set_yticks(np.arange(len(models)), _labels(models))
     panels[0].invert_yaxis()
+    end = panels[0].get_xlim()[1]
+    panels[0].set_xlim(-end / 60, end)  # markers at 0 are whole
     figure.supxlabel(
         "bars: 95 % intervals over images; of models without them, the spread between random maps", fontsize=9
     )
