@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import logging
+import shutil
 import socket
 from pathlib import Path
 
@@ -128,6 +129,19 @@ def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     with FeatureStore(store_file) as opened:
         fit(opened, folder, fit_config)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, the machine's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium here to open pages with")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

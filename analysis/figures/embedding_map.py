@@ -53,4 +53,3 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     if method == "t-SNE":
         axes.set(xticks=[], yticks=[])
     return figure
-
