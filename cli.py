@@ -1244,7 +1244,7 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 
 @cli.command()
 @click.option(
-    "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrix, training, ranks, evaluation."
+    "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrices, training, ranks, evaluation."
 )
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")
