@@ -16,7 +16,7 @@ demo: $(VENV)/.users
 	$(BIN)/onceover demo --out demo
 
 test: $(VENV)/.developers lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # threads of two processes would wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal  # threads of two processes would wait for each other
 
 test-oldest: $(OLDEST)/.ready  # with the oldest releases that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2

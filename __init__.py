@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from onceover.extract.store import FeatureStore
     from onceover.heads.checkpoint import load_run
     from onceover.retrieval.embeddings import read_embeddings
+    from onceover.serve.client import Client
     from onceover.workflows import (
         compare,
+        embed,
         ensemble,
         evaluate,
+        export,
         extract_features,
         fit,
         index,
@@ -44,14 +47,18 @@ _HOMES = {
     "ReadOptions": "extract.dataset.reading",
     "load_run": "heads.checkpoint",
     "read_embeddings": "retrieval.embeddings",
+    "Client": "serve.client",
 }
 __all__ = [
+    "Client",
     "FeatureStore",
     "OnceoverError",
     "ReadOptions",
     "compare",
+    "embed",
     "ensemble",
     "evaluate",
+    "export",
     "extract_features",
     "fit",
     "index",

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -37,6 +38,7 @@ from onceover.base.addresses import is_address, path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
 from onceover.base.progress import LOGGER, say, timed, warn
+from onceover.base.terminal import PLAIN, stdout_text
 from onceover.base.threads import bound_threads
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
@@ -368,6 +370,17 @@ encoder_options = (
     click.option("--image-encoder", metavar="SPEC", help="New location of the image encoder, if it has moved."),
     click.option("--text-encoder", metavar="SPEC", help="New location of the text encoder, if it has moved."),
 )
+neighbours_option = click.option(
+    "--neighbours",
+    type=click.IntRange(0, 1000),
+    default=10,
+    show_default=True,
+    metavar="K",
+    help="Name the K nearest others in each row; 0 leaves these columns out.",
+)
+with_images_option = click.option(
+    "--with-images", is_flag=True, help="Put the bytes of the images into the file, as they are."
+)
 json_option = click.option(
     "--json",
     "json_to",
@@ -391,7 +404,8 @@ def cli() -> None:
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
-    evaluate, compare, ensemble, index, search, plot   work from the stored files
+    evaluate, compare, ensemble, index, search, plot, export   work from the stored files
+    embed     images or captions -> their embeddings, by a run
 
     \b
     Examples:
@@ -405,10 +419,10 @@ def cli() -> None:
 
 
 def _forgiving_streams() -> None:
-    """Prints escapes in place of characters that the terminal cannot show."""
+    """Prints ASCII that reads alike, or escapes, in place of characters that the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=PLAIN)
 
 
 @cli.command()
@@ -707,10 +721,9 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     settings = expand(config_file, overrides, grid, seeds, sample)
     rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory)
     keys = list(settings[0].values)
-    from onceover.retrieval.leaderboard import leaderboard_table, notes
-    from onceover.retrieval.tables import terminal_table
+    from onceover.retrieval.leaderboard import leaderboard_tables, notes
 
-    click.echo(terminal_table(leaderboard_table(rows, keys, most=10)))
+    click.echo(stdout_text(leaderboard_tables(rows, keys, most=10)))
     for note in notes(rows):
         say(note)
     if len(rows) > 10:
@@ -922,9 +935,9 @@ def _json_result(result: dict) -> str:
 
 
 def _print_evaluation(evaluation) -> None:
-    from onceover.retrieval.tables import notes, warnings
+    from onceover.retrieval.tables import evaluation_tables, notes, warnings
 
-    click.echo(evaluation)
+    click.echo(stdout_text(evaluation_tables(evaluation.result)))
     _tell(notes(evaluation.result), warnings(evaluation.result))
 
 
@@ -967,7 +980,7 @@ def compare(runs, split, rerank, json_to):
     if json_to == "-":
         click.echo(_json_result(result))
         return
-    click.echo(tables.terminal_table(tables.comparison_rows(result)))
+    click.echo(stdout_text(tables.comparison_tables(result)))
     _tell(tables.comparison_notes(result), tables.comparison_warnings(result))
     if json_to:
         write_result(json_to, result)
@@ -997,7 +1010,11 @@ def ensemble(runs, run_dir, store_file):
 @click.option("--run", "run_dir", type=DIRECTORY, help="Run whose encoders and heads to use. [required to build]")
 @click.option("--index", "index_dir", type=DIRECTORY, help="Index folder to write. [default: index in the run folder]")
 @click.option(
-    "--images", type=LOCATION, metavar="DIR", help="Index the images in this folder or address and its subfolders."
+    "--images",
+    type=LOCATION,
+    multiple=True,
+    metavar="DIR",
+    help="Index the images in this folder or address and its subfolders. Repeatable, for folders of this machine.",
 )
 @click.option(
     "--exclude",
@@ -1050,6 +1067,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
       onceover index --run runs/first
       onceover index --run runs/first --images ~/Pictures --index pictures.index
       onceover index --run runs/first --images ~/Pictures --index pictures.index --exclude '*.gif' --exclude raw
+      onceover index --run runs/first --images ~/Pictures --images /media/disk/photos --index all.index
       onceover index --run runs/first --images s3://bucket/photos --index photos.index
       onceover index --index pictures.index --remove holiday/dog.jpg
     """
@@ -1088,19 +1106,33 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     type=DIRECTORY,
     help="Search this index, as index writes it, instead of the run's own images.",
 )
-@click.option("--query", help="Query: a text (text2image), or the path or address of an image (image2text).")
-@click.option("--queries", metavar="FILE", help="File of queries, one per line; - reads stdin.")
+@click.option("--query", help="Query: a text, or with --mode image2… the path or address of an image.")
+@click.option(
+    "--queries", metavar="FILE", help="File of queries, one per line; - reads stdin, and answers each line as it comes."
+)
 @click.option(
     "--mode",
-    type=click.Choice(["text2image", "image2text"]),
+    type=click.Choice(["text2image", "image2text", "image2image", "text2text"]),
     default="text2image",
     show_default=True,
-    help="Find images by a text, or captions by an image.",
+    help="What to search by, and what to find: images or texts (captions).",
 )
 @click.option(
-    "--with", "other", metavar="OTHER", help="Mix in an image by its path (text2image), or a text (image2text)."
+    "--with",
+    "with_",
+    multiple=True,
+    metavar="TEXT_OR_IMAGE",
+    help="Mix in a text, or an image by its path or address. Repeatable.",
 )
-@click.option("--weight", type=Fraction(), help="Weight of --query against --with, 0 to 1. [default: 0.5]")
+@click.option(
+    "--weight", type=Fraction(), help="Weight of --query against all of --with together, 0 to 1. [default: 0.5]"
+)
+@click.option(
+    "--minus",
+    multiple=True,
+    metavar="TEXT_OR_IMAGE",
+    help="Subtract a text or an image; all of them together weigh 0.5, against 1 for --query and --with. Repeatable.",
+)
 @click.option(
     "--top-k",
     "--top_k",
@@ -1110,6 +1142,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     show_default=True,
     help="Number of hits per query.",
 )
+@click.option("--min-score", type=float, metavar="X", help="Leave out hits that score less.")
 @click.option("--split", help="Search only this split. [default: everything]")
 @click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Hubness correction. [default: the run's own]")
 @click.option(
@@ -1120,18 +1153,30 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     help="Output format: jsonl has one query per line, csv one hit per line.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Same as --format json.")
-@click.option("--out", type=FILE, help="Draw the hits of one query to a .png, .svg or .pdf file.")
+@click.option(
+    "--root",
+    type=DIRECTORY,
+    multiple=True,
+    metavar="NEW_FOLDER",
+    help="Where the images are now, if their folder has moved. Repeatable; the first that has a file is taken.",
+)
+@click.option(
+    "--out",
+    type=FILE,
+    help="Draw the hits of one --query to a .png, .svg or .pdf file, or those of all queries to one .html page.",
+)
 @encoder_options[0]
 @encoder_options[1]
 @device_option
-def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style, as_json, out, **options):
-    """Search for images by text, for captions by image, or for either by both together.
+def search(run_dir, index_dir, query, queries, mode, with_, minus, weight, style, as_json, out, **options):
+    """Search for images or captions by text, by image, or by several of them added and subtracted.
 
     \b
     Examples:
       onceover search --run runs/first --query "a dog playing in the park" --out hits.png
       onceover search --run runs/first --query photo.jpg --mode image2text
-      onceover search --run runs/first --query "in the snow" --with photo.jpg --weight 0.4
+      onceover search --run runs/first --query photo.jpg --mode image2image --min-score 0.5
+      onceover search --run runs/first --query "in the snow" --with photo.jpg --weight 0.4 --minus "a car"
       onceover search --index pictures.index --queries queries.txt --format jsonl
     """
     from onceover import workflows
@@ -1140,28 +1185,25 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
         raise click.UsageError("name --query or --queries, one of the two")
     if run_dir is None and index_dir is None:
         raise click.UsageError("name a --run, or an --index")
-    if queries and out:
-        raise click.UsageError("--out draws the hits of one --query")
-    if weight is not None and other is None:
+    if queries and out and out.suffix.lower() != ".html":
+        raise click.UsageError("--out draws the hits of one --query; for --queries name a page: --out hits.html")
+    if weight is not None and not with_:
         raise click.UsageError("--weight is the weight of --query against --with; add --with")
     if as_json and style not in (None, "json"):
         raise click.UsageError(f"--json and --format {style} contradict each other; name one of them")
-    weight = 0.5 if weight is None else weight
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
-    if mode == "text2image" and query is not None:
+    if query is not None and not mode.startswith("image2"):
         query = text_of(query)
-    elif mode == "image2text" and other is not None:
-        other = text_of(other)
-    asked = [query] if queries is None else _read_queries(queries)
+    batches = [[query]] if queries is None else _read_queries(queries)
     encoders = {"image": options.pop("image_encoder"), "text": options.pop("text_encoder")}
-    results = workflows.search_many(
+    results = workflows.search_batches(
         run_dir,
-        asked,
+        batches,
         mode=mode,
-        top_k=top_k,
         index=index_dir,
-        other=other,
+        with_=[_text_or_path(value) for value in with_],
+        minus=[_text_or_path(value) for value in minus],
         weight=weight,
         figure=out,
         encoders=encoders,
@@ -1174,15 +1216,21 @@ def search(run_dir, index_dir, query, queries, mode, other, weight, top_k, style
     )
 
 
-def _read_queries(file: str) -> Iterator[str]:
+def _text_or_path(argument: str) -> str:
+    """The path of a file as it is, and anything else as a text."""
+    return argument if os.path.isfile(argument) else text_of(argument)  # noqa: PTH113 (a text may be too long)
+
+
+def _read_queries(file: str) -> Iterator[list[str]]:
+    """Queries in batches: those of a file, or the lines of stdin as they arrive."""
     from onceover.base.files import open_regular
-    from onceover.retrieval.search import read_queries
+    from onceover.retrieval.queries import batched, read_queries
 
     if file == "-":
         yield from read_queries(sys.stdin.buffer, "stdin")
     else:
         with open_regular(file) as opened:
-            yield from read_queries(opened, file)
+            yield from batched(chain.from_iterable(read_queries(opened, file)))
 
 
 def _print_hits(results: Iterable[tuple[str, list]], mode: str, style: str, many: bool) -> int:
@@ -1236,10 +1284,52 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
     lines = [query] if many else []
     for hit in hits:
         first = hit.captions[0] if hit.captions else "(no caption)"
-        shown = (hit.path, first) if mode == "text2image" else (first, hit.path or "(no image)")
+        shown = (hit.path, first) if mode.endswith("2image") else (first, hit.path or "(no image)")
         again = f"   (and {len(hit.same)} like it: {', '.join(hit.same[:3])})" if hit.same else ""
         lines.append(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
     return "".join(f"{line}\n" for line in lines)
+
+
+@cli.command()
+@click.option("--run", "run_dir", type=DIRECTORY, help="Serve a run's own images and captions.")
+@click.option("--index", "index_dir", type=DIRECTORY, help="Serve an index, as index writes it.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 is open to the network.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option("--split", help="Serve only this split. [default: everything]")
+@click.option("--rerank", type=click.Choice(["none", "qbnorm"]), help="Hubness correction. [default: the run's own]")
+@click.option(
+    "--root", "roots", type=DIRECTORY, multiple=True, help="New location of the images, if they have moved. Repeatable."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Concurrent queries answered together at most.",
+)
+@encoder_options[0]
+@encoder_options[1]
+@device_option
+def serve(run_dir, index_dir, image_encoder, text_encoder, **options):
+    """Serve a search page and its JSON API until Ctrl-C.
+
+    Search by text, by an image, and by both; with a map of the images and captions. Only this machine can reach the
+    page unless --host says otherwise. The API's description is at /api/openapi.json.
+
+    \b
+    Examples:
+      onceover serve --run runs/first
+      onceover serve --index pictures.index --port 8080
+    """
+    from onceover.serve.server import serve as answer
+
+    if run_dir is None and index_dir is None:
+        raise click.UsageError("name a --run, or an --index")
+    if index_dir and (options["split"] or options["rerank"]):
+        raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
+    answer(run_dir, index_dir, encoders={"image": image_encoder, "text": text_encoder}, **options)
 
 
 @cli.command()
@@ -1248,7 +1338,7 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 )
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")
-@click.option("--out", required=True, type=DIRECTORY, help="Folder for the figures, each as PNG and SVG.")
+@click.option("--out", required=True, type=DIRECTORY, help="Folder for the figures, each as PNG, SVG and PDF.")
 @click.option("--split", help="Split to draw. [default: the reported one]")
 @memory_option
 def plot(run_dir, store_file, sweep_dir, out, split, memory):
@@ -1300,6 +1390,90 @@ def report(run_dir, compare, sweep_dir, out, split, store_file):
 
     page = workflows.report(run_dir, out, compare=compare, sweep=sweep_dir, split=split, store=store_file)
     done(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)", _search_command(run_dir, "--run", run_dir))
+
+
+@cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run folder, as fit writes it.")
+@click.option("--to", required=True, type=FILE, metavar="FILE.parquet", help="Parquet file to write.")
+@click.option(
+    "--kind",
+    type=click.Choice(["image", "text"]),
+    default="image",
+    show_default=True,
+    help="Write a row for each image, or for each caption.",
+)
+@click.option("--split", help="Write only this split. [default: everything]")
+@neighbours_option
+@with_images_option
+@click.option(
+    "--data", type=LOCATION, metavar="DATA", help="New location of the dataset, if it has moved, for --with-images."
+)
+@click.option(
+    "--store", type=FILE, metavar="STORE", help="New location of the run's store, if it has moved, for --with-images."
+)
+def export(run_dir, to, with_images, data, store, **options):
+    """Write a run's images or captions with their embeddings to a Parquet file that other programs open.
+
+    A row has id, path, split, captions, embedding (of length 1), x and y of a map, and its nearest neighbours. It
+    ends by printing the calls that open the file in Hugging Face datasets, DuckDB, LanceDB and embedding-atlas.
+
+    \b
+    Examples:
+      onceover export --run runs/first --to flickr8k.parquet
+      onceover export --run runs/first --to test.parquet --split test --with-images
+      onceover export --run runs/first --to captions.parquet --kind text --neighbours 0
+    """
+    from onceover import workflows
+
+    if (data or store) and not with_images:
+        raise click.UsageError("--data and --store go with --with-images")
+    workflows.export(run_dir, to, with_images=with_images, data=data, store=store, **options)
+    _done_table(to)
+
+
+@cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run whose encoders and heads to use.")
+@click.option("--images", type=LOCATION, metavar="DIR", help="Embed every image in this folder and below it.")
+@click.option("--captions", type=LOCATION, metavar="FILE", help="Embed the captions in this file, one per line.")
+@click.option("--to", required=True, type=FILE, metavar="FILE.parquet", help="Parquet file to write.")
+@neighbours_option
+@with_images_option
+@click.option("--exclude", metavar="GLOB", multiple=True, help="Leave these images and folders alone. Repeatable.")
+@click.option("--force", is_flag=True, help="Replace kept features of other encoders or of another folder.")
+@click.option("--prune", is_flag=True, help="Drop kept features of items that are no longer there.")
+@click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
+@encoder_options[0]
+@encoder_options[1]
+@device_option
+def embed(run_dir, to, images, captions, image_encoder, text_encoder, **options):
+    """Encode new images or captions with a run, and write their embeddings to a Parquet file, without an index.
+
+    The columns are those of export. Run the same command again to resume after an interruption, or to encode only
+    what is new: features are kept beside the file, in FILE.parquet.features.h5.
+
+    \b
+    Examples:
+      onceover embed --run runs/first --images ~/Pictures --to pictures.parquet
+      onceover embed --run runs/first --captions queries.txt --to queries.parquet
+    """
+    from onceover import workflows
+
+    if (images is None) == (captions is None):
+        raise click.UsageError("name either --images or --captions")
+    if captions and (options["with_images"] or options["exclude"]):
+        raise click.UsageError("--with-images and --exclude go with --images")
+    encoders = {"image": image_encoder, "text": text_encoder}
+    workflows.embed(run_dir, to, images=images, captions=captions, encoders=encoders, **options)
+    _done_table(to)
+
+
+def _done_table(path: Path) -> None:
+    """Prints the closing lines of a command that wrote a table: the calls that open it elsewhere."""
+    from onceover.retrieval.open_elsewhere import ways_to_open
+
+    say(f"wrote {path}; open it:")
+    for program, call in ways_to_open(path).items():
+        say(f"{program}: {call}")
 
 
 @cli.command()

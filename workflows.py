@@ -21,19 +21,21 @@ from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
 from onceover.base.progress import say, warn
-from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, ExtractConfig, load_config
+from onceover.configs.schema import DEFAULT_CONFIG, Config, ExtractConfig, load_config
 
 if TYPE_CHECKING:
+    from onceover.analysis.hits_shown import Hits
     from onceover.extract.dataset.reading import ReadOptions
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
     from onceover.heads.grid import Setting
+    from onceover.heads.originals import Originals
     from onceover.retrieval.embeddings import Embeddings
     from onceover.retrieval.gallery import Gallery
-    from onceover.retrieval.index import Index
     from onceover.retrieval.search import Hit
 
+NEIGHBOURS = 10  # the nearest others that a row of an exported table names
 _EVALUATE_AGAIN = "move it elsewhere and evaluate again"
 
 
@@ -136,9 +138,7 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
     return FeatureStore(extract(data, store, **options).path)
 
 
-def join(
-    stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False
-) -> FeatureStore:
+def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = False, force: bool = False) -> FeatureStore:
     """Writes the features of several stores of one dataset side by side into one store and returns it, opened.
 
     Nothing is encoded again. An encoder that several stores have in common is taken once; queries pass all encoders.
@@ -301,15 +301,36 @@ def complete_finetuned(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation as plain values, and the files it was written to; prints as a table."""
+    """The result of an evaluation as plain values, and the files it was written to; prints and shows as a table."""
 
     result: dict[str, Any]
     files: list[Path]
 
     def __str__(self) -> str:
-        from onceover.retrieval.tables import table_rows, terminal_table
+        from onceover.base.terminal import stdout_encoding, tables_text
+        from onceover.retrieval.tables import evaluation_tables
 
-        return terminal_table(table_rows(self.result))
+        return tables_text(evaluation_tables(self.result), encoding=stdout_encoding())
+
+    def _repr_html_(self) -> str:
+        from onceover.analysis.results_page import evaluation_html
+
+        return evaluation_html(self.result)
+
+
+class Comparison(dict[str, Any]):
+    """The result of a comparison, a dict of plain values; prints and shows as a table."""
+
+    def __str__(self) -> str:
+        from onceover.base.terminal import stdout_encoding, tables_text
+        from onceover.retrieval.tables import comparison_tables
+
+        return tables_text(comparison_tables(self), encoding=stdout_encoding())
+
+    def _repr_html_(self) -> str:
+        from onceover.analysis.results_page import comparison_html
+
+        return comparison_html(self)
 
 
 def evaluate(
@@ -456,7 +477,7 @@ def error_page(run: Run | str | Path, split: str, count: int, rerank: Sequence[s
     return folder / name
 
 
-def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> dict[str, Any]:
+def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | None = None) -> Comparison:
     """Compares runs with the first one, query by query; differences come with 95 % intervals.
 
     Args:
@@ -479,7 +500,7 @@ def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | 
     for folder in runs:
         read_provenance(Path(folder))
     opened = {str(folder): read_embeddings(Path(folder) / EMBEDDINGS) for folder in runs}
-    return compare_runs(opened, split, rerank)
+    return Comparison(compare_runs(opened, split, rerank))
 
 
 def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
@@ -534,7 +555,7 @@ def index(
     run: Run | str | Path,
     out: str | Path | None = None,
     *,
-    images: str | Path | None = None,
+    images: str | Path | Sequence[str | Path] | None = None,
     captions: str | Path | None = None,
     split: str | None = None,
     options: IndexOptions | None = None,
@@ -544,8 +565,8 @@ def index(
     Args:
         run: a run, or its folder.
         out: the folder to write; by default ``index`` in the run's folder.
-        images: a folder of images. captions: a text file, one caption per line. Both may be addresses
-            (``s3://bucket/images``). split: only this split of the run's.
+        images: a folder of images, or several. captions: a text file, one caption per line. One alone may be an
+            address (``s3://bucket/images``). split: only this split of the run's.
         options: the type of index, limits and more.
 
     Returns:
@@ -559,7 +580,7 @@ def index(
     """
     from onceover.heads.provenance import check_space, read_provenance
     from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index import check_origin, claim_index
+    from onceover.retrieval.index import check_origin, claim_index, has_grown, source_of
     from onceover.retrieval.index.galleries import GALLERIES, write_gallery
 
     folder = _folder_of(run)
@@ -569,17 +590,21 @@ def index(
     embeddings = read_embeddings(folder / EMBEDDINGS)
     check_space(folder, provenance, embeddings.space)
     origin = str(folder.resolve())
-    source = str(path_of(images or captions or folder).resolve())
+    folders = [images] if isinstance(images, str | Path) or images is None else list(images)
+    folders = [path for path in folders if path]
+    source = source_of([str(path_of(path).resolve()) for path in folders or [captions or folder]])
     if split:
         source += f", split {split}"
-    for kind, foreign in (("image", images), ("text", captions)):
-        if foreign or not (images or captions):
+    is_grown = False
+    for kind, foreign in (("image", folders), ("text", captions)):
+        if foreign or not (folders or captions):
             before = check_origin(out / GALLERIES[kind], source, origin, embeddings.space, force=options.force)
             if options.rerank is None and before:
                 options = replace(options, rerank="qbnorm" if before["biased"] else "none")
+            is_grown = is_grown or (before is not None and has_grown(before["source"], source))
     claim_index(out, GALLERIES.values())  # before anything is encoded
-    if images or captions:
-        galleries = [_foreign_gallery(_run_at(run), embeddings, out, images, captions, options)]
+    if folders or captions:
+        galleries = [_foreign_gallery(_run_at(run), embeddings, out, folders, captions, source, is_grown, options)]
     else:
         galleries = [embeddings.gallery(kind, split, options.rerank) for kind in GALLERIES]
     for gallery in galleries:
@@ -602,19 +627,25 @@ def _foreign_gallery(
     run: Run,
     embeddings: Embeddings,
     out: Path,
-    images: str | Path | None,
+    folders: Sequence[str | Path],
     captions: str | Path | None,
+    source: str,
+    is_grown: bool,
     options: IndexOptions,
 ) -> Gallery:
-    """The gallery of a folder's images or a file's captions, which are encoded where that is needed."""
-    from onceover.extract.dataset.alone import read_captions, read_images
+    """The gallery of folders' images or a file's captions, which are encoded where that is needed.
+
+    Args:
+        source: as the manifest names them. is_grown: whether folders were added to those of the index.
+    """
+    from onceover.extract.dataset.alone import read_captions, read_folders
     from onceover.heads.foreign import check_gallery_store, foreign_gallery
     from onceover.retrieval.index import check_vanished
     from onceover.retrieval.index.galleries import GALLERIES
 
-    if images:
+    if folders:
         kind = "image"
-        dataset = read_images(images, options.exclude)
+        dataset = read_folders(folders, options.exclude)
         items = dataset.ids
     else:
         assert captions is not None, "there are images or captions"
@@ -622,9 +653,9 @@ def _foreign_gallery(
         dataset = read_captions(captions)
         items = dataset.captions
     store_file = out / f"{GALLERIES[kind]}.h5"
-    check_gallery_store(store_file, kind, dataset.root, options.force)
-    if not (options.prune or options.force):
-        check_vanished(out / GALLERIES[kind], items, str(images or captions), options.exclude)
+    check_gallery_store(store_file, kind, dataset.root, options.force or is_grown)
+    if not (options.prune or options.force or is_grown):
+        check_vanished(out / GALLERIES[kind], items, source, options.exclude)
     for note in dataset.notes:
         say(note)
     return foreign_gallery(
@@ -653,14 +684,17 @@ def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | P
         say(line)
 
 
-def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options: Any) -> list[Hit]:
-    """Finds the images that match a text best, or with ``mode="image2text"`` the captions that match an image.
+def search(run: Run | str | Path | None, query: str, *, top_k: int = 5, **options: Any) -> Hits:
+    """Finds the images that match a text best, or by ``mode`` the images or captions that match a text or an image.
 
     Args:
-        run: a run, or its folder.
-        query: a text, or the path of an image (``image2text``).
+        run: a run, or its folder; None where the option ``index`` names the run.
+        query: a text, or the path of an image (``image2text``, ``image2image``).
         top_k: the number of hits.
         options: those of ``search_many``.
+
+    Returns:
+        The hits, a list that shows itself with images in a notebook.
 
     Example:
         >>> hits = onceover.search("runs/first", "a red circle above a blue star", top_k=2)
@@ -670,40 +704,20 @@ def search(run: Run | str | Path, query: str, *, top_k: int = 5, **options: Any)
         >>> len(captions)
         5
     """
-    results = search_many(run, [query], top_k=top_k, **options)
-    _, hits = next(iter(results))
+    [(_, hits)] = search_many(run, [query], top_k=top_k, **options)
     return hits
 
 
 def search_many(
-    run: Run | str | Path | None,
-    queries: Iterable[str],
-    *,
-    mode: str = "text2image",
-    top_k: int = 5,
-    index: str | Path | None = None,
-    other: str | None = None,
-    weight: float = 0.5,
-    split: str | None = None,
-    rerank: str | None = None,
-    figure: str | Path | None = None,
-    device: str | None = None,
-    encoders: dict[str, str | None] | None = None,
-) -> Iterator[tuple[str, list[Hit]]]:
+    run: Run | str | Path | None, queries: Iterable[str], **options: Any
+) -> Iterator[tuple[str, Hits]]:
     """Yields each query with its hits, batch by batch, so that memory does not grow with the number of queries.
 
     Args:
         run: a run, or its folder; None where ``index`` names the run.
-        queries: texts (``text2image``) or paths of images (``image2text``).
-        mode: find images by text (``text2image``) or captions by image (``image2text``).
-        top_k: the number of hits per query.
-        index: search an index, as ``index`` writes it, instead of the run's own images or captions.
-        other: an image's path (``text2image``) or a text (``image2text``) that is mixed into each query.
-        weight: the weight of each query against ``other``, 0 to 1.
-        split: search only this split.
-        rerank: the hubness correction, ``none`` or ``qbnorm``; by default the run's own.
-        figure: draw the hits of the first query to this .png, .svg or .pdf file.
-        encoders: by kind, the new location of an encoder that has moved.
+        queries: texts, or paths of images, as the mode has it.
+        options: those of ``search_batches``: ``mode``, ``top_k``, ``min_score``, ``index``, ``with_``, ``minus``,
+            ``weight``, ``split``, ``rerank``, ``root``, ``figure``, ``device``, ``encoders``.
 
     Example:
         >>> for query, hits in onceover.search_many("runs/first", ["a red circle", "a blue star"], top_k=3):
@@ -711,46 +725,111 @@ def search_many(
         a red circle 3
         a blue star 3
     """
-    from onceover.heads.query import QueryEmbedder
-    from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index.galleries import open_index, run_of
-    from onceover.retrieval.search import Query, Searcher, checked_batches
+    from onceover.retrieval.queries import batched
 
+    return search_batches(run, batched(queries), **options)
+
+
+def search_batches(
+    run: Run | str | Path | None,
+    batches: Iterable[list[str]],
+    *,
+    mode: str = "text2image",
+    top_k: int = 5,
+    min_score: float | None = None,
+    index: str | Path | None = None,
+    with_: str | Sequence[str] = (),
+    minus: str | Sequence[str] = (),
+    weight: float | None = None,
+    split: str | None = None,
+    rerank: str | None = None,
+    root: str | Path | Sequence[str | Path] = (),
+    figure: str | Path | None = None,
+    device: str | None = None,
+    encoders: dict[str, str | None] | None = None,
+) -> Iterator[tuple[str, Hits]]:
+    """Yields each query with its hits; the queries of a batch are answered before the next batch is asked for.
+
+    Args:
+        run: a run, or its folder; None where ``index`` names the run.
+        batches: texts (``text2…``) or paths of images (``image2…``).
+        mode: what is searched by and what is found: ``text2image``, ``image2text``, ``image2image``, ``text2text``.
+        top_k: the number of hits per query.
+        min_score: leave out hits with a lower score; a note tells where none is left.
+        index: search an index, as ``index`` writes it, instead of the run's own images or captions.
+        with_: texts or paths of images that are mixed into each query, all with the same weight.
+        minus: texts or paths of images that are subtracted from each query; together they weigh 0.5.
+        weight: the weight of each query against all of ``with_``, 0 to 1; by default 0.5.
+        split: search only this split.
+        rerank: the hubness correction, ``none`` or ``qbnorm``; by default the run's own.
+        root: the folder, or folders, that the images are in now, if they have moved.
+        figure: draw the hits of the first query to this .png, .svg or .pdf file, or those of all queries to this .html
+            file, once the last query is answered.
+        encoders: by kind, the new location of an encoder that has moved.
+    """
+    from onceover.analysis.hits_shown import Hits
+    from onceover.heads.originals import Originals
+    from onceover.heads.searching import open_collection
+    from onceover.retrieval.queries import MODES, checked, further_terms, query_of
+
+    kind = MODES[mode].gallery
+    drawing = None
     if figure:
-        from onceover.analysis.drawing import check_figure
-        from onceover.analysis.hits import plot_hits
+        from onceover.analysis.hits_page import HitsFile
 
-        check_figure(figure)
-    if other is not None and mode == "text2image" and not path_of(other).is_file():
-        raise ConfigError(f"--with takes an image's path beside a sentence; {other!r} is no file")
-    batches = checked_batches(queries, mode, other)
+        drawing = HitsFile(figure, kind)
+    with_ = [with_] if isinstance(with_, str) else with_
+    minus = [minus] if isinstance(minus, str) else minus
+    share = 0.5 if weight is None else weight
+    if not with_:
+        share = 1.0
+    further = further_terms(with_, minus, share)
+    batches = checked(batches, mode)
     first = next(batches, None)  # a wrong query is refused before an encoder is loaded
     if first is None:
         return
-    kind = "image" if mode == "text2image" else "text"
-    gallery: Gallery | Index
-    if index is not None:
-        gallery = open_index(index, kind)
-        loaded = _run_at(run or run_of(Path(index), gallery))
-    elif run is not None:
-        loaded = _run_at(run)
-        gallery = read_embeddings(loaded.folder / EMBEDDINGS).gallery(kind, split, rerank)
-    else:
-        raise WorkflowError("there is nothing to search: name a run, or an index")
-    places = encoders or {}
-    embedder = QueryEmbedder(
-        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
+    collection = open_collection(
+        run, index, kinds=(kind,), split=split, rerank=rerank, device=device, encoders=encoders
     )
-    searcher = Searcher(gallery, embedder, thumbnails=figure is not None)
+    originals = Originals(collection, kind, [root] if isinstance(root, str | Path) else root)
+    searcher = collection.searcher(kind)
+    is_warned = False
     for batch in chain([first], batches):
-        if mode == "text2image":
-            asked = [Query(text=text, image=other, weight=weight) for text in batch]
-        else:
-            asked = [Query(text=other, image=path, weight=1 - weight) for path in batch]
-        results = searcher.search_many(asked, top_k)
-        if figure:
-            plot_hits(results[0], asked[0], kind, Path(figure))
+        asked = [query_of(query, mode, share, further) for query in batch]
+        results = []
+        for hits in searcher.search_many(asked, top_k):
+            placed = [replace(hit, path=originals.place(hit.path)) for hit in hits]
+            results.append(Hits(_at_least(placed, min_score), kind, originals.image))
+        is_warned = is_warned or _warn_of_moved(originals, list(chain.from_iterable(results)))
+        if drawing:
+            drawing.add(asked, results)
         yield from zip(batch, results, strict=True)
+    if drawing:
+        drawing.finish()
+
+
+def _at_least(hits: list[Hit], min_score: float | None) -> list[Hit]:
+    """The hits that score ``min_score`` or more; a note tells where that leaves none."""
+    from onceover.retrieval.search import at_least
+
+    if min_score is None:
+        return hits
+    best = at_least(hits, min_score)
+    if hits and not best:
+        say(f"no hit scores {min_score:g} or more; the best scores {hits[0].score:.3f}")
+    return best
+
+
+def _warn_of_moved(originals: Originals, hits: list[Hit]) -> bool:
+    """Warns, and returns that it did, where the files of some hits are not there."""
+    missing = originals.missing(hits)
+    if missing:
+        where = " or ".join(originals.folders)
+        warn(
+            f"{len(missing):,} of {len(hits):,} hits have no file: {missing[0].path} is not there; if {where} has "
+            "moved, name its new place: --root NEW_FOLDER"
+        )
+    return bool(missing)
 
 
 def plot(
@@ -765,7 +844,7 @@ def plot(
     """Draws the figures of a run, a store or a sweep into the folder ``out`` and returns their files.
 
     Args:
-        out: the folder for the figures, each as PNG and SVG.
+        out: the folder for the figures, each as PNG, SVG and PDF.
         run, store, sweep: what to draw, one of the three.
         split: of a run, the split to draw; by default the reported one.
         memory: of a store, the memory limit in bytes; by default half of the machine's.
@@ -773,7 +852,7 @@ def plot(
     Example:
         >>> files = onceover.plot("figures", store="store.h5")
         >>> sorted(path.name for path in files)
-        ['features.png', 'features.svg']
+        ['features.pdf', 'features.png', 'features.svg']
     """
     from onceover.analysis.figures import plot_run, plot_store, plot_sweep
 
@@ -822,3 +901,147 @@ def report(
         read_provenance(Path(folder))
     with open_files(run, split=split, store=store, compare=compare, sweep=sweep) as files:
         return write_report(files, out)
+
+
+def export(
+    run: Run | str | Path,
+    to: str | Path,
+    *,
+    kind: str = "image",
+    split: str | None = None,
+    neighbours: int = NEIGHBOURS,
+    with_images: bool = False,
+    data: str | Path | None = None,
+    store: str | Path | None = None,
+) -> Path:
+    """Writes a run's images or captions with their embeddings to a Parquet file, which other programs open.
+
+    Args:
+        run: a run, or its folder.
+        to: the .parquet file to write; one that this program wrote is replaced.
+        kind: a row for each ``image``, or for each caption (``text``).
+        split: only this split. neighbours: how many of the nearest others to name in each row.
+        with_images: put the bytes of the images into the file; only where a row is an image.
+        data, store: for ``with_images``, the new location of the dataset and of the run's store, if they have moved.
+
+    Returns:
+        The file.
+
+    Example:
+        >>> file = onceover.export("runs/first", "drawn.parquet", split="test")
+        >>> import pyarrow.parquet
+        >>> table = pyarrow.parquet.read_table(file)
+        >>> table.num_rows, table.column_names[:5]
+        (12, ['id', 'path', 'split', 'caption', 'captions'])
+    """
+    from onceover.analysis import export as tables
+    from onceover.heads.provenance import check_space, read_provenance, store_of
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.vector_table import check_table, write_table
+
+    folder = _folder_of(run)
+    to = Path(to)
+    if with_images and kind != "image":
+        raise WorkflowError("a row that is a caption holds no image; take the kind image, or leave the images out")
+    provenance = read_provenance(folder)
+    embeddings = read_embeddings(folder / EMBEDDINGS)
+    check_space(folder, provenance, embeddings.space)
+    check_table(to)
+    with contextlib.ExitStack() as stack:
+        source = None
+        if with_images:
+            from onceover.extract.layouts import stored_images
+
+            opened = stack.enter_context(_opened(store or store_of(folder, provenance)))
+            source = stored_images(opened, data)
+        table = tables.run_table(folder, provenance, embeddings, kind, split, neighbours)
+        if source is not None:
+            table = tables.with_images(table, source, table.gallery.paths)
+        write_table(to, table)
+    return to
+
+
+def embed(
+    run: Run | str | Path,
+    to: str | Path,
+    *,
+    images: str | Path | None = None,
+    captions: str | Path | None = None,
+    neighbours: int = NEIGHBOURS,
+    with_images: bool = False,
+    exclude: Sequence[str] = (),
+    device: str | None = None,
+    encoders: dict[str, str | None] | None = None,
+    force: bool = False,
+    prune: bool = False,
+    retry_failures: bool = False,
+) -> Path:
+    """Encodes a folder's images or a file's captions, and writes their embeddings to a Parquet file as ``export`` does.
+
+    Their features stay beside it in the store ``TO.features.h5``, so that a call that was interrupted goes on, and a
+    later one encodes only what is new.
+
+    Args:
+        run: the run, or its folder, whose encoders and heads are used.
+        to: the .parquet file to write; one that this program wrote is replaced.
+        images: a folder of images. captions: a text file, one caption per line. Both may be addresses.
+        neighbours: how many of the nearest others to name in each row.
+        with_images: put the bytes of the images into the file.
+        exclude: patterns of images and folders to leave out, such as ``*.gif`` or ``2019/raw``.
+        encoders: by kind, the new location of an encoder that has moved.
+        force: replace features of other encoders or of another folder. prune: drop features of what is gone.
+        retry_failures: retry failed images.
+
+    Returns:
+        The file.
+
+    Example:
+        >>> file = onceover.embed("runs/first", "new.parquet", images="data/images")
+        >>> import pyarrow.parquet
+        >>> pyarrow.parquet.read_table(file, columns=["id", "x", "y"]).shape
+        (60, 3)
+    """
+    from onceover.analysis import export as tables
+    from onceover.extract.dataset.alone import read_captions, read_images
+    from onceover.heads.foreign import check_gallery_store, foreign_gallery
+    from onceover.heads.provenance import check_space
+    from onceover.retrieval.embeddings import read_embeddings
+    from onceover.retrieval.vector_table import check_table, write_table
+
+    to = Path(to)
+    if (images is None) == (captions is None):
+        raise WorkflowError("name a folder of images or a file of captions, one of the two")
+    if with_images and images is None:
+        raise WorkflowError("a row that is a caption holds no image; name a folder of images, or leave the images out")
+    run = _run_at(run)
+    embeddings = read_embeddings(run.folder / EMBEDDINGS)
+    check_space(run.folder, run.provenance, embeddings.space)
+    check_table(to)
+    if images is not None:
+        kind = "image"
+        dataset = read_images(images, exclude)
+    else:
+        assert captions is not None, "there are images or captions"
+        kind = "text"
+        dataset = read_captions(captions)
+    features = to.with_name(f"{to.name}.features.h5")
+    check_gallery_store(features, kind, dataset.root, force)
+    for note in dataset.notes:
+        say(note)
+    gallery = foreign_gallery(
+        run,
+        embeddings,
+        dataset,
+        features,
+        rerank="none",
+        device=device,
+        encoders=encoders or {},
+        force=force,
+        retry_failures=retry_failures,
+        prune=prune,
+    )
+    table = tables.gallery_table(run.provenance, embeddings, gallery, neighbours)
+    if with_images:
+        table = tables.with_images(table, dataset.images, gallery.ids)
+    write_table(to, table)
+    return to

@@ -10,6 +10,9 @@ from onceover.base.files import digest
 from onceover.base.formats import MAP, MAP_VERSION
 from onceover.base.kept_arrays import KeptArrays
 
+_DIGITS = 5  # of unit vectors' coordinates; vectors that agree in them are equal but for rounding
+_FEWEST = 5  # different vectors that t-SNE has something to say about
+
 
 def map_coordinates(run: RunFiles, pairs: PairSample, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The coordinates of the images and then of the captions of pairs, float32 (2 * pairs, 2): kept, or computed."""
@@ -32,20 +35,40 @@ def map_coordinates(run: RunFiles, pairs: PairSample, compute: Callable[[], np.n
     return points
 
 
+def different_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the different vectors, in their order, and for each vector which of these it is equal to."""
+    rounded = np.round(vectors, _DIGITS) + 0.0  # no negative zeros
+    _, first, numbers = np.unique(rounded, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    places = np.empty(len(order), int)
+    places[order] = np.arange(len(order))
+    return first[order], places[numbers.reshape(-1)]
+
+
 def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """The vectors in two dimensions by t-SNE on cosine distances, float32 (N, 2)."""
+    """The vectors in two dimensions by t-SNE on cosine distances, float32 (N, 2).
+
+    Equal vectors lie at one place. Of very few different ones this is the PCA.
+    """
     from sklearn.manifold import TSNE
 
-    perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))
-    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(vectors)
+    rows, places = different_rows(vectors)
+    if len(rows) < _FEWEST:
+        return pca(vectors, seed)[0].astype(np.float32)
+    perplexity = min(30.0, max(1.0, (len(rows) - 1) / 3))
+    model = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed)
+    return model.fit_transform(vectors[rows])[places]
 
 
 def pca(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The vectors' first two principal components, (N, 2), and a label for each."""
+    """The vectors' first two principal components, (N, 2), equal ones at one place, and a label for each component."""
     from sklearn.decomposition import PCA
 
+    rows, places = different_rows(vectors)
+    if len(rows) == 1:
+        return np.zeros((len(vectors), 2)), ["component 1 (no variance)", "component 2 (no variance)"]
     model = PCA(2, random_state=seed).fit(vectors)
     labels = []
     for number, share in enumerate(model.explained_variance_ratio_, 1):
         labels.append(f"component {number} ({100 * share:.0f} % of the variance)")
-    return model.transform(vectors), labels
+    return model.transform(vectors[rows])[places], labels

@@ -1,10 +1,15 @@
-"""Drawing shared by all figures: colours, style, and files that are written whole, each figure as PNG and SVG.
+"""Drawing shared by all figures: colours, style, and files that are written whole, each figure as PNG, SVG and PDF.
 
-Colours are two of Okabe and Ito's (blue for images, vermilion for captions), told apart by shape as well.
+Colours are those of Okabe and Ito (blue for images, vermilion for captions), told apart by shape as well, and cividis
+for numbers. The same figure gives the same bytes.
 """
 
+import contextlib
+import io
+import logging
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from onceover.analysis.fonts import DEFAULT, MISSING_GLYPH, use_fonts
 from onceover.analysis.sources import PlotError
 from onceover.base.outputs import Outputs
 from onceover.base.progress import say
@@ -22,27 +28,35 @@ if TYPE_CHECKING:
 
 IMAGE_COLOUR = "#0072B2"
 CAPTION_COLOUR = "#D55E00"
+IMAGE_MARKER = "o"
+CAPTION_MARKER = "^"
 NEUTRAL_COLOUR = "#7F7F7F"
 HIGHLIGHT = "#D55E00"
 COLOUR_MAP = "cividis"
 FORMATS = (".png", ".svg", ".pdf")  # others that Matplotlib has need TeX, or are read by few
-SUFFIXES = (".png", ".svg")  # of each figure of a folder
+SUFFIXES = FORMATS  # of each figure of a folder
+MAX_SIDE = 12.0  # inches of a figure, however much it shows
+MAX_NAME = 20  # characters of a setting's value
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure gives the same file
+_FONT_LOGGER = logging.getLogger("fontTools")  # tells a hundred lines of each PDF
 STYLE: "dict[RcKeyType, Any]" = {
+    "font.family": DEFAULT,
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
     "figure.dpi": 100,
-    "savefig.dpi": 200,
+    "savefig.dpi": 300,
     "text.parse_math": False,  # a dollar sign in a caption is a dollar sign
-    "svg.hashsalt": "onceover",  # the same figure gives the same SVG
-    "svg.fonttype": "none",
+    "svg.hashsalt": "onceover",
+    "svg.fonttype": "none",  # text stays text, which can be searched and edited
+    "pdf.fonttype": 42,  # fonts embedded as TrueType, as journals ask
 }
 
 
 def draw_all(drawings: Mapping[str, Callable[[], Figure] | str], out: str | Path) -> list[Path]:
-    """Draws figures, by name, in the project's style, each as PNG and SVG; returns the files.
+    """Draws figures, by name, in the project's style, each as PNG, SVG and PDF; returns the files.
 
     Args:
         drawings: functions that draw a figure each; or the reason why one is not drawn, which is told.
@@ -63,12 +77,32 @@ def draw_all(drawings: Mapping[str, Callable[[], Figure] | str], out: str | Path
             say(f"not drawn: {name}: {draw}")
             continue
         say(f"drawing {name}")
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "constrained_layout not applied")  # of labels longer than the figure
-            figure = draw()
-            with outputs.writing(files[name]):
-                written += [_save(figure, outputs, file) for file in files[name]]
+        with matplotlib.rc_context(STYLE), _without_noise(), outputs.writing(files[name]):
+            written += _save(draw(), outputs, files[name])
     return written
+
+
+def draw_svg(draw: Callable[[], Figure]) -> tuple[Figure, bytes]:
+    """Draws a figure in the project's style; returns it and its SVG, whose texts a browser writes in its own fonts."""
+    svg = io.BytesIO()
+    with matplotlib.rc_context(STYLE), _without_noise():
+        figure = draw()
+        figure.savefig(svg, format="svg", bbox_inches="tight", metadata=_UNDATED[".svg"])
+    return figure, svg.getvalue()
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Silences remarks on labels longer than a figure, on characters that a note of ours names, on tables of fonts."""
+    level = _FONT_LOGGER.level
+    _FONT_LOGGER.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "constrained_layout not applied")
+            warnings.filterwarnings("ignore", MISSING_GLYPH)
+            yield
+    finally:
+        _FONT_LOGGER.setLevel(level)
 
 
 def check_figure(path: str | Path) -> None:
@@ -90,19 +124,24 @@ def save_figure(figure: Figure, path: Path) -> Path:
         PlotError: the suffix names no format that is written. OutputError: a file of somebody else's is there.
     """
     check_figure(path)
-    with _outputs_beside(path).writing([path.name]):
-        return _save(figure, _outputs_beside(path), path.name)
+    outputs = _outputs_beside(path)
+    with _without_noise(), outputs.writing([path.name]):
+        return _save(figure, outputs, [path.name])[0]
 
 
 def _outputs_beside(path: Path) -> Outputs:
     return Outputs(path.parent, "name another file for the figure")
 
 
-def _save(figure: Figure, outputs: Outputs, name: str) -> Path:
-    metadata = {"Date": None} if name.lower().endswith(".svg") else None
-    with outputs.file(name) as aside:
-        figure.savefig(aside, bbox_inches="tight", metadata=metadata)
-    return outputs.folder / name
+def _save(figure: Figure, outputs: Outputs, names: Iterable[str]) -> list[Path]:
+    """Writes a figure to files of several formats."""
+    use_fonts(figure)
+    written = []
+    for name in names:
+        with outputs.file(name) as aside:
+            figure.savefig(aside, bbox_inches="tight", metadata=_UNDATED.get(Path(name).suffix.lower()))
+        written.append(outputs.folder / name)
+    return written
 
 
 def plain_ticks(axes: Axes) -> None:
@@ -112,5 +151,49 @@ def plain_ticks(axes: Axes) -> None:
 
 
 def label_of(value: float | str) -> str:
-    """The label of a setting's value."""
-    return value if isinstance(value, str) else f"{value:g}"
+    """The label of a setting's value; of a long text its beginning and end."""
+    return shortened(value, MAX_NAME) if isinstance(value, str) else f"{value:g}"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, its middle left out where it is longer."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
+
+
+def wrapped_key(key: str, width: int = 18) -> str:
+    """A setting's name over several lines, broken after its dot and after underscores, at most 80 characters of it."""
+    key = shortened(key, 80)
+    if len(key) <= width:
+        return key
+    lines = []
+    for part in re.findall(r"[^.]+\.?", key):
+        lines.append("")
+        for word in re.findall(r"[^_]*_?", part):
+            if len(lines[-1]) + len(word) > width:
+                lines.append("")
+            lines[-1] += word
+    return "\n".join(line for line in lines if line)
+
+
+def spaced(positions: Sequence[float], most: int) -> list[int]:
+    """Which of ascending positions have room for a label, where at most so many labels fit beside each other."""
+    gap = (positions[-1] - positions[0]) / most
+    kept = [0]
+    for number in range(1, len(positions)):
+        if positions[number] - positions[kept[-1]] >= gap * (1 - 1e-9):
+            kept.append(number)
+    return kept
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int, **options: Any) -> None:
+    """Puts the legend of a figure's only panel, or of a panel's lines, below everything, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, **options)
+
+
+def legend_under(axes: Axes, columns: int, **options: Any) -> None:
+    """Puts the legend of one of several panels under it, where it covers nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns, columnspacing=1.2, **options)

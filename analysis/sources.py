@@ -28,7 +28,6 @@ _BOUNDS = {  # of the numbers of a sweep's table that are drawn
     "captions": (1, 10**12),
 }
 _REQUIRED = {"i2t_R@1", "t2i_R@1", "rsum", "pictures", "captions"}
-_MIN_PAIRS = 3
 
 
 class PlotError(OnceoverError):
@@ -78,8 +77,8 @@ class RunFiles:
         images, captions, image_index = self.embeddings.split(self.split)
         first = np.unique(image_index, return_index=True)[1]
         chosen = np.sort(np.random.default_rng(self.seed).permutation(len(first))[:most])
-        if len(chosen) < _MIN_PAIRS:
-            raise PlotError(f"the split {self.split!r} has {len(first)} images with captions; too few to draw")
+        if not len(chosen):
+            raise PlotError(f"the split {self.split!r} has no images with captions; there is nothing to draw")
         return PairSample(images[image_index[first[chosen]]], captions[first[chosen]], len(first))
 
 

@@ -9,12 +9,13 @@ RUN_VERSION = 6
 SWEEP_FORMAT = "onceover sweep"
 SWEEP_VERSION = 3
 RESULT_FORMAT = "onceover result"
+VECTORS_FORMAT = "onceover vectors"
 INDEX_FORMAT = "onceover index"
 INDEX_VERSION = 1
 ACTIVATIONS_FORMAT = "onceover activations"
 ACTIVATIONS_VERSION = 2
 BASELINES_VERSION = 1  # of kept ranks; to be raised with whatever changes what a baseline reaches
-MAP_VERSION = 1  # of kept coordinates; to be raised with whatever changes them
+MAP_VERSION = 2  # of kept coordinates; to be raised with whatever changes them
 
 # in a run folder
 CONFIG = "config.yaml"

@@ -156,8 +156,9 @@ def _is_drawn() -> bool:
 
 
 def _is_notebook() -> bool:
-    """Whether this process serves a notebook."""
-    return "ipykernel" in sys.modules
+    """Whether this process serves a notebook, which it does not by merely importing what serves them."""
+    application = sys.modules.get("ipykernel.kernelapp")
+    return application is not None and application.IPKernelApp.initialized()
 
 
 def _tqdm() -> Any:
@@ -175,3 +176,7 @@ def _tqdm() -> Any:
     from tqdm import tqdm
 
     return tqdm
+
+
+if _is_notebook():
+    _tqdm()  # before another library imports it, which would warn where there are no widgets

@@ -61,7 +61,7 @@ class Registry:
     def _added(self) -> dict[str, list[EntryPoint]]:
         """The entry points of other packages, by the names of their items."""
         added: dict[str, list[EntryPoint]] = {}
-        for entry_point in entry_points(group=self._group):
+        for entry_point in installed(self._group):
             added.setdefault(entry_point.name, []).append(entry_point)
         return added
 
@@ -79,6 +79,12 @@ def _modules(folder: str) -> frozenset[str]:
     return frozenset(
         module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
     )
+
+
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group in all installed packages, which takes reading all of them: done once."""
+    return tuple(entry_points(group=group))
 
 
 def _package(entry_point: EntryPoint) -> str:

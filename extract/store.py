@@ -156,6 +156,11 @@ class FeatureStore:
         """Whether features are compared with checksums as they are read; stores of earlier versions have none."""
         return all(rows.is_checked for rows in self._features.values())
 
+    def __repr__(self) -> str:
+        encoders = " and ".join(self.provenance[kind]["encoder"] for kind in KINDS if self.recipes[kind])
+        counts = f"{len(self.image_ids):,} images, {len(self.captions):,} captions"
+        return f"<FeatureStore {self.path}: {counts}; features of {encoders}>"
+
     def __enter__(self) -> "FeatureStore":
         return self
 

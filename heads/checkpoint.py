@@ -42,7 +42,7 @@ from onceover.heads.provenance import RunError, checked_file, read_provenance
 from onceover.heads.replacement import remove_run, run_files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run: its folder, settings (an ensemble's: its first member's), heads (eval mode) and provenance."""
 
@@ -50,6 +50,12 @@ class Run:
     config: Config
     heads: DualHeads | Ensemble
     provenance: dict
+
+    def __repr__(self) -> str:
+        encoders = " and ".join(self.provenance["encoders"][kind]["encoder"] for kind in ("image", "text"))
+        dimensions = f"{self.config.model.embedding_dim} dimensions"
+        chosen = self.provenance["selection"]
+        return f"<Run {self.folder}: {encoders}, {dimensions}; rsum {chosen['rsum']:.1f} on {chosen['split']}>"
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:

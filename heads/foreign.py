@@ -19,7 +19,7 @@ from onceover.retrieval.hubness import bias_by_bank
 
 
 class ForeignError(OnceoverError):
-    """A store in an index's folder that is not of the index's own items."""
+    """A store in the place of the features of new items that is not of these items."""
 
 
 def foreign_gallery(
@@ -72,7 +72,7 @@ def foreign_gallery(
 
 
 def check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
-    """Refuses to overwrite a store in an index's folder that is not of the index's own items.
+    """Refuses to overwrite a store that is not of the items whose features are to be kept there.
 
     Args:
         kind: kind of the items: ``image`` or ``text``. root: their location. force: replace one of items elsewhere.
@@ -83,13 +83,13 @@ def check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
     if not os.path.lexists(path):
         return
     if path.is_symlink():
-        raise ForeignError(f"{path} is a link, and an index keeps features there; move it elsewhere")
+        raise ForeignError(f"{path} is a link, and features are to be kept there; move it elsewhere")
     with FeatureStore(path) as store:
         is_paired = len(store.image_ids) > 0 and len(store.captions) > 0
         holds_kind = len(store.image_ids if kind == "image" else store.captions) > 0
         is_of_others = store.provenance["data"] != str(root.resolve())
     if is_paired or not holds_kind:
-        raise ForeignError(f"{path} is another feature store, and an index keeps features there; move it elsewhere")
+        raise ForeignError(f"{path} is another feature store, and features are to be kept there; move it elsewhere")
     if is_of_others and not force:
         raise ForeignError(f"{path} holds features of other items than those in {root}; move it elsewhere, or --force")
 

@@ -204,8 +204,3 @@ def as_one(members: list[DualHeads]) -> DualHeads | Ensemble:
     if len(members) == 1:
         return members[0].eval()
     return Ensemble(members).eval()
-
-
-def mix(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """The normalised weighted sum of two sets of unit vectors, (..., D); ``weight`` is the first one's share."""
-    return unit(weight * first + (1 - weight) * second)

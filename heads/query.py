@@ -10,8 +10,7 @@ from onceover.base.files import read_bytes
 from onceover.base.progress import say, warn
 from onceover.extract.pictures import MAX_BYTES, named_errors
 from onceover.heads.checkpoint import Run
-from onceover.heads.embed import EmbedError, image_embeddings, text_embeddings
-from onceover.heads.models import mix
+from onceover.heads.embed import image_embeddings, text_embeddings
 
 BATCH = 16  # images encoded at a time
 
@@ -49,8 +48,8 @@ class QueryEmbedder:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
         encoder = self._encoder("text")
-        features, truncated = encoder.encode(list(texts))
-        unknown, tokens = encoder.unknown_tokens(encoder.tokenize(list(texts))[0])
+        features, truncated = encoder.encode(list(texts), are_queries=True)
+        unknown, tokens = encoder.unknown_tokens(encoder.tokenize(list(texts), are_queries=True)[0])
         for row, text in enumerate(texts):
             if truncated[row]:
                 warn(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
@@ -59,40 +58,27 @@ class QueryEmbedder:
                 warn(f"{counts} are unknown to the text encoder, and count for nothing: {text[:60]!r}")
         return text_embeddings(self._run.heads, features)
 
-    def embed_images(self, paths: Sequence[str]) -> np.ndarray:
-        """Embeds image files: unit vectors, float32 (Q, embedding_dim). A file that stands twice is encoded once.
+    def embed_images(self, images: Sequence[str | bytes]) -> np.ndarray:
+        """Embeds image files, each by its path, its address or its bytes: unit vectors, float32 (Q, embedding_dim).
+
+        A file that stands twice is encoded once.
 
         Raises:
             PictureError: a file that is no usable image; and those of ``embed_texts``.
         """
         encoder = self._encoder("image")
-        distinct = list(dict.fromkeys(paths))
+        distinct = list(dict.fromkeys(images))
         features = []
         for start in range(0, len(distinct), BATCH):
             pixels = []
-            for path in distinct[start : start + BATCH]:
-                with named_errors(path):
-                    pixels.append(encoder.read(read_bytes(path, MAX_BYTES)))
+            for image in distinct[start : start + BATCH]:
+                with named_errors("the image" if isinstance(image, bytes) else image):
+                    data = image if isinstance(image, bytes) else read_bytes(image, MAX_BYTES)
+                    pixels.append(encoder.read(data))
             features.append(encoder.encode(torch.stack(pixels)))
         vectors = image_embeddings(self._run.heads, np.concatenate(features))
-        rows = {path: row for row, path in enumerate(distinct)}
-        return vectors[[rows[path] for path in paths]]
-
-    def embed_mixed(self, texts: Sequence[str], paths: Sequence[str], weight: float) -> np.ndarray:
-        """Embeds pairs of a text and an image file as the normalised weighted sums of their vectors.
-
-        Args:
-            weight: the texts' share, 0 to 1.
-
-        Raises:
-            EmbedError: a sum without direction; and those of ``embed_texts`` and ``embed_images``.
-        """
-        text_vectors = torch.from_numpy(self.embed_texts(texts))
-        image_vectors = torch.from_numpy(self.embed_images(paths))
-        vectors = mix(text_vectors, image_vectors, weight).numpy()
-        if not vectors.any(1).all():
-            raise EmbedError("the text and the image point in opposite directions; change the weight")
-        return vectors
+        rows = {image: row for row, image in enumerate(distinct)}
+        return vectors[[rows[image] for image in images]]
 
     def _encoder(self, kind: str) -> Any:
         """The encoder of a kind, which is the run's; it is loaded once.

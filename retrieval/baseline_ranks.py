@@ -102,9 +102,7 @@ def _unlearned(measured: Pairs, name: str, seed: int, step: Step) -> list[RankPa
     images_are_space = name == "image_only"
     space = measured.images if images_are_space else measured.texts
     others = measured.texts if images_are_space else measured.images
-    return unlearned(
-        space, others, measured.image_index, images_are_space=images_are_space, seed=seed, step=step
-    )
+    return unlearned(space, others, measured.image_index, images_are_space=images_are_space, seed=seed, step=step)
 
 
 def _fitted(

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, BinaryIO, overload
 
 import numpy as np
@@ -60,6 +61,18 @@ class Gallery:
         """For each of the rows a string that is equal for items that look the same."""
         return [self.contents[row] for row in rows]
 
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+    def row_of(self, name: str) -> int | None:
+        """The row of the item with this id, or None where there is none."""
+        return self._rows.get(name)
+
+    def vector(self, row: int) -> np.ndarray:
+        """The vector of a row without its bias, float32 (D,)."""
+        return self.vectors[row, :-1] if self.biased else self.vectors[row]
+
     def item(self, row: int) -> dict:
         """The id, path, captions and thumbnail of a row, for a hit."""
         thumbnail = None
@@ -73,14 +86,18 @@ class Gallery:
         }
 
     def take(self, rows: np.ndarray) -> "Gallery":
-        """Some of the items; thumbnails are read when one is asked for."""
+        """Some of the items; thumbnails are read when one is asked for.
+
+        Raises:
+            GalleryError: the temporary folder has no room.
+        """
         numbers = np.asarray(rows).tolist()
         thumbnails = None
         if self.thumbnails is not None:
             thumbnails = LazyRows(self.thumbnails.__getitem__, numbers)
         return replace(
             self,
-            vectors=self.vectors[rows],
+            vectors=gathered(self.vectors, rows),
             ids=[self.ids[row] for row in numbers],
             paths=[self.paths[row] for row in numbers],
             captions=[self.captions[row] for row in numbers],
@@ -195,6 +212,18 @@ def with_bias(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
         joined[rows, :-1] = vectors[rows]
         joined[rows, -1] = bias[rows]
     return joined
+
+
+def gathered(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of vectors: in memory, or in a mapped temporary file where they are many.
+
+    Raises:
+        GalleryError: the temporary folder has no room for it.
+    """
+    some = _reserved_array((len(rows), vectors.shape[1]))
+    for start in range(0, len(rows), BLOCK):
+        some[start : start + BLOCK] = vectors[rows[start : start + BLOCK]]
+    return some
 
 
 def _reserved_array(shape: tuple[int, int]) -> np.ndarray:

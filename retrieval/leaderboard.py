@@ -11,6 +11,7 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.base.files import write_bytes
 from onceover.base.npz import npz_bytes, read_npz
+from onceover.base.terminal import Table
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, RankPair, compare, report
 from onceover.retrieval.ranks import Ranks, rank
 from onceover.retrieval.tables import csv_text
@@ -270,13 +271,13 @@ def results_csv(rows: list[dict]) -> str:
     return csv_text(rows)
 
 
-def leaderboard_table(rows: list[dict], keys: Sequence[str], most: int | None = None) -> list[list[str]]:
-    """Header and the first ``most`` rows, as text; ``keys``: the grid's."""
+def leaderboard_table(rows: list[dict], keys: Sequence[str]) -> list[list[str]]:
+    """Header and rows, as text; ``keys``: the grid's."""
     recalls = []
     for direction in _SHORT.values():
         recalls += [f"{direction}_R@{k}" for k in RECALL_AT]
     table = [["", *keys, *recalls, "rsum", "to the best [95 % together]", "seeds", "epochs", "verdict"]]
-    for number, row in enumerate(rows[:most], 1):
+    for number, row in enumerate(rows, 1):
         values = [str(row[key]) for key in keys]
         effort = [str(row["seeds"]), f"{row['epochs']:g}"]
         if row["outcome"] == "diverged":
@@ -285,6 +286,23 @@ def leaderboard_table(rows: list[dict], keys: Sequence[str], most: int | None = 
             continue
         measured = [f"{row[name]:.1f}" for name in recalls]
         rsum = f"{row['rsum']:.1f} [{row['rsum_low']:.1f}, {row['rsum_high']:.1f}]"
-        behind = f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
-        table.append([str(number), *values, *measured, rsum, behind, *effort, row["verdict"]])
+        table.append([str(number), *values, *measured, rsum, _difference(row), *effort, row["verdict"]])
     return table
+
+
+def leaderboard_tables(rows: list[dict], keys: Sequence[str], most: int) -> list[Table]:
+    """The first rows of the leaderboard for the terminal: each setting in one column, and the numbers that rank it."""
+    table = [["", "setting", "i2t R@1", "t2i R@1", "rsum", "to the best [95 % together]", "seeds", "verdict"]]
+    for number, row in enumerate(rows[:most], 1):
+        setting = " ".join(f"{key.rpartition('.')[2]}={row[key]}" for key in keys)
+        measured = ["–"] * 4
+        if row["outcome"] != "diverged":
+            measured = [f"{row[name]:.1f}" for name in ("i2t_R@1", "t2i_R@1", "rsum")]
+            measured.append(_difference(row))
+        table.append([str(number), setting, *measured, str(row["seeds"]), row.get("verdict", "diverged")])
+    return [Table("", table)]
+
+
+def _difference(row: dict) -> str:
+    """The difference in rsum to the best one, with its interval."""
+    return f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"

@@ -60,9 +60,7 @@ def _to_all_images(ranks: Ranks, label: np.ndarray, owned: np.ndarray) -> Ranks:
     return Ranks(query, ranks.above[pair], ranks.level[pair], ranks.gallery, ranks.group)
 
 
-def rank_folds(
-    images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, folds: int, biases: Biases
-) -> RankPair:
+def rank_folds(images: np.ndarray, texts: np.ndarray, image_index: np.ndarray, folds: int, biases: Biases) -> RankPair:
     """Ranks in galleries of one fold each, consecutive images with their captions; the queries of all folds together.
 
     Args:

@@ -1,39 +1,35 @@
-"""Search: finds the items of a gallery that are nearest to a text, an image, or both together.
+"""Search: finds the items of a gallery that are nearest to a query: texts and images, added and subtracted.
 
 Load once, then search in milliseconds::
 
     from onceover.heads.checkpoint import load_run
     from onceover.heads.query import QueryEmbedder
     from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.search import Query, Searcher
+    from onceover.retrieval.search import Query, Searcher, Term
 
     images = read_embeddings("runs/first/embeddings.h5").gallery("image")  # or Index("runs/first/index/images")
     searcher = Searcher(images, QueryEmbedder(load_run("runs/first")))
     for hit in searcher.search("a dog playing in the park", top_k=5):
         print(hit.rank, hit.score, hit.path, hit.captions)
-    searcher.search(Query(text="in the snow", image="dog.jpg", weight=0.4))
+    searcher.search(Query((Term(text="in the snow", weight=0.4), Term(image="dog.jpg", weight=0.6))))
 """
 
-import io
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from onceover.base.addresses import is_address
 from onceover.base.errors import OnceoverError
-from onceover.base.progress import warn
-from onceover.extract.pictures import read_picture
+from onceover.base.files import read_bytes
+from onceover.extract.pictures import MAX_BYTES, named_errors
 from onceover.retrieval.gallery import facing_bias
 
 AT_ONCE = 256  # queries searched together
-MAX_QUERY = 10_000  # characters of a line of queries
-_IMAGE_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
 _EQUAL = 1e-5  # copies have the same score, up to rounding
+_SHORTEST = 1e-6  # a sum of terms that is shorter, by the weights, has no direction
 
 
 class SearchError(OnceoverError):
@@ -41,21 +37,41 @@ class SearchError(OnceoverError):
 
 
 @dataclass(frozen=True)
-class Query:
-    """A text, an image file's path, or both: then the text counts ``weight`` and the image the rest."""
+class Term:
+    """One part of a query: a text, an image, or an item of the gallery; exactly one of the three is given.
+
+    Attributes:
+        image: the path or address of an image file, or the bytes of one.
+        item: the id of an item of the gallery that is searched; its stored vector is taken.
+        weight: its factor in the sum of the terms; a negative one subtracts.
+    """
 
     text: str | None = None
-    image: str | None = None
-    weight: float = 0.5
+    image: str | bytes | None = None
+    item: str | None = None
+    weight: float = 1.0
 
     @property
-    def kind(self) -> str:
-        """``text``, ``image`` or ``both``."""
-        if self.text is None:
-            return "image"
-        if self.image is None:
-            return "text"
-        return "both"
+    def source(self) -> tuple[str, str | bytes]:
+        """What the term names: ``text``, ``image`` or ``item``, and its value.
+
+        Raises:
+            SearchError: none of the three, several of them, or an empty one.
+        """
+        values: dict[str, str | bytes | None] = {"text": self.text, "image": self.image, "item": self.item}
+        given = [(kind, value) for kind, value in values.items() if value is not None]
+        if len(given) > 1:
+            raise SearchError(f"a term is a text, an image or an item; this one has {' and '.join(dict(given))}")
+        if not given or not given[0][1]:
+            raise SearchError("the query is empty; give a text or an image's path")
+        return given[0]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A sum of terms: the vector of each one, of length 1, times its weight; the sum is scaled to length 1."""
+
+    terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,12 @@ class Searchable(Protocol):
     def contents_of(self, rows: list[int]) -> list[str]:
         """For each of the rows a string that is equal for items that look the same."""
 
+    def row_of(self, name: str) -> int | None:
+        """The row of the item with this id, or None where there is none."""
+
+    def vector(self, row: int) -> np.ndarray:
+        """The vector of a row without its bias, float32 (D,)."""
+
     def item(self, row: int) -> dict:
         """The id, path, captions and thumbnail of a row, for a hit."""
 
@@ -121,86 +143,8 @@ class Embedder(Protocol):
     def embed_texts(self, texts: Sequence[str], /) -> np.ndarray:
         """Unit vectors of texts, float32 (Q, D)."""
 
-    def embed_images(self, paths: Sequence[str], /) -> np.ndarray:
-        """Unit vectors of image files."""
-
-    def embed_mixed(self, texts: Sequence[str], paths: Sequence[str], weight: float, /) -> np.ndarray:
-        """Unit vectors of pairs of a text and an image file."""
-
-
-def check_query(query: str, mode: str) -> None:
-    """Refuses a query that cannot be meant for ``mode``, before any model is loaded.
-
-    Raises:
-        SearchError: an empty query, a text where an image's path is wanted, an image where a text is, or bytes that
-            are no text.
-    """
-    if not query.strip():
-        raise SearchError("the query is empty; give a text or an image's path")
-    if mode == "image2text":
-        _check_image_query(query)
-    else:
-        _check_text_query(query)
-
-
-def _check_image_query(query: str) -> None:
-    if is_address(query):  # it is looked for when it is read
-        return
-    if os.path.isfile(query):  # noqa: PTH113 (False, not an error, for a text too long to be a path)
-        return
-    problem = "is no file"
-    if os.path.isdir(query):  # noqa: PTH112
-        problem = "is a folder"
-    raise SearchError(f"{query[:200]!r} {problem}; image2text takes an image's path (for a text: --mode text2image)")
-
-
-def _check_text_query(query: str) -> None:
-    _check_encoding(query)
-    is_file = os.path.isfile(query)  # noqa: PTH113
-    if is_file and "." in query:
-        raise SearchError(f"{query!r} is a file; to search by an image, add --mode image2text")
-    if is_address(query) and _IMAGE_NAME.fullmatch(query.strip()):
-        raise SearchError(f"{query[:200]!r} is an address; to search by an image, add --mode image2text")
-    if not is_file and _IMAGE_NAME.fullmatch(query.strip()):
-        raise SearchError(f"there is no file {query!r}; to search by an image, give its path and --mode image2text")
-
-
-def _check_encoding(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SearchError(
-            f"the query {text[:60]!r} holds bytes that are no UTF-8; write it in UTF-8, or use another terminal"
-        ) from error
-
-
-def read_queries(file: BinaryIO, name: str) -> Iterator[str]:
-    """Yields queries, one a line, as they are read; empty lines are left out, and counted at the end.
-
-    Raises:
-        SearchError: no UTF-8, a line longer than ``MAX_QUERY`` characters, or no queries.
-    """
-    lines = io.TextIOWrapper(file, encoding="utf-8-sig")
-    number = 0
-    queries = 0
-    try:
-        while line := lines.readline(MAX_QUERY + 2):
-            number += 1
-            if len(line.rstrip("\n")) > MAX_QUERY:
-                raise SearchError(
-                    f"{name}, line {number:,} has more than {MAX_QUERY:,} characters; write one query a line"
-                )
-            if query := line.strip():
-                queries += 1
-                yield query
-    except UnicodeDecodeError as error:
-        raise SearchError(f"{name} is not UTF-8; convert it, for example with iconv") from error
-    finally:
-        lines.detach()
-    if not queries:
-        raise SearchError(f"{name} holds no queries; write one a line")
-    if number > queries:
-        warn(f"empty lines left out: {number - queries}")
+    def embed_images(self, images: Sequence[str | bytes], /) -> np.ndarray:
+        """Unit vectors of image files, each by its path or its bytes."""
 
 
 class Searcher:
@@ -227,31 +171,47 @@ class Searcher:
         self._gallery = gallery
         self._embedder = embedder
 
-    def search(self, query: Query | str, top_k: int = 5) -> list[Hit]:
+    def search(self, query: Query | str, top_k: int = 5, min_score: float | None = None) -> list[Hit]:
         """Finds the best ``top_k`` hits, best first, none that looks like an earlier one; fewer where there are fewer.
 
-        A plain string is a text.
+        An item that looks like one of the query's terms (the same bytes of an image, the same text) is no hit.
+
+        Args:
+            query: a plain string is one text. min_score: leave out hits with a lower score.
 
         Raises:
-            SearchError: ``top_k`` below 1, or a query without content or with a weight outside [0, 1].
+            SearchError: ``top_k`` below 1, a query without content, or terms that cancel each other.
         """
-        return self.search_many([query], top_k)[0]
+        return self.search_many([query], top_k, min_score)[0]
 
-    def search_many(self, queries: Sequence[Query | str], top_k: int = 5) -> list[list[Hit]]:
-        """Finds the hits of each query; queries are encoded in batches."""
-        asked = [Query(text=query) if isinstance(query, str) else query for query in queries]
+    def search_many(
+        self, queries: Sequence[Query | str], top_k: int = 5, min_score: float | None = None
+    ) -> list[list[Hit]]:
+        """Finds the hits of each query; all texts are encoded together, and all images."""
+        asked = [Query((Term(text=query),)) if isinstance(query, str) else query for query in queries]
         if top_k < 1:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
+        if not asked:
+            return []
+        for query in asked:
+            _check_query(query)
         vectors = self._embed(asked)
         if self._gallery.biased:
             vectors = facing_bias(vectors)
         results: list[list[Hit]] = []
-        for start in range(0, len(vectors), AT_ONCE):
-            results += self._search_vectors(vectors[start : start + AT_ONCE], top_k)
+        for start in range(0, len(asked), AT_ONCE):
+            own = [self._contents_in(query) for query in asked[start : start + AT_ONCE]]
+            results += self._search_vectors(vectors[start : start + AT_ONCE], own, top_k)
+        if min_score is not None:
+            return [at_least(hits, min_score) for hits in results]
         return results
 
-    def _search_vectors(self, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
-        """Finds hits for some vectors; asks for more rows until they hold ``top_k`` and all copies of these hits."""
+    def _search_vectors(self, vectors: np.ndarray, own: list[set[str]], top_k: int) -> list[list[Hit]]:
+        """Finds hits for some vectors; asks for more rows until they hold ``top_k`` and all copies of these hits.
+
+        Args:
+            own: for each vector the contents that its query shows itself; they are no hits.
+        """
         results: list[list[Hit]] = [[] for _ in vectors]
         unfinished = np.arange(len(vectors))
         rows_wanted = top_k
@@ -261,7 +221,7 @@ class Searcher:
             short = []
             nearest = self._gallery.search(vectors[unfinished], rows_wanted)
             for number, (scores, rows) in zip(unfinished, nearest, strict=True):
-                groups = self._group_copies(rows.tolist(), top_k)
+                groups = self._group_copies(rows.tolist(), own[number], top_k)
                 if is_all or _is_complete(groups, scores, top_k):
                     results[number] = self._hits(groups, scores, rows)
                 else:
@@ -269,10 +229,12 @@ class Searcher:
             unfinished = np.array(short, int)
         return results
 
-    def _group_copies(self, rows: list[int], top_k: int) -> list[list[int]]:
-        """Groups positions in ``rows`` by content, for the first ``top_k`` different contents, best first."""
+    def _group_copies(self, rows: list[int], own: set[str], top_k: int) -> list[list[int]]:
+        """Groups positions in ``rows`` by content, for the first ``top_k`` contents that are not own, best first."""
         groups: dict[str, list[int]] = {}
         for position, content in enumerate(self._gallery.contents_of(rows)):
+            if content in own:
+                continue
             if content in groups or len(groups) < top_k:
                 groups.setdefault(content, []).append(position)
         return list(groups.values())
@@ -285,39 +247,108 @@ class Searcher:
         return hits
 
     def _embed(self, queries: Sequence[Query]) -> np.ndarray:
-        """Vectors of the queries, float32 (Q, D); those of the same kind and weight are embedded together."""
-        numbers_of: dict[tuple[str, float], list[int]] = {}
-        for number, query in enumerate(queries):
-            _check_content(query)
-            weight = query.weight if query.kind == "both" else 0.0
-            numbers_of.setdefault((query.kind, weight), []).append(number)
-        if not numbers_of:
-            return np.empty((0, 0), np.float32)
-        blocks = []
-        order: list[int] = []
-        for (kind, weight), numbers in numbers_of.items():
-            blocks.append(self._embed_alike([queries[number] for number in numbers], kind, weight))
-            order += numbers
-        return np.concatenate(blocks)[np.argsort(order)]
+        """Unit vectors of the queries, float32 (Q, D).
 
-    def _embed_alike(self, queries: Sequence[Query], kind: str, weight: float) -> np.ndarray:
-        """Vectors of queries of one kind and weight, float32 (Q, D)."""
-        texts = [query.text or "" for query in queries]
-        images = [query.image or "" for query in queries]
-        if kind == "both":
-            return self._embedder.embed_mixed(texts, images, weight)
-        if kind == "image":
-            return self._embedder.embed_images(images)
-        return self._embedder.embed_texts(texts)
+        Raises:
+            SearchError: an item that the gallery does not hold, or terms that cancel each other.
+        """
+        sources = dict.fromkeys(term.source for query in queries for term in query.terms)
+        vectors: dict[tuple[str, str | bytes], np.ndarray] = {}
+        texts = [source for source in sources if source[0] == "text"]
+        images = [source for source in sources if source[0] == "image"]
+        if texts:
+            vectors |= zip(texts, self._embedder.embed_texts([str(text) for _, text in texts]), strict=True)
+        if images:
+            vectors |= zip(images, self._embedder.embed_images([image for _, image in images]), strict=True)
+        for source in sources:
+            if source[0] == "item":
+                vectors[source] = self._gallery.vector(self._row_of(source[1]))
+        return np.stack([_weighted_sum(query, vectors) for query in queries])
+
+    def _row_of(self, item: str | bytes) -> int:
+        row = self._gallery.row_of(str(item))
+        if row is None:
+            raise SearchError(f"the gallery holds no item {item!r}; name one by the id that a hit has")
+        return row
+
+    def _contents_in(self, query: Query) -> set[str]:
+        """The contents, as the gallery writes them, of the query's own terms."""
+        contents = set()
+        for term in query.terms:
+            kind, value = term.source
+            if kind == "item":
+                contents.update(self._gallery.contents_of([self._row_of(value)]))
+            elif kind == self._gallery.kind == "text":
+                contents.add(str(value))
+            elif kind == self._gallery.kind == "image":
+                contents.add(_sha256(value))
+        return contents
 
 
-def _check_content(query: Query) -> None:
-    """Refuses a query without content, of bytes that are no text, or with a weight outside [0, 1]."""
-    if not (query.text or query.image):
+def _weighted_sum(query: Query, vectors: dict[tuple[str, str | bytes], np.ndarray]) -> np.ndarray:
+    """The sum of a query's terms, scaled to length 1, float32 (D,).
+
+    Args:
+        vectors: by source of a term, float32 (D,), of length 1.
+
+    Raises:
+        SearchError: the terms cancel each other.
+    """
+    first = vectors[query.terms[0].source]
+    total = np.zeros(first.shape, np.float64)
+    for term in query.terms:
+        total += term.weight * vectors[term.source].astype(np.float64)
+    length = np.linalg.norm(total)
+    if length < _SHORTEST * sum(abs(term.weight) for term in query.terms):
+        raise SearchError("the terms of the query cancel each other; change their weights")
+    return (total / length).astype(np.float32)
+
+
+def _sha256(image: str | bytes) -> str:
+    """The SHA-256 of an image file, by its path, its address or its bytes."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    with named_errors(image):
+        return hashlib.sha256(read_bytes(image, MAX_BYTES)).hexdigest()
+
+
+def _check_query(query: Query) -> None:
+    """Refuses a query without content, of bytes that are no text, or with a weight that cannot be summed."""
+    if not query.terms:
         raise SearchError("the query is empty; give a text or an image's path")
-    _check_encoding(query.text or "")
-    if not 0 <= query.weight <= 1:
-        raise SearchError(f"the weight is {query.weight}; it is the text's share, 0 to 1")
+    for term in query.terms:
+        kind, value = term.source
+        if kind == "text":
+            check_encoding(str(value))
+        if not math.isfinite(term.weight):
+            raise SearchError(f"the weight of a term is {term.weight}; give a number")
+    if not any(term.weight for term in query.terms):
+        raise SearchError("all terms of the query have the weight 0; raise one")
+
+
+def check_encoding(text: str) -> None:
+    """Refuses a text that holds bytes that are no UTF-8.
+
+    Raises:
+        SearchError: it does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SearchError(
+            f"the query {text[:60]!r} holds bytes that are no UTF-8; write it in UTF-8, or use another terminal"
+        ) from error
+
+
+def at_least(hits: list[Hit], min_score: float) -> list[Hit]:
+    """The hits that score ``min_score`` or more.
+
+    Raises:
+        SearchError: ``min_score`` is no number.
+    """
+    if math.isnan(min_score):
+        raise SearchError("the least score is no number; give one, such as 0.3")
+    return [hit for hit in hits if hit.score >= min_score]
 
 
 def _is_complete(groups: list[list[int]], scores: np.ndarray, top_k: int) -> bool:
@@ -326,20 +357,3 @@ def _is_complete(groups: list[list[int]], scores: np.ndarray, top_k: int) -> boo
         return False
     first_of_last_group = groups[-1][0]
     return bool(scores[-1] < scores[first_of_last_group] - _EQUAL)
-
-
-def checked_batches(queries: Iterable[str], mode: str, other: str | None) -> Iterator[list[str]]:
-    """Checks queries against ``mode`` and yields them in batches that are searched together."""
-    opposite = {"text2image": "image2text", "image2text": "text2image"}
-    if other is not None:
-        check_query(other, opposite[mode])
-        if mode == "text2image":
-            read_picture(other)
-    remaining = iter(queries)
-    while batch := list(islice(remaining, AT_ONCE)):
-        for query in batch:
-            check_query(query, mode)
-        if mode == "image2text":
-            for path in batch:
-                read_picture(path)
-        yield batch

@@ -82,9 +82,7 @@ def captions_of(store: FeatureStore, images: np.ndarray) -> tuple[np.ndarray, np
     return captions, np.searchsorted(images, store.image_index[captions])
 
 
-def fitting_rows(
-    store: FeatureStore, roles: Roles, measured: int, memory: int, refit: bool
-) -> FittingRows | None:
+def fitting_rows(store: FeatureStore, roles: Roles, measured: int, memory: int, refit: bool) -> FittingRows | None:
     """The images for the fitted baselines, a sample where memory is short; None where there is nothing to fit on.
 
     Args:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 from onceover.base.files import json_text, sealed
+from onceover.base.terminal import Table
 from onceover.retrieval.baselines import MAPS
 from onceover.retrieval.comparison import verdict
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
@@ -38,12 +39,34 @@ def table_rows(result: dict) -> list[list[str]]:
     """The table of an evaluation: a header, and a row for each model and direction."""
     rows = [["model", "direction (gallery)", *_COLUMNS, "rsum", "fitted on"]]
     for model, summary in result["models"].items():
-        fitted = f"{summary['fitted_images']:,}" if "fitted_images" in summary else "–"
         for direction in DIRECTIONS:
             numbers = summary[direction]
             cells = [_cell(numbers, column) for column in _COLUMNS]
-            rows.append([model, _direction_label(direction, numbers), *cells, f"{summary['rsum']:.1f}", fitted])
+            label = _direction_label(direction, numbers)
+            rows.append([model, label, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
     return rows
+
+
+def evaluation_tables(result: dict) -> list[Table]:
+    """An evaluation for the terminal: a table for each direction and size of gallery, a row for each model.
+
+    Of the numbers those that are compared most; all of them are in the files.
+    """
+    tables: dict[str, Table] = {}
+    for direction in DIRECTIONS:
+        for model, summary in result["models"].items():
+            numbers = summary[direction]
+            sizes = f"{numbers['queries']:,} queries, gallery of {numbers['gallery']:,}"
+            title = f"{_ARROWS[direction]}: {sizes}"
+            table = tables.setdefault(title, Table(title, [["model", *_RECALLS, "median rank", "rsum", "fitted on"]]))
+            cells = [_cell(numbers, column) for column in (*_RECALLS, "median_rank")]
+            table.rows.append([model, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
+    return list(tables.values())
+
+
+def _fitted(summary: dict) -> str:
+    """On how many images a model was fitted; a dash for one that was not."""
+    return f"{summary['fitted_images']:,}" if "fitted_images" in summary else "–"
 
 
 def _direction_label(direction: str, numbers: dict) -> str:
@@ -79,9 +102,9 @@ def notes(result: dict) -> list[str]:
         chosen = f"everything that was chosen was chosen on {result['selected_on']}"
     models = result["models"]
     lines = [
-        f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; in brackets the size "
-        "of the gallery; R@K: hit@K in percent with 95 % intervals over images (true recall@K: in .csv and .json); "
-        "fitted on: images",
+        f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; R@K: hit@K in percent "
+        "with 95 % intervals over images; gallery: the items that a query searches; fitted on: images; true recall@K "
+        "and all other numbers: in .csv and .json",
         chosen,
         *(note for model, note in _MODEL_NOTES.items() if model in models),
         *(note for ending, note in _ENDING_NOTES.items() if any(model.endswith(ending) for model in models)),
@@ -143,6 +166,17 @@ def comparison_rows(result: dict) -> list[list[str]]:
     return rows
 
 
+def comparison_tables(result: dict) -> list[Table]:
+    """A comparison for the terminal: a table for each other run."""
+    header, *rows = comparison_rows(result)
+    tables = []
+    for name in result["differences"]:
+        own = [row[1:] for row in rows if row[0] == name]
+        columns = [name if column == "run's" else column for column in header[1:]]
+        tables.append(Table(f"{name} against {result['reference']}", [columns, *own]))
+    return tables
+
+
 def _comparison_cells(key: str, before: dict, after: dict, difference: dict) -> list[str]:
     """A number's name, its values before and after, their difference with its interval, and the verdict."""
     digits = 3 if key == "mrr" else 1
@@ -176,17 +210,6 @@ def _corrections(methods: dict[str, str]) -> str:
     if len(different) == 1:
         return different.pop()
     return ", ".join(f"{name}: {method}" for name, method in methods.items())
-
-
-def terminal_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
 
 
 def markdown_table(rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:

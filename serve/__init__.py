@@ -1,1 +1,1 @@
-"""The search page and its JSON API."""
+"""The search page, its JSON API, and the client for both: ``onceover serve`` and ``onceover.Client``."""

@@ -1,17 +1,20 @@
 """Small real things: drawn images, a tiny encoder of each kind, a store and a run made from them once."""
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
 import logging
 import shutil
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from onceover.base.progress import LOGGER
+from onceover.base.registry import installed
 from onceover.cli import cli
 from onceover.configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
 
@@ -129,6 +132,32 @@ def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     with FeatureStore(store_file) as opened:
         fit(opened, folder, fit_config)
     return folder
+
+
+@pytest.fixture(scope="session")
+def served(run_dir):
+    """The address of a search server over the run, in a thread of this process."""
+    from onceover.serve.server import open_site
+
+    with serving(open_site(run_dir, device="cpu")) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(site, host="127.0.0.1"):
+    """Serves a site within, in a thread, on a free port of this machine; gives its address."""
+    from onceover.serve.server import listening, server_of
+
+    with listening("127.0.0.1", 0) as listener:
+        server = server_of(site, host)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+            site.close()
 
 
 @pytest.fixture(scope="session")
@@ -282,8 +311,10 @@ def outside(tmp_path, monkeypatch):
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{number}\nVersion: 1\n")
         (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
         importlib.invalidate_caches()
+        installed.cache_clear()
 
-    return add
+    yield add
+    installed.cache_clear()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import graphlib
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ ONLY_IMPORTER = {
     "pyarrow": {"extract.dataset.parquet"},
     "tqdm": {"base.progress"},
     "jinja2": {"analysis.pages"},
+    "fastapi": {"serve.api"},
+    "uvicorn": {"serve.server"},
     "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders.torchvision"},
     "transformers": {
@@ -38,7 +41,13 @@ ONLY_IMPORTER = {
 WITHOUT_TORCH = ("configs", "retrieval", "analysis", "extract.store", "extract.dataset", "extract.layouts")
 
 
+@cache
 def modules():
+    """The name and syntax tree of every module."""
+    return list(parsed())
+
+
+def parsed():
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -71,7 +80,7 @@ def floor(name):
     return next((number for number, folders in enumerate(FLOORS) if folder in folders), None)
 
 
-@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "tree"), modules(), ids=lambda value: value if isinstance(value, str) else "")
 def test_a_module_imports_its_own_folder_and_the_floors_below(name, tree):
     folder = name.partition(".")[0]
     for imported in imports(tree):

@@ -419,7 +419,8 @@ def test_sentences_are_indexed_and_found_by_a_picture(run, fails, run_dir, drawn
     assert "holds no captions" in fails(
         "index", "--run", run_dir, "--captions", tmp_path / "empty.txt", "--index", tmp_path / "x"
     )
-    assert f"{index} holds no images; index them" in fails("search", "--index", index, "--query", "a red circle")
+    refused = fails("search", "--index", index, "--query", "a red circle")
+    assert f"{index} holds no images, only captions; search these with --mode image2text or text2text, or" in refused
 
 
 def test_a_runs_own_index_answers_as_the_run_does(run, run_dir, tmp_path):
@@ -586,8 +587,10 @@ def test_an_index_refuses_another_encoder_before_it_encodes_and_other_heads_befo
     for command in ("verify", "info"):
         assert "does not match its SHA-256" in fails(command, index)
     assert "there is no index at" in fails("search", "--index", tmp_path / "nowhere", "--query", "x")
-    assert "'x.jpg' is no file" in fails("search", "--run", run_dir, "--query", "red", "--with", "x.jpg", code=2)
-    assert "there is no file 'x.jpg'; to search by an image" in fails("search", "--run", run_dir, "--query", "x.jpg")
+    assert "there is no file 'x.jpg'; give an" in fails("search", "--run", run_dir, "--query", "red", "--with", "x.jpg")
+    assert "there is no file 'x.jpg'; text2image takes a text; to search by an image, add --mode image2text" in fails(
+        "search", "--run", run_dir, "--query", "x.jpg"
+    )
     wrong = ("--image-encoder", "hf:/nope", "--text-encoder", "hf:distilbert-base-uncased@random")
     mistyped = run("extract", "--data", tmp_path / "drawn.csv", "--store", tmp_path / "n.h5", *wrong, code=1).stderr
     assert "error: hf:/nope: there is no such folder, and no model can have that name" in mistyped

@@ -1,16 +1,21 @@
 """The contract of figures, over all that are registered, and a figure of another package."""
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 
+import matplotlib
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from test_plots import TABLE
 
-from onceover.analysis.drawing import draw_all
+from onceover.analysis.drawing import STYLE, draw_all
 from onceover.analysis.figures import FIGURES, SOURCES, drawings_of, plot_run, plot_sweep
 from onceover.analysis.sources import PlotError, StoreFiles, read_run, read_sweep
 from onceover.base.registry import RegistryError
@@ -37,31 +42,75 @@ def sources(evaluated, store, tmp_path):
     return {"run": read_run(evaluated), "store": StoreFiles(store, 2**30), "sweep": read_sweep(tmp_path)}
 
 
+def check_labels(figure):
+    """Checks that every panel says what it shows, and the figure how many images or rows of what."""
+    for axes in figure.axes:
+        assert axes.get_xlabel() or axes.get_ylabel() or axes.get_title()
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert any(re.search(r"\d.* (images|rows|queries)|images", text) for text in texts)
+
+
+def check_legends(figure):
+    """Checks that no legend lies over a line or a point, or beyond the others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
+        figure.draw_without_rendering()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    boxes = [legend.get_window_extent() for legend in legends if legend is not None]
+    for box in boxes:
+        assert not any(box.overlaps(other) for other in boxes if other is not box)
+        for axes in figure.axes:
+            for line in axes.lines:
+                path = line.get_path().transformed(line.get_transform()).clip_to_bbox(axes.bbox, inside=False)
+                assert not path.intersects_bbox(box, filled=False), (axes.get_title(), line.get_label())
+            for points in axes.collections:
+                places = points.get_offset_transform().transform(points.get_offsets())
+                inside = [box.contains(*place) and axes.bbox.contains(*place) for place in places]
+                assert not any(inside), (axes.get_title(), points.get_label())
+
+
 def check_contract(figure, sources, folder, told):
-    """Checks that a figure is drawn from stored files as PNG and SVG, the same each time, and not empty."""
+    """Checks that a figure is drawn from stored files in three formats, the same each time, labelled and not empty."""
     assert figure.SOURCE in SOURCES
     assert isinstance(figure.ORDER, int)
     drawings = figure.drawings(sources[figure.SOURCE])
     assert drawings
     for name, draw in drawings.items():
         assert name.replace("-", "_").isidentifier()
-        assert isinstance(draw(), Figure)
+        with matplotlib.rc_context(STYLE):
+            drawn = draw()
+        assert isinstance(drawn, Figure)
+        check_labels(drawn)
+        check_legends(drawn)
     before = {path: path.stat().st_mtime_ns for path in sources["run"].folder.iterdir()}
     told.clear()
     written = draw_all(drawings, folder / "first")
     assert told == [f"drawing {name}" for name in drawings]
-    expected = {f"{name}{suffix}" for name in drawings for suffix in (".png", ".svg")}
+    expected = {f"{name}{suffix}" for name in drawings for suffix in (".png", ".svg", ".pdf")}
     assert {path.name for path in written} == expected
     assert {path.name for path in (folder / "first").iterdir() if not path.name.startswith(".")} == expected
     assert {path: path.stat().st_mtime_ns for path in sources["run"].folder.iterdir()} == before
     draw_all(figure.drawings(sources[figure.SOURCE]), folder / "second")
     for path in written:
-        if path.suffix == ".svg":
-            assert path.read_bytes() == (folder / "second" / path.name).read_bytes()
-        else:
+        assert path.read_bytes() == (folder / "second" / path.name).read_bytes()
+        if path.suffix == ".pdf":
+            assert b"/CIDFontType2" in path.read_bytes()  # TrueType
+            assert b"CreationDate" not in path.read_bytes()
+        elif path.suffix == ".png":
             with Image.open(path) as image:
                 assert min(image.size) > 200
                 assert len(image.convert("L").getcolors(2**20)) > 10
+
+
+def test_the_check_of_legends_sees_one_over_a_line_or_a_point():
+    for draw in (lambda axes: axes.plot([0, 1], [0, 1], label="a"), lambda axes: axes.scatter([0.5], [0.5], label="a")):
+        for anchor, is_over in (((0.5, 0.5), True), ((0.5, -0.3), False)):
+            figure = Figure()
+            axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1))
+            draw(axes)
+            axes.legend(loc="center", bbox_to_anchor=anchor)
+            with pytest.raises(AssertionError) if is_over else contextlib.nullcontext():
+                check_legends(figure)
 
 
 @pytest.mark.parametrize("name", FIGURES.names())

@@ -15,7 +15,8 @@ import onceover
 from onceover.base.hdf5 import read_at
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("analysis", "base", "configs", "extract", "heads", "retrieval")
+FOLDERS = ("analysis", "base", "configs", "extract", "heads", "retrieval", "serve")
+KINDS = (".py", ".yaml", ".typed", ".html", ".css", ".js")
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,12 @@ def installed(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_at_top_level_but_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    modules = {name for name in names if name.endswith((".py", ".yaml", ".typed"))}
+    modules = {name for name in names if name.endswith(KINDS)}
     expected = {"onceover/py.typed", *(f"onceover/{path.name}" for path in ROOT.glob("*.py"))}
     for folder in FOLDERS:
-        for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.yaml")]:
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix not in KINDS:
+                continue
             expected.add(f"onceover/{path.relative_to(ROOT).as_posix()}")
     assert modules == expected
     top = {name.split("/")[0] for name in names}
@@ -74,7 +77,7 @@ def test_the_installed_package_works_away_from_the_checkout(installed, extract_c
     where = installed("-c", "import onceover; print(onceover.__file__)").stdout.strip()
     assert where == str(installed.site / "onceover/__init__.py")
     assert installed("-m", "onceover", "--version").stdout == f"onceover {onceover.__version__}\n"
-    draw = "from pathlib import Path; from onceover.extract.synthetic import draw_dataset; draw_dataset(Path('data'))"
+    draw = "from onceover.extract.synthetic import draw_dataset; draw_dataset('data', 36, 12, 12)"
     installed("-c", draw)
     encoders = ("--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder)
     done = installed("-m", "onceover", "extract", "--data", "data", "--store", "s.h5", "--device", "cpu", *encoders)

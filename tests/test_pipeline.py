@@ -537,7 +537,7 @@ def test_long_captions_are_cut_counted_and_reported(data, tmp_path, extract_conf
 
 
 def test_the_real_thing_on_photographs(shared, tmp_path):
-    """250 photographs, the real encoders: extract, fit, evaluate, search, and neighbours that mean something."""
+    """160 photographs, the real encoders: extract, fit, evaluate, search, and neighbours that mean something."""
     import json
 
     from click.testing import CliRunner
@@ -551,7 +551,7 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
 
     store, folder = tmp_path / "s.h5", tmp_path / "run"
     run(
-        "extract", "--data", shared / "flickr8k", "--store", store, "--limit", 250, "--views", 1,
+        "extract", "--data", shared / "flickr8k", "--store", store, "--limit", 160, "--views", 1,
         "--image-layers", "last",
         "--image-encoder", f"hf:{shared}/encoders/mobilenet_v2_1.0_224",
         "--text-encoder", f"hf:{shared}/encoders/minilm_l6_384",

@@ -69,7 +69,8 @@ def test_the_loggers_level_silences_the_bar():
 
 
 def test_a_notebook_without_widgets_shows_a_bar_of_text_and_no_warning():
-    text = on_a_terminal("import sys, types\nsys.modules['ipykernel'] = types.ModuleType('ipykernel')\n" + LONG_WORK)
+    kernel = "from ipykernel.kernelapp import IPKernelApp\nIPKernelApp.instance()\n"
+    text = on_a_terminal(kernel + LONG_WORK)
     assert "image: 100%|" in text
     assert "IProgress" not in text
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -30,17 +31,18 @@ from onceover.retrieval.evaluation import EvaluationError, evaluate
 from onceover.retrieval.exact import QueryError
 from onceover.retrieval.gallery import GalleryError
 from onceover.retrieval.metrics import report
+from onceover.retrieval.queries import check_query
 from onceover.retrieval.ranks import rank
-from onceover.retrieval.search import Query, Searcher, SearchError, check_query
+from onceover.retrieval.search import Query, Searcher, SearchError, Term
 from onceover.retrieval.tables import (
     comparison_notes,
     comparison_rows,
     comparison_warnings,
     csv_table,
+    evaluation_tables,
     markdown_table,
     notes,
     table_rows,
-    terminal_table,
     warnings,
 )
 
@@ -114,9 +116,12 @@ def test_the_result_has_the_promised_keys_and_every_number_its_gallery_size(embe
     assert low <= result["models"]["multimodal"]["rsum"] <= high
     json.dumps(result, allow_nan=False)
     assert "12 images, 60 captions" in markdown_table(table_rows(result), notes(result))
-    lines = terminal_table(table_rows(result)).splitlines()
-    assert len(lines) == 2 + 2 * 8
-    assert all("(60)" in line or "(12)" in line for line in lines[2:])
+    tables = evaluation_tables(result)
+    assert [table.title for table in tables] == [
+        "image→text: 12 queries, gallery of 60",
+        "text→image: 60 queries, gallery of 12",
+    ]
+    assert [row[0] for row in tables[0].rows] == ["model", "multimodal", *BASELINES]
     rows = csv_table(result).splitlines()
     assert len(rows) == 17
     assert rows[0].startswith("split,n_images,n_captions,model,direction,R@1,")
@@ -320,11 +325,8 @@ class Embedder:
     def embed_texts(self, texts):
         return self._given("texts", len(texts))
 
-    def embed_images(self, paths):
-        return self._given("images", len(paths))
-
-    def embed_mixed(self, texts, paths, weight):
-        return self._given(("mixed", weight), len(texts))
+    def embed_images(self, images):
+        return self._given("images", len(images))
 
 
 def test_search_returns_pictures_with_captions_and_captions_with_pictures(embeddings):
@@ -344,7 +346,7 @@ def test_search_returns_pictures_with_captions_and_captions_with_pictures(embedd
 
 def test_search_by_picture_and_within_a_split(embeddings):
     searcher = Searcher(embeddings.gallery("text", "dev"), Embedder(embeddings.images[50], embeddings.space))
-    hits = searcher.search(Query(image="any.jpg"), 3)
+    hits = searcher.search(Query((Term(image="any.jpg"),)), 3)
     assert all(embeddings.splits[embeddings.paths.index(hit.path)] == "dev" for hit in hits)
     rows = np.flatnonzero(np.isin(embeddings.image_index, np.flatnonzero(np.array(embeddings.splits) == "dev")))
     assert hits[0].captions == [embeddings.captions[rows[np.argmax(embeddings.texts[rows] @ embeddings.images[50])]]]
@@ -381,15 +383,11 @@ def test_all_copies_of_a_hit_are_listed_however_few_hits_are_asked_for(embedding
 
 def test_many_queries_are_encoded_together_and_answered_in_order(embeddings):
     embedder = Embedder(embeddings.texts[[0, 60]], embeddings.space)
-    searcher = Searcher(embeddings.gallery("image"), embedder)
-    queries = ["a", Query(image="p"), "b", Query("c", "q", 0.3), Query("d", "r", 0.3), Query("e", "s", 0.9)]
+    searcher = Searcher(embeddings.gallery("text"), embedder)
+    queries = ["a", Query((Term(image="p"),)), "b", Query((Term(text="a", weight=0.3), Term(image="p", weight=0.7)))]
     found = [[hit.id for hit in hits] for hits in searcher.search_many(queries, 2)]
-    assert sorted(embedder.asked, key=str) == [
-        ("images", 1), ("texts", 2), (("mixed", 0.3), 2), (("mixed", 0.9), 1)
-    ]  # fmt: skip
-    one = [hit.id for hit in searcher.search("a", 2)]
-    assert found[0] == one == found[1] == found[5] == found[3]  # the first of its group
-    assert found[2] == found[4] != one
+    assert embedder.asked == [("texts", 2), ("images", 1)]  # each text and image once
+    assert found[0] == found[1] == found[3] != found[2]
     assert searcher.search_many([]) == []
 
 
@@ -397,8 +395,14 @@ def test_many_queries_are_encoded_together_and_answered_in_order(embeddings):
     ("query", "top_k", "message"),
     [
         ("a dog", 0, "top-k is 0; ask for at least 1"),
-        (Query(), 5, "the query is empty"),
-        (Query("a", "b", 1.5), 5, "the weight is 1.5"),
+        (Query(()), 5, "the query is empty"),
+        (Query((Term(),)), 5, "the query is empty"),
+        (Query((Term(text=""),)), 5, "the query is empty"),
+        (Query((Term(text="a", image="b"),)), 5, "is a text, an image or an item; this one has text and image"),
+        (Query((Term(text="a", weight=math.nan),)), 5, "the weight of a term is nan"),
+        (Query((Term(text="a", weight=0.0),)), 5, "all terms of the query have the weight 0"),
+        (Query((Term(text="a"), Term(text="a", weight=-1.0))), 5, "the terms of the query cancel each other"),
+        (Query((Term(item="no such"),)), 5, "the gallery holds no item 'no such'"),
     ],
 )
 def test_calls_that_cannot_be_meant_are_named(embeddings, query, top_k, message):

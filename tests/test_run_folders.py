@@ -272,7 +272,7 @@ def test_trap_another_store_in_an_index_is_left_alone(way, fails, run_dir, store
     before = contents(tmp_path)
     message = fails("index", "--run", run_dir, "--images", drawn / "images", "--index", tmp_path / "index")
     assert "images.h5 is " in message
-    assert "and an index keeps features there; move it elsewhere" in message
+    assert "and features are to be kept there; move it elsewhere" in message
     assert contents(tmp_path) == before
 
 

@@ -142,9 +142,7 @@ def test_the_default_prompt_is_put_before_each_text_and_another_one_can_be_named
     plain = check_same(folder)
     assert plain.recipe["prompt"] == ""
     query = encoder_of(f"st:{folder}@query")
-    np.testing.assert_allclose(
-        query.encode(CAPTIONS)[0], encoded(folder, prompt_name="query"), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(query.encode(CAPTIONS)[0], encoded(folder, prompt_name="query"), rtol=1e-5, atol=1e-5)
     assert query.recipe["prompt"] == "dog : "
     assert query.recipe != plain.recipe
     with_default = made(settings=PROMPTS | {"default_prompt_name": "passage"}, name="default")

@@ -1,7 +1,7 @@
 """Figures by name: each is one file here, or a module of another package (``onceover.figures``).
 
-A figure is drawn from stored files alone, as PNG and SVG; no model is loaded. It is a module, or an object, with what
-``FigureModule`` lists.
+A figure is drawn from stored files alone, as PNG, SVG and PDF; no model is loaded. It is a module, or an object, with
+what ``FigureModule`` lists.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,15 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from onceover.analysis.coordinates import map_coordinates, pca, tsne
-from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR
+from onceover.analysis.coordinates import different_rows, map_coordinates, pca, tsne
+from onceover.analysis.drawing import (
+    CAPTION_COLOUR,
+    CAPTION_MARKER,
+    IMAGE_COLOUR,
+    IMAGE_MARKER,
+    NEUTRAL_COLOUR,
+    legend_below,
+)
 from onceover.analysis.sources import RunFiles
 
 SOURCE = "run"
@@ -32,7 +39,7 @@ def draw_map(run: RunFiles, method: str) -> Figure:
     else:
         points, labels = pca(vectors, run.seed)
     images, captions = np.split(points, 2)
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     axes = figure.add_subplot()
     linked = np.random.default_rng(run.seed).permutation(len(images))[:LINKED_PAIRS]
     lines = LineCollection(
@@ -43,13 +50,18 @@ def draw_map(run: RunFiles, method: str) -> Figure:
         label=f"matched pair ({len(linked)} shown)",
     )
     axes.add_collection(lines)
-    axes.scatter(images[:, 0], images[:, 1], s=16, c=IMAGE_COLOUR, marker="o", linewidths=0, alpha=0.8, label="image")
-    axes.scatter(
-        captions[:, 0], captions[:, 1], s=20, c=CAPTION_COLOUR, marker="^", linewidths=0, alpha=0.8, label="caption"
-    )
-    shown = f"{len(images):,} of {pairs.total:,} images, one caption each"
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=f"{method} of the joint embedding\n{run.split}: {shown}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, markerscale=1.6, handletextpad=0.4)
+    for part, colour, marker, size, label in (
+        (images, IMAGE_COLOUR, IMAGE_MARKER, 16, "image"),
+        (captions, CAPTION_COLOUR, CAPTION_MARKER, 20, "caption"),
+    ):
+        axes.scatter(part[:, 0], part[:, 1], s=size, c=colour, marker=marker, linewidths=0, alpha=0.8, label=label)
+    title = f"{method} of the joint embedding\n{run.split}: {len(images):,} of {pairs.total:,} images, one caption each"
+    equal = len(vectors) - len(different_rows(vectors)[0])
+    if equal:
+        title += f"\npoints that lie on others, as their vectors are equal: {equal:,} of {len(vectors):,}"
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    axes.set_aspect("equal", adjustable="datalim")
+    legend_below(figure, axes, 3, markerscale=1.6, handletextpad=0.4)
     if method == "t-SNE":
         axes.set(xticks=[], yticks=[])
     return figure

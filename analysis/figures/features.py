@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, plain_ticks
+from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, legend_under, plain_ticks
 from onceover.analysis.sources import PlotError, StoreFiles
 from onceover.base.hdf5 import StoredRows
 from onceover.extract.store import KINDS, FeatureStore, row_blocks
@@ -16,12 +16,14 @@ from onceover.extract.store import KINDS, FeatureStore, row_blocks
 SOURCE = "store"
 ORDER = 10
 SPLIT_COLOURS = {"train": "#0072B2", "dev": "#E69F00", "test": "#009E73", "": "#999999"}
+SPLIT_MARKERS = {"train": "o", "dev": "^", "test": "s", "": "D"}
 MAX_COMPONENTS = 256
 _NAMES = {"image": "image features", "text": "caption features"}
 _COLOURS = {"image": IMAGE_COLOUR, "text": CAPTION_COLOUR}
 _MIN_ROWS = 1000  # that are drawn in however little memory
 _MEMORY_SHARE = 8  # features take at most one part in so many of the memory
 _FLOAT_BYTES = 4
+_DIGITS = 6  # points that agree in them are at one place
 
 
 class _Projection(NamedTuple):
@@ -54,21 +56,21 @@ def draw_features(store: FeatureStore, memory: int) -> Figure:
         raise PlotError(f"{store.path} has no two images or captions with features; there is nothing to draw")
     figure = Figure(figsize=(12.5 * (len(kinds) + 1) / 3, 4.2), layout="constrained")
     *scatters, curve = figure.subplots(1, len(kinds) + 1)
-    for axes, kind in zip(scatters, kinds, strict=True):
+    for axes, kind, style in zip(scatters, kinds, ("-", "--"), strict=False):
         projection = _project(store.features(kind), splits_of[kind], memory)
         _draw_points(axes, projection)
         axes.set(xlabel="component 1", ylabel="component 2", title=f"PCA of {_NAMES[kind]}\n{projection.title}")
         components = np.arange(1, len(projection.variances) + 1)
-        curve.plot(components, 100 * np.cumsum(projection.variances), color=_COLOURS[kind], label=_NAMES[kind])
+        curve.plot(components, 100 * np.cumsum(projection.variances), style, color=_COLOURS[kind], label=_NAMES[kind])
     curve.set(
         xscale="log",
         xlabel="components",
         ylabel="variance held, in %",
-        ylim=(0, 100),
+        ylim=(0, 101),
         title="How many dimensions the features use",
     )
     plain_ticks(curve)
-    curve.legend(loc="upper left")
+    legend_under(curve, 2, fontsize=9)
     return figure
 
 
@@ -83,9 +85,14 @@ def _project(stored: StoredRows, splits: np.ndarray, memory: int) -> _Projection
     if len(rows) < len(stored):
         shown = f"{len(rows):,} of {len(stored):,} rows"
     components = min(MAX_COMPONENTS, *features.shape)
+    title = f"{shown} of {features.shape[1]:,} numbers"
+    if not np.ptp(features, axis=0).any():
+        return _Projection(np.zeros((len(rows), 2)), splits[rows], np.zeros(components), f"{title}\nall rows are equal")
     model = PCA(components, svd_solver="randomized", random_state=0).fit(features)
     points = np.pad(model.transform(features), ((0, 0), (0, 1)))[:, :2]  # one component: a line
-    title = f"{shown} of {features.shape[1]:,} numbers"
+    places = len(np.unique(np.round(points / np.abs(points).max(), _DIGITS), axis=0))
+    if places < len(rows):
+        title += f"\nat {places:,} places: equal rows share one"
     return _Projection(points, splits[rows], model.explained_variance_ratio_, title)
 
 
@@ -99,14 +106,15 @@ def _draw_points(axes: Axes, projection: _Projection) -> None:
         axes.scatter(
             points[:, 0],
             points[:, 1],
-            s=4,
+            s=5,
+            marker=SPLIT_MARKERS[split],
             linewidths=0,
             alpha=0.5,
             c=colour,
             label=f"{split or 'no split'} ({is_in_split.sum():,})",
             rasterized=True,
         )
-    axes.legend(markerscale=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, columnspacing=1, fontsize=9)
+    legend_under(axes, 2, markerscale=3, fontsize=9)
 
 
 def _plain_features(stored: StoredRows, rows: np.ndarray) -> np.ndarray:

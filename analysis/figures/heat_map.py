@@ -1,4 +1,4 @@
-"""Heat maps of a sweep: R@1 both ways over each two axes of the grid."""
+"""Heat maps of a sweep: R@1 both ways over each two axes of the grid, on one colour scale."""
 
 import itertools
 from collections.abc import Callable
@@ -6,15 +6,23 @@ from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from onceover.analysis.drawing import COLOUR_MAP, HIGHLIGHT, label_of
+from onceover.analysis.drawing import COLOUR_MAP, HIGHLIGHT, MAX_SIDE, label_of, spaced, wrapped_key
 from onceover.analysis.sources import SweepTable
 
 SOURCE = "sweep"
 ORDER = 10
 _PANELS = (("i2t_R@1", "image → caption"), ("t2i_R@1", "caption → image"))
+_MOST_WRITTEN = 10  # values along an axis whose cells have room for a number
+_MOST_LABELS_ACROSS = 9  # values along an axis that are labelled
+_MOST_LABELS_DOWN = 16
+_LONG = 6  # characters of a label, beyond which labels are slanted
+_NO_NUMBER = "#DDDDDD"
 
 
 def drawings(source: SweepTable) -> dict[str, Callable[[], Figure]]:
@@ -36,39 +44,81 @@ def draw_heat_map(table: SweepTable, first: str, second: str) -> Figure:
     cells: dict[tuple[int, int], dict] = {}
     for row in table.rows:  # best first
         cells.setdefault((down.index(row[first]), across.index(row[second])), row)
-    figure = Figure(figsize=(3.2 + 1.5 * len(across), 1.8 + 0.5 * len(down)), layout="constrained")
+    is_written = len(across) <= _MOST_WRITTEN and len(down) <= _MOST_WRITTEN
+    width = min(MAX_SIDE, 4.2 + 2 * max(1.4, (0.75 if is_written else 0.3) * len(across)))
+    height = min(MAX_SIDE - 3, 2.2 + max(1.2, (0.45 if is_written else 0.25) * len(down)))
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     best = (down.index(table.rows[0][first]), across.index(table.rows[0][second]))
+    scale = _scale(cells)
     for axes, (column, title) in zip(panels, _PANELS, strict=True):
-        _draw_cells(axes, cells, column, (len(down), len(across)))
+        matrix = _draw_cells(axes, cells, column, (len(down), len(across)), scale, is_written)
         corner = (best[1] - 0.5, best[0] - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=HIGHLIGHT, linewidth=2.5))
-        axes.set(xticks=range(len(across)), yticks=range(len(down)), xlabel=second, title=f"{title}, R@1 in %")
-        axes.set_xticklabels(map(label_of, across))
-        axes.set_yticklabels(map(label_of, down))
+        axes.set(xlabel=wrapped_key(second, 40), title=title)
+        _label_values(axes.xaxis, across, _MOST_LABELS_ACROSS)
+        _label_values(axes.yaxis, down, _MOST_LABELS_DOWN)
+        if max(len(label_of(value)) for value in across) > _LONG:
+            axes.tick_params(axis="x", rotation=30)
+            for text in axes.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
         axes.spines[:].set_visible(False)
-    panels[0].set_ylabel(first)
-    note = "framed: the best setting by rsum"
-    if any(row["outcome"] == "dropped" for row in cells.values()):
-        note += "; *: dropped early, as it stood then"
-    figure.supxlabel(note, fontsize=9)
-    figure.suptitle(table.measured_on(), fontsize=11)
+    panels[0].set_ylabel(wrapped_key(first, 30))
+    figure.colorbar(matrix, ax=panels, label="R@1 in %")
+    figure.supxlabel("\n".join(_remarks(cells, is_written)), fontsize=9)
+    figure.suptitle(f"R@1 over two settings\n{table.measured_on()}", fontsize=11)
     return figure
 
 
-def _draw_cells(axes: Axes, cells: dict[tuple[int, int], dict], column: str, shape: tuple[int, int]) -> None:
-    """Draws a column's numbers as colours, and writes them into their cells."""
+def _scale(cells: dict[tuple[int, int], dict]) -> Normalize:
+    """The colour scale of both panels."""
+    values = [row[column] for row in cells.values() for column, _ in _PANELS if column in row]
+    return Normalize(min(values), max(*values, min(values) + 0.1))
+
+
+def _remarks(cells: dict[tuple[int, int], dict], is_written: bool) -> list[str]:
+    """What the signs in the cells mean, and what is left out."""
+    remarks = ["framed: the best setting by rsum; a cell shows its best one"]
+    outcomes = {row["outcome"] for row in cells.values()}
+    if not is_written:
+        remarks.append("too many cells for numbers, which are in results.csv")
+    elif "dropped" in outcomes:
+        remarks.append("*: dropped early, as it stood then")
+    if "diverged" in outcomes:
+        remarks.append("grey: diverged")
+    return remarks
+
+
+def _label_values(axis: Axis, values: list, most: int) -> None:
+    """Puts a label to each value along an axis, or to some where there are too many."""
+    kept = spaced(range(len(values)), most) if len(values) > 1 else [0]
+    axis.set_ticks(kept, [label_of(values[number]) for number in kept])
+
+
+def _draw_cells(
+    axes: Axes,
+    cells: dict[tuple[int, int], dict],
+    column: str,
+    shape: tuple[int, int],
+    scale: Normalize,
+    is_written: bool,
+) -> AxesImage:
+    """Draws a column's numbers as colours, and, where they have room, writes them into their cells."""
     values = np.full(shape, np.nan)
     for cell, row in cells.items():
         values[cell] = row.get(column, np.nan)
-    axes.imshow(values, cmap=COLOUR_MAP, aspect="auto")
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    axes.set_facecolor(_NO_NUMBER)
+    matrix = axes.imshow(values, cmap=COLOUR_MAP, norm=scale, aspect="auto")
+    if not is_written:
+        return matrix
     for cell, row in cells.items():
         value = values[cell]
         text = "–"
+        colour = "black"
         if not np.isnan(value):
             text = f"{value:.1f}"
             if row["outcome"] == "dropped":
                 text += "*"
-        colour = "white" if value < middle else "black"
+            colour = "white" if scale(value) < 0.45 else "black"
         axes.text(cell[1], cell[0], text, ha="center", va="center", color=colour)
+    return matrix

@@ -9,11 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onceover.analysis.drawing import COLOUR_MAP, HIGHLIGHT, label_of
+from onceover.analysis.drawing import COLOUR_MAP, HIGHLIGHT, MAX_SIDE, label_of, spaced, wrapped_key
 from onceover.analysis.sources import SweepTable
 
 SOURCE = "sweep"
 ORDER = 30
+_MOST_LABELS = 14  # along an axis
+_MOST_LINES = 200
 _ANNOTATION: dict[str, Any] = {
     "textcoords": "offset points",
     "va": "center",
@@ -31,11 +33,12 @@ def drawings(source: SweepTable) -> dict[str, Callable[[], Figure]]:
 
 def draw_parallel(table: SweepTable, keys: list[str]) -> Figure:
     """Draws a line for each setting that did not diverge; the best one is highlighted."""
-    shown = [row for row in table.rows if "rsum" in row]
+    measured = [row for row in table.rows if "rsum" in row]
+    shown = measured[:_MOST_LINES]
     rsums = np.array([row["rsum"] for row in shown])
     lowest = rsums.min()
     highest = max(rsums.max(), lowest + 1e-9)
-    figure = Figure(figsize=(2.2 * (len(keys) + 1) + 1, 4.4), layout="constrained")
+    figure = Figure(figsize=(min(MAX_SIDE, 2.2 * (len(keys) + 1) + 1), 4.6), layout="constrained")
     axes = figure.add_subplot()
     colours = matplotlib.colormaps[COLOUR_MAP]
     for row in reversed(shown):  # the best on top
@@ -52,9 +55,12 @@ def draw_parallel(table: SweepTable, keys: list[str]) -> Figure:
         _draw_axis(axes, number, table.values(key))
     _draw_rsum_axis(axes, len(keys), lowest, highest)
     axes.set(xlim=(-0.4, len(keys) + 0.3), yticks=[], xticks=range(len(keys) + 1))
-    axes.set_xticklabels([*keys, "rsum"])
+    axes.set_xticklabels([*(wrapped_key(key, 16) for key in keys), "rsum"])
     axes.spines[:].set_visible(False)
-    title = "Every setting; the best in vermilion"
+    title = f"rsum of all {len(shown):,} settings"
+    if len(shown) < len(measured):
+        title = f"rsum of the first {len(shown):,} of {len(measured):,} settings"
+    title += "; the best in vermilion"
     if table.has_dropped():
         title += "; dotted: dropped early"
     axes.set_title(f"{title}\n{table.measured_on()}")
@@ -69,8 +75,9 @@ def _height(values: list, value: float | str) -> float:
 def _draw_axis(axes: Axes, position: int, values: list) -> None:
     """Draws the axis of a setting, labelled with its values."""
     axes.axvline(position, color="black", linewidth=0.8)
-    for value in values:
-        axes.annotate(label_of(value), (position, _height(values, value)), (-5, 0), **_ANNOTATION, ha="right")
+    heights = [_height(values, value) for value in values]
+    for number in spaced(heights, _MOST_LABELS):
+        axes.annotate(label_of(values[number]), (position, heights[number]), (-5, 0), **_ANNOTATION, ha="right")
 
 
 def _draw_rsum_axis(axes: Axes, position: int, lowest: float, highest: float) -> None:

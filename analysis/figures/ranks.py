@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR, plain_ticks
+from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR, legend_under, plain_ticks
 from onceover.analysis.sources import RunFiles
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.ranks import Ranks, chance, rank
@@ -43,9 +43,9 @@ def draw_ranks(run: RunFiles) -> Figure:
 
 
 def _label_axes(axes: Axes, title: str, gallery: int) -> None:
-    axes.set(xscale="log", xlim=(1, gallery), ylim=(0, 100), xlabel="K", title=title)
+    axes.set(xscale="log", xlim=(1, max(2, gallery)), ylim=(0, 101), xlabel="K", title=title)
     plain_ticks(axes)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, columnspacing=1)
+    legend_under(axes, 3)
 
 
 def _hit_curve(ranks: Ranks, cutoffs: np.ndarray) -> np.ndarray:

@@ -25,15 +25,15 @@ def draw_similarity(run: RunFiles) -> Figure:
     scores = run.embeddings.images[pairs.images] @ run.embeddings.texts[pairs.captions].T
     diagonal = np.arange(len(scores))
     best = diagonal[scores.argmax(1) == diagonal]
-    figure = Figure(figsize=(6.6, 5.6), layout="constrained")
+    figure = Figure(figsize=(6.6, 5.9), layout="constrained")
     axes = figure.add_subplot()
     matrix = axes.imshow(scores, cmap=COLOUR_MAP, interpolation="nearest")
     figure.colorbar(matrix, ax=axes, label="cosine similarity", shrink=0.85)
-    axes.scatter(best, best, s=22, facecolors="none", edgecolors="white", linewidths=1.0)
+    axes.scatter(best, best, s=22, facecolors="none", edgecolors="black", linewidths=1.2)
     axes.set(
-        xlabel="caption",
+        xlabel="caption (of the image with the same number)",
         ylabel="image",
-        title=f"Similarity of {len(scores):,} of the {pairs.total:,} images of {run.split}\nto one caption of each; "
-        f"circles: the own one scores best ({len(best)})",
+        title=f"Similarity of images and captions\n{run.split}: {len(scores):,} of {pairs.total:,} images, one caption "
+        f"each\ncircles: the image's own caption scores best ({len(best):,} of {len(scores):,})",
     )
     return figure

@@ -8,15 +8,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR
+from onceover.analysis.drawing import (
+    CAPTION_COLOUR,
+    CAPTION_MARKER,
+    IMAGE_COLOUR,
+    IMAGE_MARKER,
+    NEUTRAL_COLOUR,
+    legend_under,
+)
 from onceover.analysis.sources import History, RunFiles, read_choice, read_history
 
 SOURCE = "run"
 ORDER = 30
 _LINES = {1: "-", 5: "--", 10: ":"}
 _DIRECTIONS = (
-    ("image_to_text", IMAGE_COLOUR, "image → caption"),
-    ("text_to_image", CAPTION_COLOUR, "caption → image"),
+    ("image_to_text", IMAGE_COLOUR, IMAGE_MARKER, "image → caption"),
+    ("text_to_image", CAPTION_COLOUR, CAPTION_MARKER, "caption → image"),
 )
 
 
@@ -35,10 +42,10 @@ def draw_training(folder: Path) -> Figure:
     """
     choice = read_choice(folder)
     history = read_history(folder)
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(history.epochs, history.columns["loss"], color="black", marker=".")
-    left.set(xlabel="epoch", ylabel="training loss", title="Loss")
+    figure = Figure(figsize=(9.2, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True)
+    left.plot(history.epochs, history.columns["loss"], color="black", marker=".", label="loss")
+    left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
     _draw_recalls(right, history)
     right.set(
         xlabel="epoch",
@@ -47,9 +54,17 @@ def draw_training(folder: Path) -> Figure:
         ylim=(0, None),
     )
     for axes in (left, right):
-        axes.axvline(choice.best_epoch, color=NEUTRAL_COLOUR, linewidth=0.8, label=f"best epoch: {choice.best_epoch}")
+        axes.axvline(
+            choice.best_epoch,
+            color=NEUTRAL_COLOUR,
+            linewidth=0.8,
+            linestyle="--",
+            label=f"best epoch: {choice.best_epoch}" if axes is left else None,
+            zorder=0,
+        )
         axes.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_under(left, 2)
+    legend_under(right, 2)
     return figure
 
 
@@ -57,7 +72,9 @@ def _draw_recalls(axes: Axes, history: History) -> None:
     """Draws the recalls of both directions at the epochs at which they were measured."""
     measured = np.isfinite(history.columns["rsum"])
     epochs = history.epochs[measured]
-    for direction, colour, label in _DIRECTIONS:
+    for direction, colour, marker, label in _DIRECTIONS:
         for k, style in _LINES.items():
             recall = history.columns[f"{direction}_R@{k}"][measured]
-            axes.plot(epochs, recall, color=colour, linestyle=style, marker=".", label=f"{label}, R@{k}")
+            axes.plot(
+                epochs, recall, color=colour, linestyle=style, marker=marker, markersize=4, label=f"{label}, R@{k}"
+            )

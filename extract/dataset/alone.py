@@ -1,11 +1,12 @@
 """Images without captions, and captions without images, to build an index of."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from onceover.base.addresses import path_of
+from onceover.base.addresses import is_address, path_of
 from onceover.extract.address_images import image_folder
 from onceover.extract.dataset import Dataset, DatasetError
 from onceover.extract.dataset.text import read_lines, why_unusable
@@ -13,6 +14,58 @@ from onceover.extract.formats import IMAGE_SUFFIXES
 from onceover.extract.ledger import Failure
 from onceover.extract.listing import Listing, is_image, kinds_of
 from onceover.extract.names import is_text
+
+
+def read_folders(folders: Sequence[str | Path], exclude: Sequence[str] = ()) -> Dataset:
+    """Every image in some folders and the folders below them, without captions, in no split.
+
+    An image's id is its path in the folder; where there are several folders, its path on this machine.
+
+    Args:
+        exclude: patterns of images and folders that are left alone, as ``listing.is_excluded`` takes them.
+
+    Raises:
+        DatasetError: the same folder twice, one in another, an address beside others; and those of ``read_images``.
+    """
+    datasets = [read_images(folder, exclude) for folder in folders]
+    if len(datasets) == 1:
+        return datasets[0]
+    roots = [dataset.root.resolve() for dataset in datasets]
+    _check_apart(roots)
+    paths: list[str] = []
+    failures: list[Failure] = []
+    notes: list[str] = []
+    for root, dataset in zip(roots, datasets, strict=True):
+        paths += [str(root / path) for path in dataset.paths]
+        failures += [failure._replace(id=str(root / failure.id)) for failure in dataset.failures]
+        notes += dataset.notes
+    return replace(
+        datasets[0],
+        root=Path(roots[0].anchor),  # which a path of this machine, an image's key, replaces
+        ids=list(paths),
+        paths=paths,
+        splits=[""] * len(paths),
+        failures=failures,
+        notes=notes,
+        source=None,
+    )
+
+
+def _check_apart(roots: Sequence[Path]) -> None:
+    """Refuses folders of which one is another one, or lies in it, and addresses."""
+    for number, root in enumerate(roots):
+        if is_address(root):
+            raise DatasetError(f"{root} is an address, which is indexed by itself; several folders lie on this machine")
+        for other in roots[:number]:
+            if root == other:
+                raise DatasetError(f"{root} is named twice; name each folder once")
+            if root in other.parents or other in root.parents:
+                inner, outer = max(root, other, key=_depth), min(root, other, key=_depth)
+                raise DatasetError(f"{inner} lies in {outer}, which is named, too; name the outer one alone")
+
+
+def _depth(path: Path) -> int:
+    return len(path.parts)
 
 
 def read_images(folder: str | Path, exclude: Sequence[str] = ()) -> Dataset:

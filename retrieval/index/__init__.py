@@ -10,7 +10,7 @@ A folder is written to only if it is empty or an index. ``pending.json`` names t
 after a kill they can be told from other people's files, which are never removed.
 """
 
-from onceover.retrieval.index.checks import check_origin, check_vanished
+from onceover.retrieval.index.checks import check_origin, check_vanished, folders_of, has_grown, source_of
 from onceover.retrieval.index.folder import check_folder, claim_index
 from onceover.retrieval.index.manifest import read_manifest
 from onceover.retrieval.index.reader import Index
@@ -28,7 +28,10 @@ __all__ = [
     "choose_type",
     "claim_index",
     "compact",
+    "folders_of",
+    "has_grown",
     "read_manifest",
     "remove",
+    "source_of",
     "update",
 ]

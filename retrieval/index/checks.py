@@ -1,6 +1,6 @@
 """Checks before an index is changed: is it of the same source and run, and are its images still there."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from onceover.base.formats import CURRENT
@@ -9,6 +9,7 @@ from onceover.retrieval.index.manifest import read_manifest
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.types import IndexingError
 
+_AND = " + "  # between the folders of an index of several
 _MOST_VANISHED = 0.5  # of the indexed items; more than that do not vanish by themselves
 
 
@@ -18,7 +19,7 @@ def check_vanished(folder: str | Path, items: Iterable[str], source: str, exclud
     That is more than half of the items of the index in ``folder``, or all images of a subfolder.
 
     Args:
-        items: ids of the images, or the captions, that are in ``source`` now.
+        items: ids of the images, or the captions, that are in ``source`` now, as ``source_of`` gives it.
         exclude: patterns of images that are left out on purpose, as ``extract.listing.is_excluded`` takes them.
 
     Raises:
@@ -31,7 +32,8 @@ def check_vanished(folder: str | Path, items: Iterable[str], source: str, exclud
     empty: list[str] = []
     if index.kind == "image":
         noun = "images"
-        before = [name for name in index.ids() if not is_excluded(name, exclude)]
+        folders = folders_of(source)
+        before = [name for name in index.ids() if not is_excluded(_relative(name, folders), exclude)]
         empty = sorted(_subfolders(before) - _subfolders(now), key=lambda name: (name.count("/"), name))
     else:
         noun = "captions"
@@ -48,6 +50,14 @@ def check_vanished(folder: str | Path, items: Iterable[str], source: str, exclud
     )
 
 
+def _relative(name: str, folders: Sequence[str]) -> str:
+    """The path within its folder of an image whose id is a path on this machine; any other id as it is."""
+    for folder in folders:
+        if name.startswith(f"{folder}/"):
+            return name[len(folder) + 1 :]
+    return name
+
+
 def _subfolders(ids: Iterable[str]) -> set[str]:
     """All folders, as whole paths, that hold one of the images or a folder that does."""
     folders: set[str] = set()
@@ -56,10 +66,33 @@ def _subfolders(ids: Iterable[str]) -> set[str]:
     return folders - {"."}
 
 
+def source_of(folders: Sequence[str]) -> str:
+    """The source of an index of these folders or files, as a manifest names it.
+
+    Raises:
+        IndexingError: several, one of which has `` + `` in its name.
+    """
+    if len(folders) > 1:
+        for folder in folders:
+            if _AND in folder:
+                raise IndexingError(f"{folder} has '{_AND}' in its name; rename it, or index it by itself")
+    return _AND.join(sorted(folders))
+
+
+def folders_of(source: str) -> list[str]:
+    """The folders that a manifest's source names; the opposite of ``source_of``."""
+    return source.split(_AND) if _AND in source and not Path(source).exists() else [source]
+
+
+def has_grown(before: str, now: str) -> bool:
+    """Whether a source is another one with folders added to it."""
+    return before != now and set(folders_of(before)) < set(folders_of(now))
+
+
 def check_origin(folder: str | Path, source: str, run: str, space: str, force: bool = False) -> dict | None:
     """Returns the manifest of the index that is in ``folder``, if there is one; ``force`` overlooks a damaged one.
 
-    A run that was fitted again may replace what it made before; another run may not.
+    A run that was fitted again may replace what it made before; another run may not. Folders may be added.
 
     Raises:
         IndexingError: it is an index of something else or by another run, or damaged, and ``force`` is not given.
@@ -72,7 +105,7 @@ def check_origin(folder: str | Path, source: str, run: str, space: str, force: b
         if force:
             return None
         raise
-    if before["source"] != source and not force:
+    if before["source"] != source and not has_grown(before["source"], source) and not force:
         raise IndexingError(f"{folder} indexes {before['source']}, not {source}; name another --index, or --force")
     if before["run"] != run and before["space"] != space and not force:
         raise IndexingError(

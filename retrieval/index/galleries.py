@@ -106,6 +106,18 @@ def run_of(folder: Path, opened: Index) -> Path:
     return run
 
 
+def kinds_in(folder: str | Path) -> list[str]:
+    """The kinds of items, ``image`` and ``text``, that an index holds.
+
+    Raises:
+        IndexingError: there is no index.
+    """
+    kinds = [kind for kind, name in GALLERIES.items() if (Path(folder) / name / CURRENT).exists()]
+    if not kinds:
+        raise IndexingError(f"there is no index at {folder}, or an unfinished one; onceover index makes it")
+    return kinds
+
+
 def open_index(folder: str | Path, kind: str) -> Index:
     """Opens the part of an index that holds images (``image``) or captions (``text``).
 
@@ -114,10 +126,11 @@ def open_index(folder: str | Path, kind: str) -> Index:
     """
     folder = Path(folder)
     name = GALLERIES[kind]
-    if not any((folder / gallery / CURRENT).exists() for gallery in GALLERIES.values()):
-        raise IndexingError(f"there is no index at {folder}, or an unfinished one; onceover index makes it")
-    if not (folder / name / CURRENT).exists():
+    kinds = kinds_in(folder)
+    if kind not in kinds:
+        ways = "text2image or image2image" if kinds == ["image"] else "image2text or text2text"
         raise IndexingError(
-            f"{folder} holds no {name}; index them: onceover index --run RUN --index {folder} --{name} …"
+            f"{folder} holds no {name}, only {GALLERIES[kinds[0]]}; search these with --mode {ways}, or index {name}: "
+            f"onceover index --run RUN --index {folder} --{name} …"
         )
     return Index(folder / name)

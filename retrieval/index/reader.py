@@ -1,6 +1,7 @@
 """An index, memory-mapped and open for searching."""
 
 import copy
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,25 @@ class Index:
             own_rows, inverse = np.unique(wanted[in_segment] - self._starts[number], return_inverse=True)
             contents[in_segment] = self.segments[number].rows.text("content")[own_rows][inverse]
         return contents.tolist()
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """The row of each living item by its id."""
+        rows: dict[str, int] = {}
+        for start, segment in zip(self._starts.tolist(), self.segments, strict=False):
+            numbers = np.flatnonzero(segment.alive) + start
+            rows.update(zip(segment.rows.living("id"), numbers.tolist(), strict=True))
+        return rows
+
+    def row_of(self, name: str) -> int | None:
+        """The row of the item with this id, or None where there is none."""
+        return self._rows.get(name)
+
+    def vector(self, row: int) -> np.ndarray:
+        """The vector of a row without its bias, float32 (D,)."""
+        number = int(self._segment_numbers(row))
+        vector = self.segments[number].vector(row - int(self._starts[number]))
+        return vector[:-1] if self.biased else vector
 
     def item(self, row: int) -> dict:
         """The id, path, captions and thumbnail of a row, for a hit."""

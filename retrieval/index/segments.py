@@ -94,6 +94,13 @@ class Segment:
         scores, rows = search_blocks(queries, self.vectors(), k)
         return scores, alive[rows]
 
+    def vector(self, row: int) -> np.ndarray:
+        """The vector of a row, float32 (D,)."""
+        if self._vectors is not None:
+            return np.array(self._vectors[row])
+        with faiss_errors("the index"):
+            return self._index.reconstruct_n(row, 1)[0]
+
     def vectors(self) -> Iterator[np.ndarray]:
         """The vectors of the rows that are alive, in order, block by block."""
         for start in range(0, self.size, BLOCK):

@@ -271,9 +271,7 @@ def _write_change(
     return entries
 
 
-def _publish(
-    files: IndexFiles, about: dict, entries: list[dict], probes: np.ndarray, keep_last: bool = True
-) -> dict:
+def _publish(files: IndexFiles, about: dict, entries: list[dict], probes: np.ndarray, keep_last: bool = True) -> dict:
     """Measures the new version and points ``CURRENT`` at it; only files that it and the last version use stay.
 
     The last version does not stay where it is damaged, or is not to be kept.

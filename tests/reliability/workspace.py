@@ -1,6 +1,6 @@
 """BASE: small real inputs and results of every kind, made once by the program's own commands.
 
-    python -m reliability.workspace FOLDER
+python -m reliability.workspace FOLDER
 """
 
 import shutil

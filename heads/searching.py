@@ -1,0 +1,86 @@
+"""Opens what is searched: the galleries of a run or of an index, and the embedder of its queries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onceover.base.errors import OnceoverError
+from onceover.base.formats import EMBEDDINGS
+from onceover.heads.checkpoint import Run, load_run
+from onceover.heads.query import QueryEmbedder
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.gallery import Gallery
+from onceover.retrieval.index import Index
+from onceover.retrieval.index.galleries import kinds_in, open_index, run_of
+from onceover.retrieval.search import Searcher
+
+
+class NothingToSearch(OnceoverError):
+    """Neither a run nor an index is named."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is searched: images, captions or both, of a run or an index.
+
+    Attributes:
+        run: the run that made their vectors.
+        embedder: of queries; an encoder is loaded when the first query needs it.
+        galleries: by kind, ``image`` or ``text``.
+    """
+
+    run: Run
+    embedder: QueryEmbedder
+    galleries: dict[str, Gallery | Index]
+
+    def searcher(self, kind: str, thumbnails: bool = False) -> Searcher:
+        """A searcher of the images (``image``) or captions (``text``).
+
+        Raises:
+            SearchError: there are none, or other heads or encoders than the run's made them.
+        """
+        return Searcher(self.galleries[kind], self.embedder, thumbnails)
+
+
+def open_collection(
+    run: Run | str | Path | None,
+    index: str | Path | None = None,
+    *,
+    kinds: tuple[str, ...] | None = None,
+    split: str | None = None,
+    rerank: str | None = None,
+    device: str | None = None,
+    encoders: dict[str, str | None] | None = None,
+) -> Collection:
+    """Opens the galleries of an index, or, where none is named, a run's own images and captions.
+
+    Args:
+        run: a run, or its folder; None where ``index`` names the run.
+        kinds: the galleries to open, ``image`` and ``text``; by default all that are there.
+        split, rerank: of a run: only this split; the hubness correction.
+        encoders: by kind, the new location of an encoder that has moved.
+
+    Raises:
+        NothingToSearch: neither is named. IndexingError: an index that lacks a kind, or is damaged. RunError: no run.
+    """
+    galleries: dict[str, Gallery | Index] = {}
+    if index is not None:
+        opened = {kind: open_index(index, kind) for kind in kinds or kinds_in(index)}
+        galleries |= opened
+        loaded = _run_at(run or run_of(Path(index), next(iter(opened.values()))))
+    elif run is not None:
+        loaded = _run_at(run)
+        embeddings = read_embeddings(loaded.folder / EMBEDDINGS)
+        for kind in kinds or ("image", "text"):
+            galleries[kind] = embeddings.gallery(kind, split, rerank)
+    else:
+        raise NothingToSearch("there is nothing to search: name a run, or an index")
+    places = encoders or {}
+    embedder = QueryEmbedder(
+        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
+    )
+    return Collection(loaded, embedder, galleries)
+
+
+def _run_at(run: Run | str | Path) -> Run:
+    """Loads a run by its folder; returns one that is loaded already."""
+    return run if isinstance(run, Run) else load_run(run)

@@ -1,0 +1,105 @@
+"""What the search page answers with: the models and galleries, opened once, and queries answered in batches."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from onceover.base.errors import OnceoverError
+from onceover.base.progress import warn
+from onceover.heads.searching import Collection
+from onceover.retrieval.search import Hit, Query, Searcher, SearchError, Term
+from onceover.serve.batching import AT_ONCE, Batcher
+from onceover.serve.limits import MAX_WAITING
+from onceover.serve.paired import Paired
+
+_NOUNS = {"image": "images", "text": "captions"}
+_WARM_UP = "a dog playing in the park"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query, and how many hits it is to have, of which gallery and with which least score."""
+
+    query: Query
+    kind: str
+    top_k: int
+    min_score: float | None
+
+    @property
+    def settings(self) -> tuple[str, int, float | None]:
+        """What questions must have in common to be searched for together."""
+        return self.kind, self.top_k, self.min_score
+
+
+@dataclass
+class Engine:
+    """Searches the galleries of a run or an index, from one thread that owns the models.
+
+    Attributes:
+        collection: what is searched.
+        takes: by kind of a query's term, ``text`` or ``image``, why it cannot be embedded; None where it can be.
+    """
+
+    collection: Collection
+    at_once: int = AT_ONCE
+    takes: dict[str, str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        galleries = self.collection.galleries
+        self._searchers: dict[str, Searcher] = {}
+        for kind, gallery in galleries.items():
+            other = galleries.get("text" if kind == "image" else "image")
+            self._searchers[kind] = Searcher(Paired(gallery, other), self.collection.embedder)
+        self._batcher: Batcher[Question, list[Hit]] = Batcher(self._answer, self.at_once, MAX_WAITING)
+        self.takes = {"text": None, "image": None}
+
+    def warm_up(self) -> None:
+        """Loads the models and answers one query; an encoder that cannot be loaded is warned of, and refused later."""
+        kind = next(iter(self._searchers))
+        for name, term in (("text", Term(text=_WARM_UP)), ("image", Term(image=_blank_image()))):
+            try:
+                self.ask(Question(Query((term,)), kind, 1, None)).result()
+            except OnceoverError as error:
+                self.takes[name] = str(error)
+                warn(f"queries by {name} are refused: {error}")
+
+    def ask(self, question: Question) -> "Future[list[Hit]]":
+        """Gives a future that will hold the hits.
+
+        Raises:
+            SearchError: a query that cannot be embedded, or a gallery that is not there. BusyError: too many wait.
+        """
+        if question.kind not in self._searchers:
+            raise SearchError(f"there are no {_NOUNS[question.kind]} here to search; search the other gallery")
+        for term in question.query.terms:
+            reason = self.takes.get(term.source[0])
+            if reason is not None:
+                raise SearchError(f"queries by {term.source[0]} cannot be embedded here: {reason}")
+        return self._batcher.ask(question)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._batcher.close()
+
+    def _answer(self, questions: Sequence[Question]) -> list[list[Hit]]:
+        """The hits of each question; those of the same settings are searched for together."""
+        alike: dict[tuple[str, int, float | None], list[int]] = {}
+        for number, question in enumerate(questions):
+            alike.setdefault(question.settings, []).append(number)
+        answers: dict[int, list[Hit]] = {}
+        for (kind, top_k, min_score), numbers in alike.items():
+            queries = [questions[number].query for number in numbers]
+            results = self._searchers[kind].search_many(queries, top_k, min_score)
+            answers.update(zip(numbers, results, strict=True))
+        return [answers[number] for number in range(len(questions))]
+
+
+def _blank_image() -> bytes:
+    """A white image as PNG."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,140 @@
+"""The items of the galleries by their ids: what the page shows of an image or a caption, and the image itself."""
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from onceover.heads.originals import Originals
+from onceover.heads.searching import Collection
+from onceover.retrieval.search import Hit
+from onceover.serve.lookup import NoItemError, paths_by_id, row_of
+
+VIEW_SIZE = 1024  # pixels, the longer side of an image in its large view
+_KEPT_VIEWS = 64
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image with its captions, or a caption with its image.
+
+    Attributes:
+        path: as the dataset or folder names it; never where it lies on this machine.
+        image: the id of the image to show, or None.
+        split: None where the gallery has none.
+    """
+
+    kind: str
+    id: str
+    path: str
+    captions: list[str]
+    image: str | None
+    split: str | None
+
+
+class Items:
+    """Looks items up by kind and id, and gives their images.
+
+    Args:
+        splits: by id of an image. roots: folders that the images may have moved to.
+    """
+
+    def __init__(self, collection: Collection, splits: dict[str, str], roots: Sequence[str | Path]):
+        self._galleries = collection.galleries
+        self._splits = splits
+        self._originals = Originals(collection, "image", roots) if "image" in collection.galleries else None
+        self._views: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def item(self, kind: str, name: str) -> Item:
+        """The item of a kind with an id.
+
+        Raises:
+            NoItemError: there is none.
+        """
+        values = self._values(kind, name)
+        image = self.image_of(kind, name, values["path"])
+        split = self._splits.get(image or "")
+        return Item(kind, name, shown_path(values["path"], name), values["captions"], image, split)
+
+    def check(self, kind: str, name: str) -> None:
+        """Refuses a name that no item of this kind has.
+
+        Raises:
+            NoItemError: there is none.
+        """
+        row_of(self._galleries.get(kind), name)
+
+    def image_of(self, kind: str, name: str, path: str) -> str | None:
+        """The id of the image that an item is, or that a caption belongs to; None where there is none."""
+        if kind == "image":
+            return name
+        return self._image_by_path.get(path)
+
+    def shown(self, kind: str, hit: Hit) -> dict:
+        """A hit as the API gives it."""
+        values = hit.to_dict()
+        values["path"] = shown_path(hit.path, hit.id)
+        values["image"] = self.image_of(kind, hit.id, hit.path)
+        return values
+
+    def thumbnail(self, name: str) -> bytes:
+        """A small JPEG of an image.
+
+        Raises:
+            NoItemError: there is no such image, or none of it was kept and its file is not there.
+        """
+        small = self._values("image", name)["thumbnail"]
+        return small or self.view(name)
+
+    def view(self, name: str) -> bytes:
+        """A JPEG of an image, at most ``VIEW_SIZE`` pixels: of its file, or its thumbnail where that is not there.
+
+        Raises:
+            NoItemError: there is no such image, or nothing to show of it.
+        """
+        values = self._values("image", name)
+        assert self._originals is not None, "there are images"
+        with self._lock:
+            if name not in self._views:
+                hit = Hit(1, 0.0, name, self._originals.place(values["path"]), [])
+                image = self._originals.image(hit, VIEW_SIZE)
+                if image is None:
+                    raise NoItemError("the image's file is not there any more, and no thumbnail of it was kept")
+                self._views[name] = _jpeg(image)
+            self._views.move_to_end(name)
+            while len(self._views) > _KEPT_VIEWS:
+                self._views.popitem(last=False)
+            return self._views[name]
+
+    def _values(self, kind: str, name: str) -> dict:
+        """The path, captions and thumbnail of an item."""
+        gallery = self._galleries.get(kind)
+        row = row_of(gallery, name)
+        assert gallery is not None, "the row was found in it"
+        return gallery.item(row)
+
+    @cached_property
+    def _image_by_path(self) -> dict[str, str]:
+        gallery = self._galleries.get("image")
+        if gallery is None:
+            return {}
+        return {path: name for name, path in paths_by_id(gallery).items() if path}
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def shown_path(path: str, name: str) -> str:
+    """The path of an item as it is shown: an absolute one, which says where files lie, gives way to the id."""
+    if path.startswith(("/", "\\")) or path[1:3] in (":\\", ":/"):
+        return name
+    return path

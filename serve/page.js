@@ -1,0 +1,717 @@
+"use strict";
+/* The search page. `state` is the whole query and what is open; the address is made of it, and it is read from the
+   address again. Every change goes through `go`, which shows the state and asks for its answer. */
+
+const LEAST = -0.01; // of the slider: no least score
+const SUBTRACTED = -0.5; // the weight of a term that is subtracted
+const DEFAULTS = { topK: 24, minScore: LEAST };
+const DEBOUNCE = 140; // milliseconds without a key before a query is sent
+const UPLOAD_SIZE = 640; // pixels, the longer side of an image that is sent
+const SIGNS = { "+": 1, "-": SUBTRACTED };
+
+const byId = (id) => document.getElementById(id);
+const uploads = new Map(); // key -> {name, url, base64}; images of the user's own, for as long as the page is open
+let info = null;
+let state = null;
+let hits = []; // what the grid shows
+let asked = ""; // the query whose answer the grid shows
+let waiting = null; // the request under way
+let timer = 0;
+let map = null;
+let opener = null; // the card that the dialog was opened from
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+const nounOf = (kind) => (kind === "image" ? "image" : "caption");
+const thumbnail = (id) => `api/items/image/thumbnail?id=${encodeURIComponent(id)}&stamp=${info.stamp}`;
+const has = (kind) => info.galleries.some((gallery) => gallery.kind === kind);
+
+async function fetchJson(address, options) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer; is it still running?");
+  }
+  const value = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(value.error || `The server answered ${answer.status}.`);
+  return value;
+}
+
+/* ---- the state and the address ---- */
+
+/* A term of the query: {sign, kind: "text" | "item" | "upload", value, of: "image" | "text" for an item}. */
+function termToText(term) {
+  return `${term.sign}${term.kind === "item" ? `${term.of}:` : "text:"}${term.value}`;
+}
+
+function termFromText(text) {
+  const parts = /^([+-])(text|image|caption):([^]+)$/.exec(text);
+  if (!parts) return null;
+  const [, sign, what, value] = parts;
+  if (what === "text") return { sign, kind: "text", value };
+  return { sign, kind: "item", of: what, value };
+}
+
+function addressOf(shown) {
+  const parameters = new URLSearchParams();
+  if (shown.text) parameters.set("q", shown.text);
+  for (const term of shown.terms) if (term.kind !== "upload") parameters.append("term", termToText(term));
+  if (shown.gallery !== info.galleries[0].kind) parameters.set("in", nounOf(shown.gallery) + "s");
+  if (shown.topK !== DEFAULTS.topK) parameters.set("k", shown.topK);
+  if (shown.minScore !== DEFAULTS.minScore) parameters.set("least", shown.minScore);
+  if (shown.view === "map") parameters.set("view", "map");
+  if (shown.open) parameters.set("open", `${nounOf(shown.open.kind)}:${shown.open.id}`);
+  const query = parameters.toString();
+  return query ? `?${query}` : location.pathname;
+}
+
+function stateFromAddress() {
+  const parameters = new URLSearchParams(location.search);
+  const gallery = parameters.get("in") === "captions" ? "text" : "image";
+  const open = /^(image|caption):([^]+)$/.exec(parameters.get("open") || "");
+  const number = (name, least, most, otherwise) => {
+    const value = parameters.has(name) ? Number(parameters.get(name)) : NaN;
+    return value >= least && value <= most ? value : otherwise;
+  };
+  return {
+    text: parameters.get("q") || "",
+    terms: parameters.getAll("term").map(termFromText).filter(Boolean).slice(0, 15),
+    gallery: parameters.has("in") && has(gallery) ? gallery : info.galleries[0].kind,
+    topK: Math.round(number("k", 1, 100, DEFAULTS.topK)),
+    minScore: number("least", LEAST, 1, DEFAULTS.minScore),
+    view: parameters.get("view") === "map" && has("image") ? "map" : "search",
+    open: open ? { kind: open[1] === "image" ? "image" : "text", id: open[2] } : null,
+  };
+}
+
+/* Where images of the user's own stand among the terms; it is kept with the entry of the browser's history. */
+function restored() {
+  const shown = stateFromAddress();
+  for (const { index, term } of history.state?.uploads ?? []) {
+    if (uploads.has(term.value)) shown.terms.splice(index, 0, term);
+  }
+  return shown;
+}
+
+function writeAddress(replaces) {
+  const own = [];
+  state.terms.forEach((term, index) => {
+    if (term.kind === "upload") own.push({ index, term });
+  });
+  const entry = [{ uploads: own }, "", addressOf(state)];
+  if (replaces) history.replaceState(...entry);
+  else history.pushState(...entry);
+  document.title = titleOf(state);
+}
+
+function titleOf(shown) {
+  const words = shown.terms.map((term) => `${term.sign === "-" ? "−" : ""}${labelOf(term)}`);
+  if (shown.text) words.unshift(shown.text);
+  return [words.join(" + ").slice(0, 80), "onceover"].filter(Boolean).join(" · ");
+}
+
+const labelOf = (term) => (term.kind === "upload" ? uploads.get(term.value).name : term.value);
+
+/* Changes the state. `typing` names what goes on changing, as a text does with each key: all of it has one entry in the
+   browser's history, and is answered when there has been no further change for a moment. */
+function go(changes, { typing = "" } = {}) {
+  const goesOn = Boolean(typing) && history.state?.typing === typing;
+  state = { ...state, ...changes };
+  writeAddress(goesOn);
+  history.replaceState({ ...history.state, typing }, "");
+  show();
+  ask(typing ? DEBOUNCE : 0);
+}
+
+window.addEventListener("popstate", () => {
+  state = restored();
+  document.title = titleOf(state);
+  show();
+  ask(0);
+});
+
+/* ---- the query and its answer ---- */
+
+function requestOf(shown) {
+  const terms = [];
+  if (shown.text.trim()) terms.push({ text: shown.text });
+  for (const term of shown.terms) {
+    const weight = SIGNS[term.sign];
+    if (term.kind === "text") terms.push({ text: term.value, weight });
+    else if (term.kind === "item") terms.push({ item: term.value, kind: term.of === "image" ? "image" : "text", weight });
+    else terms.push({ image: uploads.get(term.value).base64, weight });
+  }
+  const request = { terms, gallery: shown.gallery, top_k: shown.topK };
+  if (shown.minScore > LEAST) request.min_score = shown.minScore;
+  return request;
+}
+
+function ask(delay) {
+  clearTimeout(timer);
+  const request = JSON.stringify(requestOf(state));
+  if (request === asked) return;
+  timer = setTimeout(() => answer(request), delay);
+}
+
+async function answer(request) {
+  asked = request;
+  waiting?.abort();
+  const { terms } = JSON.parse(request);
+  if (!terms.length) {
+    waiting = null;
+    showError("");
+    showStart();
+    return;
+  }
+  const controller = new AbortController();
+  waiting = controller;
+  document.body.classList.add("busy");
+  try {
+    const headers = { "Content-Type": "application/json" };
+    const found = await fetchJson("api/search", { method: "POST", headers, body: request, signal: controller.signal });
+    if (waiting !== controller) return; // a later query is under way
+    showError("");
+    showHits(found.hits);
+  } catch (error) {
+    if (error.name === "AbortError" || waiting !== controller) return;
+    asked = "";
+    showHits([]);
+    byId("status").textContent = "";
+    showError(error.message);
+  } finally {
+    if (waiting === controller) document.body.classList.remove("busy");
+  }
+}
+
+/* ---- what is shown ---- */
+
+function show() {
+  const isMap = state.view === "map";
+  byId("search-view").hidden = isMap;
+  byId("map-view").hidden = !isMap;
+  for (const [name, shown] of [["search", !isMap], ["map", isMap]]) {
+    const link = byId(`show-${name}`);
+    link.href = addressOf({ ...state, view: name, open: null });
+    if (shown) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const box = byId("text");
+  if (box.value !== state.text) box.value = state.text;
+  for (const button of ["add", "subtract"]) byId(button).disabled = !state.text.trim();
+  showChips();
+  for (const radio of document.getElementsByName("gallery")) radio.checked = radio.value === state.gallery;
+  byId("top-k").value = state.topK;
+  byId("top-k-value").textContent = state.topK;
+  byId("min-score").value = state.minScore;
+  const least = state.minScore > LEAST ? state.minScore.toFixed(2) : "any";
+  byId("min-score-value").textContent = least;
+  byId("min-score").setAttribute("aria-valuetext", least);
+  if (isMap) showMap();
+  showItem();
+}
+
+function showChips() {
+  const chips = state.terms.map((term, index) => {
+    const chip = element("li", term.sign === "-" ? "chip minus" : "chip");
+    const sign = element("button", "sign", term.sign === "-" ? "−" : "+");
+    const label = labelOf(term);
+    sign.type = "button";
+    sign.title = term.sign === "-" ? "Subtracted; add it instead" : "Added; subtract it instead";
+    sign.setAttribute("aria-label", `${sign.title}: ${label.slice(0, 60)}`);
+    sign.addEventListener("click", () => changeTerm(index, { ...term, sign: term.sign === "-" ? "+" : "-" }, ".sign"));
+    chip.append(sign);
+    const address = term.kind === "upload" ? uploads.get(term.value).url
+      : term.kind === "item" && term.of === "image" ? thumbnail(term.value) : null;
+    if (address) chip.append(picture(address, ""));
+    const text = element("span", "label", label);
+    text.dir = "auto";
+    text.title = label.slice(0, 300);
+    const remove = element("button", "remove", "×");
+    remove.type = "button";
+    remove.setAttribute("aria-label", `Remove ${label.slice(0, 60)}`);
+    remove.addEventListener("click", () => changeTerm(index, null, ".remove"));
+    chip.append(text, remove);
+    return chip;
+  });
+  byId("chips").replaceChildren(...chips);
+  byId("chips").hidden = !chips.length;
+  byId("note").hidden = !state.terms.some((term) => term.kind === "upload");
+}
+
+/* Replaces a term, or removes it, and puts the focus on the same button of what stands there then. */
+function changeTerm(index, term, selector) {
+  const terms = [...state.terms];
+  terms.splice(index, 1, ...(term ? [term] : []));
+  go({ terms });
+  const chips = byId("chips").children;
+  const next = chips[Math.min(index, chips.length - 1)];
+  (next ? next.querySelector(selector) : byId("text")).focus();
+}
+
+function picture(address, text) {
+  const image = element("img");
+  image.src = address;
+  image.alt = text;
+  image.draggable = false;
+  image.addEventListener("error", () => image.classList.add("missing"));
+  return image;
+}
+
+function showError(text) {
+  byId("error").textContent = text;
+  byId("error").hidden = !text;
+}
+
+function showStart() {
+  document.body.classList.remove("busy");
+  hits = info.sample.map((id) => ({ id, kind: "image", captions: [], image: id }));
+  byId("status").textContent = "";
+  byId("start").hidden = false;
+  byId("sample-title").hidden = !hits.length;
+  drawGrid();
+}
+
+function showHits(found) {
+  hits = found.map((hit) => ({ ...hit, kind: state.gallery }));
+  byId("start").hidden = true;
+  const noun = nounOf(state.gallery);
+  let text = plural(hits.length, noun);
+  if (hits.length) text += `, score ${hits[0].score.toFixed(2)} to ${hits[hits.length - 1].score.toFixed(2)}`;
+  else if (state.minScore > LEAST) text = `No ${noun} has a score of ${state.minScore.toFixed(2)} or more. Lower the least score.`;
+  else text = `No ${noun}s.`;
+  byId("status").textContent = text;
+  drawGrid();
+}
+
+function drawGrid() {
+  const best = hits.length && hits[0].score !== undefined ? Math.max(hits[0].score, 1e-6) : 1;
+  const list = byId("results");
+  const had = list.contains(document.activeElement);
+  list.className = hits.length && hits[0].kind === "text" ? "lines" : "grid";
+  list.replaceChildren(...hits.map((hit, index) => card(hit, index, best)));
+  if (had) (list.querySelector("button") ?? list).focus();
+}
+
+function card(hit, index, best) {
+  const entry = element("li");
+  const button = element("button", "card");
+  button.type = "button";
+  button.tabIndex = index === 0 ? 0 : -1;
+  button.dataset.id = hit.id;
+  const caption = hit.captions[0] ?? "";
+  if (hit.image) {
+    const frame = element("span", "frame");
+    frame.append(picture(thumbnail(hit.image), hit.kind === "image" ? caption || hit.id : ""));
+    button.append(frame);
+  }
+  const facts = element("span", "facts");
+  if (hit.score !== undefined) {
+    const score = element("span", "score");
+    const bar = element("span", "bar");
+    const filled = element("span");
+    filled.style.width = `${100 * Math.min(Math.max(hit.score / best, 0), 1)}%`;
+    bar.append(filled);
+    score.append(bar, element("span", "number", hit.score.toFixed(3)));
+    facts.append(score);
+  }
+  const text = element("span", "caption", caption || (hit.score === undefined ? "" : hit.id));
+  text.dir = "auto";
+  if (text.textContent) facts.append(text);
+  if (hit.same?.length) facts.append(element("span", "same", `and ${hit.same.length} like it`));
+  if (facts.childNodes.length) button.append(facts);
+  button.addEventListener("click", () => {
+    opener = hit.id;
+    go({ open: { kind: hit.kind, id: hit.id } });
+  });
+  button.addEventListener("focus", () => {
+    for (const other of byId("results").querySelectorAll("button")) other.tabIndex = other === button ? 0 : -1;
+  });
+  entry.append(button);
+  return entry;
+}
+
+/* ---- one item ---- */
+
+let shownItem = null; // the item in the dialog
+async function showItem() {
+  const dialog = byId("item");
+  if (!state.open) {
+    if (dialog.open) dialog.close();
+    shownItem = null;
+    return;
+  }
+  const wanted = state.open;
+  if (shownItem && shownItem.id === wanted.id && shownItem.kind === wanted.kind && dialog.open) return;
+  let item;
+  try {
+    item = await fetchJson(`api/items/${wanted.kind}?id=${encodeURIComponent(wanted.id)}`);
+  } catch (error) {
+    if (state.open !== wanted) return;
+    state = { ...state, open: null };
+    writeAddress(true);
+    showError(error.message);
+    show();
+    return;
+  }
+  if (state.open !== wanted) return; // another one was opened meanwhile
+  shownItem = item;
+  const image = byId("item-image");
+  image.parentElement.hidden = !item.image;
+  if (item.image) {
+    image.src = `api/items/image/view?id=${encodeURIComponent(item.image)}&stamp=${info.stamp}`;
+    image.alt = item.captions[0] ?? item.path;
+  } else {
+    image.removeAttribute("src");
+  }
+  const title = byId("item-title");
+  title.textContent = item.kind === "text" ? item.captions[0] : item.path.slice(item.path.lastIndexOf("/") + 1);
+  title.className = item.kind === "text" ? "" : "file";
+  title.dir = "auto";
+  const hit = hits.find((other) => other.id === item.id && other.kind === item.kind);
+  const facts = [];
+  if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${hit.score.toFixed(3)}`);
+  if (item.split) facts.push(`split ${item.split}`);
+  if (item.path && (item.kind === "text" || item.path.includes("/"))) facts.push(item.path);
+  if (hit?.same?.length) facts.push(`looks the same: ${hit.same.slice(0, 5).join(", ")}`);
+  byId("item-facts").textContent = facts.join(" · ");
+  byId("item-facts").hidden = !facts.length;
+  const captions = item.kind === "image" ? item.captions : [];
+  byId("item-captions").replaceChildren(...captions.map(captionEntry));
+  byId("item-captions").hidden = !captions.length;
+  byId("item-add").disabled = byId("item-subtract").disabled = isFull();
+  if (!dialog.open) dialog.showModal();
+  byId("search-by").focus({ preventScroll: true });
+}
+
+function captionEntry(caption) {
+  const entry = element("li");
+  if (info.takes.text) {
+    entry.textContent = caption;
+  } else {
+    const link = element("button", "link", caption);
+    link.type = "button";
+    link.title = "Search by this caption";
+    link.addEventListener("click", () => {
+      go({ text: caption, terms: [], open: null, view: "search" });
+      byId("text").focus();
+    });
+    entry.append(link);
+  }
+  entry.dir = "auto";
+  return entry;
+}
+
+const isFull = () => state.terms.length >= 15;
+const itemTerm = (sign) => ({ sign, kind: "item", of: nounOf(shownItem.kind), value: shownItem.id });
+
+function useItem(terms, text) {
+  go({ terms, text, open: null, view: "search" });
+  byId("results").focus();
+  window.scrollTo(0, 0);
+}
+
+byId("search-by").addEventListener("click", () => useItem([itemTerm("+")], ""));
+byId("item-add").addEventListener("click", () => useItem([...state.terms, itemTerm("+")], state.text));
+byId("item-subtract").addEventListener("click", () => useItem([...state.terms, itemTerm("-")], state.text));
+byId("close").addEventListener("click", () => closeItem());
+byId("item").addEventListener("cancel", (event) => {
+  event.preventDefault();
+  closeItem();
+});
+byId("item").addEventListener("click", (event) => {
+  if (event.target === byId("item")) closeItem(); // beside the dialog's content
+});
+
+function closeItem() {
+  go({ open: null });
+  const cards = [...byId("results").querySelectorAll("button")];
+  const focused = cards.find((button) => button.dataset.id === opener) ?? cards[0];
+  if (state.view === "search") focused?.focus();
+  else byId("map").querySelector(".map-view")?.focus();
+}
+
+/* Opens the hit beside the one that is open. */
+function step(offset) {
+  const index = hits.findIndex((hit) => hit.id === state.open.id && hit.kind === state.open.kind);
+  const next = hits[index + offset];
+  if (index < 0 || !next) return;
+  opener = next.id;
+  state = { ...state, open: { kind: next.kind, id: next.id } };
+  writeAddress(true);
+  showItem();
+}
+
+/* ---- images of the user's own ---- */
+
+async function takeImage(file) {
+  if (!file) return;
+  if (info.takes.image) {
+    showError(`Images cannot be searched by here: ${info.takes.image}`);
+    return;
+  }
+  if (isFull()) {
+    showError("The query has as many terms as it can have; remove one.");
+    return;
+  }
+  showError("");
+  try {
+    const small = await shrunk(file);
+    const key = `${Date.now()}-${uploads.size}`;
+    uploads.set(key, { name: file.name || "pasted image", url: URL.createObjectURL(small), base64: await base64Of(small) });
+    go({ terms: [...state.terms, { sign: "+", kind: "upload", value: key }], open: null, view: "search" });
+  } catch (error) {
+    showError(error.message);
+  }
+}
+
+/* The image as a JPEG of at most UPLOAD_SIZE pixels; as it is where the browser cannot decode it and the server may. */
+async function shrunk(file) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    if (file.size > 16 * 2 ** 20) throw new Error("This image has more than 16 MiB and cannot be made smaller here.");
+    return file;
+  }
+  const scale = Math.min(1, UPLOAD_SIZE / Math.max(bitmap.width, bitmap.height));
+  const canvas = element("canvas");
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "white"; // behind transparent pixels
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.imageSmoothingQuality = "high";
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return new Promise((resolve) => {
+    canvas.toBlob((blob) => resolve(blob ?? file), "image/jpeg", 0.92);
+  });
+}
+
+function base64Of(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result.slice(reader.result.indexOf(",") + 1)));
+    reader.addEventListener("error", () => reject(new Error("The file cannot be read.")));
+    reader.readAsDataURL(blob);
+  });
+}
+
+const firstFile = (files) => [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
+byId("choose").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", () => {
+  takeImage(byId("file").files[0]);
+  byId("file").value = "";
+});
+document.addEventListener("paste", (event) => {
+  const files = event.clipboardData?.files;
+  if (!files?.length) return;
+  event.preventDefault();
+  takeImage(firstFile(files));
+});
+for (const name of ["dragenter", "dragover"]) {
+  document.addEventListener(name, (event) => {
+    if (![...event.dataTransfer.types].includes("Files")) return;
+    event.preventDefault();
+    byId("drop").hidden = false;
+  });
+}
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) byId("drop").hidden = true;
+});
+document.addEventListener("drop", (event) => {
+  byId("drop").hidden = true;
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  takeImage(firstFile(event.dataTransfer.files));
+});
+
+/* ---- the map ---- */
+
+async function showMap() {
+  if (map) return;
+  map = "asked for";
+  byId("map-status").textContent = "Drawing the map …";
+  try {
+    for (;;) {
+      const data = await fetchJson("api/map");
+      drawMap(data);
+      if (data.is_complete) break;
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+    }
+  } catch (error) {
+    map = null;
+    byId("map-status").textContent = error.message;
+  }
+}
+
+function drawMap(data) {
+  if (map !== "asked for" && !data.is_complete) return; // still the same points
+  const shown = data.images < data.of ? `A sample of ${data.images.toLocaleString("en")} of the ${plural(data.of, "image")}`
+    : plural(data.images, "image");
+  const captions = data.points.length - data.images;
+  const each = captions === data.images ? ", with a caption each" : captions ? `, and ${plural(captions, "caption")}` : "";
+  const more = data.is_complete ? "" : " t-SNE is being computed; this is PCA.";
+  byId("map-status").textContent = `${shown}${each}.${more}`;
+  map = window.onceoverMap(byId("map"), data, {
+    onselect(point) {
+      opener = null;
+      go({ open: { kind: point.kind === "image" ? "image" : "text", id: point.id.slice(point.id.indexOf(":") + 1) } });
+    },
+  });
+}
+
+/* ---- controls and keys ---- */
+
+byId("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  history.replaceState({ ...history.state, typing: "" }, "");
+  ask(0);
+});
+byId("text").addEventListener("input", () => go({ text: byId("text").value }, { typing: "text" }));
+for (const [name, sign] of [["add", "+"], ["subtract", "-"]]) {
+  byId(name).addEventListener("click", () => {
+    if (isFull()) {
+      showError("The query has as many terms as it can have; remove one.");
+      return;
+    }
+    go({ text: "", terms: [...state.terms, { sign, kind: "text", value: state.text.trim() }] });
+    byId("text").focus();
+  });
+}
+for (const radio of document.getElementsByName("gallery")) {
+  radio.addEventListener("change", () => go({ gallery: radio.value }));
+}
+byId("top-k").addEventListener("input", () => go({ topK: Number(byId("top-k").value) }, { typing: "top-k" }));
+byId("min-score").addEventListener("input", () => go({ minScore: Number(byId("min-score").value) }, { typing: "min-score" }));
+for (const name of ["search", "map"]) {
+  byId(`show-${name}`).addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // in a tab of its own
+    event.preventDefault();
+    go({ view: name, open: null });
+  });
+}
+byId("home").addEventListener("click", (event) => {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  go({ text: "", terms: [], open: null, view: "search" });
+  byId("text").focus();
+});
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  const target = state.view === "map" ? byId("map").querySelector(".map-view") : byId("results").querySelector("button");
+  (target ?? byId("results")).focus();
+});
+
+/* How many cards stand beside each other. */
+function columns(cards) {
+  const top = cards[0].getBoundingClientRect().top;
+  const next = cards.findIndex((other) => other.getBoundingClientRect().top > top + 4);
+  return next < 0 ? cards.length : next;
+}
+
+function moveInGrid(event) {
+  const cards = [...byId("results").querySelectorAll("button")];
+  const index = cards.indexOf(document.activeElement);
+  if (index < 0) return;
+  const row = columns(cards);
+  const targets = {
+    ArrowLeft: index - 1,
+    ArrowRight: index + 1,
+    ArrowUp: index - row,
+    ArrowDown: index + row,
+    Home: 0,
+    End: cards.length - 1,
+  };
+  if (event.key === "Escape" || (event.key === "ArrowUp" && index < row)) {
+    event.preventDefault();
+    byId("text").focus();
+    return;
+  }
+  const target = cards[targets[event.key]];
+  if (!target) return;
+  event.preventDefault();
+  target.focus();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+  const active = document.activeElement;
+  if (byId("item").open) {
+    if (event.key === "ArrowLeft") step(-1);
+    if (event.key === "ArrowRight") step(1);
+  } else if (event.key === "/" && !active.matches("input, select, textarea")) {
+    event.preventDefault();
+    if (state.view !== "search") go({ view: "search" });
+    byId("text").focus();
+    byId("text").select();
+  } else if (active === byId("text") && event.key === "ArrowDown") {
+    const first = byId("results").querySelector("button");
+    if (!first) return;
+    event.preventDefault();
+    first.focus();
+  } else if (active === byId("text") && event.key === "Escape") {
+    event.preventDefault();
+    if (state.text) go({ text: "" });
+  } else if (byId("results").contains(active)) {
+    moveInGrid(event);
+  }
+});
+
+/* ---- the beginning ---- */
+
+function showInfo() {
+  const sizes = info.galleries.map((gallery) => plural(gallery.size, nounOf(gallery.kind)));
+  byId("name").textContent = `${info.name} · ${sizes.join(", ")}`;
+  byId("gallery").hidden = info.galleries.length < 2;
+  byId("show-map").hidden = !has("image");
+  byId("choose").hidden = Boolean(info.takes.image);
+  const box = byId("text");
+  if (info.takes.text) {
+    box.disabled = true;
+    box.placeholder = "Texts cannot be searched by here; choose an item";
+    for (const button of ["add", "subtract"]) byId(button).hidden = true;
+  } else if (has("image") && matchMedia("(min-width: 40rem)").matches) {
+    box.placeholder = "Describe an image, or drop one here";
+  }
+  const examples = info.takes.text ? [] : info.examples;
+  byId("examples").replaceChildren();
+  if (!examples.length) return;
+  byId("examples").append("Try ");
+  examples.forEach((example) => {
+    const button = element("button", "example", example);
+    button.type = "button";
+    button.dir = "auto";
+    button.addEventListener("click", () => {
+      go({ text: example });
+      byId("text").focus();
+    });
+    byId("examples").append(button, " ");
+  });
+}
+
+async function begin() {
+  try {
+    info = await fetchJson("api/info");
+  } catch (error) {
+    showError(error.message);
+    return;
+  }
+  showInfo();
+  state = restored();
+  document.title = titleOf(state);
+  show();
+  ask(0);
+  if (state.view === "search" && !state.open && matchMedia("(hover: hover)").matches) byId("text").focus();
+}
+
+begin();

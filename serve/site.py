@@ -1,0 +1,111 @@
+"""All that one server serves: the engine, the items, the map, and what the page says about them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from onceover import __version__
+from onceover.base.files import digest
+from onceover.heads.searching import Collection
+from onceover.serve.batching import AT_ONCE
+from onceover.serve.engine import Engine
+from onceover.serve.items import Items
+from onceover.serve.lookup import Served, ids_of, row_of
+from onceover.serve.map import EmbeddingMap
+from onceover.serve.messages import GalleryMessage, InfoMessage, MapMessage, TakesMessage
+
+_SAMPLE = 24  # images that the page shows before there is a query
+_EXAMPLES = 4  # captions
+_LONGEST_EXAMPLE = 60  # characters
+
+
+class Site:
+    """What a server serves of a run or an index.
+
+    Args:
+        source: the folder of the run or index.
+        splits: by id of an image, where they are known.
+        roots: folders that the images may have moved to.
+        at_once: queries answered together at most.
+
+    Attributes:
+        engine: answers queries. items: gives items and their images.
+        stamp: changes when other items are served, so that a browser shows no image that it has of others.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        source: Path,
+        splits: dict[str, str] | None = None,
+        roots: Sequence[str | Path] = (),
+        at_once: int = AT_ONCE,
+    ):
+        self._collection = collection
+        self._name = source.resolve().name
+        self._splits = splits or {}
+        sizes = [[kind, len(gallery)] for kind, gallery in collection.galleries.items()]
+        self.stamp = digest([str(source.resolve()), collection.embedder.space, sizes])[:16]
+        self.engine = Engine(collection, at_once)
+        self.items = Items(collection, self._splits, roots)
+        self._map = EmbeddingMap(collection.galleries, self._splits, self.stamp)
+
+    def info(self) -> InfoMessage:
+        """What is served, for ``/api/info``."""
+        return self._info
+
+    def map(self) -> MapMessage:
+        """The map as it is now, for ``/api/map``."""
+        return self._map.message()
+
+    def close(self) -> None:
+        """Ends the engine's thread."""
+        self.engine.close()
+
+    @cached_property
+    def _info(self) -> InfoMessage:
+        galleries = self._collection.galleries
+        provenance = self._collection.run.provenance
+        names = _sample(ids_of(galleries["image"]), _SAMPLE) if "image" in galleries else []
+        first = next(iter(galleries.values()))
+        return InfoMessage(
+            version=__version__,
+            name=self._name,
+            stamp=self.stamp,
+            encoders={kind: encoder["encoder"] for kind, encoder in provenance["encoders"].items()},
+            dimension=len(first.vector(row_of(first, ids_of(first)[0]))),
+            galleries=[
+                GalleryMessage.model_validate({"kind": kind, "size": len(galleries[kind])}) for kind in galleries
+            ],
+            splits=dict(Counter(self._splits.values())),
+            takes=TakesMessage(**self.engine.takes),
+            sample=names,
+            examples=self._examples(names),
+        )
+
+    def _examples(self, names: list[str]) -> list[str]:
+        """Short captions of the sample's images, or else of the captions."""
+        galleries = self._collection.galleries
+        gallery: Served
+        if "text" in galleries:
+            gallery = galleries["text"]
+            names = _sample(ids_of(gallery), 4 * _SAMPLE)
+        else:
+            gallery = galleries["image"]
+        texts: list[str] = []
+        for name in names:
+            texts += gallery.item(row_of(gallery, name))["captions"][:1]
+        short = [text for text in dict.fromkeys(texts) if len(text) <= _LONGEST_EXAMPLE]
+        return short[:_EXAMPLES]
+
+
+def _size(kind: str, gallery: Served) -> GalleryMessage:
+    return GalleryMessage.model_validate({"kind": kind, "size": len(gallery)})
+
+
+def _sample(names: list[str], count: int) -> list[str]:
+    """Some of the names, the same ones each time."""
+    return [names[number] for number in np.random.default_rng(0).permutation(len(names))[:count].tolist()]
