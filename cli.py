@@ -1334,7 +1334,7 @@ def serve(run_dir, index_dir, image_encoder, text_encoder, **options):
 
 @cli.command()
 @click.option(
-    "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrix, training, ranks, evaluation."
+    "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrices, training, ranks, evaluation."
 )
 @click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")

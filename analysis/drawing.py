@@ -5,6 +5,7 @@ for numbers. The same figure gives the same bytes.
 """
 
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -79,6 +80,15 @@ def draw_all(drawings: Mapping[str, Callable[[], Figure] | str], out: str | Path
         with matplotlib.rc_context(STYLE), _without_noise(), outputs.writing(files[name]):
             written += _save(draw(), outputs, files[name])
     return written
+
+
+def draw_svg(draw: Callable[[], Figure]) -> tuple[Figure, bytes]:
+    """Draws a figure in the project's style; returns it and its SVG, whose texts a browser writes in its own fonts."""
+    svg = io.BytesIO()
+    with matplotlib.rc_context(STYLE), _without_noise():
+        figure = draw()
+        figure.savefig(svg, format="svg", bbox_inches="tight", metadata=_UNDATED[".svg"])
+    return figure, svg.getvalue()
 
 
 @contextlib.contextmanager

@@ -60,9 +60,7 @@ def run_table(
     return VectorTable(gallery, texts, points, neighbours, None, about | _origin(provenance, embeddings))
 
 
-def gallery_table(
-    provenance: dict[str, Any], embeddings: Embeddings, gallery: Gallery, neighbours: int
-) -> VectorTable:
+def gallery_table(provenance: dict[str, Any], embeddings: Embeddings, gallery: Gallery, neighbours: int) -> VectorTable:
     """The table of new images or captions; their coordinates are those that they have among the run's own.
 
     Args:

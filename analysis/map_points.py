@@ -33,7 +33,8 @@ def map_points(run: RunFiles, most: int = MAX_IMAGES) -> MapPoints:
         PlotError: the split has too few images with captions.
     """
     own = run.sample_pairs(most)
-    others = sample_others(run, round(_OTHER_SPLITS * most))
+    wanted = min(most, len(own.images) / (1 - _OTHER_SPLITS))
+    others = sample_others(run, round(_OTHER_SPLITS * wanted))
     room = most - len(others.images)
     if len(own.images) > room:
         own = run.sample_pairs(room)

@@ -127,7 +127,15 @@ def test_the_orders_of_a_sources_figures_differ():
 
 
 def test_all_figures_of_a_source_are_drawn_in_their_order(sources):
-    assert list(drawings_of("run", sources["run"])) == ["tsne", "pca", "similarity", "training", "ranks", "models"]
+    assert list(drawings_of("run", sources["run"])) == [
+        "tsne",
+        "pca",
+        "similarity",
+        "similarity-ordered",
+        "training",
+        "ranks",
+        "models",
+    ]
     assert list(drawings_of("store", sources["store"])) == ["features"]
     assert list(drawings_of("sweep", sources["sweep"])) == ["heatmap-temperature-head", "curves", "parallel"]
 
@@ -178,7 +186,7 @@ def test_another_package_adds_a_figure_that_keeps_the_contract_and_is_drawn_by_p
     assert "norms" in FIGURES.names()
     check_contract(FIGURES.load("norms"), sources, tmp_path / "contract", told)
     names = list(drawings_of("run", sources["run"]))
-    assert names == ["tsne", "pca", "similarity", "training", "ranks", "norms", "models"]
+    assert names == ["tsne", "pca", "similarity", "similarity-ordered", "training", "ranks", "norms", "models"]
     said = run("plot", "--run", evaluated, "--out", tmp_path / "figures").stderr
     assert "drawing norms" in said
     assert (tmp_path / "figures/norms.png").stat().st_size > 500

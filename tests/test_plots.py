@@ -71,9 +71,9 @@ def texts(figure):
     return " ".join(axes.get_title() + axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes)
 
 
-def test_a_run_gives_five_figures_as_png_svg_and_pdf(run_dir, tmp_path, told):
+def test_a_run_gives_six_figures_as_png_svg_and_pdf(run_dir, tmp_path, told):
     written = plot_run(run_dir, tmp_path / "figures")
-    steps = ["tsne", "pca", "similarity", "training", "ranks"]
+    steps = ["tsne", "pca", "similarity", "similarity-ordered", "training", "ranks"]
     assert told[:-1] == [f"drawing {name}" for name in steps]
     assert told[-1] == f"not drawn: models: {run_dir} has no evaluation-test.json; evaluate --split test makes it"
     assert sorted(path.name for path in written) == sorted(
@@ -92,7 +92,7 @@ def test_a_run_gives_five_figures_as_png_svg_and_pdf(run_dir, tmp_path, told):
 def test_the_coordinates_of_the_map_are_kept_with_the_run_and_used_again(run_dir, tmp_path, monkeypatch, told):
     folder = shutil.copytree(run_dir, tmp_path / "run")
     first = draw_map(read_run(folder), "t-SNE")
-    file = folder / "map-test.npz"
+    file = folder / "map-test-12.npz"
     content = file.read_bytes()
     computed = []
     monkeypatch.setattr(embedding_map, "tsne", lambda vectors, seed: computed.append(seed) or TSNE(vectors, seed))
@@ -117,13 +117,13 @@ def test_trap_a_strangers_file_with_the_name_of_the_coordinates_stays(run_dir, t
     folder = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("map-*", ".onceover.json"))
     if is_replaced:
         draw_map(read_run(folder), "t-SNE")
-    (folder / "map-test.npz").write_bytes(b"mine")
+    (folder / "map-test-12.npz").write_bytes(b"mine")
     draw_map(read_run(folder), "t-SNE")
     if is_replaced:
-        assert (folder / "map-test.npz.1.old").read_bytes() == b"mine"
-        assert told[-1].endswith("what it held is kept as map-test.npz.1.old")
+        assert (folder / "map-test-12.npz.1.old").read_bytes() == b"mine"
+        assert told[-1].endswith("what it held is kept as map-test-12.npz.1.old")
     else:
-        assert (folder / "map-test.npz").read_bytes() == b"mine"
+        assert (folder / "map-test-12.npz").read_bytes() == b"mine"
         assert "is left as it is" in told[-1]
 
 
@@ -360,7 +360,7 @@ def test_plotting_loads_no_model(run_dir, tmp_path):
         "print(sorted({'torch', 'transformers', 'faiss'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout == "15\n[]\n", done.stderr
+    assert done.stdout == "18\n[]\n", done.stderr
 
 
 def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):

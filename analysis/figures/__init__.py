@@ -68,7 +68,7 @@ def drawings_of(kind: str, source: Source) -> Drawings:
 
 
 def plot_run(folder: str | Path, out: str | Path, split: str | None = None, seed: int = 0) -> list[Path]:
-    """Draws a run: its joint embedding, a similarity matrix, training curves, ranks, and once evaluated its recalls.
+    """Draws a run: its joint embedding, similarity matrices, training curves, ranks, and once evaluated its recalls.
 
     Args:
         split: the split whose images are drawn; the reported split by default.

@@ -113,7 +113,8 @@ window.onceoverMap = (() => {
       this.legend = element("div", "map-legend");
       const images = this.points.filter((point) => point.kind === "image").length;
       this.summary = `Map of ${plural(images, "image")} and ${plural(this.points.length - images, "caption")}.`;
-      const keys = "Arrow keys go from point to point, Enter opens one, + and − zoom, 0 shows all.";
+      const enter = this.options.onselect ? " Enter opens one," : "";
+      const keys = `Arrow keys go from point to point,${enter} + and − zoom, 0 shows all.`;
       this.view.setAttribute("aria-label", `${this.summary} ${keys}`);
       const pointer = "Click or tap the map, then scroll or pinch to zoom and drag to move.";
       this.help = element("p", "map-help", `${this.summary} ${pointer} ${keys}`);
@@ -441,6 +442,9 @@ window.onceoverMap = (() => {
         parts.push(element("span", "", text));
       }
       if (way === "rank") parts.push(this.rankBar());
+      if (way === "rank" && this.points.some((point) => point.rank == null)) {
+        parts.push(this.key("", this.colours.line, "not ranked"));
+      }
       this.legend.replaceChildren(...parts);
     }
 

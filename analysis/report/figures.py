@@ -1,14 +1,11 @@
 """Figures of a report: those that ``plot`` draws, as SVG images."""
 
-import io
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from onceover.analysis.drawing import STYLE
+from onceover.analysis.drawing import draw_svg
 from onceover.analysis.figures import drawings_of
 from onceover.analysis.report.cells import table
 from onceover.analysis.report.files import AbsentError, ReportFiles
@@ -69,12 +66,8 @@ def _drawn(name: str, draw: Callable[[], Figure] | str) -> ShownFigure:
     if isinstance(draw, str):
         return ShownFigure(name, None, draw)
     try:
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "constrained_layout not applied")  # of labels longer than the figure
-            figure = draw()
-            svg = io.BytesIO()
-            figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure, svg = draw_svg(draw)
     except OnceoverError as error:
         return ShownFigure(name, None, str(error))
     titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
-    return ShownFigure(name, svg.getvalue(), "; ".join(title.replace("\n", ", ") for title in titles if title))
+    return ShownFigure(name, svg, "; ".join(title.replace("\n", ", ") for title in titles if title))

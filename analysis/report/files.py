@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +63,7 @@ def open_files(
     *,
     split: str | None = None,
     store: str | Path | None = None,
-    compare: Iterator[str | Path] | tuple = (),
+    compare: Iterable[str | Path] = (),
     sweep: str | Path | None = None,
 ) -> Iterator[ReportFiles]:
     """Opens the files of a report.

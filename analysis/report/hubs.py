@@ -13,9 +13,9 @@ SHOWN = 10
 
 
 class Hub(NamedTuple):
-    """An item that came up ``count`` times: an image, or a caption with its image."""
+    """An item that came up so many ``times``: an image, or a caption with its image."""
 
-    count: int
+    times: int
     image: ShownImage
     caption: str | None = None
 

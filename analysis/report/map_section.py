@@ -57,7 +57,9 @@ def _ranks(files: ReportFiles) -> dict[str, dict[int, int]]:
     searched = files.searched
     images = image_rows[searched.to_text.group]
     return {
-        "image": dict(zip(images.tolist(), np.rint(searched.to_text.expected_rank()).astype(int).tolist(), strict=True)),
+        "image": dict(
+            zip(images.tolist(), np.rint(searched.to_text.expected_rank()).astype(int).tolist(), strict=True)
+        ),
         "caption": dict(
             zip(caption_rows.tolist(), np.rint(searched.to_image.expected_rank()).astype(int).tolist(), strict=True)
         ),

@@ -58,7 +58,7 @@ def _sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def _gradients(thumbnails: Sequence[bytes], rows: np.ndarray) -> np.ndarray:
-    """Unit vectors of the rooted differences between neighbouring pixels, float32 (n, 2 SIDE²); zeros for a plain image."""
+    """Unit vectors of rooted differences between neighbouring pixels, float32 (n, 2 SIDE²); zeros for a plain image."""
     vectors = np.zeros((len(rows), 2 * SIDE**2), np.float32)
     for vector, row in zip(vectors, rows.tolist(), strict=True):
         greys = _greys(thumbnails[row])
