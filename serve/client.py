@@ -3,9 +3,12 @@
 import base64
 from typing import Any
 
+from PIL import Image
+
+from onceover.analysis.hits_shown import Hits
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_bytes
-from onceover.extract.pictures import named_errors
+from onceover.extract.pictures import THUMBNAIL_SIZE, decode, named_errors
 from onceover.retrieval.search import Hit, Query, Term
 from onceover.serve.limits import MAX_IMAGE_BYTES
 
@@ -46,7 +49,7 @@ class Client:
     def search(
         self, query: Query | str, top_k: int = 5, min_score: float | None = None, *, gallery: str = "image"
     ) -> list[Hit]:
-        """Finds the best ``top_k`` hits, best first.
+        """Finds the best ``top_k`` hits, best first; in a notebook they show themselves with their images.
 
         Args:
             query: a text, or a sum of terms. A term's image is a file's path or its bytes, and is sent; an item is one
@@ -65,20 +68,36 @@ class Client:
             "min_score": min_score,
         }
         hits = []
+        images: dict[str, str | None] = {}
         for values in self._answer("POST", "/api/search", json=message)["hits"]:
-            values.pop("image")
+            images[values["id"]] = values.pop("image")
             hits.append(Hit(**values))
-        return hits
+        return Hits(hits, gallery, lambda hit, size: self._image(images[hit.id], size))
 
-    def _answer(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def _image(self, name: str | None, size: int) -> Image.Image | None:
+        """An image of the server's, its longer side at most ``size`` pixels; None where there is none."""
+        if name is None:
+            return None
+        view = "thumbnail" if size <= THUMBNAIL_SIZE else "view"
+        answer = self._request("GET", f"/api/items/image/{view}", params={"id": name})
+        if not answer.ok:
+            return None
+        image = decode(answer.content, size)
+        image.thumbnail((size, size))
+        return image
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
         import requests
 
         try:
-            answer = self._session.request(method, self._url + path, timeout=self._timeout, **options)
+            return self._session.request(method, self._url + path, timeout=self._timeout, **options)
         except requests.RequestException as error:
             raise ClientError(
                 f"{self._url} does not answer ({type(error).__name__}); start it: onceover serve --run DIR"
             ) from error
+
+    def _answer(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        answer = self._request(method, path, **options)
         try:
             values = answer.json()
         except ValueError:

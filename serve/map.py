@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from onceover.analysis.coordinates import pca, tsne
 from onceover.base.progress import LOGGER
 from onceover.serve.lookup import Served, ids_of, paths_by_id, row_of
 from onceover.serve.messages import MapMessage, PointMessage
@@ -67,13 +68,13 @@ class EmbeddingMap:
         if len(vectors) < _LEAST_POINTS:
             self._coordinates["pca"] = np.zeros((len(vectors), 2))
             return
-        self._coordinates["pca"] = _pca(vectors)
+        self._coordinates["pca"] = pca(vectors, self.seed)[0]
         threading.Thread(target=self._finish, args=(vectors,), name="onceover-map", daemon=True).start()
 
     def _finish(self, vectors: np.ndarray) -> None:
         """Computes t-SNE; where that fails the map stays one by PCA."""
         try:
-            coordinates = _tsne(vectors, self.seed)
+            coordinates = tsne(vectors, self.seed)
         except Exception as error:  # of scikit-learn, on vectors that are all alike
             LOGGER.debug("no t-SNE: %s", error)
             coordinates = self._coordinates["pca"]
@@ -121,17 +122,3 @@ class EmbeddingMap:
             caption=point.caption,
             image=f"api/items/image/thumbnail?id={quote(point.image, safe='')}&stamp={self.stamp}",
         )
-
-
-def _pca(vectors: np.ndarray) -> np.ndarray:
-    """The vectors' first two principal components, (N, 2)."""
-    centred = vectors - vectors.mean(0)
-    _, directions = np.linalg.eigh(centred.T @ centred)
-    return centred @ directions[:, [-1, -2]]
-
-
-def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, max(1.0, (len(vectors) - 1) / 3))
-    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(vectors)

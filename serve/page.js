@@ -3,11 +3,10 @@
    address again. Every change goes through `go`, which shows the state and asks for its answer. */
 
 const LEAST = -0.01; // of the slider: no least score
-const SUBTRACTED = -0.5; // the weight of a term that is subtracted
+const SUBTRACTED = 0.5; // what all terms that are subtracted weigh together; those that are added weigh 1
 const DEFAULTS = { topK: 24, minScore: LEAST };
 const DEBOUNCE = 140; // milliseconds without a key before a query is sent
 const UPLOAD_SIZE = 640; // pixels, the longer side of an image that is sent
-const SIGNS = { "+": 1, "-": SUBTRACTED };
 
 const byId = (id) => document.getElementById(id);
 const uploads = new Map(); // key -> {name, url, base64}; images of the user's own, for as long as the page is open
@@ -141,14 +140,14 @@ window.addEventListener("popstate", () => {
 /* ---- the query and its answer ---- */
 
 function requestOf(shown) {
-  const terms = [];
-  if (shown.text.trim()) terms.push({ text: shown.text });
-  for (const term of shown.terms) {
-    const weight = SIGNS[term.sign];
-    if (term.kind === "text") terms.push({ text: term.value, weight });
-    else if (term.kind === "item") terms.push({ item: term.value, kind: term.of === "image" ? "image" : "text", weight });
-    else terms.push({ image: uploads.get(term.value).base64, weight });
-  }
+  const all = shown.text.trim() ? [{ sign: "+", kind: "text", value: shown.text }, ...shown.terms] : shown.terms;
+  const subtracted = all.filter((term) => term.sign === "-").length;
+  const terms = all.map((term) => {
+    const weight = term.sign === "-" ? -SUBTRACTED / subtracted : 1 / (all.length - subtracted);
+    if (term.kind === "text") return { text: term.value, weight };
+    if (term.kind === "upload") return { image: uploads.get(term.value).base64, weight };
+    return { item: term.value, kind: term.of === "image" ? "image" : "text", weight };
+  });
   const request = { terms, gallery: shown.gallery, top_k: shown.topK };
   if (shown.minScore > LEAST) request.min_score = shown.minScore;
   return request;

@@ -69,7 +69,8 @@ class Site:
     def _info(self) -> InfoMessage:
         galleries = self._collection.galleries
         provenance = self._collection.run.provenance
-        names = _sample(ids_of(galleries["image"]), _SAMPLE) if "image" in galleries else []
+        images = ids_of(galleries["image"]) if "image" in galleries else []
+        names = _sample(images, _SAMPLE)
         first = next(iter(galleries.values()))
         return InfoMessage(
             version=__version__,
@@ -80,7 +81,7 @@ class Site:
             galleries=[
                 GalleryMessage.model_validate({"kind": kind, "size": len(galleries[kind])}) for kind in galleries
             ],
-            splits=dict(Counter(self._splits.values())),
+            splits=dict(Counter(self._splits[name] for name in images if self._splits.get(name))),
             takes=TakesMessage(**self.engine.takes),
             sample=names,
             examples=self._examples(names),

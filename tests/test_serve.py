@@ -340,6 +340,21 @@ def test_an_index_of_images_alone_is_served_under_whatever_names(odd_index, run_
         assert (answer["images"], answer["is_complete"]) == (3, True)
 
 
+def test_an_index_of_captions_alone_is_served(run_dir, tmp_path):
+    (tmp_path / "lines.txt").write_text("a red circle\na blue star\na green ring\n")
+    folder = onceover.index(run_dir, tmp_path / "index", captions=tmp_path / "lines.txt")
+    with serving(server.open_site(None, folder, device="cpu")) as address:
+        info = requests.get(f"{address}/api/info", timeout=20).json()
+        assert (info["galleries"], info["sample"]) == ([{"kind": "text", "size": 3}], [])
+        assert sorted(info["examples"]) == ["a blue star", "a green ring", "a red circle"]
+        hits = hits_of(asked(address, {"text": "a red circle"}, gallery="text"))  # itself is no hit
+        assert sorted(hit["captions"][0] for hit in hits) == ["a blue star", "a green ring"]
+        assert {hit["image"] for hit in hits} == {None}
+        assert "there are no images here to search" in refusal(asked(address, {"text": "red"}), 400)
+        refusal(requests.get(f"{address}/api/items/image/view", params={"id": hits[0]["id"]}, timeout=20), 404)
+        assert requests.get(f"{address}/api/map", timeout=20).json()["points"] == []
+
+
 def test_an_encoder_that_cannot_be_loaded_is_told_and_its_queries_are_refused(collection, run_dir):
     class TextAlone:
         space = collection.embedder.space
@@ -373,6 +388,10 @@ def test_the_client_finds_what_a_search_on_this_machine_finds(served, run_dir, d
     assert [hit.id for hit in by_path] == [hit.id for hit in by_bytes]
     assert client.search(Query((Term(item="images/0003.jpg#1"),)), top_k=1, gallery="text")[0].id != "images/0003.jpg#1"
     assert client.search(TEXT, min_score=2.0) == []
+    found = client.search(TEXT, top_k=2)
+    assert [image.size for image in found.images(160)] == [(160, 160)] * 2
+    assert [image.size for image in found.images(1024)] == [(224, 224)] * 2
+    assert found._repr_html_().count("data:image/jpeg") == 2
 
 
 def test_the_client_says_what_is_wrong_in_a_line(served, tmp_path):
