@@ -291,5 +291,5 @@ def test_similar_rows_become_neighbours_and_groups_are_named_by_their_words():
 
 def test_cells_are_sorted_by_the_number_at_their_beginning():
     made = table("t", [["model_name", "R@1"], ["cca", "1,012.5 [3.0, 4.0]"], ["2 to 5", "–"], ["x", "-0.3"]])
-    assert made.header == ["model name", "R@1"]
+    assert made.header == ["model_name", "R@1"]
     assert [cell.number for row in made.rows for cell in row] == [None, 1012.5, 2.0, None, None, -0.3]

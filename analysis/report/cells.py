@@ -23,9 +23,9 @@ class Table(NamedTuple):
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> Table:
-    """A table of text; the first row is its header, whose names are shown without underscores."""
+    """A table of text; the first row is its header."""
     header, *body = rows
-    return Table(title, [name.replace("_", " ") for name in header], [[_cell(text) for text in row] for row in body])
+    return Table(title, list(header), [[_cell(text) for text in row] for row in body])
 
 
 def _cell(text: str) -> Cell:

@@ -27,6 +27,8 @@ def evaluation(files: ReportFiles) -> dict[str, Any]:
         command = files.command("evaluate", "--split", files.run.split)
         raise AbsentError(f"{files.run.split} was not evaluated yet; run: {command}")
     result = read_evaluation(file, files.run.embeddings.space)
+    header, *rows = tables.table_rows(result)
+    names = [name.replace("_", " ") for name in header]  # which may wrap
     own = result["models"].get(model_name(files.run.embeddings.rerank))
     highlights = []
     if own:
@@ -35,7 +37,7 @@ def evaluation(files: ReportFiles) -> dict[str, Any]:
             recalls = [(f"R@{k}", f"{numbers[f'R@{k}']:.1f}") for k in RECALL_AT]
             highlights.append((_LABELS[direction], recalls, f"gallery of {numbers['gallery']:,}"))
     return {
-        "table": table(f"Evaluation on {result['split']}", tables.table_rows(result)),
+        "table": table(f"Evaluation on {result['split']}", [names, *rows]),
         "notes": tables.notes(result),
         "warnings": tables.warnings(result),
         "highlights": highlights,
