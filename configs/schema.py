@@ -66,6 +66,8 @@ class ExtractConfig:
     text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
     text_pooling: str = "auto"  # over a caption's tokens: mean, cls (first), last; auto: as the encoder was trained
     max_length: int = 128  # tokens per caption; longer ones are cut, counted and reported
+    caption_prefix: str = ""  # put before each caption, as E5's "passage: "
+    query_prefix: str | None = None  # put before each query, as E5's "query: "; null: as before captions
     views: int = 4  # 1: the plain image; 2: and its mirror image; 3, 4: both uncropped; 5 to 12: corners
     dtype: str = "float32"  # compute dtype; auto: half precision where native, if a sample's features hardly change
     store_dtype: str = "float32"  # storage dtype
@@ -288,7 +290,8 @@ def _parse_override(override: str) -> tuple[str, str, object]:
     _check(bool(dot), f"{key!r:.80} names no section; write section.key=value, for example {_example(section)}")
     _check(len(text) <= MAX_CONFIG, f"the value of {key!r:.80} is longer than {MAX_CONFIG:,} characters; shorten it")
     try:
-        return section, name, parse_yaml(text)
+        value = parse_yaml(text)
+        return section, name, text if isinstance(value, dict) else value  # no setting is a mapping: "query: " is a text
     except ValueError as error:
         raise ConfigError(f"{override!r:.80} has no readable value: {error}") from error
 

@@ -63,6 +63,8 @@ def stated_text_encoder(
             layers=settings["text_layers"],
             pooling=settings["text_pooling"],
             max_length=config.max_length,
+            caption_prefix=config.caption_prefix,
+            query_prefix=config.query_prefix,
             store_dtype=stored.dtype.name,
             seed=config.seed,
             device=device,

@@ -169,8 +169,15 @@ def _request(config: ExtractConfig, dataset: Dataset) -> dict:
             config.thumbnails,
             config.dtype,
             config.store_dtype,
+            *_prefixes(config),
         ],
     }
+
+
+def _prefixes(config: ExtractConfig) -> list[str | None]:
+    """The texts before captions and queries, if there are any; earlier versions knew none."""
+    prefixes = [config.caption_prefix, config.query_prefix]
+    return prefixes if any(prefixes) else []
 
 
 def _stamp(text: str, seed: int, is_needed: bool) -> Any:
@@ -339,6 +346,8 @@ def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[
             layers=config.text_layers,
             pooling=config.text_pooling,
             max_length=config.max_length,
+            caption_prefix=config.caption_prefix,
+            query_prefix=config.query_prefix,
             captions=dataset.captions,
             tokenizer_files=extraction.tokenizer_files or _stored_vocabulary(extraction),
             **common,

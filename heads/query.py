@@ -48,8 +48,8 @@ class QueryEmbedder:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
         encoder = self._encoder("text")
-        features, truncated = encoder.encode(list(texts))
-        unknown, tokens = encoder.unknown_tokens(encoder.tokenize(list(texts))[0])
+        features, truncated = encoder.encode(list(texts), are_queries=True)
+        unknown, tokens = encoder.unknown_tokens(encoder.tokenize(list(texts), are_queries=True)[0])
         for row, text in enumerate(texts):
             if truncated[row]:
                 warn(f"longer than the text encoder takes, and cut: {text[:60]!r}…")

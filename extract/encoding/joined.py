@@ -144,15 +144,17 @@ class JoinedTextEncoder(JoinedEncoder):
         self._encoders = encoders
         self.tokenizer_files = numbered_files([encoder.tokenizer_files for encoder in encoders])
 
-    def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, captions: list[str], batch_size: int = 64, *, are_queries: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Features of M captions, (M, D) as stored, in their order, and which one of the encoders cut, bool (M,)."""
-        encoded = [encoder.encode(captions, batch_size) for encoder in self._encoders]
+        encoded = [encoder.encode(captions, batch_size, are_queries=are_queries) for encoder in self._encoders]
         is_cut = np.logical_or.reduce([truncated for _, truncated in encoded])
         return self._side_by_side([features for features, _ in encoded]), is_cut
 
-    def tokenize(self, captions: list[str]) -> tuple[list[JoinedTokens], np.ndarray]:
+    def tokenize(self, captions: list[str], *, are_queries: bool = False) -> tuple[list[JoinedTokens], np.ndarray]:
         """Token ids of M captions for all encoders, and which one of these cut, bool (M,)."""
-        tokenized = [encoder.tokenize(captions) for encoder in self._encoders]
+        tokenized = [encoder.tokenize(captions, are_queries=are_queries) for encoder in self._encoders]
         is_cut = np.logical_or.reduce([truncated for _, truncated in tokenized])
         return [JoinedTokens(parts) for parts in zip(*(ids for ids, _ in tokenized), strict=True)], is_cut
 

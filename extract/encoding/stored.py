@@ -123,6 +123,8 @@ def part_encoder(
             layers=settings["text_layers"],
             pooling=repeated_settings(settings, own)["text_pooling"],
             max_length=settings["max_length"],
+            caption_prefix=own.get("caption_prefix", ""),
+            query_prefix=own.get("query_prefix"),
             tokenizer_files=part.tokenizer_files,
             **common,
         )

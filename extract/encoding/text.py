@@ -44,6 +44,8 @@ class TextEncoder:
         layers: str = "last",
         pooling: str = AUTO,
         max_length: int = 128,
+        caption_prefix: str = "",
+        query_prefix: str | None = None,
         dtype: str = "float32",
         store_dtype: str = "float32",
         seed: int = 0,
@@ -61,6 +63,7 @@ class TextEncoder:
             pooling: over tokens, ``mean``, ``cls`` or ``last``; ``auto``: the one that suits the model. Dual encoders,
                 and the layer ``last`` of some models, have their own.
             max_length: tokens at which captions are cut.
+            caption_prefix, query_prefix: put before each caption and each query; None: the same as before captions.
             dtype: of the arithmetic. store_dtype: of the features.
             seed: of random weights.
             device: as ``pick_device``.
@@ -82,6 +85,9 @@ class TextEncoder:
         self.tokenizer_files = loaded.tokenizer.files
         self.vocabulary = loaded.vocabulary
         self._tokenizer_lock = threading.Lock()  # tokenizers change while they work
+        self._prefixes = {"caption_prefix": caption_prefix}
+        if query_prefix is not None and query_prefix != caption_prefix:
+            self._prefixes["query_prefix"] = query_prefix
         self._max_length = min(max_length, loaded.max_length)
         self._takes_full_length = loaded.takes_full_length
         layer_names = text_layers(layers, loaded)
@@ -98,6 +104,7 @@ class TextEncoder:
                 "dtype": dtype,
                 "store_dtype": store_dtype,
             }
+            | {name: prefix for name, prefix in self._prefixes.items() if prefix or name == "query_prefix"}
         )
         self._store_dtype = getattr(torch, store_dtype)
         sample = self._padded(self.tokenize(_SAMPLE)[0])
@@ -107,16 +114,21 @@ class TextEncoder:
             )
         self._queue = BatchQueue(self.device)
 
-    def encode(self, captions: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-        """Features of M captions, (M, D) as stored, in their order, and which were cut, bool (M,)."""
-        token_ids, truncated = self.tokenize(captions)
+    def encode(
+        self, captions: list[str], batch_size: int = 64, *, are_queries: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features of M captions, or queries, (M, D) as stored, in their order, and which were cut, bool (M,)."""
+        token_ids, truncated = self.tokenize(captions, are_queries=are_queries)
         batches = list(by_length(token_ids, batch_size))
         features = np.concatenate([self.encode_tokens(ids) for _, ids in batches])
         order = np.argsort(np.concatenate([rows for rows, _ in batches]))
         return features[order], truncated
 
-    def tokenize(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
+    def tokenize(self, captions: list[str], *, are_queries: bool = False) -> tuple[list[list[int]], np.ndarray]:
         """Token ids of M captions, and which were cut at the maximum length, bool (M,). Called from any thread.
+
+        Args:
+            are_queries: put the prefix of queries before them, where it is another one than that of captions.
 
         Raises:
             EncoderError: a caption that is no text.
@@ -124,6 +136,11 @@ class TextEncoder:
         for number, caption in enumerate(captions, 1):
             if caption.encode("utf-8", "ignore").decode() != caption:
                 raise EncoderError(f"text {number:,} of {len(captions):,} holds half a character; write it as UTF-8")
+        prefix = self._prefixes["caption_prefix"]
+        if are_queries:
+            prefix = self._prefixes.get("query_prefix", prefix)
+        if prefix:
+            captions = [f"{prefix}{caption}" for caption in captions]
         with self._tokenizer_lock:
             return self._tokenized(captions)
 
