@@ -404,7 +404,8 @@ def cli() -> None:
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
-    evaluate, compare, ensemble, index, search, plot, export   work from the stored files
+    evaluate, compare, ensemble, index, search, plot, report, export   work from the stored files
+    serve     a run or an index -> a search page in the browser
     embed     images or captions -> their embeddings, by a run
 
     \b

@@ -709,7 +709,7 @@ def search(run: Run | str | Path | None, query: str, *, top_k: int = 5, **option
 
 
 def search_many(
-    run: Run | str | Path | None, queries: Iterable[str], **options: Any
+    run: Run | str | Path | None, queries: Iterable[str | Path], **options: Any
 ) -> Iterator[tuple[str, Hits]]:
     """Yields each query with its hits, batch by batch, so that memory does not grow with the number of queries.
 
@@ -727,7 +727,7 @@ def search_many(
     """
     from onceover.retrieval.queries import batched
 
-    return search_batches(run, batched(queries), **options)
+    return search_batches(run, batched(map(str, queries)), **options)
 
 
 def search_batches(
