@@ -43,7 +43,7 @@ class Originals:
         self._roots = [Path(root) for root in roots]
         self.folders: list[str] = []
         if isinstance(self._gallery, Index):
-            self.folders = folders_of(self._gallery.manifest["source"])
+            self.folders = folders_of(self._gallery.manifest)
         for root in self._roots:
             if not root.is_dir():
                 raise ConfigError(f"--root names the folder that the images are in now; {root} is no folder")

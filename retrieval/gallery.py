@@ -15,6 +15,7 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.extract.store import FeatureStore, caption_ids
 
+NOUNS = {"image": "images", "text": "captions"}  # what a gallery holds, by its kind
 BLOCK = 8192  # rows copied at a time
 IN_MEMORY = 256 * 2**20  # bytes of vectors with a bias up to which they need no temporary file
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from onceover.base.errors import OnceoverError
 from onceover.base.progress import warn
 from onceover.heads.searching import Collection
+from onceover.retrieval.gallery import NOUNS
 from onceover.retrieval.search import Hit, Query, Searcher, SearchError, Term
 from onceover.serve.batching import AT_ONCE, Batcher
 from onceover.serve.limits import MAX_WAITING
 from onceover.serve.paired import Paired
 
-_NOUNS = {"image": "images", "text": "captions"}
 _WARM_UP = "a dog playing in the park"
 
 
@@ -70,7 +70,7 @@ class Engine:
             SearchError: a query that cannot be embedded, or a gallery that is not there. BusyError: too many wait.
         """
         if question.kind not in self._searchers:
-            raise SearchError(f"there are no {_NOUNS[question.kind]} here to search; search the other gallery")
+            raise SearchError(f"there are no {NOUNS[question.kind]} here to search; search the other gallery")
         for term in question.query.terms:
             reason = self.takes.get(term.source[0])
             if reason is not None:

@@ -819,27 +819,27 @@ def test_a_disk_that_fills_up_leaves_the_last_version_and_nothing_else(tmp_path,
 )
 def test_so_many_vanished_images_are_taken_for_a_disk_that_is_not_mounted(tmp_path, probes, gone, message):
     names = [f"p{number}" for number in range(47)] + ["disk/a/1", "disk/a/2", "disk/b/1"]
-    update(tmp_path / "i", gallery(50, ids=names), probes, **ROOMY)
+    update(tmp_path / "i", gallery(50, ids=names), probes, **ROOMY | {"source": "there"})
     now = [name for number, name in enumerate(names) if number not in gone]
     if message is None:
-        check_vanished(tmp_path / "i", now, "there")
+        check_vanished(tmp_path / "i", now, ["there"])
     else:
         with pytest.raises(IndexingError) as error:
-            check_vanished(tmp_path / "i", now, "there")
+            check_vanished(tmp_path / "i", now, ["there"])
         assert str(error.value).startswith(message)
         assert str(error.value).endswith("--prune drops them, --force goes on without them and keeps their features")
-    check_vanished(tmp_path / "none", [], "there")
+    check_vanished(tmp_path / "none", [], ["there"])
 
 
 def test_images_that_are_excluded_are_not_taken_for_vanished(tmp_path, probes):
     names = [f"p{number}" for number in range(20)] + [f"raw/{number}" for number in range(30)]
-    update(tmp_path / "i", gallery(50, ids=names), probes, **ROOMY)
-    check_vanished(tmp_path / "i", names[:20], "there", ["raw"])
-    check_vanished(tmp_path / "i", names[:10], "there", ["raw/**"])
+    update(tmp_path / "i", gallery(50, ids=names), probes, **ROOMY | {"source": "there"})
+    check_vanished(tmp_path / "i", names[:20], ["there"], ["raw"])
+    check_vanished(tmp_path / "i", names[:10], ["there"], ["raw/**"])
     with pytest.raises(IndexingError, match=r"^11 of 20 indexed images are no longer in there; is a disk"):
-        check_vanished(tmp_path / "i", names[:9], "there", ["raw"])
+        check_vanished(tmp_path / "i", names[:9], ["there"], ["raw"])
     with pytest.raises(IndexingError, match=r"^30 of 50 indexed images .* \(no image of raw/ is there\)"):
-        check_vanished(tmp_path / "i", names[:20], "there", ["*.gif"])
+        check_vanished(tmp_path / "i", names[:20], ["there"], ["*.gif"])
 
 
 def test_compacting_without_the_last_version_leaves_nothing_of_what_was_removed(tmp_path, probes):

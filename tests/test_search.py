@@ -23,7 +23,7 @@ from onceover.base.outputs import OutputError
 from onceover.heads.checkpoint import load_run
 from onceover.heads.query import QueryEmbedder
 from onceover.retrieval.embeddings import read_embeddings
-from onceover.retrieval.index import IndexingError, folders_of, source_of
+from onceover.retrieval.index import folders_of, source_of
 from onceover.retrieval.queries import MINUS_WEIGHT, further_terms, query_of, read_queries, term_of
 from onceover.retrieval.search import Query, Searcher, SearchError, Term
 
@@ -194,9 +194,7 @@ def test_subtracting_and_several_terms_at_the_command_line(run, run_dir, drawn, 
         expected = float(embeddings.images[embeddings.ids.index(hit["id"])] @ vector)
         assert hit["score"] == pytest.approx(expected, abs=1e-5)
     unmixed = workflows.search(run_dir, "a red circle", with_="a red circle", minus=picture, top_k=1, **CPU)
-    assert unmixed[0].score == pytest.approx(
-        float((embeddings.images @ unit(texts[0] - 0.5 * image)).max()), abs=1e-5
-    )
+    assert unmixed[0].score == pytest.approx(float((embeddings.images @ unit(texts[0] - 0.5 * image)).max()), abs=1e-5)
 
 
 def test_a_moved_folder_is_noticed_and_found_again_at_its_new_place(run, fails, run_dir, folders):
@@ -272,12 +270,44 @@ def test_folders_that_overlap_are_refused_before_anything_is_encoded(fails, run_
     assert not (parent / "i/images.h5").exists()
 
 
-def test_the_sources_of_an_index_are_told_apart(tmp_path):
+def test_the_folders_of_an_index_are_told_apart_and_those_of_earlier_versions_are_guessed(tmp_path):
     (tmp_path / "a + b").mkdir()
-    assert folders_of(source_of([f"{tmp_path}/a + b"])) == [f"{tmp_path}/a + b"]
-    assert folders_of(source_of(["/b", "/a"])) == ["/a", "/b"]
-    with pytest.raises(IndexingError, match=r"/a \+ b has ' \+ ' in its name; rename it"):
-        source_of(["/a + b", "/c"])
+    assert folders_of({"source": "/a + b", "folders": ["/a + b"]}) == ["/a + b"]
+    assert folders_of({"source": f"{tmp_path}/a + b"}) == [f"{tmp_path}/a + b"]
+    assert folders_of({"source": source_of(["/b", "/a"])}) == ["/a", "/b"]
+
+
+def test_a_folder_with_a_plus_in_its_name_is_one_folder_when_it_has_moved(run, run_dir, drawn, tmp_path):
+    images = tmp_path / "cats + dogs"
+    images.mkdir()
+    for number in range(3):
+        shutil.copy(drawn / f"images/{number:04d}.jpg", images)
+    run("index", "--run", run_dir, "--index", tmp_path / "i", "--images", images, "--device", "cpu")
+    images.rename(tmp_path / "moved")
+    query = ("search", "--index", tmp_path / "i", "--query", "a red circle", "--device", "cpu")
+    shown = run(*query, "--json", "--root", tmp_path / "moved")
+    assert {Path(hit["path"]).parent for hit in json.loads(shown.stdout)["hits"]} == {tmp_path / "moved"}
+    assert f"if {images} has moved" in run(*query).stderr
+
+
+def test_adding_a_folder_does_not_hide_that_images_of_the_first_have_vanished(run, fails, run_dir, folders):
+    first, second = folders
+    index = first.parent / "i"
+    made = ("index", "--run", run_dir, "--index", index, "--device", "cpu")
+    run(*made, "--images", first)
+    for path in sorted(first.rglob("*.jpg"))[1:]:
+        path.unlink()
+    before = (index / "images/CURRENT").read_bytes()
+    message = fails(*made, "--images", first, "--images", second)
+    assert message.startswith(f"2 of 3 indexed images are no longer in {first} + {second}")
+    assert (index / "images/CURRENT").read_bytes() == before
+
+
+def test_an_address_beside_a_folder_is_refused_before_it_is_asked_for(fails, run_dir, folders):
+    first, _ = folders
+    made = ("index", "--run", run_dir, "--index", first.parent / "i", "--device", "cpu")
+    message = fails(*made, "--images", first, "--images", "s3://bucket/images")
+    assert message.startswith("s3://bucket/images is an address, which is indexed by itself")
 
 
 def test_lines_of_a_pipe_are_answered_one_by_one(run_dir):
