@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from glob import has_magic
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceover.base.addresses import path_of
+from onceover.base.addresses import is_address, path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
@@ -741,9 +742,11 @@ def search_batches(
     from onceover.analysis.hits_shown import Hits
     from onceover.heads.originals import Originals
     from onceover.heads.searching import open_collection
-    from onceover.retrieval.queries import MODES, checked, further_terms, query_of
+    from onceover.retrieval.gallery import NOUNS
+    from onceover.retrieval.queries import checked, further_terms, mode_of, query_of
+    from onceover.retrieval.search import check_min_score
 
-    kind = MODES[mode].gallery
+    kind = mode_of(mode).gallery
     drawing = None
     if figure:
         from onceover.analysis.hits_page import HitsFile
@@ -751,6 +754,7 @@ def search_batches(
         drawing = HitsFile(figure, kind)
     with_ = [with_] if isinstance(with_, str) else with_
     minus = [minus] if isinstance(minus, str) else minus
+    check_min_score(min_score)
     share = 0.5 if weight is None else weight
     if not with_:
         share = 1.0
@@ -764,16 +768,20 @@ def search_batches(
     )
     originals = Originals(collection, kind, [root] if isinstance(root, str | Path) else root)
     searcher = collection.searcher(kind)
+    gallery = collection.galleries[kind]
+    about = f"{mode}: {len(gallery):,} {NOUNS[kind]} of {index or collection.run.folder}"
+    if split:
+        about += f", split {split}"
     is_warned = False
     for batch in chain([first], batches):
         asked = [query_of(query, mode, share, further) for query in batch]
         results = []
         for hits in searcher.search_many(asked, top_k):
-            placed = [replace(hit, path=originals.place(hit.path)) for hit in hits]
+            placed = [originals.placed(hit) for hit in hits]
             results.append(Hits(_at_least(placed, min_score), kind, originals.image))
         is_warned = is_warned or _warn_of_moved(originals, list(chain.from_iterable(results)))
         if drawing:
-            drawing.add(asked, results)
+            drawing.add(asked, results, about)
         yield from zip(batch, results, strict=True)
     if drawing:
         drawing.finish()
@@ -795,10 +803,9 @@ def _warn_of_moved(originals: Originals, hits: list[Hit]) -> bool:
     """Warns, and returns that it did, where the files of some hits are not there."""
     missing = originals.missing(hits)
     if missing:
-        where = " or ".join(originals.folders)
         warn(
-            f"{len(missing):,} of {len(hits):,} hits have no file: {missing[0].path} is not there; if {where} has "
-            "moved, name its new place: --root NEW_FOLDER"
+            f"{len(missing):,} of {len(hits):,} hits have no file: {missing[0].path} is not there; if "
+            f"{originals.origin(missing[0])} has moved, name its new place: --root NEW_FOLDER"
         )
     return bool(missing)
 
@@ -914,6 +921,8 @@ def export(
     to = Path(to)
     if with_images and kind != "image":
         raise WorkflowError("a row that is a caption holds no image; take the kind image, or leave the images out")
+    if data is not None and not is_address(data) and not has_magic(str(data)) and not Path(data).exists():
+        raise WorkflowError(f"{data} is not there; name the dataset's folder or file")
     provenance = read_provenance(folder)
     embeddings = read_embeddings(folder / EMBEDDINGS)
     check_space(folder, provenance, embeddings.space)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onceover.analysis.coordinates import map_coordinates, tsne
+from onceover.analysis.coordinates import PrincipalMap, map_coordinates, tsne
 from onceover.analysis.sources import RunFiles
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import HEADS
@@ -17,7 +17,6 @@ from onceover.base.progress import say
 from onceover.extract.image_source import ImageSource
 from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.gallery import NOUNS, Gallery
-from onceover.retrieval.principal_map import PrincipalMap
 from onceover.retrieval.vector_table import VectorTable
 
 _FEWEST = 5  # images that t-SNE has something to say about

@@ -32,7 +32,7 @@ class Collection:
     embedder: QueryEmbedder
     galleries: dict[str, Gallery | Index]
 
-    def searcher(self, kind: str, thumbnails: bool = False) -> Searcher:
+    def searcher(self, kind: str) -> Searcher:
         """A searcher of the images (``image``) or captions (``text``).
 
         Raises:
@@ -41,7 +41,7 @@ class Collection:
         if kind not in self.galleries:
             others = NOUNS[next(iter(self.galleries))]
             raise SearchError(f"there are no {NOUNS[kind]} here to search; search the {others}")
-        return Searcher(self.galleries[kind], self.embedder, thumbnails)
+        return Searcher(self.galleries[kind], self.embedder)
 
 
 def open_collection(

@@ -89,8 +89,10 @@ class Items:
         Raises:
             NoItemError: there is no such image, or none of it was kept and its file is not there.
         """
-        small = self._values("image", name)["thumbnail"]
-        return small or self.view(name)
+        gallery = self._galleries.get("image")
+        row = row_of(gallery, name)
+        assert gallery is not None, "the row was found in it"
+        return gallery.thumbnail(row) or self.view(name)
 
     def view(self, name: str) -> bytes:
         """A JPEG of an image, at most ``VIEW_SIZE`` pixels: of its file, or its thumbnail where that is not there.
@@ -102,7 +104,7 @@ class Items:
         assert self._originals is not None, "there are images"
         with self._lock:
             if name not in self._views:
-                hit = Hit(1, 0.0, name, self._originals.place(values["path"]), [])
+                hit = self._originals.placed(Hit(1, 0.0, name, values["path"], []))
                 image = self._originals.image(hit, VIEW_SIZE)
                 if image is None:
                     raise NoItemError("the image's file is not there any more, and no thumbnail of it was kept")
@@ -113,7 +115,7 @@ class Items:
             return self._views[name]
 
     def _values(self, kind: str, name: str) -> dict:
-        """The path, captions and thumbnail of an item."""
+        """The path and captions of an item."""
         gallery = self._galleries.get(kind)
         row = row_of(gallery, name)
         assert gallery is not None, "the row was found in it"

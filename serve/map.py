@@ -68,7 +68,7 @@ class EmbeddingMap:
         if len(vectors) < _LEAST_POINTS:
             self._coordinates["pca"] = np.zeros((len(vectors), 2))
             return
-        self._coordinates["pca"] = pca(vectors, self.seed)[0]
+        self._coordinates["pca"] = pca(vectors)[0]
         threading.Thread(target=self._finish, args=(vectors,), name="onceover-map", daemon=True).start()
 
     def _finish(self, vectors: np.ndarray) -> None:

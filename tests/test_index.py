@@ -530,7 +530,7 @@ def test_thumbnails_are_read_when_they_are_asked_for():
     items = gallery(200, thumbnails=small)
     part = items.take(np.array([5, 2, 9]))
     assert small.read == 0
-    assert part.item(1)["thumbnail"] == b"jpeg p2"
+    assert part.thumbnail(1) == b"jpeg p2"
     assert small.read == 1
     assert list(part.thumbnails) == [b"jpeg p5", b"jpeg p2", b"jpeg p9"]
     assert items.take(np.arange(3)).take(np.array([1])).thumbnails[0] == b"jpeg p1"
@@ -565,8 +565,8 @@ def test_segments_with_and_without_thumbnails_are_compacted_together(tmp_path, p
     compact(folder, probes)
     index = Index(folder)
     row = {name: number for number, name in enumerate(index.ids())}
-    assert index.item(row["p7"])["thumbnail"] == b"jpeg p7"
-    assert index.item(row["p64"])["thumbnail"] is None
+    assert index.thumbnail(row["p7"]) == b"jpeg p7"
+    assert index.thumbnail(row["p64"]) is None
 
 
 def test_exact_search_agrees_with_the_matrix_product_and_k_may_exceed_the_gallery():

@@ -53,7 +53,7 @@ RED = Query((Term(text="a red circle"),))
 def search(embeddings, kind, top_k):
     """Hits of the fourth caption's own embedding."""
     embedder = types.SimpleNamespace(space=embeddings.space, embed_texts=lambda queries: embeddings.texts[[3]])
-    return Searcher(embeddings.gallery(kind), embedder, thumbnails=True).search("a red circle", top_k)
+    return Searcher(embeddings.gallery(kind), embedder).search("a red circle", top_k)
 
 
 @pytest.fixture
@@ -217,18 +217,27 @@ def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind
         draw_features(store, 2**30)
 
 
-def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):
+def test_hits_are_drawn_and_one_without_an_image_leaves_its_cell_empty(embeddings, drawn):
     hits = search(embeddings, "image", 7)
-    figure = draw_hits(hits, RED, "image")
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert len(shown) == 7
-    with Image.open(drawn / hits[0].path) as picture:
-        expected = np.asarray(picture.resize((160, 160)), float)
-    assert np.abs(np.asarray(shown[0], float) - expected).mean() < 8
-    with pytest.raises(PlotError, match="no-thumbnails"):
-        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], RED, "image")
+    images = [Image.open(drawn / hit.path) for hit in hits[:6]]
+    hits[1] = dataclasses.replace(hits[1], captions=["word " * 40])
+    figure = draw_hits(hits, RED, "image", [*images, None], "60 images of runs/first")
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 6
+    assert np.array_equal(shown[0].images[0].get_array(), np.asarray(images[0]))
+    assert shown[1].texts[0].get_text().splitlines()[-1].endswith(" …")
+    assert figure.axes[6].texts[0].get_text().replace("\n", " ") == f"no image of {hits[6].id}"
+    assert figure.get_supxlabel() == "60 images of runs/first"
     for query in (Query((Term(image=str(drawn / "query.jpg")),)), RED):
-        assert isinstance(draw_hits(search(embeddings, "text", 5), query, "text"), Figure)
+        captions = draw_hits(search(embeddings, "text", 5), query, "text")
+        assert {text.get_position()[0] for text in captions.axes[-1].texts} == {0, 0.06, 0.16}
+
+
+def test_a_long_query_is_cut_in_the_title(embeddings):
+    query = Query((Term(text="word " * 2000),))
+    title = draw_hits([], query, "image").get_suptitle()
+    assert len(title.splitlines()) == 3
+    assert title.endswith(" …")
 
 
 def test_a_format_that_cannot_be_written_and_a_folder_in_the_way(tmp_path):
@@ -344,13 +353,6 @@ def test_trap_a_damaged_evaluation_is_one_line(tmp_path, change):
     with pytest.raises(PlotError) as error:
         read_evaluation(tmp_path / "evaluation-test.json", "any")
     assert str(error.value) == (f"{tmp_path}/evaluation-test.json is damaged, or of another version; evaluate again")
-
-
-def test_a_damaged_thumbnail_is_one_line_and_no_other_format_is_opened(embeddings):
-    hit = search(embeddings, "image", 1)[0]
-    for data in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", hit.thumbnail[:200]):
-        with pytest.raises(PlotError, match="the thumbnail of .* is damaged; verify the store, or extract again"):
-            draw_hits([dataclasses.replace(hit, thumbnail=data)], RED, "image")
 
 
 def test_plotting_loads_no_model(run_dir, tmp_path):

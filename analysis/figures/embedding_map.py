@@ -37,7 +37,7 @@ def draw_map(run: RunFiles, method: str) -> Figure:
         points = map_coordinates(run, pairs, partial(tsne, vectors, run.seed))
         labels = ["t-SNE 1", "t-SNE 2"]
     else:
-        points, labels = pca(vectors, run.seed)
+        points, labels = pca(vectors)
     images, captions = np.split(points, 2)
     figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     axes = figure.add_subplot()
