@@ -75,9 +75,7 @@ def open_collection(
     else:
         raise NothingToSearch("there is nothing to search: name a run, or an index")
     places = encoders or {}
-    embedder = QueryEmbedder(
-        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
-    )
+    embedder = QueryEmbedder(loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text"))
     return Collection(loaded, embedder, galleries)
 
 

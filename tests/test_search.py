@@ -194,9 +194,7 @@ def test_subtracting_and_several_terms_at_the_command_line(run, run_dir, drawn, 
         expected = float(embeddings.images[embeddings.ids.index(hit["id"])] @ vector)
         assert hit["score"] == pytest.approx(expected, abs=1e-5)
     unmixed = workflows.search(run_dir, "a red circle", with_="a red circle", minus=picture, top_k=1, **CPU)
-    assert unmixed[0].score == pytest.approx(
-        float((embeddings.images @ unit(texts[0] - 0.5 * image)).max()), abs=1e-5
-    )
+    assert unmixed[0].score == pytest.approx(float((embeddings.images @ unit(texts[0] - 0.5 * image)).max()), abs=1e-5)
 
 
 def test_a_moved_folder_is_noticed_and_found_again_at_its_new_place(run, fails, run_dir, folders):

@@ -25,8 +25,9 @@ ORDER = 10
 MAX_IMAGES = 400  # of a split, each with one caption
 LINKED_PAIRS = 40
 _AROUND = 1.0  # inches above and below the points
-_FLATTEST = 0.4  # height of the points, relative to their width
-_TALLEST = 1.0
+_TALLEST = 5.0  # inches of the points' height, at most
+_NARROWEST = 4.5  # inches of a map's width
+_FLATTEST = 0.4  # of the points' height relative to their width
 
 
 def drawings(source: RunFiles) -> dict[str, Callable[[], Figure]]:
@@ -75,5 +76,6 @@ def draw_map(run: RunFiles, method: str) -> Figure:
 def _size(points: np.ndarray) -> tuple[float, float]:
     """The width and height of a map in inches: what points of these two dimensions fill, on axes of the same unit."""
     across, down = np.ptp(points, axis=0).tolist()
-    share = down / across if across else 1.0
-    return WIDTH, _AROUND + min(max(share, _FLATTEST), _TALLEST) * WIDTH
+    share = max(down / across, _FLATTEST) if across else 1.0
+    width = max(_NARROWEST, min(WIDTH, _TALLEST / share))
+    return width, _AROUND + share * min(width, _TALLEST / share)

@@ -1,5 +1,6 @@
 """The features of a store: PCA of images and captions, coloured by split, and the variance that components hold."""
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,11 +25,12 @@ _MIN_ROWS = 1000  # that are drawn in however little memory
 _MEMORY_SHARE = 8  # features take at most one part in so many of the memory
 _FLOAT_BYTES = 4
 _LAYERS = 20  # in which the points of all splits are drawn, so that none hides another
+_NOTE = 30  # characters of a line above a panel
 _DIGITS = 6  # points that agree in them are at one place
 
 
 class _Projection(NamedTuple):
-    """Rows of features in two dimensions, float (R, 2), with their splits, the shares of variance of all components, and notes."""
+    """Rows of features in two dimensions, float (R, 2), their splits, all components' shares of variance, and notes."""
 
     points: np.ndarray
     splits: np.ndarray
@@ -55,7 +57,7 @@ def draw_features(store: FeatureStore, memory: int) -> Figure:
     kinds = [kind for kind in KINDS if store.recipes[kind] and len(splits_of[kind]) > 1]
     if not kinds:
         raise PlotError(f"{store.path} has no two images or captions with features; there is nothing to draw")
-    figure = Figure(figsize=(WIDTH * (len(kinds) + 1) / 3, 3.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH * (len(kinds) + 1) / 3, 3.6), layout="constrained")
     *scatters, curve = figure.subplots(1, len(kinds) + 1)
     titles = []
     for axes, kind, style in zip(scatters, kinds, ("-", "--"), strict=False):
@@ -66,10 +68,10 @@ def draw_features(store: FeatureStore, memory: int) -> Figure:
         titles.append([f"PCA of {_NAMES[kind]}", *projection.notes])
         components = np.arange(1, len(projection.variances) + 1)
         curve.plot(components, 100 * np.cumsum(projection.variances), style, color=_COLOURS[kind], label=_NAMES[kind])
-    curve.set(xscale="log", xlabel="components", ylabel="cumulative explained variance in %", ylim=(0, 101))
-    titles.append(["Dimensions the features use"])
+    curve.set(xscale="log", xlabel="components", ylabel="explained variance in %", ylim=(0, 101))
+    titles.append(["Cumulative explained variance"])
     if components[-1] == MAX_COMPONENTS:
-        titles[-1].append(f"computed for the first {MAX_COMPONENTS}")
+        titles[-1].append(f"of the first {MAX_COMPONENTS} components")
     most = max(map(len, titles))
     for axes, title in zip(figure.axes, titles, strict=True):
         axes.set_title("\n".join(title) + "\n" * (most - len(title)))  # titles begin at one height
@@ -96,7 +98,7 @@ def _project(stored: StoredRows, splits: np.ndarray, memory: int) -> _Projection
     points = np.pad(model.transform(features), ((0, 0), (0, 1)))[:, :2]  # one component: a line
     places = len(np.unique(np.round(points / np.abs(points).max(), _DIGITS), axis=0))
     if places < len(rows):
-        notes.append(hidden_points(len(rows) - places, len(rows)))
+        notes += textwrap.wrap(hidden_points(len(rows) - places, len(rows)), _NOTE)
     return _Projection(points, splits[rows], model.explained_variance_ratio_, notes)
 
 

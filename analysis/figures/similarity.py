@@ -35,7 +35,7 @@ def draw_similarity(run: RunFiles) -> Figure:
         xlabel="caption (of the image with the same number)",
         ylabel="image",
         title=f"Similarity of images and captions\n{run.split}: {len(scores):,} of {pairs.total:,} images, one caption "
-        f"each\ncircles: the own caption is the best of the {len(scores):,} shown here (so for {len(best):,} images)",
+        f"each\ncircles: own caption best of the {len(scores):,} shown ({len(best):,} images)",
     )
     return figure
 

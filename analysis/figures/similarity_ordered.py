@@ -94,7 +94,7 @@ def _weight(share: float, overall: float) -> float:
 
 
 def _name_groups(axes: Axes, groups: np.ndarray, captions: Sequence[str]) -> bool:
-    """Draws lines between the groups, and the words of those that are large enough beside them; whether there are any."""
+    """Draws lines between groups, and the words of large ones beside them; whether there are any words."""
     places = []
     labels = []
     words = telling_words(captions, groups)
