@@ -64,7 +64,8 @@ def draw_parallel(table: SweepTable, keys: list[str]) -> Figure:
             linewidth=2.8 if row is shown[0] else 0.9,
         )
     ties = [scale(row["rsum"]) for row in shown if row["verdict"] == "tie"]
-    axes.plot([len(keys)] * len(ties), ties, "o", color="black", markerfacecolor="white", clip_on=False)
+    if ties:
+        axes.plot([len(keys)] * len(ties), ties, "o", color="black", markerfacecolor="white", clip_on=False)
     for number, key in enumerate(keys):
         _draw_axis(axes, number, heights[key], inches)
     axes.axvline(len(keys), color="black", linewidth=0.8, zorder=1)
