@@ -23,6 +23,10 @@ _BOUNDS = {  # of the numbers of a sweep's table that are drawn
     "t2i_R@1": (0, 100),
     "i2t_R@1_sd": (0, 100),
     "t2i_R@1_sd": (0, 100),
+    "i2t_R@1_low": (0, 100),
+    "i2t_R@1_high": (0, 100),
+    "t2i_R@1_low": (0, 100),
+    "t2i_R@1_high": (0, 100),
     "rsum": (0, 600),
     "pictures": (1, 10**12),
     "captions": (1, 10**12),
@@ -276,6 +280,7 @@ def _checked_row(row: dict[str, str], keys: list[str]) -> dict:
     checked: dict = {key: _setting_value(row[key]) for key in keys}
     checked["outcome"] = row["outcome"]
     checked["split"] = row["split"]
+    checked["verdict"] = row.get("verdict")
     for name, (least, most) in _BOUNDS.items():
         if row.get(name):
             checked[name] = number_of(row[name], least, most)
