@@ -14,9 +14,11 @@ from onceover.base.errors import OnceoverError
 from onceover.base.formats import RESULTS
 from onceover.base.terminal import Table
 from onceover.retrieval.leaderboard import leaderboard_tables, notes
+from onceover.retrieval.tables import DIRECTION_NAMES
 
 PLACED = ("tsne", "pca", "similarity", "similarity-ordered", "training", "ranks", "models")  # elsewhere, or in the map
 _SHOWN = 10  # settings of a sweep
+_DIRECTIONS = {"i2t": DIRECTION_NAMES["image_to_text"], "t2i": DIRECTION_NAMES["text_to_image"]}
 
 
 class ShownFigure(NamedTuple):
@@ -52,11 +54,14 @@ def sweep(files: ReportFiles) -> dict[str, Any]:
         (best,) = leaderboard_tables(rows, leaderboard.keys, most=_SHOWN)
     except KeyError as error:
         raise PlotError(f"{files.sweep / RESULTS} is damaged, or of another version; run the sweep again") from error
-    best.rows[0][0] = "place"
+    header, *settings = best.rows
+    header[0] = "place"
+    for short, name in _DIRECTIONS.items():
+        header = [column.replace(short, name) for column in header]
     return {
         "folder": str(files.sweep),
         "count": len(rows),
-        "table": page_table(Table("The best settings", best.rows)),
+        "table": page_table(Table("The best settings", [header, *settings])),
         "notes": notes(rows),
         "figures": [_drawn(name, draw) for name, draw in drawings_of("sweep", leaderboard).items()],
     }
