@@ -358,7 +358,7 @@ def evaluate(
     Example:
         >>> evaluation = onceover.evaluate("runs/first")
         >>> print(evaluation)  # doctest: +ELLIPSIS
-        image→text: 12 queries, gallery of 60
+        image → caption: 12 queries, gallery of 60
         model       R@1 ...
         >>> [path.name for path in evaluation.files]
         ['evaluation-test.md', 'evaluation-test.csv', 'evaluation-test.json']
@@ -868,7 +868,7 @@ def report(
 
     Example:
         >>> page = onceover.report("runs/first", "report.html", compare=["runs/second"])
-        >>> "<h1>Report of runs/first</h1>" in page.read_text(encoding="utf-8")
+        >>> "<title>Retrieval report: runs/first</title>" in page.read_text(encoding="utf-8")
         True
     """
     from onceover.analysis.report import check_report, open_files, write_report

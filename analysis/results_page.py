@@ -1,37 +1,24 @@
 """Results as HTML for a notebook: an evaluation and a comparison as tables with intervals and notes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from onceover.analysis.pages import render
+from onceover.analysis.pages.tables import page_table
+from onceover.base.terminal import Table
 from onceover.retrieval import tables
-
-_SHOWN = ("model", "direction (gallery)", "R@1", "R@5", "R@10", "median_rank", "rsum", "fitted on")  # the rest: in .csv
 
 
 def evaluation_html(result: dict[str, Any]) -> str:
-    """An evaluation as a table of its models; without the columns that few read."""
-    header, *rows = tables.table_rows(result)
-    columns = [header.index(name) for name in _SHOWN]
-    return render(
-        "results.html",
-        title=f"Retrieval on {result['split']}, in percent with 95 % intervals",
-        header=[header[column].replace("_", " ") for column in columns],
-        rows=[[row[column] for column in columns] for row in rows],
-        names=2,
-        notes=tables.notes(result),
-        warnings=tables.warnings(result),
-    )
+    """An evaluation as the tables that the terminal shows."""
+    return _html(tables.evaluation_tables(result), tables.notes(result), tables.warnings(result))
 
 
 def comparison_html(result: dict[str, Any]) -> str:
-    """A comparison as a table of differences."""
-    header, *rows = tables.comparison_rows(result)
-    return render(
-        "results.html",
-        title=f"Runs compared with {result['reference']} on {result['split']}",
-        header=header,
-        rows=rows,
-        names=3,
-        notes=tables.comparison_notes(result),
-        warnings=tables.comparison_warnings(result),
-    )
+    """A comparison as the tables that the terminal shows."""
+    found = tables.comparison_tables(result)
+    return _html(found, tables.comparison_notes(result), tables.comparison_warnings(result))
+
+
+def _html(found: Sequence[Table], notes: Sequence[str], warnings: Sequence[str]) -> str:
+    return render("results.html", tables=[page_table(table) for table in found], notes=notes, warnings=warnings)

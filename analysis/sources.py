@@ -30,6 +30,10 @@ _BOUNDS = {  # of the numbers of a sweep's table that are drawn
     "rsum": (0, 600),
     "pictures": (1, 10**12),
     "captions": (1, 10**12),
+    "seeds": (1, 10**6),
+    "difference": (-600, 600),
+    "difference_low": (-(10**6), 10**6),
+    "difference_high": (-(10**6), 10**6),
 }
 _REQUIRED = {"i2t_R@1", "t2i_R@1", "rsum", "pictures", "captions"}
 
@@ -280,7 +284,8 @@ def _checked_row(row: dict[str, str], keys: list[str]) -> dict:
     checked: dict = {key: _setting_value(row[key]) for key in keys}
     checked["outcome"] = row["outcome"]
     checked["split"] = row["split"]
-    checked["verdict"] = row.get("verdict")
+    if row.get("verdict"):
+        checked["verdict"] = row["verdict"]
     for name, (least, most) in _BOUNDS.items():
         if row.get(name):
             checked[name] = number_of(row[name], least, most)

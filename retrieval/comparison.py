@@ -1,20 +1,12 @@
 """Compares runs query by query on the same split."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
-from onceover.retrieval.embeddings import Embeddings
+from onceover.retrieval.embeddings import Embeddings, EmbeddingsError
 from onceover.retrieval.evaluation import EvaluationError
 from onceover.retrieval.hubness import biases_of_split
 from onceover.retrieval.metrics import RankPair, compare, report
 from onceover.retrieval.ranks import rank
-
-
-class _RankedSplit(NamedTuple):
-    """The identity of a split's images and captions, and a run's ranks on it."""
-
-    identity: tuple
-    ranks: RankPair
 
 
 def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: str | None = None) -> dict:
@@ -30,13 +22,8 @@ def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: 
         raise EvaluationError("there is nothing to compare; name at least two runs")
     first, *others = runs
     split = split or runs[first].report_split
+    check_same_split(runs, split)
     ranked = {name: _ranked(run, split, rerank or run.rerank) for name, run in runs.items()}
-    for name in others:
-        if ranked[name].identity != ranked[first].identity:
-            raise EvaluationError(
-                f"{split} is not the same in {first} and {name} (other images, captions or order); "
-                "only runs on the same split of the same dataset can be compared"
-            )
     images, captions, _ = runs[first].split(split)
     return {
         "split": split,
@@ -45,20 +32,43 @@ def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: 
         "selected_on": {name: run.validation_split for name, run in runs.items()},
         "rerank": {name: rerank or run.rerank for name, run in runs.items()},
         "reference": first,
-        "runs": {name: report([own.ranks], draws=0) for name, own in ranked.items()},
-        "differences": {name: compare([ranked[first].ranks], [ranked[name].ranks]) for name in others},
+        "runs": {name: report([own], draws=0) for name, own in ranked.items()},
+        "differences": {name: compare([ranked[first]], [ranked[name]]) for name in others},
     }
 
 
-def _ranked(embeddings: Embeddings, split: str, rerank: str) -> _RankedSplit:
-    images, captions, image_index = embeddings.split(split)
-    identity = (
+def check_same_split(runs: Mapping[str, Embeddings], split: str) -> None:
+    """Refuses runs of which one has other images or captions in a split than the first, by its name.
+
+    Raises:
+        EvaluationError: there is such a run.
+    """
+    identities = {name: _identity(name, embeddings, split) for name, embeddings in runs.items()}
+    first, *others = identities
+    for name in others:
+        if identities[name] != identities[first]:
+            raise EvaluationError(
+                f"{split} is not the same in {first} and {name} (other images, captions or order); "
+                "only runs on the same split of the same dataset can be compared"
+            )
+
+
+def _identity(name: str, embeddings: Embeddings, split: str) -> tuple:
+    """What tells a split from others: the content of its images, its captions, and which belong together."""
+    try:
+        images, captions, image_index = embeddings.split(split)
+    except EmbeddingsError as error:
+        raise EvaluationError(f"{name}: {error}") from error
+    return (
         [embeddings.sha256[row] for row in images],
         [embeddings.captions[row] for row in captions],
         image_index.tolist(),
     )
-    ranks = rank(*embeddings.vectors_of(split), **biases_of_split(embeddings, split, rerank))
-    return _RankedSplit(identity, ranks)
+
+
+def _ranked(embeddings: Embeddings, split: str, rerank: str) -> RankPair:
+    """A run's ranks on a split."""
+    return rank(*embeddings.vectors_of(split), **biases_of_split(embeddings, split, rerank))
 
 
 def verdict(interval: Sequence[float]) -> str:

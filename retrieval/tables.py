@@ -13,7 +13,7 @@ from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 _RECALLS = tuple(f"R@{k}" for k in RECALL_AT)
 _COLUMNS = (*_RECALLS, "median_rank", "mean_rank", "mrr", "hub_skewness")
 _COMPARED = (*_RECALLS, "mrr")
-_ARROWS = {"image_to_text": "image→text", "text_to_image": "text→image"}
+DIRECTION_NAMES = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
 _MODEL_NOTES = {
     "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, its sharpness chosen on "
     "the validation split; inductive: the split's queries play no part in it",
@@ -48,7 +48,7 @@ def table_rows(result: dict) -> list[list[str]]:
 
 
 def evaluation_tables(result: dict) -> list[Table]:
-    """An evaluation for the terminal: a table for each direction and size of gallery, a row for each model.
+    """An evaluation for people: a table for each direction and size of gallery, a row for each model.
 
     Of the numbers those that are compared most; all of them are in the files.
     """
@@ -57,7 +57,7 @@ def evaluation_tables(result: dict) -> list[Table]:
         for model, summary in result["models"].items():
             numbers = summary[direction]
             sizes = f"{numbers['queries']:,} queries, gallery of {numbers['gallery']:,}"
-            title = f"{_ARROWS[direction]}: {sizes}"
+            title = f"{DIRECTION_NAMES[direction]}: {sizes}"
             table = tables.setdefault(title, Table(title, [["model", *_RECALLS, "median rank", "rsum", "fitted on"]]))
             cells = [_cell(numbers, column) for column in (*_RECALLS, "median_rank")]
             table.rows.append([model, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
@@ -71,7 +71,7 @@ def _fitted(summary: dict) -> str:
 
 def _direction_label(direction: str, numbers: dict) -> str:
     """A direction with the size of its gallery."""
-    return f"{_ARROWS[direction]} ({numbers['gallery']:,})"
+    return f"{DIRECTION_NAMES[direction]} ({numbers['gallery']:,})"
 
 
 def _cell(numbers: dict, column: str) -> str:
@@ -99,7 +99,7 @@ def notes(result: dict) -> list[str]:
     """Notes that a reader of an evaluation needs."""
     chosen = "nothing fitted"
     if result["selected_on"]:
-        chosen = f"everything that was chosen was chosen on {result['selected_on']}"
+        chosen = f"all settings were chosen on the validation split ({result['selected_on']})"
     models = result["models"]
     lines = [
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; R@K: hit@K in percent "
@@ -150,35 +150,26 @@ def _warnings(split: str, chosen_on: Mapping[str, str]) -> list[str]:
     return [f"{chosen}: these numbers flatter them"]
 
 
-def comparison_rows(result: dict) -> list[list[str]]:
-    """The table of a comparison: a header, and a row for each other run, direction and number."""
+def comparison_tables(result: dict) -> list[Table]:
+    """A comparison: a table for each other run, with a row for each direction and metric."""
     first = result["reference"]
-    rows = [["run", "direction (gallery)", "number", first, "run's", "difference [95 %]", "verdict"]]
     before = result["runs"][first]
+    tables = []
     for name, difference in result["differences"].items():
         after = result["runs"][name]
+        rows = [["direction (gallery)", "metric", first, name, "difference [95 %]", "verdict"]]
         for direction in DIRECTIONS:
             label = _direction_label(direction, before[direction])
             for key in _COMPARED:
                 cells = _comparison_cells(key, before[direction], after[direction], difference[direction])
-                rows.append([name, label, *cells])
-        rows.append([name, "both", *_comparison_cells("rsum", before, after, difference)])
-    return rows
-
-
-def comparison_tables(result: dict) -> list[Table]:
-    """A comparison for the terminal: a table for each other run."""
-    header, *rows = comparison_rows(result)
-    tables = []
-    for name in result["differences"]:
-        own = [row[1:] for row in rows if row[0] == name]
-        columns = [name if column == "run's" else column for column in header[1:]]
-        tables.append(Table(f"{name} against {result['reference']}", [columns, *own]))
+                rows.append([label, *cells])
+        rows.append(["both", *_comparison_cells("rsum", before, after, difference)])
+        tables.append(Table(f"{name} against {first}", rows))
     return tables
 
 
 def _comparison_cells(key: str, before: dict, after: dict, difference: dict) -> list[str]:
-    """A number's name, its values before and after, their difference with its interval, and the verdict."""
+    """A metric's name, its values before and after, their difference with its interval, and the verdict."""
     digits = 3 if key == "mrr" else 1
     low, high = difference[f"{key}_ci"]
     return [
@@ -196,7 +187,7 @@ def comparison_notes(result: dict) -> list[str]:
     lines = [
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; intervals resample "
         "the images, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do",
-        f"each of the {tests} verdicts stands alone: without any difference, one in twenty would not hold",
+        f"the {tests} intervals are not corrected for multiple comparisons",
         f"correction for hubs: {_corrections(result['rerank'])}",
     ]
     if "csls" in result["rerank"].values():

@@ -25,6 +25,13 @@ CAPTIONS = [
     "A woman in a red coat , smiling .",
     "Ein Hund springt über die Hürde 🐕",
 ]
+SWEEP_TABLE = """model.temperature,model.weight_decay,outcome,split,seeds,rsum,i2t_R@1,t2i_R@1,pictures,captions,\
+verdict,difference,difference_low,difference_high
+0.03,3e-05,finished,dev,1,300.5,20.5,18.25,12,60,best,0.0,0.0,0.0
+0.07,0.1,finished,dev,1,299.5,20.5,18.25,12,60,tie,-1.0,-2.5,0.5
+0.07,3e-05,dropped,dev,1,250.5,10.5,8.25,12,60,dropped,-50.0,-60.5,-39.5
+0.03,0.1,diverged,dev,1,,,,,,,,,
+"""
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +139,39 @@ def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     with FeatureStore(store_file) as opened:
         fit(opened, folder, fit_config)
     return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(run_dir, store_file, tmp_path_factory) -> Path:
+    """A copy of the run with its evaluation."""
+    from onceover import workflows
+
+    folder = shutil.copytree(run_dir, tmp_path_factory.mktemp("reported") / "run")
+    workflows.evaluate(folder, store=store_file)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compared_run(evaluated_run, tmp_path_factory) -> Path:
+    """A run to compare with, the same one again."""
+    return shutil.copytree(evaluated_run, tmp_path_factory.mktemp("compared") / "run")
+
+
+@pytest.fixture(scope="session")
+def sweep_folder(tmp_path_factory) -> Path:
+    """A sweep's folder, with its table alone."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "results.csv").write_text(SWEEP_TABLE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def report_file(evaluated_run, compared_run, sweep_folder, tmp_path_factory) -> Path:
+    """A report with all its parts."""
+    from onceover import workflows
+
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    return workflows.report(evaluated_run, out, compare=[compared_run], sweep=sweep_folder)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_the_whole_way(run, drawn, tmp_path, extract_config):
     fitted = run("fit", "--store", store, "--run", folder, "--device", "cpu", *small)
     assert "36 images, 180 captions, chosen on 12 (dev), to be reported on 12 (test)" in fitted.stderr
     table = run("evaluate", "--run", folder)
-    assert table.stdout.splitlines()[0] == "image→text: 12 queries, gallery of 60"
+    assert table.stdout.splitlines()[0] == "image → caption: 12 queries, gallery of 60"
     assert max(map(len, table.stdout.splitlines())) <= 100
     assert {path.name for path in folder.glob("evaluation-*")} == {
         f"evaluation-test.{end}" for end in ("md", "csv", "json")

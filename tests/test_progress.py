@@ -144,7 +144,7 @@ def own_run(run_dir, tmp_path):
 def test_quiet_prints_results_alone(run, own_run, store_file, tmp_path):
     quiet = run("evaluate", "--run", own_run, "--quiet")
     assert quiet.stderr == ""
-    assert quiet.stdout.splitlines()[0].startswith("image→text: 12 queries")
+    assert quiet.stdout.splitlines()[0].startswith("image → caption: 12 queries")
     assert run("fit", "--store", store_file, "--run", tmp_path / "again", "-q", *SHORT).output == ""
 
 

@@ -4,39 +4,55 @@ import json
 import re
 
 import pytest
-from test_report import evaluated, second, swept, whole  # noqa: F401
 
-DARK = {"color_scheme": "dark"}
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True}
 
 
-@pytest.fixture
-def opened(browser, whole):  # noqa: F811
-    """Opens the report offline; what the browser complains of fails the test."""
-    contexts = []
-    complaints = []
+@pytest.fixture(scope="module")
+def complaints():
+    """What the browser complains of, of all pages of this module."""
+    return []
 
-    def open_page(**options):
-        context = browser.new_context(offline=True, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request", lambda request: None if request.url[:5] in ("file:", "data:") else complaints.append(request.url)
-        )
-        page.goto(whole.as_uri())
-        return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
+@pytest.fixture(autouse=True)
+def nothing_is_complained_of(complaints):
+    yield
     assert complaints == []
 
 
+def opened(browser, report, complaints, **options):
+    """A page with the report, without a network."""
+    page = browser.new_context(offline=True, **options).new_page()
+    page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request", lambda request: None if request.url[:5] in ("file:", "data:") else complaints.append(request.url)
+    )
+    page.goto(report.as_uri())
+    return page
+
+
+@pytest.fixture(scope="module")
+def desktop(browser, report_file, complaints):
+    page = opened(browser, report_file, complaints)
+    yield page
+    page.context.close()
+
+
 @pytest.fixture
-def data(whole):  # noqa: F811
-    text = whole.read_text(encoding="utf-8")
+def page(desktop):
+    """The report on a desktop, loaded once for all tests, its map as it is at first."""
+    desktop.mouse.move(5, 5)
+    desktop.get_by_label("Projection").select_option("tsne")
+    desktop.get_by_role("searchbox", name="Word").fill("")
+    desktop.get_by_label("Colour by").select_option("kind")
+    desktop.locator(".map-view").press("0")
+    return desktop
+
+
+@pytest.fixture
+def data(report_file):
+    text = report_file.read_text(encoding="utf-8")
     return json.loads(re.search(r'id="map-data">(.*?)</script>', text, re.DOTALL)[1])
 
 
@@ -63,13 +79,12 @@ def alone(page, rows):
     return chosen
 
 
-def test_every_figure_and_image_is_shown(opened):
-    page = opened()
+def test_every_figure_and_image_is_shown(page):
     page.wait_for_function("[...document.images].every((image) => image.complete)")
     assert page.evaluate("[...document.images].filter((image) => !image.naturalWidth).map((image) => image.alt)") == []
-    assert page.locator(".paper img").count() == 7
+    assert page.locator("figure.drawing img").count() == 7
     for alt in ("training: ", "ranks: ", "similarity-ordered: ", "models: "):
-        assert page.locator(f'.paper img[alt^="{alt}"]').count() == 1
+        assert page.locator(f'figure.drawing img[alt^="{alt}"]').count() == 1
     colours = page.evaluate(
         """() => { const canvas = document.querySelector('.map-view canvas');
         const all = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -78,8 +93,7 @@ def test_every_figure_and_image_is_shown(opened):
     assert colours > 500
 
 
-def test_a_point_says_what_it_is(opened, data):
-    page = opened()
+def test_a_point_says_what_it_is(page, data):
     place(page, "image:0")
     chosen = alone(page, data["rows"])
     assert len(chosen) >= 3
@@ -95,17 +109,26 @@ def test_a_point_says_what_it_is(opened, data):
     assert card.is_hidden()
 
 
-def test_a_finger_opens_a_point(opened, data):
-    page = opened(**PHONE)
+def test_on_a_phone_a_finger_opens_a_point_and_all_can_be_read(browser, report_file, complaints, data):
+    page = opened(browser, report_file, complaints, **PHONE)
     place(page, "image:0")
     number = alone(page, data["rows"])[0]
     page.touchscreen.tap(*place(page, f"image:{number}"))
     assert page.locator(".map-card .map-caption").inner_text() == data["rows"][number]["caption"]
     assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing sticks out of a phone
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    shrunk = "[...document.querySelectorAll('.drawing img')].filter((image) => image.width < image.naturalWidth - 1)"
+    assert page.evaluate(f"{shrunk}.map((image) => image.alt)") == []
+    table = page.locator("#comparison .scroll").first
+    first = table.locator("tbody th").first
+    before = first.bounding_box()
+    table.evaluate("box => { box.scrollLeft = 200; }")
+    assert table.evaluate("box => box.scrollLeft") > 50
+    assert first.bounding_box() == before  # what names the row stays
+    page.context.close()
 
 
-def test_the_map_zooms_by_wheel_button_and_key_and_goes_back(opened):
-    page = opened()
+def test_the_map_zooms_by_wheel_button_and_key_and_goes_back(page):
     before = place(page, "image:0"), place(page, "image:1")
     box = page.locator(".map-view").bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -136,8 +159,7 @@ def test_the_map_zooms_by_wheel_button_and_key_and_goes_back(opened):
     assert after[1] == pytest.approx(before[1], abs=1)
 
 
-def test_the_keyboard_goes_from_point_to_point_and_is_told_where_it_is(opened, data):
-    page = opened()
+def test_the_keyboard_goes_from_point_to_point_and_is_told_where_it_is(page, data):
     view = page.locator(".map-view")
     view.focus()
     said = []
@@ -151,8 +173,7 @@ def test_the_keyboard_goes_from_point_to_point_and_is_told_where_it_is(opened, d
     assert page.locator(".map-card").is_hidden()
 
 
-def test_points_are_coloured_by_kind_split_rank_and_a_word(opened, data):
-    page = opened()
+def test_points_are_coloured_by_kind_split_rank_and_a_word(page, data):
     legend = page.locator(".map-legend")
     assert legend.inner_text().split() == ["image", "caption"]
     ways = page.get_by_label("Colour by")
@@ -172,13 +193,12 @@ def test_points_are_coloured_by_kind_split_rank_and_a_word(opened, data):
     assert (bx - ax) * (second_[0] - first[0]) > 0
 
 
-def test_tables_sort_by_click_and_by_key(opened):
-    page = opened()
-    table = page.locator("#results table")
-    column = table.locator("thead th", has_text="mean rank")
+def test_tables_sort_by_click_and_by_key(page):
+    table = page.locator("#results table").first
+    column = table.locator("thead th", has_text="median rank")
 
     def numbers():
-        place_of = [head.strip(" ↕") for head in table.locator("thead th").all_inner_texts()].index("mean rank")
+        place_of = [head.strip(" ↕↑↓") for head in table.locator("thead th").all_inner_texts()].index("median rank")
         return [float(text) for text in table.locator(f"tbody td:nth-child({place_of + 1})").all_inner_texts()]
 
     unsorted = numbers()
@@ -191,21 +211,24 @@ def test_tables_sort_by_click_and_by_key(opened):
     model = table.locator("thead th").first
     model.get_by_role("button").press("Space")
     assert column.get_attribute("aria-sort") is None
-    names = table.locator("tbody td:first-child").all_inner_texts()
+    names = table.locator("tbody th").all_inner_texts()
     assert names == sorted(names)
 
 
-@pytest.mark.parametrize("options", [{}, DARK], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(opened, options):
+def test_axe_finds_nothing_serious_in_light_and_dark(page):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    page = opened(**options)
-    violations = axe.Axe().run(page).response["violations"]
-    assert [(found["id"], found["nodes"][0]["html"]) for found in violations] == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        violations = axe.Axe().run(page).response["violations"]
+        assert [(found["id"], found["nodes"][0]["html"]) for found in violations] == [], scheme
+    assert "brightness" in page.locator(".drawing").first.evaluate("figure => getComputedStyle(figure).filter")
 
 
-def test_it_prints_with_all_its_folded_parts_open(opened):
-    page = opened(**DARK)
+def test_it_prints_with_its_folded_parts_open_at_the_end(page):
+    page.emulate_media(color_scheme="dark")
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
-    assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page\r") + pdf.count(b"/Type /Page ") > 2
+    assert len(re.findall(rb"/Type /Page\b", pdf)) > 2
     assert page.evaluate("[...document.querySelectorAll('details')].every((part) => part.open)")
+    assert page.evaluate("[...document.querySelectorAll('section')].at(-1).querySelectorAll('details').length") >= 5
+    assert page.locator("details").count() == page.locator("section#details details").count()

@@ -36,7 +36,7 @@ from onceover.retrieval.ranks import rank
 from onceover.retrieval.search import Query, Searcher, SearchError, Term
 from onceover.retrieval.tables import (
     comparison_notes,
-    comparison_rows,
+    comparison_tables,
     comparison_warnings,
     csv_table,
     evaluation_tables,
@@ -118,8 +118,8 @@ def test_the_result_has_the_promised_keys_and_every_number_its_gallery_size(embe
     assert "12 images, 60 captions" in markdown_table(table_rows(result), notes(result))
     tables = evaluation_tables(result)
     assert [table.title for table in tables] == [
-        "image→text: 12 queries, gallery of 60",
-        "text→image: 60 queries, gallery of 12",
+        "image → caption: 12 queries, gallery of 60",
+        "caption → image: 60 queries, gallery of 12",
     ]
     assert [row[0] for row in tables[0].rows] == ["model", "multimodal", *BASELINES]
     rows = csv_table(result).splitlines()
@@ -262,17 +262,19 @@ def test_runs_are_compared_query_by_query(embeddings):
     assert result["differences"]["b"]["rsum"] == pytest.approx(
         result["runs"]["b"]["rsum"] - result["runs"]["a"]["rsum"]
     )
-    rows = comparison_rows(result)
-    verdicts = {(row[0], row[2]): row[-1] for row in rows[1:] if row[1] == "both" or "text→image" in row[1]}
-    assert verdicts["b", "rsum"] == verdicts["b", "R@1"] == "worse"
-    assert verdicts["c", "rsum"] == "not distinguishable"
+    first, second = comparison_tables(result)
+    assert first.rows[0] == ["direction (gallery)", "metric", "a", "b", "difference [95 %]", "verdict"]
+    verdicts = {(row[0].partition(" (")[0], row[1]): row[-1] for row in first.rows[1:]}
+    assert verdicts["both", "rsum"] == verdicts["caption → image", "R@1"] == "worse"
+    assert (second.title, second.rows[-1][-1]) == ("c against a", "not distinguishable")
+    assert comparison_notes(result)[1] == "the 18 intervals are not corrected for multiple comparisons"
     assert "they say nothing about other seeds" in comparison_notes(result)[0]
     (warning,) = comparison_warnings(compare_runs({"a": good, "b": other}, "dev"))
     assert "flatter" in warning
     assert "transductive" in " ".join(comparison_notes(compare_runs({"a": good, "b": other}, "test", "csls")))
     assert "trained on these images" in " ".join(comparison_warnings(result))
     better = compare_runs({"b": other, "a": good}, "train")
-    assert comparison_rows(better)[1][-1] == "better"
+    assert comparison_tables(better)[0].rows[1][-1] == "better"
 
 
 def test_runs_of_other_pictures_or_a_single_run_are_not_compared(embeddings):

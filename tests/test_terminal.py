@@ -103,7 +103,7 @@ def test_a_comparison_fits_whatever_the_runs_are_called():
     assert text.splitlines()[0] == f"{second} against {first}"
     assert max(map(len, text.splitlines())) <= 100
     assert "+1.5 [+0.5, +2.5]" in text
-    assert tables[0].rows[0][:4] == ["direction (gallery)", "number", first, second]
+    assert tables[0].rows[0][:4] == ["direction (gallery)", "metric", first, second]
 
 
 def test_a_leaderboard_fits_however_many_settings_its_grid_has():

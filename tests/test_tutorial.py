@@ -63,8 +63,8 @@ def test_the_tutorial_runs_from_data_to_map(executed):
     line = output_of(notebook, "onceover.extract_features(", "text/plain")
     assert line.startswith("<FeatureStore tutorial/store.h5: 60 images, 300 captions;")
     assert "64 dimensions" in output_of(notebook, 'onceover.fit(store, folder / "runs/first"', "text/plain")
-    assert "image→text (60)" in output_of(notebook, "onceover.evaluate(", "text/html")
-    assert "Runs compared with tutorial/runs/first on test" in output_of(notebook, "onceover.compare(", "text/html")
+    assert "image → caption: 12 queries, gallery of 60" in output_of(notebook, "onceover.evaluate(", "text/html")
+    assert " against tutorial/runs/first" in output_of(notebook, "onceover.compare(", "text/html")
     assert output_of(notebook, "hits = onceover.search(", "text/html").count("<img") == 3
     assert output_of(notebook, "figures/features.png", "image/png")
     assert 'src="tutorial/report.html"' in output_of(notebook, "onceover.report(", "text/html")

@@ -63,7 +63,7 @@ def draw_parallel(table: SweepTable, keys: list[str]) -> Figure:
             color=colours(scale(row["rsum"])),
             linewidth=2.8 if row is shown[0] else 0.9,
         )
-    ties = [scale(row["rsum"]) for row in shown if row["verdict"] == "tie"]
+    ties = [scale(row["rsum"]) for row in shown if row.get("verdict") == "tie"]
     if ties:
         axes.plot([len(keys)] * len(ties), ties, "o", color="black", markerfacecolor="white", clip_on=False)
     for number, key in enumerate(keys):

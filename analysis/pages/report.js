@@ -40,7 +40,6 @@
           id: `${kind}:${index}`,
           pair: `${kind === "image" ? "caption" : "image"}:${index}`,
           kind,
-          name: row.id,
           x: { tsne: row.tsne[2 * side], pca: row.pca[2 * side] },
           y: { tsne: row.tsne[2 * side + 1], pca: row.pca[2 * side + 1] },
           split: row.split,

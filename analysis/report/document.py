@@ -1,6 +1,7 @@
 """Puts the sections of a report together and writes it; a section whose files are missing says how to make them."""
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,23 +9,20 @@ from typing import Any, NamedTuple
 from onceover.analysis.figures import drawings_of
 from onceover.analysis.pages import render
 from onceover.analysis.report.figures import PLACED, drawing_of, other_figures, sweep
-from onceover.analysis.report.files import ReportFiles
+from onceover.analysis.report.files import NO_THUMBNAILS, ReportError, ReportFiles
 from onceover.analysis.report.health import health
 from onceover.analysis.report.hubs import hubs
 from onceover.analysis.report.map_section import map_section
-from onceover.analysis.report.overview import overview
+from onceover.analysis.report.overview import details, overview
 from onceover.analysis.report.queries import best_captions, best_images, worst_captions, worst_images
 from onceover.analysis.report.results import comparison, evaluation, rank_bands
 from onceover.base.errors import OnceoverError
+from onceover.base.formats import ERRORS, PROVENANCE
 from onceover.base.outputs import Outputs
 from onceover.base.progress import ProgressBar, say
 
 QUERIES = 6  # best and worst ones shown of each direction
 _SUFFIXES = (".html", ".htm")
-
-
-class ReportError(OnceoverError):
-    """A report that cannot be written where it should be."""
 
 
 class Section(NamedTuple):
@@ -55,7 +53,7 @@ def _queries(files: ReportFiles) -> dict[str, Any]:
         "worst_captions": worst_captions(searched, QUERIES),
         "best_images": best_images(searched, QUERIES),
         "worst_images": worst_images(searched, QUERIES),
-        "has_thumbnails": files.run.embeddings.thumbnails is not None,
+        "note": NO_THUMBNAILS if files.run.embeddings.thumbnails is None else None,
     }
 
 
@@ -85,6 +83,7 @@ def sections_of(files: ReportFiles) -> list[Section]:
     sections.append(Section("health", "Health of the feature store", health))
     if set(drawings_of("run", files.run)) - set(PLACED):
         sections.append(Section("figures", "More figures", other_figures))
+    sections.append(Section("details", "Settings and provenance", details))
     return sections
 
 
@@ -92,9 +91,12 @@ def check_report(out: str | Path) -> None:
     """Refuses a file that could not be written, before the work for it is done.
 
     Raises:
-        ReportError: it is named as no page. OutputError: a file of somebody else's is there.
+        ReportError: it is named as no page, or as a run's page of errors.
+        OutputError: a file of somebody else's is there.
     """
     out = Path(out)
+    if fnmatchcase(out.name, ERRORS.format("*")) and (out.parent / PROVENANCE).is_file():
+        raise ReportError(f"{out} is the name of the run's page of errors; name another file for the report")
     if out.suffix.lower() not in _SUFFIXES:
         raise ReportError(f"{out} is not named as a page; name a file that ends in .html")
     _outputs(out).check(out.name)
@@ -121,6 +123,9 @@ def report_page(files: ReportFiles) -> str:
         for section in sections:
             written.append(_written(section, files))
             bar.update()
+    damage = files.searched.damage()
+    if damage:
+        say(damage)
     images, captions, _ = run.embeddings.split(run.split)
     return render(
         "report.html",
@@ -129,6 +134,7 @@ def report_page(files: ReportFiles) -> str:
         n_images=len(images),
         n_captions=len(captions),
         sections=written,
+        damage=damage,
     )
 
 

@@ -16,6 +16,7 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
         EmbeddingsError: no such split.
     """
     searched = SearchedSplit(embeddings, split, rerank)
+    worst = {"captions": worst_captions(searched, count), "images": worst_images(searched, count)}
     return render(
         "errors.html",
         split=split,
@@ -24,6 +25,6 @@ def error_page(embeddings: Embeddings, split: str, count: int, rerank: str | Non
         n_images=len(searched.images),
         n_captions=len(searched.texts),
         n_image_queries=len(searched.to_text.group),
-        captions=worst_captions(searched, count),
-        images=worst_images(searched, count),
+        damage=searched.damage(),
+        **worst,
     )

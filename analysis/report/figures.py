@@ -7,13 +7,18 @@ from matplotlib.figure import Figure
 
 from onceover.analysis.drawing import draw_svg
 from onceover.analysis.figures import drawings_of
-from onceover.analysis.report.cells import table
+from onceover.analysis.pages.tables import page_table
 from onceover.analysis.report.files import AbsentError, ReportFiles
-from onceover.analysis.sources import read_sweep
+from onceover.analysis.sources import PlotError, read_sweep
 from onceover.base.errors import OnceoverError
+from onceover.base.formats import RESULTS
+from onceover.base.terminal import Table
+from onceover.retrieval.leaderboard import leaderboard_tables, notes
+from onceover.retrieval.tables import DIRECTION_NAMES
 
 PLACED = ("tsne", "pca", "similarity", "similarity-ordered", "training", "ranks", "models")  # elsewhere, or in the map
 _SHOWN = 10  # settings of a sweep
+_DIRECTIONS = {"i2t": DIRECTION_NAMES["image_to_text"], "t2i": DIRECTION_NAMES["text_to_image"]}
 
 
 class ShownFigure(NamedTuple):
@@ -39,26 +44,33 @@ def sweep(files: ReportFiles) -> dict[str, Any]:
     """A sweep's figures, and the first settings of its leaderboard.
 
     Raises:
-        AbsentError: no sweep was named. PlotError: its table is missing or damaged.
+        AbsentError: no sweep was named. PlotError: its table is missing, damaged or of an earlier version.
     """
     if files.sweep is None:
         raise AbsentError("no sweep was named; add --sweep DIR")
     leaderboard = read_sweep(files.sweep)
-    numbers = ["rsum", "i2t_R@1", "t2i_R@1"]
-    rows = [[*leaderboard.keys, *numbers, "outcome"]]
-    for row in leaderboard.rows[:_SHOWN]:
-        values = [_text(row[key]) for key in leaderboard.keys]
-        rows.append([*values, *(f"{row[name]:.1f}" if name in row else "–" for name in numbers), row["outcome"]])
+    rows = [_whole_numbers(row) for row in leaderboard.rows]
+    try:
+        (best,) = leaderboard_tables(rows, leaderboard.keys, most=_SHOWN)
+    except KeyError as error:
+        raise PlotError(f"{files.sweep / RESULTS} is damaged, or of another version; run the sweep again") from error
+    header, *settings = best.rows
+    header[0] = "place"
+    for short, name in _DIRECTIONS.items():
+        header = [column.replace(short, name) for column in header]
     return {
         "folder": str(files.sweep),
-        "count": len(leaderboard.rows),
-        "table": table("The best settings", rows),
+        "count": len(rows),
+        "table": page_table(Table("The best settings", [header, *settings])),
+        "notes": notes(rows),
         "figures": [_drawn(name, draw) for name, draw in drawings_of("sweep", leaderboard).items()],
     }
 
 
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _whole_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose whole numbers are written without a point."""
+    whole = {name: int(value) for name, value in row.items() if isinstance(value, float) and value.is_integer()}
+    return row | whole
 
 
 def _drawn(name: str, draw: Callable[[], Figure] | str) -> ShownFigure:

@@ -2,19 +2,29 @@
 
 import contextlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from onceover.analysis.report.searched import SearchedSplit
-from onceover.analysis.sources import RunFiles, read_run
+from onceover.analysis.sources import RunFiles, read_run, read_sweep
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_record
 from onceover.base.formats import EMBEDDINGS, PROVENANCE
 from onceover.extract.store import FeatureStore
+from onceover.retrieval.comparison import check_same_split
 from onceover.retrieval.embeddings import Embeddings, read_embeddings
 from onceover.retrieval.evaluation import check_store
+
+NO_THUMBNAILS = (
+    "the feature store holds no thumbnails; to add them, run onceover extract again with --thumbnails and its other "
+    "options as before, then onceover fit"
+)
+
+
+class ReportError(OnceoverError):
+    """A report that cannot be made of what was named, or cannot be written where it should be."""
 
 
 class AbsentError(OnceoverError):
@@ -63,7 +73,7 @@ def open_files(
     *,
     split: str | None = None,
     store: str | Path | None = None,
-    compare: Iterable[str | Path] = (),
+    compare: Sequence[str | Path] = (),
     sweep: str | Path | None = None,
 ) -> Iterator[ReportFiles]:
     """Opens the files of a report.
@@ -75,11 +85,18 @@ def open_files(
 
     Raises:
         OnceoverError: what was named is missing or damaged, or of another run.
+        ReportError: the run is to be compared with itself.
     """
+    for folder in compare:
+        if Path(folder).resolve() == Path(run).resolve():
+            raise ReportError(f"--compare {folder} names the run that is reported; name another run")
     files = read_run(run, split)
     files.embeddings.split(files.split)  # refuses a split that the run does not have
     provenance = read_record(files.folder / PROVENANCE, "the run's provenance", strict=False)
     others = {str(folder): read_embeddings(Path(folder) / EMBEDDINGS) for folder in compare}
+    check_same_split({str(files.folder): files.embeddings, **others}, files.split)
+    if sweep:
+        read_sweep(sweep)  # refuses one that is missing or damaged
     with contextlib.ExitStack() as stack:
         opened = _open_store(stack, files.embeddings, provenance, store)
         yield ReportFiles(files, provenance, opened, others, Path(sweep) if sweep else None)

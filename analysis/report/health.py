@@ -1,14 +1,16 @@
 """The health of a run's feature store: what was left out or cut, unknown tokens, and duplicates."""
 
+import shlex
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from onceover.analysis.pages.tables import PageTable, page_table
 from onceover.analysis.report import near_duplicates
-from onceover.analysis.report.cells import table
-from onceover.analysis.report.files import ReportFiles
+from onceover.analysis.report.files import NO_THUMBNAILS, ReportFiles
 from onceover.analysis.report.queries import ShownImage
+from onceover.base.terminal import Table
 from onceover.extract.ledger import Failure
 from onceover.extract.store import FeatureStore
 from onceover.extract.unknown import unknown_of
@@ -45,11 +47,13 @@ def health(files: ReportFiles) -> dict[str, Any]:
         "threshold": near_duplicates.THRESHOLD,
         "side": near_duplicates.SIDE,
         "shown": SHOWN,
-        "info": f"onceover info {store.path}",
+        "info": shlex.join(["onceover", "info", str(store.path)]),
+        "no_thumbnails": NO_THUMBNAILS,
+        "split": files.run.split,
     }
 
 
-def _failures(failures: list[Failure]):
+def _failures(failures: list[Failure]) -> PageTable | None:
     """A table of what was left out, by stage and kind of reason; None where nothing was."""
     if not failures:
         return None
@@ -57,7 +61,7 @@ def _failures(failures: list[Failure]):
     rows = [["stage", "reason", "records"]]
     for (stage, reason), count in counts.most_common():
         rows.append([stage, reason, f"{count:,}"])
-    return table("Records that were left out", rows)
+    return page_table(Table("Records that were left out", rows))
 
 
 def _duplicates_within(store: FeatureStore) -> list[tuple[str, ...]]:
@@ -78,6 +82,6 @@ def _near(files: ReportFiles, store: FeatureStore) -> dict[str, Any] | None:
     for pair in search.pairs[:SHOWN]:
         images = []
         for row in (pair.reported, pair.other):
-            images.append(ShownImage(store.image_ids[row], thumbnails[row], f"{store.image_splits[row]}:"))
+            images.append(ShownImage(store.image_ids[row], thumbnails[row], store.image_splits[row]))
         pairs.append({"images": images, "cosine": pair.cosine})
     return {"count": len(search.pairs), "reported": search.reported, "others": search.others, "pairs": pairs}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onceover.analysis.report.files import ReportFiles
-from onceover.analysis.report.queries import ShownImage
+from onceover.analysis.report.queries import ShownImage, shown_image
 from onceover.analysis.report.searched import SearchedSplit
 from onceover.retrieval.hubness import NEIGHBOURS, occurrences, skewness
 
@@ -36,6 +36,7 @@ def hubs(files: ReportFiles) -> dict[str, Any]:
 
 
 def _numbers(counts: np.ndarray) -> dict[str, Any]:
+    """How often an item comes up on average, how many never do, and the skewness."""
     return {
         "size": len(counts),
         "mean": float(counts.mean()),
@@ -46,17 +47,13 @@ def _numbers(counts: np.ndarray) -> dict[str, Any]:
 
 def _images(searched: SearchedSplit, counts: np.ndarray) -> list[Hub]:
     most = np.argsort(-counts, kind="stable")[:SHOWN].tolist()
-    return [Hub(int(counts[row]), _shown(searched, row, f"{counts[row]:,} times")) for row in most]
+    return [Hub(int(counts[row]), shown_image(searched, row, f"{counts[row]:,} times")) for row in most]
 
 
 def _captions(searched: SearchedSplit, counts: np.ndarray) -> list[Hub]:
     most = np.argsort(-counts, kind="stable")[:SHOWN].tolist()
     found = []
     for row in most:
-        image = _shown(searched, int(searched.image_index[row]))
+        image = shown_image(searched, int(searched.image_index[row]))
         found.append(Hub(int(counts[row]), image, searched.caption(row)))
     return found
-
-
-def _shown(searched: SearchedSplit, image: int, label: str = "") -> ShownImage:
-    return ShownImage(searched.image_id(image), searched.thumbnail(image), label)

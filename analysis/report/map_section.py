@@ -7,7 +7,7 @@ import numpy as np
 
 from onceover.analysis.map_points import map_points
 from onceover.analysis.pages import data_url
-from onceover.analysis.report.files import ReportFiles
+from onceover.analysis.report.files import NO_THUMBNAILS, ReportFiles
 
 SIDE = 96  # pixels of a thumbnail
 _QUALITY = 75
@@ -17,6 +17,7 @@ _DIGITS = 5  # of a coordinate; more would not be seen
 def map_section(files: ReportFiles) -> dict[str, Any]:
     """The points, their images once each, and the text below the map."""
     run = files.run
+    searched = files.searched
     embeddings = run.embeddings
     points = map_points(run)
     images = points.pairs.images.tolist()
@@ -30,7 +31,6 @@ def map_section(files: ReportFiles) -> dict[str, Any]:
             places[name] = [float(f"{value:.{_DIGITS}g}") for value in both]
         rows.append(
             {
-                "id": embeddings.ids[image],
                 "split": embeddings.splits[image],
                 "caption": embeddings.captions[caption],
                 "ranks": [ranks["image"].get(image), ranks["caption"].get(caption)],
@@ -39,15 +39,18 @@ def map_section(files: ReportFiles) -> dict[str, Any]:
         )
     thumbnails = None
     if embeddings.thumbnails is not None:
-        thumbnails = [_small(embeddings.thumbnails[image]) for image in images]
+        thumbnails = [_small(searched.stored_thumbnail(image)) for image in images]
     own = int(np.sum(np.array(embeddings.splits)[images] == run.split))
-    shown = f"{own:,} images of {run.split}"
+    shown = f"{own:,} of {run.split}"
     if own < len(images):
-        shown += f" and, to compare, {len(images) - own:,} of other splits, which were not ranked"
+        shown += f", and {len(images) - own:,} of other splits, which have no rank"
+    drawn = f"{len(images):,} of the {points.pairs.total:,} images with captions, drawn at random (seed {run.seed})"
+    if len(images) == points.pairs.total:
+        drawn = f"all {len(images):,} images with captions"
     return {
         "data": {"rows": rows, "thumbnails": thumbnails},
-        "shown": f"{shown}; of {points.pairs.total:,} with captions, drawn with the seed {run.seed}; one caption each",
-        "command": None if thumbnails else "onceover extract … --set extract.thumbnails=true",
+        "shown": f"Shown are {drawn}, with one caption each: {shown}",
+        "note": None if thumbnails else NO_THUMBNAILS,
     }
 
 
@@ -66,15 +69,14 @@ def _ranks(files: ReportFiles) -> dict[str, dict[int, int]]:
     }
 
 
-def _small(thumbnail: bytes) -> str | None:
-    """A thumbnail of ``SIDE`` pixels as an address; None where the stored one cannot be decoded."""
+def _small(thumbnail: bytes | None) -> str | None:
+    """A thumbnail of ``SIDE`` pixels as an address."""
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(thumbnail), formats=["JPEG"]) as image:
-            image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-            small = io.BytesIO()
-            image.save(small, "JPEG", quality=_QUALITY, optimize=True)
-    except Exception:  # a damaged image makes errors of many kinds
+    if thumbnail is None:
         return None
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(thumbnail), formats=["JPEG"]) as image:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+        image.save(small, "JPEG", quality=_QUALITY, optimize=True)
     return data_url(small.getvalue())

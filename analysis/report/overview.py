@@ -1,20 +1,21 @@
 """What was run: the data, the encoders, the settings, and what made them."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from onceover import __version__
 from onceover.analysis.describe import describe
 from onceover.analysis.report.files import ReportFiles
+from onceover.base.errors import OnceoverError
 from onceover.base.formats import CONFIG
 from onceover.configs.schema import load_config
 
 
 def overview(files: ReportFiles) -> dict[str, Any]:
-    """Facts by name, the settings by section, and what ``onceover info`` prints of the run and its store."""
-    run = files.run
+    """Facts about the run by name."""
     provenance = files.provenance
-    embeddings = run.embeddings
+    embeddings = files.run.embeddings
     counts = Counter(embeddings.splits)
     splits = ", ".join(f"{count:,} {split or 'in no split'}" for split, count in sorted(counts.items()))
     facts = {
@@ -31,24 +32,33 @@ def overview(files: ReportFiles) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {value}" for name, value in provenance["versions"].items()),
         "report by": f"onceover {__version__}",
     }
-    settings = load_config(run.folder / CONFIG).to_dict()
-    described = {"the run": describe(run.folder)}
     if not isinstance(files.store, str):
-        described["its feature store"] = describe(files.store.path)
         made = files.store.provenance
         facts = {"data": f"{made['data']} ({made['layout']} layout), encoded {made['created']}"} | facts
-    fingerprints = {"space of the embeddings": embeddings.space}
-    for kind, value in embeddings.fingerprints.items():
+    return {"facts": facts, "note": files.store if isinstance(files.store, str) else None}
+
+
+def details(files: ReportFiles) -> dict[str, Any]:
+    """The settings by section, fingerprints, and what ``onceover info`` prints of the run and its store."""
+    run = files.run
+    settings = load_config(run.folder / CONFIG).to_dict()
+    folded = {f"Settings: {name}": settings[name] for name in ("model", "training")}
+    described = {"the run": _described(run.folder)}
+    if not isinstance(files.store, str):
+        folded = {"Settings: extract": files.store.provenance.get("settings", {})} | folded
+        described["its feature store"] = _described(files.store.path)
+    fingerprints = {"space of the embeddings": run.embeddings.space}
+    for kind, value in run.embeddings.fingerprints.items():
         fingerprints[f"{kind} fingerprint"] = value
-    return {
-        "facts": facts,
-        "folded": {
-            **{f"Settings: {name}": settings[name] for name in ("extract", "model", "training")},
-            "Fingerprints": fingerprints,
-        },
-        "described": described,
-        "note": files.store if isinstance(files.store, str) else None,
-    }
+    return {"folded": folded | {"Fingerprints": fingerprints}, "described": described}
+
+
+def _described(path: Path) -> str:
+    """What ``onceover info`` prints of a run or store; or why it cannot."""
+    try:
+        return describe(path)
+    except OnceoverError as error:
+        return str(error)
 
 
 def _heads(provenance: dict) -> str:

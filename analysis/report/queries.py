@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onceover.analysis.pages.tables import minus
 from onceover.analysis.report.searched import SearchedSplit
 from onceover.retrieval.ranks import Ranks
 
@@ -28,7 +29,7 @@ class ShownCaption(NamedTuple):
 
 
 class CaptionQuery(NamedTuple):
-    """A caption that searched for its image: the right image, and the first hits."""
+    """A caption that searched for its image: the right image (labelled), and the first hits."""
 
     caption: str
     rank: float
@@ -48,18 +49,24 @@ class ImageQuery(NamedTuple):
 
 
 def worst(ranks: Ranks, count: int) -> np.ndarray:
-    """The queries with the highest ranks, the worst first."""
-    return np.argsort(-ranks.expected_rank(), kind="stable")[:count]
+    """The queries with the highest ranks, the worst first; one for each image."""
+    return _one_for_each_image(np.argsort(-ranks.expected_rank(), kind="stable"), ranks, count)
 
 
 def best(ranks: Ranks, leads: np.ndarray, count: int) -> np.ndarray:
-    """The queries that find a correct item first and by the widest lead, the widest first.
+    """The queries that find a correct item first and by the widest lead, the widest first; one for each image.
 
     Args:
         leads: of each query, its correct item's score less that of the best wrong item.
     """
     first = np.flatnonzero(ranks.expected_rank() == 1)
-    return first[np.argsort(-leads[first], kind="stable")[:count]]
+    return _one_for_each_image(first[np.argsort(-leads[first], kind="stable")], ranks, count)
+
+
+def _one_for_each_image(queries: np.ndarray, ranks: Ranks, count: int) -> np.ndarray:
+    """The first queries in an order, of each image only the first."""
+    _, first = np.unique(ranks.group[queries], return_index=True)
+    return queries[np.sort(first)[:count]]
 
 
 def worst_captions(searched: SearchedSplit, count: int) -> list[CaptionQuery]:
@@ -89,12 +96,12 @@ def _caption_query(searched: SearchedSplit, query: int) -> CaptionQuery:
     truth = int(searched.image_index[query])
     hits = []
     for number, row in enumerate(_first(scores).tolist(), 1):
-        hits.append(_shown(searched, row, f"{number}. {scores[row]:.3f}", row == truth))
+        hits.append(shown_image(searched, row, minus(f"{number}. {scores[row]:.3f}"), row == truth))
     return CaptionQuery(
         caption=searched.caption(query),
         rank=float(searched.to_image.expected_rank()[query]),
         gallery=len(searched.images),
-        truth=_shown(searched, truth, f"the truth, {scores[truth]:.3f}", True),
+        truth=shown_image(searched, truth, minus(f"the right one, {scores[truth]:.3f}"), True),
         hits=hits,
     )
 
@@ -108,7 +115,7 @@ def _image_query(searched: SearchedSplit, query: int) -> ImageQuery:
         hits.append(ShownCaption(searched.caption(row), float(scores[row]), row in own))
     ranked = own[np.argsort(-scores[own], kind="stable")].tolist()
     return ImageQuery(
-        image=_shown(searched, image),
+        image=shown_image(searched, image),
         rank=float(searched.to_text.expected_rank()[query]),
         gallery=len(searched.texts),
         hits=hits,
@@ -116,7 +123,8 @@ def _image_query(searched: SearchedSplit, query: int) -> ImageQuery:
     )
 
 
-def _shown(searched: SearchedSplit, image: int, label: str = "", is_truth: bool = False) -> ShownImage:
+def shown_image(searched: SearchedSplit, image: int, label: str = "", is_truth: bool = False) -> ShownImage:
+    """An image of the split, by its row there."""
     return ShownImage(searched.image_id(image), searched.thumbnail(image), label, is_truth)
 
 

@@ -4,49 +4,59 @@ from typing import Any
 
 import numpy as np
 
-from onceover.analysis.report.cells import table
+from onceover.analysis.pages.tables import page_table
 from onceover.analysis.report.files import AbsentError, ReportFiles
-from onceover.analysis.sources import read_evaluation
+from onceover.analysis.sources import PlotError, read_evaluation
+from onceover.base.terminal import Table
 from onceover.retrieval import tables
 from onceover.retrieval.comparison import compare_runs
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
 _BANDS = ((1, 1), (2, 5), (6, 10), (11, 100), (101, None))  # of ranks, from and to
-_LABELS = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
 
 
 def evaluation(files: ReportFiles) -> dict[str, Any]:
-    """The table of the evaluation, its notes and warnings, and the run's own numbers.
+    """The tables of the evaluation, its notes and warnings, and the run's own numbers.
 
     Raises:
-        AbsentError: the split was not evaluated. PlotError: the evaluation is damaged, or of another run.
+        AbsentError: the split was not evaluated. PlotError: the evaluation is damaged, or of another run or version.
     """
     file = files.run.evaluation_file
     if not file.is_file():
         command = files.command("evaluate", "--split", files.run.split)
         raise AbsentError(f"{files.run.split} was not evaluated yet; run: {command}")
     result = read_evaluation(file, files.run.embeddings.space)
-    header, *rows = tables.table_rows(result)
-    names = [name.replace("_", " ") for name in header]  # which may wrap
-    own = result["models"].get(model_name(files.run.embeddings.rerank))
-    highlights = []
-    if own:
-        for direction in DIRECTIONS:
-            numbers = own[direction]
-            recalls = [(f"R@{k}", f"{numbers[f'R@{k}']:.1f}") for k in RECALL_AT]
-            highlights.append((_LABELS[direction], recalls, f"gallery of {numbers['gallery']:,}"))
-    return {
-        "table": table(f"Evaluation on {result['split']}", [names, *rows]),
-        "notes": tables.notes(result),
-        "warnings": tables.warnings(result),
-        "highlights": highlights,
-        "file": str(file),
-    }
+    try:
+        return {
+            "tables": [page_table(table) for table in tables.evaluation_tables(result)],
+            "notes": tables.notes(result),
+            "warnings": tables.warnings(result),
+            "highlights": _highlights(result["models"].get(model_name(files.run.embeddings.rerank), {})),
+            "file": str(file),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlotError(f"{file} is damaged, or of another version; evaluate again") from error
+
+
+def _highlights(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's own recalls in each direction, with their intervals; none where it was not evaluated itself."""
+    if not numbers:
+        return []
+    shown = []
+    for direction in DIRECTIONS:
+        side = numbers[direction]
+        recalls = []
+        for k in RECALL_AT:
+            low, high = side[f"R@{k}_ci"]
+            recalls.append((f"R@{k}", f"{side[f'R@{k}']:.1f}", f"{low:.1f} to {high:.1f}"))
+        name = tables.DIRECTION_NAMES[direction]
+        shown.append({"direction": name, "recalls": recalls, "gallery": f"gallery of {side['gallery']:,}"})
+    return shown
 
 
 def comparison(files: ReportFiles) -> dict[str, Any]:
-    """The table of the comparisons with the other runs, with its notes and warnings.
+    """A table for each run that is compared with, with notes and warnings.
 
     Raises:
         EvaluationError: a run of other images or captions.
@@ -54,7 +64,7 @@ def comparison(files: ReportFiles) -> dict[str, Any]:
     runs = {str(files.run.folder): files.run.embeddings, **files.others}
     result = compare_runs(runs, files.run.split)
     return {
-        "table": table("Comparison", tables.comparison_rows(result)),
+        "tables": [page_table(table) for table in tables.comparison_tables(result)],
         "notes": tables.comparison_notes(result),
         "warnings": tables.comparison_warnings(result),
     }
@@ -62,7 +72,7 @@ def comparison(files: ReportFiles) -> dict[str, Any]:
 
 def rank_bands(files: ReportFiles) -> dict[str, Any]:
     """The shares of queries by the rank of their best correct item."""
-    rows = [["rank of the best correct item", *_LABELS.values()]]
+    rows = [["rank of the best correct item", *tables.DIRECTION_NAMES.values()]]
     both = (files.searched.to_text.expected_rank(), files.searched.to_image.expected_rank())
     for least, most in _BANDS:
         label = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} and above"
@@ -71,4 +81,4 @@ def rank_bands(files: ReportFiles) -> dict[str, Any]:
             within = (ranks >= least) & (ranks < (most or np.inf) + 1)
             cells.append(f"{100 * within.mean():.1f} % ({int(within.sum()):,})")
         rows.append([label, *cells])
-    return {"table": table("Queries by rank", rows)}
+    return {"table": page_table(Table("Queries by rank", rows))}

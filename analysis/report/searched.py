@@ -1,5 +1,6 @@
 """A split's images and captions searched by each other: ranks, scores and who comes first."""
 
+import io
 from functools import cached_property
 
 import numpy as np
@@ -17,12 +18,14 @@ class SearchedSplit:
         images, texts, image_index: the split's vectors and the caption map (``SplitVectors``).
         to_text, to_image: the ranks of the images as queries, and of the captions.
         correction: the correction's name, one of ``retrieval.hubness.RERANKS``.
+        damaged: the images whose thumbnails were asked for and cannot be decoded, as rows of the embeddings.
     """
 
     def __init__(self, embeddings: Embeddings, split: str, rerank: str | None = None):
         self.embeddings = embeddings
         self.split = split
         self.correction = rerank or embeddings.rerank
+        self.damaged: set[int] = set()
         self._image_rows, self._caption_rows, _ = embeddings.split(split)
         self.images, self.texts, self.image_index = embeddings.vectors_of(split)
         self.biases = embeddings.biases(rerank, split)
@@ -37,10 +40,25 @@ class SearchedSplit:
         return self.embeddings.ids[self._image_rows[row]]
 
     def thumbnail(self, row: int) -> bytes | None:
-        """The JPEG of an image of the split; None where the run has none."""
+        """The JPEG of an image of the split; None where the run has none, or it cannot be decoded."""
+        return self.stored_thumbnail(int(self._image_rows[row]))
+
+    def stored_thumbnail(self, row: int) -> bytes | None:
+        """The JPEG of any image of the run, by its row in the embeddings; None where there is none that is whole."""
         if self.embeddings.thumbnails is None:
             return None
-        return self.embeddings.thumbnails[self._image_rows[row]]
+        thumbnail = self.embeddings.thumbnails[row]
+        if is_jpeg(thumbnail):
+            return thumbnail
+        self.damaged.add(row)
+        return None
+
+    def damage(self) -> str | None:
+        """A note on the thumbnails that cannot be decoded; None where there are none."""
+        if not self.damaged:
+            return None
+        count = f"{len(self.damaged):,} thumbnail{'s' * (len(self.damaged) > 1)}"
+        return f"{count} of the run cannot be decoded, and are not shown; to mend them, extract and fit again"
 
     def image_scores(self, caption: int) -> np.ndarray:
         """The scores of all images for a caption, float32 (n,)."""
@@ -65,6 +83,18 @@ class SearchedSplit:
         """By how much the best own caption of each image scores more than the best wrong one, float32 (n,)."""
         owners = np.arange(len(self.images))
         return _leads(self.images, self.texts, self.biases.get("text_bias", 0), owners, self.image_index)
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether a JPEG can be decoded whole."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            image.load()
+    except Exception:  # a damaged image makes errors of many kinds
+        return False
+    return True
 
 
 def _leads(
