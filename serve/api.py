@@ -16,9 +16,10 @@ from onceover.base.errors import OnceoverError
 from onceover.retrieval.search import Query as SearchQuery
 from onceover.retrieval.search import Term
 from onceover.serve.batching import BusyError
+from onceover.serve.connections import Stoppable
 from onceover.serve.engine import Question
 from onceover.serve.hosts import HostCheck
-from onceover.serve.limits import BodyLimit
+from onceover.serve.limits import MAX_DECODED, BodyLimit
 from onceover.serve.lookup import NoItemError
 from onceover.serve.messages import (
     ErrorMessage,
@@ -39,9 +40,10 @@ from onceover.serve.uploads import uploaded_image
 _REASONS = {
     400: "The query cannot be answered.",
     404: "There is no such item.",
+    408: "The request took too long to arrive.",
     413: "The request is too large.",
     422: "The request is not of this form.",
-    503: "Too many queries wait.",
+    503: "The server is busy, or is stopping.",
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorMessage, "description": reason} for status, reason in _REASONS.items()
@@ -70,6 +72,7 @@ def create_app(site: Site, host: str) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit)
+    app.add_middleware(Stoppable)
     app.add_middleware(HostCheck, host=host)
     app.add_exception_handler(OnceoverError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -81,6 +84,18 @@ def create_app(site: Site, host: str) -> FastAPI:
 
 
 def _add_api(app: FastAPI, site: Site) -> None:
+    decoders = asyncio.Semaphore(MAX_DECODED)
+
+    async def term_of(message: TextTerm | ItemTerm | ImageTerm) -> Term:
+        if isinstance(message, TextTerm):
+            return Term(text=message.text, weight=message.weight)
+        if isinstance(message, ItemTerm):
+            site.items.check(message.kind, message.item)
+            return Term(item=item_name(message.kind, message.item), weight=message.weight)
+        async with decoders:
+            upload = await run_in_threadpool(uploaded_image, message.image, site.engine)
+        return Term(image=upload, weight=message.weight)
+
     @app.get("/api/info", responses={status: _ERRORS[status] for status in (400, 413)})
     def info() -> InfoMessage:
         """What is served: encoders, galleries with their sizes, and which queries are taken."""
@@ -89,7 +104,7 @@ def _add_api(app: FastAPI, site: Site) -> None:
     @app.post("/api/search", responses=_ERRORS)
     async def search(message: SearchMessage) -> HitsMessage:
         """The items that are nearest to a query, best first."""
-        terms = tuple([await run_in_threadpool(_term, term, site) for term in message.terms])
+        terms = tuple([await term_of(term) for term in message.terms])
         question = Question(SearchQuery(terms), message.gallery, message.top_k, message.min_score)
         hits = await asyncio.wrap_future(site.engine.ask(question))
         return HitsMessage.model_validate({"hits": [site.items.shown(message.gallery, hit) for hit in hits]})
@@ -113,15 +128,6 @@ def _add_api(app: FastAPI, site: Site) -> None:
     def points() -> MapMessage:
         """A map of at most 1,000 images with a caption each; ask again until it is complete."""
         return site.map()
-
-
-def _term(message: TextTerm | ItemTerm | ImageTerm, site: Site) -> Term:
-    if isinstance(message, TextTerm):
-        return Term(text=message.text, weight=message.weight)
-    if isinstance(message, ItemTerm):
-        site.items.check(message.kind, message.item)
-        return Term(item=item_name(message.kind, message.item), weight=message.weight)
-    return Term(image=uploaded_image(message.image), weight=message.weight)
 
 
 def _jpeg(data: bytes, is_current: bool) -> Response:

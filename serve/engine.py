@@ -11,6 +11,7 @@ from onceover.retrieval.search import Hit, Query, Searcher, SearchError, Term
 from onceover.serve.batching import AT_ONCE, Batcher
 from onceover.serve.limits import MAX_WAITING
 from onceover.serve.paired import Paired
+from onceover.serve.vectors import Upload, Vectors
 
 _NOUNS = {"image": "images", "text": "captions"}
 _WARM_UP = "a dog playing in the park"
@@ -24,6 +25,11 @@ class Question:
     kind: str
     top_k: int
     min_score: float | None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether an image is to be embedded for it."""
+        return any(term.image is not None for term in self.query.terms)
 
     @property
     def settings(self) -> tuple[str, int, float | None]:
@@ -46,22 +52,37 @@ class Engine:
 
     def __post_init__(self) -> None:
         galleries = self.collection.galleries
+        vectors = Vectors(self.collection.embedder)
         self._searchers: dict[str, Searcher] = {}
         for kind, gallery in galleries.items():
             other = galleries.get("text" if kind == "image" else "image")
-            self._searchers[kind] = Searcher(Paired(gallery, other), self.collection.embedder)
-        self._batcher: Batcher[Question, list[Hit]] = Batcher(self._answer, self.at_once, MAX_WAITING)
+            self._searchers[kind] = Searcher(Paired(gallery, other), vectors)
+        self._batcher: Batcher[Question, list[Hit]] = Batcher(
+            self._answer, lambda question: question.has_images, self.at_once, MAX_WAITING
+        )
         self.takes = {"text": None, "image": None}
 
     def warm_up(self) -> None:
         """Loads the models and answers one query; an encoder that cannot be loaded is warned of, and refused later."""
         kind = next(iter(self._searchers))
-        for name, term in (("text", Term(text=_WARM_UP)), ("image", Term(image=_blank_image()))):
+        terms = {"text": lambda: Term(text=_WARM_UP), "image": lambda: Term(image=self.upload(_blank_image()))}
+        for name, make in terms.items():
             try:
-                self.ask(Question(Query((term,)), kind, 1, None)).result()
+                self.ask(Question(Query((make(),)), kind, 1, None)).result()
             except OnceoverError as error:
                 self.takes[name] = str(error)
                 warn(f"queries by {name} are refused: {error}")
+
+    def upload(self, data: bytes) -> Upload:
+        """An image file that is to be searched by, decoded and made as small as the image encoder takes it.
+
+        Raises:
+            SearchError: images cannot be embedded here. PictureError: no usable image. MemoryError: no room for it now.
+        """
+        self._check_taken("image")
+        upload = Upload(data)
+        upload.pixels = self.collection.embedder.pixels(data)
+        return upload
 
     def ask(self, question: Question) -> "Future[list[Hit]]":
         """Gives a future that will hold the hits.
@@ -72,14 +93,21 @@ class Engine:
         if question.kind not in self._searchers:
             raise SearchError(f"there are no {_NOUNS[question.kind]} here to search; search the other gallery")
         for term in question.query.terms:
-            reason = self.takes.get(term.source[0])
-            if reason is not None:
-                raise SearchError(f"queries by {term.source[0]} cannot be embedded here: {reason}")
+            self._check_taken(term.source[0])
         return self._batcher.ask(question)
 
-    def close(self) -> None:
-        """Ends the thread."""
-        self._batcher.close()
+    def stop(self) -> None:
+        """Refuses what is not answered yet, and all that follows."""
+        self._batcher.stop()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends the thread; whether it ended within ``timeout`` seconds."""
+        return self._batcher.close(timeout)
+
+    def _check_taken(self, kind: str) -> None:
+        reason = self.takes.get(kind)
+        if reason is not None:
+            raise SearchError(f"queries by {kind} cannot be embedded here: {reason}")
 
     def _answer(self, questions: Sequence[Question]) -> list[list[Hit]]:
         """The hits of each question; those of the same settings are searched for together."""

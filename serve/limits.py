@@ -1,52 +1,77 @@
-"""The bounds of what the search page takes from a request, and the refusal of bodies that are larger."""
+"""The bounds of what the search server takes, and the refusal of requests that are larger or slower."""
+
+import asyncio
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_IMAGE_BYTES = 16 * 2**20  # of an image that is searched by
-MAX_IMAGE_PIXELS = 50_000_000
-MAX_BODY = 24 * 2**20  # bytes of a request; an image takes a third more in base64
+MAX_IMAGE_BYTES = 8 * 2**20  # of an image that is searched by
+MAX_IMAGE_PIXELS = 16_000_000
+MAX_BODY = 12 * 2**20  # bytes of a request; an image takes a third more in base64
+MAX_BODIES = 64 * 2**20  # bytes of all requests that are being answered
+BODY_TIME = 60.0  # seconds that the body of a request may take to arrive
+MAX_DECODED = 2  # images decoded at the same time; one takes up to 200 MB
 MAX_TERMS = 16  # of a query
 MAX_HITS = 200
 MAX_WEIGHT = 100.0
+MIN_WEIGHT = 1e-6  # of a term that counts: smaller ones are lost in rounding
 MAX_CONNECTIONS = 256
 MAX_WAITING = 1024  # queries; further ones are refused until there is room
 
 
 class BodyLimit:
-    """Middleware that reads a request's body, in chunks or at once, and refuses one of more than ``MAX_BODY`` bytes.
+    """Middleware that reads a request's body, in chunks or at once, and refuses one that is too large or too slow.
 
-    Nothing beyond the limit is kept, and nothing is written to disk.
+    The bodies of all requests have a common bound, too. Nothing beyond the limits is kept, and nothing is written to
+    disk.
     """
 
-    def __init__(self, app: ASGIApp, most: int = MAX_BODY):
+    def __init__(self, app: ASGIApp, most: int = MAX_BODY, together: int = MAX_BODIES, seconds: float = BODY_TIME):
         self._app = app
         self._most = most
+        self._together = together
+        self._seconds = seconds
+        self._held = 0  # bytes of bodies that are in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or passes it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if _stated_length(scope) > self._most:
-            await self._refusal()(scope, receive, send)
-            return
         body = bytearray()
-        is_complete = False
-        while not is_complete:
-            message = await receive()
-            if message["type"] == "http.disconnect":
+        try:
+            async with asyncio.timeout(self._seconds):
+                refusal = await self._read(scope, receive, body)
+        except TimeoutError:
+            refusal = _refusal(408, "the request took too long to arrive; send a smaller image")
+        try:
+            if refusal is not None:
+                await refusal(scope, receive, send)
                 return
-            body += message.get("body", b"")
-            if len(body) > self._most:
-                await self._refusal()(scope, receive, send)
-                return
-            is_complete = not message.get("more_body", False)
-        await self._app(scope, _replayed(bytes(body), receive), send)
+            await self._app(scope, _replayed(bytes(body), receive), send)
+        finally:
+            self._held -= len(body)
 
-    def _refusal(self) -> JSONResponse:
-        text = f"the request has more than {self._most / 2**20:,.0f} MiB; send a smaller image"
-        return JSONResponse({"error": text}, 413, {"Connection": "close"})
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> JSONResponse | None:
+        """Reads a request's body; returns why it is refused, or None."""
+        too_large = _refusal(413, f"the request has more than {self._most / 2**20:,.0f} MiB; send a smaller image")
+        if _stated_length(scope) > self._most:
+            return too_large
+        while True:
+            message = await receive()
+            chunk = message.get("body", b"")
+            if len(body) + len(chunk) > self._most:
+                return too_large
+            if self._held + len(chunk) > self._together:
+                return _refusal(503, "the server is busy with other large requests; try again")
+            body += chunk
+            self._held += len(chunk)
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return None
+
+
+def _refusal(status: int, text: str) -> JSONResponse:
+    return JSONResponse({"error": text}, status, {"Connection": "close"})
 
 
 def _stated_length(scope: Scope) -> int:

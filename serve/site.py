@@ -61,9 +61,9 @@ class Site:
         """The map as it is now, for ``/api/map``."""
         return self._map.message()
 
-    def close(self) -> None:
-        """Ends the engine's thread."""
-        self.engine.close()
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends the engine's thread; whether it ended within ``timeout`` seconds."""
+        return self.engine.close(timeout)
 
     @cached_property
     def _info(self) -> InfoMessage:
@@ -101,10 +101,6 @@ class Site:
             texts += gallery.item(row_of(gallery, name))["captions"][:1]
         short = [text for text in dict.fromkeys(texts) if len(text) <= _LONGEST_EXAMPLE]
         return short[:_EXAMPLES]
-
-
-def _size(kind: str, gallery: Served) -> GalleryMessage:
-    return GalleryMessage.model_validate({"kind": kind, "size": len(gallery)})
 
 
 def _sample(names: list[str], count: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The search server over HTTP: answers, refusals, limits, hosts, batches, the client, and the command."""
 
 import base64
+import contextlib
 import io
 import signal
 import socket
@@ -140,7 +141,41 @@ def test_questions_that_wait_are_answered_together_and_the_one_at_fault_fails_al
     with pytest.raises(ValueError, match="a bad question"):
         others[1].result(10)
     batcher.close()
-    assert batches == [["a"], ["b", "bad", "c"], ["b"], ["bad"], ["c"]]
+    assert batches == [["a"], ["b", "bad", "c"], ["b"], ["bad", "c"], ["bad"], ["c"]]
+
+
+def test_light_questions_and_heavy_ones_take_turns():
+    batches = []
+    is_free = threading.Event()
+
+    def answer(questions):
+        is_free.wait(10)
+        batches.append(len(questions))
+        return questions
+
+    batcher = Batcher(answer, is_heavy=lambda question: question == "image")
+    futures = [batcher.ask("text")]
+    while batcher.waiting():
+        pass
+    futures += [batcher.ask("image") for _ in range(20)] + [batcher.ask("text") for _ in range(70)]
+    is_free.set()
+    assert [future.result(10) for future in futures][-1] == "text"
+    assert batches in ([1, 8, 64, 8, 6, 4], [1, 64, 8, 6, 8, 4])
+    batcher.close()
+
+
+def test_what_is_unanswered_is_refused_at_once_when_the_server_stops():
+    is_free = threading.Event()
+    batcher = Batcher(lambda questions: [is_free.wait(10) for _ in questions], at_once=1)
+    futures = [batcher.ask(number) for number in range(5)]
+    assert not batcher.close(0.05)
+    for future in futures:
+        with pytest.raises(BusyError, match="the server is stopping"):
+            future.result(0)
+    with pytest.raises(BusyError, match="the server is stopping"):
+        batcher.ask(1)
+    is_free.set()
+    assert batcher.close(10)
 
 
 def test_a_question_too_many_is_refused():
@@ -214,7 +249,7 @@ def test_a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not(serv
     headers = {"Content-Type": "application/json"}
     chunks = (b" " * 2**20 for _ in range(MAX_BODY // 2**20 + 2))
     chunked = requests.post(f"{served}/api/search", data=chunks, headers=headers, timeout=20)
-    assert refusal(chunked, 413) == "the request has more than 24 MiB; send a smaller image"
+    assert refusal(chunked, 413) == "the request has more than 12 MiB; send a smaller image"
     with socket.create_connection(("127.0.0.1", int(served.rpartition(":")[2]))) as connection:
         lines = f"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n"
         connection.sendall(lines.encode())
@@ -225,7 +260,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(served):
     file = io.BytesIO()
     Image.new("1", (MAX_IMAGE_PIXELS // 1000 + 1, 1000)).save(file, "PNG")
     text = refusal(asked(served, {"image": in_base64(file.getvalue())}), 400)
-    assert text == "the image has 50,001,000 pixels; at most 50,000,000 are taken: make it smaller"
+    assert text.startswith("the image has 16,001,000 pixels, more than 16,000,000; make it smaller")
 
 
 def test_images_are_fetched_by_id_and_nothing_else_is(served, drawn):
@@ -360,7 +395,7 @@ def test_an_encoder_that_cannot_be_loaded_is_told_and_its_queries_are_refused(co
         space = collection.embedder.space
         embed_texts = collection.embedder.embed_texts
 
-        def embed_images(self, _images):
+        def pixels(self, _image):
             raise onceover.OnceoverError("the image features were imported")
 
     site = Site(replace(collection, embedder=TextAlone()), run_dir)
@@ -420,7 +455,8 @@ def test_wrong_calls_end_in_a_line(fails, run, run_dir, monkeypatch):
     assert "pip install 'onceover-retrieval[serve]'" in fails("serve", "--run", run_dir)
 
 
-def test_the_command_says_where_the_page_is_and_ends_at_ctrl_c(run_dir):
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
+def test_the_command_says_where_the_page_is_and_ends_at_ctrl_c(run_dir, is_busy):
     command = [sys.executable, "-m", "onceover", "serve", "--run", str(run_dir), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         lines = []
@@ -431,7 +467,28 @@ def test_the_command_says_where_the_page_is_and_ends_at_ctrl_c(run_dir):
         address = lines[-1].split()[1]
         assert lines[-1] == f"ready: {address} searches 60 images, 300 captions; Ctrl-C stops it\n"
         assert len(hits_of(asked(address, {"text": TEXT}, top_k=3))) == 3
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        assert process.wait(20) == 0
+        with ThreadPoolExecutor(41) as pool, contextlib.ExitStack() as stack:
+            pending = []
+            if is_busy:
+                long = {"text": "a red ring and a blue star " * 300}
+                terms = [{"text": f"{number} {long['text']}"} for number in range(16)]
+                pending = [pool.submit(asked, address, *terms[number % 16 :]) for number in range(40)]
+                port = int(address.rpartition(":")[2])
+                for half in (
+                    b"GET / HT",
+                    b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+                ):
+                    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    connection.sendall(half)
+                time.sleep(0.2)
+            begin = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+            assert process.wait(20) == 0
+            assert time.monotonic() - begin < 5
+            if is_busy:
+                assert connection.recv(100).startswith(b"HTTP/1.1 503 ")
+            for answer in [future.result() for future in pending if not future.exception()]:
+                assert answer.status_code in (200, 503)
+                assert "is stopping" in refusal(answer, 503) if answer.status_code == 503 else answer.ok
     assert rest == "stopped\n"
