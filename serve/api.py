@@ -50,12 +50,25 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _JPEG: dict[str, Any] = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
 _IMAGES: dict[int | str, dict[str, Any]] = {200: _JPEG, **_ERRORS}
-_PLAIN = {  # by the type of what is wrong, in place of the library's own words
-    "string_pattern_mismatch": "the query is empty; write a text",
-    "json_invalid": "the body is no JSON",
-    "missing": "it is missing",
-    "extra_forbidden": "there is no such setting",
+_PLAIN = {  # what is said of a value, by the type of what is wrong, in place of the library's own words
+    "string_pattern_mismatch": "is empty; write one",
+    "string_too_short": "is empty; give one",
+    "string_too_long": "has more than {max_length:,} characters; shorten it",
+    "string_type": "is no text",
+    "json_invalid": "is no JSON",
+    "missing": "is missing",
+    "extra_forbidden": "is no setting",
+    "too_short": "is empty; give at least one term",
+    "too_long": "has more than {max_length:,} terms; remove some",
+    "list_type": "is no list",
+    "literal_error": "has to be {expected}",
+    "finite_number": "is no finite number",
+    "float_type": "is no number",
+    "int_type": "is no whole number",
+    "greater_than_equal": "is below {ge:,}; raise it",
+    "less_than_equal": "is above {le:,}; lower it",
 }
+_SUBJECTS = {"terms": "the query", "top_k": "top_k", "min_score": "min_score"}
 Id = Annotated[str, Query(min_length=1, max_length=4096, description="The item's id.")]
 Stamp = Annotated[str, Query(max_length=64, description="The stamp of /api/info; with it, the image may be kept.")]
 
@@ -106,8 +119,9 @@ def _add_api(app: FastAPI, site: Site) -> None:
         """The items that are nearest to a query, best first."""
         terms = tuple([await term_of(term) for term in message.terms])
         question = Question(SearchQuery(terms), message.gallery, message.top_k, message.min_score)
-        hits = await asyncio.wrap_future(site.engine.ask(question))
-        return HitsMessage.model_validate({"hits": [site.items.shown(message.gallery, hit) for hit in hits]})
+        answer = await asyncio.wrap_future(site.engine.ask(question))
+        hits = [site.items.shown(message.gallery, hit) for hit in answer.hits]
+        return HitsMessage.model_validate({"hits": hits, "best_score": answer.best_score})
 
     @app.get("/api/items/image/thumbnail", response_class=Response, responses=_IMAGES)
     def thumbnail(id: Id, stamp: Stamp = "") -> Response:
@@ -182,9 +196,15 @@ def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     """A request that is not of the form that the description states: the first thing that is wrong."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ", ".join(str(part) for part in first["loc"][1:])  # after the part of the request
-    text = _PLAIN.get(first["type"], first["msg"])
-    return JSONResponse({"error": f"{where}: {text}" if where else text}, 422)
+    place = first["loc"]
+    name = str(place[-1])
+    subject = _SUBJECTS.get(name, f"the {name}") if first["type"] != "json_invalid" else "the body"
+    text = first["msg"]
+    if first["type"] in _PLAIN:
+        text = f"{subject} {_PLAIN[first['type']]}".format_map(first.get("ctx", {}))
+    if len(place) > 2 and isinstance(place[2], int):
+        text = f"term {place[2] + 1}: {text}"
+    return JSONResponse({"error": text}, 422)
 
 
 def _answer_fault(request: Request, error: Exception) -> JSONResponse:

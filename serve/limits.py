@@ -14,7 +14,7 @@ MAX_DECODED = 2  # images decoded at the same time; one takes up to 200 MB
 MAX_TERMS = 16  # of a query
 MAX_HITS = 200
 MAX_WEIGHT = 100.0
-MIN_WEIGHT = 1e-6  # of a term that counts: smaller ones are lost in rounding
+MIN_WEIGHT = 1e-6  # of the largest weight in a query
 MAX_CONNECTIONS = 256
 MAX_WAITING = 1024  # queries; further ones are refused until there is room
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import requests
@@ -24,9 +26,11 @@ from onceover.retrieval.search import Query, Term
 from onceover.serve import server
 from onceover.serve.batching import Batcher, BusyError
 from onceover.serve.client import Client, ClientError
+from onceover.serve.engine import Engine
 from onceover.serve.hosts import host_name, is_open
 from onceover.serve.limits import MAX_BODY, MAX_IMAGE_PIXELS
 from onceover.serve.site import Site
+from onceover.serve.vectors import Vectors
 
 TEXT = "a red circle above a blue star"
 
@@ -65,7 +69,7 @@ def test_info_names_the_encoders_and_the_sizes_of_the_galleries(served, run_dir,
     assert info["name"] == run_dir.name
     assert info["galleries"] == [{"kind": "image", "size": 60}, {"kind": "text", "size": 300}]
     assert info["splits"] == {"train": 36, "dev": 12, "test": 12}
-    assert info["encoders"]["text"] == f"hf:{tiny_bert}"
+    assert info["encoders"]["text"] == f"hf:{Path(tiny_bert).name}"
     assert info["dimension"] == 16
     assert info["takes"] == {"text": None, "image": None}
     assert len(info["sample"]) == 24
@@ -104,7 +108,8 @@ def test_hits_below_the_least_score_are_left_out(served):
     every = hits_of(asked(served, {"text": TEXT}, top_k=60))
     least = every[4]["score"] - 1e-4
     assert len(hits_of(asked(served, {"text": TEXT}, top_k=60, min_score=least))) == 5
-    assert hits_of(asked(served, {"text": TEXT}, min_score=2)) == []
+    none = asked(served, {"text": TEXT}, min_score=2).json()
+    assert none == {"hits": [], "best_score": pytest.approx(every[0]["score"], abs=1e-5)}
 
 
 def test_concurrent_queries_get_the_answers_that_they_get_alone(served):
@@ -168,6 +173,8 @@ def test_what_is_unanswered_is_refused_at_once_when_the_server_stops():
     is_free = threading.Event()
     batcher = Batcher(lambda questions: [is_free.wait(10) for _ in questions], at_once=1)
     futures = [batcher.ask(number) for number in range(5)]
+    while batcher.waiting() == 5:
+        pass  # until the thread has taken one
     assert not batcher.close(0.05)
     for future in futures:
         with pytest.raises(BusyError, match="the server is stopping"):
@@ -193,19 +200,28 @@ def test_a_question_too_many_is_refused():
 @pytest.mark.parametrize(
     ("message", "status", "error"),
     [
-        ({}, 422, "terms: it is missing"),
-        ({"terms": []}, 422, "terms: List should have at least 1 item"),
-        ({"terms": [{}]}, 422, "terms, 0: a term has one of text, item and image"),
-        ({"terms": [{"text": "a", "item": "b"}]}, 422, "terms, 0: a term has one of text, item and image"),
-        ({"terms": [{"text": "x" * 10_001}]}, 422, "at most 10000 characters"),
-        ({"terms": [{"text": "a", "path": "/etc/passwd"}]}, 422, "terms, 0, text, path: there is no such setting"),
-        ({"terms": [{"text": "a"}] * 17}, 422, "at most 16 items"),
-        ({"terms": [{"text": "a"}], "top_k": 0}, 422, "top_k: Input should be greater than or equal to 1"),
+        ({}, 422, "the query is missing"),
+        ({"terms": []}, 422, "the query is empty; give at least one term"),
+        ({"terms": [{}]}, 422, "term 1: a term has one of text, item and image"),
+        ({"terms": [{"text": "a", "item": "b"}]}, 422, "term 1: a term has one of text, item and image"),
+        (
+            {"terms": [{"text": "x" * 10_001}]},
+            422,
+            "term 1: the text has more than 10,000 characters; shorten it",
+        ),
+        ({"terms": [{"text": "a", "path": "/etc/passwd"}]}, 422, "term 1: the path is no setting"),
+        ({"terms": [{"text": "a"}] * 17}, 422, "the query has more than 16 terms; remove some"),
+        ({"terms": [{"text": "a"}], "top_k": 0}, 422, "top_k is below 1; raise it"),
         ({"terms": [{"text": "a"}], "top_k": 10**400}, 422, "top_k"),
-        ({"terms": [{"text": "a"}], "gallery": "video"}, 422, "gallery: Input should be 'image' or 'text'"),
-        ({"terms": [{"text": "  \n "}]}, 422, "the query is empty"),
+        ({"terms": [{"text": "a"}], "gallery": "video"}, 422, "the gallery has to be 'image' or 'text'"),
+        ({"terms": [{"text": "  \n "}]}, 422, "the text is empty; write one"),
         ({"terms": [{"item": "../../etc/passwd"}]}, 404, "no item of this kind"),
         ({"terms": [{"text": "a", "weight": 0}]}, 400, "have the weight 0"),
+        ({"terms": [{"text": "a", "weight": 1e-320}]}, 400, "have the weight 0"),
+        ({"terms": [{"text": "a", "weight": True}]}, 422, "term 1: the weight is no number"),
+        ({"terms": [{"text": "a", "weight": 101}]}, 422, "term 1: the weight is above 100.0; lower it"),
+        ({"terms": [{"text": "a"}], "top_k": True}, 422, "top_k is no whole number"),
+        ({"terms": [{"text": "a"}], "min_score": False}, 422, "min_score is no number"),
         ({"terms": [{"text": "a"}, {"text": "a", "weight": -1}]}, 400, "cancel each other"),
         ({"terms": [{"image": "/etc/passwd"}]}, 400, "not in base64"),
         ({"terms": [{"image": "/etc/passwd+"}]}, 400, "this is no usable image"),
@@ -291,6 +307,37 @@ def test_images_are_fetched_by_id_and_nothing_else_is(served, drawn):
     assert (caption["image"], caption["split"]) == ("images/0003.jpg", "train")
 
 
+def test_a_run_that_was_removed_is_still_served_or_said_to_be_gone(run_dir, tmp_path):
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    with serving(server.open_site(copy, device="cpu")) as address:
+        shutil.rmtree(copy)
+        assert len(hits_of(asked(address, {"text": TEXT}))) == 20
+        for path in ("api/items/image/thumbnail", "api/items/image/view", "api/items/image"):
+            answer = requests.get(f"{address}/{path}", params={"id": "images/0003.jpg"}, timeout=20)
+            assert answer.ok or "start the server again" in refusal(answer, 404)
+        assert requests.get(f"{address}/api/map", timeout=20).ok
+
+
+def test_the_stamp_tells_other_contents_of_the_same_items(collection, run_dir):
+    image = collection.galleries["image"]
+    other = replace(image, contents=["0" * 64, *image.contents[1:]])
+    sites = [Site(collection, run_dir), Site(collection, run_dir)]
+    sites.append(Site(replace(collection, galleries={**collection.galleries, "image": other}), run_dir))
+    first, same, changed = [site.stamp for site in sites]
+    assert first == same != changed
+    for site in sites:
+        site.close()
+
+
+def test_a_question_is_answered_alike_by_an_upload_and_by_the_embedder(collection, drawn):
+    engine = Engine(collection)
+    data = (drawn / "images/0003.jpg").read_bytes()
+    (expected,) = collection.embedder.embed_images([data])
+    (found,) = Vectors(collection.embedder).embed_images([engine.upload(data)])
+    assert found == pytest.approx(expected, abs=1e-6)
+    engine.close()
+
+
 def test_a_file_that_was_replaced_since_is_not_shown(collection, run_dir, tmp_path):
     path = collection.galleries["image"].item(0)["path"]
     name = collection.galleries["image"].ids[0]
@@ -311,8 +358,10 @@ def test_only_names_of_this_machine_are_answered(served):
 
 
 def test_a_host_is_open_or_of_this_machine():
-    assert [host_name(header) for header in ("[::1]:80", "a.b:80", "A")] == ["::1", "a.b", "a"]
-    assert [is_open(host) for host in ("127.0.0.1", "::1", "localhost")] == [False] * 3
+    assert [host_name(header) for header in ("[::1]:80", "a.b:80", "A", "a.b.")] == ["::1", "a.b", "a", "a.b"]
+    for header in ("[::1]evil", "[::1]:x", "a:b", "a:80:80", "a b", "user@a", "[a"):
+        assert host_name(header) == ""
+    assert [is_open(host) for host in ("127.0.0.1", "::1", "localhost", "localhost.")] == [False] * 4
     assert [is_open(host) for host in ("0.0.0.0", "::", "", "192.168.0.7", "box.example")] == [True] * 5
 
 
@@ -431,7 +480,7 @@ def test_the_client_finds_what_a_search_on_this_machine_finds(served, run_dir, d
 
 def test_the_client_says_what_is_wrong_in_a_line(served, tmp_path):
     client = Client(served)
-    with pytest.raises(ClientError, match="the query is empty"):
+    with pytest.raises(ClientError, match="the text is empty"):
         client.search(" ")
     with pytest.raises(onceover.OnceoverError, match="nobody.jpg"):
         client.search(Query((Term(image=str(tmp_path / "nobody.jpg")),)))
@@ -451,6 +500,7 @@ def test_wrong_calls_end_in_a_line(fails, run, run_dir, monkeypatch):
         line = fails("serve", "--run", run_dir, "--port", port)
     assert line == f"the port {port} is in use; name another one: --port {port + 1}"
     assert "is no address of this machine" in fails("serve", "--run", run_dir, "--host", "192.0.2.1")
+    assert "'a..b' is no name of a machine" in fails("serve", "--run", run_dir, "--host", "a..b")
     monkeypatch.setattr(server, "_PACKAGES", (Extra("serve", "fastapi", "no_such_module"),))
     assert "pip install 'onceover-retrieval[serve]'" in fails("serve", "--run", run_dir)
 

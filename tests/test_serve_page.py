@@ -262,7 +262,7 @@ def test_absurd_queries_are_answered_and_come_back_from_the_address(page, served
 def test_a_text_that_is_too_long_or_blank_is_no_error_of_the_page(page):
     page.fill("#text", "x" * 10_001)
     page.wait_for_selector("#error:not([hidden])")
-    assert "at most 10000 characters" in page.inner_text("#error")
+    assert "the text has more than 10,000 characters" in page.inner_text("#error")
     page.fill("#text", "   ")
     page.wait_for_selector("#start:not([hidden])")
     assert page.is_hidden("#error")
