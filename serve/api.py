@@ -16,10 +16,11 @@ from onceover.base.errors import OnceoverError
 from onceover.retrieval.search import Query as SearchQuery
 from onceover.retrieval.search import Term
 from onceover.serve.batching import BusyError
+from onceover.serve.bodies import BodyLimit
 from onceover.serve.connections import Stoppable
 from onceover.serve.engine import Question
 from onceover.serve.hosts import HostCheck
-from onceover.serve.limits import MAX_DECODED, BodyLimit
+from onceover.serve.limits import MAX_DECODED
 from onceover.serve.lookup import NoItemError
 from onceover.serve.messages import (
     ErrorMessage,

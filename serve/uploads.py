@@ -2,13 +2,11 @@
 
 import base64
 import binascii
-import warnings
 
 from onceover.base.errors import OnceoverError
-from onceover.extract.formats import open_image
 from onceover.extract.pictures import PictureError
 from onceover.serve.engine import Engine
-from onceover.serve.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from onceover.serve.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, pixels_of
 from onceover.serve.vectors import Upload
 
 _SMALLER = "make it smaller; 1,024 pixels are more than enough"
@@ -40,14 +38,3 @@ def uploaded_image(text: str, engine: Engine) -> Upload:
         raise UploadError(f"this is no usable image: {reason}") from error
     except MemoryError as error:
         raise UploadError(f"there is no room to decode the image; {_SMALLER}") from error
-
-
-def pixels_of(data: bytes) -> int:
-    """How many pixels an image has, by its header; 0 where that cannot be read, and is left to who decodes it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of many pixels; they are counted here
-            with open_image(data) as image:
-                return image.width * image.height
-    except Exception:  # Pillow raises nearly anything on damaged bytes
-        return 0

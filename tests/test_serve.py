@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import http.server
 import io
 import shutil
 import signal
@@ -490,6 +491,61 @@ def test_the_client_says_what_is_wrong_in_a_line(served, tmp_path):
         Client(f"http://127.0.0.1:{free}").info()
     with pytest.raises(ClientError, match="is no search server"):
         Client(f"{served}/page.js?x=").info()
+    with pytest.raises(ClientError, match="'127.0.0.1:8000' is no address of a server"):
+        Client("127.0.0.1:8000")
+    for query, settings, text in [
+        (None, {}, "a query is a text or an onceover Query; this one is NoneType"),
+        (Query(("red",)), {}, "the terms of a query are Terms; this one is str"),
+        ("red", {"top_k": 2.5}, "top_k is 2.5; give a whole number"),
+        ("red", {"min_score": "high"}, "min_score is 'high'; give a number"),
+        ("red", {"min_score": float("nan")}, "min_score is nan; give a number"),
+        (Query((Term(text="red", weight=10**400),)), {}, "weight is 1000"),
+        ("red", {"gallery": "video"}, "the gallery has to be 'image' or 'text'"),
+    ]:
+        with pytest.raises(ClientError, match=text):
+            client.search(query, **settings)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (200, b"[]", "is no search server"),
+        (200, b"{}", "its answer has no hits"),
+        (200, b'{"hits": [1]}', "a hit lacks what belongs to it"),
+        (200, b'{"hits": [{"rank": 1, "score": [], "id": 1}]}', "a hit lacks what belongs to it"),
+        (200, b"[" * 100_000, "is no search server"),
+        (200, b"\xff", "is no search server"),
+        (302, b"", "is no search server"),
+        (503, b"Service Unavailable", "the server is busy; try again"),
+        (503, b'{"error": "it is stopping"}', "it is stopping"),
+    ],
+    ids=lambda value: None if isinstance(value, int) else str(value)[:30],
+)
+def test_the_client_takes_no_wrong_answer(status, body, error):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments):
+            """Says nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.handle_request).start()
+        with pytest.raises(ClientError, match=error):
+            Client(f"http://127.0.0.1:{other.server_port}").search("red")
+
+
+def test_the_client_sends_a_large_photograph_smaller(served):
+    file = io.BytesIO()
+    Image.new("RGB", (5000, 4000), "red").save(file, "JPEG")
+    client = Client(served)
+    for data in (file.getvalue(), bytearray(file.getvalue())):
+        assert len(client.search(Query((Term(image=data),)))) == 5
 
 
 def test_wrong_calls_end_in_a_line(fails, run, run_dir, monkeypatch):
