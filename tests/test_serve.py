@@ -1,5 +1,6 @@
 """The search server over HTTP: answers, refusals, limits, hosts, batches, the client, and the command."""
 
+import asyncio
 import base64
 import contextlib
 import http.server
@@ -24,8 +25,9 @@ import onceover
 from onceover.base.extras import Extra
 from onceover.heads.searching import open_collection
 from onceover.retrieval.search import Query, Term
-from onceover.serve import server
+from onceover.serve import connections, server
 from onceover.serve.batching import Batcher, BusyError
+from onceover.serve.bodies import BodyLimit
 from onceover.serve.client import Client, ClientError
 from onceover.serve.engine import Engine
 from onceover.serve.hosts import host_name, is_open
@@ -387,6 +389,40 @@ def test_every_answer_bounds_what_a_browser_may_do(served):
     assert requests.put(f"{served}/api/info", timeout=20).status_code == 405
 
 
+def test_connections_without_a_request_are_closed(collection, run_dir, monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_TIME", 0.5)
+    with serving(Site(collection, run_dir)) as address:
+        place = ("127.0.0.1", int(address.rpartition(":")[2]))
+        with socket.create_connection(place) as idle, socket.create_connection(place) as half:
+            half.sendall(b"GET / HTT")
+            for connection in (idle, half):
+                connection.settimeout(10)
+                with contextlib.suppress(ConnectionResetError):
+                    assert connection.recv(1) == b""
+        assert requests.get(f"{address}/api/info", timeout=20).ok
+
+
+def test_bodies_are_bounded_together_and_in_time():
+    async def app(scope, receive, send):
+        raise AssertionError("the request is refused")
+
+    async def statuses(limit, messages):
+        sent = []
+
+        async def receive():
+            return messages.pop(0) if messages else await asyncio.sleep(10)
+
+        async def send(message):
+            sent.append(message)
+
+        await limit({"type": "http", "headers": []}, receive, send)
+        return sent[0]["status"]
+
+    part = {"type": "http.request", "body": b"123", "more_body": True}
+    assert asyncio.run(statuses(BodyLimit(app, together=5), [dict(part), dict(part)])) == 503
+    assert asyncio.run(statuses(BodyLimit(app, seconds=0.05), [dict(part)])) == 408
+
+
 def test_the_map_has_each_image_with_a_caption_and_becomes_complete(served):
     while not (answer := requests.get(f"{served}/api/map", timeout=20).json())["is_complete"]:
         time.sleep(0.05)
@@ -423,6 +459,21 @@ def test_an_index_of_images_alone_is_served_under_whatever_names(odd_index, run_
         assert "there are no captions here to search" in refusal(asked(address, {"text": "red"}, gallery="text"), 400)
         answer = requests.get(f"{address}/api/map", timeout=20).json()
         assert (answer["images"], answer["is_complete"]) == (3, True)
+
+
+def test_an_index_of_several_folders_does_not_tell_where_they_lie(run_dir, tmp_path):
+    folders = [tmp_path / "summer", tmp_path / "winter"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        Image.new("RGB", (64, 64), (200 * number, 0, 0)).save(folder / "a.png")
+    index = onceover.index(run_dir, tmp_path / "index", images=folders)
+    with serving(server.open_site(None, index, device="cpu")) as address:
+        hits = hits_of(asked(address, {"text": "red"}))
+        assert sorted(hit["path"] for hit in hits) == ["summer/a.png", "winter/a.png"]
+        item = requests.get(f"{address}/api/items/image", params={"id": hits[0]["id"]}, timeout=20).json()
+        assert item["path"] == hits[0]["path"]
+        points = requests.get(f"{address}/api/map", timeout=20).json()["points"]
+        assert sorted(point["caption"] for point in points) == ["summer/a.png", "winter/a.png"]
 
 
 def test_an_index_of_captions_alone_is_served(run_dir, tmp_path):

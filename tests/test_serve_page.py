@@ -181,6 +181,25 @@ def test_a_file_that_is_no_image_is_refused_in_words(page, tmp_path):
     assert chips(page) == []
 
 
+def test_an_image_that_the_server_refuses_is_taken_out_of_the_query(page):
+    def refuse_images(route):
+        if "image" not in route.request.post_data_json["terms"][-1]:
+            route.continue_()
+            return
+        route.fulfill(status=400, body='{"error": "no such image"}')
+
+    page.route("**/api/search", refuse_images)
+    ask(page, "a red star")
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
+    until(page, "document.getElementById('error').textContent === 'no such image'")
+    until(page, "!document.body.classList.contains('busy')")
+    assert chips(page) == []
+    assert len(ids(page)) == 24
+    page.unroute("**/api/search")
+    ask(page, "a blue star")
+    assert page.is_hidden("#error")
+
+
 def test_the_back_button_keeps_a_query_that_was_typed_after_it(page):
     ask(page, "a red circle")
     page.click("#gallery label:last-of-type")
