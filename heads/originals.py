@@ -34,6 +34,9 @@ class Originals:
         collection: what is searched. kind: of the gallery, ``image`` or ``text``.
         roots: folders that the images may have moved to, tried in their order.
 
+    Attributes:
+        folders: those that were indexed; none where a run's own images are searched.
+
     Raises:
         ConfigError: one of ``roots`` is no folder.
     """
@@ -42,10 +45,10 @@ class Originals:
         self._run = collection.run
         self._gallery = collection.galleries[kind]
         self._roots = [Path(root) for root in roots]
-        self._folders: list[str] = []
+        self.folders: list[str] = []
         self._is_told = False
         if isinstance(self._gallery, Index):
-            self._folders = folders_of(self._gallery.manifest)
+            self.folders = folders_of(self._gallery.manifest)
         for root in self._roots:
             if not root.is_dir():
                 raise ConfigError(f"--root names the folder that the images are in now; {root} is no folder")
@@ -85,7 +88,7 @@ class Originals:
 
     def _folder_of(self, path: str) -> str | None:
         """The indexed folder that a path lies in, without a slash at its end; None where it lies in none."""
-        folders = [folder.rstrip("/") for folder in self._folders]
+        folders = [folder.rstrip("/") for folder in self.folders]
         inside = [folder for folder in folders if path.startswith(f"{folder}/")]
         return inside[0] if inside else None
 
