@@ -242,7 +242,7 @@ def test_several_folders_share_an_index_and_are_kept_up_to_date(run, fails, run_
     changed = run(*made, "--images", first, "--images", second).stderr
     assert "6 images: 1 added, 1 removed" in changed
     excluded = run(*made, "--images", first, "--images", second, "--exclude", "below/*.jpg", "--exclude", "new.jpg")
-    assert re.search(r"^3 images: \d added, [3-6] removed$", excluded.stderr, re.MULTILINE)  # vectors differ in the last digit
+    assert re.search(r"^3 images: \d added, [3-6] removed$", excluded.stderr, re.M)
     shutil.rmtree(second / "below")
     message = fails(*made, "--images", first)
     assert message.startswith(f"{index}/images indexes {first} + {second}, not {first}; name another --index")
