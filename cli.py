@@ -38,7 +38,7 @@ from onceover.base.addresses import is_address, path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
 from onceover.base.progress import LOGGER, say, timed, warn
-from onceover.base.terminal import PLAIN, stdout_text
+from onceover.base.terminal import PLAIN, printable, stdout_text
 from onceover.base.threads import bound_threads
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
@@ -199,7 +199,7 @@ class Main(click.Group):
     def _fail(ctx: click.Context, error: BaseException, line: str, code: int) -> None:
         if ctx.find_root().meta.get(_TRACEBACK):
             traceback.print_exception(error)
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
         ctx.exit(code)
 
 
@@ -231,7 +231,7 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a message, a warning as such."""
         label = "warning: " if record.levelno >= logging.WARNING else ""
-        click.echo(f"{label}{record.getMessage()}", err=True)
+        click.echo(printable(f"{label}{record.getMessage()}"), err=True)
 
 
 def command(*parts) -> str:
@@ -1211,10 +1211,7 @@ def search(run_dir, index_dir, query, queries, mode, with_, minus, weight, style
         **options,
     )
     count = _print_hits(results, mode, "json" if as_json else style or "text", queries is not None)
-    done(
-        f"wrote {out}" if out else f"{count} hits",
-        command("plot", "--run", run_dir, "--out", "figures") if run_dir else None,
-    )
+    done(f"wrote {out}" if out else f"{count} hits")
 
 
 def _text_or_path(argument: str) -> str:
@@ -1288,7 +1285,7 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
         shown = (hit.path, first) if mode.endswith("2image") else (first, hit.path or "(no image)")
         again = f"   (and {len(hit.same)} like it: {', '.join(hit.same[:3])})" if hit.same else ""
         lines.append(f"{hit.rank:3}  {hit.score:6.3f}  {shown[0]}{again}\n             {shown[1]}")
-    return "".join(f"{line}\n" for line in lines)
+    return printable("".join(f"{line}\n" for line in lines))
 
 
 @cli.command()
@@ -1362,7 +1359,7 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
     if store_file:
         following = command("fit", "--store", store_file, "--run", "runs/first")
     else:
-        following = command("info", run_dir) if run_dir else None
+        following = command("report", "--run", run_dir, "--out", "report.html") if run_dir else None
     done(f"wrote {', '.join(path.name for path in written)} to {out}", following)
 
 
@@ -1496,11 +1493,11 @@ def info(path, data, reading):
     if data is None:
         from onceover.analysis.describe import describe
 
-        click.echo(describe(path))
+        click.echo(printable(describe(path)))
         return
     from onceover.extract.preview import preview
 
-    click.echo(preview(data, reading))
+    click.echo(printable(preview(data, reading)))
     following = command("extract", "--data", data, *reading_arguments(reading), "--store", "store.h5")
     done("read only; nothing was written", following)
 
@@ -1542,9 +1539,9 @@ def verify(store_file, sample, device, **places):
         if sample and not problems:
             lines, problems = verify_sample(store, sample, device=device, **places)
             for line in lines:
-                click.echo(line)
+                click.echo(printable(line))
     for problem in problems:
-        click.echo(f"wrong: {problem}")
+        click.echo(printable(f"wrong: {problem}"))
     if problems:
         warn(f"{store_file} cannot be trusted; remove it and extract again")
         sys.exit(1)

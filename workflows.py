@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import has_magic
 from itertools import chain
 from pathlib import Path
@@ -296,7 +296,7 @@ def complete_finetuned(
 class Evaluation:
     """The result of an evaluation as plain values, and the files it was written to; prints and shows as a table."""
 
-    result: dict[str, Any]
+    result: dict[str, Any] = field(repr=False)
     files: list[Path]
 
     def __str__(self) -> str:

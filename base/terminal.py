@@ -34,6 +34,7 @@ _ALIKE = {
     "\u00a0": " ",
     "\u202f": " ",
 }
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+%?|[–-]")
 
 
@@ -64,6 +65,11 @@ codecs.register_error(PLAIN, _plain)
 def shown(text: str, encoding: str) -> str:
     """A text as a stream of this encoding shows it."""
     return text.encode(encoding, PLAIN).decode(encoding)
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, but for line breaks and tabs, are escaped, so that no terminal obeys them."""
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def stdout_text(tables: Iterable[Table]) -> str:

@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from onceover.base.terminal import PLAIN, Table, shown, tables_text
+from onceover.base.terminal import PLAIN, Table, printable, shown, tables_text
 from onceover.cli import cli
 from onceover.extract.store import FeatureStore
 from onceover.retrieval.embeddings import read_embeddings
@@ -163,3 +163,7 @@ def test_a_terminal_has_bold_headers_and_a_pipe_has_none():
     os.close(leader)
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert piped.stdout == "title\nname  number\n────────────\na     1\n"
+
+
+def test_control_characters_are_escaped_and_line_breaks_stay():
+    assert printable("a\x1b[2Jb\x07\r\x9bc\n\td é 狗") == "a\\x1b[2Jb\\x07\\r\\x9bc\n\td é 狗"
