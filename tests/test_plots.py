@@ -493,12 +493,9 @@ def test_both_panels_of_a_heat_map_have_one_colour_scale_and_a_bar(tmp_path):
     assert "grey: diverged" in text
     assert "galleries of 12 images, 60 captions" in text
     for axes in (left, right):
-        for number in axes.texts:
-            across, down = map(int, number.get_position())
-            value = axes.images[0].get_array()[down, across]
-            light = heat_map._luminance(axes.images[0].to_rgba(value)) + 0.05
-            if not np.ma.is_masked(value):
-                assert max(light, 0.05) / 0.05 >= 4.5 if number.get_color() == "black" else 1.05 / light >= 4.5
+        for number in axes.texts[:-1]:  # the last one is the diverged setting's dash
+            light = heat_map._luminance(axes.images[0].to_rgba(float(number.get_text()))) + 0.05
+            assert (light / 0.05 if number.get_color() == "black" else 1.05 / light) >= 4.5
     flat = sweep_of(tmp_path / "b", {"a": [1, 2], "b": [1, 2]}, lambda number: 0.0)
     drawn_quietly(lambda: draw_heat_map(flat, *flat.keys))
 
