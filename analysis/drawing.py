@@ -49,7 +49,6 @@ STYLE: "dict[RcKeyType, Any]" = {
     "font.family": DEFAULT,
     "font.size": 8.5,
     "axes.titlesize": 9,
-    "figure.titlesize": 9,
     "figure.labelsize": 8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,

@@ -102,9 +102,9 @@ def draw(result: dict):
     """Means and the range over seeds, against the images and against the captions of each."""
     from matplotlib.figure import Figure
 
-    from onceover.analysis.drawing import IMAGE_COLOUR
+    from onceover.analysis.drawing import IMAGE_COLOUR, WIDTH
 
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3), layout="constrained")
     labels = {"pictures": "train images, with all their captions", "captions": "captions of an image, at most"}
     for axes, (what, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
         sizes, rsums = zip(*sorted(result[what].items()), strict=True)
@@ -113,13 +113,14 @@ def draw(result: dict):
         highest = [max(each) for each in rsums]
         axes.fill_between(sizes, lowest, highest, color=IMAGE_COLOUR, alpha=0.2)
         axes.plot(sizes, means, color=IMAGE_COLOUR, marker="o")
+        axes.margins(0.1)
         for size, mean in zip(sizes, means, strict=True):
             axes.annotate(f"{mean:.0f}", (size, mean), textcoords="offset points", xytext=(0, 9), ha="center")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.set(xlabel=label)
     figure.axes[0].set_ylabel("rsum on the validation images")
-    figure.suptitle("Means over seeds; bands: from the lowest to the highest", fontsize=11)
+    figure.suptitle("Means over seeds; bands: from the lowest to the highest")
     return figure
 
 

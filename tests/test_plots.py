@@ -19,7 +19,7 @@ from PIL import Image
 
 from onceover.analysis import drawing
 from onceover.analysis.drawing import STYLE, draw_all, label_of, places_of, save_figure, spaced, wrapped_key
-from onceover.analysis.figures import drawings_of, embedding_map, features, plot_run, plot_store
+from onceover.analysis.figures import drawings_of, embedding_map, features, heat_map, plot_run, plot_store
 from onceover.analysis.figures.curves import draw_curves
 from onceover.analysis.figures.embedding_map import draw_map
 from onceover.analysis.figures.features import draw_features
@@ -494,6 +494,10 @@ def test_both_panels_of_a_heat_map_have_one_colour_scale_and_a_bar(tmp_path):
     assert "20.0" in text
     assert "grey: diverged" in text
     assert "galleries of 12 images, 60 captions" in text
+    for axes in (left, right):
+        for number in axes.texts[:-1]:  # the last one is the diverged setting's dash
+            light = heat_map._luminance(axes.images[0].to_rgba(float(number.get_text()))) + 0.05
+            assert (light / 0.05 if number.get_color() == "black" else 1.05 / light) >= 4.5
     flat = sweep_of(tmp_path / "b", {"a": [1, 2], "b": [1, 2]}, lambda number: 0.0)
     drawn_quietly(lambda: draw_heat_map(flat, *flat.keys))
 

@@ -133,8 +133,8 @@ def _draw_cells(
     return matrix
 
 
-def _luminance(colour: tuple[float, ...]) -> float:
+def _luminance(colour: np.ndarray | tuple[float, ...]) -> float:
     """The relative luminance of a colour, 0 to 1 (WCAG 2, section 1.4.3)."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
-    red, green, blue = linear
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    parts = np.array(colour[:3])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))

@@ -41,7 +41,8 @@ def draw_parallel(table: SweepTable, keys: list[str]) -> Figure:
     measured = [row for row in table.rows if "rsum" in row]
     shown = measured[:_MOST_LINES]
     rsums = np.array([row["rsum"] for row in shown])
-    scale = Normalize(rsums.min(), max(rsums.max(), rsums.min() + 1e-9))
+    ticks = np.linspace(rsums.min(), max(rsums.max(), rsums.min() + 1e-9), _RSUM_LABELS).tolist()
+    scale = Normalize(ticks[0], ticks[-1])
     colours = ListedColormap(matplotlib.colormaps[COLOUR_MAP](np.linspace(0, _DARKEST, 256)))
     width = min(MAX_SIDE, max(WIDTH, _AXIS * (len(keys) + 2)))
     figure = Figure(figsize=(width, 3.6), layout="constrained")
@@ -72,7 +73,6 @@ def draw_parallel(table: SweepTable, keys: list[str]) -> Figure:
     axes.set(xlim=(-0.1 - level[keys[0]], len(keys) + 0.02), yticks=[], xticks=range(len(keys) + 1))
     axes.set_xticklabels([*(wrapped_key(key, 16) for key in keys), "rsum"])
     axes.spines[:].set_visible(False)
-    ticks = np.linspace(scale.vmin, scale.vmax, _RSUM_LABELS)
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="rsum", fraction=0.05, pad=0.02)
     bar.set_ticks(ticks, labels=[f"{value:.1f}" for value in ticks])
     axes.set_title("\n".join([*_signs(table, len(shown), len(measured), bool(ties)), table.measured_on()]))
