@@ -143,7 +143,7 @@ def test_trap_a_terminal_that_is_not_utf8_kills_no_command(run_dir, tmp_path, en
     done = subprocess.run(call, capture_output=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     evaluated, compared, described, *searched = done.stdout.decode(encoding).split("<<<\n")[1:]
-    assert "image->text: 12 queries, gallery of 60" in evaluated
+    assert "image -> caption: 12 queries, gallery of 60" in evaluated
     assert "\\u" not in evaluated + compared + described
     assert (" +- " if encoding == "ascii" else " ± ") in evaluated
     assert "other against run" in compared
