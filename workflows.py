@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from glob import has_magic
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onceover.base.addresses import path_of
+from onceover.base.addresses import is_address, path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS, ERRORS, EVALUATION
 from onceover.base.outputs import Outputs
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from onceover.heads.checkpoint import Run
     from onceover.heads.grid import Setting
     from onceover.heads.originals import Originals
-    from onceover.retrieval.embeddings import Embeddings
-    from onceover.retrieval.gallery import Gallery
     from onceover.retrieval.search import Hit
 
 NEIGHBOURS = 10  # the nearest others that a row of an exported table names
@@ -54,13 +53,6 @@ def _opened(store: FeatureStore | str | Path) -> contextlib.AbstractContextManag
 
 def _folder_of(run: Run | str | Path) -> Path:
     return Path(run) if isinstance(run, str | Path) else run.folder
-
-
-def _run_at(run: Run | str | Path) -> Run:
-    """Loads a run by its folder; returns one that is loaded already."""
-    from onceover.heads.checkpoint import load_run
-
-    return load_run(run) if isinstance(run, str | Path) else run
 
 
 def extract(
@@ -265,9 +257,10 @@ def finetune(
     refuse is refused before anything is trained.
     """
     from onceover.extract.encoding.devices import pick_device
+    from onceover.heads.checkpoint import run_at
     from onceover.heads.finetune import finetune as train
 
-    loaded = _run_at(run)
+    loaded = run_at(run)
     settings = (config or load_config(DEFAULT_CONFIG)).finetune
     with _opened(store) as opened:
         if re_extract:
@@ -578,9 +571,12 @@ def index(
         >>> len(hits)
         3
     """
+    from onceover.extract.dataset.alone import read_captions, read_folders
+    from onceover.heads.checkpoint import run_at
+    from onceover.heads.foreign import foreign_gallery
     from onceover.heads.provenance import check_space, read_provenance
     from onceover.retrieval.embeddings import read_embeddings
-    from onceover.retrieval.index import check_origin, claim_index, has_grown, source_of
+    from onceover.retrieval.index import check_origin, check_vanished, claim_index, has_grown, source_of
     from onceover.retrieval.index.galleries import GALLERIES, write_gallery
 
     folder = _folder_of(run)
@@ -590,21 +586,45 @@ def index(
     embeddings = read_embeddings(folder / EMBEDDINGS)
     check_space(folder, provenance, embeddings.space)
     origin = str(folder.resolve())
-    folders = [images] if isinstance(images, str | Path) or images is None else list(images)
-    folders = [path for path in folders if path]
-    source = source_of([str(path_of(path).resolve()) for path in folders or [captions or folder]])
+    named = [images] if isinstance(images, str | Path) or images is None else list(images)
+    folders = [str(path_of(path).resolve()) for path in named if path]
+    sources = folders or [str(path_of(captions or folder).resolve())]
+    source = source_of(sources)
     if split:
         source += f", split {split}"
     is_grown = False
     for kind, foreign in (("image", folders), ("text", captions)):
         if foreign or not (folders or captions):
-            before = check_origin(out / GALLERIES[kind], source, origin, embeddings.space, force=options.force)
+            at = out / GALLERIES[kind]
+            before = check_origin(at, source, origin, embeddings.space, force=options.force, folders=folders)
             if options.rerank is None and before:
                 options = replace(options, rerank="qbnorm" if before["biased"] else "none")
-            is_grown = is_grown or (before is not None and has_grown(before["source"], source))
+            is_grown = is_grown or (before is not None and has_grown(before, folders))
     claim_index(out, GALLERIES.values())  # before anything is encoded
     if folders or captions:
-        galleries = [_foreign_gallery(_run_at(run), embeddings, out, folders, captions, source, is_grown, options)]
+        if folders:
+            name = GALLERIES["image"]
+            dataset = read_folders([path for path in named if path], options.exclude)
+        else:
+            assert captions is not None, "there are images or captions"
+            name = GALLERIES["text"]
+            dataset = read_captions(captions)
+        if not (options.prune or options.force):
+            check_vanished(out / name, dataset.ids or dataset.captions, sources, options.exclude)
+        gallery = foreign_gallery(
+            run_at(run),
+            embeddings,
+            dataset,
+            out / f"{name}.h5",
+            rerank=options.rerank,
+            device=options.device,
+            encoders=options.encoders or {},
+            force=options.force,
+            retry_failures=options.retry_failures,
+            prune=options.prune,
+            has_grown=is_grown,
+        )
+        galleries = [gallery]
     else:
         galleries = [embeddings.gallery(kind, split, options.rerank) for kind in GALLERIES]
     for gallery in galleries:
@@ -613,6 +633,7 @@ def index(
             gallery,
             embeddings.probes(gallery.kind, gallery.biased),
             source=source,
+            folders=folders,
             run=origin,
             kind=options.kind,
             memory=options.memory,
@@ -621,55 +642,6 @@ def index(
             prune=options.prune,
         )
     return out
-
-
-def _foreign_gallery(
-    run: Run,
-    embeddings: Embeddings,
-    out: Path,
-    folders: Sequence[str | Path],
-    captions: str | Path | None,
-    source: str,
-    is_grown: bool,
-    options: IndexOptions,
-) -> Gallery:
-    """The gallery of folders' images or a file's captions, which are encoded where that is needed.
-
-    Args:
-        source: as the manifest names them. is_grown: whether folders were added to those of the index.
-    """
-    from onceover.extract.dataset.alone import read_captions, read_folders
-    from onceover.heads.foreign import check_gallery_store, foreign_gallery
-    from onceover.retrieval.index import check_vanished
-    from onceover.retrieval.index.galleries import GALLERIES
-
-    if folders:
-        kind = "image"
-        dataset = read_folders(folders, options.exclude)
-        items = dataset.ids
-    else:
-        assert captions is not None, "there are images or captions"
-        kind = "text"
-        dataset = read_captions(captions)
-        items = dataset.captions
-    store_file = out / f"{GALLERIES[kind]}.h5"
-    check_gallery_store(store_file, kind, dataset.root, options.force or is_grown)
-    if not (options.prune or options.force or is_grown):
-        check_vanished(out / GALLERIES[kind], items, source, options.exclude)
-    for note in dataset.notes:
-        say(note)
-    return foreign_gallery(
-        run,
-        embeddings,
-        dataset,
-        store_file,
-        rerank=options.rerank,
-        device=options.device,
-        encoders=options.encoders or {},
-        force=options.force,
-        retry_failures=options.retry_failures,
-        prune=options.prune,
-    )
 
 
 def change_index(folder: str | Path, *, remove: Sequence[str] = (), run: str | Path | None = None) -> None:
@@ -770,9 +742,11 @@ def search_batches(
     from onceover.analysis.hits_shown import Hits
     from onceover.heads.originals import Originals
     from onceover.heads.searching import open_collection
-    from onceover.retrieval.queries import MODES, checked, further_terms, query_of
+    from onceover.retrieval.gallery import NOUNS
+    from onceover.retrieval.queries import checked, further_terms, mode_of, query_of
+    from onceover.retrieval.search import check_min_score
 
-    kind = MODES[mode].gallery
+    kind = mode_of(mode).gallery
     drawing = None
     if figure:
         from onceover.analysis.hits_page import HitsFile
@@ -780,6 +754,7 @@ def search_batches(
         drawing = HitsFile(figure, kind)
     with_ = [with_] if isinstance(with_, str) else with_
     minus = [minus] if isinstance(minus, str) else minus
+    check_min_score(min_score)
     share = 0.5 if weight is None else weight
     if not with_:
         share = 1.0
@@ -793,16 +768,20 @@ def search_batches(
     )
     originals = Originals(collection, kind, [root] if isinstance(root, str | Path) else root)
     searcher = collection.searcher(kind)
+    gallery = collection.galleries[kind]
+    about = f"{mode}: {len(gallery):,} {NOUNS[kind]} of {index or collection.run.folder}"
+    if split:
+        about += f", split {split}"
     is_warned = False
     for batch in chain([first], batches):
         asked = [query_of(query, mode, share, further) for query in batch]
         results = []
         for hits in searcher.search_many(asked, top_k):
-            placed = [replace(hit, path=originals.place(hit.path)) for hit in hits]
+            placed = [originals.placed(hit) for hit in hits]
             results.append(Hits(_at_least(placed, min_score), kind, originals.image))
         is_warned = is_warned or _warn_of_moved(originals, list(chain.from_iterable(results)))
         if drawing:
-            drawing.add(asked, results)
+            drawing.add(asked, results, about)
         yield from zip(batch, results, strict=True)
     if drawing:
         drawing.finish()
@@ -824,10 +803,9 @@ def _warn_of_moved(originals: Originals, hits: list[Hit]) -> bool:
     """Warns, and returns that it did, where the files of some hits are not there."""
     missing = originals.missing(hits)
     if missing:
-        where = " or ".join(originals.folders)
         warn(
-            f"{len(missing):,} of {len(hits):,} hits have no file: {missing[0].path} is not there; if {where} has "
-            "moved, name its new place: --root NEW_FOLDER"
+            f"{len(missing):,} of {len(hits):,} hits have no file: {missing[0].path} is not there; if "
+            f"{originals.origin(missing[0])} has moved, name its new place: --root NEW_FOLDER"
         )
     return bool(missing)
 
@@ -943,6 +921,8 @@ def export(
     to = Path(to)
     if with_images and kind != "image":
         raise WorkflowError("a row that is a caption holds no image; take the kind image, or leave the images out")
+    if data is not None and not is_address(data) and not has_magic(str(data)) and not Path(data).exists():
+        raise WorkflowError(f"{data} is not there; name the dataset's folder or file")
     provenance = read_provenance(folder)
     embeddings = read_embeddings(folder / EMBEDDINGS)
     check_space(folder, provenance, embeddings.space)
@@ -1003,7 +983,8 @@ def embed(
     """
     from onceover.analysis import export as tables
     from onceover.extract.dataset.alone import read_captions, read_images
-    from onceover.heads.foreign import check_gallery_store, foreign_gallery
+    from onceover.heads.checkpoint import run_at
+    from onceover.heads.foreign import foreign_gallery
     from onceover.heads.provenance import check_space
     from onceover.retrieval.embeddings import read_embeddings
     from onceover.retrieval.vector_table import check_table, write_table
@@ -1013,26 +994,20 @@ def embed(
         raise WorkflowError("name a folder of images or a file of captions, one of the two")
     if with_images and images is None:
         raise WorkflowError("a row that is a caption holds no image; name a folder of images, or leave the images out")
-    run = _run_at(run)
+    run = run_at(run)
     embeddings = read_embeddings(run.folder / EMBEDDINGS)
     check_space(run.folder, run.provenance, embeddings.space)
     check_table(to)
     if images is not None:
-        kind = "image"
         dataset = read_images(images, exclude)
     else:
         assert captions is not None, "there are images or captions"
-        kind = "text"
         dataset = read_captions(captions)
-    features = to.with_name(f"{to.name}.features.h5")
-    check_gallery_store(features, kind, dataset.root, force)
-    for note in dataset.notes:
-        say(note)
     gallery = foreign_gallery(
         run,
         embeddings,
         dataset,
-        features,
+        to.with_name(f"{to.name}.features.h5"),
         rerank="none",
         device=device,
         encoders=encoders or {},

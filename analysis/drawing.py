@@ -1,12 +1,14 @@
 """Drawing shared by all figures: colours, style, and files that are written whole, each figure as PNG, SVG and PDF.
 
-Colours are those of Okabe and Ito (blue for images, vermilion for captions), told apart by shape as well, and cividis
-for numbers. The same figure gives the same bytes.
+Colours are those of Okabe and Ito (blue for images, vermilion for captions), told apart by shape as well, and for
+numbers cividis, or red to blue where they have two signs. Figures are as wide as a paper's text, so that type of 8 and
+9 points stays so in print. The same figure gives the same bytes.
 """
 
 import contextlib
 import io
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,16 +35,27 @@ CAPTION_MARKER = "^"
 NEUTRAL_COLOUR = "#7F7F7F"
 HIGHLIGHT = "#D55E00"
 COLOUR_MAP = "cividis"
+SIGNED_COLOUR_MAP = "RdBu_r"  # white at 0, blue below, red above
 FORMATS = (".png", ".svg", ".pdf")  # others that Matplotlib has need TeX, or are read by few
 SUFFIXES = FORMATS  # of each figure of a folder
+WIDTH = 7.0  # inches of a figure: a paper's text
 MAX_SIDE = 12.0  # inches of a figure, however much it shows
 MAX_NAME = 20  # characters of a setting's value
+_WIDE = 5  # an axis of numbers whose ends differ by more than this factor is logarithmic
+_LONG_LABEL = 6  # characters, beyond which labels under an axis are slanted
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure gives the same file
 _FONT_LOGGER = logging.getLogger("fontTools")  # tells a hundred lines of each PDF
 STYLE: "dict[RcKeyType, Any]" = {
     "font.family": DEFAULT,
-    "font.size": 11,
-    "axes.titlesize": 12,
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "figure.titlesize": 9,
+    "figure.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -176,6 +189,32 @@ def wrapped_key(key: str, width: int = 18) -> str:
                 lines.append("")
             lines[-1] += word
     return "\n".join(line for line in lines if line)
+
+
+def places_of(values: Sequence[float | str]) -> tuple[list[float], bool]:
+    """Where the ascending values of a setting stand along an axis, and whether that is logarithmic.
+
+    Numbers stand where they are, or where their logarithms are, if they span much; texts stand in equal steps.
+    """
+    numbers = [value for value in values if not isinstance(value, str)]
+    if len(numbers) < len(values):
+        return [float(number) for number in range(len(values))], False
+    if min(numbers) > 0 and max(numbers) > _WIDE * min(numbers):
+        return [math.log(value) for value in numbers], True
+    return numbers, False
+
+
+def slant_long_labels(axes: Axes) -> None:
+    """Slants the labels under an axis where one of them is long."""
+    labels = axes.get_xticklabels()
+    if max(len(label.get_text()) for label in labels) > _LONG_LABEL:
+        for label in labels:
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
+
+
+def hidden_points(hidden: int, count: int) -> str:
+    """A note on points that others cover, as they are equal."""
+    return f"{hidden:,} of {count:,} points hidden behind an equal one"
 
 
 def spaced(positions: Sequence[float], most: int) -> list[int]:

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from onceover.analysis.coordinates import map_coordinates, tsne
+from onceover.analysis.coordinates import PrincipalMap, map_coordinates, tsne
 from onceover.analysis.sources import RunFiles
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import HEADS
 from onceover.base.progress import say
 from onceover.extract.image_source import ImageSource
 from onceover.retrieval.embeddings import Embeddings
-from onceover.retrieval.gallery import Gallery
-from onceover.retrieval.principal_map import PrincipalMap
+from onceover.retrieval.gallery import NOUNS, Gallery
 from onceover.retrieval.vector_table import VectorTable
 
 _FEWEST = 5  # images that t-SNE has something to say about
-_NOUNS = {"image": "images", "text": "captions"}
 
 
 class ExportError(OnceoverError):
@@ -56,7 +54,7 @@ def run_table(
     if points is None:
         points = _principal_points(embeddings, gallery)
         about["map"] = _principal_name(kind)
-    say(f"{len(gallery):,} {_NOUNS[kind]}; x and y: {about['map']}")
+    say(f"{len(gallery):,} {NOUNS[kind]}; x and y: {about['map']}")
     return VectorTable(gallery, texts, points, neighbours, None, about | _origin(provenance, embeddings))
 
 
@@ -67,7 +65,7 @@ def gallery_table(provenance: dict[str, Any], embeddings: Embeddings, gallery: G
         provenance, embeddings: the run's, whose heads made the gallery's vectors.
     """
     about = {"map": _principal_name(gallery.kind)} | _origin(provenance, embeddings)
-    say(f"{len(gallery):,} {_NOUNS[gallery.kind]}; x and y: {about['map']}")
+    say(f"{len(gallery):,} {NOUNS[gallery.kind]}; x and y: {about['map']}")
     return VectorTable(gallery, {}, _principal_points(embeddings, gallery), neighbours, None, about)
 
 
@@ -122,14 +120,14 @@ def _principal_points(embeddings: Embeddings, gallery: Gallery) -> np.ndarray:
 
 
 def _principal_name(kind: str) -> str:
-    return f"PCA of all {_NOUNS[kind]} of the run"
+    return f"PCA of all {NOUNS[kind]} of the run"
 
 
 def _origin(provenance: dict[str, Any], embeddings: Embeddings) -> dict[str, Any]:
     """What made the vectors: the encoders and heads, by name and by fingerprint."""
     return {
         "space": embeddings.space,
-        "encoders": {kind: provenance["encoders"][kind]["encoder"] for kind in _NOUNS},
+        "encoders": {kind: provenance["encoders"][kind]["encoder"] for kind in NOUNS},
         "fingerprints": embeddings.fingerprints,
         "heads": provenance["files"][HEADS],
         "vectors": "float32, of length 1; their inner product is the cosine similarity",

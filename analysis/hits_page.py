@@ -42,6 +42,7 @@ class HitsFile:
         self._kind = kind
         self._is_page = self._path.suffix.lower() == ".html"
         self._is_drawn = False
+        self._about = ""
         self._answers: list[Answer] = []
         self._left_out = 0
         if self._is_page:
@@ -53,11 +54,16 @@ class HitsFile:
     def _outputs(self) -> Outputs:
         return Outputs(self._path.parent, "name another file for the page")
 
-    def add(self, queries: Sequence["Query"], results: Sequence[Hits]) -> None:
-        """Draws the figure, or keeps for the page what it shows of some queries."""
+    def add(self, queries: Sequence["Query"], results: Sequence[Hits], about: str = "") -> None:
+        """Draws the figure, or keeps for the page what it shows of some queries.
+
+        Args:
+            about: what was searched, as a line for a reader.
+        """
+        self._about = about
         if not self._is_page and not self._is_drawn:
-            images = results[0].images(IMAGE_SIZE) if self._kind == "image" else None
-            plot_hits(results[0], queries[0], self._kind, self._path, images)
+            images = results[0].images(IMAGE_SIZE) if self._kind == "image" else []
+            plot_hits(results[0], queries[0], self._kind, self._path, images, about)
             self._is_drawn = True
         if self._is_page:
             room = MAX_QUERIES - len(self._answers)
@@ -71,5 +77,5 @@ class HitsFile:
             return
         if self._left_out:
             warn(f"{self._path} shows the first {len(self._answers):,} queries; {self._left_out:,} are left out")
-        page = render("hits.html", answers=self._answers, kind=self._kind)
+        page = render("hits.html", answers=self._answers, kind=self._kind, about=self._about)
         self._outputs.write_texts({self._path.name: page})

@@ -44,7 +44,7 @@ def map_points(run: RunFiles, most: int = MAX_IMAGES) -> MapPoints:
     vectors = np.concatenate([run.embeddings.images[images], run.embeddings.texts[captions]])
     coordinates = {
         "tsne": map_coordinates(run, pairs, lambda: tsne(vectors, run.seed)),
-        "pca": pca(vectors, run.seed)[0].astype(np.float32),
+        "pca": pca(vectors)[0].astype(np.float32),
     }
     return MapPoints(pairs, coordinates)
 

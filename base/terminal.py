@@ -156,12 +156,19 @@ def _widths(columns: list[list[str]], width: int) -> list[int]:
     for column, least, otherwise in zip(columns, folded, header_folded, strict=True):
         names_folded.append(otherwise if _has_numbers(column) else least)
     over = sum(widths) + _GAP * (len(widths) - 1) - width
-    for floors in (header_folded, names_folded, folded):
+    for floors in (header_folded, names_folded):
         spare = [natural - floor for natural, floor in zip(widths, floors, strict=True)]
         for number in sorted(range(len(widths)), key=lambda number: -spare[number]):  # as few columns as will do
             cut = min(max(over, 0), spare[number])
             widths[number] -= cut
             over -= cut
+    while over > 0 and widths != folded:
+        spare_widths = [each for each, least in zip(widths, folded, strict=True) if each > least]
+        widest = max(spare_widths)
+        for number, least in enumerate(folded):  # intervals alike are folded alike
+            if widths[number] == widest > least:
+                widths[number] -= 1
+                over -= 1
     return widths
 
 
@@ -176,9 +183,12 @@ def _pieces(cell: str) -> list[str]:
 
 
 def _folded(cell: str, width: int) -> str:
-    """A cell over as many lines as it needs."""
+    """A cell over as many lines as it needs; an interval is kept whole below its number where it has room."""
     from rich.cells import cell_len
 
+    number, bracket, interval = cell.partition(" [")
+    if bracket and cell_len(cell) > width >= cell_len(interval) + 1 and cell_len(number) <= width:
+        return f"{number}\n[{interval}"
     lines = [""]
     for piece in _pieces(cell):
         if lines[-1] and cell_len(lines[-1]) + cell_len(piece.rstrip()) > width and lines[-1].strip():

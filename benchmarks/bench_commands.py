@@ -214,9 +214,7 @@ def print_table(result: dict[str, dict]) -> None:
         for name in names:
             numbers = row[name]
             low, high = numbers["range"]
-            cells.append(
-                f"{numbers['wall']:.2f} ({low:.2f}–{high:.2f}), {numbers['cpu']:.2f}, {numbers['memory']:,}"
-            )
+            cells.append(f"{numbers['wall']:.2f} ({low:.2f}–{high:.2f}), {numbers['cpu']:.2f}, {numbers['memory']:,}")
         print(f"| {label} | " + " | ".join(cells) + " |")
 
 

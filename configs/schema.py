@@ -291,9 +291,11 @@ def _parse_override(override: str) -> tuple[str, str, object]:
     _check(len(text) <= MAX_CONFIG, f"the value of {key!r:.80} is longer than {MAX_CONFIG:,} characters; shorten it")
     try:
         value = parse_yaml(text)
-        return section, name, text if isinstance(value, dict) else value  # no setting is a mapping: "query: " is a text
     except ValueError as error:
         raise ConfigError(f"{override!r:.80} has no readable value: {error}") from error
+    if isinstance(value, dict) or value == text.strip():
+        value = text  # as typed: the blank of a prefix counts, and "query: " is no mapping
+    return section, name, value
 
 
 def config_from_dict(tree: object, source: str) -> Config:

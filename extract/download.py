@@ -95,9 +95,7 @@ def _fetch(archive: Archive, folder: Path) -> Path:
         ) from error
     if pooch.file_hash(str(file), alg="md5") != archive.md5:
         file.unlink()
-        raise DownloadError(
-            f"{archive.url} came with a wrong checksum and was discarded; run the same command again"
-        )
+        raise DownloadError(f"{archive.url} came with a wrong checksum and was discarded; run the same command again")
     return file
 
 

@@ -123,6 +123,11 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder, config, load_heads(folder, provenance), provenance)
 
 
+def run_at(run: Run | str | Path) -> Run:
+    """Loads a run by its folder; returns one that is loaded already."""
+    return run if isinstance(run, Run) else load_run(run)
+
+
 def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
     """Loads the heads in a folder, in eval mode.
 

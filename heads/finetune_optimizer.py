@@ -88,4 +88,3 @@ class FinetuneOptimizer:
     def restore(self, state: dict) -> None:
         """Resumes from a ``state``."""
         self._adamw.load_state_dict(state)
-

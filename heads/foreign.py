@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onceover.base.errors import OnceoverError
+from onceover.base.progress import say
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoding.stored import located_encoder, repeated_settings
@@ -34,6 +35,7 @@ def foreign_gallery(
     force: bool,
     retry_failures: bool,
     prune: bool,
+    has_grown: bool = False,
 ) -> Gallery:
     """Encodes images alone, or captions alone, into the feature store ``store_file``, and embeds them by a run's heads.
 
@@ -41,8 +43,15 @@ def foreign_gallery(
         embeddings: the run's. rerank: ``none`` or ``qbnorm``; None stands for the run's own.
         encoders: by kind, where an encoder is now, if it has moved.
         force, retry_failures, prune: as ``extract.pipeline.extract``.
+        has_grown: the store holds only a part of these items, and may name another place of them.
+
+    Raises:
+        ForeignError: ``store_file`` is a link, holds features of the other kind, or of other items.
     """
     kind = "image" if dataset.ids else "text"
+    _check_store(store_file, kind, dataset.root, force or has_grown)
+    for note in dataset.notes:
+        say(note)
     summary = extract(
         dataset,
         store_file,
@@ -71,7 +80,7 @@ def foreign_gallery(
     return replace(gallery, paths=[str(root / path) for path in gallery.paths])
 
 
-def check_gallery_store(path: Path, kind: str, root: Path, force: bool) -> None:
+def _check_store(path: Path, kind: str, root: Path, force: bool) -> None:
     """Refuses to overwrite a store that is not of the items whose features are to be kept there.
 
     Args:

@@ -3,15 +3,17 @@
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
-from onceover.base.addresses import is_address
+from onceover.base.addresses import is_address, path_of
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_bytes
-from onceover.base.progress import LOGGER
+from onceover.base.formats import EMBEDDINGS
+from onceover.base.progress import LOGGER, warn
 from onceover.configs.schema import ConfigError
 from onceover.extract.image_source import ImageSource
 from onceover.extract.layouts import stored_images
@@ -19,6 +21,8 @@ from onceover.extract.pictures import MAX_BYTES, PictureError, decode
 from onceover.extract.store import FeatureStore
 from onceover.heads.provenance import store_of
 from onceover.heads.searching import Collection
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index import Index, folders_of
 from onceover.retrieval.search import Hit
 
@@ -31,7 +35,7 @@ class Originals:
         roots: folders that the images may have moved to, tried in their order.
 
     Attributes:
-        folders: the folders that were indexed; none where a run's own images are searched.
+        folders: those that were indexed; none where a run's own images are searched.
 
     Raises:
         ConfigError: one of ``roots`` is no folder.
@@ -42,39 +46,64 @@ class Originals:
         self._gallery = collection.galleries[kind]
         self._roots = [Path(root) for root in roots]
         self.folders: list[str] = []
+        self._is_told = False
         if isinstance(self._gallery, Index):
-            self.folders = folders_of(self._gallery.manifest["source"])
+            self.folders = folders_of(self._gallery.manifest)
         for root in self._roots:
             if not root.is_dir():
                 raise ConfigError(f"--root names the folder that the images are in now; {root} is no folder")
 
-    def place(self, path: str) -> str:
-        """The path of an image's file: below the first of ``roots`` that has it, else as it was."""
-        relative = path
-        if os.path.isabs(path):  # noqa: PTH117 (paths are strings here)
-            inside = [folder for folder in self.folders if path.startswith(f"{folder.rstrip('/')}/")]
-            if not inside:
-                return path
-            relative = path[len(inside[0].rstrip("/")) + 1 :]
+    def placed(self, hit: Hit) -> Hit:
+        """A hit with the path of its image's file: as it is where the file is there, else below one of ``roots``.
+
+        A file below these is taken only if its bytes are those that were encoded.
+        """
+        folder = self._folder_of(hit.path)
+        if not hit.path or (_is_absolute(hit.path) and (folder is None or Path(hit.path).is_file())):
+            return hit
+        relative = hit.path if folder is None else hit.path[len(folder) + 1 :]
         for root in self._roots:
-            if path and (root / relative).is_file():
-                return str(root / relative)
-        return path
+            file = root / relative
+            if file.is_file() and self._is_encoded(hit, self._read(str(file))):
+                return replace(hit, path=str(file))
+        return hit
 
     def missing(self, hits: Iterable[Hit]) -> list[Hit]:
-        """The hits whose file, below an indexed folder of this machine, is not there."""
-        return [hit for hit in hits if os.path.isabs(hit.path) and not Path(hit.path).is_file()]  # noqa: PTH117
+        """The hits whose file on this machine is not there.
+
+        Of a run's own images these are all or none: those of a dataset that is not where it was.
+        """
+        missing = []
+        for hit in hits:
+            is_there = Path(hit.path).is_file() if _is_absolute(hit.path) else self._has_dataset
+            if hit.path and not is_address(hit.path) and not is_there:
+                missing.append(hit)
+        return missing
+
+    def origin(self, hit: Hit) -> str:
+        """The folder or dataset that a hit's image lay in when it was encoded."""
+        if _is_absolute(hit.path):
+            return self._folder_of(hit.path) or str(Path(hit.path).parent)
+        return str(self._dataset)
+
+    def _folder_of(self, path: str) -> str | None:
+        """The indexed folder that a path lies in, without a slash at its end; None where it lies in none."""
+        folders = [folder.rstrip("/") for folder in self.folders]
+        inside = [folder for folder in folders if path.startswith(f"{folder}/")]
+        return inside[0] if inside else None
 
     def image(self, hit: Hit, longest: int) -> Image.Image | None:
         """A hit's image, its longer side at most so many pixels: of its file, or else its thumbnail; or None.
 
-        A file with other bytes than those that were encoded is shown only where there is no thumbnail.
+        A file with other bytes than those that were encoded is not shown.
         """
         data = self._read(hit.path)
-        thumbnail, content = self._stored(hit)
-        if data is not None and thumbnail and hashlib.sha256(data).hexdigest() != content:
+        if data is not None and not self._is_encoded(hit, data):
             data = None
-        for candidate in (data, thumbnail):
+            if not self._is_told:
+                warn(f"{hit.path} is not the image that was encoded; what was kept of that one is shown")
+                self._is_told = True
+        for candidate in (data, self._thumbnail(hit)):
             if candidate:
                 try:
                     image = decode(candidate, longest)
@@ -90,7 +119,7 @@ class Originals:
         if not path:
             return None
         try:
-            if os.path.isabs(path) or is_address(path):  # noqa: PTH117
+            if _is_absolute(path) or is_address(path):
                 return read_bytes(path, MAX_BYTES)
             return self._source.open(path) if self._source is not None else None
         except (OnceoverError, OSError) as error:
@@ -107,9 +136,56 @@ class Originals:
             LOGGER.debug("thumbnails are shown: %s", error)
             return None
 
-    def _stored(self, hit: Hit) -> tuple[bytes | None, str]:
-        """The thumbnail of a hit, if there is one, and the SHA-256 of its image."""
-        row = self._gallery.row_of(hit.id)
-        if row is None or self._gallery.kind == "text":
-            return None, ""
-        return self._gallery.item(row)["thumbnail"], self._gallery.contents_of([row])[0]
+    @cached_property
+    def _dataset(self) -> Path | None:
+        """Where the dataset was that the run was fitted on; None where the run's store is gone."""
+        try:
+            with FeatureStore(store_of(self._run.folder, self._run.provenance)) as store:
+                return path_of(store.provenance.get("named", store.provenance["data"]))
+        except (OnceoverError, OSError) as error:
+            LOGGER.debug("the dataset's place is not known: %s", error)
+            return None
+
+    @cached_property
+    def _has_dataset(self) -> bool:
+        """Whether the run's dataset is still there, as far as that can be told on this machine."""
+        return self._dataset is None or is_address(self._dataset) or self._dataset.exists()
+
+    def _is_encoded(self, hit: Hit, data: bytes | None) -> bool:
+        """Whether bytes are those of the image of a hit that was encoded."""
+        if data is None:
+            return False
+        row = self._row_of(hit)
+        return row is not None and hashlib.sha256(data).hexdigest() == self._images.contents_of([row])[0]
+
+    def _thumbnail(self, hit: Hit) -> bytes | None:
+        """The thumbnail of a hit's image, if there is one."""
+        row = self._row_of(hit)
+        return None if row is None else self._images.thumbnail(row)
+
+    def _row_of(self, hit: Hit) -> int | None:
+        """The row, among the images, of the one that a hit is, or that it is a caption of."""
+        if self._gallery.kind == "image":
+            return self._gallery.row_of(hit.id)
+        return self._row_by_path.get(hit.path)
+
+    @cached_property
+    def _images(self) -> Gallery | Index:
+        """The images that hits are, or that they are captions of: these are the run's own."""
+        if self._gallery.kind == "image":
+            return self._gallery
+        return read_embeddings(self._run.folder / EMBEDDINGS).gallery("image", rerank="none")
+
+    @cached_property
+    def _row_by_path(self) -> dict[str, int]:
+        try:
+            images = self._images
+        except OnceoverError as error:
+            LOGGER.debug("no images of the captions: %s", error)
+            return {}
+        assert isinstance(images, Gallery), "captions with images are the run's own"
+        return {path: row for row, path in enumerate(images.paths)}
+
+
+def _is_absolute(path: str) -> bool:
+    return os.path.isabs(path)  # noqa: PTH117 (paths are strings here)

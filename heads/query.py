@@ -66,19 +66,34 @@ class QueryEmbedder:
         Raises:
             PictureError: a file that is no usable image; and those of ``embed_texts``.
         """
-        encoder = self._encoder("image")
         distinct = list(dict.fromkeys(images))
-        features = []
+        vectors = []
         for start in range(0, len(distinct), BATCH):
-            pixels = []
-            for image in distinct[start : start + BATCH]:
-                with named_errors("the image" if isinstance(image, bytes) else image):
-                    data = image if isinstance(image, bytes) else read_bytes(image, MAX_BYTES)
-                    pixels.append(encoder.read(data))
-            features.append(encoder.encode(torch.stack(pixels)))
-        vectors = image_embeddings(self._run.heads, np.concatenate(features))
+            vectors.append(self.embed_pixels([self.pixels(image) for image in distinct[start : start + BATCH]]))
         rows = {image: row for row, image in enumerate(distinct)}
-        return vectors[[rows[image] for image in images]]
+        return np.concatenate(vectors)[[rows[image] for image in images]]
+
+    def pixels(self, image: str | bytes) -> torch.Tensor:
+        """The pixels of an image file that the image encoder takes. May be called from several threads.
+
+        Raises:
+            PictureError: no usable image. MemoryError: no room for it now. And those of ``embed_texts``.
+        """
+        encoder = self._encoder("image")
+        with named_errors("the image" if isinstance(image, bytes) else image):
+            return encoder.read(image if isinstance(image, bytes) else read_bytes(image, MAX_BYTES))
+
+    def embed_pixels(self, pixels: Sequence[torch.Tensor]) -> np.ndarray:
+        """Embeds what ``pixels`` gave of some images: unit vectors, float32 (Q, embedding_dim).
+
+        Raises:
+            EmbedError: a vector that is not finite or has no direction.
+        """
+        encoder = self._encoder("image")
+        features = []
+        for start in range(0, len(pixels), BATCH):
+            features.append(encoder.encode(torch.stack(list(pixels[start : start + BATCH]))))
+        return image_embeddings(self._run.heads, np.concatenate(features))
 
     def _encoder(self, kind: str) -> Any:
         """The encoder of a kind, which is the run's; it is loaded once.

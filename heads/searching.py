@@ -5,16 +5,16 @@ from pathlib import Path
 
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import EMBEDDINGS
-from onceover.heads.checkpoint import Run, load_run
+from onceover.heads.checkpoint import Run, run_at
 from onceover.heads.query import QueryEmbedder
 from onceover.retrieval.embeddings import read_embeddings
-from onceover.retrieval.gallery import Gallery
+from onceover.retrieval.gallery import NOUNS, Gallery
 from onceover.retrieval.index import Index
 from onceover.retrieval.index.galleries import kinds_in, open_index, run_of
-from onceover.retrieval.search import Searcher
+from onceover.retrieval.search import Searcher, SearchError
 
 
-class NothingToSearch(OnceoverError):
+class NothingToSearchError(OnceoverError):
     """Neither a run nor an index is named."""
 
 
@@ -32,13 +32,16 @@ class Collection:
     embedder: QueryEmbedder
     galleries: dict[str, Gallery | Index]
 
-    def searcher(self, kind: str, thumbnails: bool = False) -> Searcher:
+    def searcher(self, kind: str) -> Searcher:
         """A searcher of the images (``image``) or captions (``text``).
 
         Raises:
             SearchError: there are none, or other heads or encoders than the run's made them.
         """
-        return Searcher(self.galleries[kind], self.embedder, thumbnails)
+        if kind not in self.galleries:
+            others = NOUNS[next(iter(self.galleries))]
+            raise SearchError(f"there are no {NOUNS[kind]} here to search; search the {others}")
+        return Searcher(self.galleries[kind], self.embedder)
 
 
 def open_collection(
@@ -60,27 +63,21 @@ def open_collection(
         encoders: by kind, the new location of an encoder that has moved.
 
     Raises:
-        NothingToSearch: neither is named. IndexingError: an index that lacks a kind, or is damaged. RunError: no run.
+        NothingToSearchError: neither is named. IndexingError: an index that lacks a kind, or is damaged.
+        RunError: no run.
     """
     galleries: dict[str, Gallery | Index] = {}
     if index is not None:
-        opened = {kind: open_index(index, kind) for kind in kinds or kinds_in(index)}
-        galleries |= opened
-        loaded = _run_at(run or run_of(Path(index), next(iter(opened.values()))))
+        indexes = {kind: open_index(index, kind) for kind in kinds or kinds_in(index)}
+        galleries = {**indexes}
+        loaded = run_at(run or run_of(Path(index), next(iter(indexes.values()))))
     elif run is not None:
-        loaded = _run_at(run)
+        loaded = run_at(run)
         embeddings = read_embeddings(loaded.folder / EMBEDDINGS)
         for kind in kinds or ("image", "text"):
             galleries[kind] = embeddings.gallery(kind, split, rerank)
     else:
-        raise NothingToSearch("there is nothing to search: name a run, or an index")
+        raise NothingToSearchError("there is nothing to search: name a run, or an index")
     places = encoders or {}
-    embedder = QueryEmbedder(
-        loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text")
-    )
+    embedder = QueryEmbedder(loaded, device=device, image_encoder=places.get("image"), text_encoder=places.get("text"))
     return Collection(loaded, embedder, galleries)
-
-
-def _run_at(run: Run | str | Path) -> Run:
-    """Loads a run by its folder; returns one that is loaded already."""
-    return run if isinstance(run, Run) else load_run(run)

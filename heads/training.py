@@ -105,9 +105,7 @@ def _finished(folder: Path, request: str) -> dict:
     """
     provenance = checkpoint.read_provenance(folder)
     if provenance["request"] != request:
-        raise checkpoint.RunError(
-            f"{folder} holds a run of other settings or features; name another --run, or --force"
-        )
+        raise checkpoint.RunError(f"{folder} holds a run of other settings or features; name another --run, or --force")
     say(f"{folder} is fitted with these settings on this store already; --force fits again")
     return provenance
 
@@ -182,9 +180,7 @@ class _Fit:
             pass that chooses) and ``again`` (the one on all images).
     """
 
-    def __init__(
-        self, store: FeatureStore, folder: Path, config: Config, state: dict[str, Any], device: torch.device
-    ):
+    def __init__(self, store: FeatureStore, folder: Path, config: Config, state: dict[str, Any], device: torch.device):
         self._store = store
         self._folder = folder
         self._config = config

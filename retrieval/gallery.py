@@ -15,6 +15,7 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.extract.store import FeatureStore, caption_ids
 
+NOUNS = {"image": "images", "text": "captions"}  # what a gallery holds, by its kind
 BLOCK = 8192  # rows copied at a time
 IN_MEMORY = 256 * 2**20  # bytes of vectors with a bias up to which they need no temporary file
 
@@ -74,16 +75,12 @@ class Gallery:
         return self.vectors[row, :-1] if self.biased else self.vectors[row]
 
     def item(self, row: int) -> dict:
-        """The id, path, captions and thumbnail of a row, for a hit."""
-        thumbnail = None
-        if self.thumbnails is not None:
-            thumbnail = self.thumbnails[row]
-        return {
-            "id": self.ids[row],
-            "path": self.paths[row],
-            "captions": self.captions[row],
-            "thumbnail": thumbnail,
-        }
+        """The id, path and captions of a row, for a hit."""
+        return {"id": self.ids[row], "path": self.paths[row], "captions": self.captions[row]}
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """A small JPEG of a row's image, where there is one."""
+        return None if self.thumbnails is None else self.thumbnails[row] or None
 
     def take(self, rows: np.ndarray) -> "Gallery":
         """Some of the items; thumbnails are read when one is asked for.
@@ -104,10 +101,6 @@ class Gallery:
             contents=[self.contents[row] for row in numbers],
             thumbnails=thumbnails,
         )
-
-    def without_thumbnails(self) -> "Gallery":
-        """The same gallery, whose items come without their thumbnails."""
-        return replace(self, thumbnails=None)
 
 
 class LazyRows(Sequence[bytes]):

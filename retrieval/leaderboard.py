@@ -260,8 +260,10 @@ def notes(rows: list[dict]) -> list[str]:
         f"measured on {best['split']}, {best['pictures']:,} images, {best['captions']:,} captions, which chose the "
         "best one: its own numbers here flatter it",
         "R@K: hit@K in percent, i2t: image → caption, t2i: caption → image; means over the seeds",
-        "intervals: 95 %, images resampled; to the best: paired, over the seeds that both have, holding for all rows "
+        "intervals: 95 %, images resampled; vs best: paired, over the seeds that both have, holding for all rows "
         "together. tie: these images cannot tell the setting from the best one. Chance between seeds is left out",
+        "a setting can tie below one that is worse: its difference to the best varies more from image to image, and "
+        "so its interval is wider",
         "dropped: measured when it was dropped, against the best one at its end",
     ]
 
@@ -276,7 +278,7 @@ def leaderboard_table(rows: list[dict], keys: Sequence[str]) -> list[list[str]]:
     recalls = []
     for direction in _SHORT.values():
         recalls += [f"{direction}_R@{k}" for k in RECALL_AT]
-    table = [["", *keys, *recalls, "rsum", "to the best [95 % together]", "seeds", "epochs", "verdict"]]
+    table = [["", *keys, *recalls, "rsum", "vs best [simultaneous 95 %]", "seeds", "epochs", "verdict"]]
     for number, row in enumerate(rows, 1):
         values = [str(row[key]) for key in keys]
         effort = [str(row["seeds"]), f"{row['epochs']:g}"]
@@ -292,7 +294,7 @@ def leaderboard_table(rows: list[dict], keys: Sequence[str]) -> list[list[str]]:
 
 def leaderboard_tables(rows: list[dict], keys: Sequence[str], most: int) -> list[Table]:
     """The first rows of the leaderboard for the terminal: each setting in one column, and the numbers that rank it."""
-    table = [["", "setting", "i2t R@1", "t2i R@1", "rsum", "to the best [95 % together]", "seeds", "verdict"]]
+    table = [["", "setting", "i2t R@1", "t2i R@1", "rsum", "vs best [simultaneous 95 %]", "seeds", "verdict"]]
     for number, row in enumerate(rows[:most], 1):
         setting = " ".join(f"{key.rpartition('.')[2]}={row[key]}" for key in keys)
         measured = ["–"] * 4

@@ -49,7 +49,7 @@ def _nearest_to_the_first(dim: int) -> str:
 
 def _atlas(path: Path, columns: list[str]) -> list[str]:
     """The call of embedding-atlas that shows the map, with the columns that are there."""
-    text = "caption" if "caption" in columns else "path"
+    text = next(name for name in ("caption", "path", "id") if name in columns)
     call = ["embedding-atlas", path.as_posix(), "--text", text, "--x", "x", "--y", "y"]
     if "neighbours" in columns:
         call += ["--neighbors", "neighbours"]

@@ -10,10 +10,11 @@ from typing import BinaryIO, NamedTuple
 
 from onceover.base.addresses import is_address
 from onceover.base.progress import warn
+from onceover.configs.schema import ConfigError
 from onceover.extract.pictures import read_picture
 from onceover.retrieval.search import AT_ONCE, Query, SearchError, Term, check_encoding
 
-MAX_QUERY = 10_000  # characters of a line of queries
+MAX_QUERY = 10_000  # characters of a query
 MINUS_WEIGHT = 0.5  # of all terms that are subtracted, together; those that are added weigh 1
 _READ = 2**16  # bytes read at a time
 _IMAGE_NAME = re.compile(r"\S+\.(jpe?g|png|gif|bmp|webp|tiff?)", re.IGNORECASE)
@@ -34,6 +35,17 @@ MODES = {
 }
 
 
+def mode_of(name: str) -> Mode:
+    """The way to search of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in MODES:
+        raise ConfigError(f"there is no mode {name!r:.80}; take one of {', '.join(MODES)}")
+    return MODES[name]
+
+
 def check_query(query: str, mode: str) -> None:
     """Refuses a query that cannot be meant for ``mode``, before any model is loaded.
 
@@ -42,7 +54,7 @@ def check_query(query: str, mode: str) -> None:
             are no text.
     """
     _check_content(query)
-    if MODES[mode].query == "image":
+    if mode_of(mode).query == "image":
         _check_image_query(query, mode)
     else:
         _check_text_query(query, mode)
@@ -51,6 +63,8 @@ def check_query(query: str, mode: str) -> None:
 def _check_content(query: str) -> None:
     if not query.strip():
         raise SearchError("the query is empty; give a text or an image's path")
+    if len(query) > MAX_QUERY:
+        raise SearchError(f"the query has {len(query):,} characters; shorten it to {MAX_QUERY:,} at most")
 
 
 def _check_image_query(query: str, mode: str) -> None:
@@ -113,7 +127,7 @@ def further_terms(with_: Sequence[str], minus: Sequence[str], weight: float) -> 
 
 def query_of(value: str, mode: str, weight: float, further: tuple[Term, ...]) -> Query:
     """The query that searches by ``value``, a text or the path of an image by ``mode``, and by further terms."""
-    if MODES[mode].query == "image":
+    if mode_of(mode).query == "image":
         return Query((Term(image=value, weight=weight), *further))
     return Query((Term(text=value, weight=weight), *further))
 
@@ -171,7 +185,7 @@ def checked(batches: Iterable[list[str]], mode: str) -> Iterator[list[str]]:
     for batch in batches:
         for query in batch:
             check_query(query, mode)
-        if MODES[mode].query == "image":
+        if mode_of(mode).query == "image":
             for path in batch:
                 read_picture(path)
         yield batch

@@ -81,7 +81,6 @@ class Hit:
     Attributes:
         score: the cosine similarity, less the gallery's correction for hubs.
         same: ids of further items that look the same (copies of an image, equal captions) and are not shown again.
-        thumbnail: a small JPEG, where the searcher was asked for thumbnails and the gallery has them.
     """
 
     rank: int
@@ -90,13 +89,10 @@ class Hit:
     path: str
     captions: list[str]
     same: list[str] = field(default_factory=list)
-    thumbnail: bytes | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict:
-        """The hit as plain values, without its thumbnail."""
-        values = asdict(self)
-        del values["thumbnail"]
-        return values
+        """The hit as plain values."""
+        return asdict(self)
 
 
 class Searchable(Protocol):
@@ -129,10 +125,7 @@ class Searchable(Protocol):
         """The vector of a row without its bias, float32 (D,)."""
 
     def item(self, row: int) -> dict:
-        """The id, path, captions and thumbnail of a row, for a hit."""
-
-    def without_thumbnails(self) -> "Searchable":
-        """The same gallery, whose items come without their thumbnails."""
+        """The id, path and captions of a row, for a hit."""
 
 
 class Embedder(Protocol):
@@ -153,21 +146,18 @@ class Searcher:
     Args:
         gallery: a ``Gallery`` or an ``Index``.
         embedder: of the run that made the gallery.
-        thumbnails: read the thumbnails of hits, too.
 
     Raises:
         SearchError: the gallery is empty, or was made by other heads or encoders.
     """
 
-    def __init__(self, gallery: Searchable, embedder: Embedder, thumbnails: bool = False):
+    def __init__(self, gallery: Searchable, embedder: Embedder):
         if gallery.space != embedder.space:
             raise SearchError(
                 "the gallery was made by other heads or encoders than the run's; build it again with this run"
             )
         if not len(gallery):
             raise SearchError("the gallery is empty")
-        if not thumbnails:
-            gallery = gallery.without_thumbnails()
         self._gallery = gallery
         self._embedder = embedder
 
@@ -191,6 +181,7 @@ class Searcher:
         asked = [Query((Term(text=query),)) if isinstance(query, str) else query for query in queries]
         if top_k < 1:
             raise SearchError(f"top-k is {top_k}; ask for at least 1 hit")
+        check_min_score(min_score)
         if not asked:
             return []
         for query in asked:
@@ -294,12 +285,14 @@ def _weighted_sum(query: Query, vectors: dict[tuple[str, str | bytes], np.ndarra
     Raises:
         SearchError: the terms cancel each other.
     """
+    largest = max(abs(term.weight) for term in query.terms)
     first = vectors[query.terms[0].source]
     total = np.zeros(first.shape, np.float64)
     for term in query.terms:
-        total += term.weight * vectors[term.source].astype(np.float64)
+        share = term.weight / largest  # so that the sum of huge or tiny weights is a number, too
+        total += share * vectors[term.source].astype(np.float64)
     length = np.linalg.norm(total)
-    if length < _SHORTEST * sum(abs(term.weight) for term in query.terms):
+    if length < _SHORTEST * sum(abs(term.weight) / largest for term in query.terms):
         raise SearchError("the terms of the query cancel each other; change their weights")
     return (total / length).astype(np.float32)
 
@@ -344,11 +337,20 @@ def at_least(hits: list[Hit], min_score: float) -> list[Hit]:
     """The hits that score ``min_score`` or more.
 
     Raises:
-        SearchError: ``min_score`` is no number.
+        SearchError: ``min_score`` is no finite number.
     """
-    if math.isnan(min_score):
-        raise SearchError("the least score is no number; give one, such as 0.3")
+    check_min_score(min_score)
     return [hit for hit in hits if hit.score >= min_score]
+
+
+def check_min_score(min_score: float | None) -> None:
+    """Refuses a least score that is no number, or an infinite one.
+
+    Raises:
+        SearchError: it is.
+    """
+    if min_score is not None and not math.isfinite(min_score):
+        raise SearchError(f"the least score is {min_score}; give a number, such as 0.3")
 
 
 def _is_complete(groups: list[list[int]], scores: np.ndarray, top_k: int) -> bool:

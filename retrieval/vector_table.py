@@ -4,8 +4,9 @@ docs/guide.md lists the columns. The file is written a row group at a time, so t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from onceover.retrieval.gallery import Gallery
 
 SUFFIX = ".parquet"
 GROUP_ROWS = 8192  # of a row group, at most
+BLOCK_ROWS = 8192  # whose neighbours are searched for together
 GROUP_BYTES = 32 * 2**20  # of the images in a row group, about
 _MEND = "name another file"
 _IMAGE = {"info": {"features": {"image": {"_type": "Image"}}}}  # by which Hugging Face's datasets decode the column
@@ -66,9 +68,7 @@ def check_table(path: Path) -> None:
         raise TableError(f"{path.parent} is no folder; name a file in one")
     check_regular(path)
     load_pyarrow()
-    outputs = Outputs(path.parent, _MEND)
-    with outputs.writing([path.name]):
-        pass
+    Outputs(path.parent, _MEND).check(path.name)
 
 
 def write_table(path: Path, table: VectorTable) -> None:
@@ -94,8 +94,11 @@ def _write(file: Path, table: VectorTable) -> None:
         pa.parquet.ParquetWriter(raw, schema, **options) as writer,
         ProgressBar("writing", "rows", total=len(table.gallery)) as bar,
     ):
+        nearest = _nearest(table)
         for rows, images in _groups(table):
             columns = _columns(table, rows, images)
+            if table.neighbours:
+                columns |= _neighbours(table.gallery, list(islice(nearest, rows.stop - rows.start)))
             arrays = [pa.array(columns[field.name], field.type) for field in schema]
             writer.write_table(pa.table(arrays, schema=schema), row_group_size=GROUP_ROWS)
             raw.check()
@@ -169,8 +172,6 @@ def _columns(table: VectorTable, rows: slice, images: list[bytes]) -> dict[str, 
     if table.images is not None:
         named = zip(images, gallery.paths[rows], strict=True)
         columns["image"] = [{"bytes": image, "path": path} for image, path in named]
-    if table.neighbours:
-        columns |= _neighbours(gallery, rows, table.neighbours)
     return columns
 
 
@@ -180,17 +181,25 @@ def _vectors(vectors: np.ndarray) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
 
 
-def _neighbours(gallery: Gallery, rows: slice, count: int) -> dict[str, list]:
-    """The columns that name the nearest other items of some rows, best first."""
-    scores, nearest = nearest_others(gallery.vectors, rows, count)
-    distances = np.maximum(1 - scores, 0)
-    ids = [[gallery.ids[row] for row in others] for others in nearest.tolist()]
-    paired = zip(nearest.tolist(), distances.tolist(), strict=True)
-    return {
-        "neighbours": [{"ids": others, "distances": values} for others, values in paired],
-        "neighbour_ids": ids,
-        "neighbour_scores": scores.tolist(),
-    }
+def _nearest(table: VectorTable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each item the scores and rows of its nearest others, best first.
+
+    They are searched for in blocks of one size, since scores differ in their last digits by the size of a block.
+    """
+    count = len(table.gallery)
+    for start in range(0, count, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, count))
+        yield from zip(*nearest_others(table.gallery.vectors, rows, table.neighbours), strict=True)
+
+
+def _neighbours(gallery: Gallery, nearest: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, list]:
+    """The columns that name the nearest other items of some rows, best first, from their scores and rows."""
+    columns: dict[str, list] = {"neighbours": [], "neighbour_ids": [], "neighbour_scores": []}
+    for scores, rows in nearest:
+        columns["neighbours"].append({"ids": rows.tolist(), "distances": np.maximum(1 - scores, 0).tolist()})
+        columns["neighbour_ids"].append([gallery.ids[row] for row in rows.tolist()])
+        columns["neighbour_scores"].append(scores.tolist())
+    return columns
 
 
 def nearest_others(vectors: np.ndarray, rows: slice, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,9 +16,11 @@ from onceover.base.errors import OnceoverError
 from onceover.retrieval.search import Query as SearchQuery
 from onceover.retrieval.search import Term
 from onceover.serve.batching import BusyError
+from onceover.serve.bodies import BodyLimit
+from onceover.serve.connections import Stoppable
 from onceover.serve.engine import Question
 from onceover.serve.hosts import HostCheck
-from onceover.serve.limits import BodyLimit
+from onceover.serve.limits import MAX_DECODED
 from onceover.serve.lookup import NoItemError
 from onceover.serve.messages import (
     ErrorMessage,
@@ -39,21 +41,35 @@ from onceover.serve.uploads import uploaded_image
 _REASONS = {
     400: "The query cannot be answered.",
     404: "There is no such item.",
+    408: "The request took too long to arrive.",
     413: "The request is too large.",
     422: "The request is not of this form.",
-    503: "Too many queries wait.",
+    503: "The server is busy, or is stopping.",
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorMessage, "description": reason} for status, reason in _REASONS.items()
 }
 _JPEG: dict[str, Any] = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
 _IMAGES: dict[int | str, dict[str, Any]] = {200: _JPEG, **_ERRORS}
-_PLAIN = {  # by the type of what is wrong, in place of the library's own words
-    "string_pattern_mismatch": "the query is empty; write a text",
-    "json_invalid": "the body is no JSON",
-    "missing": "it is missing",
-    "extra_forbidden": "there is no such setting",
+_PLAIN = {  # what is said of a value, by the type of what is wrong, in place of the library's own words
+    "string_pattern_mismatch": "is empty; write one",
+    "string_too_short": "is empty; give one",
+    "string_too_long": "has more than {max_length:,} characters; shorten it",
+    "string_type": "is no text",
+    "json_invalid": "is no JSON",
+    "missing": "is missing",
+    "extra_forbidden": "is no setting",
+    "too_short": "is empty; give at least one term",
+    "too_long": "has more than {max_length:,} terms; remove some",
+    "list_type": "is no list",
+    "literal_error": "has to be {expected}",
+    "finite_number": "is no finite number",
+    "float_type": "is no number",
+    "int_type": "is no whole number",
+    "greater_than_equal": "is below {ge:,}; raise it",
+    "less_than_equal": "is above {le:,}; lower it",
 }
+_SUBJECTS = {"terms": "the query", "top_k": "top_k", "min_score": "min_score"}
 Id = Annotated[str, Query(min_length=1, max_length=4096, description="The item's id.")]
 Stamp = Annotated[str, Query(max_length=64, description="The stamp of /api/info; with it, the image may be kept.")]
 
@@ -70,6 +86,7 @@ def create_app(site: Site, host: str) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit)
+    app.add_middleware(Stoppable)
     app.add_middleware(HostCheck, host=host)
     app.add_exception_handler(OnceoverError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -81,6 +98,18 @@ def create_app(site: Site, host: str) -> FastAPI:
 
 
 def _add_api(app: FastAPI, site: Site) -> None:
+    decoders = asyncio.Semaphore(MAX_DECODED)
+
+    async def term_of(message: TextTerm | ItemTerm | ImageTerm) -> Term:
+        if isinstance(message, TextTerm):
+            return Term(text=message.text, weight=message.weight)
+        if isinstance(message, ItemTerm):
+            site.items.check(message.kind, message.item)
+            return Term(item=item_name(message.kind, message.item), weight=message.weight)
+        async with decoders:
+            upload = await run_in_threadpool(uploaded_image, message.image, site.engine)
+        return Term(image=upload, weight=message.weight)
+
     @app.get("/api/info", responses={status: _ERRORS[status] for status in (400, 413)})
     def info() -> InfoMessage:
         """What is served: encoders, galleries with their sizes, and which queries are taken."""
@@ -89,10 +118,11 @@ def _add_api(app: FastAPI, site: Site) -> None:
     @app.post("/api/search", responses=_ERRORS)
     async def search(message: SearchMessage) -> HitsMessage:
         """The items that are nearest to a query, best first."""
-        terms = tuple([await run_in_threadpool(_term, term, site) for term in message.terms])
+        terms = tuple([await term_of(term) for term in message.terms])
         question = Question(SearchQuery(terms), message.gallery, message.top_k, message.min_score)
-        hits = await asyncio.wrap_future(site.engine.ask(question))
-        return HitsMessage.model_validate({"hits": [site.items.shown(message.gallery, hit) for hit in hits]})
+        answer = await asyncio.wrap_future(site.engine.ask(question))
+        hits = [site.items.shown(message.gallery, hit) for hit in answer.hits]
+        return HitsMessage.model_validate({"hits": hits, "best_score": answer.best_score})
 
     @app.get("/api/items/image/thumbnail", response_class=Response, responses=_IMAGES)
     def thumbnail(id: Id, stamp: Stamp = "") -> Response:
@@ -113,15 +143,6 @@ def _add_api(app: FastAPI, site: Site) -> None:
     def points() -> MapMessage:
         """A map of at most 1,000 images with a caption each; ask again until it is complete."""
         return site.map()
-
-
-def _term(message: TextTerm | ItemTerm | ImageTerm, site: Site) -> Term:
-    if isinstance(message, TextTerm):
-        return Term(text=message.text, weight=message.weight)
-    if isinstance(message, ItemTerm):
-        site.items.check(message.kind, message.item)
-        return Term(item=item_name(message.kind, message.item), weight=message.weight)
-    return Term(image=uploaded_image(message.image), weight=message.weight)
 
 
 def _jpeg(data: bytes, is_current: bool) -> Response:
@@ -176,9 +197,15 @@ def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     """A request that is not of the form that the description states: the first thing that is wrong."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ", ".join(str(part) for part in first["loc"][1:])  # after the part of the request
-    text = _PLAIN.get(first["type"], first["msg"])
-    return JSONResponse({"error": f"{where}: {text}" if where else text}, 422)
+    place = first["loc"]
+    name = str(place[-1])
+    subject = _SUBJECTS.get(name, f"the {name}") if first["type"] != "json_invalid" else "the body"
+    text = first["msg"]
+    if first["type"] in _PLAIN:
+        text = f"{subject} {_PLAIN[first['type']]}".format_map(first.get("ctx", {}))
+    if len(place) > 2 and isinstance(place[2], int):
+        text = f"term {place[2] + 1}: {text}"
+    return JSONResponse({"error": text}, 422)
 
 
 def _answer_fault(request: Request, error: Exception) -> JSONResponse:

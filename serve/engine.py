@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from onceover.base.errors import OnceoverError
 from onceover.base.progress import warn
 from onceover.heads.searching import Collection
-from onceover.retrieval.search import Hit, Query, Searcher, SearchError, Term
+from onceover.retrieval.gallery import NOUNS
+from onceover.retrieval.search import Hit, Query, Searcher, SearchError, Term, at_least
 from onceover.serve.batching import AT_ONCE, Batcher
-from onceover.serve.limits import MAX_WAITING
+from onceover.serve.limits import MAX_WAITING, MIN_WEIGHT
 from onceover.serve.paired import Paired
+from onceover.serve.vectors import Upload, Vectors
 
-_NOUNS = {"image": "images", "text": "captions"}
 _WARM_UP = "a dog playing in the park"
 
 
@@ -26,9 +27,22 @@ class Question:
     min_score: float | None
 
     @property
-    def settings(self) -> tuple[str, int, float | None]:
+    def has_images(self) -> bool:
+        """Whether an image is to be embedded for it."""
+        return any(term.image is not None for term in self.query.terms)
+
+    @property
+    def settings(self) -> tuple[str, int]:
         """What questions must have in common to be searched for together."""
-        return self.kind, self.top_k, self.min_score
+        return self.kind, self.top_k
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The hits of a question, and the score of the best item, which may be too low to be a hit."""
+
+    hits: list[Hit]
+    best_score: float | None
 
 
 @dataclass
@@ -46,52 +60,81 @@ class Engine:
 
     def __post_init__(self) -> None:
         galleries = self.collection.galleries
+        vectors = Vectors(self.collection.embedder)
         self._searchers: dict[str, Searcher] = {}
         for kind, gallery in galleries.items():
             other = galleries.get("text" if kind == "image" else "image")
-            self._searchers[kind] = Searcher(Paired(gallery, other), self.collection.embedder)
-        self._batcher: Batcher[Question, list[Hit]] = Batcher(self._answer, self.at_once, MAX_WAITING)
+            self._searchers[kind] = Searcher(Paired(gallery, other), vectors)
+        self._batcher: Batcher[Question, Answer] = Batcher(
+            self._answer, lambda question: question.has_images, self.at_once, MAX_WAITING
+        )
         self.takes = {"text": None, "image": None}
 
     def warm_up(self) -> None:
         """Loads the models and answers one query; an encoder that cannot be loaded is warned of, and refused later."""
         kind = next(iter(self._searchers))
-        for name, term in (("text", Term(text=_WARM_UP)), ("image", Term(image=_blank_image()))):
+        terms = {"text": lambda: Term(text=_WARM_UP), "image": lambda: Term(image=self.upload(_blank_image()))}
+        for name, make in terms.items():
             try:
-                self.ask(Question(Query((term,)), kind, 1, None)).result()
+                self.ask(Question(Query((make(),)), kind, 1, None)).result()
             except OnceoverError as error:
                 self.takes[name] = str(error)
                 warn(f"queries by {name} are refused: {error}")
 
-    def ask(self, question: Question) -> "Future[list[Hit]]":
+    def upload(self, data: bytes) -> Upload:
+        """An image file that is to be searched by, decoded and made as small as the image encoder takes it.
+
+        Raises:
+            SearchError: images cannot be embedded here. PictureError: no usable image. MemoryError: no room for it now.
+        """
+        self._check_taken("image")
+        upload = Upload(data)
+        upload.pixels = self.collection.embedder.pixels(data)
+        return upload
+
+    def ask(self, question: Question) -> "Future[Answer]":
         """Gives a future that will hold the hits.
 
         Raises:
             SearchError: a query that cannot be embedded, or a gallery that is not there. BusyError: too many wait.
         """
         if question.kind not in self._searchers:
-            raise SearchError(f"there are no {_NOUNS[question.kind]} here to search; search the other gallery")
+            raise SearchError(f"there are no {NOUNS[question.kind]} here to search; search the other gallery")
+        if max(abs(term.weight) for term in question.query.terms) < MIN_WEIGHT:
+            raise SearchError("all terms of the query have the weight 0, or nearly 0; raise one")
         for term in question.query.terms:
-            reason = self.takes.get(term.source[0])
-            if reason is not None:
-                raise SearchError(f"queries by {term.source[0]} cannot be embedded here: {reason}")
+            self._check_taken(term.source[0])
         return self._batcher.ask(question)
 
-    def close(self) -> None:
-        """Ends the thread."""
-        self._batcher.close()
+    def stop(self) -> None:
+        """Refuses what is not answered yet, and all that follows."""
+        self._batcher.stop()
 
-    def _answer(self, questions: Sequence[Question]) -> list[list[Hit]]:
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends the thread; whether it ended within ``timeout`` seconds."""
+        return self._batcher.close(timeout)
+
+    def _check_taken(self, kind: str) -> None:
+        reason = self.takes.get(kind)
+        if reason is not None:
+            raise SearchError(f"queries by {kind} cannot be embedded here: {reason}")
+
+    def _answer(self, questions: Sequence[Question]) -> list[Answer]:
         """The hits of each question; those of the same settings are searched for together."""
-        alike: dict[tuple[str, int, float | None], list[int]] = {}
+        alike: dict[tuple[str, int], list[int]] = {}
         for number, question in enumerate(questions):
             alike.setdefault(question.settings, []).append(number)
-        answers: dict[int, list[Hit]] = {}
-        for (kind, top_k, min_score), numbers in alike.items():
-            queries = [questions[number].query for number in numbers]
-            results = self._searchers[kind].search_many(queries, top_k, min_score)
-            answers.update(zip(numbers, results, strict=True))
+        answers: dict[int, Answer] = {}
+        for (kind, top_k), numbers in alike.items():
+            results = self._searchers[kind].search_many([questions[number].query for number in numbers], top_k)
+            for number, hits in zip(numbers, results, strict=True):
+                answers[number] = _answer_of(hits, questions[number].min_score)
         return [answers[number] for number in range(len(questions))]
+
+
+def _answer_of(hits: list[Hit], min_score: float | None) -> Answer:
+    best = hits[0].score if hits else None
+    return Answer(hits if min_score is None else at_least(hits, min_score), best)
 
 
 def _blank_image() -> bytes:

@@ -5,12 +5,14 @@ that this machine is meant to have are answered. Under an address in numbers, wh
 """
 
 import ipaddress
+import re
 import socket
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_HOST = re.compile(r"(\[(?P<address>[0-9a-f:.%]+)\]|(?P<name>[^\s:/\[\]@]+))(:\d{0,5})?")
 LOCAL = ("localhost", "127.0.0.1", "::1")
 _EVERYWHERE = ("0.0.0.0", "::", "")
 _HEADERS = {
@@ -30,7 +32,7 @@ def is_open(host: str) -> bool:
     try:
         return not ipaddress.ip_address(host or "0.0.0.0").is_loopback
     except ValueError:
-        return host.lower() != "localhost"
+        return host.lower().removesuffix(".") != "localhost"
 
 
 class HostCheck:
@@ -43,7 +45,7 @@ class HostCheck:
     def __init__(self, app: ASGIApp, host: str):
         self._app = app
         self._takes_addresses = is_open(host)
-        self._names = {*LOCAL, host.lower()}
+        self._names = {*LOCAL, host.lower().removesuffix(".")} - {""}
         if host in _EVERYWHERE:
             name = socket.gethostname().lower()
             self._names |= {name, f"{name}.local", socket.getfqdn().lower()}
@@ -70,11 +72,11 @@ class HostCheck:
 
 
 def host_name(header: str) -> str:
-    """The name in a ``Host`` header, without its port, in lower case: ``[::1]:8000`` -> ``::1``."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]
+    """The name in a ``Host`` header, without its port, in lower case: ``[::1]:8000`` -> ``::1``; "" for no host."""
+    parts = _HOST.fullmatch(header.strip().lower())
+    if parts is None:
+        return ""
+    return (parts["address"] or parts["name"]).removesuffix(".")
 
 
 def _is_address(name: str) -> bool:

@@ -1,15 +1,17 @@
 """The items of the galleries by their ids: what the page shows of an image or a caption, and the image itself."""
 
+import contextlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image
 
+from onceover.extract.store import StoreError
 from onceover.heads.originals import Originals
 from onceover.heads.searching import Collection
 from onceover.retrieval.search import Hit
@@ -48,6 +50,9 @@ class Items:
         self._galleries = collection.galleries
         self._splits = splits
         self._originals = Originals(collection, "image", roots) if "image" in collection.galleries else None
+        self._folders = self._originals.folders if self._originals is not None else []
+        if "image" in collection.galleries:  # opens the file of the thumbnails, which may be removed later
+            collection.galleries["image"].thumbnail(0)
         self._views: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -60,7 +65,7 @@ class Items:
         values = self._values(kind, name)
         image = self.image_of(kind, name, values["path"])
         split = self._splits.get(image or "")
-        return Item(kind, name, shown_path(values["path"], name), values["captions"], image, split)
+        return Item(kind, name, self.shown_path(values["path"]), values["captions"], image, split)
 
     def check(self, kind: str, name: str) -> None:
         """Refuses a name that no item of this kind has.
@@ -79,9 +84,17 @@ class Items:
     def shown(self, kind: str, hit: Hit) -> dict:
         """A hit as the API gives it."""
         values = hit.to_dict()
-        values["path"] = shown_path(hit.path, hit.id)
+        values["path"] = self.shown_path(hit.path)
         values["image"] = self.image_of(kind, hit.id, hit.path)
         return values
+
+    def shown_path(self, path: str) -> str:
+        """The path of an item as it is shown: never where its folder lies on this machine."""
+        for folder in self._folders:
+            inside = path.removeprefix(f"{folder.rstrip('/')}/")
+            if inside != path:
+                return f"{Path(folder).name}/{inside}" if len(self._folders) > 1 else inside
+        return PurePath(path).name if _is_absolute(path) else path
 
     def thumbnail(self, name: str) -> bytes:
         """A small JPEG of an image.
@@ -89,7 +102,9 @@ class Items:
         Raises:
             NoItemError: there is no such image, or none of it was kept and its file is not there.
         """
-        small = self._values("image", name)["thumbnail"]
+        row = row_of(self._galleries.get("image"), name)
+        with _readable():
+            small = self._galleries["image"].thumbnail(row)
         return small or self.view(name)
 
     def view(self, name: str) -> bytes:
@@ -102,8 +117,9 @@ class Items:
         assert self._originals is not None, "there are images"
         with self._lock:
             if name not in self._views:
-                hit = Hit(1, 0.0, name, self._originals.place(values["path"]), [])
-                image = self._originals.image(hit, VIEW_SIZE)
+                hit = Hit(1, 0.0, name, values["path"], [])
+                with _readable():
+                    image = self._originals.image(self._originals.placed(hit), VIEW_SIZE)
                 if image is None:
                     raise NoItemError("the image's file is not there any more, and no thumbnail of it was kept")
                 self._views[name] = _jpeg(image)
@@ -113,11 +129,10 @@ class Items:
             return self._views[name]
 
     def _values(self, kind: str, name: str) -> dict:
-        """The path, captions and thumbnail of an item."""
-        gallery = self._galleries.get(kind)
-        row = row_of(gallery, name)
-        assert gallery is not None, "the row was found in it"
-        return gallery.item(row)
+        """The path and captions of an item."""
+        row = row_of(self._galleries.get(kind), name)
+        with _readable():
+            return self._galleries[kind].item(row)
 
     @cached_property
     def _image_by_path(self) -> dict[str, str]:
@@ -127,14 +142,24 @@ class Items:
         return {path: name for name, path in paths_by_id(gallery).items() if path}
 
 
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Turns what goes wrong when a run or index is read, whose files were removed or replaced since, into an error.
+
+    Raises:
+        NoItemError: it cannot be read.
+    """
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, StoreError) as error:
+        raise NoItemError("the run's or index's files were removed or replaced; start the server again") from error
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith(("/", "\\")) or path[1:3] in (":\\", ":/")
+
+
 def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
-
-
-def shown_path(path: str, name: str) -> str:
-    """The path of an item as it is shown: an absolute one, which says where files lie, gives way to the id."""
-    if path.startswith(("/", "\\")) or path[1:3] in (":\\", ":/"):
-        return name
-    return path

@@ -16,6 +16,11 @@ def ids_of(gallery: Served) -> list[str]:
     return gallery.ids if isinstance(gallery, Gallery) else gallery.ids()
 
 
+def contents(gallery: Served) -> list[str]:
+    """For each item what tells its content: SHA-256 of an image, text of a caption."""
+    return gallery.contents if isinstance(gallery, Gallery) else gallery.living("content")
+
+
 def paths_by_id(gallery: Served) -> dict[str, str]:
     """The path of each item of a gallery, by its id; of a caption it is its image's, or empty."""
     paths = gallery.paths if isinstance(gallery, Gallery) else gallery.living("path")

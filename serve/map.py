@@ -1,6 +1,7 @@
 """The map: a sample of the gallery's images, with a caption each, in two dimensions."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote
@@ -34,12 +35,14 @@ class EmbeddingMap:
     PCA is there at once; t-SNE takes seconds, and is computed in a thread when the map is first asked for.
 
     Args:
-        galleries: by kind; there need be no captions. splits: by id of an image. stamp: of the addresses of images.
+        galleries: by kind, without thumbnails; there need be no captions. splits: by id of an image.
+        stamp: of the addresses of images. shown_path: a path as it is shown.
     """
 
     galleries: dict[str, Served]
     splits: dict[str, str]
     stamp: str
+    shown_path: Callable[[str], str]
     seed: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _points: list[_Point] = field(default_factory=list)
@@ -68,7 +71,7 @@ class EmbeddingMap:
         if len(vectors) < _LEAST_POINTS:
             self._coordinates["pca"] = np.zeros((len(vectors), 2))
             return
-        self._coordinates["pca"] = pca(vectors, self.seed)[0]
+        self._coordinates["pca"] = pca(vectors)[0]
         threading.Thread(target=self._finish, args=(vectors,), name="onceover-map", daemon=True).start()
 
     def _finish(self, vectors: np.ndarray) -> None:
@@ -94,7 +97,7 @@ class EmbeddingMap:
             name = names[number]
             row = row_of(images, name)
             values = images.item(row)
-            caption = values["captions"][0] if values["captions"] else values["path"]
+            caption = values["captions"][0] if values["captions"] else self.shown_path(values["path"])
             points.append(_Point("image", name, caption, self.splits.get(name), name))
             rows.append(images.vector(row))
             if values["path"]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag
 
 from onceover.retrieval.queries import MAX_QUERY
 from onceover.serve.limits import MAX_BODY, MAX_HITS, MAX_TERMS, MAX_WEIGHT
@@ -10,6 +10,7 @@ from onceover.serve.limits import MAX_BODY, MAX_HITS, MAX_TERMS, MAX_WEIGHT
 Kind = Literal["image", "text"]
 Weight = Annotated[
     float,
+    Strict(),
     Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False, description="Factor in the sum; below 0: subtracted."),
 ]
 
@@ -63,8 +64,10 @@ class SearchMessage(BaseModel):
     )
     terms: list[TermMessage] = Field(min_length=1, max_length=MAX_TERMS)
     gallery: Kind = Field("image", description="What is searched: images, or captions (text).")
-    top_k: int = Field(20, ge=1, le=MAX_HITS, description="Number of hits.")
-    min_score: float | None = Field(None, allow_inf_nan=False, description="Leave out hits with a lower score.")
+    top_k: int = Field(20, ge=1, le=MAX_HITS, strict=True, description="Number of hits.")
+    min_score: float | None = Field(
+        None, strict=True, allow_inf_nan=False, description="Leave out hits with a lower score."
+    )
 
 
 class HitMessage(BaseModel):
@@ -83,6 +86,7 @@ class HitsMessage(BaseModel):
     """The hits of a query, best first."""
 
     hits: list[HitMessage]
+    best_score: float | None = Field(description="Score of the best item, which may be below min_score.")
 
 
 class ItemMessage(BaseModel):

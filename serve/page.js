@@ -2,10 +2,12 @@
 /* The search page. `state` is the whole query and what is open; the address is made of it, and it is read from the
    address again. Every change goes through `go`, which shows the state and asks for its answer. */
 
-const LEAST = -0.01; // of the slider: no least score
+const LEAST = -0.01; // of the slider: no minimum score
 const SUBTRACTED = 0.5; // what all terms that are subtracted weigh together; those that are added weigh 1
 const DEFAULTS = { topK: 24, minScore: LEAST };
 const DEBOUNCE = 140; // milliseconds without a key before a query is sent
+const MOST_TERMS = 15; // beside the text in the box
+const RETRY = 2000; // milliseconds until a server that does not answer is asked again
 const UPLOAD_SIZE = 640; // pixels, the longer side of an image that is sent
 
 const byId = (id) => document.getElementById(id);
@@ -15,8 +17,12 @@ let state = null;
 let hits = []; // what the grid shows
 let asked = ""; // the query whose answer the grid shows
 let waiting = null; // the request under way
+let typing = ""; // what goes on changing, as a text does with each key
+let notice = ""; // about the address that was opened, until the query changes
+let refused = ""; // why an image of the user's own was taken out of the query
 let timer = 0;
 let map = null;
+let shownItem = null; // the item in the dialog
 let opener = null; // the card that the dialog was opened from
 
 function element(tag, className, text) {
@@ -29,6 +35,8 @@ function element(tag, className, text) {
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const nounOf = (kind) => (kind === "image" ? "image" : "caption");
 const thumbnail = (id) => `api/items/image/thumbnail?id=${encodeURIComponent(id)}&stamp=${info.stamp}`;
+/* An id as it is shown: of a whole path, which says where files lie, the file and its folder. */
+const nameOf = (id) => (/^([/\\]|[A-Za-z]:[/\\])/.test(id) ? id.split(/[/\\]/).slice(-2).join("/") : id);
 const has = (kind) => info.galleries.some((gallery) => gallery.kind === kind);
 
 async function fetchJson(address, options) {
@@ -39,9 +47,15 @@ async function fetchJson(address, options) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer; is it still running?");
   }
-  const value = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(value.error || `The server answered ${answer.status}.`);
-  return value;
+  const value = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return null;
+  });
+  if (answer.ok && value) return value;
+  const busy = answer.status === 503 ? "The server is busy; try again." : `The server answered ${answer.status}.`;
+  const error = new Error(value?.error || (answer.ok ? "The answer was cut off; try again." : busy));
+  error.status = answer.status;
+  throw error;
 }
 
 /* ---- the state and the address ---- */
@@ -61,7 +75,7 @@ function termFromText(text) {
 
 function addressOf(shown) {
   const parameters = new URLSearchParams();
-  if (shown.text) parameters.set("q", shown.text);
+  if (shown.text || shown.sign === "-") parameters.set(shown.sign === "-" ? "not" : "q", shown.text);
   for (const term of shown.terms) if (term.kind !== "upload") parameters.append("term", termToText(term));
   if (shown.gallery !== info.galleries[0].kind) parameters.set("in", nounOf(shown.gallery) + "s");
   if (shown.topK !== DEFAULTS.topK) parameters.set("k", shown.topK);
@@ -76,13 +90,16 @@ function stateFromAddress() {
   const parameters = new URLSearchParams(location.search);
   const gallery = parameters.get("in") === "captions" ? "text" : "image";
   const open = /^(image|caption):([^]+)$/.exec(parameters.get("open") || "");
+  const terms = parameters.getAll("term").map(termFromText).filter(Boolean);
+  if (terms.length > MOST_TERMS) notice = `The address has ${terms.length} terms; a query takes the first ${MOST_TERMS}.`;
   const number = (name, least, most, otherwise) => {
     const value = parameters.has(name) ? Number(parameters.get(name)) : NaN;
     return value >= least && value <= most ? value : otherwise;
   };
   return {
-    text: parameters.get("q") || "",
-    terms: parameters.getAll("term").map(termFromText).filter(Boolean).slice(0, 15),
+    text: parameters.get("q") || parameters.get("not") || "",
+    sign: parameters.has("not") && !parameters.get("q") ? "-" : "+", // of the text in the box
+    terms: terms.slice(0, MOST_TERMS),
     gallery: parameters.has("in") && has(gallery) ? gallery : info.galleries[0].kind,
     topK: Math.round(number("k", 1, 100, DEFAULTS.topK)),
     minScore: number("least", LEAST, 1, DEFAULTS.minScore),
@@ -93,9 +110,11 @@ function stateFromAddress() {
 
 /* Where images of the user's own stand among the terms; it is kept with the entry of the browser's history. */
 function restored() {
+  notice = "";
   const shown = stateFromAddress();
   for (const { index, term } of history.state?.uploads ?? []) {
-    if (uploads.has(term.value)) shown.terms.splice(index, 0, term);
+    if (uploads.get(term.value)) shown.terms.splice(index, 0, term);
+    else if (!uploads.has(term.value)) notice = "This query had an image of your own, which is not part of the address: add it again.";
   }
   return shown;
 }
@@ -113,24 +132,31 @@ function writeAddress(replaces) {
 
 function titleOf(shown) {
   const words = shown.terms.map((term) => `${term.sign === "-" ? "−" : ""}${labelOf(term)}`);
-  if (shown.text) words.unshift(shown.text);
+  if (shown.text) words.unshift(`${shown.sign === "-" ? "−" : ""}${shown.text}`);
   return [words.join(" + ").slice(0, 80), "onceover"].filter(Boolean).join(" · ");
 }
 
-const labelOf = (term) => (term.kind === "upload" ? uploads.get(term.value).name : term.value);
+const labelOf = (term) => {
+  if (term.kind === "upload") return uploads.get(term.value).name;
+  return term.kind === "item" ? nameOf(term.value) : term.value;
+};
 
-/* Changes the state. `typing` names what goes on changing, as a text does with each key: all of it has one entry in the
+/* Changes the state. `goesOn` names what goes on changing, as a text does with each key: all of it has one entry in the
    browser's history, and is answered when there has been no further change for a moment. */
-function go(changes, { typing = "" } = {}) {
-  const goesOn = Boolean(typing) && history.state?.typing === typing;
+function go(changes, { goesOn = "" } = {}) {
+  if (!state) return; // nothing is known of the server yet
+  const isSame = Boolean(goesOn) && typing === goesOn;
+  typing = goesOn;
+  notice = "";
   state = { ...state, ...changes };
-  writeAddress(goesOn);
-  history.replaceState({ ...history.state, typing }, "");
+  writeAddress(isSame);
   show();
-  ask(typing ? DEBOUNCE : 0);
+  ask(goesOn ? DEBOUNCE : 0);
 }
 
 window.addEventListener("popstate", () => {
+  if (!state) return;
+  typing = "";
   state = restored();
   document.title = titleOf(state);
   show();
@@ -140,7 +166,7 @@ window.addEventListener("popstate", () => {
 /* ---- the query and its answer ---- */
 
 function requestOf(shown) {
-  const all = shown.text.trim() ? [{ sign: "+", kind: "text", value: shown.text }, ...shown.terms] : shown.terms;
+  const all = shown.text.trim() ? [{ sign: shown.sign, kind: "text", value: shown.text }, ...shown.terms] : shown.terms;
   const subtracted = all.filter((term) => term.sign === "-").length;
   const terms = all.map((term) => {
     const weight = term.sign === "-" ? -SUBTRACTED / subtracted : 1 / (all.length - subtracted);
@@ -163,10 +189,11 @@ function ask(delay) {
 async function answer(request) {
   asked = request;
   waiting?.abort();
-  const { terms } = JSON.parse(request);
-  if (!terms.length) {
+  const message = JSON.parse(request);
+  const own = state.terms.filter((term) => term.kind === "upload").map((term) => term.value);
+  if (!message.terms.length) {
     waiting = null;
-    showError("");
+    showRefusal();
     showStart();
     return;
   }
@@ -177,17 +204,39 @@ async function answer(request) {
     const headers = { "Content-Type": "application/json" };
     const found = await fetchJson("api/search", { method: "POST", headers, body: request, signal: controller.signal });
     if (waiting !== controller) return; // a later query is under way
-    showError("");
-    showHits(found.hits);
+    for (const key of own) uploads.get(key).isTaken = true;
+    showRefusal();
+    showHits(found, message);
   } catch (error) {
     if (error.name === "AbortError" || waiting !== controller) return;
     asked = "";
-    showHits([]);
+    if (error.status === 400 && takeOut(own)) {
+      refused = error.message;
+      ask(0);
+      return;
+    }
+    showHits({ hits: [] }, message);
     byId("status").textContent = "";
     showError(error.message);
   } finally {
     if (waiting === controller) document.body.classList.remove("busy");
   }
+}
+
+function showRefusal() {
+  showError(refused);
+  refused = "";
+}
+
+/* Takes the images out of the query that no answer was given for yet; whether there were any. */
+function takeOut(own) {
+  const keys = own.filter((key) => !uploads.get(key)?.isTaken);
+  for (const key of keys) uploads.set(key, null);
+  if (!keys.length) return false;
+  state = { ...state, terms: state.terms.filter((term) => !keys.includes(term.value)) };
+  writeAddress(true);
+  show();
+  return true;
 }
 
 /* ---- what is shown ---- */
@@ -204,7 +253,13 @@ function show() {
   }
   const box = byId("text");
   if (box.value !== state.text) box.value = state.text;
-  for (const button of ["add", "subtract"]) byId(button).disabled = !state.text.trim();
+  const isMinus = state.sign === "-";
+  const isEmpty = !state.text.trim();
+  byId("sign").hidden = !isMinus;
+  box.placeholder = isMinus ? "What the hits are not to show" : placeholder();
+  box.setAttribute("aria-label", isMinus ? "Term to subtract" : "Query");
+  byId("add").disabled = isEmpty && !isMinus;
+  byId("subtract").disabled = isEmpty && (isMinus || !state.terms.length);
   showChips();
   for (const radio of document.getElementsByName("gallery")) radio.checked = radio.value === state.gallery;
   byId("top-k").value = state.topK;
@@ -242,7 +297,10 @@ function showChips() {
   });
   byId("chips").replaceChildren(...chips);
   byId("chips").hidden = !chips.length;
-  byId("note").hidden = !state.terms.some((term) => term.kind === "upload");
+  const own = state.terms.some((term) => term.kind === "upload")
+    ? "An image of your own is not part of the address: a link to this page has the other terms only." : "";
+  byId("note").textContent = notice || own;
+  byId("note").hidden = !byId("note").textContent;
 }
 
 /* Replaces a term, or removes it, and puts the focus on the same button of what stands there then. */
@@ -278,28 +336,34 @@ function showStart() {
   drawGrid();
 }
 
-function showHits(found) {
-  hits = found.map((hit) => ({ ...hit, kind: state.gallery }));
+function showHits(found, message) {
+  hits = found.hits.map((hit) => ({ ...hit, kind: message.gallery }));
   byId("start").hidden = true;
-  const noun = nounOf(state.gallery);
+  const noun = nounOf(message.gallery);
   let text = plural(hits.length, noun);
-  if (hits.length) text += `, score ${hits[0].score.toFixed(2)} to ${hits[hits.length - 1].score.toFixed(2)}`;
-  else if (state.minScore > LEAST) text = `No ${noun} has a score of ${state.minScore.toFixed(2)} or more. Lower the least score.`;
-  else text = `No ${noun}s.`;
+  if (hits.length) {
+    text += `, score ${hits[0].score.toFixed(2)} to ${hits[hits.length - 1].score.toFixed(2)}`;
+  } else {
+    text = `No ${noun}s.`;
+    if (found.best_score != null) {
+      text = `No ${noun} scores ${message.min_score.toFixed(2)} or more; the best scores ${found.best_score.toFixed(2)}. Lower the minimum score.`;
+    }
+  }
+  if (message.terms.every((term) => term.weight < 0)) text += " · all terms are subtracted: these are the least similar";
   byId("status").textContent = text;
   drawGrid();
 }
 
 function drawGrid() {
-  const best = hits.length && hits[0].score !== undefined ? Math.max(hits[0].score, 1e-6) : 1;
   const list = byId("results");
   const had = list.contains(document.activeElement);
   list.className = hits.length && hits[0].kind === "text" ? "lines" : "grid";
-  list.replaceChildren(...hits.map((hit, index) => card(hit, index, best)));
+  list.replaceChildren(...hits.map(card));
   if (had) (list.querySelector("button") ?? list).focus();
+  if (shownItem) showFacts();
 }
 
-function card(hit, index, best) {
+function card(hit, index) {
   const entry = element("li");
   const button = element("button", "card");
   button.type = "button";
@@ -308,7 +372,7 @@ function card(hit, index, best) {
   const caption = hit.captions[0] ?? "";
   if (hit.image) {
     const frame = element("span", "frame");
-    frame.append(picture(thumbnail(hit.image), hit.kind === "image" ? caption || hit.id : ""));
+    frame.append(picture(thumbnail(hit.image), hit.kind === "image" ? caption || nameOf(hit.id) : ""));
     button.append(frame);
   }
   const facts = element("span", "facts");
@@ -316,12 +380,12 @@ function card(hit, index, best) {
     const score = element("span", "score");
     const bar = element("span", "bar");
     const filled = element("span");
-    filled.style.width = `${100 * Math.min(Math.max(hit.score / best, 0), 1)}%`;
+    filled.style.width = `${100 * Math.min(Math.max(hit.score, 0), 1)}%`;
     bar.append(filled);
     score.append(bar, element("span", "number", hit.score.toFixed(3)));
     facts.append(score);
   }
-  const text = element("span", "caption", caption || (hit.score === undefined ? "" : hit.id));
+  const text = element("span", "caption", caption || (hit.score === undefined ? "" : nameOf(hit.id)));
   text.dir = "auto";
   if (text.textContent) facts.append(text);
   if (hit.same?.length) facts.append(element("span", "same", `and ${hit.same.length} like it`));
@@ -339,7 +403,6 @@ function card(hit, index, best) {
 
 /* ---- one item ---- */
 
-let shownItem = null; // the item in the dialog
 async function showItem() {
   const dialog = byId("item");
   if (!state.open) {
@@ -374,20 +437,26 @@ async function showItem() {
   title.textContent = item.kind === "text" ? item.captions[0] : item.path.slice(item.path.lastIndexOf("/") + 1);
   title.className = item.kind === "text" ? "" : "file";
   title.dir = "auto";
-  const hit = hits.find((other) => other.id === item.id && other.kind === item.kind);
-  const facts = [];
-  if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${hit.score.toFixed(3)}`);
-  if (item.split) facts.push(`split ${item.split}`);
-  if (item.path && (item.kind === "text" || item.path.includes("/"))) facts.push(item.path);
-  if (hit?.same?.length) facts.push(`looks the same: ${hit.same.slice(0, 5).join(", ")}`);
-  byId("item-facts").textContent = facts.join(" · ");
-  byId("item-facts").hidden = !facts.length;
+  showFacts();
   const captions = item.kind === "image" ? item.captions : [];
   byId("item-captions").replaceChildren(...captions.map(captionEntry));
   byId("item-captions").hidden = !captions.length;
   byId("item-add").disabled = byId("item-subtract").disabled = isFull();
   if (!dialog.open) dialog.showModal();
   byId("search-by").focus({ preventScroll: true });
+}
+
+/* The rank and score of the item in the dialog, where it is a hit, and what else is known of it. */
+function showFacts() {
+  const item = shownItem;
+  const hit = hits.find((other) => other.id === item.id && other.kind === item.kind);
+  const facts = [];
+  if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${hit.score.toFixed(3)}`);
+  if (item.split) facts.push(`split ${item.split}`);
+  if (item.path && (item.kind === "text" || item.path.includes("/"))) facts.push(item.path);
+  if (hit?.same?.length) facts.push(`looks the same: ${hit.same.slice(0, 5).map(nameOf).join(", ")}`);
+  byId("item-facts").textContent = facts.join(" · ");
+  byId("item-facts").hidden = !facts.length;
 }
 
 function captionEntry(caption) {
@@ -399,7 +468,7 @@ function captionEntry(caption) {
     link.type = "button";
     link.title = "Search by this caption";
     link.addEventListener("click", () => {
-      go({ text: caption, terms: [], open: null, view: "search" });
+      go({ text: caption, sign: "+", terms: [], open: null, view: "search" });
       byId("text").focus();
     });
     entry.append(link);
@@ -408,11 +477,11 @@ function captionEntry(caption) {
   return entry;
 }
 
-const isFull = () => state.terms.length >= 15;
+const isFull = () => state.terms.length >= MOST_TERMS;
 const itemTerm = (sign) => ({ sign, kind: "item", of: nounOf(shownItem.kind), value: shownItem.id });
 
 function useItem(terms, text) {
-  go({ terms, text, open: null, view: "search" });
+  go({ terms, text, sign: text ? state.sign : "+", open: null, view: "search" });
   byId("results").focus();
   window.scrollTo(0, 0);
 }
@@ -420,6 +489,12 @@ function useItem(terms, text) {
 byId("search-by").addEventListener("click", () => useItem([itemTerm("+")], ""));
 byId("item-add").addEventListener("click", () => useItem([...state.terms, itemTerm("+")], state.text));
 byId("item-subtract").addEventListener("click", () => useItem([...state.terms, itemTerm("-")], state.text));
+/* A small image is shown at twice its own size at most. */
+byId("item-image").addEventListener("load", () => {
+  const image = byId("item-image");
+  image.style.setProperty("--widest", `${2 * image.naturalWidth}px`);
+  image.style.setProperty("--highest", `${2 * image.naturalHeight}px`);
+});
 byId("close").addEventListener("click", () => closeItem());
 byId("item").addEventListener("cancel", (event) => {
   event.preventDefault();
@@ -451,7 +526,7 @@ function step(offset) {
 /* ---- images of the user's own ---- */
 
 async function takeImage(file) {
-  if (!file) return;
+  if (!file || !state) return;
   if (info.takes.image) {
     showError(`Images cannot be searched by here: ${info.takes.image}`);
     return;
@@ -477,7 +552,7 @@ async function shrunk(file) {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    if (file.size > 16 * 2 ** 20) throw new Error("This image has more than 16 MiB and cannot be made smaller here.");
+    if (file.size > 8 * 2 ** 20) throw new Error("This image has more than 8 MiB and cannot be made smaller here.");
     return file;
   }
   const scale = Math.min(1, UPLOAD_SIZE / Math.max(bitmap.width, bitmap.height));
@@ -572,25 +647,29 @@ function drawMap(data) {
 
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  history.replaceState({ ...history.state, typing: "" }, "");
+  if (!state) return;
+  typing = "";
   ask(0);
 });
-byId("text").addEventListener("input", () => go({ text: byId("text").value }, { typing: "text" }));
+byId("text").addEventListener("input", () => go({ text: byId("text").value }, { goesOn: "text" }));
+/* Both buttons keep the text in the box as a term, with its own sign, and empty the box for a further one. */
 for (const [name, sign] of [["add", "+"], ["subtract", "-"]]) {
   byId(name).addEventListener("click", () => {
-    if (isFull()) {
+    const text = state.text.trim();
+    if (text && isFull()) {
       showError("The query has as many terms as it can have; remove one.");
       return;
     }
-    go({ text: "", terms: [...state.terms, { sign, kind: "text", value: state.text.trim() }] });
+    const terms = text ? [...state.terms, { sign: state.sign, kind: "text", value: text }] : state.terms;
+    go({ text: "", sign, terms });
     byId("text").focus();
   });
 }
 for (const radio of document.getElementsByName("gallery")) {
   radio.addEventListener("change", () => go({ gallery: radio.value }));
 }
-byId("top-k").addEventListener("input", () => go({ topK: Number(byId("top-k").value) }, { typing: "top-k" }));
-byId("min-score").addEventListener("input", () => go({ minScore: Number(byId("min-score").value) }, { typing: "min-score" }));
+byId("top-k").addEventListener("input", () => go({ topK: Number(byId("top-k").value) }, { goesOn: "top-k" }));
+byId("min-score").addEventListener("input", () => go({ minScore: Number(byId("min-score").value) }, { goesOn: "min-score" }));
 for (const name of ["search", "map"]) {
   byId(`show-${name}`).addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // in a tab of its own
@@ -601,13 +680,13 @@ for (const name of ["search", "map"]) {
 byId("home").addEventListener("click", (event) => {
   if (event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
-  go({ text: "", terms: [], open: null, view: "search" });
+  go({ text: "", sign: "+", terms: [], open: null, view: "search" });
   byId("text").focus();
 });
 
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
-  const target = state.view === "map" ? byId("map").querySelector(".map-view") : byId("results").querySelector("button");
+  const target = state?.view === "map" ? byId("map").querySelector(".map-view") : byId("results").querySelector("button");
   (target ?? byId("results")).focus();
 });
 
@@ -643,7 +722,7 @@ function moveInGrid(event) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.altKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+  if (!state || event.altKey || event.ctrlKey || event.metaKey || event.isComposing) return;
   const active = document.activeElement;
   if (byId("item").open) {
     if (event.key === "ArrowLeft") step(-1);
@@ -660,7 +739,7 @@ document.addEventListener("keydown", (event) => {
     first.focus();
   } else if (active === byId("text") && event.key === "Escape") {
     event.preventDefault();
-    if (state.text) go({ text: "" });
+    if (state.text || state.sign === "-") go({ text: "", sign: "+" });
   } else if (byId("results").contains(active)) {
     moveInGrid(event);
   }
@@ -674,13 +753,9 @@ function showInfo() {
   byId("gallery").hidden = info.galleries.length < 2;
   byId("show-map").hidden = !has("image");
   byId("choose").hidden = Boolean(info.takes.image);
-  const box = byId("text");
   if (info.takes.text) {
-    box.disabled = true;
-    box.placeholder = "Texts cannot be searched by here; choose an item";
+    byId("text").disabled = true;
     for (const button of ["add", "subtract"]) byId(button).hidden = true;
-  } else if (has("image") && matchMedia("(min-width: 40rem)").matches) {
-    box.placeholder = "Describe an image, or drop one here";
   }
   const examples = info.takes.text ? [] : info.examples;
   byId("examples").replaceChildren();
@@ -691,22 +766,40 @@ function showInfo() {
     button.type = "button";
     button.dir = "auto";
     button.addEventListener("click", () => {
-      go({ text: example });
+      go({ text: example, sign: "+" });
       byId("text").focus();
     });
     byId("examples").append(button, " ");
   });
 }
 
+function placeholder() {
+  if (info.takes.text) return "Texts cannot be searched by here; choose an item";
+  const isWide = matchMedia("(min-width: 40rem)").matches;
+  return has("image") && isWide ? "Describe an image, or drop one here" : "Describe an image";
+}
+
+/* The sliders are folded away in a narrow window. */
+const wide = matchMedia("(min-width: 40rem)");
+const unfold = () => {
+  byId("more").open = wide.matches;
+};
+wide.addEventListener("change", unfold);
+unfold();
+
 async function begin() {
-  try {
-    info = await fetchJson("api/info");
-  } catch (error) {
-    showError(error.message);
-    return;
+  while (!info) {
+    try {
+      info = await fetchJson("api/info");
+    } catch (error) {
+      showError(`${error.message} Trying again …`);
+      await new Promise((resolve) => setTimeout(resolve, RETRY));
+    }
   }
+  showError("");
   showInfo();
   state = restored();
+  byId("form").inert = false;
   document.title = titleOf(state);
   show();
   ask(0);

@@ -57,9 +57,5 @@ class Paired:
         return self._other.vector(-1 - row)
 
     def item(self, row: int) -> dict:
-        """The id, path, captions and thumbnail of a row of its own."""
+        """The id, path and captions of a row of its own."""
         return self._own.item(row)
-
-    def without_thumbnails(self) -> "Paired":
-        """The same, whose items come without their thumbnails."""
-        return Paired(self._own.without_thumbnails(), self._other)

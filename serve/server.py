@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import logging
+import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from onceover.serve.site import Site
 
 _PACKAGES = (Extra("serve", "fastapi", "fastapi"), Extra("serve", "uvicorn", "uvicorn"))
-_GRACE = 3  # seconds that answers under way get when the server is stopped
+_GRACE = 1  # seconds that answers under way get when the server is stopped
+_LAST_BATCH = 1.5  # seconds that the models get to finish a batch then
 
 
 class ServeError(OnceoverError):
@@ -65,10 +68,21 @@ def serve(
         nouns = {"image": "images", "text": "captions"}
         counts = ", ".join(f"{gallery.size:,} {nouns[gallery.kind]}" for gallery in site.info().galleries)
         say(f"ready: {_address(host, listener)} searches {counts}; Ctrl-C stops it")
+        has_ended = False
         with _quiet_queries(), contextlib.suppress(KeyboardInterrupt):  # raised when the last answer is given
             server_of(site, host).run(sockets=[listener])
-        site.close()
+        with contextlib.suppress(KeyboardInterrupt):  # a second one
+            has_ended = site.close(_LAST_BATCH)
     say("stopped")
+    if not has_ended:
+        _end_now()
+
+
+def _end_now() -> None:
+    """Ends the process while a thread still computes: Python would wait for it, or crash in it."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def open_site(
@@ -96,6 +110,7 @@ def server_of(site: "Site", host: str) -> "uvicorn.Server":
     import uvicorn
 
     from onceover.serve.api import create_app
+    from onceover.serve.connections import Server
     from onceover.serve.limits import MAX_CONNECTIONS
 
     config = uvicorn.Config(
@@ -107,7 +122,7 @@ def server_of(site: "Site", host: str) -> "uvicorn.Server":
         timeout_graceful_shutdown=_GRACE,
         ws="none",
     )
-    return uvicorn.Server(config)
+    return Server(config, site.engine.stop)
 
 
 def _splits(run: Path) -> dict[str, str]:
@@ -127,6 +142,8 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(place[:2], family=family, backlog=256)
+    except UnicodeError as error:  # an empty or too long part between dots
+        raise ServeError(f"{host[:80]!r} is no name of a machine; --host 127.0.0.1 is this one") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             reason = f"the port {port} is in use; name another one: --port {port + 1}"

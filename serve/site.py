@@ -13,7 +13,7 @@ from onceover.heads.searching import Collection
 from onceover.serve.batching import AT_ONCE
 from onceover.serve.engine import Engine
 from onceover.serve.items import Items
-from onceover.serve.lookup import Served, ids_of, row_of
+from onceover.serve.lookup import Served, contents, ids_of, row_of
 from onceover.serve.map import EmbeddingMap
 from onceover.serve.messages import GalleryMessage, InfoMessage, MapMessage, TakesMessage
 
@@ -33,7 +33,7 @@ class Site:
 
     Attributes:
         engine: answers queries. items: gives items and their images.
-        stamp: changes when other items are served, so that a browser shows no image that it has of others.
+        stamp: changes when the items or their contents do, so that a browser shows no image that it has of others.
     """
 
     def __init__(
@@ -45,13 +45,14 @@ class Site:
         at_once: int = AT_ONCE,
     ):
         self._collection = collection
+        self._galleries = collection.galleries
         self._name = source.resolve().name
         self._splits = splits or {}
-        sizes = [[kind, len(gallery)] for kind, gallery in collection.galleries.items()]
-        self.stamp = digest([str(source.resolve()), collection.embedder.space, sizes])[:16]
+        items = {kind: [ids_of(gallery), contents(gallery)] for kind, gallery in collection.galleries.items()}
+        self.stamp = digest([collection.embedder.space, items])[:16]
         self.engine = Engine(collection, at_once)
         self.items = Items(collection, self._splits, roots)
-        self._map = EmbeddingMap(collection.galleries, self._splits, self.stamp)
+        self._map = EmbeddingMap(self._galleries, self._splits, self.stamp, self.items.shown_path)
 
     def info(self) -> InfoMessage:
         """What is served, for ``/api/info``."""
@@ -61,13 +62,13 @@ class Site:
         """The map as it is now, for ``/api/map``."""
         return self._map.message()
 
-    def close(self) -> None:
-        """Ends the engine's thread."""
-        self.engine.close()
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends the engine's thread; whether it ended within ``timeout`` seconds."""
+        return self.engine.close(timeout)
 
     @cached_property
     def _info(self) -> InfoMessage:
-        galleries = self._collection.galleries
+        galleries = self._galleries
         provenance = self._collection.run.provenance
         images = ids_of(galleries["image"]) if "image" in galleries else []
         names = _sample(images, _SAMPLE)
@@ -76,7 +77,7 @@ class Site:
             version=__version__,
             name=self._name,
             stamp=self.stamp,
-            encoders={kind: encoder["encoder"] for kind, encoder in provenance["encoders"].items()},
+            encoders={kind: _shown_encoder(encoder["encoder"]) for kind, encoder in provenance["encoders"].items()},
             dimension=len(first.vector(row_of(first, ids_of(first)[0]))),
             galleries=[
                 GalleryMessage.model_validate({"kind": kind, "size": len(galleries[kind])}) for kind in galleries
@@ -89,7 +90,7 @@ class Site:
 
     def _examples(self, names: list[str]) -> list[str]:
         """Short captions of the sample's images, or else of the captions."""
-        galleries = self._collection.galleries
+        galleries = self._galleries
         gallery: Served
         if "text" in galleries:
             gallery = galleries["text"]
@@ -103,8 +104,10 @@ class Site:
         return short[:_EXAMPLES]
 
 
-def _size(kind: str, gallery: Served) -> GalleryMessage:
-    return GalleryMessage.model_validate({"kind": kind, "size": len(gallery)})
+def _shown_encoder(spec: str) -> str:
+    """An encoder as it is shown: of one in a folder of this machine, the folder's name."""
+    library, _, name = spec.partition(":")
+    return f"{library}:{Path(name).name}" if Path(name).is_absolute() else spec
 
 
 def _sample(names: list[str], count: int) -> list[str]:

@@ -274,6 +274,14 @@ def messages(monkeypatch):
 
 
 @pytest.fixture
+def low_resolution(monkeypatch):
+    """Figures of few pixels, which are drawn sooner."""
+    from onceover.analysis.drawing import STYLE
+
+    monkeypatch.setitem(STYLE, "savefig.dpi", 50)
+
+
+@pytest.fixture
 def run():
     def call(*arguments, code=0):
         result = CliRunner().invoke(cli, [str(part) for part in arguments])

@@ -5,8 +5,6 @@ import io
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +13,13 @@ import pytest
 from PIL import Image
 
 from onceover import workflows
-from onceover.analysis.coordinates import map_coordinates
+from onceover.analysis.coordinates import PrincipalMap, map_coordinates
 from onceover.analysis.export import ExportError
 from onceover.base.errors import OnceoverError
 from onceover.extract.store import caption_ids
 from onceover.retrieval import vector_table
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.open_elsewhere import ways_to_open
-from onceover.retrieval.principal_map import PrincipalMap
 from onceover.retrieval.vector_table import nearest_others
 
 
@@ -133,7 +130,7 @@ def test_coordinates_are_the_principal_components_whatever_the_blocks(embeddings
 
     vectors = np.asarray(embeddings.images)
     whole = PrincipalMap(vectors).points(vectors)
-    monkeypatch.setattr("onceover.retrieval.principal_map.BLOCK", 7)
+    monkeypatch.setattr("onceover.analysis.coordinates._ROWS", 7)
     np.testing.assert_allclose(PrincipalMap(vectors).points(vectors), whole, atol=1e-5)
     reference = PCA(2, svd_solver="full").fit_transform(vectors.astype(np.float64))
     np.testing.assert_allclose(np.abs(whole), np.abs(reference), atol=1e-5)
@@ -211,7 +208,7 @@ def test_lancedb_finds_the_same_nearest_images(images_file, embeddings, tmp_path
     assert [hit["id"] for hit in hits] == [embeddings.ids[row] for row in nearest_in(embeddings, 3, 4)]
 
 
-def test_the_printed_calls_run(images_file, tmp_path, monkeypatch):
+def test_the_printed_calls_run(images_file, tmp_path, monkeypatch, capsys):
     for name in ("datasets", "duckdb", "lancedb"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     file = shutil.copy(images_file, tmp_path / "dogs' images.parquet")
@@ -220,10 +217,10 @@ def test_the_printed_calls_run(images_file, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert list(calls) == ["Hugging Face datasets", "DuckDB", "LanceDB", "embedding-atlas"]
     for program in list(calls)[:3]:
-        _, *arguments = shlex.split(calls[program])
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "images/0000.jpg" in done.stdout
+        python, option, statements = shlex.split(calls[program])
+        assert (python, option) == ("python", "-c")
+        exec(statements, {})
+        assert "images/0000.jpg" in capsys.readouterr().out
     atlas = shlex.split(calls["embedding-atlas"])
     columns = dict(zip(atlas[2::2], atlas[3::2], strict=True))
     assert columns == {"--text": "caption", "--x": "x", "--y": "y", "--neighbors": "neighbours"}
@@ -310,6 +307,8 @@ def test_images_that_are_gone_or_changed_are_refused(run_dir, tmp_path, drawn):
     (data / "images/0007.jpg").unlink()
     with pytest.raises(ExportError, match=r"1 of 60 images are not there \(the first: .*0007\.jpg\)"):
         workflows.export(run_dir, file, with_images=True, data=data)
+    with pytest.raises(OnceoverError, match=r"gone is not there; name the dataset's folder or file"):
+        workflows.export(run_dir, file, with_images=True, data=tmp_path / "gone")
     assert not file.exists()
 
 

@@ -17,16 +17,17 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from onceover.analysis.drawing import label_of, save_figure, spaced, wrapped_key
-from onceover.analysis.figures import embedding_map, features, plot_run, plot_store
+from onceover.analysis import drawing
+from onceover.analysis.drawing import STYLE, draw_all, label_of, places_of, save_figure, spaced, wrapped_key
+from onceover.analysis.figures import drawings_of, embedding_map, features, plot_run, plot_store
 from onceover.analysis.figures.curves import draw_curves
 from onceover.analysis.figures.embedding_map import draw_map
 from onceover.analysis.figures.features import draw_features
 from onceover.analysis.figures.heat_map import draw_heat_map
-from onceover.analysis.figures.models import draw_models
 from onceover.analysis.figures.parallel import draw_parallel
 from onceover.analysis.figures.ranks import draw_ranks
 from onceover.analysis.figures.similarity import MAX_IMAGES, draw_similarity
+from onceover.analysis.figures.similarity_ordered import draw_ordered_similarity, telling_words
 from onceover.analysis.figures.training import draw_training
 from onceover.analysis.hits import draw_hits, plot_hits
 from onceover.analysis.sources import (
@@ -46,6 +47,7 @@ from onceover.retrieval.search import Query, Searcher, Term
 
 ROOT = Path(__file__).resolve().parent.parent
 TSNE = embedding_map.tsne
+pytestmark = pytest.mark.usefixtures("low_resolution")
 
 RED = Query((Term(text="a red circle"),))
 
@@ -53,7 +55,7 @@ RED = Query((Term(text="a red circle"),))
 def search(embeddings, kind, top_k):
     """Hits of the fourth caption's own embedding."""
     embedder = types.SimpleNamespace(space=embeddings.space, embed_texts=lambda queries: embeddings.texts[[3]])
-    return Searcher(embeddings.gallery(kind), embedder, thumbnails=True).search("a red circle", top_k)
+    return Searcher(embeddings.gallery(kind), embedder).search("a red circle", top_k)
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_a_run_gives_six_figures_as_png_svg_and_pdf(run_dir, tmp_path, told):
     for path in written:
         if path.suffix == ".png":
             with Image.open(path) as picture:
-                assert min(picture.size) > 500
+                assert min(picture.size) > 150
                 assert np.asarray(picture.convert("L")).std() > 5  # not an empty page
         elif path.suffix == ".svg":
             assert path.read_text().startswith("<?xml")
@@ -127,10 +129,11 @@ def test_trap_a_strangers_file_with_the_name_of_the_coordinates_stays(run_dir, t
         assert "is left as it is" in told[-1]
 
 
-def test_a_strangers_file_stops_no_figures_but_its_own(run_dir, tmp_path, told):
+def test_a_strangers_file_stops_no_figures_but_its_own(tmp_path, told):
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures/models.png").write_bytes(b"mine")  # not drawn: there is no evaluation
-    plot_run(run_dir, tmp_path / "figures")
+    (tmp_path / "figures/models.png").write_bytes(b"mine")
+    draw_all({"models": "there is no evaluation", "ranks": Figure}, tmp_path / "figures")
+    assert told == ["not drawn: models: there is no evaluation", "drawing ranks"]
     assert (tmp_path / "figures/models.png").read_bytes() == b"mine"
     assert (tmp_path / "figures/ranks.png").exists()
 
@@ -156,6 +159,22 @@ def test_the_similarity_matrix_holds_the_matched_pairs_on_its_diagonal(files, em
     np.testing.assert_allclose(
         np.diag(matrix), np.sum(embeddings.images[pictures] * embeddings.texts[captions], 1), rtol=1e-4
     )
+
+
+def test_both_matrices_of_similarity_have_one_scale_with_0_in_its_middle(files):
+    scales = [draw(files("train")).axes[0].images[0] for draw in (draw_similarity, draw_ordered_similarity)]
+    assert scales[0].get_clim() == scales[1].get_clim()
+    for matrix in scales:
+        low, high = matrix.get_clim()
+        assert low == -high
+        assert np.abs(matrix.get_array()).max() <= high
+
+
+def test_no_two_groups_have_the_same_word():
+    captions = ["a dog runs"] * 6 + ["a dog swims"] * 6 + ["snow"] * 12
+    named = telling_words(captions, np.repeat([0, 1, 2], [6, 6, 12]))
+    assert named == {0: "runs", 1: "swims", 2: "snow"}
+    assert len(telling_words(["a dog runs"] * 12 + ["snow"] * 6, np.repeat([0, 1, 2], 6))) == 3
 
 
 def test_rank_curves_end_at_100_and_name_the_gallery(files):
@@ -188,7 +207,9 @@ def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
     figure = draw_training(run_dir)
     rows = len((run_dir / "history.csv").read_text().splitlines()) - 1
     assert len(figure.axes[0].lines[0].get_xdata()) == rows
-    assert "Recall on dev, 12 images" in texts(figure)
+    assert "Recall on dev: 12 images and their captions" in texts(figure)
+    best = json.loads((run_dir / "run.json").read_text())["best_epochs"][0]
+    assert f"epoch (dashed: {best}, that of the highest rsum)" in texts(figure)
     shutil.copy(run_dir / "run.json", tmp_path)
     with pytest.raises(PlotError, match="missing or damaged"):
         draw_training(tmp_path)
@@ -197,8 +218,9 @@ def test_training_curves_have_a_point_for_each_epoch(run_dir, tmp_path):
         draw_training(tmp_path)
 
 
-def test_a_store_is_drawn_by_split(store, tmp_path):
-    assert [path.name for path in plot_store(store, tmp_path)] == ["features.png", "features.svg", "features.pdf"]
+def test_a_store_is_drawn_by_split(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "SUFFIXES", (".svg",))
+    assert [path.name for path in plot_store(store, tmp_path)] == ["features.svg"]
 
 
 @pytest.mark.parametrize(("kind", "title"), [("image", "PCA of image features"), ("text", "PCA of caption features")])
@@ -217,18 +239,27 @@ def test_a_store_of_one_kind_is_drawn_without_the_other(store, monkeypatch, kind
         draw_features(store, 2**30)
 
 
-def test_hits_are_drawn_with_the_thumbnails_of_the_store(embeddings, drawn, tmp_path):
+def test_hits_are_drawn_and_one_without_an_image_leaves_its_cell_empty(embeddings, drawn):
     hits = search(embeddings, "image", 7)
-    figure = draw_hits(hits, RED, "image")
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert len(shown) == 7
-    with Image.open(drawn / hits[0].path) as picture:
-        expected = np.asarray(picture.resize((160, 160)), float)
-    assert np.abs(np.asarray(shown[0], float) - expected).mean() < 8
-    with pytest.raises(PlotError, match="no-thumbnails"):
-        draw_hits([dataclasses.replace(hits[0], thumbnail=None)], RED, "image")
+    images = [Image.open(drawn / hit.path) for hit in hits[:6]]
+    hits[1] = dataclasses.replace(hits[1], captions=["word " * 40])
+    figure = draw_hits(hits, RED, "image", [*images, None], "60 images of runs/first")
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 6
+    assert np.array_equal(shown[0].images[0].get_array(), np.asarray(images[0]))
+    assert shown[1].texts[0].get_text().splitlines()[-1].endswith(" …")
+    assert figure.axes[6].texts[0].get_text().replace("\n", " ") == f"no image of {hits[6].id}"
+    assert figure.get_supxlabel() == "60 images of runs/first"
     for query in (Query((Term(image=str(drawn / "query.jpg")),)), RED):
-        assert isinstance(draw_hits(search(embeddings, "text", 5), query, "text"), Figure)
+        captions = draw_hits(search(embeddings, "text", 5), query, "text")
+        assert {text.get_position()[0] for text in captions.axes[-1].texts} == {0, 0.06, 0.16}
+
+
+def test_a_long_query_is_cut_in_the_title(embeddings):
+    query = Query((Term(text="word " * 2000),))
+    title = draw_hits([], query, "image").get_suptitle()
+    assert len(title.splitlines()) == 3
+    assert title.endswith(" …")
 
 
 def test_a_format_that_cannot_be_written_and_a_folder_in_the_way(tmp_path):
@@ -259,9 +290,9 @@ def test_trap_a_strangers_image_is_never_drawn_over_and_nothing_is_drawn_then(fa
     assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == ["ranks.svg"]
     assert fails(*search, tmp_path / "x.pgf") == f"{tmp_path}/x.pgf names no image format; use .png, .svg or .pdf"
     (out / "ranks.svg").unlink()
-    run("plot", "--run", run_dir, "--out", out)
+    draw_all({"ranks": Figure}, out)
     first = (out / "ranks.png").stat().st_mtime_ns
-    run("plot", "--run", run_dir, "--out", out)  # what is our own is drawn anew
+    draw_all({"ranks": Figure}, out)  # what is our own is drawn anew
     assert (out / "ranks.png").stat().st_mtime_ns > first
     run(*search, tmp_path / "own.svg")
     run(*search, tmp_path / "own.svg")
@@ -346,21 +377,16 @@ def test_trap_a_damaged_evaluation_is_one_line(tmp_path, change):
     assert str(error.value) == (f"{tmp_path}/evaluation-test.json is damaged, or of another version; evaluate again")
 
 
-def test_a_damaged_thumbnail_is_one_line_and_no_other_format_is_opened(embeddings):
-    hit = search(embeddings, "image", 1)[0]
-    for data in (b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", hit.thumbnail[:200]):
-        with pytest.raises(PlotError, match="the thumbnail of .* is damaged; verify the store, or extract again"):
-            draw_hits([dataclasses.replace(hit, thumbnail=data)], RED, "image")
-
-
-def test_plotting_loads_no_model(run_dir, tmp_path):
+def test_plotting_loads_no_model(run_dir):
     script = (
         f"import sys; from onceover.analysis import figures\n"
-        f"print(len(figures.plot_run({str(run_dir)!r}, {str(tmp_path)!r})))\n"
+        "from onceover.analysis.sources import read_run\n"
+        f"drawings = figures.drawings_of('run', read_run({str(run_dir)!r}))\n"
+        "print(*(name for name, draw in drawings.items() if callable(draw) and draw()))\n"
         "print(sorted({'torch', 'transformers', 'faiss'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout == "18\n[]\n", done.stderr
+    assert done.stdout == "tsne pca similarity similarity-ordered training ranks\n[]\n", done.stderr
 
 
 def test_dollar_signs_are_drawn_as_they_are(embeddings, drawn, tmp_path):
@@ -375,12 +401,13 @@ def test_an_evaluation_is_drawn_with_every_model_once_it_is_there(run_dir, store
     folder = shutil.copytree(run_dir, tmp_path / "run")
     result = evaluate(read_embeddings(folder / "embeddings.h5"), store, rerank=["csls"], folds=3)
     (folder / "evaluation-test.json").write_text(json.dumps(result))
-    written = {path.name for path in plot_run(folder, tmp_path / "figures")}
     (folder / "evaluation-dev.json").write_text("{}")
     with pytest.raises(PlotError, match="of another version; evaluate again"):
-        plot_run(folder, tmp_path / "figures", "dev")
-    assert {"models.png", "models.svg", "ranks.png"} <= written
-    figure = draw_models(result)
+        drawings_of("run", read_run(folder, "dev"))["models"]()
+    figure = drawings_of("run", read_run(folder))["models"]()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["R@1", "R@5", "R@10"]
+    assert "of image_only and text_only: the standard deviation over random maps" in legend.get_title().get_text()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     names = list(result["models"])
     names[1:3] = ["multimodal_csls\n(transductive)", "multimodal_3_folds\n(galleries of 20 and 4)"]
@@ -407,11 +434,12 @@ def test_trap_collapsed_embeddings_are_drawn_at_one_place_with_a_note(run_dir, e
     collapsed = dataclasses.replace(embeddings, images=one[: len(embeddings.images)], texts=one, space="collapsed")
     run = RunFiles(folder, collapsed, "test")
     figure, text = drawn_quietly(lambda: draw_map(run, method))
-    assert "points that lie on others, as their vectors are equal: 23 of 24" in text
+    assert "23 of 24 points hidden behind an equal one" in text
     places = [points.get_offsets() for points in figure.axes[0].collections[1:]]
     assert np.ptp(np.concatenate(places), axis=0).max() == 0
     assert np.isfinite(np.concatenate(places)).all()
     drawn_quietly(lambda: draw_similarity(run))
+    drawn_quietly(lambda: draw_ordered_similarity(run))
     drawn_quietly(lambda: draw_ranks(run))
 
 
@@ -422,7 +450,7 @@ def test_equal_vectors_have_one_place_among_others(run_dir, embeddings, tmp_path
     texts[rows[:5]] = texts[rows[0]]
     run = RunFiles(folder, dataclasses.replace(embeddings, texts=texts, space="other"), "test")
     figure, text = drawn_quietly(lambda: draw_map(run, "t-SNE"))
-    assert "equal: 4 of 24" in text
+    assert "4 of 24 points hidden" in text
     captions = figure.axes[0].collections[2].get_offsets()
     assert len(np.unique(captions, axis=0)) == 12 - 4
     assert np.ptp(captions[:5], axis=0).max() == 0
@@ -434,7 +462,8 @@ def test_a_split_of_very_few_images_is_drawn(run_dir, embeddings, tmp_path, coun
     folder = shutil.copytree(run_dir, tmp_path / "run")
     splits = ["test"] * count + ["train"] * (len(embeddings.splits) - count)
     run = RunFiles(folder, dataclasses.replace(embeddings, splits=splits, space="few"), "test")
-    for draw in (draw_similarity, draw_ranks, lambda run: draw_map(run, "t-SNE"), lambda run: draw_map(run, "PCA")):
+    matrices = (draw_similarity, draw_ordered_similarity)
+    for draw in (*matrices, draw_ranks, lambda run: draw_map(run, "t-SNE"), lambda run: draw_map(run, "PCA")):
         assert f"{count}" in drawn_quietly(lambda draw=draw: draw(run))[1]
 
 
@@ -486,6 +515,50 @@ def test_a_sweep_of_fifty_values_and_long_names_stays_readable_and_says_what_is_
     figure, text = drawn_quietly(lambda: draw_parallel(table, table.keys))
     assert "rsum of the first 200 of 2,499 settings" in text
     assert len(figure.axes[0].lines) == 200 + 3
+
+
+INTERVALS = "model.temperature,model.embedding_dim,outcome,split,rsum,i2t_R@1,i2t_R@1_low,i2t_R@1_high,"
+INTERVALS += """t2i_R@1,t2i_R@1_low,t2i_R@1_high,pictures,captions,verdict
+0.05,256,finished,dev,300.5,20.5,18.5,23,18.25,16,20,12,60,best
+0.5,256,finished,dev,290.5,19.5,17.5,22,17.25,15,19,12,60,tie
+0.05,128,finished,dev,250.5,10.5,8.5,13,8.25,7,9,12,60,worse
+"""
+
+
+def test_curves_show_intervals_what_is_held_and_the_best_setting(tmp_path):
+    (tmp_path / "results.csv").write_text(INTERVALS)
+    table = read_sweep(tmp_path)
+    figure, text = drawn_quietly(lambda: draw_curves(table, table.keys))
+    left, right = figure.axes
+    assert left.get_xlabel() == "model.temperature\nat embedding_dim = 256"
+    assert right.get_xlabel() == "model.embedding_dim\nat temperature = 0.05"
+    assert "bars: 95 % intervals over images" in text
+    bars = left.containers[0].lines[2][0].get_segments()
+    assert [sorted(bar[:, 1]) for bar in bars] == [[18.5, 23.0], [17.5, 22.0]]
+    ring = next(line for line in right.lines if line.get_label() == "the best setting by rsum")
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([256, 256], [20.5, 18.25])
+    assert "intervals" not in drawn_quietly(lambda: draw_curves(sweep_of(tmp_path / "a", {"b": [1, 2, 3]}), ["b"]))[1]
+
+
+def test_parallel_lines_name_ties_and_have_a_bar(tmp_path):
+    (tmp_path / "results.csv").write_text(INTERVALS)
+    table = read_sweep(tmp_path)
+    figure, text = drawn_quietly(lambda: draw_parallel(table, table.keys))
+    assert "thick line: the best; ring: cannot be told from the best" in text
+    axes, bar = figure.axes
+    assert bar.get_ylabel() == "rsum"
+    (ring,) = [line for line in axes.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(ring.get_ydata(), [0.8])
+    assert places_of([0.05, 0.5]) == ([np.log(0.05), np.log(0.5)], True)
+    assert places_of([128.0, 256.0]) == ([128.0, 256.0], False)
+    assert places_of([1.0, "a"]) == ([0.0, 1.0], False)
+
+
+def test_figures_are_fine_enough_and_as_wide_as_a_papers_text(monkeypatch, files):
+    monkeypatch.undo()
+    assert STYLE["savefig.dpi"] == 300
+    for draw in (draw_similarity, draw_ranks, lambda run: draw_map(run, "PCA")):
+        assert draw(files("test")).get_size_inches()[0] <= 7
 
 
 def test_names_of_settings_are_broken_where_words_end():

@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import partial
 
 import pytest
 from conftest import serving
@@ -10,7 +11,7 @@ from PIL import Image
 from onceover.serve import server
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe tells whether a page is accessible")
-REFUSED = "the server responded with a status of 4"  # which Chromium itself says of every such answer
+REFUSED = "the server responded with a status of "  # which Chromium itself says of every such answer
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 375, "height": 700}
 TEXT = "a red circle above a blue star"
@@ -139,6 +140,7 @@ def test_an_image_file_is_searched_by_and_is_not_in_the_address(page, drawn):
     page.reload()
     page.wait_for_selector("#results button")
     assert chips(page) == []
+    assert page.inner_text("#note").startswith("This query had an image of your own")
 
 
 def test_an_image_can_be_dropped_and_pasted(page, drawn):
@@ -174,6 +176,82 @@ def test_a_file_that_is_no_image_is_refused_in_words(page, tmp_path):
     page.wait_for_selector("#error:not([hidden])")
     assert page.inner_text("#error").startswith("this is no usable image")
 
+    page.fill("#text", "a red star")
+    page.wait_for_selector(".number")
+    assert chips(page) == []
+
+
+def test_an_image_that_the_server_refuses_is_taken_out_of_the_query(page):
+    def refuse_images(route):
+        if "image" not in route.request.post_data_json["terms"][-1]:
+            route.continue_()
+            return
+        route.fulfill(status=400, body='{"error": "no such image"}')
+
+    page.route("**/api/search", refuse_images)
+    ask(page, "a red star")
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
+    until(page, "document.getElementById('error').textContent === 'no such image'")
+    until(page, "!document.body.classList.contains('busy')")
+    assert chips(page) == []
+    assert len(ids(page)) == 24
+    page.unroute("**/api/search")
+    ask(page, "a blue star")
+    assert page.is_hidden("#error")
+
+
+def test_the_back_button_keeps_a_query_that_was_typed_after_it(page):
+    ask(page, "a red circle")
+    page.click("#gallery label:last-of-type")
+    until(page, "document.getElementById('results').className === 'lines'")
+    page.go_back()
+    until(page, "document.getElementById('results').className === 'grid'")
+    ask(page, "a red circle above")
+    page.go_back()
+    until(page, "document.getElementById('text').value === 'a red circle'")
+
+
+def test_an_address_with_too_many_terms_says_so(open_page):
+    page = open_page("?" + "&".join(f"term=%2Btext:star{number}" for number in range(20)))
+    answered(page)
+    assert len(chips(page)) == 15
+    assert page.inner_text("#note") == "The address has 20 terms; a query takes the first 15."
+
+
+def test_an_opened_hit_has_its_rank_when_it_is_opened_by_its_address(page, open_page, served):
+    name = found(served, {"text": TEXT})[2]
+    again = open_page(f"?q={TEXT.replace(' ', '+')}&open=image:{name}")
+    again.wait_for_selector("dialog[open]")
+    until(again, "document.getElementById('item-facts').textContent.startsWith('hit 3 · score ')")
+
+
+def fulfilled(route, _request, status, body):
+    route.fulfill(status=status, body=body)
+
+
+def test_wrong_and_busy_answers_are_told_in_words(page):
+    for status, body, text in [
+        (503, "Service Unavailable", "The server is busy; try again."),
+        (200, '{"hits": [', "The answer was cut off; try again."),
+    ]:
+        page.route("**/api/search", partial(fulfilled, status=status, body=body))
+        page.fill("#text", f"a query that gets {status}")
+        until(page, "text => document.getElementById('error').textContent === text", arg=text)
+        page.unroute("**/api/search")
+
+
+def test_a_server_that_does_not_answer_at_first_is_asked_again(open_page, browser, served):
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/api/info", lambda route: route.abort())
+    page.goto(served)
+    page.wait_for_selector("#error:not([hidden])")
+    page.keyboard.type("/red")
+    page.unroute("**/api/info")
+    page.wait_for_selector("#results button")
+    assert page.is_hidden("#error")
+    context.close()
+
 
 def test_a_click_shows_an_image_with_its_captions_and_searches_by_it(page, served):
     ask(page, TEXT)
@@ -195,9 +273,12 @@ def test_a_click_shows_an_image_with_its_captions_and_searches_by_it(page, serve
 
 def test_terms_are_combined_turned_round_and_removed(page, served):
     ask(page, "a red circle")
-    page.click("#add")
-    ask(page, "a yellow square")
     page.click("#subtract")
+    assert chips(page) == ["+ a red circle ×"]  # what was found goes on
+    assert page.is_visible("#sign")
+    ask(page, "a yellow square")
+    assert ids(page) == found(served, {"text": "a red circle"}, {"text": "a yellow square", "weight": -0.5})
+    page.click("#add")
     assert chips(page) == ["+ a red circle ×", "− a yellow square ×"]
     ask(page, "a star")
     terms = [{"text": "a star", "weight": 0.5}, {"text": "a red circle", "weight": 0.5}]
@@ -226,7 +307,8 @@ def test_the_sliders_and_the_switch_change_what_is_found(page, served):
     page.fill("#top-k", "7")
     until(page, "document.querySelectorAll('#results button').length === 7")
     page.fill("#min-score", str(min(1, round(float(best) + 0.02, 2))))
-    until(page, "document.getElementById('status').textContent.startsWith('No image has a score of')")
+    until(page, "document.getElementById('status').textContent.startsWith('No image scores ')")
+    assert f"the best scores {float(best):.2f}. Lower the minimum score." in page.inner_text("#status")
     page.fill("#min-score", "-0.01")
     until(page, "document.querySelectorAll('#results button').length === 7")
     page.click("#gallery label:last-of-type")
@@ -262,7 +344,7 @@ def test_absurd_queries_are_answered_and_come_back_from_the_address(page, served
 def test_a_text_that_is_too_long_or_blank_is_no_error_of_the_page(page):
     page.fill("#text", "x" * 10_001)
     page.wait_for_selector("#error:not([hidden])")
-    assert "at most 10000 characters" in page.inner_text("#error")
+    assert "the text has more than 10,000 characters" in page.inner_text("#error")
     page.fill("#text", "   ")
     page.wait_for_selector("#start:not([hidden])")
     assert page.is_hidden("#error")
@@ -271,7 +353,9 @@ def test_a_text_that_is_too_long_or_blank_is_no_error_of_the_page(page):
 
 def test_the_address_holds_the_whole_query_and_the_back_button_goes_through_it(page, open_page, served):
     ask(page, "a red circle")
-    page.click("#subtract")
+    page.click("#add")
+    page.click(".chip .sign")
+    until(page, "document.getElementById('status').textContent.includes('all terms are subtracted')")
     ask(page, "a star")
     page.fill("#top-k", "5")
     page.click("#gallery label:last-of-type")
@@ -363,6 +447,11 @@ def test_a_narrow_window_shows_all_of_it(open_page):
 def test_the_map_shows_the_items_and_opens_one(page):
     page.click("#show-map")
     page.wait_for_selector("#map canvas")
+    assert page.eval_on_selector_all(".map-bar select >> nth=1 >> option", "all => all.map(one => one.value)") == [
+        "kind",
+        "split",
+        "word",
+    ]
     until(page, "document.querySelector('#map-status').textContent === '60 images, with a caption each.'")
     page.focus(".map-view")
     page.keyboard.press("ArrowRight")

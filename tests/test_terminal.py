@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
 from onceover.base.terminal import PLAIN, Table, shown, tables_text
+from onceover.cli import cli
 from onceover.extract.store import FeatureStore
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.evaluation import evaluate
@@ -47,6 +49,10 @@ def test_a_table_without_room_folds_headers_then_names_then_intervals():
     text = tables_text([Table("", ROWS)], width=45)
     assert "multimodal_csls_  37.3 [34.4, 40.2]" in text
     assert "\ntransductive\n" in text
+    text = tables_text([Table("", [["R@1", "R@5"], ["37.3 [34.4, 40.2]", "60.3 [57.4, 63.2]"]])], width=28)
+    assert [line.split("  ") for line in text.splitlines()[2:]] == [
+        ["37.3", "", "", "", "", "60.3"], ["[34.4, 40.2]", "[57.4, 63.2]"],
+    ]  # fmt: skip
     narrow = tables_text([Table("", ROWS)], width=10).splitlines()
     assert max(map(len, narrow)) == len("transductive") + len("[34.4,") + len("median") + 4
     assert "…" not in "".join(narrow)
@@ -125,31 +131,24 @@ def test_what_a_terminal_lacks_is_ascii_that_reads_alike_or_an_escape():
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_trap_a_terminal_that_is_not_utf8_kills_no_command(run_dir, tmp_path, encoding):
+def test_trap_a_terminal_that_is_not_utf8_kills_no_command(run_dir, tmp_path, monkeypatch, encoding):
     for name in ("run", "other"):
         shutil.copytree(run_dir, tmp_path / name)
-    commands = [["evaluate", "--run", "run"], ["compare", "run", "other"], ["info", "run"]]
-    if encoding == "ascii":
-        commands.append(["search", "--run", "run", "--query", "Hürde 狗", "--json", "--device", "cpu"])
-    script = (
-        "import json, sys\n"
-        "from onceover.cli import cli\n"
-        "for arguments in json.loads(sys.argv[1]):\n"
-        "    print('<<<', flush=True)\n"
-        "    cli(arguments, standalone_mode=False)\n"
-    )
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONWARNINGS": "ignore"}
-    call = [sys.executable, "-c", script, json.dumps(commands)]
-    done = subprocess.run(call, capture_output=True, env=environment, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    evaluated, compared, described, *searched = done.stdout.decode(encoding).split("<<<\n")[1:]
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments):
+        done = CliRunner(charset=encoding).invoke(cli, arguments)
+        assert done.exit_code == 0, (done.stderr, done.exception)
+        return done.stdout_bytes.decode(encoding)
+
+    evaluated = said("evaluate", "--run", "run")
     assert "image -> caption: 12 queries, gallery of 60" in evaluated
-    assert "\\u" not in evaluated + compared + described
     assert (" +- " if encoding == "ascii" else " ± ") in evaluated
-    assert "other against run" in compared
-    assert "images" in described
-    for text in searched:
-        assert json.loads(text)["query"] == "Hürde 狗"
+    assert "\\u" not in evaluated
+    assert "other against run" in said("compare", "run", "other")
+    assert "images" in said("info", "run")
+    searched = said("search", "--run", "run", "--query", "Hürde 狗", "--json", "--device", "cpu")
+    assert json.loads(searched)["query"] == "Hürde 狗"
 
 
 def test_a_terminal_has_bold_headers_and_a_pipe_has_none():

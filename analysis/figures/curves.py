@@ -1,5 +1,6 @@
 """Curves through a sweep's best setting: R@1 along each axis of the grid while the others stay as they are there."""
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 
@@ -12,8 +13,12 @@ from onceover.analysis.drawing import (
     CAPTION_MARKER,
     IMAGE_COLOUR,
     IMAGE_MARKER,
+    WIDTH,
     label_of,
     legend_below,
+    places_of,
+    shortened,
+    slant_long_labels,
     spaced,
     wrapped_key,
 )
@@ -27,8 +32,8 @@ _LINES = (
 )
 _COLUMNS = 3  # panels beside each other
 _MOST_LABELS = 6  # along an axis
-_LONG = 6  # characters of a label, beyond which labels are slanted
-_WIDE = 5  # a numeric axis whose ends differ by more than this factor is logarithmic
+_LINE = 84  # characters beside each other across the figure
+_MOST_LINES = 3  # under a panel, that say which settings stay as they are
 
 
 def drawings(source: SweepTable) -> dict[str, Callable[[], Figure]]:
@@ -40,65 +45,85 @@ def drawings(source: SweepTable) -> dict[str, Callable[[], Figure]]:
 
 
 def draw_curves(table: SweepTable, keys: list[str]) -> Figure:
-    """Draws a panel for each setting; bands are the seeds' standard deviation."""
+    """Draws a panel for each setting; bars are intervals over images, bands the seeds' standard deviation."""
     columns = min(_COLUMNS, len(keys))
     lines = -(-len(keys) // columns)
-    figure = Figure(figsize=(max(6.4, 4.2 * columns), 1.0 + 3.4 * lines), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.9 + 2.7 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
     for axes, key in zip(panels.flat, keys, strict=False):
-        others = [other for other in keys if other != key]
-        _draw_panel(axes, key, _rows_along(table, key, others))
+        others = {other: table.rows[0][other] for other in keys if other != key}
+        _draw_panel(axes, key, _rows_along(table, key, others), table.rows[0])
+        axes.set_xlabel("\n".join([wrapped_key(key, 36), *_held(others, _LINE // columns)]))
     for axes in panels.flat[len(keys) :]:
         axes.remove()
     for axes in panels[:, 0]:
         axes.set_ylabel("R@1 in %")
     title = "R@1 through the best setting"
+    if any("i2t_R@1_low" in row for row in table.rows):
+        title += "; bars: 95 % intervals over images"
     if any("i2t_R@1_sd" in row for row in table.rows):
         title += "; bands: the seeds' standard deviation"
     if table.has_dropped():
         title += "; hollow: dropped early"
-    title += f"\n{table.measured_on()}"
-    legend_below(figure, panels[0, 0], 2)
-    figure.suptitle(title, fontsize=11)
+    legend_below(figure, panels[0, 0], 3)
+    figure.suptitle(f"{title}\n{table.measured_on()}")
     return figure
 
 
-def _rows_along(table: SweepTable, key: str, others: list[str]) -> list[dict]:
+def _rows_along(table: SweepTable, key: str, others: dict) -> list[dict]:
     """The rows that differ from the best one in a single setting, by that setting's value."""
-    best = table.rows[0]
-    along = [row for row in table.rows if "rsum" in row and all(row[other] == best[other] for other in others)]
+    along = []
+    for row in table.rows:
+        if "rsum" in row and all(row[other] == value for other, value in others.items()):
+            along.append(row)
     values = table.values(key)
     return sorted(along, key=lambda row: values.index(row[key]))
 
 
-def _draw_panel(axes: Axes, key: str, rows: list[dict]) -> None:
-    """Draws R@1 both ways along one setting."""
+def _held(others: dict, width: int) -> list[str]:
+    """Lines that name the settings which stay as they are."""
+    if not others:
+        return []
+    named = [f"{shortened(key.rpartition('.')[2], 20)} = {label_of(value)}" for key, value in others.items()]
+    return textwrap.wrap(f"at {', '.join(named)}", width, max_lines=_MOST_LINES, placeholder=" …")
+
+
+def _draw_panel(axes: Axes, key: str, rows: list[dict], best: dict) -> None:
+    """Draws R@1 both ways along one setting; the best one is ringed."""
     positions = _set_axis(axes, [row[key] for row in rows])
     for column, label, colour, marker in _LINES:
         values = np.array([row[column] for row in rows])
         spread = np.array([row.get(f"{column}_sd", 0.0) for row in rows])
-        axes.plot(positions, values, color=colour, marker=marker, markersize=5, label=label)
+        low = np.array([row.get(f"{column}_low", row[column]) for row in rows])
+        high = np.array([row.get(f"{column}_high", row[column]) for row in rows])
+        bars = np.maximum([values - low, high - values], 0) if (high > low).any() else None
+        axes.errorbar(positions, values, bars, color=colour, marker=marker, elinewidth=0.8, capsize=2, label=label)
         axes.fill_between(positions, values - spread, values + spread, color=colour, alpha=0.2, linewidth=0)
     dropped = [number for number, row in enumerate(rows) if row["outcome"] == "dropped"]
     for column, _, _, marker in _LINES:
         early = [rows[number][column] for number in dropped]
         axes.plot([positions[number] for number in dropped], early, marker, color="white", markersize=2.5)
-    axes.set(xlabel=wrapped_key(key, 36))
+    ringed = [best[column] for column, _, _, _ in _LINES]
+    place = positions[[row[key] for row in rows].index(best[key])]
+    axes.plot(
+        [place] * len(ringed),
+        ringed,
+        "o",
+        color="black",
+        fillstyle="none",
+        markersize=8,
+        label="the best setting by rsum",
+    )
 
 
-def _set_axis(axes: Axes, values: list) -> list:
+def _set_axis(axes: Axes, values: list) -> list[float]:
     """Puts a tick for each value on the x axis, logarithmic where they span much; returns the values' positions."""
-    is_numeric = all(isinstance(value, float) for value in values)
-    positions = values if is_numeric else list(range(len(values)))
-    places = positions
-    if is_numeric and min(values) > 0 and max(values) > _WIDE * min(values):
+    places, is_logarithmic = places_of(values)
+    positions = values if is_logarithmic else places
+    if is_logarithmic:
         axes.set_xscale("log")
-        places = np.log(values).tolist()
     kept = spaced(places, _MOST_LABELS) if len(places) > 1 else [0]
-    labels = [label_of(values[number]) for number in kept]
-    axes.set_xticks([positions[number] for number in kept], labels)
+    axes.set_xticks([positions[number] for number in kept], [label_of(values[number]) for number in kept])
     axes.set_xticks([], minor=True)
-    if max(map(len, labels)) > _LONG:
-        for text in axes.get_xticklabels():
-            text.set(rotation=30, ha="right", rotation_mode="anchor")
+    slant_long_labels(axes)
     return positions

@@ -12,16 +12,25 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from onceover.analysis.drawing import COLOUR_MAP, HIGHLIGHT, MAX_SIDE, label_of, spaced, wrapped_key
+from onceover.analysis.drawing import (
+    COLOUR_MAP,
+    HIGHLIGHT,
+    MAX_SIDE,
+    WIDTH,
+    label_of,
+    slant_long_labels,
+    spaced,
+    wrapped_key,
+)
 from onceover.analysis.sources import SweepTable
 
 SOURCE = "sweep"
 ORDER = 10
 _PANELS = (("i2t_R@1", "image → caption"), ("t2i_R@1", "caption → image"))
-_MOST_WRITTEN = 10  # values along an axis whose cells have room for a number
+_MOST_WRITTEN = 8  # values along an axis whose cells have room for a number
 _MOST_LABELS_ACROSS = 9  # values along an axis that are labelled
 _MOST_LABELS_DOWN = 16
-_LONG = 6  # characters of a label, beyond which labels are slanted
+_BLACK_ABOVE = 0.18  # luminance of a cell on which black text has more contrast than white (WCAG 2)
 _NO_NUMBER = "#DDDDDD"
 
 
@@ -45,23 +54,19 @@ def draw_heat_map(table: SweepTable, first: str, second: str) -> Figure:
     for row in table.rows:  # best first
         cells.setdefault((down.index(row[first]), across.index(row[second])), row)
     is_written = len(across) <= _MOST_WRITTEN and len(down) <= _MOST_WRITTEN
-    width = min(MAX_SIDE, 4.2 + 2 * max(1.4, (0.75 if is_written else 0.3) * len(across)))
-    height = min(MAX_SIDE - 3, 2.2 + max(1.2, (0.45 if is_written else 0.25) * len(down)))
-    figure = Figure(figsize=(width, height), layout="constrained")
+    height = min(MAX_SIDE - 3, 1.6 + max(1.2, (0.35 if is_written else 0.2) * len(down)))
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     best = (down.index(table.rows[0][first]), across.index(table.rows[0][second]))
     scale = _scale(cells)
     for axes, (column, title) in zip(panels, _PANELS, strict=True):
         matrix = _draw_cells(axes, cells, column, (len(down), len(across)), scale, is_written)
         corner = (best[1] - 0.5, best[0] - 0.5)
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=HIGHLIGHT, linewidth=2.5))
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=HIGHLIGHT, linewidth=2, clip_on=False, zorder=3))
         axes.set(xlabel=wrapped_key(second, 40), title=title)
         _label_values(axes.xaxis, across, _MOST_LABELS_ACROSS)
         _label_values(axes.yaxis, down, _MOST_LABELS_DOWN)
-        if max(len(label_of(value)) for value in across) > _LONG:
-            axes.tick_params(axis="x", rotation=30)
-            for text in axes.get_xticklabels():
-                text.set(ha="right", rotation_mode="anchor")
+        slant_long_labels(axes)
         axes.spines[:].set_visible(False)
     panels[0].set_ylabel(wrapped_key(first, 30))
     panels[1].tick_params(axis="y", left=False)
@@ -69,8 +74,8 @@ def draw_heat_map(table: SweepTable, first: str, second: str) -> Figure:
     remarks = _remarks(cells, is_written)
     if len(table.rows) > len(cells):
         remarks.insert(0, "of several settings in a cell the best one by rsum is shown")
-    figure.supxlabel("\n".join(remarks), fontsize=9)
-    figure.suptitle(f"R@1 over two settings\n{table.measured_on()}", fontsize=11)
+    figure.supxlabel("\n".join(remarks))
+    figure.suptitle(f"R@1 over two settings\n{table.measured_on()}")
     return figure
 
 
@@ -123,6 +128,13 @@ def _draw_cells(
             text = f"{value:.1f}"
             if row["outcome"] == "dropped":
                 text += "*"
-            colour = "white" if scale(value) < 0.45 else "black"
+            colour = "black" if _luminance(matrix.to_rgba(value)) > _BLACK_ABOVE else "white"
         axes.text(cell[1], cell[0], text, ha="center", va="center", color=colour)
     return matrix
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    """The relative luminance of a colour, 0 to 1 (WCAG 2, section 1.4.3)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    red, green, blue = linear
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, legend_under
+from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR, WIDTH
 from onceover.analysis.sources import RunFiles, interval_of, read_evaluation
 
 SOURCE = "run"
@@ -30,7 +31,7 @@ def drawings(source: RunFiles) -> dict[str, Callable[[], Figure] | str]:
 def draw_models(result: dict) -> Figure:
     """Draws the recalls of an evaluation, as ``retrieval.evaluation.evaluate`` gives it."""
     models = result["models"]
-    figure = Figure(figsize=(10.4, 1.7 + 0.42 * len(models)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.36 * len(models)), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (direction, name, colour) in zip(panels, _DIRECTIONS, strict=True):
         rows = [summary[direction] for summary in models.values()]
@@ -38,15 +39,22 @@ def draw_models(result: dict) -> Figure:
         sizes = f"{rows[0]['queries']:,} queries, gallery of {rows[0]['gallery']:,}"
         axes.set(xlabel="recall in %", title=f"{name}\n{result['split']}: {sizes}")
         axes.grid(axis="y", linewidth=0.4, alpha=0.5)
-        legend_under(axes, 3)
     panels[0].set_yticks(np.arange(len(models)), _labels(models))
     panels[0].invert_yaxis()
     end = panels[0].get_xlim()[1]
     panels[0].set_xlim(-end / 60, end)  # markers at 0 are whole
-    figure.supxlabel(
-        "bars: 95 % intervals over images; of models without them, the spread between random maps", fontsize=9
-    )
+    signs = [Line2D([], [], color=NEUTRAL_COLOUR, marker=mark, label=f"R@{k}") for k, mark in _MARKERS.items()]
+    figure.legend(handles=signs, title=_bars(models), loc="outside lower center", ncols=len(signs))
     return figure
+
+
+def _bars(models: dict[str, dict]) -> str:
+    """What the bars are, and which models have others."""
+    text = "bars: 95 % intervals over images"
+    random = [name for name, summary in models.items() if "R@1_sd" in summary[_DIRECTIONS[0][0]]]
+    if random:
+        text += f"; of {' and '.join(random)}: the standard deviation over random maps"
+    return text
 
 
 def _labels(models: dict[str, dict]) -> list[str]:
@@ -72,4 +80,4 @@ def _draw_recalls(axes: Axes, rows: list[dict], colour: str) -> None:
         recalls = np.array([numbers[name] for numbers in rows])
         low, high = np.array([interval_of(numbers, name) for numbers in rows]).T
         bars = np.maximum([recalls - low, high - recalls], 0)
-        axes.errorbar(recalls, heights, xerr=bars, fmt=marker, color=colour, capsize=2, markersize=5, label=name)
+        axes.errorbar(recalls, heights, xerr=bars, fmt=marker, color=colour, capsize=1.5, label=name)

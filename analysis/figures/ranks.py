@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR, legend_under, plain_ticks
+from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, NEUTRAL_COLOUR, WIDTH, legend_under, plain_ticks
 from onceover.analysis.sources import RunFiles
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.ranks import Ranks, chance, rank
@@ -27,7 +27,7 @@ def draw_ranks(run: RunFiles) -> Figure:
     vectors = run.embeddings.vectors_of(run.split)
     own = rank(*vectors, **run.embeddings.biases(split=run.split))
     random = chance(len(vectors.images), vectors.image_index)
-    figure = Figure(figsize=(9.2, 4.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, ranks, guess, (name, colour) in zip(panels, own, random, _DIRECTIONS, strict=True):
         cutoffs = np.unique(np.geomspace(1, ranks.gallery, 60).astype(int))
@@ -45,7 +45,7 @@ def draw_ranks(run: RunFiles) -> Figure:
 def _label_axes(axes: Axes, title: str, gallery: int) -> None:
     axes.set(xscale="log", xlim=(1, max(2, gallery)), ylim=(0, 101), xlabel="K", title=title)
     plain_ticks(axes)
-    legend_under(axes, 3)
+    legend_under(axes, 2)
 
 
 def _hit_curve(ranks: Ranks, cutoffs: np.ndarray) -> np.ndarray:

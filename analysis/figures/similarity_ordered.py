@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from onceover.analysis.drawing import COLOUR_MAP
+from onceover.analysis.figures.similarity import SCALE_IMAGES, draw_scores
 from onceover.analysis.sources import RunFiles
 
 SOURCE = "run"
 ORDER = 25
-MAX_IMAGES = 500  # a pixel each; more would not be seen
+MAX_IMAGES = SCALE_IMAGES  # a pixel each; more would not be seen
 GROUPS = 14
 _LEAST_SHARE = 0.03  # of the images, for a group that gets a name
 _LEAST_CAPTIONS = 3  # that hold a word, for it to name a group
@@ -34,18 +34,16 @@ def draw_ordered_similarity(run: RunFiles) -> Figure:
     order, groups = cluster_order(images + texts)
     scores = images[order] @ texts[order].T
     captions = [run.embeddings.captions[pairs.captions[row]] for row in order]
-    figure = Figure(figsize=(7.6, 6.2), layout="constrained")
+    figure = Figure(figsize=(6.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
-    low, high = np.percentile(scores, [0.5, 99.5])  # a few extremes would leave the rest in one colour
-    matrix = axes.imshow(scores, cmap=COLOUR_MAP, interpolation="nearest", vmin=low, vmax=high)
-    figure.colorbar(matrix, ax=axes, label="cosine similarity", shrink=0.85, extend="both")
-    _name_groups(axes, groups, captions)
+    draw_scores(axes, scores, run)
+    are_named = _name_groups(axes, groups, captions)
     axes.set(
         xlabel="caption",
-        ylabel="image",
+        ylabel="image (words: what sets a group's captions apart)" if are_named else "image",
         xticks=[],
-        title=f"Similarity of {len(scores):,} of the {pairs.total:,} images of {run.split} to one caption of each,\n"
-        "ordered by hierarchical clustering; the own captions lie on the diagonal",
+        title=f"Similarity of images and captions\n{run.split}: {len(scores):,} of {pairs.total:,} images, one caption "
+        "each, ordered by image and own caption together\neach image's own caption lies on the diagonal",
     )
     return figure
 
@@ -57,6 +55,8 @@ def cluster_order(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 
+    if len(vectors) < 2:
+        return np.zeros(len(vectors), np.int64), np.zeros(len(vectors), np.int64)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = np.where(lengths > 1e-6, vectors / np.maximum(lengths, 1e-6), 1.0)  # opposite pairs have no direction
     tree = linkage(unit, "average", metric="cosine", optimal_ordering=True)
@@ -67,23 +67,25 @@ def cluster_order(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def telling_words(captions: Sequence[str], groups: np.ndarray) -> dict[int, str]:
-    """The word of each group that tells most of it; groups in which no word comes up often enough are left out.
+    """The word of each group that tells most of it, no word twice; groups that no word tells of are left out.
 
     That is the word w with the largest p log(p / q), p and q the shares of the group's captions and of all that hold w.
+    Of a word that tells most of several groups, the one of which it tells most has it.
     """
     words = [set(_WORD.findall(caption.lower())) for caption in captions]
     overall = Counter(word for own in words for word in own)
-    named = {}
+    weighed = []
     for group in np.unique(groups).tolist():
         members = np.flatnonzero(groups == group).tolist()
         counts = Counter(word for row in members for word in words[row])
-        best = max(
-            (word for word in counts if counts[word] >= _LEAST_CAPTIONS),
-            key=lambda word: (_weight(counts[word] / len(members), overall[word] / len(captions)), word),
-            default=None,
-        )
-        if best is not None:
-            named[group] = best
+        for word, count in counts.items():
+            weight = _weight(count / len(members), overall[word] / len(captions))
+            if count >= _LEAST_CAPTIONS and weight >= 0:
+                weighed.append((weight, word, group))
+    named: dict[int, str] = {}
+    for _, word, group in sorted(weighed, reverse=True):
+        if group not in named and word not in named.values():
+            named[group] = word
     return named
 
 
@@ -91,8 +93,8 @@ def _weight(share: float, overall: float) -> float:
     return share * float(np.log(share / overall))
 
 
-def _name_groups(axes: Axes, groups: np.ndarray, captions: Sequence[str]) -> None:
-    """Draws lines between the groups, and the words of those that are large enough beside them."""
+def _name_groups(axes: Axes, groups: np.ndarray, captions: Sequence[str]) -> bool:
+    """Draws lines between groups, and the words of large ones beside them; whether there are any words."""
     places = []
     labels = []
     words = telling_words(captions, groups)
@@ -100,8 +102,9 @@ def _name_groups(axes: Axes, groups: np.ndarray, captions: Sequence[str]) -> Non
         members = np.flatnonzero(groups == group)
         if group and len(members) >= _LEAST_SHARE * len(groups):
             for line in (axes.axhline, axes.axvline):
-                line(members[0] - 0.5, color="white", linewidth=0.4, alpha=0.7)
+                line(members[0] - 0.5, color="black", linewidth=0.3, alpha=0.5)
         if len(members) >= _LEAST_SHARE * len(groups) and group in words:
             places.append(float(members.mean()))
             labels.append(words[group])
     axes.set_yticks(places, labels)
+    return bool(labels)

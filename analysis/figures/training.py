@@ -14,7 +14,8 @@ from onceover.analysis.drawing import (
     IMAGE_COLOUR,
     IMAGE_MARKER,
     NEUTRAL_COLOUR,
-    legend_under,
+    WIDTH,
+    legend_below,
 )
 from onceover.analysis.sources import History, RunFiles, read_choice, read_history
 
@@ -42,29 +43,21 @@ def draw_training(folder: Path) -> Figure:
     """
     choice = read_choice(folder)
     history = read_history(folder)
-    figure = Figure(figsize=(9.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
-    left.plot(history.epochs, history.columns["loss"], color="black", marker=".", label="loss")
-    left.set(xlabel="epoch", ylabel="training loss", title="Training loss")
+    left.plot(history.epochs, history.columns["loss"], color="black", marker=".")
+    left.set(ylabel="loss", title="Training loss")
     _draw_recalls(right, history)
     right.set(
-        xlabel="epoch",
         ylabel="recall in %",
-        title=f"Recall on {choice.split}, {choice.images:,} images",
+        title=f"Recall on {choice.split}: {choice.images:,} images and their captions",
         ylim=(0, None),
     )
     for axes in (left, right):
-        axes.axvline(
-            choice.best_epoch,
-            color=NEUTRAL_COLOUR,
-            linewidth=0.8,
-            linestyle="--",
-            label=f"best epoch: {choice.best_epoch}" if axes is left else None,
-            zorder=0,
-        )
+        axes.axvline(choice.best_epoch, color=NEUTRAL_COLOUR, linewidth=0.8, linestyle="--", zorder=0)
+        axes.set_xlabel(f"epoch (dashed: {choice.best_epoch}, that of the highest rsum)")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    legend_under(left, 2)
-    legend_under(right, 2)
+    legend_below(figure, right, len(_LINES))
     return figure
 
 
@@ -72,9 +65,7 @@ def _draw_recalls(axes: Axes, history: History) -> None:
     """Draws the recalls of both directions at the epochs at which they were measured."""
     measured = np.isfinite(history.columns["rsum"])
     epochs = history.epochs[measured]
-    for direction, colour, marker, label in _DIRECTIONS:
-        for k, style in _LINES.items():
+    for k, style in _LINES.items():
+        for direction, colour, marker, label in _DIRECTIONS:
             recall = history.columns[f"{direction}_R@{k}"][measured]
-            axes.plot(
-                epochs, recall, color=colour, linestyle=style, marker=marker, markersize=4, label=f"{label}, R@{k}"
-            )
+            axes.plot(epochs, recall, color=colour, linestyle=style, marker=marker, label=f"{label}, R@{k}")

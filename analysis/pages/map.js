@@ -80,7 +80,13 @@ window.onceoverMap = (() => {
     build(container) {
       const offered = Object.keys(PROJECTIONS).filter((name) => this.points.some((point) => point.x[name] != null));
       this.projection = choice(Object.fromEntries(offered.map((name) => [name, PROJECTIONS[name]])));
-      this.colouring = choice(COLOURINGS);
+      const hasValues = {
+        split: this.splits.length > 1,
+        rank: this.points.some((point) => point.rank != null),
+        word: this.points.some((point) => point.caption),
+      };
+      const ways = Object.entries(COLOURINGS).filter(([name]) => hasValues[name] ?? true);
+      this.colouring = choice(Object.fromEntries(ways));
       this.word = element("input");
       this.word.type = "search";
       this.word.placeholder = "e.g. dog";
@@ -114,10 +120,12 @@ window.onceoverMap = (() => {
       const images = this.points.filter((point) => point.kind === "image").length;
       this.summary = `Map of ${plural(images, "image")} and ${plural(this.points.length - images, "caption")}.`;
       const enter = this.options.onselect ? " Enter opens one," : "";
+      const rings = this.points.some((point) => this.byId.has(point.pair))
+        ? " A ring marks the open point; a line leads to a second ring, around the image or caption that belongs to it." : "";
       const keys = `Arrow keys go from point to point,${enter} + and − zoom, 0 shows all.`;
       this.view.setAttribute("aria-label", `${this.summary} ${keys}`);
       const pointer = "Click or tap the map, then scroll or pinch to zoom and drag to move.";
-      this.help = element("p", "map-help", `${this.summary} ${pointer} ${keys}`);
+      this.help = element("p", "map-help", `${this.summary} ${pointer} ${keys}${rings}`);
       container.classList.add("map");
       container.replaceChildren(bar, this.view, this.legend, this.help, this.spoken);
     }

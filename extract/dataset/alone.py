@@ -27,11 +27,11 @@ def read_folders(folders: Sequence[str | Path], exclude: Sequence[str] = ()) -> 
     Raises:
         DatasetError: the same folder twice, one in another, an address beside others; and those of ``read_images``.
     """
-    datasets = [read_images(folder, exclude) for folder in folders]
-    if len(datasets) == 1:
-        return datasets[0]
-    roots = [dataset.root.resolve() for dataset in datasets]
+    if len(folders) == 1:
+        return read_images(folders[0], exclude)
+    roots = [path_of(folder).resolve() for folder in folders]
     _check_apart(roots)
+    datasets = [read_images(folder, exclude) for folder in folders]
     paths: list[str] = []
     failures: list[Failure] = []
     notes: list[str] = []
@@ -60,7 +60,8 @@ def _check_apart(roots: Sequence[Path]) -> None:
             if root == other:
                 raise DatasetError(f"{root} is named twice; name each folder once")
             if root in other.parents or other in root.parents:
-                inner, outer = max(root, other, key=_depth), min(root, other, key=_depth)
+                outer = min(root, other, key=_depth)
+                inner = max(root, other, key=_depth)
                 raise DatasetError(f"{inner} lies in {outer}, which is named, too; name the outer one alone")
 
 

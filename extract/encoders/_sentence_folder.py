@@ -106,9 +106,7 @@ def check_mean_pooled(folder: Path, spec: Spec) -> None:
         elif module.kind not in ("Normalize", "Dropout"):
             more.append(f"the module {module.kind}")
     if more:
-        raise EncoderError(
-            f"{spec.text}: the model has {', '.join(more)}, which hf: leaves out; write st:{spec.name}"
-        )
+        raise EncoderError(f"{spec.text}: the model has {', '.join(more)}, which hf: leaves out; write st:{spec.name}")
 
 
 def pooling_modes(module: Module) -> list[str]:

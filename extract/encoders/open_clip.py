@@ -390,9 +390,7 @@ def _image_projection(module: Any, batch: "Tensor") -> "Tensor":
     return module.encode_image(batch, normalize=False)
 
 
-def _text_projection(
-    length: int, pad_id: int, module: Any, inputs: dict[str, "Tensor"]
-) -> dict[str | int, "Tensor"]:
+def _text_projection(length: int, pad_id: int, module: Any, inputs: dict[str, "Tensor"]) -> dict[str | int, "Tensor"]:
     """The text tower's projection, not normalised; captions are filled up to the length that it was trained with."""
     from torch.nn.functional import pad
 

@@ -135,9 +135,7 @@ def save(spec: Spec, kind: str, module: Any, folder: Path) -> str:
             entries[number] |= {"path": path}
     write_json(folder / sentence_folder.MODULES, entries)
     named, default = sentence_folder.prompts(source, spec)
-    write_json(
-        folder / sentence_folder.SETTINGS, {"prompts": named, "default_prompt_name": spec.prompt or default}
-    )
+    write_json(folder / sentence_folder.SETTINGS, {"prompts": named, "default_prompt_name": spec.prompt or default})
     settings = modules[0].folder / sentence_folder.TRANSFORMER
     if settings.is_file():
         shutil.copyfile(settings, folder / sentence_folder.TRANSFORMER)

@@ -13,13 +13,17 @@ _AND = " + "  # between the folders of an index of several
 _MOST_VANISHED = 0.5  # of the indexed items; more than that do not vanish by themselves
 
 
-def check_vanished(folder: str | Path, items: Iterable[str], source: str, exclude: Collection[str] = ()) -> None:
+def check_vanished(
+    folder: str | Path, items: Iterable[str], folders: Sequence[str], exclude: Collection[str] = ()
+) -> None:
     """Refuses to go on where so many items have vanished that a disk may not be mounted.
 
-    That is more than half of the items of the index in ``folder``, or all images of a subfolder.
+    That is more than half of the items of the index in ``folder``, or all images of a subfolder. Images of folders that
+    the index did not have make up for none.
 
     Args:
-        items: ids of the images, or the captions, that are in ``source`` now, as ``source_of`` gives it.
+        items: ids of the images, or the captions, that are in ``folders`` now; the latter are as ``update`` takes them,
+            or name the file of the captions.
         exclude: patterns of images that are left out on purpose, as ``extract.listing.is_excluded`` takes them.
 
     Raises:
@@ -28,26 +32,33 @@ def check_vanished(folder: str | Path, items: Iterable[str], source: str, exclud
     if not (Path(folder) / CURRENT).exists():
         return
     index = Index(folder)
-    now = set(items)
+    source = source_of(folders)
     empty: list[str] = []
     if index.kind == "image":
         noun = "images"
-        folders = folders_of(source)
-        before = [name for name in index.ids() if not is_excluded(_relative(name, folders), exclude)]
+        earlier = folders_of(index.manifest)
+        before = [name for name in _within(index.ids(), earlier) if not is_excluded(_relative(name, folders), exclude)]
+        now = set(_within(items, folders))
         empty = sorted(_subfolders(before) - _subfolders(now), key=lambda name: (name.count("/"), name))
     else:
         noun = "captions"
         before = index.captions()
+        now = set(items)
     gone = [name for name in before if name not in now]
     if len(gone) <= _MOST_VANISHED * len(before) and not empty:
         return
     hint = ""
     if empty:
-        hint = f" (no image of {empty[0]}/ is there)"
+        hint = f" (no image of {_relative(empty[0], folders)}/ is there)"
     raise IndexingError(
         f"{len(gone):,} of {len(before):,} indexed {noun} are no longer in {source}{hint}; is a disk not mounted? "
         "--prune drops them, --force goes on without them and keeps their features"
     )
+
+
+def _within(ids: Iterable[str], folders: Sequence[str]) -> list[str]:
+    """The paths on this machine, or the addresses, of images: of one folder their ids are relative to it."""
+    return list(ids) if len(folders) > 1 else [f"{folders[0]}/{name}" for name in ids]
 
 
 def _relative(name: str, folders: Sequence[str]) -> str:
@@ -67,32 +78,35 @@ def _subfolders(ids: Iterable[str]) -> set[str]:
 
 
 def source_of(folders: Sequence[str]) -> str:
-    """The source of an index of these folders or files, as a manifest names it.
-
-    Raises:
-        IndexingError: several, one of which has `` + `` in its name.
-    """
-    if len(folders) > 1:
-        for folder in folders:
-            if _AND in folder:
-                raise IndexingError(f"{folder} has '{_AND}' in its name; rename it, or index it by itself")
+    """The source of an index of these folders, or of one file, as messages name it."""
     return _AND.join(sorted(folders))
 
 
-def folders_of(source: str) -> list[str]:
-    """The folders that a manifest's source names; the opposite of ``source_of``."""
+def folders_of(manifest: dict) -> list[str]:
+    """The folders whose images an index holds; of another index what its manifest names as its source.
+
+    A manifest of an earlier version has no list of them.
+    """
+    if manifest.get("folders"):
+        return manifest["folders"]
+    source = manifest["source"]
     return source.split(_AND) if _AND in source and not Path(source).exists() else [source]
 
 
-def has_grown(before: str, now: str) -> bool:
-    """Whether a source is another one with folders added to it."""
-    return before != now and set(folders_of(before)) < set(folders_of(now))
+def has_grown(before: dict, folders: Sequence[str]) -> bool:
+    """Whether folders were added to those of an index, by its manifest."""
+    return set(folders_of(before)) < set(folders)
 
 
-def check_origin(folder: str | Path, source: str, run: str, space: str, force: bool = False) -> dict | None:
+def check_origin(
+    folder: str | Path, source: str, run: str, space: str, force: bool = False, folders: Sequence[str] = ()
+) -> dict | None:
     """Returns the manifest of the index that is in ``folder``, if there is one; ``force`` overlooks a damaged one.
 
     A run that was fitted again may replace what it made before; another run may not. Folders may be added.
+
+    Args:
+        folders: of which the source consists, where it is one or several folders of images.
 
     Raises:
         IndexingError: it is an index of something else or by another run, or damaged, and ``force`` is not given.
@@ -105,7 +119,8 @@ def check_origin(folder: str | Path, source: str, run: str, space: str, force: b
         if force:
             return None
         raise
-    if before["source"] != source and not has_grown(before["source"], source) and not force:
+    is_same = set(folders_of(before)) == set(folders) if folders else before["source"] == source
+    if not is_same and not has_grown(before, folders) and not force:
         raise IndexingError(f"{folder} indexes {before['source']}, not {source}; name another --index, or --force")
     if before["run"] != run and before["space"] != space and not force:
         raise IndexingError(

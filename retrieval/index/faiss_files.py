@@ -10,10 +10,10 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 
 from onceover.base.files import open_regular, whole_file
 from onceover.base.progress import ProgressBar
+from onceover.retrieval.exact import load_faiss
 from onceover.retrieval.index.types import CODE_DIMS, LINKS, REBUILD, IndexingError, cell_count, code_count
 
-# faiss multiplies matrices with BLAS only above this many queries (default: 128,000); with 4 it is five times as fast
-faiss.cvar.distance_compute_blas_threshold = 4
+load_faiss()  # which sets how it multiplies
 
 BLOCK = 16_384  # rows added or read at a time
 _BUILD_EFFORT = 100  # nodes visited while hnsw lays its links

@@ -1,6 +1,6 @@
 """The folder of an index: a gallery of images, one of captions, or both."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ def write_gallery(
     probes: np.ndarray,
     *,
     source: str,
+    folders: Sequence[str],
     run: str,
     kind: str | None,
     memory: int | None,
@@ -36,8 +37,8 @@ def write_gallery(
 
     Args:
         probes: queries that the index is measured with, float32 (Q, D). prune: write it anew without removed rows.
-        source, run, kind, memory, min_recall, force: as ``retrieval.index.update``; ``memory`` is by default half of
-            the machine's.
+        source, folders, run, kind, memory, min_recall, force: as ``retrieval.index.update``; ``memory`` is by default
+            half of the machine's.
     """
     noun = GALLERIES[gallery.kind]
     summary = update(
@@ -45,6 +46,7 @@ def write_gallery(
         gallery,
         probes,
         source=source,
+        folders=folders,
         run=run,
         kind=kind,
         memory=memory or default_memory(),

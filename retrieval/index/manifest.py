@@ -169,6 +169,9 @@ SEGMENT_FIELDS: dict[str, Callable[[object], bool]] = {
 def _problem_of(manifest: dict) -> str | None:
     """The first thing that is wrong with a manifest, or None."""
     problem = _field_problem(manifest, MANIFEST_FIELDS)
+    folders = manifest.get("folders", [])  # which an earlier version did not write
+    if not isinstance(folders, list) or not all(map(_is_string, folders)):
+        return "folders is not what it has to be"
     segments = manifest.get("segments")
     if not isinstance(segments, list):
         return problem

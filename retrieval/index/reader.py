@@ -1,6 +1,5 @@
 """An index, memory-mapped and open for searching."""
 
-import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -24,8 +23,6 @@ class Index:
     Raises:
         IndexingError: nothing there, of another version, or a file that does not match its SHA-256.
     """
-
-    _shows_thumbnails = True
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
@@ -113,20 +110,14 @@ class Index:
         return vector[:-1] if self.biased else vector
 
     def item(self, row: int) -> dict:
-        """The id, path, captions and thumbnail of a row, for a hit."""
+        """The id, path and captions of a row, for a hit."""
         number = int(self._segment_numbers(row))
-        own_row = row - int(self._starts[number])
-        segment_rows = self.segments[number].rows
-        thumbnail = b""
-        if self._shows_thumbnails:
-            thumbnail = segment_rows.thumbnail(own_row)
-        return segment_rows.item(own_row) | {"thumbnail": thumbnail or None}
+        return self.segments[number].rows.item(row - int(self._starts[number]))
 
-    def without_thumbnails(self) -> "Index":
-        """The same index, whose items come without their thumbnails."""
-        plain = copy.copy(self)
-        plain._shows_thumbnails = False
-        return plain
+    def thumbnail(self, row: int) -> bytes | None:
+        """A small JPEG of a row's image, where there is one."""
+        number = int(self._segment_numbers(row))
+        return self.segments[number].rows.thumbnail(row - int(self._starts[number])) or None
 
     def _segment_numbers(self, rows: np.ndarray | int) -> np.ndarray:
         """The number of the segment that each row lies in."""

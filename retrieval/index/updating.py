@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def update(
     memory: int,
     min_recall: float | None = None,
     force: bool = False,
+    folders: Sequence[str] = (),
 ) -> Update:
     """Makes the index hold exactly the items of ``gallery``: new ones join, changed ones are replaced, others removed.
 
@@ -58,6 +60,7 @@ def update(
         min_recall: recall@10 against exact search under which an approximate index is refused; by default as asked
             before, or ``MIN_RECALL``.
         force: replace an index of another source, or a damaged one.
+        folders: of which the source consists, where it is one or several folders of images.
 
     Raises:
         IndexingError: another source, ids that are not unique, too low a recall, or a folder of something else.
@@ -69,15 +72,16 @@ def update(
     if not len(gallery):
         raise IndexingError(f"{source} holds nothing to index")
     with writing(folder) as files:
-        before = check_origin(folder, source, run, gallery.space, force)
-        about = _description(gallery, before, kind, memory, min_recall) | {"source": source, "run": run}
+        before = check_origin(folder, source, run, gallery.space, force, folders)
+        about = _description(gallery, before, kind, memory, min_recall)
+        about |= {"source": source, "folders": sorted(folders), "run": run}
         say(f"{folder}: {about['type']} ({about['reason']})")
         segments = _usable_segments(folder, before, about, force)
         change = _compare(segments, _keys(gallery))
         added = len(change.new_rows)
         removed = len(change.gone_keys)
         is_unchanged = segments and not added and not removed
-        if is_unchanged and before is not None and all(before[key] == about[key] for key in about):
+        if is_unchanged and before is not None and all(before.get(key) == about[key] for key in about):
             return Update(added, removed, len(gallery), before, up_to_date=True)
         entries = _write_change(files, gallery, change, segments, before, about["type"])
         manifest = _publish(files, about, entries, probes)
