@@ -142,7 +142,7 @@ def test_trap_a_terminal_that_is_not_utf8_kills_no_command(run_dir, tmp_path, mo
         return done.stdout_bytes.decode(encoding)
 
     evaluated = said("evaluate", "--run", "run")
-    assert "image->text: 12 queries, gallery of 60" in evaluated
+    assert "image -> caption: 12 queries, gallery of 60" in evaluated
     assert (" +- " if encoding == "ascii" else " ± ") in evaluated
     assert "\\u" not in evaluated
     assert "other against run" in said("compare", "run", "other")
