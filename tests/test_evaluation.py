@@ -454,10 +454,9 @@ def test_folds_are_searches_in_galleries_of_their_own():
 
 def test_the_rows_of_other_ways_to_count_are_labelled(run, fails, own_run, own_store):
     said = run("evaluate", "--run", own_run, "--store", own_store, "--equal-captions", "--folds", 3)
-    tables = [text.splitlines() for text in said.stdout.split("\n\n")]
-    rows = {lines[0]: [line.split()[0] for line in lines[3:]] for lines in tables}
-    assert "multimodal_3_folds" in rows["caption → image: 60 queries, gallery of 4"]  # twelve images
-    assert "multimodal_equal_captions" in rows["caption → image: 60 queries, gallery of 12"]
+    table = (own_run / "evaluation-test.md").read_text(encoding="utf-8")
+    assert "| multimodal_3_folds | caption → image (4) |" in table  # twelve images
+    assert "| multimodal_equal_captions | caption → image (12) |" in table
     assert "each query searches its own fold alone" in said.stderr
     result = json.loads((own_run / "evaluation-test.json").read_text())
     assert result["models"]["multimodal_3_folds"]["text_to_image"]["queries"] == 60
