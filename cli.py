@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -1329,7 +1328,9 @@ def serve(run_dir, index_dir, image_encoder, text_encoder, **options):
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
     answer(run_dir, index_dir, encoders={"image": image_encoder, "text": text_encoder}, **options)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends at once what Python still has to put away
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads may still compute for queries that were given up; Python would wait for them
 
 
 @cli.command()

@@ -3,9 +3,7 @@
 import contextlib
 import errno
 import logging
-import os
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (Extra("serve", "fastapi", "fastapi"), Extra("serve", "uvicorn", "uvicorn"))
 _GRACE = 1  # seconds that answers under way get when the server is stopped
-_LAST_BATCH = 1.5  # seconds that the models get to finish a batch then
+_LAST_BATCH = 1.0  # seconds that the models get to finish a batch then
 
 
 class ServeError(OnceoverError):
@@ -67,22 +65,13 @@ def serve(
             warn(f"{host} is open to the network: everybody who reaches this machine can search and see the images")
         nouns = {"image": "images", "text": "captions"}
         counts = ", ".join(f"{gallery.size:,} {nouns[gallery.kind]}" for gallery in site.info().galleries)
-        say(f"ready: {_address(host, listener)} searches {counts}; Ctrl-C stops it")
-        has_ended = False
-        with _quiet_queries(), contextlib.suppress(KeyboardInterrupt):  # raised when the last answer is given
-            server_of(site, host).run(sockets=[listener])
-        with contextlib.suppress(KeyboardInterrupt):  # a second one
-            has_ended = site.close(_LAST_BATCH)
+        with contextlib.suppress(KeyboardInterrupt):  # raised when the last answer is given
+            say(f"ready: {_address(host, listener)} searches {counts}; Ctrl-C stops it")
+            with _quiet_queries():
+                server_of(site, host).run(sockets=[listener])
+        with _quiet_queries(), contextlib.suppress(KeyboardInterrupt):  # a second one
+            site.close(_LAST_BATCH)
     say("stopped")
-    if not has_ended:
-        _end_now()
-
-
-def _end_now() -> None:
-    """Ends the process while a thread still computes: Python would wait for it, or crash in it."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)
 
 
 def open_site(
