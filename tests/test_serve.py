@@ -262,7 +262,7 @@ def test_a_file_that_was_replaced_since_is_not_shown(collection, run_dir, tmp_pa
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (900, 900), "red").save(tmp_path / path)
     site = Site(collection, run_dir, roots=[tmp_path])
-    assert Image.open(io.BytesIO(site.items.view(name))).size == (160, 160)  # the thumbnail that was kept
+    assert Image.open(io.BytesIO(site.items.view(name))).size == (224, 224)  # the dataset's own file
     site.close()
 
 
