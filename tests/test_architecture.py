@@ -27,7 +27,7 @@ ONLY_IMPORTER = {
     "tqdm": {"base.progress"},
     "jinja2": {"analysis.pages"},
     "fastapi": {"serve.api"},
-    "uvicorn": {"serve.server"},
+    "uvicorn": {"serve.connections", "serve.server"},
     "faiss": {"retrieval.exact", "retrieval.index.faiss_files"},
     "torchvision": {"extract.encoders.torchvision"},
     "transformers": {
