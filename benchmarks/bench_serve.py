@@ -85,8 +85,19 @@ def made_index(run: Path, folder: Path, images: int) -> Path:
         thumbnails = [embeddings.thumbnails[row] for row in rows.tolist()]
     shown = [captions[row] for row in rows.tolist()]
     gallery = Gallery("image", vectors, False, names, names, shown, names, thumbnails, embeddings.space)
-    settings = {"source": str(run), "run": str(run.resolve()), "kind": "flat", "memory": None, "min_recall": None}
-    write_gallery(folder, gallery, embeddings.probes("image", False), force=False, prune=False, **settings)
+    write_gallery(
+        folder,
+        gallery,
+        embeddings.probes("image", False),
+        source=str(run),
+        folders=[],
+        run=str(run.resolve()),
+        kind="flat",
+        memory=None,
+        min_recall=None,
+        force=False,
+        prune=False,
+    )
     return folder
 
 

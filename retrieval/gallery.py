@@ -75,8 +75,12 @@ class Gallery:
         return self.vectors[row, :-1] if self.biased else self.vectors[row]
 
     def item(self, row: int) -> dict:
-        """The id, path and captions of a row, for a hit."""
+        """The id, path and captions of a row."""
         return {"id": self.ids[row], "path": self.paths[row], "captions": self.captions[row]}
+
+    def items(self, rows: list[int]) -> list[dict]:
+        """The id, path and captions of each of some rows, for hits."""
+        return [self.item(row) for row in rows]
 
     def thumbnail(self, row: int) -> bytes | None:
         """A small JPEG of a row's image, where there is one."""

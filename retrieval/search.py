@@ -124,8 +124,8 @@ class Searchable(Protocol):
     def vector(self, row: int) -> np.ndarray:
         """The vector of a row without its bias, float32 (D,)."""
 
-    def item(self, row: int) -> dict:
-        """The id, path and captions of a row, for a hit."""
+    def items(self, rows: list[int]) -> list[dict]:
+        """The id, path and captions of each of some rows, for hits."""
 
 
 class Embedder(Protocol):
@@ -231,10 +231,13 @@ class Searcher:
         return list(groups.values())
 
     def _hits(self, groups: list[list[int]], scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
+        positions = [position for group in groups for position in group]
+        found = self._gallery.items(rows[positions].tolist())
+        items = dict(zip(positions, found, strict=True))
         hits = []
         for rank, (first, *copies) in enumerate(groups, 1):
-            same = [self._gallery.item(int(rows[position]))["id"] for position in copies]
-            hits.append(Hit(rank, float(scores[first]), **self._gallery.item(int(rows[first])), same=same))
+            same = [items[position]["id"] for position in copies]
+            hits.append(Hit(rank, float(scores[first]), **items[first], same=same))
         return hits
 
     def _embed(self, queries: Sequence[Query]) -> np.ndarray:

@@ -56,6 +56,6 @@ class Paired:
         assert self._other is not None, "a row of it was found"
         return self._other.vector(-1 - row)
 
-    def item(self, row: int) -> dict:
-        """The id, path and captions of a row of its own."""
-        return self._own.item(row)
+    def items(self, rows: list[int]) -> list[dict]:
+        """The id, path and captions of each of some rows of its own."""
+        return self._own.items(rows)

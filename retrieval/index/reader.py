@@ -110,9 +110,20 @@ class Index:
         return vector[:-1] if self.biased else vector
 
     def item(self, row: int) -> dict:
-        """The id, path and captions of a row, for a hit."""
-        number = int(self._segment_numbers(row))
-        return self.segments[number].rows.item(row - int(self._starts[number]))
+        """The id, path and captions of a row."""
+        return self.items([row])[0]
+
+    def items(self, rows: list[int]) -> list[dict]:
+        """The id, path and captions of each of some rows, for hits."""
+        wanted = np.asarray(rows, int)
+        numbers = self._segment_numbers(wanted)
+        items: list[dict] = [{}] * len(rows)
+        for number in np.unique(numbers):
+            in_segment = np.flatnonzero(numbers == number)
+            found = self.segments[number].rows.items(wanted[in_segment] - self._starts[number])
+            for place, item in zip(in_segment.tolist(), found, strict=True):
+                items[place] = item
+        return items
 
     def thumbnail(self, row: int) -> bytes | None:
         """A small JPEG of a row's image, where there is one."""
