@@ -18,6 +18,7 @@ import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import os
 import random
@@ -36,6 +37,7 @@ from bench_search import machine
 CLIENTS = (1, 8, 32)
 JITTER = 0.3  # length of the noise; the vectors have length 1
 JSON = {"Content-Type": "application/json"}
+ASKED = itertools.count()  # a number in each text: the server keeps vectors of texts, and none is to be asked twice
 SAMPLES = 60  # seconds between two readings of the memory, at most
 
 
@@ -219,7 +221,8 @@ def load(port: int, texts: list[str], clients: int, seconds: float) -> dict:
         place = number * 997
         own = []
         while time.perf_counter() < end:
-            message = json.dumps({"terms": [{"text": texts[place % len(texts)]}], "top_k": 24})
+            text = f"{texts[place % len(texts)]} {next(ASKED)}"
+            message = json.dumps({"terms": [{"text": text}], "top_k": 24})
             place += 1
             start = time.perf_counter()
             connection.request("POST", "/api/search", message, JSON)
