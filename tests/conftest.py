@@ -200,9 +200,9 @@ def serving(site, host="127.0.0.1"):
             site.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium, the machine's own."""
+    """Headless Chromium, the machine's own; its driver keeps an event loop running, which other modules do without."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     chromium = shutil.which("chromium")
     if chromium is None:

@@ -333,7 +333,7 @@ class Embedder:
 
 def test_search_returns_pictures_with_captions_and_captions_with_pictures(embeddings):
     embedder = Embedder(embeddings.texts[7], embeddings.space)
-    searcher = Searcher(embeddings.gallery("image"), embedder, thumbnails=True)
+    searcher = Searcher(embeddings.gallery("image"), embedder)
     hits = searcher.search("anything", 100)
     assert len(hits) == 60 == len({hit.id for hit in hits})
     scores = embeddings.images @ embeddings.texts[7]
@@ -342,7 +342,6 @@ def test_search_returns_pictures_with_captions_and_captions_with_pictures(embedd
     first = embeddings.ids.index(hits[0].id)
     assert hits[0].captions == [embeddings.captions[row] for row in np.flatnonzero(embeddings.image_index == first)]
     assert hits[0].path == embeddings.paths[first]
-    assert hits[0].thumbnail == embeddings.thumbnails[first]
     assert [hit.rank for hit in hits] == list(range(1, 61))
 
 
@@ -477,13 +476,6 @@ def test_trap_a_full_temporary_folder_is_one_line_and_no_crash(monkeypatch):
         f"{tempfile.gettempdir()} has no room for a temporary file of 3 MiB (No space left on device); make room "
         "there, or name another folder in the environment variable TMPDIR"
     )
-
-
-@pytest.mark.parametrize("shows", [True, False])
-def test_hits_have_thumbnails_where_they_are_asked_for(embeddings, shows):
-    embedder = Embedder(embeddings.texts[7], embeddings.space)
-    hits = Searcher(embeddings.gallery("image"), embedder, thumbnails=shows).search("a dog")
-    assert [hit.thumbnail is not None for hit in hits] == [shows] * 5
 
 
 def test_a_query_of_bytes_that_are_no_text_is_refused(embeddings):

@@ -109,10 +109,11 @@ def test_an_evaluation_and_a_comparison_show_themselves_as_tables(run_dir, tmp_p
     text = evaluation._repr_html_()
     tags = Tags(text)
     assert not tags.open
-    assert set(tags.names) == {"table", "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "ul", "li"}
+    assert {"table", "thead", "tbody", "tr", "th", "td", "details", "summary", "ul", "li"} <= set(tags.names)
+    assert "script" not in tags.names
     numbers = evaluation.result["models"]["multimodal"]["text_to_image"]
     low, high = numbers["R@5_ci"]
-    assert f"<td>{numbers['R@5']:.1f} [{low:.1f}, {high:.1f}]</td>" in text
+    assert f"{numbers['R@5']:.1f} [{low:.1f}, {high:.1f}]" in text
     comparison = workflows.compare(["<b>&run", "other"])
     page = comparison._repr_html_()
     assert not Tags(page).open
