@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -25,6 +26,8 @@ from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index import Index, folders_of
 from onceover.retrieval.search import Hit
+
+Value = TypeVar("Value")
 
 
 class Originals:
@@ -129,21 +132,20 @@ class Originals:
     @cached_property
     def _source(self) -> ImageSource | None:
         """The source of the images that the run was fitted on; None where its store or dataset is gone."""
-        try:
-            with FeatureStore(store_of(self._run.folder, self._run.provenance)) as store:
-                return stored_images(store)
-        except (OnceoverError, OSError) as error:
-            LOGGER.debug("thumbnails are shown: %s", error)
-            return None
+        return self._of_store(stored_images, "thumbnails are shown")
 
     @cached_property
     def _dataset(self) -> Path | None:
         """Where the dataset was that the run was fitted on; None where the run's store is gone."""
+        return self._of_store(_dataset_of, "the dataset's place is not known")
+
+    def _of_store(self, read: Callable[[FeatureStore], Value], consequence: str) -> Value | None:
+        """Reads from the run's store by ``read``; None, with a debug line, where the store or dataset is gone."""
         try:
             with FeatureStore(store_of(self._run.folder, self._run.provenance)) as store:
-                return path_of(store.provenance.get("named", store.provenance["data"]))
+                return read(store)
         except (OnceoverError, OSError) as error:
-            LOGGER.debug("the dataset's place is not known: %s", error)
+            LOGGER.debug("%s: %s", consequence, error)
             return None
 
     @cached_property
@@ -185,6 +187,10 @@ class Originals:
             return {}
         assert isinstance(images, Gallery), "captions with images are the run's own"
         return {path: row for row, path in enumerate(images.paths)}
+
+
+def _dataset_of(store: FeatureStore) -> Path:
+    return path_of(store.provenance.get("named", store.provenance["data"]))
 
 
 def _is_absolute(path: str) -> bool:
