@@ -1,6 +1,5 @@
 """Hits and queries as HTML and figures show them, and a list of hits that shows itself in a notebook."""
 
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from PIL import Image
 
 from onceover.analysis.pages import render
 from onceover.base.addresses import path_of
-from onceover.extract.pictures import decode, read_picture
+from onceover.extract.pictures import decode, jpeg_of, read_picture
 
 if TYPE_CHECKING:
     from onceover.retrieval.search import Hit, Query, Term
@@ -47,7 +46,7 @@ class Hits(list["Hit"]):
     def shown(self, size: int) -> list["ShownHit"]:
         """The hits with their images, as a template takes them."""
         images = self.images(size)
-        return [ShownHit(hit, as_jpeg(image) if image else None) for hit, image in zip(self, images, strict=True)]
+        return [ShownHit(hit, jpeg_of(image) if image else None) for hit, image in zip(self, images, strict=True)]
 
     def _repr_html_(self) -> str:
         return render("hits_inline.html", hits=self.shown(INLINE_SIZE))
@@ -83,16 +82,9 @@ def query_parts(query: "Query", size: int) -> list[QueryPart]:
         if term.image is not None:
             picture = decode(term.image, size) if isinstance(term.image, bytes) else read_picture(term.image, size)
             picture.thumbnail((size, size))
-            image = as_jpeg(picture)
+            image = jpeg_of(picture)
         parts.append(QueryPart(sign, _name_of(term), image))
     return parts
-
-
-def as_jpeg(image: Image.Image) -> bytes:
-    """An image as the bytes of a JPEG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def title_of(query: "Query") -> str:

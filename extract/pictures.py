@@ -314,6 +314,11 @@ def thumbnail(image: Image.Image) -> bytes:
     """A small JPEG of ``image`` for galleries and figures."""
     small = image.reduce(max(1, max(image.size) // THUMBNAIL_SIZE))
     small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.HAMMING)
+    return jpeg_of(small)
+
+
+def jpeg_of(image: Image.Image, quality: int = 85) -> bytes:
+    """The bytes of an RGB image as a JPEG. ``quality``: 1 to 95."""
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -8,6 +8,7 @@ import torch
 
 from onceover.base.files import read_bytes
 from onceover.base.progress import say, warn
+from onceover.extract.encoding.text import encode_by_length
 from onceover.extract.pictures import MAX_BYTES, named_errors
 from onceover.heads.checkpoint import Run
 from onceover.heads.embed import image_embeddings, text_embeddings
@@ -48,15 +49,15 @@ class QueryEmbedder:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
         encoder = self._encoder("text")
-        features, truncated = encoder.encode(list(texts), are_queries=True)
-        unknown, tokens = encoder.unknown_tokens(encoder.tokenize(list(texts), are_queries=True)[0])
+        token_ids, truncated = encoder.tokenize(list(texts), are_queries=True)
+        unknown, tokens = encoder.unknown_tokens(token_ids)
         for row, text in enumerate(texts):
             if truncated[row]:
                 warn(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
             if unknown[row]:
                 counts = f"{unknown[row]} of {tokens[row]} tokens"
                 warn(f"{counts} are unknown to the text encoder, and count for nothing: {text[:60]!r}")
-        return text_embeddings(self._run.heads, features)
+        return text_embeddings(self._run.heads, encode_by_length(encoder.encode_tokens, token_ids))
 
     def embed_images(self, images: Sequence[str | bytes]) -> np.ndarray:
         """Embeds image files, each by its path, its address or its bytes: unit vectors, float32 (Q, embedding_dim).

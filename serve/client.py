@@ -1,7 +1,6 @@
 """The client of a search server: ``onceover.Client``."""
 
 import base64
-import io
 import json
 import math
 import operator
@@ -12,7 +11,7 @@ from PIL import Image
 from onceover.analysis.hits_shown import Hits
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_bytes
-from onceover.extract.pictures import MAX_BYTES, THUMBNAIL_SIZE, PictureError, decode, named_errors
+from onceover.extract.pictures import MAX_BYTES, THUMBNAIL_SIZE, PictureError, decode, jpeg_of, named_errors
 from onceover.retrieval.search import Hit, Query, Term
 from onceover.serve.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, pixels_of
 
@@ -194,9 +193,7 @@ def _image_bytes(image: str | bytes) -> bytes:
     with named_errors(name):
         small = decode(data, _SENT_SIZE)
     small.thumbnail((_SENT_SIZE, _SENT_SIZE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
+    return jpeg_of(small, 95)
 
 
 def _number(name: str, value: Any) -> float:

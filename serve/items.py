@@ -1,7 +1,6 @@
 """The items of the galleries by their ids: what the page shows of an image or a caption, and the image itself."""
 
 import contextlib
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -9,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 
-from PIL import Image
-
+from onceover.extract.pictures import jpeg_of
 from onceover.extract.store import StoreError
 from onceover.heads.originals import Originals
 from onceover.heads.searching import Collection
@@ -122,7 +120,7 @@ class Items:
                     image = self._originals.image(self._originals.placed(hit), VIEW_SIZE)
                 if image is None:
                     raise NoItemError("the image's file is not there any more, and no thumbnail of it was kept")
-                self._views[name] = _jpeg(image)
+                self._views[name] = jpeg_of(image)
             self._views.move_to_end(name)
             while len(self._views) > _KEPT_VIEWS:
                 self._views.popitem(last=False)
@@ -157,9 +155,3 @@ def _readable() -> Iterator[None]:
 
 def _is_absolute(path: str) -> bool:
     return path.startswith(("/", "\\")) or path[1:3] in (":\\", ":/")
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()

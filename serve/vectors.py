@@ -49,7 +49,8 @@ class Vectors:
         known = {name: self._kept[name] for name in names if name in self._kept}
         missing = {name: value for name, value in zip(names, values, strict=True) if name not in known}
         if missing:
-            known |= zip(missing, embed(list(missing.values())), strict=True)
+            vectors = embed(list(missing.values()))
+            known |= {name: vector.copy() for name, vector in zip(missing, vectors, strict=True)}  # not the whole batch
         for name, vector in known.items():
             self._kept[name] = vector
             self._kept.move_to_end(name)

@@ -8,6 +8,7 @@ import numpy as np
 from onceover.analysis.map_points import map_points
 from onceover.analysis.pages import data_url
 from onceover.analysis.report.files import NO_THUMBNAILS, ReportFiles
+from onceover.extract.pictures import jpeg_of
 
 SIDE = 96  # pixels of a thumbnail
 _QUALITY = 75
@@ -75,8 +76,6 @@ def _small(thumbnail: bytes | None) -> str | None:
 
     if thumbnail is None:
         return None
-    small = io.BytesIO()
     with Image.open(io.BytesIO(thumbnail), formats=["JPEG"]) as image:
         image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-        image.save(small, "JPEG", quality=_QUALITY, optimize=True)
-    return data_url(small.getvalue())
+        return data_url(jpeg_of(image, _QUALITY))

@@ -11,7 +11,7 @@ from torch import Tensor
 from onceover.extract.encoder_files import numbered_files
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.preprocessing import Preprocessing
-from onceover.extract.encoding.text import TextEncoder
+from onceover.extract.encoding.text import TextEncoder, encode_by_length
 from onceover.extract.joined import joined_recipe
 
 
@@ -148,9 +148,8 @@ class JoinedTextEncoder(JoinedEncoder):
         self, captions: list[str], batch_size: int = 64, *, are_queries: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features of M captions, (M, D) as stored, in their order, and which one of the encoders cut, bool (M,)."""
-        encoded = [encoder.encode(captions, batch_size, are_queries=are_queries) for encoder in self._encoders]
-        is_cut = np.logical_or.reduce([truncated for _, truncated in encoded])
-        return self._side_by_side([features for features, _ in encoded]), is_cut
+        token_ids, is_cut = self.tokenize(captions, are_queries=are_queries)
+        return encode_by_length(self.encode_tokens, token_ids, batch_size), is_cut
 
     def tokenize(self, captions: list[str], *, are_queries: bool = False) -> tuple[list[JoinedTokens], np.ndarray]:
         """Token ids of M captions for all encoders, and which one of these cut, bool (M,)."""

@@ -119,10 +119,7 @@ class TextEncoder:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features of M captions, or queries, (M, D) as stored, in their order, and which were cut, bool (M,)."""
         token_ids, truncated = self.tokenize(captions, are_queries=are_queries)
-        batches = list(by_length(token_ids, batch_size))
-        features = np.concatenate([self.encode_tokens(ids) for _, ids in batches])
-        order = np.argsort(np.concatenate([rows for rows, _ in batches]))
-        return features[order], truncated
+        return encode_by_length(self.encode_tokens, token_ids, batch_size), truncated
 
     def tokenize(self, captions: list[str], *, are_queries: bool = False) -> tuple[list[list[int]], np.ndarray]:
         """Token ids of M captions, and which were cut at the maximum length, bool (M,). Called from any thread.
@@ -222,3 +219,12 @@ def by_length(token_ids: Sequence[T], size: int) -> Iterator[tuple[np.ndarray, l
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         yield rows, [token_ids[row] for row in rows]
+
+
+def encode_by_length(
+    encode: Callable[[list[T]], np.ndarray], token_ids: Sequence[T], batch_size: int = 64
+) -> np.ndarray:
+    """Features of M captions, (M, D), in their order, from batches of similar length. ``encode``: of a batch."""
+    batches = list(by_length(token_ids, batch_size))
+    features = np.concatenate([encode(ids) for _, ids in batches])
+    return features[np.argsort(np.concatenate([rows for rows, _ in batches]))]
