@@ -1,7 +1,7 @@
 """Frozen text encoders: captions and queries -> features. They are in eval mode, as image encoders are."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from onceover.extract.encoding.recipes import as_stored, hash_tokenizer, hash_we
 
 #: the token ids of a caption: a list, or int64 (L,)
 TokenIds = Sequence[int] | Tensor
-T = TypeVar("T", bound=TokenIds)
+T = TypeVar("T", bound=Sized)  # a caption's token ids, of one encoder or of several
 _SAMPLE = ["a dog", "two children play with a red ball on the beach"]  # captions that a backend is given
 
 
