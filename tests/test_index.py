@@ -271,18 +271,32 @@ import os, sys
 sys.path.insert(0, {tests!r})
 import test_index
 from onceover.retrieval.index import update
-left = {step}
 real = os.replace
-def replace(source, target):  # every file appears by it
-    global left
-    left -= 1
-    if left < 0:
-        os._exit(9)
-    real(source, target)
-os.replace = replace
 probes = test_index.unit(test_index.np.random.default_rng(5), 60)
-update({folder!r}, test_index.grown(), probes, **test_index.ROOMY)
+for step in {steps}:
+    if os.fork() == 0:
+        left = step
+        def replace(source, target):  # every file appears by it
+            global left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            real(source, target)
+        os.replace = replace
+        update({folder!r}, test_index.grown(), probes, **test_index.ROOMY)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    sys.stdin.readline()
 """
+
+
+@contextlib.contextmanager
+def killed_at(steps, folder):
+    """A function that has an update of an index killed at the next of some steps, and gives its exit code."""
+    script = DYING.format(tests=str(ROOT / "tests"), steps=list(steps), folder=str(folder))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
+        yield lambda: int(process.stdout.readline())
 
 
 def grown():
