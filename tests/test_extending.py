@@ -114,10 +114,10 @@ def test_a_loss(install, store, tmp_path, fit_config, changed):
     assert run.heads.loss == "hinge"
 
 
-def test_a_backend(install, tiny_bert):
+def test_a_backend(install, tiny_resnet, tiny_bert):
     name = install("A backend")
     assert name in BACKENDS.names()
-    test_backends.check_contract(name, f"hf:{tiny_bert}")
+    test_backends.check_contract(name, f"hf:{tiny_resnet}", f"hf:{tiny_bert}")
     encoder = ImageEncoder("torchvision:shufflenet_v2_x0_5@random", backend=name, device="cpu")
     pixels = encoder.pixels(Image.new("RGB", (50, 40)))
     assert encoder.encode(pixels.expand(9, *pixels.shape)).shape[0] == 9
