@@ -294,6 +294,14 @@ def low_resolution(monkeypatch):
 
 
 @pytest.fixture
+def one_format(low_resolution, monkeypatch):
+    """Figures of few pixels, as PNG alone: each further format takes as long again."""
+    from onceover.analysis import drawing
+
+    monkeypatch.setattr(drawing, "SUFFIXES", (".png",))
+
+
+@pytest.fixture
 def run():
     def call(*arguments, code=0):
         result = CliRunner().invoke(cli, [str(part) for part in arguments])
