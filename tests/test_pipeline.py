@@ -1047,6 +1047,7 @@ def test_an_error_of_the_work_itself_is_not_told_as_a_killed_process():
 def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finished_is_lost(
     drawn, tmp_path, extract_config, monkeypatch, apart
 ):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds, for the others to end
     decode, seen = pictures.decode, []
 
     def dies(*given):
