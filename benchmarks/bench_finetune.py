@@ -60,8 +60,12 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def prepare(folder: Path, pictures: int, held_out: int = 64) -> None:
-    """Encoders, data, store, run and cached activations in ``folder``, with so many images to train on."""
+def prepare(folder: Path, pictures: int, held_out: int = 64, width: float = 1.0) -> None:
+    """Encoders, data, store, run and cached activations in ``folder``, with so many images to train on.
+
+    Args:
+        width: of the encoders' layers, as a share of the usual one.
+    """
     import torch
     from PIL import Image
     from transformers import BertConfig, BertModel, MobileNetV2Config, MobileNetV2ImageProcessor, MobileNetV2Model
@@ -86,10 +90,11 @@ def prepare(folder: Path, pictures: int, held_out: int = 64) -> None:
                 file.write(f"{number}.jpg,{' '.join(generator.choice(words, length))},{split}\n")
     dataset = read_dataset(folder / "data")
     torch.manual_seed(0)
-    MobileNetV2Model(MobileNetV2Config()).save_pretrained(folder / "image")
+    MobileNetV2Model(MobileNetV2Config(depth_multiplier=width)).save_pretrained(folder / "image")
     MobileNetV2ImageProcessor().save_pretrained(folder / "image")
     tokenizer = dataset_tokenizer(dataset.captions)
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    dims = round(384 * width)
+    sizes = {"hidden_size": dims, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 4 * dims}
     BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "text")
     tokenizer.save_pretrained(folder / "text")
     encoders = ExtractConfig(image_encoder=f"hf:{folder / 'image'}", text_encoder=f"hf:{folder / 'text'}")

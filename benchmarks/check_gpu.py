@@ -57,7 +57,7 @@ class Sizes:
         image_encoder, text_encoder: specs. views: per image.
         train, held_out: images with made-up features. dims: of the features of a view and of a caption.
         heads: dimensions of embeddings. epochs: of a fit. trials: of a sweep.
-        tuned: images of a fine-tuning step, and as many train images.
+        tuned: images of a fine-tuning step, and as many train images. width: of its encoders, as a share of the usual.
         rounds: repetitions that a median is taken of. seconds: that bare products are measured for.
     """
 
@@ -75,6 +75,7 @@ class Sizes:
     epochs: int = 4
     trials: int = 64
     tuned: int = 256
+    width: float = 1.0
     rounds: int = 3
     seconds: float = 2.0
 
@@ -91,6 +92,7 @@ TINY = Sizes(
     epochs=2,
     trials=4,
     tuned=4,
+    width=0.25,
     rounds=1,
     seconds=0.1,
 )
@@ -163,7 +165,8 @@ def main() -> None:
         sys.exit("error: torch sees no CUDA GPU here; --tiny runs the same code on the processor")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [checked(part) for part in parts(TINY if options.tiny else Sizes(), device, Path(folder))]
+        sizes = with_tiny_text_encoder(TINY, Path(folder) / "tiny") if options.tiny else Sizes()
+        rows = [checked(part) for part in parts(sizes, device, Path(folder))]
     print(table(rows))
     if options.json:
         result = {"machine": machine(device), "device": device, "seconds": round(time.perf_counter() - start)}
@@ -180,6 +183,13 @@ def use_checkout() -> None:
     import cli  # does so, as for `python cli.py`, and sets what torch reads when it starts
 
     assert cli
+
+
+def with_tiny_text_encoder(sizes: Sizes, folder: Path) -> Sizes:
+    """The sizes with a text encoder of one layer, whose settings are written into a folder."""
+    from onceover.extract.encoders.huggingface import write_example
+
+    return dataclasses.replace(sizes, text_encoder=write_example(folder)["text"])
 
 
 def parts(sizes: Sizes, device: str, folder: Path) -> list[Part]:
@@ -482,7 +492,7 @@ def check_finetuning(name: str, sizes: Sizes, device: str, folder: Path) -> Row:
     from onceover.extract.store import FeatureStore
 
     folder.mkdir()
-    prepare(folder, sizes.tuned, held_out=max(8, sizes.tuned // 4))
+    prepare(folder, sizes.tuned, held_out=max(8, sizes.tuned // 4), width=sizes.width)
     dtype = "bfloat16" if native_bfloat16(torch.device(device)) else "float32"
     with FeatureStore(folder / "store.h5") as store:
         batch = first_batch(store, sizes.tuned)

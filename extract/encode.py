@@ -265,7 +265,7 @@ class ImageEncoding(Encoding):
         features = []
         for _, sha256, _ in records:
             if sha256 in self._known:
-                features.append(self._known.gather("features", [sha256])[0])
+                features.append(self._known.gather(("features",), [sha256])["features"][0])
             else:
                 features.append(next(new))
         return np.asarray(features)

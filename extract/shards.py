@@ -1,7 +1,7 @@
 """Shards: small HDF5 files of finished rows, and rows by their keys wherever they lie, in shards or in a store."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -87,7 +87,7 @@ class RowSources:
             self.failures |= {failure.id: failure for failure in read_failures(file) if failure.stage == self.kind}
             if not len(group["features"]) or any(name not in group for name in self.columns):
                 return
-            rows = _RowFile(path, self.kind, file)
+            rows = _RowFile(path, group, self.copied)
             for row, key in enumerate(strings(group[KEYS[self.kind]])):
                 self._where.setdefault(key, (len(self._files), row))
             if self.kind == "image":
@@ -102,24 +102,27 @@ class RowSources:
             group["truncated"] = np.zeros(0, bool)
             return
         for name in self.copied:
-            shape, dtype = self._files[0].shape_of(name)
-            target = group.create_dataset(name, (len(keys), *shape[1:]), dtype=dtype)
-            for rows in row_blocks(len(keys)):
-                fill(target, rows, self.gather(name, keys[rows]))
+            shape, dtype = self._files[0].columns[name]
+            group.create_dataset(name, (len(keys), *shape), dtype=dtype)
+        for rows in row_blocks(len(keys)):
+            for name, values in self.gather(self.copied, keys[rows]).items():
+                fill(group[name], rows, values)
 
-    def gather(self, name: str, keys: list[str]) -> np.ndarray:
-        """The values of the rows with ``keys``, one file open at a time: there can be more than a process may open."""
+    def gather(self, names: Sequence[str], keys: list[str]) -> dict[str, np.ndarray]:
+        """The values of some columns in the rows with ``keys``, by the columns' names.
+
+        One file is open at a time: there can be more than a process may open.
+        """
         places = np.array([self._where[key] for key in keys])
-        block: np.ndarray | None = None
+        blocks: dict[str, np.ndarray] = {}
         for number in np.unique(places[:, 0]):
             chosen = np.flatnonzero(places[:, 0] == number)
             rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
-            values = self._files[number].read(name, rows)[inverse]
-            if block is None:
-                block = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
-            block[chosen] = values
-        assert block is not None
-        return block
+            for name, values in self._files[number].read(names, rows).items():
+                if name not in blocks:
+                    blocks[name] = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
+                blocks[name][chosen] = values[inverse]
+        return blocks
 
 
 def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: list[Path]) -> RowSources:
@@ -134,31 +137,36 @@ class _RowFile:
     """A shard, which is checked whole when it is added, or a store, whose rows are checked as they are read.
 
     A shard is opened anew for each read: there can be more of them than a process may have open.
+
+    Attributes:
+        columns: by name, the shape of a row and the dtype.
     """
 
-    def __init__(self, path: Path, kind: str, file: h5py.File):
+    def __init__(self, path: Path, group: h5py.Group, copied: Sequence[str]):
+        """``copied``: the names of its columns; what it lacks is not counted in it."""
+        self.columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        for name in copied:
+            column = group.get(name)
+            self.columns[name] = ((), np.dtype(np.int32)) if column is None else (column.shape[1:], column.dtype)
         self._path = Path(path)
-        self._kind = kind
+        self._kind = group.name.strip("/")
         self._store: FeatureStore | None = None
-        if file.attrs.get("format") == STORE_FORMAT:
+        if group.file.attrs.get("format") == STORE_FORMAT:
             self._store = FeatureStore(path)
 
-    def shape_of(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of a column."""
-        with open_hdf5(self._path, again=True) as file:
-            column = file[self._kind].get(name)
-            if column is None:
-                return file[self._kind]["features"].shape[:1], np.dtype(np.int32)
-            return column.shape, column.dtype
-
-    def read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows of a column, in ascending order."""
-        if self._store is not None and name == "features":
-            return self._store.features(self._kind)[rows]
+    def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows of some columns, in ascending order, by the columns' names."""
+        values = {}
         with readable(self._path), open_hdf5(self._path, again=True) as file:
-            if name not in file[self._kind]:
-                return np.full(len(rows), NOT_COUNTED, np.int32)
-            return file[self._kind][name][rows]
+            group = file[self._kind]
+            for name in names:
+                if self._store is not None and name == "features":
+                    values[name] = self._store.features(self._kind)[rows]
+                elif name in group:
+                    values[name] = group[name][rows]
+                else:
+                    values[name] = np.full(len(rows), NOT_COUNTED, np.int32)
+        return values
 
 
 def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> None:

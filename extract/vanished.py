@@ -45,7 +45,7 @@ def keep_vanished(path: Path, sources: RowSources, present: set[str], recipe: di
 
 def _columns(sources: RowSources, keys: list[str]) -> dict:
     """The columns of a shard with some of the rows."""
-    columns: dict = {column: sources.gather(column, keys) for column in sources.copied}
+    columns: dict = sources.gather(sources.copied, keys)
     if "thumbnail" in columns:
         columns["thumbnail"] = [value.tobytes() for value in columns["thumbnail"]]
     if sources.kind == "text":

@@ -94,6 +94,18 @@ def tiny_clip(tmp_path_factory, drawn) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_resnet(tmp_path_factory) -> Path:
+    """A ResNet of two narrow stages for images of 32 pixels in a local Hugging Face folder."""
+    from transformers import BitImageProcessor, ResNetConfig, ResNetModel
+
+    folder = tmp_path_factory.mktemp("tiny") / "resnet"
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ResNetModel(ResNetConfig(**sizes)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def extract_config(tiny_bert) -> ExtractConfig:
     return ExtractConfig(
         image_encoder="torchvision:shufflenet_v2_x0_5@random",
@@ -279,6 +291,14 @@ def low_resolution(monkeypatch):
     from onceover.analysis.drawing import STYLE
 
     monkeypatch.setitem(STYLE, "savefig.dpi", 50)
+
+
+@pytest.fixture
+def one_format(low_resolution, monkeypatch):
+    """Figures of few pixels, as PNG alone: each further format takes as long again."""
+    from onceover.analysis import drawing
+
+    monkeypatch.setattr(drawing, "SUFFIXES", (".png",))
 
 
 @pytest.fixture

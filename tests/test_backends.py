@@ -108,18 +108,22 @@ SHUFFLENET = "torchvision:shufflenet_v2_x0_5@random"
 CAPTIONS = ["A red circle .", "On the left there is a blue star ."]
 
 
-def check_contract(name, text_spec):
-    """Checks a backend by its features, which are the plain model's but for rounding."""
+def check_contract(name, image_spec, text_spec):
+    """Checks a backend by its features, which are the plain model's but for rounding.
+
+    Args:
+        image_spec: of a ResNet whose first stage has 8 channels, and its last one 16.
+    """
     image = Image.linear_gradient("L").convert("RGB")
     features = {}
     for backend in ("plain", name):
-        encoder = ImageEncoder(SHUFFLENET, layers="stage3, last", views=2, device="cpu", backend=backend)
+        encoder = ImageEncoder(image_spec, layers="encoder.stages.0, last", views=2, device="cpu", backend=backend)
         pixels = torch.stack([encoder.pixels(image.rotate(angle)) for angle in (0, 90, 200)])
         features[backend] = torch.from_numpy(encoder.encode(pixels))
         with ThreadPoolExecutor(3) as pool:
             for row, alone in enumerate(pool.map(encoder.encode, pixels.split(1))):
                 assert agree(torch.from_numpy(alone[0]), features[backend][row])
-    assert features[name].shape == (3, 2, 96 + 1024)
+    assert features[name].shape == (3, 2, 8 + 16)
     assert agree(features[name], features["plain"])
     for layers in ("auto", "last"):
         texts = {}
@@ -127,7 +131,7 @@ def check_contract(name, text_spec):
             encoder = TextEncoder(text_spec, layers=layers, device="cpu", backend=backend)
             texts[backend] = torch.from_numpy(encoder.encode(CAPTIONS)[0])
         assert agree(texts[name], texts["plain"])
-    half = ImageEncoder(SHUFFLENET, dtype="bfloat16", device="cpu", backend=name)
+    half = ImageEncoder(image_spec, dtype="bfloat16", device="cpu", backend=name)
     assert torch.from_numpy(half.encode(half.pixels(image)[None])).isfinite().all()
 
 
@@ -136,8 +140,8 @@ NAMES = [pytest.param(name, marks=NO_OPENVINO if name == "openvino" else ()) for
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_registered_backend_keeps_the_contract(name, tiny_bert):
-    check_contract(name, f"hf:{tiny_bert}")
+def test_a_registered_backend_keeps_the_contract(name, tiny_resnet, tiny_bert):
+    check_contract(name, f"hf:{tiny_resnet}", f"hf:{tiny_bert}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,10 +190,10 @@ def text(network, sample, device, dtype):
 """
 
 
-def test_another_package_adds_a_backend(outside, tiny_bert):
+def test_another_package_adds_a_backend(outside, tiny_resnet, tiny_bert):
     outside("onceover.backends", "counting", COUNTING)
     assert "counting" in BACKENDS.names()
-    check_contract("counting", f"hf:{tiny_bert}")
+    check_contract("counting", f"hf:{tiny_resnet}", f"hf:{tiny_bert}")
     batches = BACKENDS.load("counting").batches
     batches.clear()
     encoder = ImageEncoder(SHUFFLENET, views=2, device="cpu", backend="counting")

@@ -15,10 +15,12 @@ from PIL import Image
 import onceover
 from onceover.analysis.figures import FIGURES
 from onceover.extract.backends import BACKENDS
+from onceover.extract.dataset.alone import read_images
 from onceover.extract.encoders import ENCODERS
 from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.engines import ENGINES
 from onceover.extract.layouts import LAYOUTS, read_dataset
+from onceover.extract.pipeline import extract
 from onceover.heads.losses import LOSSES
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/extending.md").read_text(encoding="utf-8")
@@ -114,10 +116,10 @@ def test_a_loss(install, store, tmp_path, fit_config, changed):
     assert run.heads.loss == "hinge"
 
 
-def test_a_backend(install, tiny_bert):
+def test_a_backend(install, tiny_resnet, tiny_bert):
     name = install("A backend")
     assert name in BACKENDS.names()
-    test_backends.check_contract(name, f"hf:{tiny_bert}")
+    test_backends.check_contract(name, f"hf:{tiny_resnet}", f"hf:{tiny_bert}")
     encoder = ImageEncoder("torchvision:shufflenet_v2_x0_5@random", backend=name, device="cpu")
     pixels = encoder.pixels(Image.new("RGB", (50, 40)))
     assert encoder.encode(pixels.expand(9, *pixels.shape)).shape[0] == 9
@@ -135,11 +137,10 @@ def test_an_engine(install, drawn, store, tmp_path, extract_config, monkeypatch)
     name = install("An engine")
     assert name in ENGINES.names()
     monkeypatch.setattr(ENGINES.load(name), "WORKERS", 1)
-    options = {"config": extract_config, "device": "cpu", "engine": name}
-    with onceover.extract_features(drawn, tmp_path / "pool.h5", **options) as made:
-        assert {made.provenance[kind]["engine"] for kind in ("image", "text")} == {name}
+    extract(read_images(drawn / "images"), tmp_path / "pool.h5", extract_config, device="cpu", engine=name)
+    with onceover.FeatureStore(tmp_path / "pool.h5") as made:
+        assert made.provenance["image"]["engine"] == name
         np.testing.assert_array_equal(made.image_features[:], store.image_features[:])
-        np.testing.assert_array_equal(made.text_features[:], store.text_features[:])
 
 
 def test_every_section_shows_how_it_is_installed_and_used():

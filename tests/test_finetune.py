@@ -134,7 +134,7 @@ def test_trap_batch_norms_keep_their_statistics(tune, tmp_path, tiny_mobilenet):
     )
 
 
-def test_the_command_line_goes_from_a_run_to_a_better_run(run, fails, base_run, base_file, drawn, tmp_path):
+def test_the_command_line_goes_from_a_run_to_a_better_run(run, fails, base_run, base_file, drawn, tmp_path, one_format):
     out = tmp_path / "tuned"
     call = ["finetune", "--run", base_run, "--data", drawn, "--store", base_file, "--out", out, "--device", "cpu"]
     call += ["--unfreeze", "image.last2", *settings_options()]

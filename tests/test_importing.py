@@ -471,7 +471,9 @@ def test_there_is_no_encoder_behind_imported_features():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_an_imported_store_is_fitted_evaluated_drawn_indexed_and_described(run, fails, drawn, tmp_path, dtype):
+def test_an_imported_store_is_fitted_evaluated_drawn_indexed_and_described(
+    run, fails, drawn, tmp_path, one_format, dtype
+):
     splits = ["train"] * 60 + ["dev"] * 10 + ["test"] * 10
     images = np.abs(numbers(81, 2, 8))  # the last one without captions
     texts = np.repeat(images[:80].mean(1) @ numbers(8, 6, seed=1), 2, axis=0) + 0.1 * numbers(160, 6, seed=2)

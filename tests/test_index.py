@@ -1,5 +1,6 @@
 """Indexes on disk: exact where they say so, refused where they are not good enough, whole at every moment."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -271,18 +272,40 @@ import os, sys
 sys.path.insert(0, {tests!r})
 import test_index
 from onceover.retrieval.index import update
-left = {step}
 real = os.replace
-def replace(source, target):  # every file appears by it
-    global left
-    left -= 1
-    if left < 0:
-        os._exit(9)
-    real(source, target)
-os.replace = replace
 probes = test_index.unit(test_index.np.random.default_rng(5), 60)
-update({folder!r}, test_index.grown(), probes, **test_index.ROOMY)
+for step in {steps}:
+    if os.fork() == 0:
+        left = step
+        def replace(source, target):  # every file appears by it
+            global left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            real(source, target)
+        os.replace = replace
+        update({folder!r}, test_index.grown(), probes, **test_index.ROOMY)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    sys.stdin.readline()
 """
+
+
+@contextlib.contextmanager
+def dying_at(steps, folder):
+    """Gives the exit codes of updates of an index that are killed at one step each, one after the other."""
+    script = DYING.format(tests=str(ROOT / "tests"), steps=list(steps), folder=str(folder))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
+
+        def codes():
+            for line in process.stdout:
+                yield int(line)
+                process.stdin.write("next\n")
+                process.stdin.flush()
+
+        yield codes()
+        process.stdin.close()
 
 
 def grown():
@@ -292,12 +315,12 @@ def grown():
 def test_trap_killed_while_writing_the_last_version_stays_whole(tmp_path, probes):
     update(tmp_path / "i", gallery(60), probes, **ROOMY)
     codes = []
-    for step in range(8):
-        script = DYING.format(tests=str(ROOT / "tests"), step=step, folder=str(tmp_path / "i"))
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-        codes.append(done.returncode)
-        if done.returncode:
-            assert done.returncode == 9, done.stderr
+    with dying_at(range(8), tmp_path / "i") as exits:
+        for code in exits:
+            codes.append(code)
+            if code == 0:
+                continue
+            assert code == 9
             assert found_ids(Index(tmp_path / "i"), probes, 5) == exact_ids(gallery(60), probes, 5)
     assert codes == [9, 9, 9, 9, 9, 9, 0, 0]  # list, rows, faiss file, list, manifest, pointer
     used = {name for entry in read_manifest(tmp_path / "i")["segments"] for name in entry["files"]}
@@ -645,8 +668,8 @@ def test_a_failure_removes_what_was_written_and_not_what_came_meanwhile(tmp_path
 
 
 def test_a_first_build_that_was_killed_is_taken_up_again_and_leaves_nothing(tmp_path, probes):
-    script = DYING.format(tests=str(ROOT / "tests"), step=3, folder=str(tmp_path / "i"))
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120).returncode == 9
+    with dying_at([3], tmp_path / "i") as exits:
+        assert next(exits) == 9
     assert {"pending.json", "000001.h5", "000001.faiss"} <= set(content(tmp_path / "i"))
     made = update(tmp_path / "i", grown(), probes, **ROOMY).manifest
     assert len(content(tmp_path / "i")) == 4

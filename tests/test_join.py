@@ -243,7 +243,9 @@ def test_a_full_disk_is_noticed_before_anything_is_written(store_file, second_fi
     assert not (tmp_path / "ab.h5").exists()
 
 
-def test_a_joined_run_is_evaluated_drawn_described_and_verified(run, joined_file, joined_run, drawn, tmp_path):
+def test_a_joined_run_is_evaluated_drawn_described_and_verified(
+    run, joined_file, joined_run, drawn, tmp_path, one_format
+):
     models = json.loads(run("evaluate", "--run", joined_run, "--json").stdout)["models"]
     assert models["multimodal"]["rsum"] > models["chance"]["rsum"]
     assert "zero_shot" not in models

@@ -77,20 +77,23 @@ def test_the_installed_package_works_away_from_the_checkout(installed, extract_c
     where = installed("-c", "import onceover; print(onceover.__file__)").stdout.strip()
     assert where == str(installed.site / "onceover/__init__.py")
     assert installed("-m", "onceover", "--version").stdout == f"onceover {onceover.__version__}\n"
-    draw = "from onceover.extract.synthetic import draw_dataset; draw_dataset('data', 36, 12, 12)"
-    installed("-c", draw)
     encoders = ("--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder)
-    done = installed("-m", "onceover", "extract", "--data", "data", "--store", "s.h5", "--device", "cpu", *encoders)
-    assert "next: onceover fit --store s.h5 --run runs/first" in done.stderr
+    extract = ("extract", "--data", "data", "--store", "s.h5", "--device", "cpu", *encoders)
     script = (
         "import onceover\n"
+        "from onceover.cli import cli\n"
+        "from onceover.extract.synthetic import draw_dataset\n"
+        "draw_dataset('data', 36, 12, 12)\n"
+        f"cli({extract}, standalone_mode=False)\n"
         "config = onceover.load_config(None, ['training.num_epochs=2', 'training.refit=false'])\n"
         "run = onceover.fit('s.h5', 'run', config, device='cpu')\n"
         "print(onceover.evaluate(run))\n"
         "for hit in onceover.search(run, 'a red circle', device='cpu'):\n"
         "    print(hit.path)\n"
     )
-    output = installed("-c", script).stdout
+    done = installed("-c", script)
+    assert "next: onceover fit --store s.h5 --run runs/first" in done.stderr
+    output = done.stdout
     assert "multimodal" in output
     assert output.count("images/") == 5
 

@@ -41,6 +41,19 @@ def contents(path):
     return {name: value for name, value in found.items() if not name.endswith("mtime_ns")}
 
 
+@pytest.fixture(scope="module")
+def extract_config(extract_config, tiny_resnet):
+    """An image encoder for 32 pixels a side: what is tested here does not depend on how much is computed."""
+    return dataclasses.replace(extract_config, image_encoder=f"hf:{tiny_resnet}@random")
+
+
+@pytest.fixture(scope="module")
+def store_file(tmp_path_factory, drawn, extract_config):
+    path = tmp_path_factory.mktemp("store") / "drawn.h5"
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
+    return path
+
+
 @pytest.fixture
 def data(drawn, tmp_path):
     """A copy of the drawn dataset to do harm to."""
@@ -85,7 +98,7 @@ def test_a_second_extraction_is_up_to_date_and_opens_neither_pictures_nor_encode
 
 
 def test_views_are_cached_and_the_store_is_sound(store):
-    assert store.image_features.shape == (60, 2, 1024)
+    assert store.image_features.shape == (60, 2, 16)
     assert store.text_features.shape == (300, 32)
     assert store.verify() == []
     assert not np.array_equal(store.image_features[:, 0], store.image_features[:, 1])
@@ -198,7 +211,7 @@ def test_trap_other_features_under_the_same_name_are_refused(drawn, store_file, 
     path = Path(shutil.copy(store_file, tmp_path / "s.h5"))
     dataset = read_dataset(drawn)
     changes = ({"views": 1}, "image"), ({"text_pooling": "cls"}, "text"), ({"seed": 1}, "image")
-    changes += ({"image_layers": "last,stage2"}, "image"), ({"text_layers": "last,words"}, "text")
+    changes += ({"image_layers": "last,encoder.stages.0"}, "image"), ({"text_layers": "last,words"}, "text")
     for change, kind in changes:
         other = dataclasses.replace(extract_config, **change)
         with pytest.raises(
@@ -424,11 +437,15 @@ from pathlib import Path
 from onceover.extract import pipeline
 from onceover.extract.layouts import read_dataset
 from onceover.configs.schema import ExtractConfig
-import torch, onceover.extract.encoding.image, onceover.extract.encoding.text
+import torch
+from onceover.extract.encoding.image import ImageEncoder
+from onceover.extract.encoding.text import TextEncoder
+torch.set_num_threads(1)
+ImageEncoder({image!r}, device="cpu")  # what is imported for it is there for all children, which then soon encode
+TextEncoder({text!r}, device="cpu")
 config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=4, dtype="float32")
 
 def child():
-    torch.set_num_threads(1)
     pipeline.extract(read_dataset({data!r}), path, config, device="cpu")
 
 def run(limit):
@@ -460,7 +477,7 @@ assert code == 0, code
 length = end - start
 path = {killed!r}
 generator = random.Random(0)
-seen, kills, attempts = {{}}, 0, 0
+seen, kills, most, attempts = {{}}, 0, 0, 0
 while kills < 10:
     attempts += 1
     code, _ = run(generator.uniform(0.05, 0.6) * length)
@@ -474,7 +491,8 @@ while kills < 10:
     for name, mark in seen.items():
         assert now.get(name) == mark, f"{{name}} was computed twice"
     seen = now
-print("kills", kills, "shards kept", len(seen))
+    most = max(most, len(seen))
+print("kills", kills, "shards kept", most)
 code, _ = run(300)
 assert code == 0, code
 """
@@ -490,32 +508,31 @@ def test_trap_ten_kills_at_random_moments_lose_nothing_and_change_nothing(drawn,
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "kills 10" in done.stdout
+    [kills, kept] = map(int, re.fullmatch(r"kills (\d+) shards kept (\d+)\n", done.stdout).groups())
+    assert kills == 10
+    assert kept > 0, "no kill came after the first shard"
     assert contents(whole) == contents(killed)
     assert not parts_folder(killed).exists()
 
 
-def test_a_full_disk_is_one_line_and_nothing_finished_is_lost(drawn, tmp_path, extract_config):
+def test_a_full_disk_is_one_line_and_nothing_finished_is_lost(drawn, tmp_path, extract_config, run):
     """A limit on file size stands in for the full disk: both fail in the write."""
-    command = [
-        sys.executable, str(ROOT / "cli.py"), "extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5"),
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    arguments = [
+        "extract", "--data", str(drawn), "--store", str(tmp_path / "s.h5"), "--device", "cpu",
         "--image-encoder", extract_config.image_encoder, "--text-encoder", extract_config.text_encoder,
-        "--device", "cpu",
     ]  # fmt: skip
-
-    def limit():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
-
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
-    assert done.returncode == 1
-    assert "make room and run the same command again: what was finished is kept" in done.stderr
-    assert "Traceback" not in done.stderr
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, most[1]))  # more than a shard takes, less than the store
+    try:
+        failed = run(*arguments, code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    [line] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert "make room and run the same command again: what was finished is kept" in line
     assert not (tmp_path / "s.h5").exists()
     assert not list(tmp_path.glob(".*aside*"))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert "rows encoded: 0 image, 0 text in " in run(*arguments).stderr
 
 
 def test_verify_sample_finds_features_of_another_encoder(store_file, tmp_path):
@@ -537,7 +554,7 @@ def test_long_captions_are_cut_counted_and_reported(data, tmp_path, extract_conf
 
 
 def test_the_real_thing_on_photographs(shared, tmp_path):
-    """160 photographs, the real encoders: extract, fit, evaluate, search, and neighbours that mean something."""
+    """100 photographs, the real encoders: extract, fit, evaluate, search, and neighbours that mean something."""
     import json
 
     from click.testing import CliRunner
@@ -551,18 +568,19 @@ def test_the_real_thing_on_photographs(shared, tmp_path):
 
     store, folder = tmp_path / "s.h5", tmp_path / "run"
     run(
-        "extract", "--data", shared / "flickr8k", "--store", store, "--limit", 160, "--views", 1,
+        "extract", "--data", shared / "flickr8k", "--store", store, "--limit", 100, "--views", 1,
         "--image-layers", "last",
         "--image-encoder", f"hf:{shared}/encoders/mobilenet_v2_1.0_224",
         "--text-encoder", f"hf:{shared}/encoders/minilm_l6_384",
     )  # fmt: skip
     run("verify", store, "--sample", 3)
-    run("fit", "--store", store, "--run", folder, "--set", "training.batch_size=64", "--set", "training.num_epochs=15")
+    run("fit", "--store", store, "--run", folder, "--set", "training.batch_size=64", "--set", "training.num_epochs=15",
+        "--set", "training.refit=false")  # fmt: skip
     result = json.loads(run("evaluate", "--run", folder, "--json"))
     assert result["split"] == "dev"
     for direction in ("image_to_text", "text_to_image"):
         model, guess = result["models"]["multimodal"][direction], result["models"]["chance"][direction]
-        assert model["R@5"] > 3 * guess["R@5"]
+        assert model["R@1"] > 3 * guess["R@1"]
         assert result["models"]["image_only"][direction]["R@5"] < 2 * guess["R@5"]
     hits = json.loads(run("search", "--run", folder, "--query", "a dog running through the grass", "--json"))["hits"]
     assert any("dog" in caption for hit in hits for caption in hit["captions"])
@@ -1029,6 +1047,7 @@ def test_an_error_of_the_work_itself_is_not_told_as_a_killed_process():
 def test_a_process_that_is_killed_while_it_decodes_is_told_of_and_nothing_finished_is_lost(
     drawn, tmp_path, extract_config, monkeypatch, apart
 ):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds, for the others to end
     decode, seen = pictures.decode, []
 
     def dies(*given):
