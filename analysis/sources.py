@@ -69,12 +69,12 @@ class RunFiles:
         return self.folder / f"{EVALUATION.format(self.split)}.json"
 
     def member_count(self) -> int:
-        """The number of pairs of heads that the run consists of."""
+        """The number of pairs of heads that were trained, each with a curve of its own."""
         file = self.folder / PROVENANCE
-        members = read_record(file, "the run's provenance", strict=False).get("members")
-        if not isinstance(members, list):
+        epochs = read_record(file, "the run's provenance", strict=False).get("best_epochs")
+        if not isinstance(epochs, list):
             raise PlotError(f"{file} is damaged, or of another version; fit again")
-        return len(members)
+        return len(epochs)
 
     def sample_pairs(self, most: int) -> PairSample:
         """A seeded sample of the split's images that have captions, each with one caption.

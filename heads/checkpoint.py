@@ -5,6 +5,7 @@ Heads are safetensors; the resume state is read with ``weights_only``. Nothing h
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import hashlib
 import io
@@ -37,9 +38,11 @@ from onceover.base.progress import LOGGER
 from onceover.configs.schema import Config, ModelConfig, load_config
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.store import changed_settings
-from onceover.heads.models import DualHeads, Ensemble, as_one
+from onceover.heads.models import DualHeads, Ensemble, as_one, members_of, weights_of
 from onceover.heads.provenance import RunError, checked_file, read_provenance
 from onceover.heads.replacement import remove_run, run_files
+
+_OF_MEMBER = ("loss", "weight")  # of a member's settings in run.json, those that are none of ``model``
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,6 +66,20 @@ class Run:
         names = [name for name in self.provenance["files"] if name.startswith(f"{TOKENIZER}/")]
         files = {Path(name).name: checked_file(self.folder, name, self.provenance) for name in sorted(names)}
         return known_tokenizer_files(files)
+
+    def trained_pair(self) -> "Run":
+        """The run with its trained pair of heads alone, without what was added to it in closed form.
+
+        Raises:
+            RunError: several pairs were trained.
+        """
+        if len(self.provenance["best_epochs"]) > 1:
+            raise RunError(
+                f"{self.folder} is an ensemble of several trained pairs of heads, and one is needed: fit with "
+                "training.members=1"
+            )
+        heads = members_of(self.heads)[0]
+        return dataclasses.replace(self, heads=heads, provenance=self.provenance | {"members": member_settings(heads)})
 
     def load_encoder(self, kind: str, spec: str | None, device: str | None, *, plain: bool = False) -> Any:
         """The image or text encoder with the settings of the run.
@@ -140,16 +157,25 @@ def load_heads(folder: Path, provenance: dict) -> DualHeads | Ensemble:
     data = checked_file(folder, HEADS, provenance)
     dims = (provenance["dims"]["image"], provenance["dims"]["text"])
     members = []
+    weights = []
     for settings in provenance["members"]:
-        loss = settings.get("loss", "contrastive")
-        model = ModelConfig(**{name: value for name, value in settings.items() if name != "loss"})
-        members.append(DualHeads(*dims, model, loss))
-    heads = as_one(members)
+        model = ModelConfig(**{name: value for name, value in settings.items() if name not in _OF_MEMBER})
+        members.append(DualHeads(*dims, model, settings.get("loss", "contrastive")))
+        weights.append(settings.get("weight", 1 / len(provenance["members"])))
+    heads = as_one(members, weights)
     try:
         heads.load_state_dict(safetensors.torch.load(data))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise RunError(f"{folder / HEADS} is damaged or of other settings than {CONFIG}; fit again") from error
     return heads
+
+
+def member_settings(heads: DualHeads | Ensemble) -> list[dict]:
+    """The settings of each pair of heads with its loss and its weight, as ``load_heads`` takes them."""
+    settings = []
+    for member, weight in zip(members_of(heads), weights_of(heads), strict=True):
+        settings.append(dataclasses.asdict(member.config) | {"loss": member.loss, "weight": weight})
+    return settings
 
 
 def begin(folder: Path, state: dict) -> None:
@@ -173,7 +199,11 @@ def save_heads(folder: Path, heads: DualHeads | Ensemble, fingerprints: dict[str
     """Writes the heads as safetensors; returns the name of their space, a digest of heads and features."""
     data = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in heads.state_dict().items()})
     run_files(folder).write_bytes(HEADS, data)
-    return digest([hashlib.sha256(data).hexdigest(), fingerprints["image"], fingerprints["text"]])
+    name = [hashlib.sha256(data).hexdigest(), fingerprints["image"], fingerprints["text"]]
+    weights = weights_of(heads)
+    if len(set(weights)) > 1:  # the heads of earlier versions, whose weights were equal, keep their name
+        name += [repr(weight) for weight in weights]
+    return digest(name)
 
 
 def save_history(folder: Path, rows: list[dict]) -> None:

@@ -12,7 +12,7 @@ from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads import checkpoint
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.embed import embed, write_embeddings
-from onceover.heads.models import DualHeads, Ensemble, members_of
+from onceover.heads.models import DualHeads, Ensemble, members_of, weights_of
 from onceover.heads.replacement import claim_folder, run_files
 from onceover.retrieval.metrics import quality
 
@@ -32,9 +32,11 @@ def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> di
     folder = Path(folder)
     _check_runs(store, runs)
     members: list[DualHeads] = []
+    weights: list[float] = []
     for run in runs:
         members += members_of(run.heads)
-    heads = Ensemble(members).eval()
+        weights += [weight / len(runs) for weight in weights_of(run.heads)]
+    heads = Ensemble(members, weights).eval()
     roles = store.roles()
     first = runs[0]
     with only_writer(folder, "the run"):
@@ -59,7 +61,7 @@ def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> di
             "request": request,
             "space": space,
             "store": str(store.path.resolve()),
-            "members": _collected(runs, "members"),
+            "members": checkpoint.member_settings(heads),
             "epochs": _collected(runs, "epochs"),
             "best_epochs": _collected(runs, "best_epochs"),
             "joined": [str(run.folder.resolve()) for run in runs],

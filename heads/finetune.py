@@ -28,7 +28,6 @@ from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.finetune_export import read_finetuned, save_finetuned, try_saving
 from onceover.heads.finetune_loop import FinetuneError, Training
-from onceover.heads.models import Ensemble
 from onceover.heads.rows import captions_of
 from onceover.heads.towers import CAPTIONS, ImageTower, TextTower, Tower, TunedTower
 from onceover.heads.unfreeze import parse_unfreeze
@@ -78,6 +77,7 @@ def finetune(
     with contextlib.ExitStack() as stack:
         if not workers.leads:
             stack.enter_context(muted())
+        run = run.trained_pair()
         _check_run(store, run, folder)
         layers = parse_unfreeze(unfreeze)
         request = digest(
@@ -116,11 +116,6 @@ def _check_run(store: FeatureStore, run: Run, folder: Path) -> None:
     Raises:
         RunError: it is an ensemble, of other features, was fitted on the validation images, or lies in that folder.
     """
-    if isinstance(run.heads, Ensemble):
-        raise RunError(
-            f"{run.folder} is an ensemble; fine-tuning starts from one pair of heads: "
-            "fit with training.members=1 and training.cca=false"
-        )
     if run.provenance["fingerprints"] != store.fingerprints:
         raise RunError(
             f"{run.folder} was not fitted on the features of {store.path}; name the store that it was fitted on, "

@@ -16,7 +16,7 @@ MAX_SETTINGS = 100_000
 _NO_AXES = {
     "training.seed": "say how many seeds with --seeds",
     "training.members": "a sweep ranks single pairs of heads",
-    "training.cca": "a sweep ranks single pairs of heads",
+    "training.cca": "a sweep ranks the heads that are trained; set it for fit",
     "training.refit": "the validation images rank the settings, so no trial is fitted with them; set it for fit",
     "model.rerank": "it changes nothing in the heads; evaluate compares the ways with --rerank",
 }
@@ -99,8 +99,8 @@ def _setting(config: Config, keys: Sequence[str], seeds: int) -> Setting:
         ConfigError: an ensemble.
     """
     training = config.training
-    if training.members > 1 or training.cca:
-        raise ConfigError("a sweep ranks single pairs of heads; leave training.members at 1 and training.cca false")
+    if training.members > 1:
+        raise ConfigError("a sweep ranks single pairs of heads; leave training.members at 1")
     plain = config.to_dict()
     values = {}
     for key in keys:

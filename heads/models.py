@@ -1,6 +1,6 @@
 """Projection heads, which map the features of two encoders into one shared space."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -169,13 +169,18 @@ class DualHeads(nn.Module):
 class Ensemble(nn.Module):
     """Several pairs of heads on the same features, as one space: the members' vectors side by side.
 
-    The inner product of two such vectors, each divided by the root of the number of members, is the mean of the
-    members' own, so that an ensemble is searched like any single model.
+    Each member's vector is multiplied by the root of its weight. So the inner product of two such vectors is the
+    weighted mean of the members' own, and an ensemble is searched like any single model.
+
+    Args:
+        members: two or more.
+        weights: their shares of the scores, whose sum is 1; by default they are equal.
     """
 
-    def __init__(self, members: Iterable[DualHeads]):
+    def __init__(self, members: Sequence[DualHeads], weights: Sequence[float] | None = None):
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.weights = list(weights or [1 / len(members)] * len(members))
 
     def embed_images(self, views: Tensor) -> Tensor:
         """Embeds images: float32 (N, V, image_dim) -> unit vectors (N, sum of the members' dimensions)."""
@@ -189,7 +194,8 @@ class Ensemble(nn.Module):
         return (cast(DualHeads, member) for member in self.members)
 
     def _concatenated(self, vectors: list[Tensor]) -> Tensor:
-        return torch.cat(vectors, dim=-1) / len(vectors) ** 0.5
+        scaled = [vector * weight**0.5 for vector, weight in zip(vectors, self.weights, strict=True)]
+        return torch.cat(scaled, dim=-1)
 
 
 def members_of(heads: DualHeads | Ensemble) -> list[DualHeads]:
@@ -199,8 +205,15 @@ def members_of(heads: DualHeads | Ensemble) -> list[DualHeads]:
     return [heads]
 
 
-def as_one(members: list[DualHeads]) -> DualHeads | Ensemble:
+def weights_of(heads: DualHeads | Ensemble) -> list[float]:
+    """The weights of an ensemble's members; 1 for a single pair."""
+    if isinstance(heads, Ensemble):
+        return heads.weights
+    return [1.0]
+
+
+def as_one(members: list[DualHeads], weights: Sequence[float] | None = None) -> DualHeads | Ensemble:
     """An ensemble of the members, in eval mode; of a single one the heads themselves."""
     if len(members) == 1:
         return members[0].eval()
-    return Ensemble(members).eval()
+    return Ensemble(members, weights).eval()

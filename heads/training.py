@@ -28,10 +28,14 @@ from onceover.heads.models import DualHeads, Ensemble, Projection, ResidualMLP, 
 from onceover.heads.stacking import steps_per_epoch, train_epochs
 from onceover.heads.training_data import TrainingData
 from onceover.heads.trials import Trial, trial_memory
-from onceover.retrieval.closed_form import align
+from onceover.retrieval.closed_form import CCA_CANDIDATES, align
 from onceover.retrieval.hubness import bank_rows, fit_inverted_softmax
-from onceover.retrieval.metrics import quality
+from onceover.retrieval.metrics import RankPair, compare, quality, report
+from onceover.retrieval.ranks import rank
+from onceover.retrieval.store_pairs import MIN_TRAIN, most_images, sample
 
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of the closed form beside trained heads
+SHARE = 0.4  # taken where no other one is clearly better; measured (docs/notes/fitting.md)
 SAVE_EVERY = 10.0  # seconds between two saves of an unfinished fit, at least: what a kill can cost
 
 
@@ -129,10 +133,15 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
     with timed("fitting, and choosing the epoch"):
         data, trials = fit.choose(roles)
     closed_form = fit.closed_form(data, roles) if training.cca else []
-    members = [trial.best_heads() for trial in trials] + closed_form[:1]
-    heads = as_one(members)
+    trained = as_one([trial.best_heads() for trial in trials])
+    heads = trained
+    weights = None
     rsum = trials[0].best_rsum
-    if len(members) > 1:
+    if closed_form:
+        share = closed_form_share(embed(trained, store, roles.selection), embed(closed_form[0], store, roles.selection))
+        weights = [(1 - share) / len(trials)] * len(trials) + [share]
+        heads = as_one([*members_of(trained), closed_form[0]], weights)
+    if isinstance(heads, Ensemble):
         rsum = quality(*embed(heads, store, roles.selection))["rsum"]
     chunk_count = data.chunk_count
     del data  # frees memory
@@ -141,7 +150,7 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
         betas = _betas(heads, store, roles)
         roles = roles.together()
         with timed("fitting again"):
-            heads = as_one(fit.refit(roles, [trial.best_epoch for trial in trials]) + closed_form[1:])
+            heads = as_one(fit.refit(roles, [trial.best_epoch for trial in trials]) + closed_form[1:], weights)
     seconds = round(time.monotonic() - start, 2)
     return _FitResult(heads, roles, betas, rsum, trials, chunk_count, seconds)
 
@@ -151,7 +160,7 @@ def _provenance(store: FeatureStore, result: _FitResult, device: torch.device) -
     roles = result.roles
     validation = {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": result.rsum}
     return {
-        "members": [dataclasses.asdict(heads.config) | {"loss": heads.loss} for heads in members_of(result.heads)],
+        "members": checkpoint.member_settings(result.heads),
         "store": str(store.path.resolve()),
         "fingerprints": store.fingerprints,
         "recipes": store.recipes,
@@ -194,11 +203,6 @@ class _Fit:
         if training.shuffle_pairs:
             say("a sanity check: every train image is fitted to the captions of another one")
         data, trials = self._start("points", roles)
-        if training.cca and data.chunk_count > 1:
-            raise TrainingError(
-                "training.cca needs the features in memory; give more --memory, or --device cpu where it is a card "
-                "that has no room for them, or set it to false"
-            )
         parameters = 0
         for trial in trials:
             parameters += sum(parameter.numel() for parameter in trial.heads.parameters() if parameter.requires_grad)
@@ -220,13 +224,18 @@ class _Fit:
     def closed_form(self, data: TrainingData, roles: Roles) -> list[DualHeads]:
         """Linear heads that are a regularised CCA of the standardised features, averaged over an image's views.
 
-        With ``training.refit`` two of them: as it was chosen, and fitted on the validation images as well.
+        Where memory is short it is fitted on a sample of the train images. With ``training.refit`` there are two: as it
+        was chosen, and fitted on the validation images as well.
         """
         say("aligning in closed form (CCA)")
+        _, image_index = data.chunks_of(self._config)
         data.release()
-        with ProgressBar("cca", "candidates") as bar:
-            train = data.averaged(roles.train).numpy()
-            validation = data.averaged(roles.selection).numpy()
+        most = max(MIN_TRAIN, most_images(self._store, len(roles.selection), self._state["memory"]))
+        if most < len(roles.train):
+            say(f"the CCA is fitted on {most:,} of {len(roles.train):,} images, as many as fit the memory")
+        with ProgressBar("cca", "candidates", total=CCA_CANDIDATES) as bar:
+            train = data.averaged(sample(roles.train, most), image_index).numpy()
+            validation = data.averaged(roles.selection, image_index).numpy()
             with single_threaded_algebra():
                 settings, maps = align(train, validation, self._config.training.refit, bar.update)
         say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
@@ -341,6 +350,40 @@ def _betas(heads: DualHeads | Ensemble, store: FeatureStore, roles: Roles) -> di
     bank_positions = np.searchsorted(images, bank)
     validation_positions = np.searchsorted(images, roles.selection)
     return fit_inverted_softmax(*embed(heads, store, images), bank_positions, validation_positions).betas
+
+
+def closed_form_share(
+    trained: tuple[np.ndarray, np.ndarray, np.ndarray], closed_form: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> float:
+    """The weight of the closed form beside trained heads, chosen on the validation images.
+
+    It is ``SHARE``, or the one of ``SHARES`` with the best rsum where that is better by more than a standard error.
+
+    Args:
+        trained, closed_form: unit vectors of the validation images (P, D) and captions (T, D), and the caption map.
+    """
+    ranks = {share: _mixed_ranks(trained, closed_form, share) for share in SHARES}
+    differences = {share: compare([ranks[SHARE]], [pair]) for share, pair in ranks.items()}
+    best = max(SHARES, key=lambda share: differences[share]["rsum"])
+    chosen = best if differences[best]["rsum"] > differences[best]["rsum_se"] else SHARE
+    rsum = report([ranks[chosen]], draws=0)["rsum"]
+    alone = {"trained heads": quality(*trained)["rsum"], "closed form": quality(*closed_form)["rsum"]}
+    say(
+        f"rsum on the validation images: {alone['trained heads']:.1f} of the trained heads, {alone['closed form']:.1f} "
+        f"of the closed form, {rsum:.1f} of both, the closed form with the weight {chosen:g}"
+    )
+    if alone["closed form"] >= rsum:
+        say("the trained heads add nothing to the closed form there: more images, or other settings, may change that")
+    if alone["trained heads"] >= rsum:
+        say("the closed form adds nothing to the trained heads there: training.cca=false leaves it out")
+    return chosen
+
+
+def _mixed_ranks(trained: tuple, closed_form: tuple, share: float) -> RankPair:
+    """The ranks by weighted means of two models' scores. ``share``: of the second one."""
+    images = np.concatenate([trained[0] * (1 - share) ** 0.5, closed_form[0] * share**0.5], axis=1)
+    texts = np.concatenate([trained[1] * (1 - share) ** 0.5, closed_form[1] * share**0.5], axis=1)
+    return rank(images, texts, trained[2])
 
 
 def _history(trials: Sequence[Trial]) -> list[dict]:

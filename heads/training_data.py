@@ -138,18 +138,22 @@ class TrainingData:
     def standardised(self, images: np.ndarray) -> PairedFeatures:
         """The features of some images, rows of the store, with all their views, on the CPU."""
         image_features = standardised(self.standardize["image"], self._store.image_features, images)
-        return self._with_captions(images, image_features)
+        return self._with_captions(images, image_features, self._store.image_index)
 
-    def averaged(self, images: np.ndarray) -> PairedFeatures:
-        """As ``standardised``, with the mean over the views of each image: (N, D)."""
+    def averaged(self, images: np.ndarray, image_index: np.ndarray) -> PairedFeatures:
+        """As ``standardised``, with the mean over the views of each image: (N, D).
+
+        Args:
+            image_index: int64 (M,), each caption's image, as ``chunks_of`` gives it.
+        """
         layer = self.standardize["image"]
         image_features = torch.cat([layer(block).mean(1) for block in blocks(self._store.image_features, images)])
-        return self._with_captions(images, image_features)
+        return self._with_captions(images, image_features, image_index)
 
-    def _with_captions(self, images: np.ndarray, image_features: Tensor) -> PairedFeatures:
-        captions = captions_of(self._store.image_index, images)
+    def _with_captions(self, images: np.ndarray, image_features: Tensor, image_index: np.ndarray) -> PairedFeatures:
+        captions = captions_of(image_index, images)
         texts = standardised(self.standardize["text"], self._store.text_features, captions)
-        return PairedFeatures(image_features, texts, np.searchsorted(images, self._store.image_index[captions]))
+        return PairedFeatures(image_features, texts, np.searchsorted(images, image_index[captions]))
 
 
 class _DealtChunks(NamedTuple):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh
+from scipy.sparse import csr_array
 
 from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
 from onceover.retrieval.ranks import MetricsError
@@ -12,7 +13,8 @@ from onceover.retrieval.ranks import MetricsError
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
 DIMENSIONS = (64, 128, 256, 512)
 POWERS = (0, 1, 2, 4)  # of the canonical correlations
-CANDIDATES = len(STRENGTHS) * (len(DIMENSIONS) * len(POWERS) + 2)  # of CCA, and of ridge regression both ways
+CCA_CANDIDATES = len(STRENGTHS) * len(DIMENSIONS) * len(POWERS)
+CANDIDATES = CCA_CANDIDATES + 2 * len(STRENGTHS)  # ridge regression: both ways
 _NOISE = 1e-6  # singular values below this share of the largest one are left out
 
 
@@ -66,8 +68,8 @@ class Moments:
         """Computes them; no row is repeated, and nothing is larger than images by images where these are few."""
         count = len(pairs.texts)
         captions = np.bincount(pairs.image_index, minlength=len(pairs.images))[:, None]
-        text_sums = np.zeros((len(pairs.images), pairs.texts.shape[1]))
-        np.add.at(text_sums, pairs.image_index, pairs.texts)
+        own = csr_array((np.ones(count), (pairs.image_index, np.arange(count))), (len(pairs.images), count))
+        text_sums = own @ pairs.texts
         image = _spectrum(pairs.images * np.sqrt(captions / count))
         text = _spectrum(pairs.texts / np.sqrt(count))
         cross = image.basis.T @ (pairs.images.T @ text_sums / count) @ text.basis

@@ -12,7 +12,7 @@ from onceover.retrieval.embeddings import EmbeddingsError
 COPIES = 5  # of features, float64, that the fitted baselines hold at a time
 _SQUARES = 6  # matrices of dimensions by dimensions, float64, that they hold beside
 _OVERHEAD = 2**29  # bytes beside all these
-_MIN_TRAIN = 1000  # images that the fitted baselines are fitted on in however little memory
+MIN_TRAIN = 1000  # images that the fitted baselines are fitted on in however little memory
 
 
 class FittingRows(NamedTuple):
@@ -94,21 +94,21 @@ def fitting_rows(store: FeatureStore, roles: Roles, measured: int, memory: int, 
     train = images_of(store, roles, "train")
     validation = images_of(store, roles, roles.selection_name)
     together = roles.together().train if refit else train
-    most = _most_images(store, max(measured, len(validation)), memory)
-    if most < min(_MIN_TRAIN, len(together)):
-        warn(f"the memory limit is less than the fitted baselines need with {_MIN_TRAIN:,} images, which they have")
-        most = _MIN_TRAIN
-    return FittingRows(_sample(train, most), validation, _sample(together, most), len(together))
+    most = most_images(store, max(measured, len(validation)), memory)
+    if most < min(MIN_TRAIN, len(together)):
+        warn(f"the memory limit is less than the fitted baselines need with {MIN_TRAIN:,} images, which they have")
+        most = MIN_TRAIN
+    return FittingRows(sample(train, most), validation, sample(together, most), len(together))
 
 
-def _sample(images: np.ndarray, most: int) -> np.ndarray:
+def sample(images: np.ndarray, most: int) -> np.ndarray:
     """At most so many of some images, drawn with a fixed seed, in ascending order."""
     if len(images) <= most:
         return images
     return np.sort(np.random.default_rng(0).permutation(images)[:most])
 
 
-def _most_images(store: FeatureStore, measured: int, memory: int) -> int:
+def most_images(store: FeatureStore, measured: int, memory: int) -> int:
     """How many images with their captions the fitted baselines can be fitted on in ``memory`` bytes.
 
     Beside them, a measured split of so many images has its captions in the wider of the two spaces.

@@ -119,9 +119,8 @@ def extract_config(tiny_bert) -> ExtractConfig:
 
 @pytest.fixture(scope="session")
 def fit_config(extract_config) -> Config:
-    return Config(
-        extract_config, ModelConfig(embedding_dim=16), TrainingConfig(num_epochs=12, batch_size=16, refit=False)
-    )
+    training = TrainingConfig(num_epochs=12, batch_size=16, refit=False, cca=False)
+    return Config(extract_config, ModelConfig(embedding_dim=16), training)
 
 
 @pytest.fixture(scope="session")

@@ -142,10 +142,21 @@ def test_an_interrupted_fit_goes_on_with_the_chunks_it_was_begun_with(
 
 def test_trap_more_memory_is_taken_where_the_first_was_too_little(store, settings, small_chunks, tmp_path):
     folder = tmp_path / "r"
-    with_cca = replace(settings, training=replace(settings.training, num_epochs=1, cca=True))
-    with pytest.raises(TrainingError, match="training.cca needs the features in memory; give more --memory"):
-        fit(store, folder, with_cca, memory=300_000)
-    assert fit(store, folder, with_cca, memory=2**40)["chunks"] == 1
+    ensemble = replace(settings, training=replace(settings.training, num_epochs=1, members=3))
+    with pytest.raises(TrainingError, match="3 members take .* GiB at least; give so much --memory"):
+        fit(store, folder, ensemble, memory=300_000)
+    assert fit(store, folder, ensemble, memory=2**40)["chunks"] == 1
+
+
+def test_a_closed_form_is_fitted_on_a_sample_where_memory_is_short(
+    store, settings, small_chunks, tmp_path, messages, monkeypatch
+):
+    monkeypatch.setattr(training, "MIN_TRAIN", 20)
+    with_cca = replace(settings, training=replace(settings.training, num_epochs=1, cca=True, refit=True))
+    made = fit(store, tmp_path / "r", with_cca, memory=300_000)
+    assert made["chunks"] > 1
+    assert "the CCA is fitted on 20 of 36 images, as many as fit the memory" in messages
+    assert [member["weight"] for member in made["members"]] == pytest.approx([0.6, 0.4], abs=0.31)
 
 
 def test_features_are_read_when_they_are_asked_for(store_file):

@@ -142,7 +142,7 @@ def test_a_store_alone_gives_the_baselines(store):
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(planted, monkeypatch, split):
     asked = []
-    monkeypatch.setattr(store_pairs, "_MIN_TRAIN", 100)
+    monkeypatch.setattr(store_pairs, "MIN_TRAIN", 100)
     monkeypatch.setattr(
         store_pairs, "_most_images", lambda store, measured, memory: asked.append((measured, memory)) or 150
     )
@@ -156,7 +156,7 @@ def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(pla
 
 
 def test_a_limit_below_what_the_baselines_need_is_told(planted, monkeypatch, told):
-    monkeypatch.setattr(store_pairs, "_MIN_TRAIN", 100)
+    monkeypatch.setattr(store_pairs, "MIN_TRAIN", 100)
     result = evaluate(None, planted, memory=2**20)
     assert result["baselines_fitted_on"] == {"images": 100, "of": 400}
     assert told == ["the memory limit is less than the fitted baselines need with 100 images, which they have"]

@@ -49,10 +49,6 @@ def test_settings_survive_a_round_trip_through_yaml(tmp_path):
         ("training:\n  num_epochs: true\n", "training.num_epochs is True; it must be a whole number"),
         ("training:\n  num_epochs: 0\n", "training.num_epochs is 0; it must be at least 1"),
         ("training:\n  batch_size: 1\n", "a contrast needs at least 2 images"),
-        (
-            "training: {shuffle_pairs: true, cca: true}\n",
-            "with training.cca a member would see the true pairs; set one",
-        ),
         ("model:\n  head: lineal\n", "model.head is 'lineal'; choose one of linear, mlp"),
         ("model:\n  temperature: 0\n", "model.temperature is 0.0"),
         ("model:\n  temperature: nan\n", "model.temperature is nan"),
@@ -105,13 +101,6 @@ def test_settings_cannot_be_changed_behind_ones_back():
 def test_values_that_would_fail_later_are_refused_at_once(override):
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         load_config(None, [override])
-
-
-def test_the_control_of_an_ensemble_with_a_cca_goes_without_it(tmp_path):
-    (tmp_path / "c.yaml").write_text("training:\n  cca: true\n")
-    assert load_config(
-        tmp_path / "c.yaml", ["training.shuffle_pairs=true", "training.cca=false"]
-    ).training.shuffle_pairs
 
 
 ALIASES = "a: &a [x, x]\n" + "".join(

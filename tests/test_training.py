@@ -1,6 +1,7 @@
 """Heads, batches and the fit: standardising, exact resume, honest selection, and the mistakes of peers."""
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import shutil
@@ -22,12 +23,12 @@ from onceover.extract.store import FeatureStore
 from onceover.heads import chunks, replacement, stacking, training
 from onceover.heads.batches import Batches, learning_rate
 from onceover.heads.checkpoint import RunError, load_run, save_resume
-from onceover.heads.embed import EmbedError, image_embeddings
+from onceover.heads.embed import EmbedError, embed, image_embeddings
 from onceover.heads.ensemble import ensemble
 from onceover.heads.losses import contrastive
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
-from onceover.heads.training import TrainingError
+from onceover.heads.training import TrainingError, closed_form_share
 from onceover.heads.training_data import TrainingData, shuffle_pairs
 from onceover.heads.trials import trial_memory
 from onceover.retrieval.baselines import Pairs
@@ -690,7 +691,7 @@ def test_a_closed_form_member_chooses_before_it_has_seen_the_selection_pictures(
         roles = opened.roles().together()
         data = TrainingData(opened, opened.roles(), torch.device("cpu"), 2**40)
         monkeypatch.setattr(chunks, "BLOCK", 7)
-        images, texts, index = data.averaged(roles.train)
+        images, texts, index = data.averaged(roles.train, opened.image_index)
         assert torch.equal(images, data.standardised(roles.train).images.mean(1))
     both = Pairs(images.numpy(), texts.numpy(), index)
     found = (two.image.weight @ two.text.weight.T).detach().numpy()  # whatever the canonical directions' signs
@@ -754,3 +755,48 @@ def test_the_correction_that_the_config_asks_for_is_the_runs_own_way_to_search(s
     assert embeddings.gallery("image").biased
     assert not embeddings.gallery("image", rerank="none").biased
     np.testing.assert_array_equal(embeddings.gallery("text").vectors[:, -1], embeddings.text_bias)
+
+
+def test_a_closed_form_of_shuffled_pairs_is_at_chance_too(store, tmp_path, fit_config, changed):
+    config = changed(fit_config, training={"num_epochs": 1, "cca": True, "shuffle_pairs": True})
+    fit(store, tmp_path / "r", config)
+    closed_form = load_run(tmp_path / "r").heads.members[1]
+    reported = store.roles().report
+    shuffled = measure(*embed(closed_form, store, reported))["rsum"]
+    config = changed(fit_config, training={"num_epochs": 1, "cca": True})
+    fit(store, tmp_path / "true", config)
+    assert measure(*embed(load_run(tmp_path / "true").heads.members[1], store, reported))["rsum"] > 1.5 * shuffled
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 0.4), (40.0, 0.9)])
+def test_the_closed_form_weighs_more_only_where_that_is_clearly_better(noise, expected):
+    generator = np.random.default_rng(0)
+
+    def vectors(spread):
+        images = generator.standard_normal((200, 16))
+        texts = images + spread * generator.standard_normal((200, 16))
+        return [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (images, texts)]
+
+    index = np.arange(200)
+    trained = vectors(0.3 + noise)
+    closed = vectors(0.3)
+    assert closed_form_share((*trained, index), (*closed, index)) == expected
+
+
+def test_the_scores_of_members_are_their_weighted_mean(store, tmp_path, fit_config, changed):
+    made = fit(store, tmp_path / "r", changed(fit_config, training={"num_epochs": 1, "cca": True}))
+    heads = load_run(tmp_path / "r").heads
+    weights = [member["weight"] for member in made["members"]]
+    assert sum(weights) == pytest.approx(1)
+    scores = [images @ texts.T for images, texts, _ in (embed(member, store, np.arange(9)) for member in heads.members)]
+    images, texts, _ = embed(heads, store, np.arange(9))
+    np.testing.assert_allclose(images @ texts.T, weights[0] * scores[0] + weights[1] * scores[1], atol=1e-5)
+
+
+def test_a_run_is_fine_tuned_and_its_curve_drawn_from_the_trained_pair_alone(store, tmp_path, fit_config, changed):
+    fit(store, tmp_path / "r", changed(fit_config, training={"num_epochs": 1, "cca": True}))
+    pair = load_run(tmp_path / "r").trained_pair()
+    assert isinstance(pair.heads, DualHeads)
+    assert pair.provenance["members"] == [
+        {**dataclasses.asdict(pair.config.model), "loss": "contrastive", "weight": 1.0}
+    ]
