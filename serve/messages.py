@@ -143,9 +143,9 @@ class PointMessage(BaseModel):
     x: dict[str, float]
     y: dict[str, float]
     split: str | None
-    rank: int | None
     caption: str
     image: str | None = Field(description="Address of a thumbnail.")
+    pair: str | None = Field(description="Id of the point that belongs to it: of an image's caption, or its image.")
 
 
 class MapMessage(BaseModel):

@@ -35,6 +35,7 @@ function element(tag, className, text) {
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const nounOf = (kind) => (kind === "image" ? "image" : "caption");
 const thumbnail = (id) => `api/items/image/thumbnail?id=${encodeURIComponent(id)}&stamp=${info.stamp}`;
+const scoreOf = (score, digits = 3) => score.toFixed(digits).replace("-", "−");
 /* An id as it is shown: of a whole path, which says where files lie, the file and its folder. */
 const nameOf = (id) => (/^([/\\]|[A-Za-z]:[/\\])/.test(id) ? id.split(/[/\\]/).slice(-2).join("/") : id);
 const has = (kind) => info.galleries.some((gallery) => gallery.kind === kind);
@@ -342,11 +343,13 @@ function showHits(found, message) {
   const noun = nounOf(message.gallery);
   let text = plural(hits.length, noun);
   if (hits.length) {
-    text += `, score ${hits[0].score.toFixed(2)} to ${hits[hits.length - 1].score.toFixed(2)}`;
+    text += `, score ${scoreOf(hits[0].score)} to ${scoreOf(hits[hits.length - 1].score)}`;
   } else {
     text = `No ${noun}s.`;
     if (found.best_score != null) {
-      text = `No ${noun} scores ${message.min_score.toFixed(2)} or more; the best scores ${found.best_score.toFixed(2)}. Lower the minimum score.`;
+      let digits = 3; // more where the two would look the same
+      while (digits < 9 && scoreOf(found.best_score, digits) === scoreOf(message.min_score, digits)) digits += 1;
+      text = `No ${noun} scores ${scoreOf(message.min_score, digits)} or more; the best scores ${scoreOf(found.best_score, digits)}. Lower the minimum score.`;
     }
   }
   if (message.terms.every((term) => term.weight < 0)) text += " · all terms are subtracted: these are the least similar";
@@ -382,7 +385,7 @@ function card(hit, index) {
     const filled = element("span");
     filled.style.width = `${100 * Math.min(Math.max(hit.score, 0), 1)}%`;
     bar.append(filled);
-    score.append(bar, element("span", "number", hit.score.toFixed(3)));
+    score.append(bar, element("span", "number", scoreOf(hit.score)));
     facts.append(score);
   }
   const text = element("span", "caption", caption || (hit.score === undefined ? "" : nameOf(hit.id)));
@@ -451,7 +454,7 @@ function showFacts() {
   const item = shownItem;
   const hit = hits.find((other) => other.id === item.id && other.kind === item.kind);
   const facts = [];
-  if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${hit.score.toFixed(3)}`);
+  if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${scoreOf(hit.score)}`);
   if (item.split) facts.push(`split ${item.split}`);
   if (item.path && (item.kind === "text" || item.path.includes("/"))) facts.push(item.path);
   if (hit?.same?.length) facts.push(`looks the same: ${hit.same.slice(0, 5).map(nameOf).join(", ")}`);
@@ -635,6 +638,10 @@ function drawMap(data) {
   const each = captions === data.images ? ", with a caption each" : captions ? `, and ${plural(captions, "caption")}` : "";
   const more = data.is_complete ? "" : " t-SNE is being computed; this is PCA.";
   byId("map-status").textContent = `${shown}${each}.${more}`;
+  if (map !== "asked for") {
+    map.setData(data);
+    return;
+  }
   map = window.onceoverMap(byId("map"), data, {
     onselect(point) {
       opener = null;
