@@ -245,8 +245,8 @@ def test_it_prints_in_the_colours_of_paper_with_its_folded_parts_open_at_the_end
           if (!matches) return;
           const text = getComputedStyle(document.body).color;
           const open = [...document.querySelectorAll('details')].every((part) => part.open);
-          const drawn = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean);
-          window.printed.push([canvas.toDataURL(), drawn, text, open]);
+          const blank = Object.assign(document.createElement('canvas'), { width: canvas.width, height: canvas.height });
+          window.printed.push([canvas.toDataURL(), canvas.toDataURL() !== blank.toDataURL(), text, open]);
         }); }"""
     )
     for scheme in ("light", "dark"):
