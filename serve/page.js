@@ -11,7 +11,7 @@ const RETRY = 2000; // milliseconds until a server that does not answer is asked
 const UPLOAD_SIZE = 640; // pixels, the longer side of an image that is sent
 
 const byId = (id) => document.getElementById(id);
-const uploads = new Map(); // key -> {name, url, base64}; images of the user's own, for as long as the page is open
+const uploads = new Map(); // key -> {name, url, base64, sha256}; images of the user's own, for as long as the page is open
 let info = null;
 let state = null;
 let hits = []; // what the grid shows
@@ -172,7 +172,10 @@ function requestOf(shown) {
   const terms = all.map((term) => {
     const weight = term.sign === "-" ? -SUBTRACTED / subtracted : 1 / (all.length - subtracted);
     if (term.kind === "text") return { text: term.value, weight };
-    if (term.kind === "upload") return { image: uploads.get(term.value).base64, weight };
+    if (term.kind === "upload") {
+      const { base64, sha256 } = uploads.get(term.value);
+      return { image: base64, sha256, weight };
+    }
     return { item: term.value, kind: term.of === "image" ? "image" : "text", weight };
   });
   const request = { terms, gallery: shown.gallery, top_k: shown.topK };
@@ -353,6 +356,7 @@ function showHits(found, message) {
     }
   }
   if (message.terms.every((term) => term.weight < 0)) text += " · all terms are subtracted: these are the least similar";
+  if (found.note) text += ` · ${found.note}`;
   byId("status").textContent = text;
   drawGrid();
 }
@@ -542,7 +546,8 @@ async function takeImage(file) {
   try {
     const small = await shrunk(file);
     const key = `${Date.now()}-${uploads.size}`;
-    uploads.set(key, { name: file.name || "pasted image", url: URL.createObjectURL(small), base64: await base64Of(small) });
+    const [base64, sha256] = await Promise.all([base64Of(small), sha256Of(file)]);
+    uploads.set(key, { name: file.name || "pasted image", url: URL.createObjectURL(small), base64, sha256 });
     go({ terms: [...state.terms, { sign: "+", kind: "upload", value: key }], open: null, view: "search" });
   } catch (error) {
     showError(error.message);
@@ -571,6 +576,13 @@ async function shrunk(file) {
   return new Promise((resolve) => {
     canvas.toBlob((blob) => resolve(blob ?? file), "image/jpeg", 0.92);
   });
+}
+
+/* The SHA-256 of a file, by which the gallery's own copy of it is known; browsers tell it to safe addresses alone. */
+async function sha256Of(file) {
+  if (!window.crypto?.subtle) return null;
+  const digest = await crypto.subtle.digest("SHA-256", await file.arrayBuffer());
+  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function base64Of(blob) {

@@ -115,6 +115,10 @@ def test_on_a_phone_a_finger_opens_a_point_and_all_can_be_read(browser, report_f
     number = alone(page, data["rows"])[0]
     page.touchscreen.tap(*place(page, f"image:{number}"))
     assert page.locator(".map-card .map-caption").inner_text() == data["rows"][number]["caption"]
+    x, y = place(page, f"image:{number}")
+    card = page.locator(".map-card").bounding_box()
+    assert not (card["x"] <= x <= card["x"] + card["width"] and card["y"] <= y <= card["y"] + card["height"])
+    assert "linear-gradient" in page.locator(".drawing").first.evaluate("box => getComputedStyle(box).backgroundImage")
     assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing sticks out of a phone
     page.wait_for_function("[...document.images].every((image) => image.complete)")
     shrunk = "[...document.querySelectorAll('.drawing img')].filter((image) => image.width < image.naturalWidth - 1)"
@@ -187,8 +191,8 @@ def test_points_are_coloured_by_kind_split_rank_and_a_word(page, data):
         if rank
     ]
     least = f"{100 / min(data['galleries']):.2g}"
-    assert f"rank in the first {least} %" in legend.inner_text()
-    assert f"{float(f'{100 * max(shares):.2g}'):g} % of the items searched (logarithmic" in legend.inner_text()
+    assert f"rank in the first {least}\u00a0%" in legend.inner_text()
+    assert f"{float(f'{100 * max(shares):.2g}'):g}\u00a0% of the items searched (logarithmic" in legend.inner_text()
     word = page.get_by_role("searchbox", name="Word")
     word.fill("re")
     assert f"0 of {len(data['rows'])} captions with the word “re”" in legend.inner_text()

@@ -535,7 +535,7 @@ window.onceoverMap = (() => {
 
     /* The scale of ranks, logarithmic, with its ends and powers of ten. */
     rankBar() {
-      const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
+      const percent = (share) => `${Number((100 * share).toPrecision(2))}\u00a0%`;
       const entry = element("span", "map-key", `rank in the first ${percent(this.bestShare)} `);
       const bar = element("canvas", "map-scale");
       bar.setAttribute("aria-hidden", "true");
