@@ -155,7 +155,7 @@ window.onceoverMap = (() => {
       const keys = `Arrow keys go from point to point,${opens ? " Enter opens one," : ""} + and − zoom, 0 shows all.`;
       this.view.setAttribute("aria-label", `${summary} ${keys}`);
       const pointer = "Click or tap the map, then scroll or pinch to zoom and drag to move.";
-      const opening = opens ? " A click on a point opens it; of a finger, the second tap." : "";
+      const opening = opens ? " A click opens a point; with a finger, the second tap does." : "";
       this.help.textContent = `${summary} ${pointer}${opening} ${keys}${rings}`;
     }
 
