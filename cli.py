@@ -725,7 +725,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
     from onceover.retrieval.leaderboard import leaderboard_tables, notes
 
     click.echo(stdout_text(leaderboard_tables(rows, keys, most=10)))
-    for note in notes(rows):
+    for note in notes(rows[:10]):
         say(note)
     if len(rows) > 10:
         say(f"{len(rows) - 10} more: {out / 'leaderboard.md'}")

@@ -769,7 +769,8 @@ def search_batches(
     originals = Originals(collection, kind, [root] if isinstance(root, str | Path) else root)
     searcher = collection.searcher(kind)
     gallery = collection.galleries[kind]
-    about = f"{mode}: {len(gallery):,} {NOUNS[kind]} of {index or collection.run.folder}"
+    source = f"the index {index}" if index else f"the run {collection.run.folder}"
+    about = f"searched: {len(gallery):,} {NOUNS[kind]} of {source}"
     if split:
         about += f", split {split}"
     is_warned = False

@@ -151,10 +151,10 @@ def _dataset_lines(store: FeatureStore) -> list[str]:
     per_image = "0"
     if store.image_ids:
         counts = np.bincount(store.image_index, minlength=len(store.image_ids))
-        per_image = f"{counts.min()} to {counts.max()}"
+        per_image = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else f"{counts.max()}"
     unknown = unknown_of(store)
     lines = [
-        f"  images    {len(store.image_ids):,}: {', '.join(splits)}",
+        f"  images      {len(store.image_ids):,}: {', '.join(splits)}",
         f"  captions    {len(store.captions):,}, {per_image} an image; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
         f"              {unknown or 'unknown tokens were not counted'}",
@@ -214,8 +214,9 @@ def _computed_by(record: dict, kind: str) -> str:
         rows = {"image": "images", "text": "different captions"}[kind]
         pace = f"{record['rows_per_second']:,} {rows} a second, "
     means = "".join(f"{name} {record[name]}, " for name in ("engine", "backend") if name in record)
+    batches = "1 batch" if record["streams"] == 1 else f"{record['streams']} batches"
     return (
-        f"on {record['device']}, {means}{record['streams']} batches of {record['batch_size']} at a time, "
+        f"on {record['device']}, {means}{batches} of {record['batch_size']} at a time, "
         f"{pace}torch {record['torch']}, transformers {record['transformers']}"
     )
 
@@ -225,9 +226,12 @@ def _findings(check: dict | None, kind: str) -> str:
     if check is None:
         return "not checked, as stores of earlier versions and imported ones are not"
     inputs = {"image": "images of two other shapes", "text": f"the longest caption, {check.get('longest')} tokens,"}
+    batched = f"alone and in a batch to {check['difference']:.0e} of the spread"
+    if not check["difference"]:
+        batched = "as do alone and in a batch"
     return (
-        f"checked: two passes agree to the bit, alone and in a batch to {check['difference']:.0e} of the spread "
-        f"({check['dtype']}), {inputs[kind]} went through; {check['passes']} passes in {check['seconds']:.1f} s"
+        f"checked: two passes agree to the bit, {batched} ({check['dtype']}), {inputs[kind]} went through; "
+        f"{check['passes']} passes in {check['seconds']:.1f} s"
     )
 
 
@@ -237,19 +241,20 @@ def _describe_run(folder: Path) -> str:
     encoders = run["encoders"]
     chosen = run["selection"]
     also = ", those that chose among them," if settings["training"]["refit"] else ""
-    lines = [f"run {folder}"]
+    lines = [f"run folder {folder}"]
     epoch = ""
     if len(run["members"]) > 1:
         lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
+    threads = "1 thread" if _count(run, "threads") == 1 else f"{run['threads']} threads"
     lines += [
         f"  store       {_text(run, 'store')}",
         f"  encoders    {_text(encoders['image'], 'encoder')}, {_text(encoders['text'], 'encoder')}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
         f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "
-        f"({_text(run, 'device')}, {_count(run, 'threads')} threads, torch {_text(run['versions'], 'torch')})",
+        f"({_text(run, 'device')}, {threads}, torch {_text(run['versions'], 'torch')})",
         f"  chosen on   {_text(chosen, 'split')}, {_count(chosen, 'pictures'):,} images: "
         f"rsum {chosen['rsum']:.1f}{epoch}",
         f"  report on   {_text(run['report'], 'split')}, {_count(run['report'], 'pictures'):,} images",

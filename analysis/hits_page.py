@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onceover.analysis.drawing import check_figure
 from onceover.analysis.hits import IMAGE_SIZE, plot_hits
-from onceover.analysis.hits_shown import Hits, QueryPart, ShownHit, query_parts
+from onceover.analysis.hits_shown import Hits, QueryPart, ShownHit, query_parts, title_of
 from onceover.analysis.pages import render
 from onceover.base.outputs import Outputs
 from onceover.base.progress import warn
@@ -21,8 +21,9 @@ MAX_QUERIES = 500  # on one page, which a browser has to hold
 
 @dataclass(frozen=True)
 class Answer:
-    """A query and its hits, as a page shows them."""
+    """A query, in words and by its parts, and its hits, as a page shows them."""
 
+    title: str
     parts: list[QueryPart]
     hits: list[ShownHit]
 
@@ -68,7 +69,7 @@ class HitsFile:
         if self._is_page:
             room = MAX_QUERIES - len(self._answers)
             for query, hits in zip(queries[:room], results[:room], strict=True):
-                self._answers.append(Answer(query_parts(query, PAGE_SIZE), hits.shown(PAGE_SIZE)))
+                self._answers.append(Answer(title_of(query), query_parts(query, PAGE_SIZE), hits.shown(PAGE_SIZE)))
             self._left_out += len(queries[room:])
 
     def finish(self) -> None:

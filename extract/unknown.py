@@ -38,10 +38,11 @@ class UnknownTokens(NamedTuple):
     def __str__(self) -> str:
         text = (
             f"captions with unknown tokens: {self.with_unknown:,} of {self.captions:,} "
-            f"({_percent(self.with_unknown, self.captions)}), tokens: {_percent(self.unknown, self.tokens)}"
+            f"({_percent(self.with_unknown, self.captions)}); unknown tokens: {_percent(self.unknown, self.tokens)}"
         )
         if self.not_counted:
-            text += f"; {self.not_counted:,} captions were encoded by an earlier version, which did not count"
+            encoded = "caption was encoded" if self.not_counted == 1 else "captions were encoded"
+            text += f"; {self.not_counted:,} {encoded} by an earlier version, which did not count"
         return text
 
     def warning(self) -> str | None:

@@ -48,16 +48,26 @@ class QueryEmbedder:
         Raises:
             RunError: the encoder is not the run's. EmbedError: a vector that is not finite or has no direction.
         """
+        vectors, notes = self.embed_texts_with_notes(texts)
+        for note in filter(None, notes):
+            warn(note)
+        return vectors
+
+    def embed_texts_with_notes(self, texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """Embeds texts as ``embed_texts``, and notes of each what the encoder left out; "" where it took all of it."""
         encoder = self._encoder("text")
         token_ids, truncated = encoder.tokenize(list(texts), are_queries=True)
         unknown, tokens = encoder.unknown_tokens(token_ids)
+        notes = []
         for row, text in enumerate(texts):
+            lacking = []
             if truncated[row]:
-                warn(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
+                lacking.append(f"longer than the text encoder takes, and cut: {text[:60]!r}…")
             if unknown[row]:
                 counts = f"{unknown[row]} of {tokens[row]} tokens"
-                warn(f"{counts} are unknown to the text encoder, and count for nothing: {text[:60]!r}")
-        return text_embeddings(self._run.heads, encode_by_length(encoder.encode_tokens, token_ids))
+                lacking.append(f"{counts} are unknown to the text encoder, and count for nothing: {text[:60]!r}")
+            notes.append("; ".join(lacking))
+        return text_embeddings(self._run.heads, encode_by_length(encoder.encode_tokens, token_ids)), notes
 
     def embed_images(self, images: Sequence[str | bytes]) -> np.ndarray:
         """Embeds image files, each by its path, its address or its bytes: unit vectors, float32 (Q, embedding_dim).

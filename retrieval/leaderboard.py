@@ -253,19 +253,30 @@ def _measured(judge: Judge, trials: list[str]) -> dict:
     return row
 
 
-def notes(rows: list[dict]) -> list[str]:
-    """Notes that a reader of the leaderboard needs."""
+def notes(rows: list[dict], *, has_short_names: bool = True) -> list[str]:
+    """Notes that a reader of the leaderboard needs.
+
+    Args:
+        rows: those that are shown. has_short_names: directions are written i2t and t2i.
+    """
     best = rows[0]
-    return [
+    directions = "i2t: image → caption, t2i: caption → image; " if has_short_names else ""
+    verdicts = [row.get("verdict") for row in rows]
+    lines = [
         f"measured on {best['split']}, {best['pictures']:,} images, {best['captions']:,} captions, which chose the "
         "best one: its own numbers here flatter it",
-        "R@K: hit@K in percent, i2t: image → caption, t2i: caption → image; means over the seeds",
+        f"R@K: hit@K in percent; {directions}means over the seeds",
         "intervals: 95 %, images resampled; vs best: paired, over the seeds that both have, holding for all rows "
         "together. tie: these images cannot tell the setting from the best one. Chance between seeds is left out",
-        "a setting can tie below one that is worse: its difference to the best varies more from image to image, and "
-        "so its interval is wider",
-        "dropped: measured when it was dropped, against the best one at its end",
     ]
+    if "worse" in verdicts and "tie" in verdicts[verdicts.index("worse") :]:
+        lines.append(
+            "a setting can tie below one that is worse: its difference to the best varies more from image to image, "
+            "and so its interval is wider"
+        )
+    if any(row["outcome"] == "dropped" for row in rows):
+        lines.append("dropped: measured when it was dropped, against the best one at its end")
+    return lines
 
 
 def results_csv(rows: list[dict]) -> str:

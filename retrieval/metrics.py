@@ -36,7 +36,7 @@ def report(pairs: Sequence[RankPair], draws: int = DRAWS, seed: int = 0) -> dict
     result = _summary(values, [several[0].group for several in directions], draws, seed)
     for direction, several in zip(DIRECTIONS, directions, strict=True):
         numbers = result[direction]
-        numbers["median_rank"] = float(np.mean([np.median(ranks.expected_rank()) for ranks in several]))
+        numbers["median_rank"] = float(np.mean([ranks.median_rank() for ranks in several]))
         numbers["queries"] = len(several[0].group)
         numbers["gallery"] = several[0].gallery
         if len(several) > 1:

@@ -21,6 +21,7 @@ _BLOCK_ROWS = 256  # more images a block would only leave the processor's caches
 _BLOCK_BYTES = 24  # a score, with what is counted beside it
 _CROWDED = 1 / 64  # share of a block in doubt, beyond which the whole block is multiplied again in float64
 _NUMBERS = 2**22  # of the rows that are taken up at a time where scores are float64
+_ROUNDING = 1e-9  # of a mean of probabilities, at most
 _TINY = 1e-9  # embeddings whose largest number is outside these bounds are scaled
 _HUGE = 1e9
 
@@ -73,12 +74,16 @@ class Ranks:
 
     def hit_at(self, k: int) -> np.ndarray:
         """Probability, float64 (Q,), that a correct item is among the first ``k`` when ties are broken at random."""
-        drawn = np.clip(k - self.greater, 0, self.tied + self.correct)  # items of the tied block within the first k
+        block = self.tied + self.correct
+        drawn = np.clip(k - self.greater, 0, block)  # items of the tied block within the first k
+        # C(block - correct, drawn) / C(block, drawn) = C(block - drawn, correct) / C(block, correct)
+        fewer = np.minimum(drawn, self.correct)
+        more = np.maximum(drawn, self.correct)
         missed = np.ones(len(self.greater))
-        for number in range(int(drawn.max(initial=0))):
-            is_open = number < drawn
-            wrong = np.clip(self.tied[is_open] - number, 0, None)
-            missed[is_open] *= wrong / (self.tied + self.correct - number)[is_open]
+        for number in range(int(fewer.max(initial=0))):
+            is_open = number < fewer
+            wrong = np.clip((block - more)[is_open] - number, 0, None)
+            missed[is_open] *= wrong / (block[is_open] - number)
         return 1 - missed
 
     def true_recall_at(self, k: int) -> np.ndarray:
@@ -89,6 +94,26 @@ class Ranks:
     def expected_rank(self) -> np.ndarray:
         """Expected rank, float64 (Q,), of the first correct item, counted from 1."""
         return self.greater + 1 + self.tied / (self.correct + 1)
+
+    def median_rank(self) -> float:
+        """The median of the first correct items' ranks over all queries and all ways to break ties."""
+        if not self.tied.any():
+            return float(np.median(self.greater + 1))
+        lower = self._first_rank(0.5 - _ROUNDING)
+        upper = self._first_rank(0.5 + _ROUNDING)
+        return (lower + upper) / 2
+
+    def _first_rank(self, share: float) -> int:
+        """The least rank within which more than a share of the queries have a correct item."""
+        below = 0
+        reached = self.gallery
+        while reached - below > 1:
+            middle = (below + reached) // 2
+            if self.hit_at(middle).mean() > share:
+                reached = middle
+            else:
+                below = middle
+        return reached
 
     def expected_reciprocal_rank(self) -> np.ndarray:
         """Expected 1/rank, float64 (Q,), of the first correct item."""

@@ -44,12 +44,15 @@ class Term:
         image: the path or address of an image file, or the bytes of one.
         item: the id of an item of the gallery that is searched; its stored vector is taken.
         weight: its factor in the sum of the terms; a negative one subtracts.
+        sha256: of the file that the bytes of ``image`` were made of, in hexadecimal, where they are not the file's own;
+            an image of the gallery with these bytes is no hit.
     """
 
     text: str | None = None
     image: str | bytes | None = None
     item: str | None = None
     weight: float = 1.0
+    sha256: str | None = None
 
     @property
     def source(self) -> tuple[str, str | bytes]:
@@ -275,7 +278,7 @@ class Searcher:
             elif kind == self._gallery.kind == "text":
                 contents.add(str(value))
             elif kind == self._gallery.kind == "image":
-                contents.add(_sha256(value))
+                contents.add(term.sha256 or _sha256(value))
         return contents
 
 

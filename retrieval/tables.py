@@ -58,7 +58,8 @@ def evaluation_tables(result: dict) -> list[Table]:
             numbers = summary[direction]
             sizes = f"{numbers['queries']:,} queries, gallery of {numbers['gallery']:,}"
             title = f"{DIRECTION_NAMES[direction]}: {sizes}"
-            table = tables.setdefault(title, Table(title, [["model", *_RECALLS, "median rank", "rsum", "fitted on"]]))
+            header = ["model", *_RECALLS, "median rank", "rsum, both directions", "fitted on"]
+            table = tables.setdefault(title, Table(title, [header]))
             cells = [_cell(numbers, column) for column in (*_RECALLS, "median_rank")]
             table.rows.append([model, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
     return list(tables.values())
@@ -84,7 +85,7 @@ def _cell(numbers: dict, column: str) -> str:
     if column == "hub_skewness":
         return f"{number:.2f}"
     if column not in _RECALLS:
-        return f"{number:.1f}"
+        return f"{number:,.1f}"
     digits = 1 if number >= 2 else 2
     text = f"{number:.{digits}f}"
     if f"{column}_sd" in numbers:
@@ -173,7 +174,7 @@ def _comparison_cells(key: str, before: dict, after: dict, difference: dict) -> 
     digits = 3 if key == "mrr" else 1
     low, high = difference[f"{key}_ci"]
     return [
-        key,
+        key.upper() if key == "mrr" else key,
         f"{before[key]:.{digits}f}",
         f"{after[key]:.{digits}f}",
         f"{difference[key]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",

@@ -108,7 +108,7 @@ def _add_api(app: FastAPI, site: Site) -> None:
             return Term(item=item_name(message.kind, message.item), weight=message.weight)
         async with decoders:
             upload = await run_in_threadpool(uploaded_image, message.image, site.engine)
-        return Term(image=upload, weight=message.weight)
+        return Term(image=upload, weight=message.weight, sha256=message.sha256)
 
     @app.get("/api/info", responses={status: _ERRORS[status] for status in (400, 413)})
     def info() -> InfoMessage:
@@ -122,7 +122,7 @@ def _add_api(app: FastAPI, site: Site) -> None:
         question = Question(SearchQuery(terms), message.gallery, message.top_k, message.min_score)
         answer = await asyncio.wrap_future(site.engine.ask(question))
         hits = [site.items.shown(message.gallery, hit) for hit in answer.hits]
-        return HitsMessage.model_validate({"hits": hits, "best_score": answer.best_score})
+        return HitsMessage.model_validate({"hits": hits, "best_score": answer.best_score, "note": answer.note})
 
     @app.get("/api/items/image/thumbnail", response_class=Response, responses=_IMAGES)
     def thumbnail(id: Id, stamp: Stamp = "") -> Response:

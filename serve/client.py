@@ -1,6 +1,7 @@
 """The client of a search server: ``onceover.Client``."""
 
 import base64
+import hashlib
 import json
 import math
 import operator
@@ -11,6 +12,7 @@ from PIL import Image
 from onceover.analysis.hits_shown import Hits
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_bytes
+from onceover.base.progress import warn
 from onceover.extract.pictures import MAX_BYTES, THUMBNAIL_SIZE, PictureError, decode, jpeg_of, named_errors
 from onceover.retrieval.search import Hit, Query, Term
 from onceover.serve.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, pixels_of
@@ -86,9 +88,12 @@ class Client:
             "top_k": _whole_number("top_k", top_k),
             "min_score": None if min_score is None else _number("min_score", min_score),
         }
-        found = self._answer("POST", "/api/search", json=message).get("hits")
+        answer = self._answer("POST", "/api/search", json=message)
+        found = answer.get("hits")
         if not isinstance(found, list):
             raise self._wrong("its answer has no hits")
+        if answer.get("note"):
+            warn(str(answer["note"]))
         hits = [self._hit(values) for values in found]
         images = {hit.id: values.get("image") for hit, values in zip(hits, found, strict=True)}
         return Hits(hits, gallery, lambda hit, size: self._image(images.get(hit.id), size))
@@ -173,14 +178,19 @@ def _message(term: Any, gallery: str) -> dict[str, Any]:
     kind, value = term.source
     weight = _number("weight", term.weight)
     if kind == "image":
-        return {"image": base64.b64encode(_image_bytes(value)).decode(), "weight": weight}
+        sent, sha256 = _image_bytes(value)
+        message = {"image": base64.b64encode(sent).decode(), "weight": weight}
+        return message | {"sha256": term.sha256 or sha256}
     if kind == "item":
         return {"item": value, "kind": gallery, "weight": weight}
     return {"text": value, "weight": weight}
 
 
-def _image_bytes(image: str | bytes) -> bytes:
-    """The bytes of an image file, given by its path, its address or its bytes; of a large one, those of a smaller."""
+def _image_bytes(image: str | bytes) -> tuple[bytes, str]:
+    """The bytes of an image file, given by its path, its address or its bytes; of a large one, those of a smaller.
+
+    The SHA-256 of the file comes with them.
+    """
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
         name = "the image"
@@ -188,12 +198,13 @@ def _image_bytes(image: str | bytes) -> bytes:
         name = image
         with named_errors(name):
             data = read_bytes(image, MAX_BYTES)
+    sha256 = hashlib.sha256(data).hexdigest()
     if len(data) <= MAX_IMAGE_BYTES and pixels_of(data) <= MAX_IMAGE_PIXELS:
-        return data
+        return data, sha256
     with named_errors(name):
         small = decode(data, _SENT_SIZE)
     small.thumbnail((_SENT_SIZE, _SENT_SIZE), Image.Resampling.LANCZOS)
-    return jpeg_of(small, 95)
+    return jpeg_of(small, 95), sha256
 
 
 def _number(name: str, value: Any) -> float:

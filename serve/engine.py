@@ -39,10 +39,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of a question, and the score of the best item, which may be too low to be a hit."""
+    """The hits of a question, the score of the best item, which may be too low to be a hit, and what was left out.
+
+    Attributes:
+        note: what the text encoder left out of the question; None where it took all of it.
+    """
 
     hits: list[Hit]
     best_score: float | None
+    note: str | None
 
 
 @dataclass
@@ -60,11 +65,11 @@ class Engine:
 
     def __post_init__(self) -> None:
         galleries = self.collection.galleries
-        vectors = Vectors(self.collection.embedder)
+        self._vectors = Vectors(self.collection.embedder)
         self._searchers: dict[str, Searcher] = {}
         for kind, gallery in galleries.items():
             other = galleries.get("text" if kind == "image" else "image")
-            self._searchers[kind] = Searcher(Paired(gallery, other), vectors)
+            self._searchers[kind] = Searcher(Paired(gallery, other), self._vectors)
         self._batcher: Batcher[Question, Answer] = Batcher(
             self._answer, lambda question: question.has_images, self.at_once, MAX_WAITING
         )
@@ -128,13 +133,14 @@ class Engine:
         for (kind, top_k), numbers in alike.items():
             results = self._searchers[kind].search_many([questions[number].query for number in numbers], top_k)
             for number, hits in zip(numbers, results, strict=True):
-                answers[number] = _answer_of(hits, questions[number].min_score)
+                answers[number] = self._answer_of(questions[number], hits)
         return [answers[number] for number in range(len(questions))]
 
-
-def _answer_of(hits: list[Hit], min_score: float | None) -> Answer:
-    best = hits[0].score if hits else None
-    return Answer(hits if min_score is None else at_least(hits, min_score), best)
+    def _answer_of(self, question: Question, hits: list[Hit]) -> Answer:
+        best = hits[0].score if hits else None
+        texts = [term.text for term in question.query.terms if term.text is not None]
+        note = "; ".join(filter(None, map(self._vectors.note, texts)))
+        return Answer(hits if question.min_score is None else at_least(hits, question.min_score), best, note or None)
 
 
 def _blank_image() -> bytes:

@@ -35,5 +35,7 @@ def row_of(gallery: Served | None, name: str) -> int:
     """
     row = None if gallery is None else gallery.row_of(name)
     if row is None:
-        raise NoItemError("there is no item of this kind with this id in the gallery")
+        raise NoItemError(
+            "there is no item of this kind with this id in the gallery; search again, and take a hit's id"
+        )
     return row

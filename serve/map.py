@@ -56,8 +56,13 @@ class EmbeddingMap:
             points = list(self._points)
             coordinates = dict(self._coordinates)
         count = sum(point.kind == "image" for point in points)
+        pairs = {}
+        for point in points:
+            if point.kind == "caption":
+                pairs[f"caption:{point.id}"] = f"image:{point.image}"
+                pairs[f"image:{point.image}"] = f"caption:{point.id}"
         return MapMessage(
-            points=[self._described(number, point, coordinates) for number, point in enumerate(points)],
+            points=[self._described(number, point, coordinates, pairs) for number, point in enumerate(points)],
             images=count,
             of=len(self.galleries["image"]) if "image" in self.galleries else 0,
             is_complete="tsne" in coordinates or len(points) < _LEAST_POINTS,
@@ -114,14 +119,17 @@ class EmbeddingMap:
             rows.append(captions.vector(row))
         return points, np.array(rows, np.float32)
 
-    def _described(self, number: int, point: _Point, coordinates: dict[str, np.ndarray]) -> PointMessage:
+    def _described(
+        self, number: int, point: _Point, coordinates: dict[str, np.ndarray], pairs: dict[str, str]
+    ) -> PointMessage:
+        name = f"{point.kind}:{point.id}"
         return PointMessage(
-            id=f"{point.kind}:{point.id}",
+            id=name,
             kind=point.kind,
             x={name: float(places[number, 0]) for name, places in coordinates.items()},
             y={name: float(places[number, 1]) for name, places in coordinates.items()},
             split=point.split,
-            rank=None,
             caption=point.caption,
+            pair=pairs.get(name),
             image=f"api/items/image/thumbnail?id={quote(point.image, safe='')}&stamp={self.stamp}",
         )

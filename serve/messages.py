@@ -37,6 +37,11 @@ class ImageTerm(_Term):
     """An image file, of any format that the project reads."""
 
     image: str = Field(min_length=1, max_length=MAX_BODY, description="The file's bytes in base64.")
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the file that the image was made smaller of; the gallery's own copy of it is no hit.",
+    )
 
 
 def _kind_of_term(value: Any) -> str | None:
@@ -87,6 +92,7 @@ class HitsMessage(BaseModel):
 
     hits: list[HitMessage]
     best_score: float | None = Field(description="Score of the best item, which may be below min_score.")
+    note: str | None = Field(description="What the text encoder left out of the query; null where it took all of it.")
 
 
 class ItemMessage(BaseModel):
@@ -143,9 +149,9 @@ class PointMessage(BaseModel):
     x: dict[str, float]
     y: dict[str, float]
     split: str | None
-    rank: int | None
     caption: str
     image: str | None = Field(description="Address of a thumbnail.")
+    pair: str | None = Field(description="Id of the point that belongs to it: of an image's caption, or its image.")
 
 
 class MapMessage(BaseModel):

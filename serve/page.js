@@ -11,7 +11,7 @@ const RETRY = 2000; // milliseconds until a server that does not answer is asked
 const UPLOAD_SIZE = 640; // pixels, the longer side of an image that is sent
 
 const byId = (id) => document.getElementById(id);
-const uploads = new Map(); // key -> {name, url, base64}; images of the user's own, for as long as the page is open
+const uploads = new Map(); // key -> {name, url, base64, sha256}; images of the user's own, for as long as the page is open
 let info = null;
 let state = null;
 let hits = []; // what the grid shows
@@ -35,6 +35,7 @@ function element(tag, className, text) {
 const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const nounOf = (kind) => (kind === "image" ? "image" : "caption");
 const thumbnail = (id) => `api/items/image/thumbnail?id=${encodeURIComponent(id)}&stamp=${info.stamp}`;
+const scoreOf = (score, digits = 3) => score.toFixed(digits).replace("-", "−");
 /* An id as it is shown: of a whole path, which says where files lie, the file and its folder. */
 const nameOf = (id) => (/^([/\\]|[A-Za-z]:[/\\])/.test(id) ? id.split(/[/\\]/).slice(-2).join("/") : id);
 const has = (kind) => info.galleries.some((gallery) => gallery.kind === kind);
@@ -171,7 +172,10 @@ function requestOf(shown) {
   const terms = all.map((term) => {
     const weight = term.sign === "-" ? -SUBTRACTED / subtracted : 1 / (all.length - subtracted);
     if (term.kind === "text") return { text: term.value, weight };
-    if (term.kind === "upload") return { image: uploads.get(term.value).base64, weight };
+    if (term.kind === "upload") {
+      const { base64, sha256 } = uploads.get(term.value);
+      return { image: base64, sha256, weight };
+    }
     return { item: term.value, kind: term.of === "image" ? "image" : "text", weight };
   });
   const request = { terms, gallery: shown.gallery, top_k: shown.topK };
@@ -342,14 +346,17 @@ function showHits(found, message) {
   const noun = nounOf(message.gallery);
   let text = plural(hits.length, noun);
   if (hits.length) {
-    text += `, score ${hits[0].score.toFixed(2)} to ${hits[hits.length - 1].score.toFixed(2)}`;
+    text += `, score ${scoreOf(hits[0].score)} to ${scoreOf(hits[hits.length - 1].score)}`;
   } else {
     text = `No ${noun}s.`;
     if (found.best_score != null) {
-      text = `No ${noun} scores ${message.min_score.toFixed(2)} or more; the best scores ${found.best_score.toFixed(2)}. Lower the minimum score.`;
+      let digits = 3; // more where the two would look the same
+      while (digits < 9 && scoreOf(found.best_score, digits) === scoreOf(message.min_score, digits)) digits += 1;
+      text = `No ${noun} scores ${scoreOf(message.min_score, digits)} or more; the best scores ${scoreOf(found.best_score, digits)}. Lower the minimum score.`;
     }
   }
   if (message.terms.every((term) => term.weight < 0)) text += " · all terms are subtracted: these are the least similar";
+  if (found.note) text += ` · ${found.note}`;
   byId("status").textContent = text;
   drawGrid();
 }
@@ -382,7 +389,7 @@ function card(hit, index) {
     const filled = element("span");
     filled.style.width = `${100 * Math.min(Math.max(hit.score, 0), 1)}%`;
     bar.append(filled);
-    score.append(bar, element("span", "number", hit.score.toFixed(3)));
+    score.append(bar, element("span", "number", scoreOf(hit.score)));
     facts.append(score);
   }
   const text = element("span", "caption", caption || (hit.score === undefined ? "" : nameOf(hit.id)));
@@ -451,7 +458,7 @@ function showFacts() {
   const item = shownItem;
   const hit = hits.find((other) => other.id === item.id && other.kind === item.kind);
   const facts = [];
-  if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${hit.score.toFixed(3)}`);
+  if (hit?.score !== undefined) facts.push(`hit ${hit.rank}`, `score ${scoreOf(hit.score)}`);
   if (item.split) facts.push(`split ${item.split}`);
   if (item.path && (item.kind === "text" || item.path.includes("/"))) facts.push(item.path);
   if (hit?.same?.length) facts.push(`looks the same: ${hit.same.slice(0, 5).map(nameOf).join(", ")}`);
@@ -539,7 +546,8 @@ async function takeImage(file) {
   try {
     const small = await shrunk(file);
     const key = `${Date.now()}-${uploads.size}`;
-    uploads.set(key, { name: file.name || "pasted image", url: URL.createObjectURL(small), base64: await base64Of(small) });
+    const [base64, sha256] = await Promise.all([base64Of(small), sha256Of(file)]);
+    uploads.set(key, { name: file.name || "pasted image", url: URL.createObjectURL(small), base64, sha256 });
     go({ terms: [...state.terms, { sign: "+", kind: "upload", value: key }], open: null, view: "search" });
   } catch (error) {
     showError(error.message);
@@ -568,6 +576,13 @@ async function shrunk(file) {
   return new Promise((resolve) => {
     canvas.toBlob((blob) => resolve(blob ?? file), "image/jpeg", 0.92);
   });
+}
+
+/* The SHA-256 of a file, by which the gallery's own copy of it is known; browsers tell it to safe addresses alone. */
+async function sha256Of(file) {
+  if (!window.crypto?.subtle) return null;
+  const digest = await crypto.subtle.digest("SHA-256", await file.arrayBuffer());
+  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function base64Of(blob) {
@@ -635,6 +650,10 @@ function drawMap(data) {
   const each = captions === data.images ? ", with a caption each" : captions ? `, and ${plural(captions, "caption")}` : "";
   const more = data.is_complete ? "" : " t-SNE is being computed; this is PCA.";
   byId("map-status").textContent = `${shown}${each}.${more}`;
+  if (map !== "asked for") {
+    map.setData(data);
+    return;
+  }
   map = window.onceoverMap(byId("map"), data, {
     onselect(point) {
       opener = null;

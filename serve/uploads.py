@@ -35,6 +35,6 @@ def uploaded_image(text: str, engine: Engine) -> Upload:
         return engine.upload(data)
     except PictureError as error:
         reason = str(error).removeprefix("the image is no usable image: ")
-        raise UploadError(f"this is no usable image: {reason}") from error
+        raise UploadError(f"this is no usable image: {reason}; send another file, such as a JPEG or PNG") from error
     except MemoryError as error:
         raise UploadError(f"there is no room to decode the image; {_SMALLER}") from error

@@ -29,10 +29,22 @@ class Vectors:
         self.space: str = embedder.space
         self._embedder = embedder
         self._kept: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._notes: dict[str, str] = {}  # by text, of those that are kept
 
     def embed_texts(self, texts: Sequence[str], /) -> np.ndarray:
         """Unit vectors of texts, float32 (Q, D)."""
-        return self._embedded([("text", text) for text in texts], texts, self._embedder.embed_texts)
+        return self._embedded([("text", text) for text in texts], texts, self._embed_texts)
+
+    def note(self, text: str) -> str:
+        """What the encoder left out of one of the last texts; "" where it took all of it."""
+        return self._notes.get(text, "")
+
+    def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        vectors, notes = self._embedder.embed_texts_with_notes(texts)
+        for text, note in zip(texts, notes, strict=True):
+            if note:
+                self._notes[text] = note
+        return vectors
 
     def embed_images(self, images: Sequence[str | bytes], /) -> np.ndarray:
         """Unit vectors of images, each an ``Upload``, float32 (Q, D)."""
@@ -55,5 +67,6 @@ class Vectors:
             self._kept[name] = vector
             self._kept.move_to_end(name)
         while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+            (_, value), _ = self._kept.popitem(last=False)
+            self._notes.pop(value, None)
         return np.stack([known[name] for name in names])

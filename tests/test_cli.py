@@ -324,7 +324,7 @@ def test_info_shows_a_run_as_it_searches_and_counts_pictures_without_captions(ru
         result["models"][name]["text_to_image"]["R@1"] = 77.7
         write_record(folder / "evaluation-test.json", result)
         assert f"{name}, text to image: R@1/5/10 77.7 /" in run("info", folder).stdout
-    assert "300, 5 to 5 an image" in _describe_store(store)
+    assert "300, 5 an image" in _describe_store(store)
     store.image_index[store.image_index == 4] = 3
     assert "300, 0 to 10 an image" in _describe_store(store)
 

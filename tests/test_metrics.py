@@ -289,3 +289,17 @@ def test_several_rankings_are_averaged_with_their_spread():
     assert (summary["R@1"], summary["median_rank"]) == (50.0, 11.0)
     assert summary["R@1_sd"] == pytest.approx(np.std([0, 100], ddof=1))
     assert found["rsum_sd"] == pytest.approx(np.std([0, 600], ddof=1))
+
+
+def test_the_median_rank_of_chance_is_that_of_all_orders():
+    index = np.array([0, 0, 0, 1, 1, 2])
+    to_text, to_image = chance(3, index)
+    orders = list(itertools.permutations(range(6)))
+    first = [
+        min(order.index(text) for text in np.flatnonzero(index == image)) + 1 for image in range(3) for order in orders
+    ]
+    assert to_text.median_rank() == np.median(first) == 2.0
+    assert to_text.expected_rank().mean() > 2.1  # which the median is not
+    assert to_image.median_rank() == 2.0
+    assert chance(1000, np.repeat(np.arange(1000), 5))[0].median_rank() == 647.0
+    assert chance(2, np.arange(2))[0].median_rank() == 1.5  # as the median of an even number of ranks

@@ -61,7 +61,8 @@ def tables_of(page):
     ):
         rows = [re.findall(r"<th[^>]*>(.*?)</th>", head)]
         rows += [
-            re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+            re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", row)
+            for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)
         ]
         tables[unescape(title)] = [[unescape(cell).replace("−", "-") for cell in row] for row in rows]
     return tables
@@ -81,6 +82,7 @@ def test_its_numbers_are_those_of_the_evaluation_and_of_the_comparison(report_fi
     result = read_record(evaluated_run / "evaluation-test.json", "the evaluation")
     for table in evaluation_tables(result):
         assert tables[table.title] == table.rows
+        assert table.rows[0][-2] == "rsum, both directions"
     embeddings = files.run.embeddings
     compared = compare_runs({str(evaluated_run): embeddings, str(compared_run): embeddings})
     (comparison,) = comparison_tables(compared)

@@ -103,7 +103,7 @@ def test_a_point_says_what_it_is(page, data):
         card = page.locator(".map-card")
         assert card.locator("img").get_attribute("src") == data["thumbnails"][number]
         assert card.locator(".map-caption").inner_text() == row["caption"]
-        rank = f", rank {row['ranks'][0]}" if row["ranks"][0] else ""
+        rank = f", rank {row['ranks'][0]} of {data['galleries'][0]:,}" if row["ranks"][0] else ""
         assert card.locator(".map-facts").first.inner_text() == f"image, {row['split']}{rank}"
     page.mouse.move(5, 5)
     assert card.is_hidden()
@@ -115,6 +115,10 @@ def test_on_a_phone_a_finger_opens_a_point_and_all_can_be_read(browser, report_f
     number = alone(page, data["rows"])[0]
     page.touchscreen.tap(*place(page, f"image:{number}"))
     assert page.locator(".map-card .map-caption").inner_text() == data["rows"][number]["caption"]
+    x, y = place(page, f"image:{number}")
+    card = page.locator(".map-card").bounding_box()
+    assert not (card["x"] <= x <= card["x"] + card["width"] and card["y"] <= y <= card["y"] + card["height"])
+    assert "linear-gradient" in page.locator(".drawing").first.evaluate("box => getComputedStyle(box).backgroundImage")
     assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing sticks out of a phone
     page.wait_for_function("[...document.images].every((image) => image.complete)")
     shrunk = "[...document.querySelectorAll('.drawing img')].filter((image) => image.width < image.naturalWidth - 1)"
@@ -180,13 +184,25 @@ def test_points_are_coloured_by_kind_split_rank_and_a_word(page, data):
     ways.select_option("split")
     assert legend.inner_text().split() == ["image", "caption", *sorted({row["split"] for row in data["rows"]})]
     ways.select_option("rank")
-    worst = max(rank for row in data["rows"] for rank in row["ranks"] if rank)
-    assert f"{worst:,} (logarithmic" in legend.inner_text()
-    page.get_by_role("searchbox", name="Word").fill("re")
-    count = sum(bool(re.search(r"(?<!\w)re", row["caption"].lower())) for row in data["rows"])
+    shares = [
+        rank / gallery
+        for row in data["rows"]
+        for rank, gallery in zip(row["ranks"], data["galleries"], strict=True)
+        if rank
+    ]
+    least = f"{100 / min(data['galleries']):.2g}"
+    assert f"rank in the first {least}\u00a0%" in legend.inner_text()
+    assert f"{float(f'{100 * max(shares):.2g}'):g}\u00a0% of the items searched (logarithmic" in legend.inner_text()
+    word = page.get_by_role("searchbox", name="Word")
+    word.fill("re")
+    assert f"0 of {len(data['rows'])} captions with the word “re”" in legend.inner_text()
+    word.fill("red")
+    count = sum(bool(re.search(r"\breds?\b", row["caption"].lower())) for row in data["rows"])
     assert 0 < count < len(data["rows"])
-    assert f"{2 * count} points of {2 * len(data['rows'])} with “re”" in legend.inner_text()
+    assert f"{count} of {len(data['rows'])} captions with the word “red”" in legend.inner_text()
     assert ways.input_value() == "word"
+    word.fill("")
+    assert ways.input_value() == "rank"
     page.get_by_label("Projection").select_option("pca")
     first, second_ = data["rows"][0]["pca"], data["rows"][1]["pca"]
     (ax, _), (bx, _) = place(page, "image:0"), place(page, "image:1")
@@ -224,11 +240,27 @@ def test_axe_finds_nothing_serious_in_light_and_dark(page):
     assert "brightness" in page.locator(".drawing").first.evaluate("figure => getComputedStyle(figure).filter")
 
 
-def test_it_prints_with_its_folded_parts_open_at_the_end(page):
-    page.emulate_media(color_scheme="dark")
-    pdf = page.pdf(format="A4")
+def test_it_prints_in_the_colours_of_paper_with_its_folded_parts_open_at_the_end(page):
+    page.get_by_label("Colour by").select_option("rank")
+    page.evaluate(
+        """() => { window.printed = [];
+        const canvas = document.querySelector('.map-view canvas');
+        matchMedia('print').addEventListener('change', ({ matches }) => {
+          if (!matches) return;
+          const text = getComputedStyle(document.body).color;
+          const open = [...document.querySelectorAll('details')].every((part) => part.open);
+          const blank = Object.assign(document.createElement('canvas'), { width: canvas.width, height: canvas.height });
+          window.printed.push([canvas.toDataURL(), canvas.toDataURL() !== blank.toDataURL(), text, open]);
+        }); }"""
+    )
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type /Page\b", pdf)) > 2
-    assert page.evaluate("[...document.querySelectorAll('details')].every((part) => part.open)")
+    light, dark = page.evaluate("window.printed")
+    assert light == dark  # the map, too, which is drawn before it is printed
+    assert dark[1:] == [True, "rgb(0, 0, 0)", True]
+    assert not page.evaluate("[...document.querySelectorAll('details')].some((part) => part.open)")
     assert page.evaluate("[...document.querySelectorAll('section')].at(-1).querySelectorAll('details').length") >= 5
     assert page.locator("details").count() == page.locator("section#details details").count()

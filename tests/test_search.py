@@ -356,6 +356,8 @@ def test_a_page_of_hits_shows_queries_images_scores_and_paths(run, run_dir, draw
     made = run("search", "--run", run_dir, "--queries", queries, *with_, "--out", page, "--json", "--device", "cpu")
     text = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;a blue star&lt;/b&gt;" in text
+    assert "<title>Hits of 2 queries</title>" in text
+    assert re.search(r"@media print \{\s*:root \{[^}]*--text: #000", text)  # in a dark browser, too
     assert len(shown_images(text)) == 2 * (1 + 5)
     assert "http" not in text.replace("http-equiv", "")
     for result in json.loads(made.stdout):
@@ -383,6 +385,10 @@ def test_a_page_holds_so_many_queries_and_says_what_it_leaves_out(tmp_path, monk
     for _ in range(2):
         file.add([Query((Term(text="x"),))] * 2, [Hits([], "text", lambda hit, size: None)] * 2)
     file.finish()
+    one = HitsFile(tmp_path / "one.html", "text")
+    one.add([Query((Term(text="a dog"), Term(text="snow", weight=-0.5)))], [Hits([], "text", lambda hit, size: None)])
+    one.finish()
+    assert "<title>Hits of “a dog” − “snow”</title>" in (tmp_path / "one.html").read_text(encoding="utf-8")
     assert f"{tmp_path}/h.html shows the first 3 queries; 1 are left out" in told
     assert (tmp_path / "h.html").read_text().count("No hit.") == 3
 

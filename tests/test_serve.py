@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import http.server
 import io
 import shutil
@@ -112,7 +113,7 @@ def test_hits_below_the_least_score_are_left_out(served):
     least = every[4]["score"] - 1e-4
     assert len(hits_of(asked(served, {"text": TEXT}, top_k=60, min_score=least))) == 5
     none = asked(served, {"text": TEXT}, min_score=2).json()
-    assert none == {"hits": [], "best_score": pytest.approx(every[0]["score"], abs=1e-5)}
+    assert none == {"hits": [], "best_score": pytest.approx(every[0]["score"], abs=1e-5), "note": None}
 
 
 def test_concurrent_queries_get_the_answers_that_they_get_alone(served):
@@ -494,7 +495,7 @@ def test_an_index_of_captions_alone_is_served(run_dir, tmp_path):
 def test_an_encoder_that_cannot_be_loaded_is_told_and_its_queries_are_refused(collection, run_dir):
     class TextAlone:
         space = collection.embedder.space
-        embed_texts = collection.embedder.embed_texts
+        embed_texts_with_notes = collection.embedder.embed_texts_with_notes
 
         def pixels(self, _image):
             raise onceover.OnceoverError("the image features were imported")
@@ -589,6 +590,26 @@ def test_the_client_takes_no_wrong_answer(status, body, error):
         threading.Thread(target=other.handle_request).start()
         with pytest.raises(ClientError, match=error):
             Client(f"http://127.0.0.1:{other.server_port}").search("red")
+
+
+def test_what_the_text_encoder_leaves_out_is_told_again_and_again(served, caplog):
+    for _ in range(2):  # the second time its vector is known
+        answer = asked(served, {"text": "blah " * 300}, {"text": "red"}).json()
+        assert answer["note"] == f"longer than the text encoder takes, and cut: {('blah ' * 12)!r}…"
+    Client(served).search("blah " * 300)
+    assert "longer than the text encoder takes, and cut: 'blah blah" in caplog.text
+
+
+def test_a_smaller_copy_of_a_gallerys_image_does_not_find_it(served, drawn):
+    data = (drawn / "images/0003.jpg").read_bytes()
+    small = io.BytesIO()
+    Image.open(io.BytesIO(data)).resize((100, 100)).save(small, "JPEG")
+    term = {"image": in_base64(small.getvalue())}
+    assert "images/0003.jpg" in [hit["id"] for hit in hits_of(asked(served, term, top_k=60))]
+    term["sha256"] = hashlib.sha256(data).hexdigest()
+    hits = hits_of(asked(served, term, top_k=60))
+    assert len(hits) > 40
+    assert "images/0003.jpg" not in [hit["id"] for hit in hits]
 
 
 def test_the_client_sends_a_large_photograph_smaller(served):

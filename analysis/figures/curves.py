@@ -32,6 +32,7 @@ _LINES = (
 )
 _COLUMNS = 3  # panels beside each other
 _MOST_LABELS = 6  # along an axis
+_APART = 0.01  # of an axis, of each direction from the setting's place, so that bars do not lie on each other
 _LINE = 84  # characters beside each other across the figure
 _MOST_LINES = 3  # under a panel, that say which settings stay as they are
 
@@ -90,8 +91,12 @@ def _held(others: dict, width: int) -> list[str]:
 
 def _draw_panel(axes: Axes, key: str, rows: list[dict], best: dict) -> None:
     """Draws R@1 both ways along one setting; the best one is ringed."""
-    positions = _set_axis(axes, [row[key] for row in rows])
-    for column, label, colour, marker in _LINES:
+    axis_values = [row[key] for row in rows]
+    _set_axis(axes, axis_values)
+    ringed = axis_values.index(best[key])
+    dropped = [number for number, row in enumerate(rows) if row["outcome"] == "dropped"]
+    for (column, label, colour, marker), side in zip(_LINES, (-1, 1), strict=True):
+        positions = _positions(axis_values, side * _APART)
         values = np.array([row[column] for row in rows])
         spread = np.array([row.get(f"{column}_sd", 0.0) for row in rows])
         low = np.array([row.get(f"{column}_low", row[column]) for row in rows])
@@ -99,31 +104,29 @@ def _draw_panel(axes: Axes, key: str, rows: list[dict], best: dict) -> None:
         bars = np.maximum([values - low, high - values], 0) if (high > low).any() else None
         axes.errorbar(positions, values, bars, color=colour, marker=marker, elinewidth=0.8, capsize=2, label=label)
         axes.fill_between(positions, values - spread, values + spread, color=colour, alpha=0.2, linewidth=0)
-    dropped = [number for number, row in enumerate(rows) if row["outcome"] == "dropped"]
-    for column, _, _, marker in _LINES:
         early = [rows[number][column] for number in dropped]
-        axes.plot([positions[number] for number in dropped], early, marker, color="white", markersize=2.5)
-    ringed = [best[column] for column, _, _, _ in _LINES]
-    place = positions[[row[key] for row in rows].index(best[key])]
-    axes.plot(
-        [place] * len(ringed),
-        ringed,
-        "o",
-        color="black",
-        fillstyle="none",
-        markersize=8,
-        label="the best setting by rsum",
-    )
+        places = [positions[number] for number in dropped]
+        axes.plot(places, early, marker, color="white", markersize=2.5, zorder=3)
+        ring = "the best setting by rsum" if side > 0 else None
+        place = positions[ringed]
+        axes.plot(place, best[column], "o", color="black", fillstyle="none", markersize=8, label=ring, zorder=3)
 
 
-def _set_axis(axes: Axes, values: list) -> list[float]:
-    """Puts a tick for each value on the x axis, logarithmic where they span much; returns the values' positions."""
+def _set_axis(axes: Axes, values: list) -> None:
+    """Puts a tick for each value on the x axis, logarithmic where they span much."""
     places, is_logarithmic = places_of(values)
-    positions = values if is_logarithmic else places
+    positions = _positions(values)
     if is_logarithmic:
         axes.set_xscale("log")
     kept = spaced(places, _MOST_LABELS) if len(places) > 1 else [0]
     axes.set_xticks([positions[number] for number in kept], [label_of(values[number]) for number in kept])
     axes.set_xticks([], minor=True)
     slant_long_labels(axes)
-    return positions
+
+
+def _positions(values: list, shift: float = 0.0) -> list[float]:
+    """The values' positions on the x axis, moved to the right by a share of what they span."""
+    places, is_logarithmic = places_of(values)
+    span = (places[-1] - places[0]) or 1.0
+    moved = [place + shift * span for place in places]
+    return np.exp(moved).tolist() if is_logarithmic else moved

@@ -34,7 +34,7 @@ def draw_ranks(run: RunFiles) -> Figure:
         label = model_name(run.embeddings.rerank)
         axes.plot(cutoffs, _hit_curve(ranks, cutoffs), color=colour, label=label)
         axes.plot(cutoffs, _hit_curve(guess, cutoffs), color=NEUTRAL_COLOUR, linestyle="--", label="chance")
-        median = float(np.median(ranks.expected_rank()))
+        median = ranks.median_rank()
         axes.axvline(median, color=colour, linewidth=0.8, linestyle=":", label=f"median rank {median:g}")
         sizes = f"{len(ranks.greater):,} queries, gallery of {ranks.gallery:,}"
         _label_axes(axes, f"{name}\n{run.split}: {sizes}", ranks.gallery)

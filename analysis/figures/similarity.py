@@ -30,7 +30,7 @@ def draw_similarity(run: RunFiles) -> Figure:
     figure = Figure(figsize=(5.4, 4.9), layout="constrained")
     axes = figure.add_subplot()
     draw_scores(axes, scores, run)
-    axes.scatter(best, best, s=13, facecolors="none", edgecolors="black", linewidths=0.9)
+    axes.scatter(best, best, s=11, facecolors="white", edgecolors="black", linewidths=0.8)
     axes.set(
         xlabel="caption (of the image with the same number)",
         ylabel="image",

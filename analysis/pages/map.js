@@ -1,23 +1,29 @@
 "use strict";
 /* An interactive map of images and captions on a canvas: onceoverMap(container, data, options).
 
-   data.points: [{id, kind: "image" | "caption", x: {tsne, pca}, y: {tsne, pca}, split, rank, caption, image, pair}]
+   data.points: [{id, kind: "image" | "caption", x: {tsne, pca}, y: {tsne, pca}, split, rank, gallery, caption, image,
+     pair}]
      id is unique; x and y hold the coordinates of one projection or of both; rank (null: unknown) is that of the
-     point's best correct hit; image is an address, or null; pair (optional) is the id of the point to draw a line to.
+     point's best correct hit among as many items as gallery says; image is an address, or null; pair (optional) is the
+     id of the point to draw a line to.
    options.onselect(point): called when a point is clicked, or entered by the keyboard.
-   Returns {select(id), position(id)}: shows a point; a point's place in the window, in CSS pixels.
+   Returns {setData(data), select(id), position(id)}: shows other points, and what was chosen and typed stays; shows a
+     point; a point's place in the window, in CSS pixels.
 
    It builds its own controls, takes its colours from the page's variables (page.css), its looks from map.css, makes no
    inline style or handler, and so runs under a strict Content-Security-Policy. */
 window.onceoverMap = (() => {
   const PROJECTIONS = { tsne: "t-SNE", pca: "PCA" };
   const COLOURINGS = { kind: "kind", split: "split", rank: "rank", word: "word" };
-  const OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
-  // cividis (Nuñez, Anderton and Renslow, 2018) at nine even steps
-  const CIVIDIS = [
-    [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115],
-    [138, 134, 120], [165, 156, 116], [195, 179, 105], [254, 232, 56],
+  // of splits: after Okabe and Ito (2008), each at 3:1 or more with both backgrounds
+  const SPLITS = ["#0072b2", "#c27800", "#00805f", "#9c4f8a", "#2f86c1", "#c44f00"];
+  // plasma (Smith and van der Walt, 2015) at eleven even steps; a part of it is at 3:1 or more with a background
+  const PLASMA = [
+    [13, 8, 135], [65, 4, 157], [106, 0, 168], [143, 13, 164], [177, 42, 144], [204, 71, 120],
+    [225, 100, 98], [242, 132, 75], [252, 166, 54], [252, 206, 37], [240, 249, 33],
   ];
+  const ON_LIGHT = PLASMA.slice(0, 7).reverse(); // the worst ranks stand out from the background
+  const ON_DARK = PLASMA.slice(4);
   const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Khmer}\p{Script=Lao}]/u;
   const MARGIN = 24; // pixels around the points when all are shown
   const REACH = 14; // pixels from the pointer within which a point is found
@@ -42,51 +48,68 @@ window.onceoverMap = (() => {
     return label;
   }
 
-  function choice(names) {
-    const control = element("select");
-    for (const [value, text] of Object.entries(names)) control.append(new Option(text, value));
-    return control;
+  /* Offers other choices; what was chosen stays so where it is among them. */
+  function offer(control, names) {
+    const chosen = control.value;
+    control.replaceChildren(...Object.entries(names).map(([value, text]) => new Option(text, value)));
+    if (chosen in names) control.value = chosen;
   }
 
-  /* A test of captions for a word: its beginning, or anywhere in scripts that put no spaces between words. */
+  /* A test of captions for a whole word, its plural in s included; anywhere in scripts without spaces between words. */
   function matcher(word) {
     const wanted = word.trim().toLocaleLowerCase();
     if (!wanted) return null;
     if (UNSPACED.test(wanted)) return (caption) => caption.toLocaleLowerCase().includes(wanted);
     const escaped = wanted.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&");
-    const pattern = new RegExp(`(?<![\\p{L}\\p{N}])${escaped}`, "u");
+    const pattern = new RegExp(`(?<![\\p{L}\\p{N}])${escaped}s?(?![\\p{L}\\p{N}])`, "u");
     return (caption) => pattern.test(caption.toLocaleLowerCase());
   }
 
   class EmbeddingMap {
     constructor(container, data, options) {
-      this.points = data.points;
       this.options = options;
-      this.byId = new Map(this.points.map((point) => [point.id, point]));
-      this.splits = [...new Set(this.points.map((point) => point.split))].sort();
-      this.worst = Math.max(1, ...this.points.map((point) => point.rank ?? 1));
       this.current = null; // the point whose card is open
+      this.chosenColouring = "kind"; // rather than come to by typing a word
       this.pointers = new Map(); // pressed, by their id
       this.isWhole = true; // all points are shown, and stay so when the view changes its size
-      this.matches = null;
       this.build(container);
+      this.setData(data);
       this.listen();
+      new ResizeObserver(() => this.resize()).observe(this.view);
+    }
+
+    /* Takes over points. Where the map was zoomed or a card is open, the projection stays, too. */
+    setData(data) {
+      const projection = this.isWhole && !this.current ? null : this.projection.value;
+      const open = this.current?.id;
+      this.points = data.points;
+      this.byId = new Map(this.points.map((point) => [point.id, point]));
+      this.splits = [...new Set(this.points.map((point) => point.split))].sort();
+      const ranked = this.points.filter((point) => point.rank != null);
+      this.bestShare = ranked.reduce((best, point) => Math.max(best, 1 / point.gallery), 0); // that all can have
+      this.worstShare = ranked.reduce((worst, point) => Math.max(worst, point.rank / point.gallery), this.bestShare);
+      const offered = Object.keys(PROJECTIONS).filter((name) => this.points.some((point) => point.x[name] != null));
+      this.projection.replaceChildren();
+      offer(this.projection, Object.fromEntries(offered.map((name) => [name, PROJECTIONS[name]])));
+      if (offered.includes(projection)) this.projection.value = projection;
+      const hasValues = {
+        split: this.splits.length > 1,
+        rank: ranked.length > 0,
+        word: this.points.some((point) => point.caption),
+      };
+      offer(this.colouring, Object.fromEntries(Object.entries(COLOURINGS).filter(([name]) => hasValues[name] ?? true)));
+      this.describeItself();
+      const again = this.byId.get(open) ?? null;
+      if (!again) this.open(null);
+      this.current = again;
       this.project();
       this.recolour();
-      new ResizeObserver(() => this.resize()).observe(this.view);
       this.resize();
     }
 
     build(container) {
-      const offered = Object.keys(PROJECTIONS).filter((name) => this.points.some((point) => point.x[name] != null));
-      this.projection = choice(Object.fromEntries(offered.map((name) => [name, PROJECTIONS[name]])));
-      const hasValues = {
-        split: this.splits.length > 1,
-        rank: this.points.some((point) => point.rank != null),
-        word: this.points.some((point) => point.caption),
-      };
-      const ways = Object.entries(COLOURINGS).filter(([name]) => hasValues[name] ?? true);
-      this.colouring = choice(Object.fromEntries(ways));
+      this.projection = element("select");
+      this.colouring = element("select");
       this.word = element("input");
       this.word.type = "search";
       this.word.placeholder = "e.g. dog";
@@ -117,17 +140,23 @@ window.onceoverMap = (() => {
       this.spoken = element("div", "map-spoken");
       this.spoken.setAttribute("role", "status");
       this.legend = element("div", "map-legend");
-      const images = this.points.filter((point) => point.kind === "image").length;
-      this.summary = `Map of ${plural(images, "image")} and ${plural(this.points.length - images, "caption")}.`;
-      const enter = this.options.onselect ? " Enter opens one," : "";
-      const rings = this.points.some((point) => this.byId.has(point.pair))
-        ? " A ring marks the open point; a line leads to a second ring, around the image or caption that belongs to it." : "";
-      const keys = `Arrow keys go from point to point,${enter} + and − zoom, 0 shows all.`;
-      this.view.setAttribute("aria-label", `${this.summary} ${keys}`);
-      const pointer = "Click or tap the map, then scroll or pinch to zoom and drag to move.";
-      this.help = element("p", "map-help", `${this.summary} ${pointer} ${keys}${rings}`);
+      this.help = element("p", "map-help");
       container.classList.add("map");
       container.replaceChildren(bar, this.view, this.legend, this.help, this.spoken);
+    }
+
+    /* The help below the map, which is also read out. */
+    describeItself() {
+      const images = this.points.filter((point) => point.kind === "image").length;
+      const summary = `Map of ${plural(images, "image")} and ${plural(this.points.length - images, "caption")}.`;
+      const opens = Boolean(this.options.onselect);
+      const rings = this.points.some((point) => this.byId.has(point.pair))
+        ? " A ring marks the open point; a line leads to a second ring, around the image or caption that belongs to it." : "";
+      const keys = `Arrow keys go from point to point,${opens ? " Enter opens one," : ""} + and − zoom, 0 shows all.`;
+      this.view.setAttribute("aria-label", `${summary} ${keys}`);
+      const pointer = "Click or tap the map, then scroll or pinch to zoom and drag to move.";
+      const opening = opens ? " A click opens a point; with a finger, the second tap does." : "";
+      this.help.textContent = `${summary} ${pointer}${opening} ${keys}${rings}`;
     }
 
     listen() {
@@ -137,10 +166,11 @@ window.onceoverMap = (() => {
       });
       this.colouring.addEventListener("change", () => {
         if (this.colouring.value === "word") this.word.focus();
+        this.chosenColouring = this.colouring.value;
         this.recolour();
       });
       this.word.addEventListener("input", () => {
-        this.colouring.value = "word";
+        this.colouring.value = this.word.value.trim() ? "word" : this.chosenColouring;
         this.recolour();
       });
       this.buttons["Zoom in"].addEventListener("click", () => this.zoom(1.5));
@@ -157,7 +187,11 @@ window.onceoverMap = (() => {
       this.view.addEventListener("keydown", (event) => this.onKey(event));
       const recolour = () => this.recolour();
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
-      matchMedia("print").addEventListener("change", recolour);
+      matchMedia("print").addEventListener("change", () => {
+        recolour();
+        this.resize();
+        this.draw(); // at once: what is printed does not wait for a frame
+      });
     }
 
     /* Takes over the chosen projection: coordinates in a square of side 1, and the points that have some. */
@@ -361,7 +395,7 @@ window.onceoverMap = (() => {
 
     describe(point) {
       const facts = [point.kind, point.split];
-      if (point.rank != null) facts.push(`rank ${number(point.rank)}`);
+      if (point.rank != null) facts.push(`rank ${number(point.rank)} of ${number(point.gallery)}`);
       return facts.filter(Boolean).join(", ");
     }
 
@@ -405,17 +439,17 @@ window.onceoverMap = (() => {
       const test = matcher(this.word.value);
       this.matches = new Set(test ? this.points.filter((point) => test(point.caption)) : []);
       const way = this.colouring.value;
-      this.scaleColours = matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches
-        ? CIVIDIS : [...CIVIDIS].reverse(); // the worst ranks stand out from the background
+      const isDark = matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches;
+      this.scaleColours = isDark ? ON_DARK : ON_LIGHT;
       const colours = {
         kind: (point) => this.colours[point.kind],
-        split: (point) => OKABE_ITO[this.splits.indexOf(point.split) % OKABE_ITO.length],
-        rank: (point) => (point.rank == null ? this.colours.line : this.rankColour(point.rank)),
-        word: (point) => (this.matches.has(point) ? this.colours[point.kind] : this.colours.line),
+        split: (point) => this.splitColour(point.split),
+        rank: (point) => (point.rank == null ? null : this.shareColour(point.rank / point.gallery)),
+        word: (point) => (!test || this.matches.has(point) ? this.colours[point.kind] : this.colours.line),
       };
       this.colourOf = colours[way];
       const order = {
-        rank: (point) => point.rank ?? 0,
+        rank: (point) => (point.rank == null ? 0 : point.rank / point.gallery),
         word: (point) => Number(this.matches.has(point)),
       }[way];
       this.sorted = order ? [...this.points].sort((a, b) => order(a) - order(b)) : this.points;
@@ -423,9 +457,19 @@ window.onceoverMap = (() => {
       this.redraw();
     }
 
-    rankColour(rank) {
-      const share = this.worst > 1 ? Math.log(Math.max(rank, 1)) / Math.log(this.worst) : 0;
-      const place = share * (this.scaleColours.length - 1);
+    splitColour(split) {
+      return SPLITS[this.splits.indexOf(split) % SPLITS.length];
+    }
+
+    /* Where a share of the gallery lies on the scale of ranks, which is logarithmic: 0 to 1. */
+    scaled(share) {
+      if (this.worstShare === this.bestShare) return 0;
+      return clamp(Math.log(share / this.bestShare) / Math.log(this.worstShare / this.bestShare), 0, 1);
+    }
+
+    /* The colour of a rank, given as its share of the gallery. */
+    shareColour(share) {
+      const place = this.scaled(share) * (this.scaleColours.length - 1);
       const step = Math.min(Math.floor(place), this.scaleColours.length - 2);
       const [from, to] = [this.scaleColours[step], this.scaleColours[step + 1]];
       const mixed = from.map((value, index) => Math.round(value + (to[index] - value) * (place - step)));
@@ -441,22 +485,25 @@ window.onceoverMap = (() => {
         parts.push(this.key("image", plain, "image"), this.key("caption", plain, "caption"));
       }
       if (way === "split") {
-        this.splits.forEach((split, index) => parts.push(this.key("", OKABE_ITO[index % OKABE_ITO.length], split)));
+        this.splits.forEach((split) => parts.push(this.key("", this.splitColour(split), split)));
       }
       if (way === "word") {
+        const kind = this.points.some((point) => point.kind === "caption") ? "caption" : "image";
+        const ofKind = this.points.filter((point) => point.kind === kind);
+        const count = ofKind.filter((point) => this.matches.has(point)).length;
         const text = this.word.value.trim()
-          ? `${plural(this.matches.size, "point")} of ${number(this.points.length)} with “${this.word.value.trim()}”`
+          ? `${number(count)} of ${plural(ofKind.length, kind)} with the word “${this.word.value.trim()}”`
           : "Type a word: the points with it keep their colour.";
         parts.push(element("span", "", text));
       }
       if (way === "rank") parts.push(this.rankBar());
       if (way === "rank" && this.points.some((point) => point.rank == null)) {
-        parts.push(this.key("", this.colours.line, "not ranked"));
+        parts.push(this.key("", null, "not ranked"));
       }
       this.legend.replaceChildren(...parts);
     }
 
-    /* An entry of the legend: a mark of a kind's shape, or a square, and a text. */
+    /* An entry of the legend: a mark of a kind's shape, or a square, and a text; hollow where there is no colour. */
     key(kind, colour, text) {
       const entry = element("span", "map-key");
       const mark = element("canvas");
@@ -466,32 +513,48 @@ window.onceoverMap = (() => {
       mark.height = 14 * ratio;
       const pen = mark.getContext("2d");
       pen.scale(ratio, ratio);
-      pen.fillStyle = colour;
       pen.beginPath();
       if (kind) trace(pen, kind, 7, 7, 5);
       else pen.rect(2, 2, 10, 10);
-      pen.fill();
+      this.paint(pen, colour);
       entry.append(mark, text);
       return entry;
     }
 
+    /* Fills a shape; a hollow one has no colour. */
+    paint(pen, colour) {
+      if (colour) {
+        pen.fillStyle = colour;
+        pen.fill();
+        return;
+      }
+      pen.lineWidth = 0.75;
+      pen.strokeStyle = this.colours.quiet;
+      pen.stroke();
+    }
+
     /* The scale of ranks, logarithmic, with its ends and powers of ten. */
     rankBar() {
-      const entry = element("span", "map-key", "rank 1 ");
+      const percent = (share) => `${Number((100 * share).toPrecision(2))}\u00a0%`;
+      const entry = element("span", "map-key", `rank in the first ${percent(this.bestShare)} `);
       const bar = element("canvas", "map-scale");
       bar.setAttribute("aria-hidden", "true");
       bar.width = 160;
       bar.height = 12;
       const pen = bar.getContext("2d");
       for (let x = 0; x < 160; x += 1) {
-        pen.fillStyle = this.rankColour(this.worst ** (x / 159));
+        pen.fillStyle = this.shareColour(this.bestShare * (this.worstShare / this.bestShare) ** (x / 159));
         pen.fillRect(x, 0, 1, 12);
       }
       pen.fillStyle = this.colours.background;
-      for (let power = 10; power < this.worst; power *= 10) {
-        pen.fillRect(Math.round(159 * Math.log(power) / Math.log(this.worst)), 0, 1, 12);
+      const lines = [];
+      for (let power = 0.001; power < this.worstShare * (1 - 1e-9); power *= 10) {
+        if (power <= this.bestShare * (1 + 1e-9)) continue;
+        pen.fillRect(Math.round(159 * this.scaled(power)), 0, 1, 12);
+        lines.push(percent(power));
       }
-      entry.append(bar, ` ${number(Math.round(this.worst))} (logarithmic; lines at 10, 100, …)`);
+      const marked = lines.length ? `; ${lines.length > 1 ? "lines" : "line"} at ${lines.join(", ")}` : "";
+      entry.append(bar, ` ${percent(this.worstShare)} of the items searched (logarithmic${marked})`);
       return entry;
     }
 
@@ -509,21 +572,17 @@ window.onceoverMap = (() => {
     }
 
     draw() {
+      if (!this.scale) return;
       const pen = this.canvas.getContext("2d");
       pen.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
       pen.clearRect(0, 0, this.boxWidth, this.boxHeight);
       const radius = clamp(3 * Math.sqrt(Math.sqrt(this.scale / this.fitScale)), 2.5, 8);
-      const outlined = this.colouring.value === "rank";
-      pen.lineWidth = 0.75;
-      pen.strokeStyle = this.colours.quiet;
       for (const point of this.drawn) {
         const [x, y] = this.toView(point);
         if (x < -9 || y < -9 || x > this.boxWidth + 9 || y > this.boxHeight + 9) continue;
-        pen.fillStyle = this.colourOf(point);
         pen.beginPath();
         trace(pen, point.kind, x, y, this.matches.has(point) && this.colouring.value === "word" ? radius * 1.6 : radius);
-        pen.fill();
-        if (outlined) pen.stroke();
+        this.paint(pen, this.colourOf(point));
       }
       if (this.current) this.drawCurrent(pen, radius);
     }
@@ -572,6 +631,9 @@ window.onceoverMap = (() => {
   return (container, data, options = {}) => {
     const map = new EmbeddingMap(container, data, options);
     return {
+      setData(other) {
+        map.setData(other);
+      },
       select(id) {
         map.show(map.byId.get(id));
       },

@@ -32,7 +32,7 @@
   }
 
   /* The points of the map; each image is kept once and shared by the image's point and its caption's. */
-  function pointsOf({ rows, thumbnails }) {
+  function pointsOf({ rows, thumbnails, galleries }) {
     const points = [];
     rows.forEach((row, index) => {
       ["image", "caption"].forEach((kind, side) => {
@@ -44,6 +44,7 @@
           y: { tsne: row.tsne[2 * side + 1], pca: row.pca[2 * side + 1] },
           split: row.split,
           rank: row.ranks[side],
+          gallery: galleries[side],
           caption: row.caption,
           image: thumbnails && thumbnails[index],
         });
@@ -58,7 +59,12 @@
     const points = pointsOf(JSON.parse(data.textContent));
     window.reportMap = window.onceoverMap(document.getElementById("embedding-map"), { points });
   }
+  let folded = []; // parts that were open only to be printed
   window.addEventListener("beforeprint", () => {
-    document.querySelectorAll("details").forEach((part) => { part.open = true; });
+    folded = [...document.querySelectorAll("details:not([open])")];
+    folded.forEach((part) => { part.open = true; });
+  });
+  window.addEventListener("afterprint", () => {
+    folded.forEach((part) => { part.open = false; });
   });
 })();

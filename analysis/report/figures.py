@@ -62,7 +62,7 @@ def sweep(files: ReportFiles) -> dict[str, Any]:
         "folder": str(files.sweep),
         "count": len(rows),
         "table": page_table(Table("The best settings", [header, *settings])),
-        "notes": notes(rows),
+        "notes": notes(rows[:_SHOWN], has_short_names=False),
         "figures": [_drawn(name, draw) for name, draw in drawings_of("sweep", leaderboard).items()],
     }
 

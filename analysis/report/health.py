@@ -82,6 +82,9 @@ def _near(files: ReportFiles, store: FeatureStore) -> dict[str, Any] | None:
     for pair in search.pairs[:SHOWN]:
         images = []
         for row in (pair.reported, pair.other):
-            images.append(ShownImage(store.image_ids[row], thumbnails[row], store.image_splits[row]))
+            own = np.flatnonzero(store.image_index == row)
+            caption = store.captions[int(own[0])] if len(own) else ""
+            shown = ShownImage(store.image_ids[row], thumbnails[row], store.image_splits[row], caption=caption)
+            images.append(shown)
         pairs.append({"images": images, "cosine": pair.cosine})
     return {"count": len(search.pairs), "reported": search.reported, "others": search.others, "pairs": pairs}

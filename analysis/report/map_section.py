@@ -49,7 +49,11 @@ def map_section(files: ReportFiles) -> dict[str, Any]:
     if len(images) == points.pairs.total:
         drawn = f"all {len(images):,} images with captions"
     return {
-        "data": {"rows": rows, "thumbnails": thumbnails},
+        "data": {
+            "rows": rows,
+            "thumbnails": thumbnails,
+            "galleries": [searched.to_text.gallery, searched.to_image.gallery],
+        },
         "shown": f"Shown are {drawn}, with one caption each: {shown}",
         "note": None if thumbnails else NO_THUMBNAILS,
     }

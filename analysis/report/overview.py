@@ -10,6 +10,7 @@ from onceover.analysis.report.files import ReportFiles
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import CONFIG
 from onceover.configs.schema import load_config
+from onceover.extract.store import SELECTION
 
 
 def overview(files: ReportFiles) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def overview(files: ReportFiles) -> dict[str, Any]:
         "text encoder": str(provenance["encoders"]["text"]["encoder"]),
         "heads": _heads(provenance),
         "fitted on": f"{provenance['train_pictures']:,} images",
-        "chosen on": f"{provenance['selection']['split']}, {provenance['selection']['pictures']:,} images",
+        "chosen on": _chosen_on(provenance["selection"], load_config(files.run.folder / CONFIG).training.refit),
         "to be reported on": embeddings.report_split,
         "correction for hubs": embeddings.rerank,
         "feature store": str(provenance["store"]),
@@ -59,6 +60,14 @@ def _described(path: Path) -> str:
         return describe(path)
     except OnceoverError as error:
         return str(error)
+
+
+def _chosen_on(selection: dict, is_refitted: bool) -> str:
+    """The images that chose the settings, and whether the heads were fitted again with them afterwards."""
+    images = f"{selection['split']}, {selection['pictures']:,} images"
+    if selection["split"] == SELECTION:
+        images = f"{selection['pictures']:,} of the train images, set aside for it"
+    return f"{images}; then fitted again, these images included" if is_refitted else images
 
 
 def _heads(provenance: dict) -> str:

@@ -12,12 +12,13 @@ HITS = 5  # shown of each query
 
 
 class ShownImage(NamedTuple):
-    """An image with its thumbnail (None: there is none) and a label such as ``1. 0.523``."""
+    """An image with its thumbnail (None: there is none), a label such as ``1. 0.523``, and a caption (or "")."""
 
     name: str
     thumbnail: bytes | None
     label: str = ""
     is_truth: bool = False
+    caption: str = ""
 
 
 class ShownCaption(NamedTuple):
@@ -125,7 +126,9 @@ def _image_query(searched: SearchedSplit, query: int) -> ImageQuery:
 
 def shown_image(searched: SearchedSplit, image: int, label: str = "", is_truth: bool = False) -> ShownImage:
     """An image of the split, by its row there."""
-    return ShownImage(searched.image_id(image), searched.thumbnail(image), label, is_truth)
+    own = searched.captions_of(image)
+    caption = searched.caption(int(own[0])) if len(own) else ""
+    return ShownImage(searched.image_id(image), searched.thumbnail(image), label, is_truth, caption)
 
 
 def _first(scores: np.ndarray) -> np.ndarray:

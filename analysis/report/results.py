@@ -9,10 +9,12 @@ from onceover.analysis.report.files import AbsentError, ReportFiles
 from onceover.analysis.sources import PlotError, read_evaluation
 from onceover.base.terminal import Table
 from onceover.retrieval import tables
+from onceover.retrieval.baseline_ranks import FITTED
 from onceover.retrieval.comparison import compare_runs
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
+_BASELINES = ("zero_shot", *FITTED)
 _BANDS = ((1, 1), (2, 5), (6, 10), (11, 100), (101, None))  # of ranks, from and to
 
 
@@ -32,26 +34,35 @@ def evaluation(files: ReportFiles) -> dict[str, Any]:
             "tables": [page_table(table) for table in tables.evaluation_tables(result)],
             "notes": tables.notes(result),
             "warnings": tables.warnings(result),
-            "highlights": _highlights(result["models"].get(model_name(files.run.embeddings.rerank), {})),
+            "highlights": _highlights(result["models"], model_name(files.run.embeddings.rerank)),
+            "own": model_name(files.run.embeddings.rerank),
             "file": str(file),
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlotError(f"{file} is damaged, or of another version; evaluate again") from error
 
 
-def _highlights(numbers: dict[str, Any]) -> list[dict[str, Any]]:
-    """A run's own recalls in each direction, with their intervals; none where it was not evaluated itself."""
-    if not numbers:
+def _highlights(models: dict[str, dict], own: str) -> list[dict[str, Any]]:
+    """A run's own recalls in each direction, with their intervals; none where it was not evaluated itself.
+
+    With them the baselines that find more in first place.
+    """
+    if own not in models:
         return []
     shown = []
     for direction in DIRECTIONS:
-        side = numbers[direction]
+        side = models[own][direction]
+        ahead = []
+        for name in _BASELINES:
+            if name in models and models[name][direction]["R@1"] > side["R@1"]:
+                ahead.append(f"{name} ({models[name][direction]['R@1']:.1f})")
         recalls = []
         for k in RECALL_AT:
             low, high = side[f"R@{k}_ci"]
             recalls.append((f"R@{k}", f"{side[f'R@{k}']:.1f}", f"{low:.1f} to {high:.1f}"))
         name = tables.DIRECTION_NAMES[direction]
-        shown.append({"direction": name, "recalls": recalls, "gallery": f"gallery of {side['gallery']:,}"})
+        gallery = f"gallery of {side['gallery']:,}"
+        shown.append({"direction": name, "recalls": recalls, "gallery": gallery, "ahead": ", ".join(ahead)})
     return shown
 
 
