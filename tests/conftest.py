@@ -96,9 +96,11 @@ def tiny_clip(tmp_path_factory, drawn) -> Path:
 @pytest.fixture(scope="session")
 def tiny_resnet(tmp_path_factory) -> Path:
     """A ResNet of two narrow stages for images of 32 pixels in a local Hugging Face folder."""
+    import torch
     from transformers import BitImageProcessor, ResNetConfig, ResNetModel
 
     folder = tmp_path_factory.mktemp("tiny") / "resnet"
+    torch.manual_seed(0)
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
     ResNetModel(ResNetConfig(**sizes)).save_pretrained(folder)
     BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -106,9 +108,9 @@ def tiny_resnet(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def extract_config(tiny_bert) -> ExtractConfig:
+def extract_config(tiny_resnet, tiny_bert) -> ExtractConfig:
     return ExtractConfig(
-        image_encoder="torchvision:shufflenet_v2_x0_5@random",
+        image_encoder=f"hf:{tiny_resnet}",
         text_encoder=f"hf:{tiny_bert}",
         text_layers="last",
         views=2,
@@ -290,6 +292,14 @@ def low_resolution(monkeypatch):
     from onceover.analysis.drawing import STYLE
 
     monkeypatch.setitem(STYLE, "savefig.dpi", 50)
+
+
+@pytest.fixture
+def without_pdf(low_resolution, monkeypatch):
+    """Figures of few pixels, as PNG and SVG: fonts are embedded in a PDF, which takes longest."""
+    from onceover.analysis import drawing
+
+    monkeypatch.setattr(drawing, "SUFFIXES", (".png", ".svg"))
 
 
 @pytest.fixture

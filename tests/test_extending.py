@@ -125,7 +125,7 @@ def test_a_backend(install, tiny_resnet, tiny_bert):
     assert encoder.encode(pixels.expand(9, *pixels.shape)).shape[0] == 9
 
 
-def test_a_figure(install, run, run_dir, tmp_path):
+def test_a_figure(install, run, run_dir, tmp_path, without_pdf):
     assert install("A figure") in FIGURES.names()
     assert "drawing scores" in run("plot", "--run", run_dir, "--out", tmp_path).stderr
     with Image.open(tmp_path / "scores.png") as drawn:

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+import onceover
 from onceover.base.files import only_writer
 from onceover.configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
 from onceover.extract.store import FeatureStore, StoreError
@@ -373,9 +374,12 @@ def test_trap_a_checkpointed_block_is_passed_again_in_another_thread():
         assert torch.equal(plain, again)
 
 
-def test_a_torchvision_encoder_is_saved_whole(store_file, run_dir, drawn, tmp_path):
-    with FeatureStore(store_file) as store, patch.object(finetune_loop, "quality", rising()):
-        made = finetune(store, load_run(run_dir), drawn, tmp_path / "tuned", SETTINGS, unfreeze="image.conv5")
+def test_a_torchvision_encoder_is_saved_whole(drawn, tmp_path, fit_config, changed):
+    config = changed(fit_config, extract={"image_encoder": "torchvision:shufflenet_v2_x0_5@random", "views": 1})
+    store = onceover.extract_features(drawn, tmp_path / "s.h5", config=config.extract, device="cpu")
+    start = onceover.fit(store, tmp_path / "run", config, device="cpu")
+    with store, patch.object(finetune_loop, "quality", rising()):
+        made = finetune(store, start, drawn, tmp_path / "tuned", SETTINGS, unfreeze="image.conv5")
     assert made["encoders"]["image"].startswith("torchvision:shufflenet_v2_x0_5@/")
     assert made["encoders"]["image"].endswith("tuned/encoders/image/weights.safetensors")
     assert made["weights"]["image"] != made["base"]["recipes"]["image"]["weights"]
@@ -431,10 +435,14 @@ def test_where_nothing_was_better_heads_and_encoders_stay(tune, base_run, tmp_pa
 
 
 def train_in(processes, folder, base_file, base_run, drawn):
-    """Fine-tunes in several processes, as torchrun starts them."""
+    """Fine-tunes in several processes, with the variables of torchrun; forks of one, which imports all of it once."""
     script = f"""
-import itertools, sys
+import itertools, os, signal, sys
 import torch
+import torch.distributed
+import transformers.models.bert.modeling_bert
+import transformers.models.mobilenet_v2.modeling_mobilenet_v2
+import transformers.models.mobilenet_v2.image_processing_mobilenet_v2
 torch.set_num_threads(1)
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.store import FeatureStore
@@ -445,18 +453,24 @@ quality = module.quality
 numbers = itertools.count(1)
 module.quality = lambda *vectors: quality(*vectors) | {{"rsum": float(next(numbers))}}
 settings = FinetuneConfig(num_epochs=1, batch_size=12, micro_batch=4, dtype="float32")
+forks = []
+for rank in range({processes}):
+    forks.append(os.fork())
+    if not forks[-1]:
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+        signal.alarm(500)  # ends one that waits for the other in vain
+        break
+else:
+    sys.exit(any([os.waitpid(fork, 0)[1] for fork in forks]))
 with FeatureStore({str(base_file)!r}) as store:
     finetune(store, load_run({str(base_run)!r}), {str(drawn)!r}, {str(folder)!r}, settings,
         unfreeze="image.last2,text.last1")
 """
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-    started = []
-    for rank in range(processes):
-        environment = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        started.append(subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE))
-    for process in started:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors.decode()
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | place, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def free_port():

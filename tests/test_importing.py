@@ -779,7 +779,7 @@ def test_precomputed_files_that_do_not_fit(precomputed, tmp_path, given_files):
 
 
 @pytest.fixture(scope="module")
-def of_known_encoders(tmp_path_factory, drawn, tiny_bert):
+def of_known_encoders(tmp_path_factory, drawn, tiny_resnet, tiny_bert):
     """Features as another program has them, of a mean of the last layer; and the files that an import takes."""
     import torch
 
@@ -788,7 +788,7 @@ def of_known_encoders(tmp_path_factory, drawn, tiny_bert):
 
     folder = tmp_path_factory.mktemp("known")
     dataset = read_dataset(drawn)
-    image = ImageEncoder("torchvision:shufflenet_v2_x0_5@random", device="cpu")
+    image = ImageEncoder(f"hf:{tiny_resnet}", device="cpu")
     pixels = torch.stack([image.read((drawn / path).read_bytes()) for path in dataset.paths])
     np.save(folder / "images.npy", np.concatenate([image.encode(batch) for batch in pixels.split(8)]))
     np.save(folder / "texts.npy", TextEncoder(f"hf:{tiny_bert}", device="cpu").encode(dataset.captions)[0])
@@ -802,9 +802,9 @@ def given_arrays(folder):
     return (*features, "--captions", folder / "t.csv", "--device", "cpu")
 
 
-def test_named_encoders_are_checked_and_embed_queries(run, of_known_encoders, drawn, tiny_bert, tmp_path):
+def test_named_encoders_are_checked_and_embed_queries(run, of_known_encoders, drawn, tiny_resnet, tiny_bert, tmp_path):
     store, folder, cpu = tmp_path / "s.h5", tmp_path / "r", ("--device", "cpu")
-    encoders = ("--image-encoder", "torchvision:shufflenet_v2_x0_5@random", "--text-encoder", f"hf:{tiny_bert}")
+    encoders = ("--image-encoder", f"hf:{tiny_resnet}", "--text-encoder", f"hf:{tiny_bert}")
     said = run("import", *given_arrays(of_known_encoders), "--data", drawn, "--store", store, *encoders).stderr
     assert f"text: hf:{tiny_bert} gives the features of 32 captions but for 0.00% of their spread (last, mean)" in said
     with FeatureStore(store) as opened:
@@ -830,8 +830,8 @@ def test_named_encoders_are_checked_and_embed_queries(run, of_known_encoders, dr
     run("import", *given_arrays(of_known_encoders), *other)
     run("join", store, tmp_path / "b.h5", "--out", joined)
     with FeatureStore(joined) as opened:
-        assert opened.dims == (1029, 64)
-        np.testing.assert_array_equal(opened.image_features[:][..., 1024:], half)
+        assert opened.dims == (16 + 5, 64)
+        np.testing.assert_array_equal(opened.image_features[:][..., 16:], half)
         assert opened.verify() == []
 
 

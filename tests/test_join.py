@@ -19,11 +19,9 @@ CPU = ("--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def second_config(extract_config):
+def second_config(extract_config, tiny_clip):
     """Another image encoder with more views, and the same text encoder with another pooling."""
-    return dataclasses.replace(
-        extract_config, image_encoder="torchvision:mobilenet_v3_small@random", text_pooling="cls", views=3
-    )
+    return dataclasses.replace(extract_config, image_encoder=f"hf:{tiny_clip}", text_pooling="cls", views=3)
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +91,15 @@ def test_a_joined_row_holds_the_columns_of_each_store_in_turn(store_file, second
         assert joined.verify() == []
 
 
-def test_the_recipe_holds_those_of_the_parts_and_the_provenance_what_loads_them(store_file, second_file, joined_file):
+def test_the_recipe_holds_those_of_the_parts_and_the_provenance_what_loads_them(
+    store_file, second_file, joined_file, extract_config, second_config
+):
     with FeatureStore(store_file) as a, FeatureStore(second_file) as b, FeatureStore(joined_file) as joined:
         assert joined.recipes["image"]["parts"] == [a.recipes["image"], b.recipes["image"]]
         assert joined.recipes["image"] == joined_recipe("image", [a.recipes["image"], b.recipes["image"]], "float32")
         assert joined.recipes["image"]["views"] == a.recipes["image"]["views"]
         record = joined.provenance["image"]
-        assert record["encoder"] == "torchvision:shufflenet_v2_x0_5@random + torchvision:mobilenet_v3_small@random"
+        assert record["encoder"] == f"{extract_config.image_encoder} + {second_config.image_encoder}"
         assert [part["dim"] for part in record["parts"]] == [a.dims[0], b.dims[0]]
         assert record["parts"][1]["settings"]["views"] == 3
         assert joined.provenance["joined"]["stores"] == [str(store_file), str(second_file)]
@@ -244,20 +244,21 @@ def test_a_full_disk_is_noticed_before_anything_is_written(store_file, second_fi
 
 
 def test_a_joined_run_is_evaluated_drawn_described_and_verified(
-    run, joined_file, joined_run, drawn, tmp_path, one_format
+    run, joined_file, joined_run, extract_config, second_config, drawn, tmp_path, one_format
 ):
+    first, second = extract_config.image_encoder, second_config.image_encoder
     models = json.loads(run("evaluate", "--run", joined_run, "--json").stdout)["models"]
     assert models["multimodal"]["rsum"] > models["chance"]["rsum"]
     assert "zero_shot" not in models
     about = run("info", joined_file).stdout
-    assert "torchvision:shufflenet_v2_x0_5@random + torchvision:mobilenet_v3_small@random, 60 x 2 x " in about
-    assert "- torchvision:mobilenet_v3_small@random, 1,024 numbers" in about
+    assert f"{first} + {second}, 60 x 2 x " in about
+    assert f"- {second}, 24 numbers" in about
     assert f"joined from {joined_file.parent}" not in about
     run("info", joined_run)
     run("plot", "--store", joined_file, "--out", tmp_path / "figures")
     said = run("verify", joined_file, "--sample", 12, "--data", drawn, *CPU)
     assert said.stdout.count("encoded again in float32") == 4
-    assert "image features of torchvision:mobilenet_v3_small@random (float32 by eager" in said.stdout
+    assert f"image features of {second} (float32 by eager" in said.stdout
 
 
 def test_queries_of_a_joined_run_pass_all_encoders(joined_run, joined_file, drawn):

@@ -130,7 +130,7 @@ def test_trap_every_module_is_imported_without_what_unix_alone_has():
     """Windows has neither resource nor fcntl, nor some functions of os."""
     script = """
 import importlib, os, pkgutil, sys
-import faiss, h5py, matplotlib.pyplot, sklearn.manifold, torch, torchvision, transformers
+import faiss, filelock, h5py, matplotlib.pyplot, torch, transformers
 sys.modules["resource"] = None
 sys.modules["fcntl"] = None
 for name in ("sysconf", "preadv", "pread", "posix_fallocate", "sched_getaffinity", "register_at_fork", "fork"):

@@ -149,7 +149,7 @@ def test_trap_hidden_files_in_next_are_in_nobodys_way(store, mine, fit_config, c
         assert (mine / ".next/.DS_Store").read_text() == "of the system"
 
 
-def test_trap_an_evaluation_of_another_run_is_not_believed(run, store, mine, fit_config, changed):
+def test_trap_an_evaluation_of_another_run_is_not_believed(run, store, mine, fit_config, changed, one_format):
     other = mine.parent / "other"
     fit(store, other, changed(fit_config, training={"seed": 7}))
     run("evaluate", "--run", other)
@@ -247,7 +247,7 @@ def test_images_that_a_re_extraction_would_miss_are_told_of_before_anything_is_t
     assert not (tmp_path / "tuned").exists()
 
 
-def test_trap_a_users_run_in_best_is_left_alone(run, run_dir, store_file, tmp_path):
+def test_trap_a_users_run_in_best_is_left_alone(run, run_dir, store_file, tmp_path, one_format):
     grid = ("--store", store_file, "--out", tmp_path / "s", "--grid", "model.temperature=0.04,0.06")
     short = ("--set", "training.num_epochs=2", "--set", "model.embedding_dim=8", "--set", "training.refit=false")
     run("sweep", *grid, *short)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -314,10 +315,12 @@ def test_an_address_beside_a_folder_is_refused_before_it_is_asked_for(fails, run
 
 
 def test_lines_of_a_pipe_are_answered_one_by_one(run_dir):
+    """Nothing of a query is lost where the terminal is not UTF-8."""
     command = [sys.executable, "-m", "onceover", "search", "--run", run_dir, "--queries", "-", "--format", "jsonl"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*map(str, command), "--device", "cpu", "--top-k", "2"], text=True, **pipes) as process:
-        for query in ("a red circle", "a blue star"):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "encoding": "utf-8"}
+    pipes["env"] = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    with subprocess.Popen([*map(str, command), "--device", "cpu", "--top-k", "2"], **pipes) as process:
+        for query in ("a red circle", "Ein Hund springt \u2192 \u72d7 \U0001f415"):
             process.stdin.write(f"{query}\n")
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())  # before the next line is written
@@ -415,7 +418,8 @@ def test_an_image_that_was_changed_since_is_not_shown_as_the_one_that_was_encode
     for path in folders[0].rglob("*.jpg"):
         Image.new("RGB", (300, 300), "red").save(path)
     hits = workflows.search(None, "a red circle", index=index, **CPU)
-    assert [image.size for image in hits.images(640)] == [(160, 160)] * 3
+    # drawings of 224 pixels, decoded at half their size, which is enough for the encoder
+    assert [image.size for image in hits.images(640)] == [(112, 112)] * 3
     assert f"{hits[0].path} is not the image that was encoded; what was kept of that one is shown" in told
     captions = workflows.search(run_dir, "a red circle", mode="text2text", top_k=1, **CPU)
     assert captions.images(100)[0].size == (100, 100)

@@ -288,7 +288,7 @@ def test_images_are_fetched_by_id_and_nothing_else_is(served, drawn):
     small = requests.get(f"{address}/thumbnail", params={"id": "images/0003.jpg"}, timeout=20)
     assert small.headers["Content-Type"] == "image/jpeg"
     assert small.headers["Cache-Control"] == "no-cache"
-    assert max(Image.open(io.BytesIO(small.content)).size) == 160
+    assert max(Image.open(io.BytesIO(small.content)).size) == 112
     large = requests.get(f"{address}/view", params={"id": "images/0003.jpg"}, timeout=20)
     assert Image.open(io.BytesIO(large.content)).size == (224, 224)  # the dataset's own file
     stamp = requests.get(f"{served}/api/info", timeout=20).json()["stamp"]
@@ -526,7 +526,7 @@ def test_the_client_finds_what_a_search_on_this_machine_finds(served, run_dir, d
     assert client.search(Query((Term(item="images/0003.jpg#1"),)), top_k=1, gallery="text")[0].id != "images/0003.jpg#1"
     assert client.search(TEXT, min_score=2.0) == []
     found = client.search(TEXT, top_k=2)
-    assert [image.size for image in found.images(160)] == [(160, 160)] * 2
+    assert [image.size for image in found.images(160)] == [(112, 112)] * 2
     assert [image.size for image in found.images(1024)] == [(224, 224)] * 2
     assert found._repr_html_().count("data:image/jpeg") == 2
 

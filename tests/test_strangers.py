@@ -79,7 +79,7 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_trap_strangers_files_are_left_as_they_are(run, parts, tmp_path, name):
+def test_trap_strangers_files_are_left_as_they_are(run, parts, tmp_path, without_pdf, name):
     target = tmp_path / "mine"
     for file in NAMES:
         (target / file).parent.mkdir(parents=True, exist_ok=True)

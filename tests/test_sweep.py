@@ -538,7 +538,7 @@ def test_results_that_are_removed_while_a_sweep_runs_are_missed(store, tmp_path)
         sweep(store, tmp_path / "s", points, Removing())
 
 
-def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fails, store_file, tmp_path):
+def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fails, store_file, tmp_path, without_pdf):
     out = tmp_path / "sweep"
     axes = ["--grid", "model.temperature=0.05,0.2", "--grid", "model.embedding_dim=8,16", "--seeds", "2"]
     short = [part for override in SHORT[:3] for part in ("--set", override)]
@@ -583,7 +583,9 @@ def test_a_restored_trial_is_the_trial(data):
     assert trial.steps == other.steps == 4 * stacking.steps_per_epoch(*data.chunks_of(config()), config().training)
 
 
-def test_what_evaluates_the_best_one_keeps_to_the_options_of_the_sweep(run, store_file, tmp_path, monkeypatch):
+def test_what_evaluates_the_best_one_keeps_to_the_options_of_the_sweep(
+    run, store_file, tmp_path, monkeypatch, one_format
+):
     from onceover import workflows
 
     given = {}

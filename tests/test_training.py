@@ -276,7 +276,9 @@ def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_fil
     with h5py.File(poisoned, "r+") as file:
         test = np.flatnonzero(file["image/split"].asstr()[:] == "test")
         captions = np.flatnonzero(np.isin(file["text/image_index"][:], test))
-        file["image/features"][test] = np.random.default_rng(0).random((len(test), 2, 1024), np.float32)
+        file["image/features"][test] = np.random.default_rng(0).random(
+            (len(test), *file["image/features"].shape[1:]), np.float32
+        )
         file["text/features"][captions] = np.full((len(captions), 32), 0.5, np.float32)
     sign_hdf5(poisoned, ("image/features", "text/features"))
     seen = []
@@ -302,7 +304,8 @@ def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path
 
     monkeypatch.setattr(stacking.Stack, "losses", watched)
     fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.4}))
-    assert 0.35 < min(left_out) < max(left_out) < 0.45  # evaluating between epochs does not leave it off
+    assert 0.3 < min(left_out) < max(left_out) < 0.5  # evaluating between epochs does not leave it off
+    assert np.mean(left_out) == pytest.approx(0.4, abs=0.02)
     heads = load_run(tmp_path / "r").heads
     once, again = (image_embeddings(heads, store.image_features) for _ in range(2))
     np.testing.assert_array_equal(once, again)

@@ -13,17 +13,24 @@ from onceover.extract.store import FeatureStore
 from onceover.heads.checkpoint import load_run
 
 TUTORIAL = Path(__file__).resolve().parent.parent / "docs" / "tutorial.ipynb"
-UNTRAINED = "hf:distilbert-base-uncased@random"  # takes half of the tutorial's time
+UNTRAINED = ("torchvision:shufflenet_v2_x0_5@random", "hf:distilbert-base-uncased@random")  # most of its time
+QUICKLY = """
+from onceover.analysis import drawing
+drawing.STYLE["savefig.dpi"] = 50
+drawing.SUFFIXES = (".png",)
+"""
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory, tiny_bert):
-    """The tutorial as it is after all of its cells have run, with a smaller text encoder, and its folder."""
+def executed(tmp_path_factory, tiny_resnet, tiny_bert):
+    """The tutorial as it is after all of its cells have run, with smaller encoders and figures, and its folder."""
     from nbclient import NotebookClient
 
     notebook = nbformat.read(TUTORIAL, as_version=4)
-    [cell] = [cell for cell in notebook.cells if UNTRAINED in cell.source]
-    cell.source = cell.source.replace(UNTRAINED, f"hf:{tiny_bert}")
+    for spec, tiny in zip(UNTRAINED, (tiny_resnet, tiny_bert), strict=True):
+        [cell] = [cell for cell in notebook.cells if spec in cell.source]
+        cell.source = cell.source.replace(spec, f"hf:{tiny}")
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(QUICKLY))
     folder = tmp_path_factory.mktemp("notebook")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -129,10 +136,11 @@ def test_a_result_that_flatters_says_so(run_dir, tmp_path):
     assert "<strong>Warning:</strong>" in workflows.compare([run_dir, copy], "train")._repr_html_()
 
 
-def test_a_run_and_a_store_say_in_a_line_what_they_are(run_dir, store_file):
+def test_a_run_and_a_store_say_in_a_line_what_they_are(run_dir, store_file, extract_config):
     line = repr(load_run(run_dir))
-    assert line.startswith(f"<Run {run_dir}: torchvision:shufflenet_v2_x0_5@random and hf:")
+    assert line.startswith(f"<Run {run_dir}: {extract_config.image_encoder} and hf:")
     assert ", 16 dimensions; rsum " in line
     assert line.endswith(" on dev>")
     with FeatureStore(store_file) as store:
-        assert repr(store).startswith(f"<FeatureStore {store_file}: 60 images, 300 captions; features of torchvision:")
+        told = f"<FeatureStore {store_file}: 60 images, 300 captions; features of {extract_config.image_encoder}"
+        assert repr(store).startswith(told)
