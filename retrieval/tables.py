@@ -58,7 +58,7 @@ def evaluation_tables(result: dict) -> list[Table]:
             numbers = summary[direction]
             sizes = f"{numbers['queries']:,} queries, gallery of {numbers['gallery']:,}"
             title = f"{DIRECTION_NAMES[direction]}: {sizes}"
-            header = ["model", *_RECALLS, "median rank", "rsum, both directions", "fitted on"]
+            header = ["model", *_RECALLS, "median rank", "rsum", "fitted on"]
             table = tables.setdefault(title, Table(title, [header]))
             cells = [_cell(numbers, column) for column in (*_RECALLS, "median_rank")]
             table.rows.append([model, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
@@ -104,8 +104,8 @@ def notes(result: dict) -> list[str]:
     models = result["models"]
     lines = [
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; R@K: hit@K in percent "
-        "with 95 % intervals over images; gallery: the items that a query searches; fitted on: images; true recall@K "
-        "and all other numbers: in .csv and .json",
+        "with 95 % intervals over images; rsum: the sum of R@1, R@5 and R@10 of both directions; gallery: the items "
+        "that a query searches; fitted on: images; true recall@K and all other numbers: in .csv and .json",
         chosen,
         *(note for model, note in _MODEL_NOTES.items() if model in models),
         *(note for ending, note in _ENDING_NOTES.items() if any(model.endswith(ending) for model in models)),
