@@ -95,6 +95,7 @@ def write_embeddings(
     space: str,
     rerank: str,
     betas: dict[str, float] | None = None,
+    closed_form_dims: int = 0,
 ) -> dict[str, float]:
     """Writes the embeddings of the whole store and their hubness biases, whole or not at all, block by block.
 
@@ -104,6 +105,7 @@ def write_embeddings(
     Args:
         space: the name of the heads' space. rerank: the correction that searches use by default.
         betas: sharpness of the biases by ``image`` and ``text``; by default chosen on the validation images.
+        closed_form_dims: how many of the last dimensions are those of heads in closed form.
 
     Returns:
         The betas.
@@ -121,6 +123,7 @@ def write_embeddings(
         file.attrs["report_split"] = roles.report_name
         file.attrs["space"] = space
         file.attrs["rerank"] = rerank
+        file.attrs["closed_form_dims"] = closed_form_dims
         image = file.create_group("image")
         text = file.create_group("text")
         _write_vectors(image, "image", heads, store.image_features)

@@ -28,6 +28,7 @@ from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.finetune_export import read_finetuned, save_finetuned, try_saving
 from onceover.heads.finetune_loop import FinetuneError, Training
+from onceover.heads.models import Ensemble
 from onceover.heads.rows import captions_of
 from onceover.heads.towers import CAPTIONS, ImageTower, TextTower, Tower, TunedTower
 from onceover.heads.unfreeze import parse_unfreeze
@@ -77,7 +78,9 @@ def finetune(
     with contextlib.ExitStack() as stack:
         if not workers.leads:
             stack.enter_context(muted())
-        run = run.trained_pair()
+        if isinstance(run.heads, Ensemble):
+            run = run.trained_pair()
+            say("fine-tuning starts from the trained heads; the closed form beside them is left out")
         _check_run(store, run, folder)
         layers = parse_unfreeze(unfreeze)
         request = digest(

@@ -94,7 +94,16 @@ def fit(
         space = checkpoint.save_heads(work, result.heads, store.fingerprints)
         say("embedding all images and captions, and choosing the correction for hubs")
         with timed("embedding"), replacement.run_files(work).file(EMBEDDINGS) as aside:
-            betas = write_embeddings(store, result.heads, aside, result.roles, space, config.model.rerank, result.betas)
+            betas = write_embeddings(
+                store,
+                result.heads,
+                aside,
+                result.roles,
+                space,
+                config.model.rerank,
+                result.betas,
+                result.closed_form_dims,
+            )
         provenance = _provenance(store, result._replace(betas=betas), device)
         checkpoint.save_provenance(work, {"request": request, "space": space} | provenance)
         replacement.take_over(work, folder)
@@ -115,9 +124,15 @@ def _finished(folder: Path, request: str) -> dict:
 
 
 class _FitResult(NamedTuple):
-    """Fitted heads. ``roles``: the images that they were fitted on; ``betas``: None where they are yet to be chosen."""
+    """Fitted heads.
+
+    Attributes:
+        roles: the images that they were fitted on. betas: None where they are yet to be chosen.
+        closed_form_dims: how many of the last dimensions are those of heads in closed form.
+    """
 
     heads: DualHeads | Ensemble
+    closed_form_dims: int
     roles: Roles
     betas: dict[str, float] | None
     rsum: float
@@ -152,7 +167,8 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
         with timed("fitting again"):
             heads = as_one(fit.refit(roles, [trial.best_epoch for trial in trials]) + closed_form[1:], weights)
     seconds = round(time.monotonic() - start, 2)
-    return _FitResult(heads, roles, betas, rsum, trials, chunk_count, seconds)
+    closed_form_dims = closed_form[0].embedding_dim if closed_form else 0
+    return _FitResult(heads, closed_form_dims, roles, betas, rsum, trials, chunk_count, seconds)
 
 
 def _provenance(store: FeatureStore, result: _FitResult, device: torch.device) -> dict:

@@ -13,6 +13,7 @@ from onceover.base.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NO
 from onceover.base.hdf5 import DAMAGE, memory_mapped, open_hdf5
 from onceover.base.progress import LOGGER
 from onceover.extract.store import Column
+from onceover.retrieval.baselines import unit_rows
 from onceover.retrieval.gallery import Gallery, Items, facing_bias
 from onceover.retrieval.ranks import Biases
 
@@ -49,6 +50,7 @@ class Embeddings:
         fingerprints: of the image features, the text features and the dataset behind it.
         space: names the heads and encoders that made the vectors; only queries of the same space may be compared.
         validation_split, report_split: the splits that chose the heads, and that they are to be reported on.
+        closed_form_dims: how many of the last dimensions are those of heads in closed form, beside trained ones; or 0.
     """
 
     images: np.ndarray
@@ -68,6 +70,7 @@ class Embeddings:
     fingerprints: dict[str, str]
     validation_split: str
     report_split: str
+    closed_form_dims: int = 0
 
     def biases(self, rerank: str | None = None, split: str | None = None) -> Biases:
         """``image_bias`` and ``text_bias``, of all splits or of one, where ``rerank`` or else the run asks for them."""
@@ -127,6 +130,22 @@ class Embeddings:
         images, captions, image_index = self.split(split)
         return SplitVectors(self.images[images], self.texts[captions], image_index)
 
+    def parts_of(self, split: str) -> dict[str, SplitVectors]:
+        """The vectors of the trained heads and of those in closed form, each alone, where there are both.
+
+        Raises:
+            EmbeddingsError: no such split, or one without captions.
+        """
+        if not self.closed_form_dims:
+            return {}
+        images, texts, image_index = self.vectors_of(split)
+        trained = slice(None, -self.closed_form_dims)
+        closed_form = slice(-self.closed_form_dims, None)
+        parts = {}
+        for name, columns in (("trained", trained), ("closed_form", closed_form)):
+            parts[name] = SplitVectors(unit_rows(images[:, columns]), unit_rows(texts[:, columns]), image_index)
+        return parts
+
 
 def model_name(rerank: str) -> str:
     """The name that a run has among the models of an evaluation, by its correction for hubs."""
@@ -179,6 +198,8 @@ def _check(embeddings: Embeddings, path: Path) -> None:
             raise EmbeddingsError(f"{path}: {bad} {name} embeddings are not finite unit vectors; fit again")
         if bias.shape != rows.shape[:1]:
             raise EmbeddingsError(f"{path}: there is not one bias for each {name} embedding; fit again")
+    if not 0 <= embeddings.closed_form_dims < embeddings.images.shape[1]:
+        raise EmbeddingsError(f"{path}: more dimensions are said to be in closed form than there are; fit again")
     index = embeddings.image_index
     if len(index) and not (index.min() >= 0 and index.max() < len(embeddings.ids)):
         raise EmbeddingsError(f"{path}: the caption map points outside the images; fit again")
@@ -219,4 +240,5 @@ def _read(file: h5py.File, path: Path) -> Embeddings:
         fingerprints={kind: file.attrs[f"{kind}_fingerprint"] for kind in ("image", "text", "dataset")},
         validation_split=file.attrs["selection_split"],
         report_split=file.attrs["report_split"],
+        closed_form_dims=int(file.attrs.get("closed_form_dims", 0)),
     )

@@ -192,6 +192,8 @@ def _evaluate_run(
         if method not in RERANKS:
             raise EvaluationError(f"unknown correction {method!r}; use {', '.join(RERANKS)}")
         models[model_name(method)] = _evaluate_model(vectors, biases_of_split(embeddings, split, method), seed)
+    for name, part in embeddings.parts_of(split).items():
+        models[f"multimodal_{name}"] = _evaluate_model(part, {}, seed)
     own = model_name(embeddings.rerank)
     biases = embeddings.biases(embeddings.rerank, split)
     if equal_captions:

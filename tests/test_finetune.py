@@ -65,7 +65,7 @@ def tiny_mobilenet(tmp_path_factory):
 def tuned_config(extract_config, tiny_mobilenet):
     encoders = dataclasses.replace(extract_config, image_encoder=f"hf:{tiny_mobilenet}", text_layers="auto")
     model = ModelConfig(embedding_dim=16, dropout=0.3, variation=0.5)
-    return Config(encoders, model, TrainingConfig(num_epochs=6, batch_size=16, refit=False))
+    return Config(encoders, model, TrainingConfig(num_epochs=6, batch_size=16, refit=False, cca=False))
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,8 @@ def test_an_ensemble_and_a_run_that_saw_the_selection_pictures_are_refused(base_
     from onceover.heads.models import Ensemble
 
     loaded = load_run(base_run)
-    joined = dataclasses.replace(loaded, heads=Ensemble([loaded.heads, loaded.heads]))
+    of_two = loaded.provenance | {"best_epochs": [1, 1]}
+    joined = dataclasses.replace(loaded, heads=Ensemble([loaded.heads, loaded.heads]), provenance=of_two)
     training = dataclasses.replace(loaded.config.training, refit=True)
     refitted = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, training=training))
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="fitted on the validation images as well"):

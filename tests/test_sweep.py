@@ -36,7 +36,7 @@ def config(**changes) -> Config:
     """Settings for the drawn store; ``model_dropout=0.3`` and the like change one."""
     groups: dict = {
         "model": {"embedding_dim": 8, "dropout": 0.4, "learn_temperature": False},
-        "training": {"num_epochs": 4, "batch_size": 12, "check_every": 2, "refit": False},
+        "training": {"num_epochs": 4, "batch_size": 12, "check_every": 2, "refit": False, "cca": False},
     }
     for name, value in changes.items():
         section, _, key = name.partition("_")
