@@ -146,7 +146,7 @@ def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = Fals
         >>> second = onceover.extract_features("data", "second.h5", config=config.extract)
         >>> joined = onceover.join(["store.h5", "second.h5"], "joined.h5")
         >>> second.dims, joined.dims  # the image encoder is the same in both
-        ((1024, 32), (1024, 64))
+        ((16, 32), (16, 64))
     """
     from onceover.extract.joining import join_stores
     from onceover.extract.store import FeatureStore

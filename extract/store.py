@@ -90,7 +90,7 @@ class FeatureStore:
         ...     print(len(store.image_ids), "images,", len(store.captions), "captions")
         ...     print(store.image_features.shape, store.text_features.shape)
         60 images, 300 captions
-        (60, 2, 1024) (300, 32)
+        (60, 2, 16) (300, 32)
     """
 
     def __init__(self, path: str | Path, check: bool = True):
