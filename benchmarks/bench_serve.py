@@ -129,7 +129,8 @@ def forward_pass(run: Path, seconds: float) -> dict:
     assert cli  # sets what torch reads when it starts
     bound_threads()
     encoder = load_run(run).load_encoder("text", None, "cpu")
-    token_ids = encoder.tokenize(queries(run)[:500])[0]
+    texts = [f"{text} {number}" for number, text in enumerate(queries(run)[:500], 1000)]  # as the server is asked
+    token_ids = encoder.tokenize(texts)[0]
     times = []
     end = time.perf_counter() + seconds
     number = 0

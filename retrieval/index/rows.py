@@ -4,6 +4,7 @@ Both are checked when they are opened, since a manifest may have been signed aga
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index.types import REBUILD, IndexingError
 
 _TEXT_COLUMNS = ("id", "path", "content", "key", "caption")
+_KEPT = 50_000  # values of a column that stay in memory once they were read: a read of HDF5 takes a millisecond
 _NPY_HEADER = 4096  # bytes, more than a .npy file's header ever takes
 
 
@@ -33,6 +35,7 @@ class SegmentRows:
         self.alive = np.ones(size, bool)
         self._path = path
         self._file = _open_rows(path, kind, size, dim)
+        self._kept: dict[str, np.ndarray] = {}
 
     def bury(self, tombstones: Path) -> None:
         """Marks the rows that a file of tombstones lists as removed."""
@@ -43,9 +46,19 @@ class SegmentRows:
         """Whether the segment holds thumbnails."""
         return "thumbnail" in self._file
 
-    def text(self, column: str) -> h5py.Dataset:
+    def text(self, column: str) -> h5py.Dataset | np.ndarray:
         """A column of strings; bytes that are no UTF-8, which this program does not write, are replaced."""
-        return self._file[column].asstr(errors="replace")
+        return self._kept_or_stored(column, lambda: self._file[column].asstr(errors="replace"))
+
+    def _kept_or_stored(self, column: str, stored: Callable[[], h5py.Dataset]) -> h5py.Dataset | np.ndarray:
+        """A column in memory, or as it is in the file where it is long. ``stored``: gives the latter."""
+        if column in self._kept:
+            return self._kept[column]
+        values = stored()
+        if len(self._file[column]) <= _KEPT:
+            self._kept[column] = values[:]
+            return self._kept[column]
+        return values
 
     def living(self, column: str) -> list[str]:
         """A column of strings, for the rows that are alive."""
@@ -58,11 +71,11 @@ class SegmentRows:
         return [captions[offsets[row] : offsets[row + 1]] for row in np.flatnonzero(self.alive)]
 
     def items(self, rows: np.ndarray) -> list[dict]:
-        """The id, path and captions of each of some rows, which are read together: a read of HDF5 is slow."""
+        """The id, path and captions of each of some rows, which are read together."""
         ordered, inverse = np.unique(rows, return_inverse=True)
         ids = self.text("id")[ordered]
         paths = self.text("path")[ordered]
-        offsets = self._file["caption_offset"]
+        offsets = self._kept_or_stored("caption_offset", lambda: self._file["caption_offset"])
         counts = offsets[ordered + 1] - offsets[ordered]
         numbers = np.repeat(offsets[ordered] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         captions = np.split(self.text("caption")[numbers], np.cumsum(counts)[:-1])
