@@ -35,7 +35,7 @@ from onceover.retrieval.ranks import rank
 from onceover.retrieval.store_pairs import MIN_TRAIN, most_images, sample
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of the closed form beside trained heads
-SHARE = 0.4  # taken where no other one is clearly better; measured (docs/notes/fitting.md)
+SHARE = 0.4  # taken where no other one is clearly better; measured (docs/notes/few-images.md)
 SAVE_EVERY = 10.0  # seconds between two saves of an unfinished fit, at least: what a kill can cost
 
 
