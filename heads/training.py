@@ -154,8 +154,11 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
     rsum = trials[0].best_rsum
     if closed_form:
         share = closed_form_share(embed(trained, store, roles.selection), embed(closed_form[0], store, roles.selection))
-        weights = [(1 - share) / len(trials)] * len(trials) + [share]
-        heads = as_one([*members_of(trained), closed_form[0]], weights)
+        if share:
+            weights = [(1 - share) / len(trials)] * len(trials) + [share]
+            heads = as_one([*members_of(trained), closed_form[0]], weights)
+        else:
+            closed_form = []
     if isinstance(heads, Ensemble):
         rsum = quality(*embed(heads, store, roles.selection))["rsum"]
     chunk_count = data.chunk_count
@@ -373,7 +376,8 @@ def closed_form_share(
 ) -> float:
     """The weight of the closed form beside trained heads, chosen on the validation images.
 
-    It is ``SHARE``, or the one of ``SHARES`` with the best rsum where that is better by more than a standard error.
+    It is ``SHARE``, or the one of ``SHARES`` with the best rsum where that is better by more than a standard error; 0
+    where the trained heads are as good alone.
 
     Args:
         trained, closed_form: unit vectors of the validation images (P, D) and captions (T, D), and the caption map.
@@ -388,10 +392,11 @@ def closed_form_share(
         f"rsum on the validation images: {alone['trained heads']:.1f} of the trained heads, {alone['closed form']:.1f} "
         f"of the closed form, {rsum:.1f} of both, the closed form with the weight {chosen:g}"
     )
+    if alone["trained heads"] >= rsum:
+        say("the closed form adds nothing to the trained heads there, and is left out")
+        return 0.0
     if alone["closed form"] >= rsum:
         say("the trained heads add nothing to the closed form there: more images, or other settings, may change that")
-    if alone["trained heads"] >= rsum:
-        say("the closed form adds nothing to the trained heads there: training.cca=false leaves it out")
     return chosen
 
 

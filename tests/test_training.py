@@ -770,8 +770,8 @@ def test_a_closed_form_of_shuffled_pairs_is_at_chance_too(store, tmp_path, fit_c
     assert rsums[False] > 1.5 * rsums[True]  # on the pairs that the first one was fitted on
 
 
-@pytest.mark.parametrize(("noise", "expected"), [(0.0, 0.4), (40.0, 0.9)])
-def test_the_closed_form_weighs_more_only_where_that_is_clearly_better(noise, expected):
+@pytest.mark.parametrize(("noise", "closed_noise", "expected"), [(0.6, 0.6, 0.4), (40.0, 0.3, 0.9), (0.3, 40.0, 0.0)])
+def test_the_closed_form_weighs_what_the_validation_images_ask_for(noise, closed_noise, expected):
     generator = np.random.default_rng(0)
 
     def vectors(spread):
@@ -780,8 +780,8 @@ def test_the_closed_form_weighs_more_only_where_that_is_clearly_better(noise, ex
         return [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (images, texts)]
 
     index = np.arange(200)
-    trained = vectors(0.3 + noise)
-    closed = vectors(0.3)
+    trained = vectors(noise)
+    closed = vectors(closed_noise)
     assert closed_form_share((*trained, index), (*closed, index)) == expected
 
 
