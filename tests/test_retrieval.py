@@ -144,7 +144,7 @@ def test_memory_bounds_what_the_baselines_are_fitted_on_whatever_is_measured(pla
     asked = []
     monkeypatch.setattr(store_pairs, "MIN_TRAIN", 100)
     monkeypatch.setattr(
-        store_pairs, "_most_images", lambda store, measured, memory: asked.append((measured, memory)) or 150
+        store_pairs, "most_images", lambda store, measured, memory: asked.append((measured, memory)) or 150
     )
     result = evaluate(None, planted, split, memory=7)
     size = {"train": 300, "dev": 100, "test": 200}[split]
@@ -163,7 +163,7 @@ def test_a_limit_below_what_the_baselines_need_is_told(planted, monkeypatch, tol
 
 
 def test_a_larger_split_to_be_measured_leaves_less_room_to_fit(planted):
-    few, many = (store_pairs._most_images(planted, measured, 2**31) for measured in (10**4, 10**5))
+    few, many = (store_pairs.most_images(planted, measured, 2**31) for measured in (10**4, 10**5))
     assert few > many > 1000
 
 
