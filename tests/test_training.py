@@ -305,7 +305,7 @@ def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path
     monkeypatch.setattr(stacking.Stack, "losses", watched)
     fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.4}))
     assert 0.3 < min(left_out) < max(left_out) < 0.5  # evaluating between epochs does not leave it off
-    assert np.mean(left_out) == pytest.approx(0.4, abs=0.02)
+    assert np.mean(left_out) == pytest.approx(0.4, abs=0.05)
     heads = load_run(tmp_path / "r").heads
     once, again = (image_embeddings(heads, store.image_features) for _ in range(2))
     np.testing.assert_array_equal(once, again)
