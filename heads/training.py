@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,18 +147,20 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
     start = time.monotonic()
     with timed("fitting, and choosing the epoch"):
         data, trials = fit.choose(roles)
-    closed_form = fit.closed_form(data, roles) if training.cca else []
     trained = as_one([trial.best_heads() for trial in trials])
     heads = trained
     weights = None
+    closed_form: list[DualHeads] = []
     rsum = trials[0].best_rsum
-    if closed_form:
-        share = closed_form_share(embed(trained, store, roles.selection), embed(closed_form[0], store, roles.selection))
+    if training.cca:
+        forms = fit.closed_form(data, roles)
+        chosen = next(forms)
+        share = closed_form_share(embed(trained, store, roles.selection), embed(chosen, store, roles.selection))
         if share:
             weights = [(1 - share) / len(trials)] * len(trials) + [share]
-            heads = as_one([*members_of(trained), closed_form[0]], weights)
-        else:
-            closed_form = []
+            heads = as_one([*members_of(trained), chosen], weights)
+            closed_form = [chosen, *forms]
+        del forms  # frees memory
     if isinstance(heads, Ensemble):
         rsum = quality(*embed(heads, store, roles.selection))["rsum"]
     chunk_count = data.chunk_count
@@ -240,8 +242,8 @@ class _Fit:
         self._train("again", data, trials, epochs, validate=False)
         return [trial.heads.cpu().eval() for trial in trials]
 
-    def closed_form(self, data: TrainingData, roles: Roles) -> list[DualHeads]:
-        """Linear heads that are a regularised CCA of the standardised features, averaged over an image's views.
+    def closed_form(self, data: TrainingData, roles: Roles) -> Iterator[DualHeads]:
+        """Yields linear heads that are a regularised CCA of the standardised features, averaged over an image's views.
 
         Where memory is short it is fitted on a sample of the train images. With ``training.refit`` there are two: as it
         was chosen, and fitted on the validation images as well.
@@ -257,8 +259,13 @@ class _Fit:
             validation = data.averaged(roles.selection, image_index).numpy()
             with single_threaded_algebra():
                 settings, maps = align(train, validation, self._config.training.refit, bar.update)
+                linear = next(maps)
         say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
-        return [self._linear(data, linear.image_map, linear.text_map) for linear in maps]
+        yield self._linear(data, linear.image_map, linear.text_map)
+        with single_threaded_algebra():
+            again = list(maps)
+        for linear in again:
+            yield self._linear(data, linear.image_map, linear.text_map)
 
     def _linear(self, data: TrainingData, image_map: np.ndarray | None, text_map: np.ndarray | None) -> DualHeads:
         """Linear heads of two matrices, (image_dim, embedding_dim) and (text_dim, embedding_dim)."""

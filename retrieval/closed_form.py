@@ -220,7 +220,7 @@ def _predictions(
 
 def align(
     train: tuple, validation: tuple, refit: bool, step: Callable[[], object] = lambda: None
-) -> tuple[dict, list[Linear]]:
+) -> tuple[dict, Iterator[Linear]]:
     """Fits the regularised CCA that ranks the validation pairs best, for heads that are an ensemble.
 
     Args:
@@ -228,16 +228,19 @@ def align(
         refit: fit a second one with the same settings on both.
 
     Returns:
-        The settings, and one map or two.
+        The settings, and one map or two, the second of which is fitted when it is asked for.
     """
     train_pairs = Pairs(*train)
     validation_pairs = Pairs(*validation)
     family = CCA(Moments.of(train_pairs))
     settings = choose(family, validation_pairs, step)
-    maps = [family.fit(settings)]
-    if refit:
-        maps.append(CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings))
-    return settings, maps
+
+    def maps() -> Iterator[Linear]:
+        yield family.fit(settings)
+        if refit:
+            yield CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings)
+
+    return settings, maps()
 
 
 def joined(first: Pairs, second: Pairs) -> Pairs:

@@ -299,13 +299,12 @@ def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path
     real = stacking.Stack.losses
 
     def watched(self, images, texts, *rest):
-        left_out.append(float((images == 0).float().mean() + (texts == 0).float().mean()) / 2)
+        left_out.append(float((images == 0).sum() + (texts == 0).sum()) / (images.numel() + texts.numel()))
         return real(self, images, texts, *rest)
 
     monkeypatch.setattr(stacking.Stack, "losses", watched)
     fit(store, tmp_path / "r", changed(fit_config, model={"dropout": 0.4}))
-    assert 0.3 < min(left_out) < max(left_out) < 0.5  # evaluating between epochs does not leave it off
-    assert np.mean(left_out) == pytest.approx(0.4, abs=0.05)
+    assert 0.35 < min(left_out) < max(left_out) < 0.45  # evaluating between epochs does not leave it off
     heads = load_run(tmp_path / "r").heads
     once, again = (image_embeddings(heads, store.image_features) for _ in range(2))
     np.testing.assert_array_equal(once, again)
