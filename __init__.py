@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onceover.serve.client import Client
     from onceover.workflows import (
         compare,
+        distill,
         embed,
         ensemble,
         evaluate,
@@ -55,6 +56,7 @@ __all__ = [
     "OnceoverError",
     "ReadOptions",
     "compare",
+    "distill",
     "embed",
     "ensemble",
     "evaluate",

@@ -404,7 +404,7 @@ def cli() -> None:
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
-    evaluate, compare, ensemble, index, search, plot, report, export   work from the stored files
+    evaluate, compare, ensemble, distill, index, search, plot, report, export   work from the stored files
     serve     a run or an index -> a search page in the browser
     embed     images or captions -> their embeddings, by a run
 
@@ -1005,6 +1005,29 @@ def ensemble(runs, run_dir, store_file):
     selection = provenance["selection"]
     say(f"{len(provenance['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
+
+
+@cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run of several linear pairs of heads.")
+@click.option("--out", "out_dir", required=True, type=DIRECTORY, help="Run folder to write.")
+@click.option("--dim", type=click.IntRange(1), help="Dimensions of the new pair. [default: those of the run's first]")
+@click.option("--store", "store_file", type=FILE, help="New location of the run's feature store, if it has moved.")
+def distill(run_dir, out_dir, dim, store_file):
+    """Make one pair of heads of an ensemble: its recall at one pair's cost in search.
+
+    Nothing is trained: the members are linear, and one linear map holds nearly all of what they do together.
+
+    \b
+    Examples:
+      onceover fit --store stores/flickr8k.h5 --run runs/best --config best
+      onceover distill --run runs/best --out runs/pair
+      onceover compare runs/best runs/pair
+    """
+    from onceover import workflows
+
+    provenance = workflows.distill(run_dir, out_dir, dim=dim, store=store_file).provenance
+    say(f"one pair of heads, {provenance['members'][0]['embedding_dim']} dimensions")
+    done(f"wrote {out_dir}", command("compare", run_dir, out_dir))
 
 
 @cli.command()

@@ -218,17 +218,15 @@ def _predictions(
         yield strength, unit_rows(coordinates @ _regression(source, cross, strength)), space
 
 
-def align(
-    train: tuple, validation: tuple, refit: bool, step: Callable[[], object] = lambda: None
-) -> tuple[dict, Iterator[Linear]]:
+def align(train: tuple, validation: tuple, step: Callable[[], object] = lambda: None) -> tuple[dict, Iterator[Linear]]:
     """Fits the regularised CCA that ranks the validation pairs best, for heads that are an ensemble.
 
     Args:
         train, validation: images (N, D), texts (M, E) and image_index (M,), standardised already.
-        refit: fit a second one with the same settings on both.
 
     Returns:
-        The settings, and one map or two, the second of which is fitted when it is asked for.
+        The settings, and the maps of two fits with them: on the train pairs, and on both, which is fitted when it is
+        asked for.
     """
     train_pairs = Pairs(*train)
     validation_pairs = Pairs(*validation)
@@ -237,8 +235,7 @@ def align(
 
     def maps() -> Iterator[Linear]:
         yield family.fit(settings)
-        if refit:
-            yield CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings)
+        yield CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings)
 
     return settings, maps()
 

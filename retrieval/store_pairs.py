@@ -31,11 +31,11 @@ class FittingRows(NamedTuple):
 
 
 def roles_of(store: FeatureStore) -> Roles:
-    """The store's roles; a dual encoder's store without train or validation images is reported on all the same."""
+    """The store's roles; one without train or validation images is reported on too, if it has a space of its own."""
     try:
         return store.roles()
     except StoreError:
-        if not is_dual_encoder(store):
+        if not has_own_space(store):
             raise
         splits = np.array(store.image_splits)
         for split in ("test", "dev"):
@@ -51,6 +51,12 @@ def is_dual_encoder(store: FeatureStore) -> bool:
     image = store.recipes["image"]
     text = store.recipes["text"]
     return image["weights"] == text["weights"] and image["pooling"] == text["pooling"] == "projection"
+
+
+def has_own_space(store: FeatureStore) -> bool:
+    """Whether images and captions can be compared by their features: those of a dual encoder, or imported ones."""
+    are_imported = all(recipe.get("architecture") == "imported" for recipe in store.recipes.values())
+    return is_dual_encoder(store) or (are_imported and store.dims[0] == store.dims[1])
 
 
 def images_of(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:

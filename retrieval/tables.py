@@ -21,7 +21,7 @@ _MODEL_NOTES = {
     "transductive: not to be compared with single queries",
     "multimodal_trained": "multimodal_trained, multimodal_closed_form: the run's heads that are trained and those in "
     "closed form, each alone and uncorrected; the run's scores are a weighted mean of both",
-    "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
+    "zero_shot": "zero_shot: the features' own space, nothing learned here",
     "cca": "cca, ridge, text_knn, image_knn: their settings were chosen on the validation split, by fits on train "
     "images alone; then fitted on as many images as stand beside them",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",

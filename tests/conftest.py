@@ -122,7 +122,7 @@ def extract_config(tiny_resnet, tiny_bert) -> ExtractConfig:
 @pytest.fixture(scope="session")
 def fit_config(extract_config) -> Config:
     training = TrainingConfig(num_epochs=12, batch_size=16, refit=False, cca=False)
-    return Config(extract_config, ModelConfig(embedding_dim=16), training)
+    return Config(extract_config, ModelConfig(embedding_dim=16, rerank="none"), training)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Corrections for hubs against their written-out definitions, and where they may be used."""
 
+import dataclasses
 import types
 
 import h5py
@@ -71,10 +72,12 @@ def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monke
     texts = images[index] + 0.8 * unit(generator, 300)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     train, selection = np.arange(60), np.arange(60, 80)
+    monkeypatch.setattr(hubness, "MIN_BANK", 50)
     found = fit_inverted_softmax(images, texts, index, train, selection)
     before = found.bias("image")
     np.testing.assert_allclose(before, inverted_softmax_bias(images, texts[:180], found.betas["image"]), rtol=1e-5)
     assert found.bias("text").shape == (300,)
+    assert set(found.betas.values()) <= set(hubness.BETAS)
     # nothing outside train and selection plays a part in what is chosen
     images[80:], texts[240:] = unit(generator, 20), unit(generator, 60)
     again = fit_inverted_softmax(images, texts, index, train, selection)
@@ -93,13 +96,38 @@ def test_the_file_holds_the_biases_that_any_gallery_would_get(run_dir, store):
     np.testing.assert_allclose(bias_by_bank(embeddings, "image", embeddings.images), embeddings.image_bias, rtol=1e-5)
     np.testing.assert_allclose(bias_by_bank(embeddings, "text", embeddings.texts), embeddings.text_bias, rtol=1e-5)
     with h5py.File(run_dir / "embeddings.h5") as file:
-        assert file["image/bias"].attrs["beta"] in hubness.BETAS
+        assert file["image/bias"].attrs["beta"] in (hubness.NO_CORRECTION, *hubness.BETAS)
+
+
+def test_a_small_bank_corrects_only_where_that_is_clearly_better(monkeypatch):
+    """Without a hub the usual sharpness stands where the bank is large, and none where it is small."""
+    generator = np.random.default_rng(4)
+    index = np.arange(120)
+    images = unit(generator, 120)
+    texts = images + 0.3 * unit(generator, 120)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    train, selection = np.arange(100), np.arange(100, 120)
+    small = fit_inverted_softmax(images, texts, index, train, selection)
+    assert small.betas == {"image": hubness.NO_CORRECTION, "text": hubness.NO_CORRECTION}
+    np.testing.assert_array_equal(small.bias("image"), np.zeros(120, np.float32))
+    monkeypatch.setattr(hubness, "MIN_BANK", 100)
+    assert fit_inverted_softmax(images, texts, index, train, selection).betas == {"image": 15.0, "text": 15.0}
+    # where every text is near one image, correcting is clearly better
+    monkeypatch.undo()
+    texts += 1.5 * images[100]
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    assert fit_inverted_softmax(images, texts, index, train, selection).betas["image"] != hubness.NO_CORRECTION
 
 
 def test_what_is_searched_with_is_what_is_reported(run_dir, tmp_path):
     """R@5 counted from a Searcher's hits, in memory and from an index, is the R@5 of the row in the table."""
     embeddings = read_embeddings(run_dir / "embeddings.h5")
     pictures, captions, index = embeddings.split("train")
+    embeddings = dataclasses.replace(
+        embeddings,
+        image_bias=inverted_softmax_bias(embeddings.images, embeddings.texts[captions], 15.0),
+        text_bias=inverted_softmax_bias(embeddings.texts, embeddings.images[pictures], 15.0),
+    )
     embedder = types.SimpleNamespace(
         space=embeddings.space, embed_texts=lambda rows: embeddings.texts[list(map(int, rows))]
     )
