@@ -81,6 +81,17 @@ def measure_baselines(
     return baselines
 
 
+def baseline_dimensions(name: str, settings: dict, dims: tuple[int, int]) -> int:
+    """How many dimensions the vectors have that a baseline compares. ``dims``: of the features of images and texts."""
+    image_dim, text_dim = dims
+    if name == "cca":
+        return settings["dimensions"]
+    if name in UNLEARNED:  # the wider space has as many of its columns taken
+        return min(dims)
+    in_text_space = name == "image_knn" or settings.get("onto") == "text"
+    return text_dim if in_text_space else image_dim
+
+
 def baseline_names(store: FeatureStore, rows: FittingRows | None) -> list[str]:
     """The baselines that ``measure_baselines`` gives, in their order, unless one of them cannot be fitted."""
     names = ["zero_shot"] if has_own_space(store) else []

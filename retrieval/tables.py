@@ -39,13 +39,13 @@ _FEW_DIFFERENT = 0.9  # share of different captions below which equal ones are w
 
 def table_rows(result: dict) -> list[list[str]]:
     """The table of an evaluation: a header, and a row for each model and direction."""
-    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum", "fitted on"]]
+    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum", "dims", "fitted on"]]
     for model, summary in result["models"].items():
         for direction in DIRECTIONS:
             numbers = summary[direction]
             cells = [_cell(numbers, column) for column in _COLUMNS]
             label = _direction_label(direction, numbers)
-            rows.append([model, label, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
+            rows.append([model, label, *cells, f"{summary['rsum']:.1f}", *_size(summary)])
     return rows
 
 
@@ -60,16 +60,34 @@ def evaluation_tables(result: dict) -> list[Table]:
             numbers = summary[direction]
             sizes = f"{numbers['queries']:,} queries, gallery of {numbers['gallery']:,}"
             title = f"{DIRECTION_NAMES[direction]}: {sizes}"
-            header = ["model", *_RECALLS, "median rank", "rsum", "fitted on"]
+            header = ["model", *_RECALLS, "median rank", "rsum", "dims", "fitted on"]
             table = tables.setdefault(title, Table(title, [header]))
             cells = [_cell(numbers, column) for column in (*_RECALLS, "median_rank")]
-            table.rows.append([model, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
+            table.rows.append([model, *cells, f"{summary['rsum']:.1f}", *_size(summary)])
     return list(tables.values())
 
 
-def _fitted(summary: dict) -> str:
-    """On how many images a model was fitted; a dash for one that was not."""
-    return f"{summary['fitted_images']:,}" if "fitted_images" in summary else "–"
+def summary_table(result: dict) -> Table:
+    """An evaluation in one table for people: a row for each model, both directions beside each other."""
+    rows = [["model", "R@1 → caption", "R@10 → caption", "R@1 → image", "R@10 → image", "rsum", "dims", "fitted on"]]
+    for model, summary in result["models"].items():
+        cells = []
+        for direction in DIRECTIONS:
+            cells += [_plain_cell(summary[direction], column) for column in ("R@1", "R@10")]
+        rows.append([model, *cells, f"{summary['rsum']:.1f}", *_size(summary)])
+    galleries = [f"{result['models']['chance'][direction]['gallery']:,}" for direction in DIRECTIONS]
+    title = f"{result['split']}: recall in percent among {galleries[0]} captions and {galleries[1]} images"
+    return Table(title, rows)
+
+
+def _plain_cell(numbers: dict, column: str) -> str:
+    """A recall without its interval."""
+    return f"{numbers[column]:.1f}"
+
+
+def _size(summary: dict) -> list[str]:
+    """The dimensions of the vectors that are searched, and on how many images they were fitted; a dash for neither."""
+    return [f"{summary[key]:,}" if key in summary else "–" for key in ("dimensions", "fitted_images")]
 
 
 def _direction_label(direction: str, numbers: dict) -> str:
@@ -107,7 +125,8 @@ def notes(result: dict) -> list[str]:
     lines = [
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; R@K: hit@K in percent "
         "with 95 % intervals over images; rsum: the sum of R@1, R@5 and R@10 of both directions; gallery: the items "
-        "that a query searches; fitted on: images; true recall@K and all other numbers: in .csv and .json",
+        "that a query searches; dims: of the vectors that are searched; fitted on: images; true recall@K and all other "
+        "numbers: in .csv and .json",
         chosen,
         *(note for model, note in _MODEL_NOTES.items() if model in models),
         *(note for ending, note in _ENDING_NOTES.items() if any(model.endswith(ending) for model in models)),
@@ -191,19 +210,20 @@ def comparison_notes(result: dict) -> list[str]:
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; intervals resample "
         "the images, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do",
         f"the {tests} intervals are not corrected for multiple comparisons",
-        f"correction for hubs: {_corrections(result['rerank'])}",
+        f"correction for hubs: {_of_runs(result['rerank'])}",
+        f"dimensions of what is searched: {_of_runs(result['dimensions'])}",
     ]
     if "csls" in result["rerank"].values():
         lines.append("csls is transductive: it uses all queries of the split at once")
     return lines
 
 
-def _corrections(methods: dict[str, str]) -> str:
-    """The correction that all runs share, or that of each run."""
-    different = set(methods.values())
+def _of_runs(values: dict[str, str] | dict[str, int]) -> str:
+    """The value that all runs share, or that of each run."""
+    different = set(values.values())
     if len(different) == 1:
-        return different.pop()
-    return ", ".join(f"{name}: {method}" for name, method in methods.items())
+        return f"{different.pop()}"
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def markdown_table(rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:

@@ -195,8 +195,11 @@ def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extra
         module, "load_config", lambda path: changed(load(path), extract=small)
     )  # fmt: skip
     result = run("demo", "--out", tmp_path / "demo", "--device", "cpu")
-    assert "UNTRAINED encoders" in result.stderr
-    assert "with untrained encoders" in result.stdout
+    assert result.stderr.startswith("The demo, offline, in ")
+    assert "UNTRAINED" in result.stderr
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line.startswith("multimodal ")]  # of one table, with both directions
+    assert lines[-1].startswith("chance")
     figures = {path.name for path in (tmp_path / "demo/figures").iterdir()}
     assert {"tsne.png", "ranks.png", "search-text2image.png", "search-image2text.png"} <= figures
     assert f"figures in {tmp_path / 'demo/figures'}" in result.stderr
