@@ -1613,7 +1613,7 @@ def demo(out, device):
     figures = out / "figures"
     say(
         f"The demo, offline, in {out}: it draws 800 images of coloured shapes with five captions each, encodes them "
-        "with ResNet50 and DistilBERT (UNTRAINED: nothing is downloaded), fits heads, searches, draws figures, and ends "
+        "with ResNet50 and DistilBERT (UNTRAINED: nothing is downloaded), fits heads, searches, draws figures and ends "
         "with a table of recalls. It takes a few minutes."
     )
     say("1/6 draw")
