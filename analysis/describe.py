@@ -245,6 +245,8 @@ def _describe_run(folder: Path) -> str:
     epoch = ""
     if len(run["members"]) > 1:
         lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
+    elif "distilled" in run:
+        lines.append(f"  distilled   in closed form of {_text(run, 'distilled')}; the training is that one's")
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
     threads = "1 thread" if _count(run, "threads") == 1 else f"{run['threads']} threads"

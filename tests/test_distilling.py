@@ -95,3 +95,4 @@ def test_the_command_distils_a_run_and_names_the_next_one(run, joined_run, tmp_p
     assert "one pair of heads, 8 dimensions" in told
     assert f"onceover compare {joined_run} {tmp_path / 'pair'}" in told
     assert "multimodal" in run("evaluate", "--run", tmp_path / "pair").stdout
+    assert f"distilled   in closed form of {joined_run}" in run("info", tmp_path / "pair").stdout
