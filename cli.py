@@ -874,7 +874,7 @@ def evaluate(run_dir, store_file, errors, json_to, **options):
     \b
     Examples:
       onceover evaluate --run runs/first
-      onceover evaluate --run runs/first --rerank qbnorm --shuffled --errors 20
+      onceover evaluate --run runs/first --shuffled --errors 20
       onceover evaluate --store stores/flickr8k.h5 --json baselines.json
     """
     of_a_run = ("rerank", "equal_captions", "folds", "shuffled")
@@ -1594,7 +1594,7 @@ def download(name, folder):
 @click.option("--out", type=DIRECTORY, default=Path("demo"), show_default=True, help="Folder to write.")
 @device_option
 def demo(out, device):
-    """Run everything offline: draw a dataset, encode, fit, evaluate, search, plot.
+    """Run everything offline: draw a dataset, encode, fit, search, evaluate, plot.
 
     Nothing is downloaded, so the encoders have random weights: the heads learn from random features.
 
@@ -1634,7 +1634,7 @@ def demo(out, device):
     workflows.plot(figures, run=run_dir)
     click.echo(stdout_text([summary_table(evaluation.result)]))
     done(
-        f"wrote {out}: the dataset, the store, the run, and figures in {figures}",
+        f"wrote {out}: the dataset, the store, the run with all numbers (evaluation-test.md), and figures in {figures}",
         command("download", "flickr8k", "--to", "data/flickr8k") + "   (real photographs)",
     )
 

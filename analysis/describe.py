@@ -25,6 +25,7 @@ from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder
 from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
+from onceover.retrieval.hubness import betas_text
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
 
@@ -235,6 +236,12 @@ def _findings(check: dict | None, kind: str) -> str:
     )
 
 
+def _correction(run: dict, settings: dict) -> str:
+    """The correction for hubs that a run's searches make by default, with its sharpness."""
+    rerank = settings["model"]["rerank"]
+    return f"{rerank} ({betas_text(run['betas'])})" if rerank == "qbnorm" else rerank
+
+
 def _describe_run(folder: Path) -> str:
     run = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
     settings = load_config(folder / CONFIG).to_dict()
@@ -247,12 +254,15 @@ def _describe_run(folder: Path) -> str:
         lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
     elif "distilled" in run:
         lines.append(f"  distilled   in closed form of {_text(run, 'distilled')}; the training is that one's")
+        epoch = " (of that one)" if settings["training"]["refit"] else ""
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
     threads = "1 thread" if _count(run, "threads") == 1 else f"{run['threads']} threads"
     lines += [
         f"  store       {_text(run, 'store')}",
         f"  encoders    {_text(encoders['image'], 'encoder')}, {_text(encoders['text'], 'encoder')}",
+        f"  searched    {sum(member['embedding_dim'] for member in run['members']):,} dimensions; correction for hubs: "
+        f"{_correction(run, settings)}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
         f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "

@@ -268,17 +268,19 @@ def draw(result: dict):
     columns = len({captions for _, captions in panels})
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH, 2.4 * lines + 0.6), layout="constrained")
-    for axes, ((name, captions), cells) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=True):
+    axes_of_panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, ((name, captions), cells) in zip(axes_of_panels, panels.items(), strict=True):
         cells.sort(key=lambda cell: cell["images"])
         sizes = [cell["images"] for cell in cells]
         for row in cells[0]["rsum"]:
             means = [statistics.mean(cell["rsum"][row]) for cell in cells]
             is_default = row == "default"
             axes.plot(sizes, means, marker="o", markersize=3, linewidth=2 if is_default else 1, label=row)
-        for row in OWN:
+        for row, marker in zip(OWN, ("x", "+"), strict=True):
             lost = [cell for cell in cells if cell["differences"][row][2] < 0]
             heights = [statistics.mean(cell["rsum"][row]) for cell in lost]
-            axes.plot([cell["images"] for cell in lost], heights, "x", color="black", zorder=3, label="loses")
+            label = f"{row} loses to the best baseline"
+            axes.plot([cell["images"] for cell in lost], heights, marker, color="black", zorder=3, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45)
         axes.set_title(f"{name}, {captions} captions each" if captions > 1 else f"{name}, one caption each")

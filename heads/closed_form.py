@@ -1,7 +1,7 @@
 """Heads without training, a CCA in closed form or the features' own space, and their weight beside trained heads."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,18 +11,18 @@ from torch import Tensor
 from onceover.base.progress import ProgressBar, say
 from onceover.base.threads import single_threaded_algebra
 from onceover.configs.schema import Config
-from onceover.extract.store import FeatureStore, Roles
+from onceover.extract.store import FeatureStore, Roles, row_blocks
 from onceover.heads.embed import embed
-from onceover.heads.models import DualHeads, Projection, ResidualMLP, Standardize
+from onceover.heads.models import DualHeads, Projection, ResidualMLP
 from onceover.heads.training_data import TrainingData
-from onceover.retrieval.closed_form import CCA_CANDIDATES, align
+from onceover.retrieval.closed_form import CCA_CANDIDATES, Linear, align
 from onceover.retrieval.metrics import RankPair, clearly_best, quality, report
 from onceover.retrieval.ranks import rank
 from onceover.retrieval.store_pairs import MIN_TRAIN, has_own_space, most_images, sample
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights beside trained heads
-CCA_SHARE = 0.4  # taken where no other one is clearly better; measured, as the next one (docs/notes/few-images.md)
-OWN_SHARE = 0.9  # the same of the features' own space, in which nothing was fitted
+CCA_SHARE = 0.4  # a CCA's, taken where no other one is clearly better; measured (docs/notes/few-images.md)
+OWN_SHARE = 0.9  # the own space's, in which nothing was fitted; measured (the same)
 
 Vectors = tuple[np.ndarray, np.ndarray, np.ndarray]  # of images (P, D) and captions (T, D), and the caption map (T,)
 
@@ -33,12 +33,12 @@ class ClosedForm(NamedTuple):
     Attributes:
         heads: as they are where the validation images choose.
         share: their usual weight.
-        again: gives them once more, fitted on the validation images as well; each call of ``next`` may take a while.
+        again: fits them once more, on the validation images as well, which may take a while.
     """
 
     heads: DualHeads
     share: float
-    again: Iterator[DualHeads]
+    again: Callable[[], DualHeads]
 
 
 def best_closed_form(store: FeatureStore, data: TrainingData, roles: Roles, config: Config, memory: int) -> ClosedForm:
@@ -51,14 +51,17 @@ def best_closed_form(store: FeatureStore, data: TrainingData, roles: Roles, conf
     cca = _fitted_cca(store, data, roles, config, memory)
     if not has_own_space(store) or config.training.shuffle_pairs:
         return cca
-    own = _own_space(data, config)
+    if not _all_have_directions(store):
+        say("some features are all zeros and have no direction: the features' own space is left out")
+        return cca
+    own = _own_space(store, config)
     rsums = {}
     for name, heads in (("the CCA", cca.heads), ("the features' own space", own)):
         rsums[name] = quality(*embed(heads, store, roles.selection))["rsum"]
     say(f"rsum on the validation images: {', '.join(f'{rsum:.1f} of {name}' for name, rsum in rsums.items())}")
     if rsums["the CCA"] > rsums["the features' own space"]:
         return cca
-    return ClosedForm(own, OWN_SHARE, iter([own]))
+    return ClosedForm(own, OWN_SHARE, lambda: own)
 
 
 def _fitted_cca(store: FeatureStore, data: TrainingData, roles: Roles, config: Config, memory: int) -> ClosedForm:
@@ -73,49 +76,56 @@ def _fitted_cca(store: FeatureStore, data: TrainingData, roles: Roles, config: C
         train = data.averaged(sample(roles.train, most), image_index).numpy()
         validation = data.averaged(roles.selection, image_index).numpy()
         with single_threaded_algebra():
-            settings, maps = align(train, validation, bar.update)
-            linear = next(maps)
-    say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
+            aligned = align(train, validation, bar.update)
+    say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in aligned.settings.items())}")
+    heads = _cca_heads(store, data, config, aligned.linear)
 
-    chosen = _linear_heads(data, config, linear.image_map, linear.text_map)
-    if config.training.shuffle_pairs:  # the validation images have their own captions
-        return ClosedForm(chosen, CCA_SHARE, iter([chosen]))
-
-    def again() -> Iterator[DualHeads]:
+    def again() -> DualHeads:
+        if config.training.shuffle_pairs:  # the validation images have their own captions
+            return heads
         with single_threaded_algebra():
-            fitted = next(maps)
-        yield _linear_heads(data, config, fitted.image_map, fitted.text_map)
+            linear = aligned.fit_both()
+        return _cca_heads(store, data, config, linear)
 
-    return ClosedForm(chosen, CCA_SHARE, again())
+    return ClosedForm(heads, CCA_SHARE, again)
 
 
-def _own_space(data: TrainingData, config: Config) -> DualHeads:
-    """Heads that undo the standardisation, so that features are compared as they are."""
-    maps = {kind: _undoing(layer) for kind, layer in data.standardize.items()}
-    heads = _linear_heads(data, config, maps["image"], maps["text"])
-    with torch.no_grad():
-        for kind, projection in (("image", heads.image), ("text", heads.text)):
-            assert isinstance(projection, Projection)
-            projection.bias.copy_(data.standardize[kind].mean.cpu())
+def _cca_heads(store: FeatureStore, data: TrainingData, config: Config, linear: Linear) -> DualHeads:
+    """A CCA's maps as heads, which standardise features first."""
+    assert linear.image_map is not None, "a CCA has two maps"
+    assert linear.text_map is not None, "a CCA has two maps"
+    maps = (torch.from_numpy(linear.image_map), torch.from_numpy(linear.text_map))
+    heads = _linear_heads(store, config, *maps)
+    for kind, layer in data.standardize.items():
+        heads.standardize[kind].load_state_dict(layer.state_dict())
     return heads
 
 
-def _undoing(layer: Standardize) -> np.ndarray:
-    """The matrix (D, D) that undoes the scaling of a layer; a feature that is constant stays 0."""
-    scale = layer.scale.cpu().numpy()
-    return np.diag(np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0))
+def _own_space(store: FeatureStore, config: Config) -> DualHeads:
+    """Heads that compare features as they are: they standardise nothing, and their maps are identities.
+
+    An image's vector is the mean of its views' unit vectors, as everywhere in heads; ``zero_shot`` among the baselines
+    takes the mean of the views' features.
+    """
+    image_dim, text_dim = store.dims
+    return _linear_heads(store, config, torch.eye(image_dim), torch.eye(text_dim))
 
 
-def _linear_heads(
-    data: TrainingData, config: Config, image_map: np.ndarray | None, text_map: np.ndarray | None
-) -> DualHeads:
-    """Linear heads of two matrices, (image_dim, embedding_dim) and (text_dim, embedding_dim)."""
-    assert image_map is not None, "there are two maps"
-    assert text_map is not None, "there are two maps"
+def _all_have_directions(store: FeatureStore) -> bool:
+    """Whether no row of the store's features is all zeros, those of all views of an image included."""
+    for features in (store.image_features, store.text_features):
+        for rows in row_blocks(len(features)):
+            if not np.any(features[rows], axis=-1).all():
+                return False
+    return True
+
+
+def _linear_heads(store: FeatureStore, config: Config, image_map: Tensor, text_map: Tensor) -> DualHeads:
+    """Linear heads of two matrices, (image_dim, embedding_dim) and (text_dim, embedding_dim), on plain features."""
     model = dataclasses.replace(config.model, head="linear", embedding_dim=image_map.shape[1])
-    heads = data.new_trial(dataclasses.replace(config, model=model)).heads.cpu().eval()
-    set_linear(heads.image, torch.from_numpy(image_map), torch.zeros(image_map.shape[1]))
-    set_linear(heads.text, torch.from_numpy(text_map), torch.zeros(text_map.shape[1]))
+    heads = DualHeads(*store.dims, model, config.training.loss).eval()
+    set_linear(heads.image, image_map, torch.zeros(image_map.shape[1]))
+    set_linear(heads.text, text_map, torch.zeros(text_map.shape[1]))
     return heads
 
 
@@ -142,13 +152,13 @@ def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
     alone = {"trained heads": quality(*trained)["rsum"], "closed form": quality(*closed_form)["rsum"]}
     say(
         f"rsum on the validation images: {alone['trained heads']:.1f} of the trained heads, {alone['closed form']:.1f} "
-        f"of the closed form, {rsum:.1f} of both, the closed form with the weight {chosen:g}"
+        f"of the heads without training, {rsum:.1f} of both, these with the weight {chosen:g}"
     )
-    if alone["trained heads"] >= rsum:
-        say("the closed form adds nothing to the trained heads there, and is left out")
+    if alone["trained heads"] > rsum:
+        say("the heads without training add nothing to the trained ones there, and are left out")
         return 0.0
     if alone["closed form"] >= rsum:
-        say("the trained heads add nothing to the closed form there: more images, or other settings, may change that")
+        say("the trained heads add nothing to those without there: more images, or other settings, may change that")
     return chosen
 
 

@@ -1,7 +1,7 @@
 """Distils an ensemble of linear heads into one pair, in closed form: its recall at one pair's cost in search."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ _BLOCK = 8192  # rows of vectors that are read at a time
 def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None = None) -> dict:
     """Makes one pair of linear heads of a run's members, and writes the run folder.
 
-    The members' vectors side by side vary in few directions, since all were taught the same. So the principal
-    directions of the train images' and captions' vectors hold nearly all of their inner products. What leads from the
+    The members' vectors side by side lie in few directions, since all were taught the same. So the principal directions
+    of the train images' and captions' vectors hold nearly all of their inner products. What leads from the
     features to these directions is linear but for the lengths of the members' vectors, in whose place their mean
     length stands.
 
@@ -48,10 +48,19 @@ def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None =
     if any(member.config.head != "linear" for member in members):
         raise RunError(f"{run.folder} has heads that are not linear, and one linear pair cannot do what they do")
     check_store(store, run, "name the store that it was fitted on")
-    dim = dim or members[0].embedding_dim
+    for kind in KINDS:
+        if len({bool(_standardize(member, kind).root) for member in members}) > 1:
+            raise RunError(
+                f"{run.folder} has members that take the square roots of the {kind} features and others that do not, "
+                "and no linear pair can do both; distil an ensemble of runs that were fitted on the same images"
+            )
+    if dim is None:
+        dim = members[0].embedding_dim
     most = sum(member.embedding_dim for member in members)
-    if dim > most:
-        raise RunError(f"{run.folder} has {most} dimensions, and a pair of {dim} is more; give a lower --dim")
+    if not 1 <= dim <= most:
+        raise RunError(
+            f"{run.folder} has {most} dimensions, which cannot be made into {dim}; give a --dim up to {most}"
+        )
     provenance = run.provenance | {"distilled": str(run.folder.resolve())}
     refit = run.config.training.refit
     return write_assembled(
@@ -79,7 +88,7 @@ def _distilled(store: FeatureStore, run: Run, dim: int) -> DualHeads:
     """The pair of heads of ``dim`` dimensions."""
     embeddings = read_embeddings(run.folder / EMBEDDINGS)
     directions, kept = principal_directions(embeddings, dim)
-    say(f"{dim} dimensions hold {100 * kept:.2f} % of the variance that {run.folder} has in {len(directions)}")
+    say(f"{dim} dimensions hold {100 * kept:.2f} % of the squared lengths that {run.folder} has in {len(directions)}")
     train = np.flatnonzero(np.array(embeddings.splits) == "train")
     rows = {"image": train, "text": captions_of(store.image_index, train)}
     features: dict[str, Features] = {"image": store.image_features, "text": store.text_features}
@@ -90,7 +99,7 @@ def _distilled(store: FeatureStore, run: Run, dim: int) -> DualHeads:
             scalar.copy_(members[0].scalars[name])
     parts = directions.split([member.embedding_dim for member in members])
     for kind in KINDS:
-        common = _standardize(members[0], kind)
+        common = _widest_standardize(members, kind)
         heads.standardize[kind].load_state_dict(common.state_dict())
         weight = torch.zeros(common.mean.shape[0], dim)
         bias = torch.zeros(dim)
@@ -107,7 +116,7 @@ def principal_directions(embeddings: Embeddings, dim: int) -> tuple[Tensor, floa
     """The leading eigenvectors, float32 (D, dim), of the train vectors' second moments, images' and captions' alike.
 
     Returns:
-        Them, and the share of the variance that they hold.
+        Them, and the share of the vectors' squared lengths that they hold.
     """
     train = np.flatnonzero(np.array(embeddings.splits) == "train")
     captions = np.flatnonzero(np.isin(embeddings.image_index, train))
@@ -140,6 +149,12 @@ def _standardize(heads: DualHeads, kind: str) -> Standardize:
     return layer
 
 
+def _widest_standardize(members: Sequence[DualHeads], kind: str) -> Standardize:
+    """The members' layer that takes the fewest features for constant ones, which it drops."""
+    layers = [_standardize(member, kind) for member in members]
+    return max(layers, key=lambda layer: int((layer.scale > 0).sum()))
+
+
 @torch.inference_mode()
 def _mean_length(member: DualHeads, kind: str, features: Features, rows: np.ndarray) -> float:
     """The mean length of a member's vectors, of views or of captions, before they are normalised."""
@@ -156,15 +171,9 @@ def _mean_length(member: DualHeads, kind: str, features: Features, rows: np.ndar
 
 @torch.no_grad()
 def _in_terms_of(common: Standardize, member: DualHeads, kind: str) -> tuple[Tensor, Tensor]:
-    """A member's weight and bias for features that another layer standardises.
-
-    Raises:
-        RunError: only one of the two takes the features' square roots.
-    """
+    """A member's weight and bias for features that another layer standardises."""
     own = _standardize(member, kind)
     head = _head(member, kind)
-    if bool(own.root) != bool(common.root):
-        raise RunError("the members were fitted on images with and without negative features; fit them on the same")
     scale = torch.where(common.scale > 0, own.scale / common.scale, 0.0)
     shift = (common.mean - own.mean) * own.scale
     return head.weight * scale[:, None], head.bias + shift @ head.weight

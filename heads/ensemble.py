@@ -17,7 +17,7 @@ def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> di
     """Joins runs that were fitted on ``store`` and writes the run folder; members may differ in all their settings.
 
     Where members were refitted with the validation images, these can tell nothing of the ensemble: it gets the mean of
-    its members' rsum, and of the sharpness of their hubness corrections.
+    its members' rsum, and of the sharpness of their corrections for hubs, or none where one of them corrects nothing.
 
     Returns:
         The run's provenance.

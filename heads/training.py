@@ -21,14 +21,14 @@ from onceover.extract.encoding.devices import log_device
 from onceover.extract.store import KINDS, FeatureStore, Roles
 from onceover.heads import checkpoint, replacement
 from onceover.heads.chunks import MIN_MEMORY, memory_on
-from onceover.heads.closed_form import ClosedForm, best_closed_form, chosen_share
+from onceover.heads.closed_form import best_closed_form, chosen_share
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.losses import LOSSES
 from onceover.heads.models import DualHeads, Ensemble, as_one, members_of
 from onceover.heads.stacking import steps_per_epoch, train_epochs
 from onceover.heads.training_data import TrainingData
 from onceover.heads.trials import Trial, trial_memory
-from onceover.retrieval.hubness import bank_rows, fit_inverted_softmax
+from onceover.retrieval.hubness import bank_rows, betas_text, fit_inverted_softmax
 from onceover.retrieval.metrics import quality
 
 SAVE_EVERY = 10.0  # seconds between two saves of an unfinished fit, at least: what a kill can cost
@@ -51,7 +51,8 @@ def fit(
 
     The heads are those of the epoch with the best rsum on the validation images; with ``training.members`` those of
     each member, side by side as one space. With ``training.refit`` this first fit only chooses: the number of epochs,
-    a CCA's settings, the sharpness of the hubness correction. The heads are then fitted anew, with these settings, on
+    the heads without training that stand beside the trained ones and their weight, the sharpness of the correction for
+    hubs. The heads are then fitted anew, with these settings, on
     train and validation images together.
 
     Args:
@@ -99,6 +100,7 @@ def fit(
                 result.betas,
                 result.closed_form_dims,
             )
+        say(f"correction for hubs: {betas_text(betas)}")
         provenance = _provenance(store, result._replace(betas=betas), device)
         checkpoint.save_provenance(work, {"request": request, "space": space} | provenance)
         replacement.take_over(work, folder)
@@ -148,13 +150,13 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
     closed_form: list[DualHeads] = []
     rsum = trials[0].best_rsum
     if training.cca:
-        form = fit.closed_form(data, roles)
-        own_vectors = embed(trained, store, roles.selection)
-        share = chosen_share(own_vectors, embed(form.heads, store, roles.selection), form.share)
+        form = best_closed_form(store, data, roles, config, fit.memory)
+        trained_vectors = embed(trained, store, roles.selection)
+        share = chosen_share(trained_vectors, embed(form.heads, store, roles.selection), form.share)
         if share:
             weights = [(1 - share) / len(trials)] * len(trials) + [share]
             heads = as_one([*members_of(trained), form.heads], weights)
-            closed_form = list(form.again) if training.refit else [form.heads]
+            closed_form = [form.again() if training.refit else form.heads]
         del form  # frees memory
     if isinstance(heads, Ensemble):
         rsum = quality(*embed(heads, store, roles.selection))["rsum"]
@@ -237,9 +239,10 @@ class _Fit:
         self._train("again", data, trials, epochs, validate=False)
         return [trial.heads.cpu().eval() for trial in trials]
 
-    def closed_form(self, data: TrainingData, roles: Roles) -> ClosedForm:
-        """The best heads without training."""
-        return best_closed_form(self._store, data, roles, self._config, self._state["memory"])
+    @property
+    def memory(self) -> int:
+        """Bytes that the fit may take."""
+        return self._state["memory"]
 
     def _start(self, name: str, roles: Roles) -> tuple[TrainingData, list[Trial]]:
         """The data and the trials of a pass, as they were saved or new. ``name``: ``points`` or ``again``."""

@@ -42,6 +42,14 @@ class InvertedSoftmax:
         return inverted_softmax_bias(self.galleries[kind], self.banks[kind], self.betas[kind])
 
 
+def betas_text(betas: dict[str, float]) -> str:
+    """The sharpness of a correction, for a message: ``images 15, captions none``."""
+    parts = []
+    for kind, noun in (("image", "images"), ("text", "captions")):
+        parts.append(f"{noun} {betas[kind]:g}" if betas[kind] != NO_CORRECTION else f"{noun} none")
+    return ", ".join(parts)
+
+
 def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) -> np.ndarray:
     """``-log(mean over the bank of exp(beta * score)) / beta`` for each item, float32 (N,).
 

@@ -15,13 +15,15 @@ _COLUMNS = (*_RECALLS, "median_rank", "mean_rank", "mrr", "hub_skewness")
 _COMPARED = (*_RECALLS, "mrr")
 DIRECTION_NAMES = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
 _MODEL_NOTES = {
-    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, its sharpness chosen on "
-    "the validation split; inductive: the split's queries play no part in it",
+    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, of the usual sharpness "
+    "unless the validation split asks for another one, or none; inductive: the split's queries play no part in it",
     "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
     "transductive: not to be compared with single queries",
-    "multimodal_trained": "multimodal_trained, multimodal_closed_form: the run's heads that are trained and those in "
-    "closed form, each alone and uncorrected; the run's scores are a weighted mean of both",
-    "zero_shot": "zero_shot: the features' own space, nothing learned here",
+    "multimodal_trained": "multimodal_trained, multimodal_closed_form: the run's heads that are trained and those that "
+    "are not (a CCA in closed form, or the features' own space), each alone and uncorrected; the run's scores are a "
+    "weighted mean of both",
+    "zero_shot": "zero_shot: the features compared as they are, a dual encoder's or imported ones of one width; "
+    "nothing learned here",
     "cca": "cca, ridge, text_knn, image_knn: their settings were chosen on the validation split, by fits on train "
     "images alone; then fitted on as many images as stand beside them",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
@@ -73,20 +75,15 @@ def summary_table(result: dict) -> Table:
     for model, summary in result["models"].items():
         cells = []
         for direction in DIRECTIONS:
-            cells += [_plain_cell(summary[direction], column) for column in ("R@1", "R@10")]
+            cells += [_recall(summary[direction][column]) for column in ("R@1", "R@10")]
         rows.append([model, *cells, f"{summary['rsum']:.1f}", *_size(summary)])
     galleries = [f"{result['models']['chance'][direction]['gallery']:,}" for direction in DIRECTIONS]
     title = f"{result['split']}: recall in percent among {galleries[0]} captions and {galleries[1]} images"
     return Table(title, rows)
 
 
-def _plain_cell(numbers: dict, column: str) -> str:
-    """A recall without its interval."""
-    return f"{numbers[column]:.1f}"
-
-
 def _size(summary: dict) -> list[str]:
-    """The dimensions of the vectors that are searched, and on how many images they were fitted; a dash for neither."""
+    """The dimensions of the vectors that are searched, and how many images they were fitted on; a dash for none."""
     return [f"{summary[key]:,}" if key in summary else "–" for key in ("dimensions", "fitted_images")]
 
 
@@ -106,14 +103,20 @@ def _cell(numbers: dict, column: str) -> str:
         return f"{number:.2f}"
     if column not in _RECALLS:
         return f"{number:,.1f}"
-    digits = 1 if number >= 2 else 2
-    text = f"{number:.{digits}f}"
+    text = _recall(number)
+    digits = len(text.partition(".")[2])
     if f"{column}_sd" in numbers:
         return f"{text} ± {numbers[f'{column}_sd']:.{digits}f}"
     if f"{column}_ci" in numbers:
         low, high = numbers[f"{column}_ci"]
         return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
     return text
+
+
+def _recall(number: float) -> str:
+    """A recall in percent, small ones with one more digit."""
+    digits = 1 if number >= 2 else 2
+    return f"{number:.{digits}f}"
 
 
 def notes(result: dict) -> list[str]:
@@ -186,6 +189,8 @@ def comparison_tables(result: dict) -> list[Table]:
                 cells = _comparison_cells(key, before[direction], after[direction], difference[direction])
                 rows.append([label, *cells])
         rows.append(["both", *_comparison_cells("rsum", before, after, difference)])
+        dimensions = [f"{result['dimensions'][run]:,}" for run in (first, name)]
+        rows.append(["what is searched", "dims", *dimensions, "", ""])
         tables.append(Table(f"{name} against {first}", rows))
     return tables
 
@@ -210,20 +215,19 @@ def comparison_notes(result: dict) -> list[str]:
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; intervals resample "
         "the images, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do",
         f"the {tests} intervals are not corrected for multiple comparisons",
-        f"correction for hubs: {_of_runs(result['rerank'])}",
-        f"dimensions of what is searched: {_of_runs(result['dimensions'])}",
+        f"correction for hubs: {_corrections(result['rerank'])}",
     ]
     if "csls" in result["rerank"].values():
         lines.append("csls is transductive: it uses all queries of the split at once")
     return lines
 
 
-def _of_runs(values: dict[str, str] | dict[str, int]) -> str:
-    """The value that all runs share, or that of each run."""
-    different = set(values.values())
+def _corrections(methods: dict[str, str]) -> str:
+    """The correction that all runs share, or that of each run."""
+    different = set(methods.values())
     if len(different) == 1:
-        return f"{different.pop()}"
-    return ", ".join(f"{name}: {value}" for name, value in values.items())
+        return different.pop()
+    return ", ".join(f"{name}: {method}" for name, method in methods.items())
 
 
 def markdown_table(rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:
@@ -248,8 +252,9 @@ def csv_table(result: dict) -> str:
             for column, value in summary[direction].items():
                 row |= _flat(column, value)
             row["rsum"] = summary["rsum"]
-            if "fitted_images" in summary:
-                row["fitted_images"] = summary["fitted_images"]
+            for key in ("dimensions", "fitted_images"):
+                if key in summary:
+                    row[key] = summary[key]
             rows.append(row)
     return csv_text(rows)
 

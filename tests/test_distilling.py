@@ -77,7 +77,7 @@ def test_what_cannot_be_distilled_is_refused_in_a_line(store, run_dir, joined_ru
     with pytest.raises(RunError, match="has one pair of heads; distil an ensemble"):
         distill(store, load_run(run_dir), tmp_path / "a")
     most = sum(member["embedding_dim"] for member in load_run(joined_run).provenance["members"])
-    with pytest.raises(RunError, match=f"has {most} dimensions"):
+    with pytest.raises(RunError, match=f"has {most} dimensions, which cannot be made into {most + 1}"):
         distill(store, load_run(joined_run), tmp_path / "a", dim=most + 1)
     fit(store, tmp_path / "mlp", changed(fit_config, model={"head": "mlp"}, training={"num_epochs": 1, "members": 2}))
     with pytest.raises(RunError, match="heads that are not linear"):
@@ -95,4 +95,11 @@ def test_the_command_distils_a_run_and_names_the_next_one(run, joined_run, tmp_p
     assert "one pair of heads, 8 dimensions" in told
     assert f"onceover compare {joined_run} {tmp_path / 'pair'}" in told
     assert "multimodal" in run("evaluate", "--run", tmp_path / "pair").stdout
-    assert f"distilled   in closed form of {joined_run}" in run("info", tmp_path / "pair").stdout
+    about = run("info", tmp_path / "pair").stdout
+    assert f"distilled   in closed form of {joined_run}" in about
+    assert "searched    8 dimensions" in about
+    assert (
+        "a pair that was distilled in closed form has no curve"
+        in run("plot", "--run", tmp_path / "pair", "--out", tmp_path / "figures").stderr
+    )
+    assert (tmp_path / "figures/pca.png").exists()

@@ -1,6 +1,5 @@
 """Corrections for hubs against their written-out definitions, and where they may be used."""
 
-import dataclasses
 import types
 
 import h5py
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import skew
 
+from onceover.heads import ensemble
 from onceover.retrieval import hubness
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.hubness import (
@@ -20,7 +20,7 @@ from onceover.retrieval.hubness import (
 from onceover.retrieval.index import Index, update
 from onceover.retrieval.metrics import report
 from onceover.retrieval.ranks import rank, rank_scores
-from onceover.retrieval.search import Searcher
+from onceover.retrieval.search import Query, Searcher, Term
 
 
 def unit(generator, rows, dim=16):
@@ -96,7 +96,7 @@ def test_the_file_holds_the_biases_that_any_gallery_would_get(run_dir, store):
     np.testing.assert_allclose(bias_by_bank(embeddings, "image", embeddings.images), embeddings.image_bias, rtol=1e-5)
     np.testing.assert_allclose(bias_by_bank(embeddings, "text", embeddings.texts), embeddings.text_bias, rtol=1e-5)
     with h5py.File(run_dir / "embeddings.h5") as file:
-        assert file["image/bias"].attrs["beta"] in (hubness.NO_CORRECTION, *hubness.BETAS)
+        assert file["image/bias"].attrs["beta"] in hubness.BETAS
 
 
 def test_a_small_bank_corrects_only_where_that_is_clearly_better(monkeypatch):
@@ -119,15 +119,34 @@ def test_a_small_bank_corrects_only_where_that_is_clearly_better(monkeypatch):
     assert fit_inverted_softmax(images, texts, index, train, selection).betas["image"] != hubness.NO_CORRECTION
 
 
+def test_an_image_among_images_meets_no_bias_and_a_mixed_query_its_share(run_dir):
+    """The biases are measured with queries of the other kind."""
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    embedder = types.SimpleNamespace(space=embeddings.space, embed_texts=lambda _: embeddings.texts[:1])
+    gallery = embeddings.gallery("image", rerank="qbnorm")
+    name = embeddings.ids[0]
+    corrected = Searcher(gallery, embedder)
+    for hit in corrected.search(Query((Term(item=name),)), 5):
+        row = embeddings.ids.index(hit.id)
+        assert hit.score == pytest.approx(float(embeddings.images[0] @ embeddings.images[row]), abs=1e-6)
+    mixed = Query((Term(item=name, weight=1.0), Term(text="a", weight=3.0)))
+    vector = embeddings.images[0] + 3 * embeddings.texts[0]
+    vector /= np.linalg.norm(vector)
+    for hit in corrected.search(mixed, 5):
+        row = embeddings.ids.index(hit.id)
+        expected = float(vector @ embeddings.images[row]) + 0.75 * float(embeddings.image_bias[row])
+        assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_of_several_corrections_the_ensemble_has_the_mean_or_none():
+    assert ensemble._common_beta([10.0, 20.0]) == 15.0
+    assert ensemble._common_beta([10.0, hubness.NO_CORRECTION]) == hubness.NO_CORRECTION
+
+
 def test_what_is_searched_with_is_what_is_reported(run_dir, tmp_path):
     """R@5 counted from a Searcher's hits, in memory and from an index, is the R@5 of the row in the table."""
     embeddings = read_embeddings(run_dir / "embeddings.h5")
     pictures, captions, index = embeddings.split("train")
-    embeddings = dataclasses.replace(
-        embeddings,
-        image_bias=inverted_softmax_bias(embeddings.images, embeddings.texts[captions], 15.0),
-        text_bias=inverted_softmax_bias(embeddings.texts, embeddings.images[pictures], 15.0),
-    )
     embedder = types.SimpleNamespace(
         space=embeddings.space, embed_texts=lambda rows: embeddings.texts[list(map(int, rows))]
     )
