@@ -119,6 +119,21 @@ class Fraction(click.FloatRange):
         return number
 
 
+class Numbers(click.ParamType):
+    """Numbers between commas."""
+
+    name = "numbers"
+
+    def convert(self, value, param, ctx):
+        """``value`` as a list of numbers."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return [float(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers between commas, such as 3,2", param, ctx)
+
+
 def text_of(argument: str) -> str:
     """A text from the command line, decoded as UTF-8 even where Python used another encoding."""
     try:
@@ -991,17 +1006,22 @@ def compare(runs, split, rerank, json_to):
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=DIRECTORY, metavar="RUN_A RUN_B...")
 @click.option("--out", "run_dir", required=True, type=DIRECTORY, help="Run folder to write.")
-@click.option("--store", "store_file", type=FILE, help="New location of the runs' feature store, if it has moved.")
-def ensemble(runs, run_dir, store_file):
-    """Join runs of one store into one run that averages their scores.
+@click.option("--weights", type=Numbers(), help="How much each run counts, as 3,2. [default: all the same]")
+@click.option("--store", "store_file", type=FILE, help="New location of the runs' feature store, or their joined one.")
+def ensemble(runs, run_dir, weights, store_file):
+    """Join runs into one run that averages their scores.
+
+    Runs of several stores of one dataset, such as one of fine-tuned encoders, are joined on the store that
+    onceover join made of these.
 
     \b
     Examples:
       onceover ensemble runs/a runs/b runs/c --out runs/joined
+      onceover ensemble runs/best runs/tuned --weights 3,2 --store joined.h5 --out runs/both
     """
     from onceover import workflows
 
-    provenance = workflows.ensemble(runs, run_dir, store=store_file).provenance
+    provenance = workflows.ensemble(runs, run_dir, weights=weights, store=store_file).provenance
     selection = provenance["selection"]
     say(f"{len(provenance['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))

@@ -496,13 +496,21 @@ def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | 
     return Comparison(compare_runs(opened, split, rerank))
 
 
-def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
-    """Joins runs of one store into one run, whose score is the mean of theirs.
+def ensemble(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    store: str | Path | None = None,
+) -> Run:
+    """Joins runs into one run, whose score is the weighted mean of theirs.
 
     Args:
         runs: folders of the runs.
         out: the folder to write.
-        store: the new location of the runs' feature store, if it has moved.
+        weights: how much each run counts; by default all the same.
+        store: the new location of the runs' feature store, if it has moved; of runs of several stores, the one that
+            ``join`` made of these.
 
     Example:
         >>> joined = onceover.ensemble(["runs/first", "runs/second"], "runs/joined")
@@ -515,7 +523,7 @@ def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path |
 
     opened = [load_run(folder) for folder in runs]
     with _opened(store or store_of(Path(runs[0]), opened[0].provenance)) as features:
-        join(features, opened, out)
+        join(features, opened, out, weights)
     return load_run(out)
 
 

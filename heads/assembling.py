@@ -9,7 +9,7 @@ from onceover.base.formats import EMBEDDINGS, FINETUNED, PROVENANCE
 from onceover.configs.schema import Config
 from onceover.extract.store import FeatureStore
 from onceover.heads import checkpoint
-from onceover.heads.checkpoint import Run, RunError
+from onceover.heads.checkpoint import RunError
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.models import DualHeads, Ensemble
 from onceover.heads.replacement import claim_folder, run_files
@@ -36,16 +36,6 @@ class Assembled:
     provenance: dict
     rsum: float | None
     betas: dict[str, float] | None
-
-
-def check_store(store: FeatureStore, run: Run, remedy: str) -> None:
-    """Refuses a run that was fitted on other features. ``remedy``: what to do, for the error.
-
-    Raises:
-        RunError: it was.
-    """
-    if run.provenance["fingerprints"] != store.fingerprints:
-        raise RunError(f"{run.folder} was not fitted on the features of {store.path}; {remedy}")
 
 
 def write_assembled(store: FeatureStore, folder: str | Path, assembled: Assembled) -> dict:

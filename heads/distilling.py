@@ -12,7 +12,7 @@ from onceover.base.formats import EMBEDDINGS
 from onceover.base.progress import say
 from onceover.configs.schema import Config
 from onceover.extract.store import KINDS, FeatureStore
-from onceover.heads.assembling import Assembled, check_store, write_assembled
+from onceover.heads.assembling import Assembled, write_assembled
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.chunks import Features, blocks
 from onceover.heads.closed_form import set_linear
@@ -47,7 +47,8 @@ def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None =
         raise RunError(f"{run.folder} has one pair of heads; distil an ensemble, as of training.members=3")
     if any(member.config.head != "linear" for member in members):
         raise RunError(f"{run.folder} has heads that are not linear, and one linear pair cannot do what they do")
-    check_store(store, run, "name the store that it was fitted on")
+    if run.provenance["fingerprints"] != store.fingerprints:
+        raise RunError(f"{run.folder} was not fitted on the features of {store.path}; name its own store with --store")
     for kind in KINDS:
         if len({bool(_standardize(member, kind).root) for member in members}) > 1:
             raise RunError(
@@ -99,7 +100,7 @@ def _distilled(store: FeatureStore, run: Run, dim: int) -> DualHeads:
             scalar.copy_(members[0].scalars[name])
     parts = directions.split([member.embedding_dim for member in members])
     for kind in KINDS:
-        common = _widest_standardize(members, kind)
+        common = _common_standardize(members, kind)
         heads.standardize[kind].load_state_dict(common.state_dict())
         weight = torch.zeros(common.mean.shape[0], dim)
         bias = torch.zeros(dim)
@@ -149,10 +150,17 @@ def _standardize(heads: DualHeads, kind: str) -> Standardize:
     return layer
 
 
-def _widest_standardize(members: Sequence[DualHeads], kind: str) -> Standardize:
-    """The members' layer that takes the fewest features for constant ones, which it drops."""
+def _common_standardize(members: Sequence[DualHeads], kind: str) -> Standardize:
+    """A layer that standardises each feature as the first member does that takes it; one that none takes becomes 0."""
     layers = [_standardize(member, kind) for member in members]
-    return max(layers, key=lambda layer: int((layer.scale > 0).sum()))
+    common = Standardize(len(layers[0].mean))
+    common.root.copy_(layers[0].root)
+    common.scale.zero_()
+    for layer in layers:
+        is_new = (common.scale == 0) & (layer.scale > 0)
+        common.mean.copy_(torch.where(is_new, layer.mean, common.mean))
+        common.scale.copy_(torch.where(is_new, layer.scale, common.scale))
+    return common
 
 
 @torch.inference_mode()

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from onceover.heads.checkpoint import RunError, load_run
-from onceover.heads.distilling import distill, principal_directions
+from onceover.heads.distilling import _common_standardize, _in_terms_of, distill, principal_directions
 from onceover.heads.embed import embed
 from onceover.heads.ensemble import ensemble
 from onceover.heads.training import fit
@@ -49,6 +50,26 @@ def test_what_the_distilled_pair_scores_is_near_what_the_ensemble_scores(store, 
     correlation = np.corrcoef(scores(pair, store).ravel(), scores(run.heads, store).ravel())[0, 1]
     assert correlation > 0.97
     assert any(line.startswith("24 dimensions hold 9") for line in messages)
+
+
+def test_members_that_take_different_features_are_distilled_with_all_of_them(store, run_dir, tmp_path):
+    """As those of several stores on the joined one, whose other columns have a scale of 0."""
+    run = load_run(run_dir)
+    members = []
+    for taken in (slice(0, 6), slice(6, None)):
+        member = load_run(run_dir).heads
+        for layer in member.standardize.values():
+            scale = torch.zeros_like(layer.scale)
+            scale[taken] = layer.scale[taken]
+            layer.scale.copy_(scale)
+        members.append(member)
+    common = _common_standardize(members, "image")
+    for name, value in run.heads.standardize["image"].state_dict().items():
+        assert torch.equal(common.state_dict()[name], value), name
+    weight, bias = _in_terms_of(common, members[1], "image")
+    features = torch.from_numpy(store.image_features[:5])
+    expected = members[1].image(members[1].standardize["image"](features))
+    torch.testing.assert_close(common(features) @ weight + bias, expected)
 
 
 def test_the_principal_directions_of_the_train_vectors_are_those_of_numpys_svd(joined_run):
