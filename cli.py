@@ -1573,7 +1573,10 @@ def verify(store_file, sample, device, **places):
     for problem in problems:
         click.echo(printable(f"wrong: {problem}"))
     if problems:
-        warn(f"{store_file} cannot be trusted; remove it and extract again")
+        mend = "remove it"
+        if store.shards is not None:
+            mend = "remove the shards that are named, or the folder where none is,"
+        warn(f"{store_file} cannot be trusted; {mend} and extract again")
         sys.exit(1)
     click.echo(f"{store_file} is sound")
 

@@ -88,8 +88,10 @@ def extract(
     from onceover.extract.encoders import parse_spec
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
+    from onceover.extract.store_form import store_place
 
     config = config or load_config(DEFAULT_CONFIG).extract
+    store_place(store)
     for spec in (config.image_encoder, config.text_encoder):
         parse_spec(spec)  # one that cannot be is refused before the dataset is read
     dataset = read_dataset(data, config.seed, reading or ReadOptions())

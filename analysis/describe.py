@@ -135,7 +135,9 @@ def _describe_store(store: FeatureStore) -> str:
     ]
     thumbnails = store.thumbnails()
     size = "none"
-    if thumbnails is not None:
+    if thumbnails is not None and store.shards is not None:
+        size = "in the shards"
+    elif thumbnails is not None:
         size = f"{sum(map(len, thumbnails)) / 2**20:,.1f} MiB"
     lines.append(f"  thumbnails  {size}")
     lines.append(f"  dataset     fingerprint {store.fingerprints['dataset'][:16]}")

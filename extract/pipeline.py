@@ -101,7 +101,7 @@ def extract(
     with only_writer(path, "the store"):
         unfinished.claim()
         check_kept(path)
-        old = FeatureStore(path) if store_exists(path) else None
+        old = FeatureStore(path, mend=True) if store_exists(path) else None
         try:
             if old and backend != "auto":
                 _tell_other_backend(old, backend)

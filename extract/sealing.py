@@ -294,7 +294,7 @@ def _kept_shards(shards: _Shards, source: RowSources, keys: list[str]) -> tuple[
     used = np.bincount(placed.numbers[placed.numbers >= 0], minlength=len(placed.shards))
     final = np.full(len(placed.shards) + 1, -1)  # the last one: of rows in no shard
     for number in np.flatnonzero(used):
-        checksum = stated_checksum(placed.shards[number])
+        checksum = placed.checksums[number]
         if used[number] == placed.counts[number] and checksum is not None:
             final[number] = shards.keep(source.kind, placed.shards[number], placed.counts[number], checksum)
     numbers[:] = final[placed.numbers]

@@ -12,7 +12,7 @@ from typing import NamedTuple, overload
 import h5py
 import numpy as np
 
-from onceover.base.hdf5 import Hdf5Error, RowsOnDisk, check_bytes, memory_mapped, open_hdf5, stated_checksum, which_file
+from onceover.base.hdf5 import Hdf5Error, RowsOnDisk, check_bytes, open_hdf5, stated_checksum, which_file
 
 MAPPED = 64  # shards that are mapped at a time; each holds a file open
 BLOCK = 1024  # rows that are read at a time where all are passed over
@@ -43,6 +43,14 @@ class Places(NamedTuple):
                 yield int(shards[chosen[0]]), chosen, places[chosen]
 
 
+class _Layout(NamedTuple):
+    """Where features lie in the file of a shard, in bytes from its beginning, and how they look."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
 class ShardFiles:
     """The shards of a folder, opened and checked when they are first needed. From several threads at will.
 
@@ -55,6 +63,7 @@ class ShardFiles:
         self.table = table
         self._lock = threading.RLock()
         self._checked: dict[int, tuple[int, int, int, int]] = {}
+        self._layouts: dict[int, _Layout] = {}
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
         self._open: tuple[int, h5py.File] | None = None
 
@@ -83,15 +92,23 @@ class ShardFiles:
         with self._lock:
             self._check(number)
             if number not in self._maps:
-                with open_hdf5(self.path(number), again=True) as file:
-                    mapped = memory_mapped(file[kind]["features"])
-                if len(mapped) != self.table.rows[number]:
-                    raise Hdf5Error(f"{self.path(number)} has {len(mapped)} rows; {self.table.rows[number]} expected")
-                self._maps[number] = mapped
+                layout = self._layout(number, kind)
+                self._maps[number] = np.memmap(self.path(number), layout.dtype, "r", layout.offset, layout.shape)
                 if len(self._maps) > MAPPED:
                     self._maps.popitem(last=False)
             self._maps.move_to_end(number)
             return self._maps[number]
+
+    def _layout(self, number: int, kind: str) -> _Layout:
+        """Where the features lie in a shard, which is looked up once."""
+        if number not in self._layouts:
+            with open_hdf5(self.path(number), again=True) as file:
+                features = file[kind]["features"]
+                layout = _Layout(features.id.get_offset(), features.shape, features.dtype)
+            if layout.offset is None or layout.shape[0] != self.table.rows[number]:
+                raise Hdf5Error(f"{self.path(number)} does not hold its features in one piece; extract again")
+            self._layouts[number] = layout
+        return self._layouts[number]
 
     def column(self, number: int, kind: str, name: str, rows: np.ndarray) -> list[np.ndarray]:
         """Some values of a column of bytes in a shard, which stays open until another one is needed."""
@@ -118,13 +135,17 @@ class ShardFiles:
     def _check(self, number: int) -> None:
         """Sees that a shard is the one that the manifest names, and did not change since it was last looked at."""
         path = self.path(number)
+        if path.is_symlink():
+            raise Hdf5Error(f"{path} is a link that leads out of the store; it is not read")
         status = which_file(path.stat())
         if self._checked.get(number) == status:
             return
         if number in self._checked:
             raise Hdf5Error(f"{path} was changed while it was in use; run the command again")
         if status[2] != self.table.sizes[number] or stated_checksum(path) != self.table.checksums[number]:
-            raise Hdf5Error(f"{path} is not the shard that the manifest names; restore it, or extract again")
+            raise Hdf5Error(
+                f"{path} is not the shard that the manifest names; put that back, or remove this one and extract again"
+            )
         check_bytes(path)
         self._checked[number] = status
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from onceover.base.files import write_bytes
 from onceover.base.formats import STORE_FORMAT
-from onceover.base.hdf5 import hdf5_bytes, open_hdf5, write_column
+from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
 from onceover.extract.ledger import Failure
 from onceover.extract.store import (
     KEYS,
@@ -48,12 +48,14 @@ class PlacedRows(NamedTuple):
     """Where rows lie that are in shards already.
 
     Attributes:
-        shards: the files of the shards. counts: how many rows each of them has.
+        shards: the files of the shards. counts: how many rows each of them has. checksums: those behind their ends;
+            None of a shard of an earlier version.
         numbers: of the shard of each row, −1 of one that lies in a store of one file. rows: of each row in its shard.
     """
 
     shards: list[Path]
     counts: list[int]
+    checksums: list[str | None]
     numbers: np.ndarray
     rows: np.ndarray
 
@@ -97,13 +99,13 @@ class RowSources:
             StoreError: a damaged file.
         """
         self._paths.append(path)
-        rows = _StoreRows(path, self.kind) if _is_store(path) else _ShardRows(path, self.kind)
+        rows = _rows_in(path, self.kind)
         if rows.fingerprint != self.fingerprint:
             return
         self.failures |= {failure.id: failure for failure in rows.failures if failure.stage == self.kind}
         if not len(rows.keys) or any(name not in rows.columns for name in self.columns):
             return
-        for row, key in enumerate(rows.keys):
+        for row, key in zip(rows.numbers, rows.keys, strict=True):
             self._where.setdefault(key, (len(self._files), row))
         self.keys_by_stat |= dict(zip(rows.stats, rows.keys, strict=False))
         rows.forget()
@@ -153,6 +155,7 @@ class RowSources:
         places = self._places(keys)
         shards: list[Path] = []
         counts: list[int] = []
+        checksums: list[str | None] = []
         numbers = np.full(len(keys), -1)
         rows = np.zeros(len(keys), np.int64)
         for number in np.unique(places[:, 0]):
@@ -165,13 +168,15 @@ class RowSources:
                 rows[chosen] = places[chosen, 1]
                 shards.append(file.path)
                 counts.append(file.count)
+                checksums.append(stated_checksum(file.path))
             elif file.store.shards is not None and file.store.path == folder:
                 in_store = file.store.places(self.kind)
                 numbers[chosen] = len(shards) + in_store.shards[places[chosen, 1]]
                 rows[chosen] = in_store.rows[places[chosen, 1]]
                 shards += [file.store.shards.path(number) for number in range(len(file.store.shards))]
                 counts += file.store.shards.table.rows.tolist()
-        return PlacedRows(shards, counts, numbers, rows)
+                checksums += file.store.shards.table.checksums
+        return PlacedRows(shards, counts, checksums, numbers, rows)
 
     def _places(self, keys: list[str]) -> np.ndarray:
         """The number of the file and the row in it of each key: int64 (n, 2)."""
@@ -186,16 +191,18 @@ def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: l
     return sources
 
 
-def _is_store(path: Path) -> bool:
-    """Whether a path is a store's, and not a shard's.
+def _rows_in(path: Path, kind: str) -> "_ShardRows | _StoreRows":
+    """The rows of a kind in a shard or a store.
 
     Raises:
         StoreError: a damaged file.
     """
     if path.is_dir():
-        return True
+        return _StoreRows(path, kind)
     with readable(path), open_hdf5(path) as file:
-        return file.attrs.get("format") == STORE_FORMAT
+        if file.attrs.get("format") != STORE_FORMAT:
+            return _ShardRows(path, kind, file)
+    return _StoreRows(path, kind)
 
 
 class _ShardRows:
@@ -205,35 +212,37 @@ class _ShardRows:
         fingerprint: of its features; empty where it has none of the kind. failures: its part of the ledger.
         columns: by name, the shape of a row and the type.
         count: how many rows it has.
-        keys: of the rows; stats: of images, their ids with the sizes and times of their files.
+        numbers: of its rows; keys: of the same; stats: of images, their ids with the sizes and times of their files.
     """
 
-    def __init__(self, path: Path, kind: str):
+    def __init__(self, path: Path, kind: str, file: h5py.File):
+        """``file``: the shard, open for a moment."""
         self.path = Path(path)
         self._kind = kind
         self.fingerprint = ""
         self.count = 0
         self.failures: list[Failure] = []
         self.columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        self.numbers: Sequence[int] = ()
         self.keys: list[str] = []
         self.stats: list[tuple[str, int, int]] = []
-        with readable(path), open_hdf5(path, again=True) as file:
-            if kind not in file:
-                return
-            group = file[kind]
-            self.fingerprint = group["features"].attrs["fingerprint"]
-            self.failures = read_failures(file)
-            self.columns = {name: (column.shape[1:], column.dtype) for name, column in group.items()}
-            if not len(group["features"]):
-                return
+        if kind not in file:
+            return
+        group = file[kind]
+        self.fingerprint = group["features"].attrs["fingerprint"]
+        self.failures = read_failures(file)
+        self.columns = {name: (column.shape[1:], column.dtype) for name, column in group.items()}
+        self.count = len(group["features"])
+        if self.count:
             self.keys = strings(group[KEYS[kind]])
-            if kind == "image":
-                columns = (strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist())
-                self.stats = list(zip(*columns, strict=True))
-        self.count = len(self.keys)
+            self.numbers = range(self.count)
+        if self.count and kind == "image":
+            columns = (strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist())
+            self.stats = list(zip(*columns, strict=True))
 
     def forget(self) -> None:
         """Frees what was only needed to find rows."""
+        self.numbers = ()
         self.keys = []
         self.stats = []
 
@@ -248,10 +257,13 @@ class _ShardRows:
 
 
 class _StoreRows:
-    """The rows of a store, with the attributes of a shard's; those of features are checked as they are read."""
+    """The rows of a store, with the attributes of a shard's; those of features are checked as they are read.
+
+    Rows of shards that are missing are left out, so that they are encoded again.
+    """
 
     def __init__(self, path: Path, kind: str):
-        self.store = FeatureStore(path)
+        self.store = FeatureStore(path, mend=True)
         self._kind = kind
         self.fingerprint = self.store.fingerprints[kind]
         self.failures = self.store.failures
@@ -261,9 +273,24 @@ class _StoreRows:
         if kind == "image":
             sizes, times = self.store.image_stats()
             self.stats = list(zip(self.store.image_ids, sizes.tolist(), times.tolist(), strict=True))
+        self.numbers: Sequence[int] = range(len(self.keys))
+        if self.store.missing_shards():
+            self._leave_out_missing()
+
+    def _leave_out_missing(self) -> None:
+        """Leaves out the rows of shards that are missing."""
+        assert self.store.shards is not None
+        missing = set(self.store.missing_shards())
+        is_there = np.array([name not in missing for name in self.store.shards.table.names])
+        numbers = np.flatnonzero(is_there[self.store.places(self._kind).shards]).tolist()
+        self.keys = [self.keys[number] for number in numbers]
+        if self.stats:
+            self.stats = [self.stats[number] for number in numbers]
+        self.numbers = numbers
 
     def forget(self) -> None:
         """Frees what was only needed to find rows."""
+        self.numbers = ()
         self.keys = []
         self.stats = []
         self.store.forget()

@@ -104,8 +104,11 @@ class FeatureStore:
         (60, 2, 16) (300, 32)
     """
 
-    def __init__(self, path: str | Path, check: bool = True):
-        """``check``: refuse what does not match its checksum; without, ``verify`` can tell all that is wrong."""
+    def __init__(self, path: str | Path, check: bool = True, mend: bool = False):
+        """``check``: refuse what does not match its checksum; without, ``verify`` can tell all that is wrong.
+
+        ``mend``: open a folder that lacks shards, to encode their rows again.
+        """
         self.path = Path(path)
         self._file, self._is_whole = _open(self.path)
         LOGGER.debug("opened the feature store %s", self.path)
@@ -120,6 +123,8 @@ class FeatureStore:
                 self.fingerprints["dataset"] = self._file.attrs["dataset_fingerprint"]
                 if check:
                     self._check()
+                if check and not mend:
+                    self._refuse_missing_shards()
                 self._features: dict[str, RowsOnDisk] = {kind: self._open_features(kind) for kind in KINDS}
         except OnceoverError:
             self.close()
@@ -220,11 +225,17 @@ class FeatureStore:
         problems = [*wrong, *self._shape_problems()]
         if problems:
             raise ValueError(problems[0])
-        missing = self.shards.missing() if self.shards is not None else []
+
+    def missing_shards(self) -> list[str]:
+        """The names of shards that the manifest has and the folder has not."""
+        return [] if self.shards is None else self.shards.missing()
+
+    def _refuse_missing_shards(self) -> None:
+        missing = self.missing_shards()
         if missing:
             raise StoreError(
-                f"{self.path} lacks {len(missing):,} of its shards (the first: {missing[0]}); put them back, or remove "
-                "the folder and extract again"
+                f"{self.path} lacks {len(missing):,} of its shards (the first: {missing[0]}); put them back, or run "
+                "extract again, which encodes their rows anew"
             )
 
     def _shape_problems(self) -> Iterator[str]:
@@ -636,6 +647,8 @@ def _printable(text: str) -> str:
 def read_failures(file: h5py.File) -> list[Failure]:
     """The ledger of a store or a shard."""
     group = file["failures"]
+    if not len(group["id"]):
+        return []
     columns = [strings(group[name]) for name in ("id", "stage", "reason")]
     columns += [group[name][:].tolist() for name in ("size", "mtime_ns")]
     return [Failure(*row) for row in zip(*columns, strict=True)]

@@ -298,6 +298,31 @@ def test_a_damaged_missing_or_foreign_shard_is_named_and_its_rows_are_not_read(f
         assert "was changed while it was in use" in message(lambda: store.image_features[:])
 
 
+def test_rows_of_a_missing_shard_alone_are_encoded_again(made, drawn, folder_store, config):
+    names = sorted(shards(folder_store))
+    kept = shards(folder_store)
+    for name in (names[0], names[-1]):
+        (folder_store / name).unlink()
+        del kept[name]
+    summary = extract(read_dataset(drawn), folder_store, config, device="cpu")
+    assert 0 < summary.computed["image"] < 10
+    assert 0 < summary.computed["text"] < 60
+    assert kept.items() <= shards(folder_store).items()
+    with FeatureStore(folder_store) as store, FeatureStore(made / "drawn.store") as origin:
+        assert store.verify() == []
+        np.testing.assert_allclose(store.text_features[:], origin.text_features[:], atol=1e-5)
+    assert extract(read_dataset(drawn), folder_store, config, device="cpu").up_to_date
+
+
+def test_a_shard_that_is_a_link_is_not_read(folder_store, tmp_path):
+    name = next(iter(shards(folder_store)))
+    (folder_store / name).rename(tmp_path / "elsewhere.h5")
+    (folder_store / name).symlink_to(tmp_path / "elsewhere.h5")
+    with FeatureStore(folder_store) as store:
+        [problem] = store.verify()
+    assert "is a link that leads out of the store" in problem
+
+
 def test_a_damaged_manifest_is_refused(folder_store):
     damage(folder_store / "manifest.h5")
     assert "manifest.h5 is damaged" in message(FeatureStore, folder_store)
