@@ -75,6 +75,8 @@ def _describe_folder(path: Path) -> str:
         return "\n".join(map(_describe_index, galleries))
     if path.name.endswith(".parts"):
         return _describe_parts(path)
+    if parts_folder(path).is_dir():
+        return _describe_parts(parts_folder(path))
     parts = [folder for folder in (path / "images.h5.parts", path / "captions.h5.parts") if folder.is_dir()]
     if parts:
         return "\n".join([f"unfinished index {path}", *map(_describe_parts, parts)])

@@ -113,6 +113,7 @@ class FeatureStore:
         self._file, self._is_whole = _open(self.path)
         LOGGER.debug("opened the feature store %s", self.path)
         self.shards: ShardFiles | None = None
+        self._places: dict[str, Places] = {}
         try:
             with readable(self.path):
                 if self.path.is_dir():
@@ -149,7 +150,10 @@ class FeatureStore:
 
     def places(self, kind: str) -> Places:
         """The shard of each row, and the row in it; of a store that is a folder."""
-        return Places(memory_mapped(self._file[kind]["shard"]), memory_mapped(self._file[kind]["row"]))
+        if kind not in self._places:
+            group = self._file[kind]
+            self._places[kind] = Places(memory_mapped(group["shard"]), memory_mapped(group["row"]))
+        return self._places[kind]
 
     @cached_property
     def image_ids(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Stores that are folders of shards: the same rows as in one file, kills, growth, pruning, refusals, every command."""
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -368,3 +369,65 @@ def test_a_closed_store_says_so(made):
         pass
     with pytest.raises(StoreError, match="was closed before all of it was read"):
         store.captions  # noqa: B018
+
+
+def test_commands_give_the_same_with_a_folder_as_with_a_file(made, drawn, tmp_path, run, fails):
+    cpu = ("--device", "cpu")
+    small = (
+        "--set",
+        "model.embedding_dim=16",
+        "--set",
+        "training.num_epochs=2",
+        "--set",
+        "training.batch_size=16",
+        *cpu,
+    )
+    results = {}
+    for store in (made / "drawn.h5", made / "drawn.store"):
+        folder = tmp_path / store.suffix
+        run("fit", "--store", store, "--run", folder, *small)
+        evaluated = run("evaluate", "--run", folder, "--json", "-").stdout
+        baselines = run("evaluate", "--store", store, "--json", "-").stdout
+        table = folder.with_suffix(".parquet")
+        run("export", "--run", folder, "--to", table, "--neighbours", 0, "--with-images", "--store", store)
+        described = run("info", store).stdout
+        assert "60: 36 train, 12 dev, 12 test" in described
+        heads = (folder / "heads.safetensors").read_bytes()
+        results[store.suffix] = (heads, numbers_in(evaluated), numbers_in(baselines), table.stat().st_size)
+    assert results[".h5"] == results[".store"]
+    assert "a folder of " in described
+    assert run("verify", made / "drawn.store", "--sample", 2, *cpu).stdout.endswith("drawn.store is sound\n")
+    run("plot", "--store", made / "drawn.store", "--out", tmp_path / "figures")
+    swept = ("--grid", "model.temperature=0.05,0.07", *small)
+    run("sweep", "--store", made / "drawn.store", "--out", tmp_path / "sweep", *swept)
+    run("report", "--run", tmp_path / ".store", "--out", tmp_path / "report.html")
+    assert "hold features of the same encoders" in fails(
+        "join", made / "drawn.store", made / "drawn.h5", "--out", tmp_path / "joined/"
+    )
+    run("repack", made / "drawn.h5", "--to", f"{tmp_path}/other/")
+    assert contents(tmp_path / "other") == contents(made / "drawn.store")
+
+
+def numbers_in(result):
+    """The recalls of a result in JSON."""
+    models = json.loads(result)["models"]
+    return {name: (row["image_to_text"], row["text_to_image"]) for name, row in models.items()}
+
+
+def test_features_are_imported_into_a_folder(tmp_path, run):
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((2500, 4)).astype(np.float32)
+    texts = generator.standard_normal((2500, 3)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "texts.npy", texts)
+    rows = [f"{row}.jpg,one caption for all,{'train' if row % 2 else 'dev'}\n" for row in range(2500)]
+    (tmp_path / "captions.csv").write_text("image,caption,split\n" + "".join(rows))
+    given = ("--image-features", tmp_path / "images.npy", "--text-features", tmp_path / "texts.npy")
+    command = ("import", *given, "--captions", tmp_path / "captions.csv", "--store", f"{tmp_path}/mine/")
+    run(*command)
+    with FeatureStore(tmp_path / "mine") as store:
+        np.testing.assert_array_equal(store.image_features[:, 0], images)
+        np.testing.assert_array_equal(store.text_features[:], texts)  # rows of their own, though the captions are equal
+        assert store.shards.table.rows.tolist() == [1024, 1024, 452] * 2
+        assert store.verify() == []
+    assert "is up to date; nothing to import" in run(*command).stderr
