@@ -1554,7 +1554,6 @@ def verify(store_file, sample, device, **places):
     """
     from onceover.base.formats import CURRENT
     from onceover.extract.store import FeatureStore
-    from onceover.extract.verify import verify_sample
     from onceover.retrieval.index.galleries import GALLERIES
 
     indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
@@ -1567,6 +1566,8 @@ def verify(store_file, sample, device, **places):
     with FeatureStore(store_file) as store:
         problems = store.verify()
         if sample and not problems:
+            from onceover.extract.verify import verify_sample
+
             lines, problems = verify_sample(store, sample, device=device, **places)
             for line in lines:
                 click.echo(printable(line))

@@ -339,7 +339,13 @@ def run_command(command: list) -> dict:
     if process.returncode:
         sys.exit(said)
     seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "peak_MiB": round(usage.ru_maxrss / 1024), "said": said.splitlines()[-2:]}
+    processor = round(usage.ru_utime + usage.ru_stime, 1)
+    return {
+        "seconds": seconds,
+        "CPU_s": processor,
+        "peak_MiB": round(usage.ru_maxrss / 1024),
+        "said": said.splitlines()[-2:],
+    }
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
     )
     assert message == f"{tmp_path / 'letter.jpg'} is no usable image: not an image in a known format"
     assert "is no run folder" in fails("plot", "--run", tmp_path / "none", "--out", out)
-    assert "but no run" in fails("info", tmp_path)
+    assert "but no store, run" in fails("info", tmp_path)
     assert "there is no feature store" in fails("info", tmp_path / "none")
     assert "is no HDF5 file" in fails("verify", tmp_path / "letter.jpg")
     assert "cannot be used" in fails("fit", "--store", store_file, "--run", out, "--device", "cuda:77")
