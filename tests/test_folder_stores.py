@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from torch import nn
 
 from onceover.base.errors import OnceoverError
 from onceover.extract import sealing, store_form
@@ -16,6 +17,7 @@ from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.repack import repack
 from onceover.extract.store import FeatureStore, StoreError, parts_folder
+from onceover.heads.chunks import Chunks
 
 
 @pytest.fixture(scope="module")
@@ -431,3 +433,15 @@ def test_features_are_imported_into_a_folder(tmp_path, run):
         assert store.shards.table.rows.tolist() == [1024, 1024, 452] * 2
         assert store.verify() == []
     assert "is up to date; nothing to import" in run(*command).stderr
+
+
+def test_the_chunks_of_a_fit_are_the_same_from_a_folder_as_from_a_file(made):
+    dealt = {}
+    for name in ("drawn.h5", "drawn.store"):
+        with FeatureStore(made / name) as store:
+            plain = {kind: nn.Identity() for kind in ("image", "text")}
+            chunks = Chunks(store, store.roles().train, store.image_index, plain, 3, "cpu")
+            epoch = list(chunks.epoch(np.random.default_rng(0)))
+        dealt[name] = [(chunk.image_rows.tolist(), chunk.images.tolist(), chunk.texts.tolist()) for chunk in epoch]
+    assert len(dealt["drawn.h5"]) > 0
+    assert dealt["drawn.store"] == dealt["drawn.h5"]
