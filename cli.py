@@ -101,6 +101,7 @@ class PathOrAddress(PathName):
 
 
 FILE = PathName(path_type=Path)
+STORE = PathName(path_type=str)  # a store to write: a slash at the end says that it is to be a folder
 LOCATION = PathOrAddress(path_type=Path)
 DIRECTORY = PathName(file_okay=False, path_type=Path)
 
@@ -416,6 +417,7 @@ def cli() -> None:
     extract   images and captions -> feature store (once)
     import    features computed elsewhere -> feature store
     join      feature stores of one dataset -> one with the features of all their encoders
+    repack    feature store -> its other form, one file or a folder of shards
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
@@ -449,7 +451,14 @@ def _forgiving_streams() -> None:
     metavar="DATA",
     help="Dataset: its folder or file, a pattern of shards, or an address (docs/data.md lists the forms).",
 )
-@click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option(
+    "--store",
+    "store_file",
+    required=True,
+    type=STORE,
+    help="Feature store to write: one file (NAME.h5), or a folder (NAME.store or NAME/). "
+    "[another NAME: a folder from 8 GiB of features]",
+)
 @click.option(
     "--image-encoder",
     metavar="SPEC",
@@ -524,6 +533,7 @@ def extract(
     \b
     Examples:
       onceover extract --data data/flickr8k --store stores/flickr8k.h5
+      onceover extract --data "s3://bucket/{000..999}.tar" --store stores/web.store
       onceover extract --data photos.csv --store photos.h5 --image-encoder hf:encoders/clip --views 2
     """
     from onceover import workflows
@@ -531,8 +541,6 @@ def extract(
     check_overrides(overrides, "extract")
     settings = [f"extract.{key}={json.dumps(value)}" for key, value in explicit.items() if value is not None]
     config = load_config(config_file, [*overrides, *settings]).extract
-    if store_file.is_dir():
-        raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     summary = workflows.extract(
         data,
         store_file,
@@ -577,7 +585,7 @@ def extract(
     type=DIRECTORY,
     help="Folder with train_ims.npy, train_caps.txt and the same for dev and test, as VSE++ has them.",
 )
-@click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option("--store", "store_file", required=True, type=STORE, help="Feature store to write, as of extract.")
 @click.option("--image-ids", type=FILE, help="Image names of the rows of image features, one per line.")
 @click.option(
     "--regions", type=click.Choice(["mean"]), help="Image features are (images, regions, numbers): take the mean."
@@ -614,8 +622,6 @@ def import_(store_file, config_file, overrides, **given):
     from onceover.extract.importing import import_features
 
     check_overrides(overrides, "extract")
-    if store_file.is_dir():
-        raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     names = ("image_features", "text_features", "captions")
     config = load_config(config_file, overrides).extract
     summary = import_features(*(given.pop(name) for name in names), store_file, config=config, **given)
@@ -628,7 +634,7 @@ def import_(store_file, config_file, overrides, **given):
 
 @cli.command()
 @click.argument("stores", nargs=-1, required=True, type=FILE, metavar="STORE_A STORE_B...")
-@click.option("--out", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option("--out", "store_file", required=True, type=STORE, help="Feature store to write, as of extract.")
 @click.option(
     "--common", is_flag=True, help="Join the images and captions that all stores have; the others go into the ledger."
 )
@@ -646,13 +652,34 @@ def join(stores, store_file, common, force):
     """
     from onceover.extract.joining import join_stores
 
-    if store_file.is_dir():
-        raise ConfigError(f"{store_file} is a folder; --out names the .h5 file to write")
     summary = join_stores(stores, store_file, common=common, force=force)
     summary.tell()
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to join",
         command("fit", "--store", store_file, "--run", "runs/first"),
+    )
+
+
+@cli.command()
+@click.argument("store_file", type=FILE, metavar="STORE")
+@click.option("--to", required=True, type=STORE, help="Feature store to write: NAME.h5, or NAME.store or NAME/.")
+@click.option("--force", is_flag=True, help="Replace another feature store at --to.")
+def repack(store_file, to, force):
+    """Convert a feature store from one file to a folder of shards, or back.
+
+    Nothing is encoded again, and all commands take either form.
+
+    \b
+    Examples:
+      onceover repack stores/flickr8k.h5 --to stores/flickr8k.store
+      onceover repack stores/flickr8k.store --to stores/flickr8k.h5
+    """
+    from onceover.extract.repack import repack as write
+
+    summary = write(store_file, to, force=force)
+    done(
+        f"wrote {to}" if not summary.up_to_date else f"{to} is up to date; nothing to convert",
+        command("fit", "--store", to, "--run", "runs/first"),
     )
 
 
@@ -1549,7 +1576,7 @@ def info(path, data, reading):
 
 
 @cli.command()
-@click.argument("store_file", type=FILE, metavar="FILE.h5_OR_INDEX")
+@click.argument("store_file", type=FILE, metavar="STORE_OR_INDEX")
 @click.option("--sample", type=click.IntRange(min=1), help="Also encode N images and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
@@ -1570,7 +1597,6 @@ def verify(store_file, sample, device, **places):
     """
     from onceover.base.formats import CURRENT
     from onceover.extract.store import FeatureStore
-    from onceover.extract.verify import verify_sample
     from onceover.retrieval.index.galleries import GALLERIES
 
     indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
@@ -1583,13 +1609,18 @@ def verify(store_file, sample, device, **places):
     with FeatureStore(store_file) as store:
         problems = store.verify()
         if sample and not problems:
+            from onceover.extract.verify import verify_sample
+
             lines, problems = verify_sample(store, sample, device=device, **places)
             for line in lines:
                 click.echo(printable(line))
     for problem in problems:
         click.echo(printable(f"wrong: {problem}"))
     if problems:
-        warn(f"{store_file} cannot be trusted; remove it and extract again")
+        mend = "remove it"
+        if store.shards is not None:
+            mend = "remove the shards that are named, or the folder where none is,"
+        warn(f"{store_file} cannot be trusted; {mend} and extract again")
         sys.exit(1)
     click.echo(f"{store_file} is sound")
 

@@ -88,8 +88,10 @@ def extract(
     from onceover.extract.encoders import parse_spec
     from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
+    from onceover.extract.store_form import store_place
 
     config = config or load_config(DEFAULT_CONFIG).extract
+    store_place(store)
     for spec in (config.image_encoder, config.text_encoder):
         parse_spec(spec)  # one that cannot be is refused before the dataset is read
     dataset = read_dataset(data, config.seed, reading or ReadOptions())
@@ -113,7 +115,8 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
 
     Args:
         data: the dataset's folder or file, a pattern of shards, or an address such as ``s3://bucket/data``.
-        store: the .h5 file to write.
+        store: the .h5 file to write, or a folder for a large dataset (``flickr.store``, or a name with a slash at the
+            end); a name that says neither becomes a folder from 8 GiB of features.
         options: ``config`` (encoders and settings; by default those of ``configs/config.yaml``), ``limit`` (encode only
             the first images), ``reading`` (``ReadOptions``: columns, the images' folder, …),
             ``device``, ``engine``, ``backend``, ``force`` (replace features of other encoders or
@@ -136,8 +139,8 @@ def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = Fals
     Nothing is encoded again. An encoder that several stores have in common is taken once; queries pass all encoders.
 
     Args:
-        stores: the .h5 files to join.
-        store: the .h5 file to write.
+        stores: the stores to join.
+        store: the .h5 file or folder to write.
         common: take the images and captions that all stores have, where one lacks some.
         force: replace another store that is there.
 
@@ -152,6 +155,25 @@ def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = Fals
     from onceover.extract.store import FeatureStore
 
     return FeatureStore(join_stores(stores, store, common=common, force=force).path)
+
+
+def repack(store: str | Path, to: str | Path, *, force: bool = False) -> FeatureStore:
+    """Writes a store in its other form, one file or a folder of shards, and returns it, opened.
+
+    Args:
+        store: the store, a .h5 file or a folder.
+        to: the file or folder to write; a name that ends with ``.h5``, or with ``.store`` or a slash, says which.
+        force: replace another store at ``to``.
+
+    Example:
+        >>> folder = onceover.repack("store.h5", "drawn.store")
+        >>> len(folder.image_ids), folder.image_features.shape
+        (60, (60, 2, 16))
+    """
+    from onceover.extract.repack import repack as write
+    from onceover.extract.store import FeatureStore
+
+    return FeatureStore(write(store, to, force=force).path)
 
 
 def fit(

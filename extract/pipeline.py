@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_disk, digest, link_target, only_writer
+from onceover.base.files import check_disk, digest, only_writer
 from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
@@ -27,8 +27,10 @@ from onceover.extract.extraction import Counts, Extraction, Options, Work
 from onceover.extract.joined import is_joined
 from onceover.extract.ledger import NOT_ENCODED, Failure
 from onceover.extract.refusals import refuse_other_features, refuse_to_drop_rows, refuse_to_lose_images
+from onceover.extract.sealing import seal
 from onceover.extract.shards import RowSources, describe_shard
-from onceover.extract.store import KINDS, FeatureStore, StoreError, caption_ids, seal
+from onceover.extract.store import KINDS, FeatureStore, StoreError, caption_ids, store_exists
+from onceover.extract.store_form import FOLDER, store_place
 from onceover.extract.summary import Summary, summary_of
 from onceover.extract.unfinished import Unfinished
 from onceover.extract.vanished import check_kept, keep_vanished, remove_kept
@@ -69,6 +71,7 @@ def extract(
     store have no rows.
 
     Args:
+        path: of the store, a file or a folder (``extract.store_form``).
         engine: the name of an engine (``extract.engines``), or ``auto``.
         backend: the name of a backend (``extract.backends``), or ``auto``.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
@@ -88,7 +91,8 @@ def extract(
         EncoderError: an encoder cannot be had.
     """
     start = time.monotonic()
-    path = link_target(path)
+    place = store_place(path)
+    path = place.path
     options = Options(force, retry_failures, prune, keep_vanished)
     stats = [dataset.images.stat(key) for key in dataset.paths]
     listing = _listing(dataset, stats)
@@ -97,7 +101,7 @@ def extract(
     with only_writer(path, "the store"):
         unfinished.claim()
         check_kept(path)
-        old = FeatureStore(path) if path.exists() else None
+        old = FeatureStore(path, mend=True) if store_exists(path) else None
         try:
             if old and backend != "auto":
                 _tell_other_backend(old, backend)
@@ -111,7 +115,7 @@ def extract(
                 stats,
                 listing,
                 config,
-                path,
+                place,
                 unfinished,
                 options,
                 old,
@@ -399,17 +403,22 @@ def _stored_vocabulary(extraction: Extraction) -> dict[str, bytes] | None:
 
 
 def _check_room(extraction: Extraction, encode: dict[str, Callable[[int], np.ndarray]]) -> None:
-    """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, the whole store.
+    """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, a store of one file.
 
     Args:
         encode: by kind, a function that gives the features of so many records.
     """
-    needed = 0
+    shards = 0
+    whole = 0
+    features = 0
     for kind, trial in encode.items():
-        row = trial(1)[0].nbytes + ROW_BYTES[kind]
+        feature_bytes = trial(1)[0].nbytes
         rows, known = _rows(extraction, kind)
-        needed += row * (rows + max(0, rows - known))
-    check_disk(extraction.path, needed)
+        shards += (feature_bytes + ROW_BYTES[kind]) * max(0, rows - known)
+        whole += (feature_bytes + ROW_BYTES[kind]) * rows
+        features += feature_bytes * rows
+    is_folder = extraction.place.form_for(features) == FOLDER
+    check_disk(extraction.path, shards if is_folder else shards + whole)
 
 
 def _encode_all(extraction: Extraction, work: Work) -> Counts:
@@ -445,6 +454,7 @@ def _encode_all(extraction: Extraction, work: Work) -> Counts:
     orphans = [Failure(names[row], "caption", NOT_ENCODED) for row in np.flatnonzero(~has_image)]
     seal(
         extraction.path,
+        form=extraction.place.form_for(image_sources.nbytes(len(rows)) + text_sources.nbytes(len(captions))),
         images=_image_columns(extraction, rows, keys),
         texts={"caption": captions, "image_index": new_row[dataset.image_index[has_image]].astype(np.int64)},
         sources={"image": image_sources, "text": text_sources},
