@@ -33,6 +33,7 @@ from bench_fit import ROOT, machine
 SIZES = (250, 500, 1000, 2000, 4000, 6000)
 CAPTIONS = (1, 5)
 OWN = ("default", "trained")  # the rows that are no baselines
+ROWS = (*OWN, "zero_shot", "cca", "ridge", "text_knn", "image_knn")  # in the order of their colours
 MEASURED = "dev"  # the split of a drawn store that is measured
 
 
@@ -269,13 +270,14 @@ def draw(result: dict):
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH, 2.4 * lines + 0.6), layout="constrained")
     axes_of_panels = figure.subplots(lines, columns, squeeze=False).flat
-    for axes, ((name, captions), cells) in zip(axes_of_panels, panels.items(), strict=True):
+    for axes, ((name, captions), cells) in zip(axes_of_panels, sorted(panels.items()), strict=True):
         cells.sort(key=lambda cell: cell["images"])
         sizes = [cell["images"] for cell in cells]
         for row in cells[0]["rsum"]:
             means = [statistics.mean(cell["rsum"][row]) for cell in cells]
-            is_default = row == "default"
-            axes.plot(sizes, means, marker="o", markersize=3, linewidth=2 if is_default else 1, label=row)
+            width = 2 if row == "default" else 1
+            colour = f"C{ROWS.index(row)}"
+            axes.plot(sizes, means, color=colour, marker="o", markersize=3, linewidth=width, label=row)
         for row, marker in zip(OWN, ("x", "+"), strict=True):
             lost = [cell for cell in cells if cell["differences"][row][2] < 0]
             heights = [statistics.mean(cell["rsum"][row]) for cell in lost]
@@ -285,8 +287,11 @@ def draw(result: dict):
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45)
         axes.set_title(f"{name}, {captions} captions each" if captions > 1 else f"{name}, one caption each")
         axes.set(xlabel="train images", ylabel="rsum")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    shown = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4)
     return figure
 
 
