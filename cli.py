@@ -1066,9 +1066,7 @@ def distill(run_dir, out_dir, dim, store_file):
 
     \b
     Examples:
-      onceover fit --store stores/flickr8k.h5 --run runs/best --config best
       onceover distill --run runs/best --out runs/pair
-      onceover compare runs/best runs/pair
     """
     from onceover import workflows
 

@@ -381,7 +381,7 @@ def evaluate(
         >>> evaluation = onceover.evaluate("runs/first")
         >>> print(evaluation)  # doctest: +ELLIPSIS
         image → caption: 12 queries, gallery of 60
-        model       R@1 ...
+        ...
         >>> [path.name for path in evaluation.files]
         ['evaluation-test.md', 'evaluation-test.csv', 'evaluation-test.json']
         >>> round(evaluation.result["models"]["chance"]["text_to_image"]["R@1"], 1)  # in percent, of 12 images
@@ -559,7 +559,8 @@ def distill(run: Run | str | Path, out: str | Path, *, dim: int | None = None, s
         store: the new location of the run's feature store, if it has moved.
 
     Example:
-        >>> pair = onceover.distill("runs/joined", "runs/distilled", dim=8)
+        >>> both = onceover.ensemble(["runs/first", "runs/second"], "runs/two")
+        >>> pair = onceover.distill(both, "runs/distilled", dim=8)
         >>> len(pair.provenance["members"])
         1
     """

@@ -154,7 +154,7 @@ def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
         f"rsum on the validation images: {alone['trained heads']:.1f} of the trained heads, {alone['closed form']:.1f} "
         f"of the heads without training, {rsum:.1f} of both, these with the weight {chosen:g}"
     )
-    if alone["trained heads"] > rsum:
+    if alone["trained heads"] >= rsum and alone["trained heads"] > alone["closed form"]:
         say("the heads without training add nothing to the trained ones there, and are left out")
         return 0.0
     if alone["closed form"] >= rsum:

@@ -189,8 +189,6 @@ def comparison_tables(result: dict) -> list[Table]:
                 cells = _comparison_cells(key, before[direction], after[direction], difference[direction])
                 rows.append([label, *cells])
         rows.append(["both", *_comparison_cells("rsum", before, after, difference)])
-        dimensions = [f"{result['dimensions'][run]:,}" for run in (first, name)]
-        rows.append(["what is searched", "dims", *dimensions, "", ""])
         tables.append(Table(f"{name} against {first}", rows))
     return tables
 
@@ -216,6 +214,7 @@ def comparison_notes(result: dict) -> list[str]:
         "the images, the same ones for both runs; they say nothing about other seeds, which fits of several seeds do",
         f"the {tests} intervals are not corrected for multiple comparisons",
         f"correction for hubs: {_corrections(result['rerank'])}",
+        f"dimensions of what is searched: {', '.join(f'{name} {dim:,}' for name, dim in result['dimensions'].items())}",
     ]
     if "csls" in result["rerank"].values():
         lines.append("csls is transductive: it uses all queries of the split at once")

@@ -119,6 +119,16 @@ def extract_config(tiny_resnet, tiny_bert) -> ExtractConfig:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _small_banks_correct():
+    """A bank of training queries of any size corrects for hubs, as larger ones do by default."""
+    from onceover.retrieval import hubness
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hubness, "MIN_BANK", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fit_config(extract_config) -> Config:
     training = TrainingConfig(num_epochs=12, batch_size=16, refit=False, cca=False)
@@ -147,11 +157,9 @@ def store(store_file):
 def run_dir(tmp_path_factory, store_file, fit_config) -> Path:
     from onceover.extract.store import FeatureStore
     from onceover.heads.training import fit
-    from onceover.retrieval import hubness
 
     folder = tmp_path_factory.mktemp("runs") / "run"
-    with FeatureStore(store_file) as opened, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hubness, "MIN_BANK", 1)  # a bank of any size corrects
+    with FeatureStore(store_file) as opened:
         fit(opened, folder, fit_config)
     return folder
 

@@ -107,13 +107,14 @@ def test_a_small_bank_corrects_only_where_that_is_clearly_better(monkeypatch):
     texts = images + 0.3 * unit(generator, 120)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     train, selection = np.arange(100), np.arange(100, 120)
+    monkeypatch.setattr(hubness, "MIN_BANK", 101)
     small = fit_inverted_softmax(images, texts, index, train, selection)
     assert small.betas == {"image": hubness.NO_CORRECTION, "text": hubness.NO_CORRECTION}
     np.testing.assert_array_equal(small.bias("image"), np.zeros(120, np.float32))
     monkeypatch.setattr(hubness, "MIN_BANK", 100)
     assert fit_inverted_softmax(images, texts, index, train, selection).betas == {"image": 15.0, "text": 15.0}
     # where every text is near one image, correcting is clearly better
-    monkeypatch.undo()
+    monkeypatch.setattr(hubness, "MIN_BANK", 101)
     texts += 1.5 * images[100]
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     assert fit_inverted_softmax(images, texts, index, train, selection).betas["image"] != hubness.NO_CORRECTION

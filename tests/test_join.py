@@ -348,4 +348,4 @@ def test_runs_of_two_stores_are_an_ensemble_on_the_joined_store(
     expected = np.concatenate([first.images * 0.75**0.5, second.images * 0.5], axis=1)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert "give a number above 0 for each of 2 runs" in fails("ensemble", *runs, "--weights", "3,0", *options)
-    assert "no list of numbers" in fails("ensemble", *runs, "--weights", "3;1", *options, code=2)
+    assert "no list of numbers" in run("ensemble", *runs, "--weights", "3;1", *options, code=2).stderr

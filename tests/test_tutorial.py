@@ -69,7 +69,7 @@ def test_the_tutorial_runs_from_data_to_map(executed):
         assert (folder / name).is_file(), name
     line = output_of(notebook, "onceover.extract_features(", "text/plain")
     assert line.startswith("<FeatureStore tutorial/store.h5: 60 images, 300 captions;")
-    assert "64 dimensions" in output_of(notebook, 'onceover.fit(store, folder / "runs/first"', "text/plain")
+    assert " dimensions; rsum " in output_of(notebook, 'onceover.fit(store, folder / "runs/first"', "text/plain")
     assert "image → caption: 12 queries, gallery of 60" in output_of(notebook, "onceover.evaluate(", "text/html")
     assert " against tutorial/runs/first" in output_of(notebook, "onceover.compare(", "text/html")
     assert output_of(notebook, "hits = onceover.search(", "text/html").count("<img") == 3
