@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from onceover.base.files import write_bytes
+from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
 from onceover.base.hdf5 import fill, hdf5_bytes, open_hdf5, write_column
 from onceover.extract.ledger import Failure
@@ -170,7 +170,7 @@ class _RowFile:
 
 
 def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> None:
-    """Writes finished rows as one small HDF5 file, whole or not at all.
+    """Writes finished rows as one small HDF5 file, whole or not at all; one that is there already stays.
 
     ``columns``: name -> array or list, among them ``features``, which gets the recipe. Zero rows are allowed: a shard
     whose records all failed keeps their ledger.
@@ -183,7 +183,7 @@ def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: It
         stamp(group["features"], recipe, {})
         write_failures(file, failures)
 
-    write_bytes(path, hdf5_bytes(fill_file))  # not by HDF5, so that a full disk fails in a plain write
+    write_once(path, hdf5_bytes(fill_file))  # not by HDF5, so that a full disk fails in a plain write
 
 
 def describe_shard(path: Path) -> tuple[str, str, list[str]]:
