@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onceover.serve.client import Client
     from onceover.workflows import (
         compare,
+        distill,
         embed,
         ensemble,
         evaluate,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         index,
         join,
         plot,
+        repack,
         report,
         search,
         search_many,
@@ -55,6 +57,7 @@ __all__ = [
     "OnceoverError",
     "ReadOptions",
     "compare",
+    "distill",
     "embed",
     "ensemble",
     "evaluate",
@@ -67,6 +70,7 @@ __all__ = [
     "load_run",
     "plot",
     "read_embeddings",
+    "repack",
     "report",
     "search",
     "search_many",

@@ -102,6 +102,7 @@ class PathOrAddress(PathName):
 
 
 FILE = PathName(path_type=Path)
+STORE = PathName(path_type=str)  # a store to write: a slash at the end says that it is to be a folder
 LOCATION = PathOrAddress(path_type=Path)
 DIRECTORY = PathName(file_okay=False, path_type=Path)
 
@@ -118,6 +119,21 @@ class Fraction(click.FloatRange):
         if number != number:
             self.fail(f"{value!r} is no number from 0 to 1", param, ctx)
         return number
+
+
+class Numbers(click.ParamType):
+    """Numbers between commas."""
+
+    name = "numbers"
+
+    def convert(self, value, param, ctx):
+        """``value`` as a list of numbers."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return [float(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers between commas, such as 3,2", param, ctx)
 
 
 def text_of(argument: str) -> str:
@@ -425,10 +441,11 @@ def cli() -> None:
     extract   images and captions -> feature store (once)
     import    features computed elsewhere -> feature store
     join      feature stores of one dataset -> one with the features of all their encoders
+    repack    feature store -> its other form, one file or a folder of shards
     fit       feature store -> projection heads and embeddings (seconds)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
-    evaluate, compare, ensemble, index, search, plot, report, export   work from the stored files
+    evaluate, compare, ensemble, distill, index, search, plot, report, export   work from the stored files
     serve     a run or an index -> a search page in the browser
     embed     images or captions -> their embeddings, by a run
 
@@ -458,7 +475,14 @@ def _forgiving_streams() -> None:
     metavar="DATA",
     help="Dataset: its folder or file, a pattern of shards, or an address (docs/data.md lists the forms).",
 )
-@click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option(
+    "--store",
+    "store_file",
+    required=True,
+    type=STORE,
+    help="Feature store to write: one file (NAME.h5), or a folder (NAME.store or NAME/). "
+    "[another NAME: a folder from 8 GiB of features]",
+)
 @click.option(
     "--image-encoder",
     metavar="SPEC",
@@ -538,6 +562,7 @@ def extract(
     \b
     Examples:
       onceover extract --data data/flickr8k --store stores/flickr8k.h5
+      onceover extract --data "s3://bucket/{000..999}.tar" --store stores/web.store
       onceover extract --data photos.csv --store photos.h5 --image-encoder hf:encoders/clip --views 2
       onceover extract --data data/flickr8k --store stores/flickr8k.h5 --worker 1/4
     """
@@ -546,8 +571,6 @@ def extract(
     check_overrides(overrides, "extract")
     settings = [f"extract.{key}={json.dumps(value)}" for key, value in explicit.items() if value is not None]
     config = load_config(config_file, [*overrides, *settings]).extract
-    if store_file.is_dir():
-        raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     following = command("fit", "--store", store_file, "--run", "runs/first")
     options = {"limit": limit, "reading": reading, "device": device, "engine": engine, "backend": backend}
     options |= {"prune": prune, "retry_failures": retry_failures}
@@ -611,7 +634,7 @@ def _command_without_worker() -> str:
     type=DIRECTORY,
     help="Folder with train_ims.npy, train_caps.txt and the same for dev and test, as VSE++ has them.",
 )
-@click.option("--store", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option("--store", "store_file", required=True, type=STORE, help="Feature store to write, as of extract.")
 @click.option("--image-ids", type=FILE, help="Image names of the rows of image features, one per line.")
 @click.option(
     "--regions", type=click.Choice(["mean"]), help="Image features are (images, regions, numbers): take the mean."
@@ -648,8 +671,6 @@ def import_(store_file, config_file, overrides, **given):
     from onceover.extract.importing import import_features
 
     check_overrides(overrides, "extract")
-    if store_file.is_dir():
-        raise ConfigError(f"{store_file} is a folder; --store names the .h5 file to write")
     names = ("image_features", "text_features", "captions")
     config = load_config(config_file, overrides).extract
     summary = import_features(*(given.pop(name) for name in names), store_file, config=config, **given)
@@ -662,7 +683,7 @@ def import_(store_file, config_file, overrides, **given):
 
 @cli.command()
 @click.argument("stores", nargs=-1, required=True, type=FILE, metavar="STORE_A STORE_B...")
-@click.option("--out", "store_file", required=True, type=FILE, help="Feature store to write (.h5).")
+@click.option("--out", "store_file", required=True, type=STORE, help="Feature store to write, as of extract.")
 @click.option(
     "--common", is_flag=True, help="Join the images and captions that all stores have; the others go into the ledger."
 )
@@ -680,13 +701,34 @@ def join(stores, store_file, common, force):
     """
     from onceover.extract.joining import join_stores
 
-    if store_file.is_dir():
-        raise ConfigError(f"{store_file} is a folder; --out names the .h5 file to write")
     summary = join_stores(stores, store_file, common=common, force=force)
     summary.tell()
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to join",
         command("fit", "--store", store_file, "--run", "runs/first"),
+    )
+
+
+@cli.command()
+@click.argument("store_file", type=FILE, metavar="STORE")
+@click.option("--to", required=True, type=STORE, help="Feature store to write: NAME.h5, or NAME.store or NAME/.")
+@click.option("--force", is_flag=True, help="Replace another feature store at --to.")
+def repack(store_file, to, force):
+    """Convert a feature store from one file to a folder of shards, or back.
+
+    Nothing is encoded again, and all commands take either form.
+
+    \b
+    Examples:
+      onceover repack stores/flickr8k.h5 --to stores/flickr8k.store
+      onceover repack stores/flickr8k.store --to stores/flickr8k.h5
+    """
+    from onceover.extract.repack import repack as write
+
+    summary = write(store_file, to, force=force)
+    done(
+        f"wrote {to}" if not summary.up_to_date else f"{to} is up to date; nothing to convert",
+        command("fit", "--store", to, "--run", "runs/first"),
     )
 
 
@@ -936,7 +978,7 @@ def evaluate(run_dir, store_file, errors, json_to, **options):
     \b
     Examples:
       onceover evaluate --run runs/first
-      onceover evaluate --run runs/first --rerank qbnorm --shuffled --errors 20
+      onceover evaluate --run runs/first --shuffled --errors 20
       onceover evaluate --store stores/flickr8k.h5 --json baselines.json
     """
     of_a_run = ("rerank", "equal_captions", "folds", "shuffled")
@@ -1053,20 +1095,48 @@ def compare(runs, split, rerank, json_to):
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=DIRECTORY, metavar="RUN_A RUN_B...")
 @click.option("--out", "run_dir", required=True, type=DIRECTORY, help="Run folder to write.")
-@click.option("--store", "store_file", type=FILE, help="New location of the runs' feature store, if it has moved.")
-def ensemble(runs, run_dir, store_file):
-    """Join runs of one store into one run that averages their scores.
+@click.option("--weights", type=Numbers(), help="How much each run counts, as 3,2. [default: all the same]")
+@click.option("--store", "store_file", type=FILE, help="New location of the runs' feature store, or their joined one.")
+def ensemble(runs, run_dir, weights, store_file):
+    """Join runs into one run that averages their scores.
+
+    Runs of several stores of one dataset, such as one of fine-tuned encoders, are joined on the store that
+    onceover join made of these.
 
     \b
     Examples:
       onceover ensemble runs/a runs/b runs/c --out runs/joined
+      onceover ensemble runs/best runs/tuned --weights 3,2 --store joined.h5 --out runs/both
     """
     from onceover import workflows
 
-    provenance = workflows.ensemble(runs, run_dir, store=store_file).provenance
+    provenance = workflows.ensemble(runs, run_dir, weights=weights, store=store_file).provenance
     selection = provenance["selection"]
     say(f"{len(provenance['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
+
+
+@cli.command()
+@click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run of several linear pairs of heads.")
+@click.option("--out", "out_dir", required=True, type=DIRECTORY, help="Run folder to write.")
+@click.option("--dim", type=click.IntRange(1), help="Dimensions of the new pair. [default: those of the run's first]")
+@click.option("--store", "store_file", type=FILE, help="New location of the run's feature store, if it has moved.")
+def distill(run_dir, out_dir, dim, store_file):
+    """Make one pair of heads of an ensemble: its recall at one pair's cost in search.
+
+    Nothing is trained: the members are linear, and one linear map holds nearly all of what they do together.
+
+    \b
+    Examples:
+      onceover fit --store stores/flickr8k.h5 --run runs/best --config best
+      onceover distill --run runs/best --out runs/pair
+      onceover compare runs/best runs/pair
+    """
+    from onceover import workflows
+
+    provenance = workflows.distill(run_dir, out_dir, dim=dim, store=store_file).provenance
+    say(f"one pair of heads, {provenance['members'][0]['embedding_dim']} dimensions")
+    done(f"wrote {out_dir}", command("compare", run_dir, out_dir))
 
 
 @cli.command()
@@ -1568,7 +1638,7 @@ def info(path, data, reading):
 
 
 @cli.command()
-@click.argument("store_file", type=FILE, metavar="FILE.h5_OR_INDEX")
+@click.argument("store_file", type=FILE, metavar="STORE_OR_INDEX")
 @click.option("--sample", type=click.IntRange(min=1), help="Also encode N images and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
@@ -1589,7 +1659,6 @@ def verify(store_file, sample, device, **places):
     """
     from onceover.base.formats import CURRENT
     from onceover.extract.store import FeatureStore
-    from onceover.extract.verify import verify_sample
     from onceover.retrieval.index.galleries import GALLERIES
 
     indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
@@ -1602,13 +1671,18 @@ def verify(store_file, sample, device, **places):
     with FeatureStore(store_file) as store:
         problems = store.verify()
         if sample and not problems:
+            from onceover.extract.verify import verify_sample
+
             lines, problems = verify_sample(store, sample, device=device, **places)
             for line in lines:
                 click.echo(printable(line))
     for problem in problems:
         click.echo(printable(f"wrong: {problem}"))
     if problems:
-        warn(f"{store_file} cannot be trusted; remove it and extract again")
+        mend = "remove it"
+        if store.shards is not None:
+            mend = "remove the shards that are named, or the folder where none is,"
+        warn(f"{store_file} cannot be trusted; {mend} and extract again")
         sys.exit(1)
     click.echo(f"{store_file} is sound")
 
@@ -1633,7 +1707,7 @@ def download(name, folder):
 @click.option("--out", type=DIRECTORY, default=Path("demo"), show_default=True, help="Folder to write.")
 @device_option
 def demo(out, device):
-    """Run everything offline: draw a dataset, encode, fit, evaluate, search, plot.
+    """Run everything offline: draw a dataset, encode, fit, search, evaluate, plot.
 
     Nothing is downloaded, so the encoders have random weights: the heads learn from random features.
 
@@ -1644,37 +1718,36 @@ def demo(out, device):
     from onceover import workflows
     from onceover.base.outputs import claim_folder
     from onceover.extract.synthetic import draw_dataset
+    from onceover.retrieval.tables import summary_table
 
     config = load_config(DEFAULT_CONFIG.with_name("demo.yaml"))
     claim_folder(out, "name a new folder: --out DIR")
     run_dir = out / "run"
     figures = out / "figures"
-    say("1/6 draw: a small captioned dataset of coloured shapes")
+    say(
+        f"The demo, offline, in {out}: it draws 800 images of coloured shapes with five captions each, encodes them "
+        "with ResNet50 and DistilBERT (UNTRAINED: nothing is downloaded), fits heads, searches, draws figures and ends "
+        "with a table of recalls. It takes a few minutes."
+    )
+    say("1/6 draw")
     sentence, picture = draw_dataset(out / "data")
-    say("2/6 extract: ResNet50 and DistilBERT with random weights: UNTRAINED encoders, since nothing is downloaded")
+    say("2/6 extract: images and captions -> features")
     workflows.extract(out / "data", out / "store.h5", config.extract, device=device, force=True).tell()
-    say("3/6 fit: projection heads on the cached features")
+    say("3/6 fit: features -> heads and embeddings")
     run = workflows.fit(out / "store.h5", run_dir, config, device=device, force=True)
-    say("4/6 evaluate")
-    evaluation = workflows.evaluate(run)
-    result = evaluation.result
-    _print_evaluation(evaluation)
-    say("5/6 search in both directions")
+    say("4/6 search in both directions, in the test images")
     for query, mode in ((sentence, "text2image"), (str(picture), "image2text")):
         click.echo(f"{mode}: {query}")
-        options = {"mode": mode, "split": result["split"], "figure": figures / f"search-{mode}.png", "device": device}
+        options = {"mode": mode, "split": "test", "figure": figures / f"search-{mode}.png", "device": device}
         for hit in workflows.search(run, query, top_k=3, **options):
             click.echo(f"{hit.rank:3}  {hit.score:6.3f}  {hit.path if mode == 'text2image' else hit.captions[0]}")
+    say("5/6 evaluate: the heads beside baselines on the same features")
+    evaluation = workflows.evaluate(run)
     say("6/6 plot")
     workflows.plot(figures, run=run_dir)
-    multimodal, guess = result["models"]["multimodal"], result["models"]["chance"]
-    for direction, label in (("image_to_text", "image -> caption"), ("text_to_image", "caption -> image")):
-        ratio = multimodal[direction]["R@1"] / guess[direction]["R@1"]
-        click.echo(
-            f"{label}: R@1 {multimodal[direction]['R@1']:.1f} %, {ratio:.0f} times chance, with untrained encoders"
-        )
+    click.echo(stdout_text([summary_table(evaluation.result)]))
     done(
-        f"wrote {out}: the dataset, the store, the run, and figures in {figures}",
+        f"wrote {out}: the dataset, the store, the run with all numbers (evaluation-test.md), and figures in {figures}",
         command("download", "flickr8k", "--to", "data/flickr8k") + "   (real photographs)",
     )
 

@@ -89,8 +89,10 @@ def extract(
         retry_failures: retry images that the ledger records as failed.
     """
     from onceover.extract.pipeline import extract as encode
+    from onceover.extract.store_form import store_place
 
     config = config or load_config(DEFAULT_CONFIG).extract
+    store_place(store)  # one that cannot be is refused before the dataset is read
     return encode(
         _dataset(data, config, limit, reading),
         store,
@@ -128,8 +130,10 @@ def extract_share(
     """
     from onceover.base.worker import parse_worker
     from onceover.extract.share import extract_share as encode
+    from onceover.extract.store_form import store_place
 
     config = config or load_config(DEFAULT_CONFIG).extract
+    store_place(store)
     return encode(
         _dataset(data, config, limit, reading),
         store,
@@ -162,7 +166,8 @@ def extract_features(data: str | Path, store: str | Path, **options: Any) -> Fea
 
     Args:
         data: the dataset's folder or file, a pattern of shards, or an address such as ``s3://bucket/data``.
-        store: the .h5 file to write.
+        store: the .h5 file to write, or a folder for a large dataset (``flickr.store``, or a name with a slash at the
+            end); a name that says neither becomes a folder from 8 GiB of features.
         options: ``config`` (encoders and settings; by default those of ``configs/config.yaml``), ``limit`` (encode only
             the first images), ``reading`` (``ReadOptions``: columns, the images' folder, …),
             ``device``, ``engine``, ``backend``, ``force`` (replace features of other encoders or
@@ -185,8 +190,8 @@ def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = Fals
     Nothing is encoded again. An encoder that several stores have in common is taken once; queries pass all encoders.
 
     Args:
-        stores: the .h5 files to join.
-        store: the .h5 file to write.
+        stores: the stores to join.
+        store: the .h5 file or folder to write.
         common: take the images and captions that all stores have, where one lacks some.
         force: replace another store that is there.
 
@@ -201,6 +206,25 @@ def join(stores: Sequence[str | Path], store: str | Path, *, common: bool = Fals
     from onceover.extract.store import FeatureStore
 
     return FeatureStore(join_stores(stores, store, common=common, force=force).path)
+
+
+def repack(store: str | Path, to: str | Path, *, force: bool = False) -> FeatureStore:
+    """Writes a store in its other form, one file or a folder of shards, and returns it, opened.
+
+    Args:
+        store: the store, a .h5 file or a folder.
+        to: the file or folder to write; a name that ends with ``.h5``, or with ``.store`` or a slash, says which.
+        force: replace another store at ``to``.
+
+    Example:
+        >>> folder = onceover.repack("store.h5", "drawn.store")
+        >>> len(folder.image_ids), folder.image_features.shape
+        (60, (60, 2, 16))
+    """
+    from onceover.extract.repack import repack as write
+    from onceover.extract.store import FeatureStore
+
+    return FeatureStore(write(store, to, force=force).path)
 
 
 def fit(
@@ -571,13 +595,21 @@ def compare(runs: Sequence[str | Path], split: str | None = None, rerank: str | 
     return Comparison(compare_runs(opened, split, rerank))
 
 
-def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path | None = None) -> Run:
-    """Joins runs of one store into one run, whose score is the mean of theirs.
+def ensemble(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    store: str | Path | None = None,
+) -> Run:
+    """Joins runs into one run, whose score is the weighted mean of theirs.
 
     Args:
         runs: folders of the runs.
         out: the folder to write.
-        store: the new location of the runs' feature store, if it has moved.
+        weights: how much each run counts; by default all the same.
+        store: the new location of the runs' feature store, if it has moved; of runs of several stores, the one that
+            ``join`` made of these.
 
     Example:
         >>> joined = onceover.ensemble(["runs/first", "runs/second"], "runs/joined")
@@ -590,7 +622,31 @@ def ensemble(runs: Sequence[str | Path], out: str | Path, *, store: str | Path |
 
     opened = [load_run(folder) for folder in runs]
     with _opened(store or store_of(Path(runs[0]), opened[0].provenance)) as features:
-        join(features, opened, out)
+        join(features, opened, out, weights)
+    return load_run(out)
+
+
+def distill(run: Run | str | Path, out: str | Path, *, dim: int | None = None, store: str | Path | None = None) -> Run:
+    """Makes one pair of linear heads of an ensemble, in closed form: its recall at one pair's cost in search.
+
+    Args:
+        run: the run or its folder, of several linear pairs of heads.
+        out: the folder to write.
+        dim: dimensions of the new pair; by default those of the run's first one.
+        store: the new location of the run's feature store, if it has moved.
+
+    Example:
+        >>> pair = onceover.distill("runs/joined", "runs/distilled", dim=8)
+        >>> len(pair.provenance["members"])
+        1
+    """
+    from onceover.heads.checkpoint import load_run, run_at
+    from onceover.heads.distilling import distill as make
+    from onceover.heads.provenance import store_of
+
+    opened = run_at(run)
+    with _opened(store or store_of(opened.folder, opened.provenance)) as features:
+        make(features, opened, out, dim)
     return load_run(out)
 
 

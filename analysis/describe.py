@@ -18,13 +18,14 @@ from onceover.base.formats import (
     SWEEP,
     TRIALS,
 )
-from onceover.base.hdf5 import StoredRows
+from onceover.base.hdf5 import RowsOnDisk
 from onceover.configs.schema import ConfigError, load_config
 from onceover.extract.joined import is_joined
 from onceover.extract.plan import shards_of
-from onceover.extract.store import FeatureStore, parts_folder
+from onceover.extract.store import FeatureStore, parts_folder, store_exists
 from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
+from onceover.retrieval.hubness import betas_text
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
 
@@ -64,6 +65,9 @@ def _describe(path: Path) -> str:
 def _describe_folder(path: Path) -> str:
     """Describes a folder, by the first file in it that tells its kind."""
     kinds = {PROVENANCE: _describe_run, FINETUNED: _describe_finetuning, RESUME: _describe_fit, SWEEP: _describe_sweep}
+    if store_exists(path):
+        with FeatureStore(path) as store:
+            return _describe_store(store)
     for name, describe_it in kinds.items():
         if (path / name).is_file():
             return describe_it(path)
@@ -72,10 +76,12 @@ def _describe_folder(path: Path) -> str:
         return "\n".join(map(_describe_index, galleries))
     if path.name.endswith(".parts"):
         return _describe_parts(path)
+    if parts_folder(path).is_dir():
+        return _describe_parts(parts_folder(path))
     parts = [folder for folder in (path / "images.h5.parts", path / "captions.h5.parts") if folder.is_dir()]
     if parts:
         return "\n".join([f"unfinished index {path}", *map(_describe_parts, parts)])
-    raise DescribeError(f"{path} is a folder, but no run, sweep or index; name a store's .h5 file or a run folder")
+    raise DescribeError(f"{path} is a folder, but no store, run, sweep or index; name one of these")
 
 
 def _describe_fit(folder: Path) -> str:
@@ -123,7 +129,7 @@ def _count(record: dict, name: str) -> int:
 def _describe_store(store: FeatureStore) -> str:
     provenance = store.provenance
     lines = [
-        f"feature store {store.path} ({store.path.stat().st_size / 2**20:,.1f} MiB)",
+        f"feature store {store.path} ({_files(store)}{store.nbytes / 2**20:,.1f} MiB)",
         f"  made        {provenance['created']} from {provenance['data']} ({provenance['layout']} layout)",
         *(f"  joined from {path}" for path in provenance.get("joined", {}).get("stores", ())),
         *_dataset_lines(store),
@@ -132,7 +138,9 @@ def _describe_store(store: FeatureStore) -> str:
     ]
     thumbnails = store.thumbnails()
     size = "none"
-    if thumbnails is not None:
+    if thumbnails is not None and store.shards is not None:
+        size = "in the shards"
+    elif thumbnails is not None:
         size = f"{sum(map(len, thumbnails)) / 2**20:,.1f} MiB"
     lines.append(f"  thumbnails  {size}")
     lines.append(f"  dataset     fingerprint {store.fingerprints['dataset'][:16]}")
@@ -143,6 +151,11 @@ def _describe_store(store: FeatureStore) -> str:
     lines.append(f"  left out    {len(failures):,} records")
     lines += [f"    {failure.stage:<8} {failure.id}: {failure.reason}" for failure in failures]
     return "\n".join(lines)
+
+
+def _files(store: FeatureStore) -> str:
+    """How many shards a store has that is a folder."""
+    return "" if store.shards is None else f"a folder of {len(store.shards):,} shards, "
 
 
 def _dataset_lines(store: FeatureStore) -> list[str]:
@@ -195,7 +208,7 @@ def _encoder_lines(recipe: dict, record: dict, fingerprint: str, kind: str) -> l
     ]
 
 
-def _size(features: StoredRows, kind: str) -> str:
+def _size(features: RowsOnDisk, kind: str) -> str:
     """The size of features in MiB, and that of each view where there are several."""
     size = features.nbytes / 2**20
     text = f"{size:,.1f} MiB"
@@ -235,6 +248,12 @@ def _findings(check: dict | None, kind: str) -> str:
     )
 
 
+def _correction(run: dict, settings: dict) -> str:
+    """The correction for hubs that a run's searches make by default, with its sharpness."""
+    rerank = settings["model"]["rerank"]
+    return f"{rerank} ({betas_text(run['betas'])})" if rerank == "qbnorm" else rerank
+
+
 def _describe_run(folder: Path) -> str:
     run = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
     settings = load_config(folder / CONFIG).to_dict()
@@ -245,12 +264,17 @@ def _describe_run(folder: Path) -> str:
     epoch = ""
     if len(run["members"]) > 1:
         lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
+    elif "distilled" in run:
+        lines.append(f"  distilled   in closed form of {_text(run, 'distilled')}; the training is that one's")
+        epoch = " (of that one)" if settings["training"]["refit"] else ""
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
     threads = "1 thread" if _count(run, "threads") == 1 else f"{run['threads']} threads"
     lines += [
         f"  store       {_text(run, 'store')}",
         f"  encoders    {_text(encoders['image'], 'encoder')}, {_text(encoders['text'], 'encoder')}",
+        f"  searched    {sum(member['embedding_dim'] for member in run['members']):,} dimensions; correction for hubs: "
+        f"{_correction(run, settings)}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
         f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "

@@ -68,6 +68,10 @@ class RunFiles:
         """The file with the evaluation of the split, if there is one."""
         return self.folder / f"{EVALUATION.format(self.split)}.json"
 
+    def is_distilled(self) -> bool:
+        """Whether the heads were made of an ensemble's in closed form, without a training of their own."""
+        return "distilled" in read_record(self.folder / PROVENANCE, "the run's provenance", strict=False)
+
     def member_count(self) -> int:
         """The number of pairs of heads that were trained, each with a curve of its own."""
         file = self.folder / PROVENANCE

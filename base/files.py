@@ -111,7 +111,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = link_target(path)
     check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{_process()}.aside{path.suffix}")
+    aside = aside_of(path)
     try:
         yield aside
         flush_file(aside)
@@ -271,7 +271,7 @@ def write_once(path: Path, data: bytes | memoryview) -> None:
 
     Processes on several hosts may call it at once. The folder has to be there.
     """
-    aside = path.with_name(f".{path.stem}.{_process()}.aside{path.suffix}")
+    aside = aside_of(path)
     try:
         aside.write_bytes(data)
         flush_file(aside)
@@ -286,6 +286,11 @@ def write_once(path: Path, data: bytes | memoryview) -> None:
     finally:
         with contextlib.suppress(OSError):  # the error that led here says more
             aside.unlink(missing_ok=True)
+
+
+def aside_of(path: Path) -> Path:
+    """Where a file is made before it takes its place: beside it, under a hidden name of this process alone."""
+    return path.with_name(f".{path.stem}.{_process()}.aside{path.suffix}")
 
 
 @cache

@@ -2,6 +2,8 @@
 
 STORE_FORMAT = "onceover feature store"
 STORE_VERSION = 3
+STORE_FOLDER_FORMAT = "onceover feature store folder"
+STORE_FOLDER_VERSION = 1
 EMBEDDINGS_FORMAT = "onceover embeddings"
 EMBEDDINGS_VERSION = 3
 RUN_FORMAT = "onceover run"
@@ -16,6 +18,8 @@ ACTIVATIONS_FORMAT = "onceover activations"
 ACTIVATIONS_VERSION = 2
 BASELINES_VERSION = 1  # of kept ranks; to be raised with whatever changes what a baseline reaches
 MAP_VERSION = 2  # of kept coordinates; to be raised with whatever changes them
+
+MANIFEST = "manifest.h5"  # of a feature store that is a folder: all but what lies in its shards
 
 # in a run folder
 CONFIG = "config.yaml"

@@ -17,6 +17,7 @@ import struct
 import threading
 import weakref
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,7 +130,12 @@ def check_bytes(path: str | Path) -> bool:
 def stated_checksum(path: str | Path) -> str | None:
     """The checksum that stands behind a file's end, by which one file is told from another; None without one."""
     with open_regular(path) as file:
-        stated = _read_trailer(file)
+        return checksum_behind(file)
+
+
+def checksum_behind(file: BinaryIO) -> str | None:
+    """The checksum that stands behind the end of an open file; None without one."""
+    stated = _read_trailer(file)
     return None if stated is None else stated["sha256"]
 
 
@@ -368,15 +374,74 @@ def read_at(descriptor: int, view: memoryview, place: int) -> int:
     return len(data)
 
 
-class StoredRows:
-    """The rows of a dataset that lies in its file in one piece, read when they are asked for.
+class RowsOnDisk(ABC):
+    """Rows of numbers on the disk, read when they are asked for.
 
     ``rows[5]``, ``rows[10:20]``, ``rows[[3, 7, 8]]`` and ``rows[:, 0]`` give new arrays, for which whole rows are read.
-    A block of rows is compared with its checksum when it is first read. The file is the one that was open, whatever
-    lies at its path.
 
     Attributes:
         shape, ndim, dtype, nbytes: of the whole.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
+        self.shape = shape
+        self.ndim = len(shape)
+        self.dtype = dtype
+        self.nbytes = math.prod(shape) * dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, tuple):
+            numbers, *entries = rows
+            values: np.ndarray = self[numbers]
+            of_each = np.arange(len(values)) if isinstance(entries[0], np.ndarray) else slice(None)
+            return values[(of_each, *entries)]
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step != 1:
+                return self[np.arange(start, stop, step)]
+            return self._run(start, max(start, stop))
+        if isinstance(rows, int | np.integer):
+            row: np.ndarray = self[np.array([rows])][0]
+            return row
+        return self._gathered(self._numbers(np.asarray(rows)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def _numbers(self, rows: np.ndarray) -> np.ndarray:
+        """Rows that are given by number, from the end too, or by a mask: int64.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"row {int(rows.max())} of {len(self)}")
+        return rows
+
+    @property
+    @abstractmethod
+    def is_checked(self) -> bool:
+        """Whether rows are compared with checksums as they are read."""
+
+    @abstractmethod
+    def _run(self, start: int, stop: int) -> np.ndarray:
+        """Neighbouring rows."""
+
+    @abstractmethod
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by number, int64, all of which there are."""
+
+
+class StoredRows(RowsOnDisk):
+    """The rows of a dataset that lies in its file in one piece.
+
+    A block of rows is compared with its checksum when it is first read. The file is the one that was open, whatever
+    lies at its path.
 
     Raises:
         Hdf5Error: of every access: a block that is damaged, or a file that was written to in the meantime.
@@ -387,10 +452,7 @@ class StoredRows:
 
         ``leading``: how many of its first axes are counted together as rows.
         """
-        self.shape: tuple[int, ...] = (math.prod(dataset.shape[:leading]), *dataset.shape[leading:])
-        self.ndim: int = len(self.shape)
-        self.dtype: np.dtype = dataset.dtype
-        self.nbytes: int = dataset.nbytes
+        super().__init__((math.prod(dataset.shape[:leading]), *dataset.shape[leading:]), dataset.dtype)
         self._path = Path(path)
         self._name: str = dataset.name
         self._row_bytes = self.nbytes // max(1, len(self))
@@ -409,29 +471,10 @@ class StoredRows:
         if self._file != which_file(os.fstat(dataset.file.id.get_vfd_handle())):
             raise Hdf5Error(f"{self._path} was replaced while it was being opened; run the command again")
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __getitem__(self, rows: Any) -> np.ndarray:
-        if isinstance(rows, tuple):
-            numbers, *entries = rows
-            values: np.ndarray = self[numbers]
-            of_each = np.arange(len(values)) if isinstance(entries[0], np.ndarray) else slice(None)
-            return values[(of_each, *entries)]
         if which_file(os.fstat(self._descriptor)) != self._file:
             raise Hdf5Error(f"{self._path} was changed while it was in use; run the command again")
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step != 1:
-                return self[np.arange(start, stop, step)]
-            return self._run(start, max(start, stop))
-        if isinstance(rows, int | np.integer):
-            row: np.ndarray = self[np.array([rows])][0]
-            return row
-        return self._gathered(np.asarray(rows))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or self.dtype, copy=False)
+        return super().__getitem__(rows)
 
     @property
     def is_checked(self) -> bool:
@@ -439,14 +482,10 @@ class StoredRows:
         return self._sums is not None
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        """Rows by number, or by a mask, stretches of neighbours in one go."""
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-        rows = np.where(rows < 0, rows + len(self), rows)
+        """Rows by number, stretches of neighbours in one go."""
         values = np.empty((len(rows), *self.shape[1:]), self.dtype)
         if not len(rows):
             return values
-        if rows.min() < 0 or rows.max() >= len(self):
-            raise IndexError(f"row {int(rows.max())} of {len(self)}")
         ends = np.flatnonzero(np.diff(rows) != 1) + 1
         for start, end in zip([0, *ends], [*ends, len(rows)], strict=True):
             values[start:end] = self._run(int(rows[start]), int(rows[start]) + end - start)

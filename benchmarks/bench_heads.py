@@ -1,17 +1,19 @@
 """Do the default heads stand up to the baselines, however many images and captions there are to fit on?
 
-    python benchmarks/bench_heads.py --store STORE.h5 [--features NAME=STORE.h5 ...] [--aligned] [--split select]
-        [--images 250,500,1000,2000,4000,6000] [--captions 1,5] [--seeds 3] [--out FILE.json] [--figures DIR]
+    python benchmarks/bench_heads.py --store STORE.h5 [--features NAME=STORE.h5[:NUMBERS,NUMBERS] ...] [--aligned]
+        [--split select] [--images 250,500,1000,2000,4000,6000] [--captions 1,5] [--seeds 3] [--out FILE.json]
+        [--figures DIR]
 
 For each number of train images and of captions, and for each seed, so many images are drawn and imported as a store of
 their own, with one split to measure; then everything is done as a user does it: ``fit`` with the default settings, and
-the baselines of ``evaluate``, all fitted on the same images. The difference between the default and the best baseline
-is paired query by query, its seeds pooled (``retrieval.metrics.compare``).
+the baselines of ``evaluate``, all fitted on the same images. ``trained`` is the default's trained heads alone, without
+a correction for hubs: the default before there was more. Its and the default's differences from the best baseline are
+paired query by query, the seeds pooled (``retrieval.metrics.compare``).
 
 With ``--split select``, the default, nothing of dev is read: images are drawn from the train images without those of
-the validation split, which are measured. ``--features`` names further stores of the same images, such as one of the
-last layers alone. ``--aligned`` adds features that share a space, as a dual encoder's do: heads are fitted on one half
-of the train images, and their embeddings of the others are the features.
+the validation split, which are measured. ``--features`` names further stores, or the first so many numbers of a store's
+features: ``"last layers=STORE.h5:1280,384"``. ``--aligned`` adds features that share a space, as a dual encoder's do:
+heads are fitted on one half of the train images, and their embeddings of the others are the features.
 
 An interrupted run is continued: ``--out`` keeps each cell as it is measured.
 """
@@ -30,6 +32,7 @@ from bench_fit import ROOT, machine
 
 SIZES = (250, 500, 1000, 2000, 4000, 6000)
 CAPTIONS = (1, 5)
+OWN = ("default", "trained")  # the rows that are no baselines
 MEASURED = "dev"  # the split of a drawn store that is measured
 
 
@@ -48,7 +51,7 @@ def main() -> None:
     """Parses the options, measures what is not measured yet, prints the result as JSON and draws it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--features", action="append", default=[], metavar="NAME=STORE.h5")
+    parser.add_argument("--features", action="append", default=[], metavar="NAME=STORE.h5[:NUMBERS,NUMBERS]")
     parser.add_argument("--aligned", action="store_true")
     parser.add_argument("--split", choices=["select", "dev"], default="select")
     parser.add_argument("--images", type=numbers, default=list(SIZES))
@@ -65,12 +68,11 @@ def main() -> None:
     result: dict = {"machine": machine(), "split": options.split, "settings": options.set, "cells": {}}
     if options.out and options.out.exists():
         result = json.loads(options.out.read_text())
-    stores = {"all layers": options.store}
+    stores = {"all layers": str(options.store)}
     for text in options.features:
-        name, _, path = text.partition("=")
-        stores[name] = Path(path)
-    for name, path in stores.items():
-        measure(name, lambda path=path: read_features(path, options.split), options, result)
+        name, _, stores[name] = text.partition("=")
+    for name, place in stores.items():
+        measure(name, lambda place=place: read_features(place, options.split), options, result)
     if options.aligned:
         measure("aligned", lambda: aligned_features(options), options, result)
     print(json.dumps(result, indent=2))
@@ -85,10 +87,16 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def read_features(path: Path, split: str) -> Features:
-    """The features of a store. ``split``: what is measured, ``select`` or ``dev``."""
+def read_features(place: str, split: str) -> Features:
+    """The features of a store, or the first so many numbers of them: ``STORE.h5:1280,384``.
+
+    Args:
+        split: what is measured, ``select`` or ``dev``.
+    """
     from onceover.extract.store import FeatureStore
 
+    path, _, columns = place.partition(":")
+    image_dim, text_dim = numbers(columns) if columns else (None, None)
     with FeatureStore(path) as store:
         roles = store.roles()
         train = roles.train
@@ -96,14 +104,16 @@ def read_features(path: Path, split: str) -> Features:
         if split == "dev":
             train = roles.together().train
             measured = roles.report
-        return Features(store.image_features[:], store.text_features[:], store.image_index, train, measured)
+        images = store.image_features[:][..., :image_dim]
+        texts = store.text_features[:][:, :text_dim]
+        return Features(images, texts, store.image_index, train, measured)
 
 
 def aligned_features(options: argparse.Namespace) -> Features:
     """Embeddings of one half of the train images, and of those that are measured, by heads fitted on the other half."""
     from onceover.retrieval.embeddings import read_embeddings
 
-    features = read_features(options.store, options.split)
+    features = read_features(str(options.store), options.split)
     order = np.random.default_rng(0).permutation(features.train)
     half = len(order) // 2
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +152,7 @@ def measure(name: str, read, options: argparse.Namespace, result: dict) -> None:
                     continue
             cells[key] = {"features": name, "captions": captions, "images": size}
             cells[key] |= measured_cell(features, size, captions, options)
-            print(key, json.dumps(cells[key]["rsum"]), cells[key]["difference"], file=sys.stderr, flush=True)
+            print(key, json.dumps(cells[key]["rsum"]), cells[key]["differences"], file=sys.stderr, flush=True)
             if options.out:
                 options.out.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -167,12 +177,15 @@ def measured_cell(features: Features, size: int, captions: int, options: argpars
     rsums = {}
     for name, pairs in ranks.items():
         rsums[name] = [round(report([pair], draws=0)["rsum"], 1) for pair in pairs]
-    best = max((name for name in rsums if name != "default"), key=lambda name: statistics.mean(rsums[name]))
-    difference = compare(ranks[best], ranks["default"])
+    best = max(rsums.keys() - {*OWN}, key=lambda name: statistics.mean(rsums[name]))
+    differences = {}
+    for name in OWN:
+        difference = compare(ranks[best], ranks[name])
+        differences[name] = [round(value, 1) for value in (difference["rsum"], *difference["rsum_ci"])]
     return {
         "rsum": rsums,
         "best_baseline": best,
-        "difference": [round(value, 1) for value in (difference["rsum"], *difference["rsum_ci"])],
+        "differences": differences,
         "dims": dims,
         "seconds": seconds,
     }
@@ -225,7 +238,8 @@ def fitted(folder: Path, options: argparse.Namespace, seed: int) -> tuple[dict, 
     embeddings = read_embeddings(folder / "run" / "embeddings.h5")
     vectors = embeddings.vectors_of(MEASURED)
     biases = biases_of_split(embeddings, MEASURED, embeddings.rerank)
-    return {"default": rank(*vectors, **biases)}, embeddings.images.shape[1]
+    trained = embeddings.parts_of(MEASURED).get("trained", vectors)
+    return {"default": rank(*vectors, **biases), "trained": rank(*trained)}, embeddings.images.shape[1]
 
 
 def baselines(folder: Path) -> dict:
@@ -254,16 +268,19 @@ def draw(result: dict):
     columns = len({captions for _, captions in panels})
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH, 2.4 * lines + 0.6), layout="constrained")
-    for axes, ((name, captions), cells) in zip(figure.subplots(lines, columns).flat, panels.items(), strict=True):
+    axes_of_panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, ((name, captions), cells) in zip(axes_of_panels, panels.items(), strict=True):
         cells.sort(key=lambda cell: cell["images"])
         sizes = [cell["images"] for cell in cells]
         for row in cells[0]["rsum"]:
             means = [statistics.mean(cell["rsum"][row]) for cell in cells]
             is_default = row == "default"
             axes.plot(sizes, means, marker="o", markersize=3, linewidth=2 if is_default else 1, label=row)
-        lost = [cell for cell in cells if cell["difference"][2] < 0]
-        heights = [statistics.mean(cell["rsum"]["default"]) for cell in lost]
-        axes.plot([cell["images"] for cell in lost], heights, "x", color="black", label="default loses")
+        for row, marker in zip(OWN, ("x", "+"), strict=True):
+            lost = [cell for cell in cells if cell["differences"][row][2] < 0]
+            heights = [statistics.mean(cell["rsum"][row]) for cell in lost]
+            label = f"{row} loses to the best baseline"
+            axes.plot([cell["images"] for cell in lost], heights, marker, color="black", zorder=3, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45)
         axes.set_title(f"{name}, {captions} captions each" if captions > 1 else f"{name}, one caption each")

@@ -106,7 +106,7 @@ class ModelConfig:
     variation: float = 1.0  # strength of feature transfer: differences between views, or captions, of other images
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
-    rerank: str = "none"  # qbnorm: correct searches for hubs with a bank of training queries
+    rerank: str = "qbnorm"  # correct searches for hubs with a bank of training queries; none: do not
 
     def __post_init__(self) -> None:
         _check_choice("model.head", self.head, ("linear", "mlp"))
@@ -131,7 +131,7 @@ class TrainingConfig:
     # ensemble members, trained together; their scores are averaged. Member k has the start and the noise of
     # ``seed`` + k, so the seeds of several ensembles must be at least as far apart as an ensemble has members
     members: int = 1
-    cca: bool = True  # beside the trained heads a regularised CCA, in closed form; its weight is chosen
+    cca: bool = True  # beside the trained heads a CCA in closed form, or the features' own space; its weight is chosen
     num_epochs: int = 30  # one epoch passes every caption once
     batch_size: int = 256  # images per step
     captions_per_image: int = 5  # captions drawn per image of a batch, at most

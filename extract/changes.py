@@ -16,7 +16,8 @@ Stats = list[tuple[int, int]]  # size in bytes and modification time in ns of ea
 
 def is_up_to_date(store: FeatureStore, dataset: Dataset, listing: str, request: dict) -> bool:
     """Whether a store holds what is asked for, and no image that could not be read then can be read now."""
-    if (store.provenance["listing"], store.provenance["request"]) != (listing, request):
+    made_of = (store.provenance["listing"], store.provenance["request"])
+    if made_of != (listing, request) or store.missing_shards():
         return False
     paths = dict(zip(dataset.ids, dataset.paths, strict=True))
     passing = [failure.id for failure in store.failures if failure.stage == "image" and is_passing(failure)]

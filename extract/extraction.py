@@ -11,6 +11,7 @@ from onceover.extract.changes import Stats
 from onceover.extract.dataset import Dataset
 from onceover.extract.shards import RowSources
 from onceover.extract.store import FeatureStore
+from onceover.extract.store_form import StorePlace
 from onceover.extract.summary import Speed
 from onceover.extract.unfinished import Unfinished
 from onceover.extract.vanished import kept_shards
@@ -48,7 +49,7 @@ class Extraction:
     listing: str
     request: dict
     config: ExtractConfig
-    path: Path
+    place: StorePlace
     unfinished: Unfinished
     options: Options
     old: FeatureStore | None
@@ -56,6 +57,11 @@ class Extraction:
     tokenizer_files: dict[str, bytes] | None
     encoders: Mapping[str, Callable[..., Any]]
     check_encoder: Callable[[str, dict], None]
+
+    @property
+    def path(self) -> Path:
+        """Where the store is to lie."""
+        return self.place.path
 
     @property
     def before(self) -> FeatureStore | None:

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from onceover.base.files import check_disk, digest, only_writer
@@ -37,7 +36,9 @@ from onceover.extract.import_sources import (
     source_of_precomputed,
     source_of_table,
 )
-from onceover.extract.store import FeatureStore, Rows, StoreError, dataset_fingerprint, seal
+from onceover.extract.sealing import Rows, seal
+from onceover.extract.store import FeatureStore, StoreError, dataset_fingerprint, store_exists
+from onceover.extract.store_form import StorePlace, store_place
 from onceover.extract.summary import Summary, summary_of
 
 # random directions, and the share of a row's length by which equal rows may differ
@@ -110,16 +111,14 @@ class Features:
                     f"{self.array.source}: rows of the image {name} differ; give one row for each different image"
                 )
 
-    def copy(self, keys: list[str], group: h5py.Group) -> None:
-        """Writes the rows, one for each of ``keys``, as the datasets that a store has for them."""
-        target = group.create_dataset("features", (len(keys), *self.row), dtype=self.array.dtype)
-        end = 0
+    def blocks(self, keys: list[str]) -> Iterator[dict[str, np.ndarray]]:
+        """The chosen rows, one for each of ``keys``, with the columns that a store has for them."""
         for rows, block in self.array.blocks(f"writing {self.kind}"):
             chosen_rows = block[self._is_chosen[rows]]
-            target[end : end + len(chosen_rows)] = chosen_rows.reshape(len(chosen_rows), *self.row)
-            end += len(chosen_rows)
-        if self.kind == "text":
-            group["truncated"] = np.zeros(len(keys), bool)
+            columns = {"features": chosen_rows.reshape(len(chosen_rows), *self.row)}
+            if self.kind == "text":
+                columns["truncated"] = np.zeros(len(chosen_rows), bool)
+            yield columns
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,8 @@ def import_features(
         StoreError: another store is there. FileError: no room, or another process is writing.
     """
     start = time.monotonic()
-    path = Path(path)
+    place = store_place(path)
+    path = place.path
     if text_features is None and text_encoder is None:
         raise ImportingError(
             "there are no text features; name them (--text-features), or an encoder for the captions (--text-encoder)"
@@ -222,7 +222,7 @@ def import_features(
     if texts is not None:
         stated = _check_text_encoder(texts, dataset, config, device) if text_encoder is not None else None
         prepared_texts = _prepared(texts, unknown, config, stated)
-    up_to_date = _write(path, dataset, images, prepared_images, prepared_texts, config, device, force)
+    up_to_date = _write(place, dataset, images, prepared_images, prepared_texts, config, device, force)
     with FeatureStore(path) as store:
         summary = summary_of(store, up_to_date)
     summary.seconds = time.monotonic() - start
@@ -377,7 +377,7 @@ def _encoded_captions(
 
 
 def _write(
-    path: Path,
+    place: StorePlace,
     dataset: Dataset,
     images: Features,
     image: PreparedFeatures,
@@ -394,15 +394,16 @@ def _write(
     Raises:
         StoreError: another store is there.
     """
+    path = place.path
     contents = [images.contents[name] for name in dataset.ids]
     content = dataset_fingerprint(dataset.ids, contents, dataset.splits, dataset.captions, dataset.image_index)
     known = {"image": digest(image.recipe), "dataset": content}
     with only_writer(path, "the store"):
         _refuse_other(path, known, force)
         if text is not None:
-            return _sealed(path, dataset, contents, {"image": image, "text": text}, known, config, force)
+            return _sealed(place, dataset, contents, {"image": image, "text": text}, known, config, force)
         with _encoded_captions(dataset, path, config, device) as encoded:
-            return _sealed(path, dataset, contents, {"image": image, "text": encoded}, known, config, force)
+            return _sealed(place, dataset, contents, {"image": image, "text": encoded}, known, config, force)
 
 
 def _refuse_other(path: Path, fingerprints: dict[str, str], force: bool) -> bool:
@@ -411,7 +412,7 @@ def _refuse_other(path: Path, fingerprints: dict[str, str], force: bool) -> bool
     Raises:
         StoreError: one of others is there, without ``force``.
     """
-    if not path.exists():
+    if not store_exists(path):
         return False
     with FeatureStore(path) as old:
         if fingerprints.items() <= old.fingerprints.items():
@@ -422,7 +423,7 @@ def _refuse_other(path: Path, fingerprints: dict[str, str], force: bool) -> bool
 
 
 def _sealed(
-    path: Path,
+    place: StorePlace,
     dataset: Dataset,
     contents: list[str],
     kinds: dict[str, PreparedFeatures],
@@ -431,16 +432,19 @@ def _sealed(
     force: bool,
 ) -> bool:
     """Writes the store; returns True where it is there already and nothing was written."""
+    path = place.path
     if _refuse_other(path, fingerprints | {"text": digest(kinds["text"].recipe)}, force):
         return True
     others = _OTHER_COLUMNS * (len(dataset.ids) + len(dataset.captions))
-    check_disk(path, sum(prepared.nbytes for prepared in kinds.values()) + others)
+    features = sum(prepared.nbytes for prepared in kinds.values())
+    check_disk(path, features + others)
     unknown = np.full(len(dataset.ids), -1, np.int64)
     settings = asdict(config) | {"thumbnails": False}
     for prepared in kinds.values():
         settings |= prepared.settings
     seal(
         path,
+        form=place.form_for(features),
         images={
             "id": dataset.ids,
             "path": dataset.paths,

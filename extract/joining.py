@@ -7,30 +7,23 @@ at a block of rows, however large the stores.
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from onceover.base.files import check_disk, digest, link_target, only_writer
-from onceover.base.hdf5 import create_bytes_column, fill
+from onceover.base.files import check_disk, digest, only_writer
 from onceover.base.progress import ProgressBar, say
 from onceover.extract.encoder_files import numbered_files
 from onceover.extract.encoders import SEPARATOR
 from onceover.extract.join_matching import JoinError, MatchedRows, has_imported_images, match_rows, paths_of
 from onceover.extract.joined import Part, joined_recipe, parts_of, shared_views
+from onceover.extract.sealing import Rows, seal
 from onceover.extract.shards import RowSources
-from onceover.extract.store import (
-    KINDS,
-    FeatureStore,
-    Rows,
-    dataset_fingerprint,
-    row_blocks,
-    seal,
-)
+from onceover.extract.store import KINDS, FeatureStore, dataset_fingerprint, row_blocks, store_exists
+from onceover.extract.store_form import StorePlace, store_place
 from onceover.extract.summary import Summary, summary_of
 
 _SETTINGS = {  # of an extraction, that belong to one kind of features
@@ -74,24 +67,34 @@ class _JoinedRows:
         width = sum(part.columns.stop - part.columns.start for part in columns)
         self.shape = (len(rows[0]), width) if views is None else (len(rows[0]), views, width)
         self.dtype = np.result_type(*(stores[part.store].features(kind).dtype for part in columns))
+        self._thumbnails = None if kind == "text" else self._first_thumbnails()
+
+    def _first_thumbnails(self) -> tuple[Sequence[bytes], np.ndarray] | None:
+        """The thumbnails of the first store that has some, and the rows to take of them."""
+        for store, rows in zip(self._stores, self._rows, strict=True):
+            thumbnails = store.thumbnails()
+            if thumbnails is not None:
+                return thumbnails, rows
+        return None
 
     @property
     def nbytes(self) -> int:
         """The bytes of all features."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def copy(self, keys: list[str], group: h5py.Group) -> None:
-        """Writes the features and the other columns, a block of rows at a time."""
-        target = group.create_dataset("features", self.shape, dtype=self.dtype)
+    def blocks(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+        """The features and the other columns, a block of rows at a time."""
         with ProgressBar(f"joining {self._kind}", "rows", total=len(keys)) as bar:
-            for block in row_blocks(len(keys)):
-                target[block] = self._block(block)
-                bar.update(block.stop - block.start)
-        if self._kind == "text":
-            cut = [store.truncated[rows] for store, rows in zip(self._stores, self._rows, strict=True)]
-            group["truncated"] = np.logical_or.reduce(cut)
-        else:
-            self._copy_thumbnails(group)
+            for rows in row_blocks(len(keys)) if keys else [slice(0, 0)]:
+                columns: dict[str, Any] = {"features": self._block(rows)}
+                if self._kind == "text":
+                    cut = [store.truncated[own[rows]] for store, own in zip(self._stores, self._rows, strict=True)]
+                    columns["truncated"] = np.logical_or.reduce(cut)
+                elif self._thumbnails is not None:
+                    thumbnails, own = self._thumbnails
+                    columns["thumbnail"] = [np.frombuffer(thumbnails[row], np.uint8) for row in own[rows].tolist()]
+                yield columns
+                bar.update(rows.stop - rows.start)
 
     def _block(self, block: slice) -> np.ndarray:
         """Some rows with the columns of all encoders; each store is read once."""
@@ -102,17 +105,6 @@ class _JoinedRows:
         if self._views is not None:
             parts = [part[:, : self._views] for part in parts]
         return np.concatenate(parts, axis=-1, dtype=self.dtype)
-
-    def _copy_thumbnails(self, group: h5py.Group) -> None:
-        """Writes the thumbnails of the first store that has some."""
-        for store, rows in zip(self._stores, self._rows, strict=True):
-            thumbnails = store.thumbnails()
-            if thumbnails is None:
-                continue
-            column = create_bytes_column(group, "thumbnail", len(rows))
-            for block in row_blocks(len(rows)):
-                fill(column, block, [np.frombuffer(thumbnails[int(row)], np.uint8) for row in rows[block]])
-            return
 
 
 def join_stores(
@@ -134,7 +126,8 @@ def join_stores(
         FileError: no room on the disk, or another process is writing.
     """
     start = time.monotonic()
-    path = link_target(path)
+    place = store_place(path)
+    path = place.path
     if len(stores) < 2:
         raise JoinError("there is nothing to join: name two stores or more")
     for store in stores:
@@ -142,15 +135,16 @@ def join_stores(
             raise JoinError(f"{path} is one of the stores to join; write the joined store to another place")
     with contextlib.ExitStack() as stack, only_writer(path, "the store"):
         opened = [stack.enter_context(FeatureStore(store)) for store in stores]
-        up_to_date = _write(opened, path, common, force)
+        up_to_date = _write(opened, place, common, force)
     with FeatureStore(path) as joined:
         summary = summary_of(joined, up_to_date)
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def _write(stores: list[FeatureStore], path: Path, common: bool, force: bool) -> bool:
+def _write(stores: list[FeatureStore], place: StorePlace, common: bool, force: bool) -> bool:
     """Writes the joined store; returns True where it is there already and nothing was written."""
+    path = place.path
     columns = {kind: _distinct_columns(stores, kind) for kind in KINDS}
     if all(len(parts) < 2 for parts in columns.values()):
         raise JoinError(f"{paths_of(stores)} hold features of the same encoders; there is nothing to join")
@@ -167,7 +161,7 @@ def _write(stores: list[FeatureStore], path: Path, common: bool, force: bool) ->
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]
     )
     fingerprints = {kind: digest(recipe) for kind, recipe in recipes.items()} | {"dataset": content}
-    if path.exists():
+    if store_exists(path):
         with FeatureStore(path) as old:
             if old.fingerprints == fingerprints:
                 return True
@@ -176,9 +170,11 @@ def _write(stores: list[FeatureStore], path: Path, common: bool, force: bool) ->
     _announce(columns, recipes, stores, matched)
     rows = {"image": len(images["id"]), "text": len(texts["caption"])}
     needed = sum(_ROW_BYTES[kind] * count for kind, count in rows.items())
-    check_disk(path, needed + sum(source.nbytes for source in sources.values() if isinstance(source, _JoinedRows)))
+    features = sum(source.nbytes for source in sources.values() if isinstance(source, _JoinedRows))
+    check_disk(path, needed + features)
     seal(
         path,
+        form=place.form_for(features),
         images=images,
         texts=texts,
         sources=sources,

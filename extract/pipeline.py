@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_disk, digest, link_target, only_writer
+from onceover.base.files import check_disk, digest, only_writer
 from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
@@ -35,8 +35,10 @@ from onceover.extract.refusals import (
     refuse_to_drop_rows,
     refuse_to_lose_images,
 )
+from onceover.extract.sealing import seal
 from onceover.extract.shards import RowSources, describe_shard
-from onceover.extract.store import KINDS, FeatureStore, StoreError, caption_ids, seal
+from onceover.extract.store import KINDS, FeatureStore, StoreError, caption_ids, store_exists
+from onceover.extract.store_form import FOLDER, StorePlace, store_place
 from onceover.extract.summary import Summary, summary_of
 from onceover.extract.unfinished import Unfinished
 from onceover.extract.vanished import check_kept, keep_vanished, remove_kept
@@ -77,6 +79,7 @@ def extract(
     store have no rows.
 
     Args:
+        path: of the store, a file or a folder (``extract.store_form``).
         engine: the name of an engine (``extract.engines``), or ``auto``.
         backend: the name of a backend (``extract.backends``), or ``auto``.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
@@ -96,14 +99,15 @@ def extract(
         EncoderError: an encoder cannot be had.
     """
     start = time.monotonic()
-    path = link_target(path)
+    place = store_place(path)
+    path = place.path
     options = Options(force, retry_failures, prune, keep_vanished)
     with only_writer(path, "the store"):
         Unfinished(path).claim()
         check_kept(path)
         with extraction_of(
             dataset,
-            path,
+            place,
             config,
             options,
             reuse=reuse,
@@ -133,7 +137,7 @@ def extract(
 @contextlib.contextmanager
 def extraction_of(
     dataset: Dataset,
-    path: Path,
+    place: StorePlace,
     config: ExtractConfig,
     options: Options,
     *,
@@ -142,7 +146,7 @@ def extraction_of(
     encoders: Mapping[str, Callable[..., Any]] | None = None,
     check_encoder: Callable[[str, dict], None] = lambda kind, recipe: None,
 ) -> Iterator[Extraction]:
-    """Gives an extraction into the store at ``path``; a store that is there is open until the end.
+    """Gives an extraction into the store at ``place``; a store that is there is open until the end.
 
     Raises:
         EncoderError: an encoder that cannot be.
@@ -150,15 +154,15 @@ def extraction_of(
     stats = [dataset.images.stat(key) for key in dataset.paths]
     request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
     with contextlib.ExitStack() as stack:
-        old = stack.enter_context(FeatureStore(path)) if path.exists() else None
+        old = stack.enter_context(FeatureStore(place.path, mend=True)) if store_exists(place.path) else None
         yield Extraction(
             dataset,
             stats,
             _listing(dataset, stats),
             request,
             config,
-            path,
-            Unfinished(path),
+            place,
+            Unfinished(place.path),
             options,
             old,
             reuse,
@@ -483,19 +487,24 @@ def _stored_vocabulary(extraction: Extraction) -> dict[str, bytes] | None:
 
 
 def check_room(extraction: Extraction, work: Work) -> None:
-    """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, the whole store.
+    """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, a store of one file.
 
     Raises:
         FileError: the disk has no room.
     """
     from onceover.extract.begin import trials
 
-    needed = 0
+    shards = 0
+    whole = 0
+    features = 0
     for kind, trial in trials(work.image, work.text, extraction.dataset.captions).items():
-        row = trial(1)[0].nbytes + ROW_BYTES[kind]
+        feature_bytes = trial(1)[0].nbytes
         rows, known = _rows(extraction, kind)
-        needed += row * (rows + max(0, rows - known))
-    check_disk(extraction.path, needed)
+        shards += (feature_bytes + ROW_BYTES[kind]) * max(0, rows - known)
+        whole += (feature_bytes + ROW_BYTES[kind]) * rows
+        features += feature_bytes * rows
+    is_folder = extraction.place.form_for(features) == FOLDER
+    check_disk(extraction.path, shards if is_folder else shards + whole)
 
 
 def _encode_all(extraction: Extraction, work: Work, captions: list[str], plans: dict[str, dict]) -> Counts:
@@ -539,6 +548,7 @@ def _encode_all(extraction: Extraction, work: Work, captions: list[str], plans: 
     orphans = [Failure(names[row], "caption", NOT_ENCODED) for row in np.flatnonzero(~has_image)]
     seal(
         extraction.path,
+        form=extraction.place.form_for(image_sources.nbytes(len(rows)) + text_sources.nbytes(len(stored_captions))),
         images=_image_columns(extraction, rows, keys),
         texts={"caption": stored_captions, "image_index": new_row[dataset.image_index[has_image]].astype(np.int64)},
         sources={"image": image_sources, "text": text_sources},

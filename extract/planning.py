@@ -51,11 +51,12 @@ def earlier_plan(extraction: Extraction, kind: str) -> dict:
 
 def origin_of(extraction: Extraction, work: Work, kind: str, captions: list[str]) -> dict:
     """What the plan of a kind is made from; one that was made from the same things stands."""
+    earlier = [store for store in (extraction.old, extraction.reuse) if store]
     return {
         "listing": extraction.listing if kind == "image" else digest(captions),
         "fingerprint": digest(work.encoder(kind).recipe),
         "columns": list(columns_of(extraction, kind)),
-        "beside": [store.fingerprints for store in (extraction.old, extraction.reuse) if store],
+        "beside": [[store.fingerprints, store.missing_shards()] for store in earlier],
         "retry_failures": extraction.options.retry_failures,
         "batch": batch_rows(work, kind),
     }

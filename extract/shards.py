@@ -1,15 +1,17 @@
 """Shards: small HDF5 files of finished rows, and rows by their keys wherever they lie, in shards or in a store."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
 from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
-from onceover.base.hdf5 import fill, hdf5_bytes, open_hdf5, write_column
+from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
 from onceover.extract.ledger import Failure
 from onceover.extract.store import (
     KEYS,
@@ -26,6 +28,7 @@ from onceover.extract.store import (
 
 #: columns of whole numbers that files of earlier versions lack, by kind; a row of such a file has ``NOT_COUNTED`` there
 LATER_COLUMNS = {"image": (), "text": ("unknown", "tokens")}
+_COUNT = ((), np.dtype(np.int32))  # the row shape and type of such a column
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5,}\.h5")
 
 
@@ -41,13 +44,29 @@ def shard_files(parts: Path, kind: str = "") -> list[Path]:
     return sorted(file for file in parts.iterdir() if _SHARD.fullmatch(file.name) and file.name.startswith(kind))
 
 
+class PlacedRows(NamedTuple):
+    """Where rows lie that are in shards already.
+
+    Attributes:
+        shards: the files of the shards. counts: how many rows each of them has. checksums: those behind their ends;
+            None of a shard of an earlier version.
+        numbers: of the shard of each row, −1 of one that lies in a store of one file. rows: of each row in its shard.
+    """
+
+    shards: list[Path]
+    counts: list[int]
+    checksums: list[str | None]
+    numbers: np.ndarray
+    rows: np.ndarray
+
+
 class RowSources:
-    """Rows of one kind that were computed before, found by key, in shards and an earlier store.
+    """Rows of one kind that were computed before, found by key, in shards and earlier stores.
 
     Only files whose features carry ``fingerprint`` and that hold all ``columns`` are used.
 
     Attributes:
-        copied: the names of all columns that ``copy`` writes.
+        copied: the names of all columns that ``blocks`` gives.
     """
 
     def __init__(self, kind: str, fingerprint: str, columns: tuple[str, ...]):
@@ -56,7 +75,7 @@ class RowSources:
         self.columns = columns
         self.copied = ("features", *columns, *LATER_COLUMNS[kind])
         self._paths: list[Path] = []
-        self._files: list[_RowFile] = []
+        self._files: list[_ShardRows | _StoreRows] = []
         self._where: dict[str, tuple[int, int]] = {}
         self.keys_by_stat: dict[tuple[str, int, int], str] = {}
         self.failures: dict[str, Failure] = {}
@@ -80,40 +99,44 @@ class RowSources:
             StoreError: a damaged file.
         """
         self._paths.append(path)
-        with readable(path), open_hdf5(path) as file:
-            group = file.get(self.kind)
-            if group is None or group["features"].attrs["fingerprint"] != self.fingerprint:
-                return
-            self.failures |= {failure.id: failure for failure in read_failures(file) if failure.stage == self.kind}
-            if not len(group["features"]) or any(name not in group for name in self.columns):
-                return
-            rows = _RowFile(path, group, self.copied)
-            for row, key in enumerate(strings(group[KEYS[self.kind]])):
-                self._where.setdefault(key, (len(self._files), row))
-            if self.kind == "image":
-                stats = zip(strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist(), strict=True)
-                self.keys_by_stat |= dict(zip(stats, strings(group["sha256"]), strict=True))
-            self._files.append(rows)
-
-    def copy(self, keys: list[str], group: h5py.Group) -> None:
-        """Writes the columns of the rows with ``keys``, in their order, into new datasets of ``group``."""
-        if not keys and not self._files:  # a store of the other kind alone
-            group["features"] = np.zeros((0, 0, 0) if self.kind == "image" else (0, 0), np.float32)
-            group["truncated"] = np.zeros(0, bool)
+        rows = _rows_in(path, self.kind)
+        if rows.fingerprint != self.fingerprint:
             return
-        for name in self.copied:
-            shape, dtype = self._files[0].columns[name]
-            group.create_dataset(name, (len(keys), *shape), dtype=dtype)
+        self.failures |= {failure.id: failure for failure in rows.failures if failure.stage == self.kind}
+        if not len(rows.keys) or any(name not in rows.columns for name in self.columns):
+            return
+        for row, key in zip(rows.numbers, rows.keys, strict=True):
+            self._where.setdefault(key, (len(self._files), row))
+        self.keys_by_stat |= dict(zip(rows.stats, rows.keys, strict=False))
+        rows.forget()
+        self._files.append(rows)
+
+    def blocks(self, keys: list[str]) -> Iterator[dict[str, np.ndarray]]:
+        """The columns of the rows with ``keys``, in their order, a block at a time; an empty one for no rows."""
+        if not keys:
+            yield {name: np.zeros((0, *shape), dtype) for name, (shape, dtype) in self.row_shapes().items()}
         for rows in row_blocks(len(keys)):
-            for name, values in self.gather(self.copied, keys[rows]).items():
-                fill(group[name], rows, values)
+            yield self.gather(self.copied, keys[rows])
+
+    def nbytes(self, rows: int) -> int:
+        """The bytes of the features of so many rows."""
+        shape, dtype = self.row_shapes()["features"]
+        return rows * math.prod(shape) * dtype.itemsize
+
+    def row_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The shape of a row and the type of each column that ``blocks`` gives; of no width where there are no rows."""
+        if self._files:
+            return {name: self._files[0].columns.get(name, _COUNT) for name in self.copied}
+        if self.kind == "image":  # a store of the other kind alone
+            return {"features": ((0, 0), np.dtype(np.float32))}
+        return {"features": ((0,), np.dtype(np.float32)), "truncated": ((), np.dtype(bool))}
 
     def gather(self, names: Sequence[str], keys: list[str]) -> dict[str, np.ndarray]:
         """The values of some columns in the rows with ``keys``, by the columns' names.
 
         One file is open at a time: there can be more than a process may open.
         """
-        places = np.array([self._where[key] for key in keys])
+        places = self._places(keys)
         blocks: dict[str, np.ndarray] = {}
         for number in np.unique(places[:, 0]):
             chosen = np.flatnonzero(places[:, 0] == number)
@@ -124,6 +147,41 @@ class RowSources:
                 blocks[name][chosen] = values[inverse]
         return blocks
 
+    def placed(self, keys: list[str], folder: Path) -> PlacedRows:
+        """Where the rows with ``keys`` lie, as far as they are in shards that hold just the columns that are copied.
+
+        ``folder``: of the store that is written; the shards of another store are not shared.
+        """
+        places = self._places(keys)
+        shards: list[Path] = []
+        counts: list[int] = []
+        checksums: list[str | None] = []
+        numbers = np.full(len(keys), -1)
+        rows = np.zeros(len(keys), np.int64)
+        for number in np.unique(places[:, 0]):
+            file = self._files[number]
+            if ("thumbnail" in file.columns) != ("thumbnail" in self.copied):
+                continue
+            chosen = np.flatnonzero(places[:, 0] == number)
+            if isinstance(file, _ShardRows):
+                numbers[chosen] = len(shards)
+                rows[chosen] = places[chosen, 1]
+                shards.append(file.path)
+                counts.append(file.count)
+                checksums.append(stated_checksum(file.path))
+            elif file.store.shards is not None and file.store.path == folder:
+                in_store = file.store.places(self.kind)
+                numbers[chosen] = len(shards) + in_store.shards[places[chosen, 1]]
+                rows[chosen] = in_store.rows[places[chosen, 1]]
+                shards += [file.store.shards.path(number) for number in range(len(file.store.shards))]
+                counts += file.store.shards.table.rows.tolist()
+                checksums += file.store.shards.table.checksums
+        return PlacedRows(shards, counts, checksums, numbers, rows)
+
+    def _places(self, keys: list[str]) -> np.ndarray:
+        """The number of the file and the row in it of each key: int64 (n, 2)."""
+        return np.array([self._where[key] for key in keys], np.int64).reshape(-1, 2)
+
 
 def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: list[Path]) -> RowSources:
     """The rows of some files; sources are pickled as their files' paths."""
@@ -133,44 +191,122 @@ def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: l
     return sources
 
 
-class _RowFile:
-    """A shard, which is checked whole when it is added, or a store, whose rows are checked as they are read.
+def _rows_in(path: Path, kind: str) -> "_ShardRows | _StoreRows":
+    """The rows of a kind in a shard or a store.
 
-    A shard is opened anew for each read: there can be more of them than a process may have open.
+    Raises:
+        StoreError: a damaged file.
+    """
+    if path.is_dir():
+        return _StoreRows(path, kind)
+    with readable(path), open_hdf5(path) as file:
+        if file.attrs.get("format") != STORE_FORMAT:
+            return _ShardRows(path, kind, file)
+    return _StoreRows(path, kind)
+
+
+class _ShardRows:
+    """The rows of a shard, which was checked whole; it is opened anew for each read: there can be very many.
 
     Attributes:
-        columns: by name, the shape of a row and the dtype.
+        fingerprint: of its features; empty where it has none of the kind. failures: its part of the ledger.
+        columns: by name, the shape of a row and the type.
+        count: how many rows it has.
+        numbers: of its rows; keys: of the same; stats: of images, their ids with the sizes and times of their files.
     """
 
-    def __init__(self, path: Path, group: h5py.Group, copied: Sequence[str]):
-        """``copied``: the names of its columns; what it lacks is not counted in it."""
+    def __init__(self, path: Path, kind: str, file: h5py.File):
+        """``file``: the shard, open for a moment."""
+        self.path = Path(path)
+        self._kind = kind
+        self.fingerprint = ""
+        self.count = 0
+        self.failures: list[Failure] = []
         self.columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        for name in copied:
-            column = group.get(name)
-            self.columns[name] = ((), np.dtype(np.int32)) if column is None else (column.shape[1:], column.dtype)
-        self._path = Path(path)
-        self._kind = group.name.strip("/")
-        self._store: FeatureStore | None = None
-        if group.file.attrs.get("format") == STORE_FORMAT:
-            self._store = FeatureStore(path)
+        self.numbers: Sequence[int] = ()
+        self.keys: list[str] = []
+        self.stats: list[tuple[str, int, int]] = []
+        if kind not in file:
+            return
+        group = file[kind]
+        self.fingerprint = group["features"].attrs["fingerprint"]
+        self.failures = read_failures(file)
+        self.columns = {name: (column.shape[1:], column.dtype) for name, column in group.items()}
+        self.count = len(group["features"])
+        if self.count:
+            self.keys = strings(group[KEYS[kind]])
+            self.numbers = range(self.count)
+        if self.count and kind == "image":
+            columns = (strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist())
+            self.stats = list(zip(*columns, strict=True))
+
+    def forget(self) -> None:
+        """Frees what was only needed to find rows."""
+        self.numbers = ()
+        self.keys = []
+        self.stats = []
 
     def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Some rows of some columns, in ascending order, by the columns' names."""
+        """Some rows of some columns, in ascending order, by the columns' names; what it lacks was not counted in it."""
         values = {}
-        with readable(self._path), open_hdf5(self._path, again=True) as file:
+        with readable(self.path), open_hdf5(self.path, again=True) as file:
             group = file[self._kind]
             for name in names:
-                if self._store is not None and name == "features":
-                    values[name] = self._store.features(self._kind)[rows]
-                elif name in group:
-                    values[name] = group[name][rows]
-                else:
-                    values[name] = np.full(len(rows), NOT_COUNTED, np.int32)
+                values[name] = group[name][rows] if name in group else np.full(len(rows), NOT_COUNTED, np.int32)
         return values
 
 
+class _StoreRows:
+    """The rows of a store, with the attributes of a shard's; those of features are checked as they are read.
+
+    Rows of shards that are missing are left out, so that they are encoded again.
+    """
+
+    def __init__(self, path: Path, kind: str):
+        self.store = FeatureStore(path, mend=True)
+        self._kind = kind
+        self.fingerprint = self.store.fingerprints[kind]
+        self.failures = self.store.failures
+        self.columns = self.store.row_shapes(kind)
+        self.keys = self.store.sha256 if kind == "image" else self.store.captions
+        self.stats: list[tuple[str, int, int]] = []
+        if kind == "image":
+            sizes, times = self.store.image_stats()
+            self.stats = list(zip(self.store.image_ids, sizes.tolist(), times.tolist(), strict=True))
+        self.numbers: Sequence[int] = range(len(self.keys))
+        if self.store.missing_shards():
+            self._leave_out_missing()
+
+    def _leave_out_missing(self) -> None:
+        """Leaves out the rows of shards that are missing."""
+        assert self.store.shards is not None
+        missing = set(self.store.missing_shards())
+        is_there = np.array([name not in missing for name in self.store.shards.table.names])
+        numbers = np.flatnonzero(is_there[self.store.places(self._kind).shards]).tolist()
+        self.keys = [self.keys[number] for number in numbers]
+        if self.stats:
+            self.stats = [self.stats[number] for number in numbers]
+        self.numbers = numbers
+
+    def forget(self) -> None:
+        """Frees what was only needed to find rows."""
+        self.numbers = ()
+        self.keys = []
+        self.stats = []
+        self.store.forget()
+
+    def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows of some columns, by the columns' names; what it lacks was not counted in it."""
+        return {name: self.store.column(self._kind, name, rows) for name in names}
+
+
 def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> None:
-    """Writes finished rows as one small HDF5 file, whole or not at all; one that is there already stays.
+    """Writes a shard as ``shard_bytes`` makes it, whole or not at all; one that is there already stays."""
+    write_once(path, shard_bytes(kind, columns, recipe, failures))
+
+
+def shard_bytes(kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> bytes:
+    """A shard of finished rows: a small HDF5 file, made in memory so that a full disk fails in a plain write.
 
     ``columns``: name -> array or list, among them ``features``, which gets the recipe. Zero rows are allowed: a shard
     whose records all failed keeps their ledger.
@@ -183,7 +319,7 @@ def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: It
         stamp(group["features"], recipe, {})
         write_failures(file, failures)
 
-    write_once(path, hdf5_bytes(fill_file))  # not by HDF5, so that a full disk fails in a plain write
+    return hdf5_bytes(fill_file)
 
 
 def describe_shard(path: Path) -> tuple[str, str, list[str]]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onceover.base.files import link_target
 from onceover.base.progress import say, warn
 from onceover.base.worker import Worker, WorkerError
 from onceover.configs.schema import ExtractConfig
@@ -27,7 +26,8 @@ from onceover.extract.pipeline import (
 )
 from onceover.extract.plan import Shard, shards_of
 from onceover.extract.planning import captions_to_encode, new_plan, origin_of
-from onceover.extract.store import StoreError
+from onceover.extract.store import StoreError, store_exists
+from onceover.extract.store_form import store_place
 from onceover.extract.summary import Speed
 from onceover.extract.unfinished import Unfinished
 
@@ -98,12 +98,13 @@ def extract_share(
         EncoderError: an encoder cannot be had.
     """
     start = time.monotonic()
-    path = link_target(path)
+    place = store_place(path)
+    path = place.path
     unfinished = Unfinished(path)
     unfinished.claim()
     plans = {kind: unfinished.plan(kind) for kind in ("image", "text")}  # before it is seen whether there is a store
     options = Options(force=False, retry_failures=retry_failures, prune=prune, keep_vanished=False)
-    with extraction_of(dataset, path, config, options) as extraction:
+    with extraction_of(dataset, place, config, options) as extraction:
         if is_done(extraction):
             return Share(path, worker, sealed=True)
         work, captions, plans = _prepared(extraction, worker, plans, device, engine, backend)
@@ -114,7 +115,7 @@ def extract_share(
         try:
             _encode(extraction, work, captions, own)
         except FileNotFoundError:
-            if not path.exists() or any(unfinished.plan(kind) for kind in own):
+            if not store_exists(path) or any(unfinished.plan(kind) for kind in own):
                 raise
             return Share(path, worker, sealed=True)  # meanwhile, without this worker
     seconds = time.monotonic() - start

@@ -1,54 +1,65 @@
 """The HDF5 feature store: rows of features with ids, provenance, checksums and a ledger of failures.
 
-While an extraction runs, finished rows lie in *shards*, small HDF5 files with the same groups; ``seal`` copies them
-into the store, which appears complete by one rename. Rows are found by what they were computed from (``KEYS``), so
-that shards and an earlier store serve alike as sources. numpy and h5py only; docs/store-format.md describes the file.
+It is one file, or a folder of shards with a manifest, which is such a file without features: they lie in the shards.
+``extract.sealing`` writes both. Rows are found by what they were computed from (``KEYS``), so that shards and an
+earlier store serve alike as sources. numpy and h5py only; docs/store-format.md describes the files.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol, overload
+from typing import overload
 
 import h5py
 import numpy as np
 
 from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import digest, parse_json
-from onceover.base.formats import STORE_FORMAT, STORE_VERSION
+from onceover.base.formats import MANIFEST, STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION, STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
     DAMAGE,
+    RowsOnDisk,
     StoredRows,
     check_bytes,
     create_bytes_column,
     damaged_parts,
     fill,
+    memory_mapped,
     open_hdf5,
     which_file,
     write_column,
-    write_hdf5,
 )
 from onceover.base.progress import LOGGER
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.ledger import Failure
+from onceover.extract.sharded import Places, ShardedColumn, ShardedRows, ShardFiles, ShardTable
 
 KINDS = ("image", "text")
 SPLITS = ("train", "dev", "test", "")
 KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
 NOT_COUNTED = -1  # in a column of counts: a row that an earlier version encoded
 BLOCK = 1024  # rows copied or hashed at a time
+SHARD_NAME = re.compile(r"(image|text)-[0-9a-f]{24}\.h5")  # in a folder: the digits are those of its checksum
 SELECTION = "select"  # the name of the tenth of the train images that chooses where dev has to report
+_BYTES = h5py.vlen_dtype(np.uint8)
 #: datasets whose rows are checked as they are read, not when a store is opened
 CHECKED_LATER = ("image/features", "text/features")
 
 
 class StoreError(OnceoverError):
     """A store that is missing, unfinished, damaged, or not the one that is wanted."""
+
+
+def store_exists(path: Path) -> bool:
+    """Whether a finished store is there: a file, or a folder with a manifest."""
+    return (path / MANIFEST).exists() if path.is_dir() else path.exists()
 
 
 def parts_folder(path: str | Path) -> Path:
@@ -93,37 +104,120 @@ class FeatureStore:
         (60, 2, 16) (300, 32)
     """
 
-    def __init__(self, path: str | Path, check: bool = True):
-        """``check``: refuse what does not match its checksum; without, ``verify`` can tell all that is wrong."""
+    def __init__(self, path: str | Path, check: bool = True, mend: bool = False):
+        """``check``: refuse what does not match its checksum; without, ``verify`` can tell all that is wrong.
+
+        ``mend``: open a folder that lacks shards, to encode their rows again.
+        """
         self.path = Path(path)
         self._file, self._is_whole = _open(self.path)
         LOGGER.debug("opened the feature store %s", self.path)
+        self.shards: ShardFiles | None = None
+        self._places: dict[str, Places] = {}
         try:
             with readable(self.path):
-                self._read()
+                if self.path.is_dir():
+                    self.shards = ShardFiles(self.path, _shard_table(self._file))
+                self.provenance = parse_json(self._file.attrs["provenance"])
+                self.recipes = {kind: parse_json(self._described(kind).attrs["recipe"]) for kind in KINDS}
+                self.fingerprints = {kind: self._described(kind).attrs["fingerprint"] for kind in KINDS}
+                self.fingerprints["dataset"] = self._file.attrs["dataset_fingerprint"]
                 if check:
                     self._check()
-                self._features = {kind: StoredRows(self._file[kind]["features"], self.path) for kind in KINDS}
-        except StoreError:
+                if check and not mend:
+                    self._refuse_missing_shards()
+                self._features: dict[str, RowsOnDisk] = {kind: self._open_features(kind) for kind in KINDS}
+        except OnceoverError:
             self.close()
             raise
 
-    def _read(self) -> None:
-        image = self._file["image"]
-        text = self._file["text"]
-        self.image_ids = strings(image["id"])
-        self.image_paths = strings(image["path"])
-        self.image_splits = strings(image["split"])
-        self.sha256 = strings(image["sha256"])
-        self.captions = strings(text["caption"])
-        self.image_index = text["image_index"][:]
-        self.truncated = text["truncated"][:]
-        self.unknown = text["unknown"][:] if "unknown" in text else None
-        self.tokens = text["tokens"][:] if "tokens" in text else None
-        self.provenance = parse_json(self._file.attrs["provenance"])
-        self.recipes = {kind: parse_json(self._file[kind]["features"].attrs["recipe"]) for kind in KINDS}
-        self.fingerprints = {kind: self._file[kind]["features"].attrs["fingerprint"] for kind in KINDS}
-        self.fingerprints["dataset"] = self._file.attrs["dataset_fingerprint"]
+    def _described(self, kind: str) -> h5py.Dataset:
+        """The dataset that carries the recipe of a kind of features: they themselves, or the shard of each row."""
+        return self._file[kind]["features" if self.shards is None else "shard"]
+
+    def _open_features(self, kind: str) -> RowsOnDisk:
+        if self.shards is None:
+            return StoredRows(self._file[kind]["features"], self.path)
+        row, dtype = self._row_of(kind)
+        return ShardedRows(self.shards, kind, self.places(kind), row, dtype)
+
+    def _row_of(self, kind: str) -> tuple[tuple[int, ...], np.dtype]:
+        """The shape of a row of features, and their type."""
+        described = self._described(kind)
+        if self.shards is None:
+            return described.shape[1:], described.dtype
+        return tuple(int(length) for length in described.attrs["row_shape"]), np.dtype(described.attrs["dtype"])
+
+    def places(self, kind: str) -> Places:
+        """The shard of each row, and the row in it; of a store that is a folder."""
+        if kind not in self._places:
+            group = self._file[kind]
+            self._places[kind] = Places(memory_mapped(group["shard"]), memory_mapped(group["row"]))
+        return self._places[kind]
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        """The id of each image."""
+        return self._texts("image/id")
+
+    @cached_property
+    def image_paths(self) -> list[str]:
+        """The path of each image, relative to the data folder."""
+        return self._texts("image/path")
+
+    @cached_property
+    def image_splits(self) -> list[str]:
+        """The split of each image; empty where it is in none."""
+        return self._texts("image/split")
+
+    @cached_property
+    def sha256(self) -> list[str]:
+        """The SHA-256 of each image's content."""
+        return self._texts("image/sha256")
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The captions."""
+        return self._texts("text/caption")
+
+    @cached_property
+    def image_index(self) -> np.ndarray:
+        """The row of each caption's image: int64 (M,)."""
+        return self._numbers("text/image_index")
+
+    @cached_property
+    def truncated(self) -> np.ndarray:
+        """Whether each caption was cut: bool (M,)."""
+        return self._numbers("text/truncated")
+
+    @cached_property
+    def unknown(self) -> np.ndarray | None:
+        """How many tokens of each caption the vocabulary lacks: int32 (M,), or None."""
+        return self._numbers("text/unknown") if "unknown" in self._file["text"] else None
+
+    @cached_property
+    def tokens(self) -> np.ndarray | None:
+        """How many tokens each caption has: int32 (M,), or None."""
+        return self._numbers("text/tokens") if "tokens" in self._file["text"] else None
+
+    def _texts(self, name: str) -> list[str]:
+        """A column of text, which is read when it is first asked for."""
+        with self._readable():
+            return strings(self._file[name])
+
+    def _numbers(self, name: str) -> np.ndarray:
+        """A column of numbers, which is read when it is first asked for."""
+        with self._readable():
+            values: np.ndarray = self._file[name][:]
+            return values
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """As ``readable``, with an error of its own where the store was closed."""
+        if not self._file:
+            raise StoreError(f"{self.path} was closed before all of it was read; open it again")
+        with readable(self.path):
+            yield
 
     def _check(self) -> None:
         """Refuses a file whose columns and attributes are not as they were written; features are checked as read.
@@ -136,20 +230,50 @@ class FeatureStore:
         if problems:
             raise ValueError(problems[0])
 
+    def missing_shards(self) -> list[str]:
+        """The names of shards that the manifest has and the folder has not."""
+        return [] if self.shards is None else self.shards.missing()
+
+    def _refuse_missing_shards(self) -> None:
+        missing = self.missing_shards()
+        if missing:
+            raise StoreError(
+                f"{self.path} lacks {len(missing):,} of its shards (the first: {missing[0]}); put them back, or run "
+                "extract again, which encodes their rows anew"
+            )
+
     def _shape_problems(self) -> Iterator[str]:
         """Columns of different lengths, features of another kind, and a caption map that points outside the images."""
-        for kind, rows, dimensions in (("image", len(self.image_ids), 3), ("text", len(self.captions), 2)):
-            features = self._file[kind]["features"]
-            if features.ndim != dimensions or features.dtype not in (np.float32, np.float16):
-                yield f"/{kind}/features has the shape {features.shape} and holds {features.dtype}"
+        counts = {"image": len(self._file["image/id"]), "text": len(self._file["text/caption"])}
+        for kind, dimensions in (("image", 3), ("text", 2)):
+            row, dtype = self._row_of(kind)
+            if len(row) + 1 != dimensions or dtype not in (np.float32, np.float16):
+                yield f"/{kind}/features has the shape {(counts[kind], *row)} and holds {dtype}"
             for name, column in self._file[kind].items():
-                if len(column) != rows:
-                    yield f"/{kind}/{name} has {len(column)} rows; {rows} expected"
-        index = self.image_index
+                if len(column) != counts[kind]:
+                    yield f"/{kind}/{name} has {len(column)} rows; {counts[kind]} expected"
+            if self.shards is not None:
+                yield from self._place_problems(kind)
+        index = self._file["text/image_index"]
+        lowest, highest = extremes(index)
         if index.dtype != np.int64:
             yield f"/text/image_index holds {index.dtype}"
-        elif len(index) and not (index.min() >= (0 if self.image_ids else -1) and index.max() < len(self.image_ids)):
+        elif len(index) and not (lowest >= (0 if counts["image"] else -1) and highest < counts["image"]):
             yield "/text/image_index points outside the images"
+
+    def _place_problems(self, kind: str) -> Iterator[str]:
+        """Rows that lie in no shard, or beyond its end."""
+        assert self.shards is not None
+        places = self.places(kind)
+        if places.shards.dtype != np.int32 or places.rows.dtype != np.int32:
+            yield f"/{kind}/shard and /{kind}/row hold {places.shards.dtype} and {places.rows.dtype}"
+            return
+        for rows in row_blocks(min(len(places.shards), len(places.rows)), 2**20):
+            shards = places.shards[rows]
+            if shards.min() < 0 or shards.max() >= len(self.shards):
+                yield f"/{kind}/shard names shards that there are not"
+            elif places.rows[rows].min() < 0 or (places.rows[rows] >= self.shards.table.rows[shards]).any():
+                yield f"/{kind}/row points outside its shard"
 
     @property
     def is_checked(self) -> bool:
@@ -157,8 +281,10 @@ class FeatureStore:
         return all(rows.is_checked for rows in self._features.values())
 
     def __repr__(self) -> str:
+        if not self._file:
+            return f"<FeatureStore {self.path}, closed>"
         encoders = " and ".join(self.provenance[kind]["encoder"] for kind in KINDS if self.recipes[kind])
-        counts = f"{len(self.image_ids):,} images, {len(self.captions):,} captions"
+        counts = f"{len(self.image_features):,} images, {len(self.text_features):,} captions"
         return f"<FeatureStore {self.path}: {counts}; features of {encoders}>"
 
     def __enter__(self) -> "FeatureStore":
@@ -168,22 +294,31 @@ class FeatureStore:
         self.close()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes what is open."""
+        if self.shards is not None:
+            self.shards.close()
         self._file.close()
 
     @property
-    def image_features(self) -> StoredRows:
+    def image_features(self) -> RowsOnDisk:
         """float32 or float16 (N, V, D): V views of each image, unnormalised; read when rows are asked for."""
         return self._features["image"]
 
     @property
-    def text_features(self) -> StoredRows:
+    def text_features(self) -> RowsOnDisk:
         """float32 or float16 (M, D), unnormalised; read when rows are asked for."""
         return self._features["text"]
 
-    def features(self, kind: str) -> StoredRows:
+    def features(self, kind: str) -> RowsOnDisk:
         """The features of ``image`` or ``text``."""
         return self._features[kind]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its files."""
+        if self.shards is None:
+            return self.path.stat().st_size
+        return (self.path / MANIFEST).stat().st_size + int(self.shards.table.sizes.sum())
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -200,12 +335,41 @@ class FeatureStore:
         """The text encoder's tokenizer, file by file; files of other names are left where they are."""
         return known_tokenizer_files({name: data[:].tobytes() for name, data in self._file["tokenizer"].items()})
 
+    def row_shapes(self, kind: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The shape of a row and the type of the columns of a kind, features among them, by their names."""
+        shapes = {name: (column.shape[1:], column.dtype) for name, column in self._file[kind].items()}
+        shapes["features"] = self._row_of(kind)
+        if self.shards is not None:
+            shapes |= {name: ((), _BYTES) for name in in_shards(self._file[kind]) if name != "features"}
+        return shapes
+
+    def column(self, kind: str, name: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows of a column, ascending; one that the store lacks was not counted in it."""
+        with self._readable():
+            group = self._file[kind]
+            if name == "features":
+                return self.features(kind)[rows]
+            if name == "thumbnail" and self.shards is not None:
+                return ShardedColumn(self.shards, kind, name, self.places(kind)).arrays(rows)
+            if name not in group:
+                return np.full(len(rows), NOT_COUNTED, np.int32)
+            column: np.ndarray = group[name][rows] if name == "thumbnail" else memory_mapped(group[name])[rows]
+            return column
+
+    def forget(self) -> None:
+        """Frees the columns of text that were read; they are read again when they are asked for."""
+        for name in ("image_ids", "image_paths", "image_splits", "sha256", "captions"):
+            self.__dict__.pop(name, None)
+
     def image_stats(self) -> tuple[np.ndarray, np.ndarray]:
         """Size in bytes and modification time in ns of each image's file, int64 (N,); -1 of imported images."""
         return self._file["image/size"][:], self._file["image/mtime_ns"][:]
 
-    def thumbnails(self) -> "Column | None":
+    def thumbnails(self) -> Sequence[bytes] | None:
         """A small JPEG of each image, or None where the store was made without."""
+        if self.shards is not None:
+            has_some = "thumbnail" in in_shards(self._file["image"])
+            return ShardedColumn(self.shards, "image", "thumbnail", self.places("image")) if has_some else None
         return Column(self._file["image/thumbnail"], self.path) if "image/thumbnail" in self._file else None
 
     def roles(self) -> Roles:
@@ -261,8 +425,10 @@ class FeatureStore:
         problems = list(self._shape_problems())
         problems += damaged_parts(self._file)
         problems += [f"/image/split: {split!r} is no split" for split in sorted(set(self.image_splits) - set(SPLITS))]
+        if self.shards is not None and not problems:
+            problems += self._shard_problems()
         for kind in KINDS:
-            features = self._file[kind]["features"]
+            features = self._file[kind].get("features", ())
             bad = sum(int((~np.isfinite(features[rows])).sum()) for rows in row_blocks(len(features)))
             if bad:
                 problems.append(f"/{kind}/features holds {bad} numbers that are not finite")
@@ -277,6 +443,24 @@ class FeatureStore:
         ):
             problems.append("the dataset's fingerprint does not match its rows")
         return problems
+
+    def _shard_problems(self) -> Iterator[str]:
+        """Shards that are missing, damaged or of other rows than the manifest says, and numbers that are not finite."""
+        assert self.shards is not None
+        for kind, keys in (("image", self.sha256), ("text", self.captions)):
+            places = self.places(kind)
+            for number, rows, in_shard in places.by_shard(np.arange(len(keys))):
+                try:
+                    features = self.shards.features(number, kind)
+                    stored = self.shards.texts(number, kind, KEYS[kind])
+                except (OnceoverError, *DAMAGE) as error:
+                    yield f"{self.shards.path(number)}: {first_line(error)}"
+                    continue
+                bad = int((~np.isfinite(features)).sum())
+                if bad:
+                    yield f"{self.shards.path(number)} holds {bad} numbers that are not finite"
+                if any(keys[row] != stored[place] for row, place in zip(rows, in_shard, strict=True)):
+                    yield f"{self.shards.path(number)} holds other rows than the manifest says"
 
 
 class Column(Sequence[bytes]):
@@ -320,7 +504,7 @@ class Column(Sequence[bytes]):
         return self._rows
 
 
-def copy_thumbnails(thumbnails: Column | None, group: h5py.Group) -> None:
+def copy_thumbnails(thumbnails: Sequence[bytes] | None, group: h5py.Group) -> None:
     """Writes thumbnails, if there are any, into a group of another file, a block at a time."""
     if thumbnails is None:
         return
@@ -350,51 +534,6 @@ def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
     return names
 
 
-class Rows(Protocol):
-    """Rows of one kind with their features, wherever they lie."""
-
-    def copy(self, keys: list[str], group: h5py.Group) -> None:
-        """Writes the rows with ``keys``, in their order, into new datasets of a store's group."""
-
-
-def seal(
-    path: Path,
-    *,
-    images: dict,
-    texts: dict,
-    sources: Mapping[str, "Rows"],
-    recipes: dict[str, dict],
-    provenance: dict,
-    failures: list[Failure],
-    tokenizer_files: dict[str, bytes],
-) -> None:
-    """Writes the finished store, whole or not at all. Memory stays at a block of rows, however large the store.
-
-    ``images`` holds the columns id, path, split, sha256, size, mtime_ns and ``texts`` caption, image_index; features
-    and the other columns come from ``sources``, by key.
-    """
-    fingerprint = dataset_fingerprint(
-        images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]
-    )
-    with write_hdf5(path, CHECKED_LATER) as writer:
-        file = writer.file
-        file.attrs["format"] = STORE_FORMAT
-        file.attrs["format_version"] = STORE_VERSION
-        file.attrs["dataset_fingerprint"] = fingerprint
-        file.attrs["provenance"] = json.dumps(provenance)
-        for kind, columns in (("image", images), ("text", texts)):
-            group = file.create_group(kind)
-            for name, values in columns.items():
-                write_column(group, name, values)
-            sources[kind].copy(columns[KEYS[kind]], group)
-            writer.check()
-            stamp(group["features"], recipes[kind], provenance[kind])
-        file.create_group("tokenizer")
-        for name, data in tokenizer_files.items():
-            file.create_dataset(f"tokenizer/{name}", data=np.frombuffer(data, dtype=np.uint8))
-        write_failures(file, failures)
-
-
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turns what h5py and the decoders raise on a damaged file into an error with a way out."""
@@ -408,15 +547,17 @@ def readable(path: Path) -> Iterator[None]:
 
 def _open(path: Path) -> tuple[h5py.File, bool]:
     """The file of a store, and whether its bytes, large arrays aside, were compared with their checksum."""
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder; a feature store is one .h5 file")
-    if not path.exists():
+    if not store_exists(path):
         if parts_folder(path).exists():
             raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder without {MANIFEST}, and so no feature store; name a store")
         raise StoreError(f"there is no feature store at {path}; make one: onceover extract --data DIR --store {path}")
+    is_folder = path.is_dir()
+    file_path = path / MANIFEST if is_folder else path
     try:
-        is_whole = check_bytes(path)
-        file = open_hdf5(path, again=True)
+        is_whole = check_bytes(file_path)
+        file = open_hdf5(file_path, again=True)
     except PermissionError:
         raise
     except OSError as error:
@@ -428,21 +569,56 @@ def _open(path: Path) -> tuple[h5py.File, bool]:
     except StoreError:
         file.close()
         raise
-    if (kind, version) != (STORE_FORMAT, STORE_VERSION):
+    known = (STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION) if is_folder else (STORE_FORMAT, STORE_VERSION)
+    if (kind, version) != known:
         file.close()
-        if kind != STORE_FORMAT:
-            raise StoreError(f"{path} is an HDF5 file, but no feature store; make one with extract")
-        raise StoreError(f"{path} has the format version {version}; this program reads {STORE_VERSION}: extract again")
+        if kind == STORE_FOLDER_FORMAT and not is_folder:
+            raise StoreError(f"{path} is the manifest of a feature store; name the folder that it lies in")
+        if kind != known[0]:
+            raise StoreError(f"{file_path} is an HDF5 file, but no feature store; make one with extract")
+        raise StoreError(f"{path} has the format version {version}; this program reads {known[1]}: extract again")
     return file, is_whole
+
+
+def _shard_table(manifest: h5py.File) -> ShardTable:
+    """What a manifest says of its shards.
+
+    Raises:
+        ValueError: a name that leads out of the folder, or columns of different lengths.
+    """
+    group = manifest["shards"]
+    table = ShardTable(strings(group["file"]), group["rows"][:], group["bytes"][:], strings(group["checksum"]))
+    if not len(table.names) == len(table.rows) == len(table.sizes) == len(table.checksums):
+        raise ValueError("/shards has columns of different lengths")
+    strange = next((name for name in table.names if SHARD_NAME.fullmatch(name) is None), None)
+    if strange is not None:
+        raise ValueError(f"/shards names {strange!r}, which is no shard")
+    return table
+
+
+def in_shards(group: h5py.Group) -> list[str]:
+    """The names of the columns of a kind that lie in shards, as its manifest says."""
+    return list(parse_json(group["shard"].attrs["in_shards"]))
+
+
+def extremes(column: h5py.Dataset) -> tuple[int, int]:
+    """The smallest and the largest number in a column; (0, 0) of an empty one."""
+    lowest = []
+    highest = []
+    for rows in row_blocks(len(column), 2**20):
+        block = column[rows]
+        lowest.append(int(block.min()))
+        highest.append(int(block.max()))
+    return min(lowest, default=0), max(highest, default=0)
 
 
 def _in_selection(image_id: str) -> bool:
     return hashlib.sha256(f"select:{image_id}".encode()).digest()[0] < 256 / 10
 
 
-def row_blocks(rows: int) -> Iterator[slice]:
-    """The rows as slices of at most ``BLOCK``."""
-    return (slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK))
+def row_blocks(rows: int, size: int = BLOCK) -> Iterator[slice]:
+    """The rows as slices of at most ``size``."""
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def strings(dataset: h5py.Dataset) -> list[str]:
@@ -475,6 +651,8 @@ def _printable(text: str) -> str:
 def read_failures(file: h5py.File) -> list[Failure]:
     """The ledger of a store or a shard."""
     group = file["failures"]
+    if not len(group["id"]):
+        return []
     columns = [strings(group[name]) for name in ("id", "stage", "reason")]
     columns += [group[name][:].tolist() for name in ("size", "mtime_ns")]
     return [Failure(*row) for row in zip(*columns, strict=True)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from onceover.base.addresses import path_of
 from onceover.base.files import digest
-from onceover.base.hdf5 import StoredRows
+from onceover.base.hdf5 import RowsOnDisk
 from onceover.base.progress import say, tracked
 from onceover.extract.address_images import may_be_folder
 from onceover.extract.comparison import neighbour_overlap, relative_error
@@ -121,7 +121,7 @@ def _encoded_images(store: FeatureStore, images: ImageSource, encoder: ImageEnco
 
 
 def _compare(
-    name: str, noun: str, part: Part, features: StoredRows, columns: slice, rows: np.ndarray, again: np.ndarray
+    name: str, noun: str, part: Part, features: RowsOnDisk, columns: slice, rows: np.ndarray, again: np.ndarray
 ) -> tuple[str, str | None]:
     """Compares the columns of one encoder in some rows with a new encoding: a line that reports, and what is wrong."""
     recipe = part.recipe

@@ -56,7 +56,7 @@ class Run:
 
     def __repr__(self) -> str:
         encoders = " and ".join(self.provenance["encoders"][kind]["encoder"] for kind in ("image", "text"))
-        dimensions = f"{self.config.model.embedding_dim} dimensions"
+        dimensions = f"{sum(member['embedding_dim'] for member in self.provenance['members']):,} dimensions"
         chosen = self.provenance["selection"]
         return f"<Run {self.folder}: {encoders}, {dimensions}; rsum {chosen['rsum']:.1f} on {chosen['split']}>"
 

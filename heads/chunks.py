@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onceover.base.errors import OnceoverError
-from onceover.base.hdf5 import StoredRows
+from onceover.base.hdf5 import RowsOnDisk
 from onceover.base.memory import OVERHEAD
 from onceover.extract.store import FeatureStore
 from onceover.heads.batches import Batch
@@ -22,7 +22,7 @@ NEIGHBOURS = 256  # images that lie side by side in the store and are read toget
 BLOCK = 2**20  # numbers read at a time where all are passed over: 4 MiB
 
 #: features of a store, read when rows are asked for, or an array of them
-Features = np.ndarray | StoredRows
+Features = np.ndarray | RowsOnDisk
 
 
 class ChunkError(OnceoverError):

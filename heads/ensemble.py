@@ -1,105 +1,107 @@
 """Joins several fitted runs into one: their heads side by side, saved as a run like any other."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from onceover.base.files import digest, only_writer
-from onceover.base.formats import EMBEDDINGS, FINETUNED, PROVENANCE
 from onceover.extract.store import KINDS, FeatureStore
-from onceover.heads import checkpoint
+from onceover.heads.assembling import Assembled, write_assembled
 from onceover.heads.checkpoint import Run, RunError
-from onceover.heads.embed import embed, write_embeddings
-from onceover.heads.models import DualHeads, Ensemble, members_of, weights_of
-from onceover.heads.replacement import claim_folder, run_files
-from onceover.retrieval.metrics import quality
+from onceover.heads.models import DualHeads, Ensemble, weights_of
+from onceover.heads.padding import members_on
+from onceover.retrieval.hubness import NO_CORRECTION
 
 
-def ensemble(store: FeatureStore, runs: Sequence[Run], folder: str | Path) -> dict:
+def ensemble(
+    store: FeatureStore, runs: Sequence[Run], folder: str | Path, weights: Sequence[float] | None = None
+) -> dict:
     """Joins runs that were fitted on ``store`` and writes the run folder; members may differ in all their settings.
 
+    Of runs of several stores, such as one of fine-tuned encoders, ``store`` is the one that was joined of these.
+
     Where members were refitted with the validation images, these can tell nothing of the ensemble: it gets the mean of
-    its members' rsum, and of the sharpness of their hubness corrections.
+    its members' rsum, and of the sharpness of their corrections for hubs, or none where one of them corrects nothing.
+
+    Args:
+        weights: how much each run counts, in whatever unit; by default all the same.
 
     Returns:
         The run's provenance.
 
     Raises:
-        RunError: fewer than two runs, runs of other features, or a folder that is not empty.
-    """
-    folder = Path(folder)
-    _check_runs(store, runs)
-    members: list[DualHeads] = []
-    weights: list[float] = []
-    for run in runs:
-        members += members_of(run.heads)
-        weights += [weight / len(runs) for weight in weights_of(run.heads)]
-    heads = Ensemble(members, weights).eval()
-    roles = store.roles()
-    first = runs[0]
-    with only_writer(folder, "the run"):
-        request = digest([run.provenance["space"] for run in runs])
-        _claim(folder, request)
-        checkpoint.save_resume(folder, {"request": request})
-        refit = any(run.config.training.refit for run in runs)
-        training = dataclasses.replace(first.config.training, refit=refit)
-        checkpoint.save_settings(folder, dataclasses.replace(first.config, training=training), first.tokenizer_files)
-        space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        betas = None
-        if refit:  # the validation images cannot choose any more
-            roles = roles.together()
-            rsum = float(np.mean([run.provenance["selection"]["rsum"] for run in runs]))
-            betas = {kind: float(np.mean([run.provenance["betas"][kind] for run in runs])) for kind in KINDS}
-        else:
-            rsum = quality(*embed(heads, store, roles.selection))["rsum"]
-        rerank = first.config.model.rerank
-        with run_files(folder).file(EMBEDDINGS) as aside:
-            betas = write_embeddings(store, heads, aside, roles, space, rerank, betas)
-        provenance = first.provenance | {
-            "request": request,
-            "space": space,
-            "store": str(store.path.resolve()),
-            "members": checkpoint.member_settings(heads),
-            "epochs": _collected(runs, "epochs"),
-            "best_epochs": _collected(runs, "best_epochs"),
-            "joined": [str(run.folder.resolve()) for run in runs],
-            "betas": betas,
-            "train_pictures": len(roles.train),
-            "selection": first.provenance["selection"] | {"rsum": rsum},
-            "seconds": sum(run.provenance["seconds"] for run in runs),
-        }
-        checkpoint.save_provenance(folder, provenance)
-    return checkpoint.read_provenance(folder)
-
-
-def _check_runs(store: FeatureStore, runs: Sequence[Run]) -> None:
-    """Refuses runs that cannot be joined.
-
-    Raises:
-        RunError: fewer than two, or one of other features.
+        RunError: fewer than two runs, weights that are not one above 0 for each, runs of other features, or a folder
+            that is not empty.
     """
     if len(runs) < 2:
         raise RunError("an ensemble takes at least two runs")
-    for run in runs:
-        if run.provenance["fingerprints"] != store.fingerprints:
-            raise RunError(f"{run.folder} was not fitted on the features of {store.path}; join runs of one store")
+    shares = _shares(weights or [1.0] * len(runs), len(runs))
+    members = [members_on(store, run) for run in runs]
+    first = runs[0]
+    refit = any(run.config.training.refit for run in runs)
+    rsum = None
+    betas = None
+    if refit:
+        rsum = float(np.mean([run.provenance["selection"]["rsum"] for run in runs]))
+        betas = {kind: _common_beta([run.provenance["betas"][kind] for run in runs]) for kind in KINDS}
+    provenance = first.provenance | {
+        "epochs": _collected(runs, "epochs"),
+        "best_epochs": _collected(runs, "best_epochs"),
+        "joined": [str(run.folder.resolve()) for run in runs],
+        "seconds": sum(run.provenance["seconds"] for run in runs),
+        "fingerprints": store.fingerprints,
+        "recipes": store.recipes,
+        "encoders": {kind: store.provenance[kind] for kind in KINDS},
+        "extract": store.provenance["settings"],
+        "dims": dict(zip(KINDS, store.dims, strict=True)),
+    }
+    provenance.pop("finetune", None)  # of one of them
+    return write_assembled(
+        store,
+        folder,
+        Assembled(
+            request=[[run.provenance["space"] for run in runs], shares],
+            make=lambda: _side_by_side(members, shares, [weights_of(run.heads) for run in runs]),
+            config=dataclasses.replace(first.config, training=dataclasses.replace(first.config.training, refit=refit)),
+            tokenizer_files=store.tokenizer_files,
+            provenance=provenance,
+            rsum=rsum,
+            betas=betas,
+        ),
+    )
 
 
-def _claim(folder: Path, request: str) -> None:
-    """Refuses a folder that holds anything but the same ensemble, interrupted.
+def _shares(weights: Sequence[float], count: int) -> list[float]:
+    """Weights as shares of 1.
 
     Raises:
-        RunError: it holds something else.
+        RunError: they are not ``count`` numbers above 0.
     """
-    claim_folder(folder)
-    if (folder / PROVENANCE).exists() or (folder / FINETUNED).exists():
-        raise RunError(f"{folder} holds a run; name a new folder")
-    try:
-        checkpoint.load_resume(folder, request)
-    except RunError as error:
-        raise RunError(f"{folder} holds an interrupted fit of something else; name a new folder") from error
+    if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
+        raise RunError(
+            f"the weights are {', '.join(map(str, weights))}; give a number above 0 for each of {count} runs"
+        )
+    return [weight / sum(weights) for weight in weights]
+
+
+def _side_by_side(
+    members: Sequence[list[DualHeads]], shares: Sequence[float], weights: Sequence[Sequence[float]]
+) -> Ensemble:
+    """All members of all runs. ``shares``: of the runs. ``weights``: of the members within each."""
+    of_members = []
+    for share, within in zip(shares, weights, strict=True):
+        of_members += [share * weight for weight in within]
+    return Ensemble(list(chain(*members)), of_members).eval()
+
+
+def _common_beta(betas: Sequence[float]) -> float:
+    """The mean sharpness of several corrections for hubs; none where one of them corrects nothing."""
+    if NO_CORRECTION in betas:
+        return NO_CORRECTION
+    return float(np.mean(betas))
 
 
 def _collected(runs: Sequence[Run], key: str) -> list:

@@ -73,4 +73,4 @@ def _is_fit_of(folder: Path, fingerprints: dict[str, str]) -> bool:
     if not (folder / PROVENANCE).is_file() or (folder / FINETUNED).exists():
         return False
     provenance = read_provenance(folder)
-    return provenance["fingerprints"] == fingerprints and not {"finetune", "joined"} & provenance.keys()
+    return provenance["fingerprints"] == fingerprints and not {"finetune", "joined", "distilled"} & provenance.keys()

@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,26 +16,21 @@ from onceover.base.files import digest, only_writer
 from onceover.base.formats import EMBEDDINGS, PROVENANCE
 from onceover.base.memory import default_memory
 from onceover.base.progress import ProgressBar, say, timed, warn
-from onceover.base.threads import single_threaded_algebra
 from onceover.configs.schema import Config
 from onceover.extract.encoding.devices import log_device
 from onceover.extract.store import KINDS, FeatureStore, Roles
 from onceover.heads import checkpoint, replacement
 from onceover.heads.chunks import MIN_MEMORY, memory_on
+from onceover.heads.closed_form import best_closed_form, chosen_share
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.losses import LOSSES
-from onceover.heads.models import DualHeads, Ensemble, Projection, ResidualMLP, as_one, members_of
+from onceover.heads.models import DualHeads, Ensemble, as_one, members_of
 from onceover.heads.stacking import steps_per_epoch, train_epochs
 from onceover.heads.training_data import TrainingData
 from onceover.heads.trials import Trial, trial_memory
-from onceover.retrieval.closed_form import CCA_CANDIDATES, align
-from onceover.retrieval.hubness import bank_rows, fit_inverted_softmax
-from onceover.retrieval.metrics import RankPair, compare, quality, report
-from onceover.retrieval.ranks import rank
-from onceover.retrieval.store_pairs import MIN_TRAIN, most_images, sample
+from onceover.retrieval.hubness import bank_rows, betas_text, fit_inverted_softmax
+from onceover.retrieval.metrics import quality
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of the closed form beside trained heads
-SHARE = 0.4  # taken where no other one is clearly better; measured (docs/notes/few-images.md)
 SAVE_EVERY = 10.0  # seconds between two saves of an unfinished fit, at least: what a kill can cost
 
 
@@ -56,7 +51,8 @@ def fit(
 
     The heads are those of the epoch with the best rsum on the validation images; with ``training.members`` those of
     each member, side by side as one space. With ``training.refit`` this first fit only chooses: the number of epochs,
-    a CCA's settings, the sharpness of the hubness correction. The heads are then fitted anew, with these settings, on
+    the heads without training that stand beside the trained ones and their weight, the sharpness of the correction for
+    hubs. The heads are then fitted anew, with these settings, on
     train and validation images together.
 
     Args:
@@ -104,6 +100,7 @@ def fit(
                 result.betas,
                 result.closed_form_dims,
             )
+        say(f"correction for hubs: {betas_text(betas)}")
         provenance = _provenance(store, result._replace(betas=betas), device)
         checkpoint.save_provenance(work, {"request": request, "space": space} | provenance)
         replacement.take_over(work, folder)
@@ -153,14 +150,14 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
     closed_form: list[DualHeads] = []
     rsum = trials[0].best_rsum
     if training.cca:
-        forms = fit.closed_form(data, roles)
-        chosen = next(forms)
-        share = closed_form_share(embed(trained, store, roles.selection), embed(chosen, store, roles.selection))
+        form = best_closed_form(store, data, roles, config, fit.memory)
+        trained_vectors = embed(trained, store, roles.selection)
+        share = chosen_share(trained_vectors, embed(form.heads, store, roles.selection), form.share)
         if share:
             weights = [(1 - share) / len(trials)] * len(trials) + [share]
-            heads = as_one([*members_of(trained), chosen], weights)
-            closed_form = [chosen, *forms]
-        del forms  # frees memory
+            heads = as_one([*members_of(trained), form.heads], weights)
+            closed_form = [form.again() if training.refit else form.heads]
+        del form  # frees memory
     if isinstance(heads, Ensemble):
         rsum = quality(*embed(heads, store, roles.selection))["rsum"]
     chunk_count = data.chunk_count
@@ -170,7 +167,7 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
         betas = _betas(heads, store, roles)
         roles = roles.together()
         with timed("fitting again"):
-            heads = as_one(fit.refit(roles, [trial.best_epoch for trial in trials]) + closed_form[1:], weights)
+            heads = as_one(fit.refit(roles, [trial.best_epoch for trial in trials]) + closed_form, weights)
     seconds = round(time.monotonic() - start, 2)
     closed_form_dims = closed_form[0].embedding_dim if closed_form else 0
     return _FitResult(heads, closed_form_dims, roles, betas, rsum, trials, chunk_count, seconds)
@@ -242,40 +239,10 @@ class _Fit:
         self._train("again", data, trials, epochs, validate=False)
         return [trial.heads.cpu().eval() for trial in trials]
 
-    def closed_form(self, data: TrainingData, roles: Roles) -> Iterator[DualHeads]:
-        """Yields linear heads that are a regularised CCA of the standardised features, averaged over an image's views.
-
-        Where memory is short it is fitted on a sample of the train images. With ``training.refit`` there are two: as it
-        was chosen, and fitted on the validation images as well.
-        """
-        say("aligning in closed form (CCA)")
-        _, image_index = data.chunks_of(self._config)
-        data.release()
-        most = max(MIN_TRAIN, most_images(self._store, len(roles.selection), self._state["memory"]))
-        if most < len(roles.train):
-            say(f"the CCA is fitted on {most:,} of {len(roles.train):,} images, as many as fit the memory")
-        with ProgressBar("cca", "candidates", total=CCA_CANDIDATES) as bar:
-            train = data.averaged(sample(roles.train, most), image_index).numpy()
-            validation = data.averaged(roles.selection, image_index).numpy()
-            with single_threaded_algebra():
-                settings, maps = align(train, validation, self._config.training.refit, bar.update)
-                linear = next(maps)
-        say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in settings.items())}")
-        yield self._linear(data, linear.image_map, linear.text_map)
-        with single_threaded_algebra():
-            again = list(maps)
-        for linear in again:
-            yield self._linear(data, linear.image_map, linear.text_map)
-
-    def _linear(self, data: TrainingData, image_map: np.ndarray | None, text_map: np.ndarray | None) -> DualHeads:
-        """Linear heads of two matrices, (image_dim, embedding_dim) and (text_dim, embedding_dim)."""
-        assert image_map is not None, "a CCA has two maps"
-        assert text_map is not None, "a CCA has two maps"
-        model = dataclasses.replace(self._config.model, head="linear", embedding_dim=image_map.shape[1])
-        heads = data.new_trial(dataclasses.replace(self._config, model=model)).heads.cpu().eval()
-        _set_map(heads.image, image_map)
-        _set_map(heads.text, text_map)
-        return heads
+    @property
+    def memory(self) -> int:
+        """Bytes that the fit may take."""
+        return self._state["memory"]
 
     def _start(self, name: str, roles: Roles) -> tuple[TrainingData, list[Trial]]:
         """The data and the trials of a pass, as they were saved or new. ``name``: ``points`` or ``again``."""
@@ -348,14 +315,6 @@ class _Fit:
         self._saved = time.monotonic()
 
 
-@torch.no_grad()
-def _set_map(projection: Projection | ResidualMLP, matrix: np.ndarray) -> None:
-    """Makes a linear head the map of a matrix, (in_dim, out_dim)."""
-    assert isinstance(projection, Projection)
-    projection.weight.copy_(torch.from_numpy(matrix))
-    projection.bias.zero_()
-
-
 def _check_finite(trials: Sequence[Trial]) -> None:
     """Refuses to go on with a loss that is not finite.
 
@@ -376,42 +335,6 @@ def _betas(heads: DualHeads | Ensemble, store: FeatureStore, roles: Roles) -> di
     bank_positions = np.searchsorted(images, bank)
     validation_positions = np.searchsorted(images, roles.selection)
     return fit_inverted_softmax(*embed(heads, store, images), bank_positions, validation_positions).betas
-
-
-def closed_form_share(
-    trained: tuple[np.ndarray, np.ndarray, np.ndarray], closed_form: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> float:
-    """The weight of the closed form beside trained heads, chosen on the validation images.
-
-    It is ``SHARE``, or the one of ``SHARES`` with the best rsum where that is better by more than a standard error; 0
-    where the trained heads are as good alone.
-
-    Args:
-        trained, closed_form: unit vectors of the validation images (P, D) and captions (T, D), and the caption map.
-    """
-    ranks = {share: _mixed_ranks(trained, closed_form, share) for share in SHARES}
-    differences = {share: compare([ranks[SHARE]], [pair]) for share, pair in ranks.items()}
-    best = max(SHARES, key=lambda share: differences[share]["rsum"])
-    chosen = best if differences[best]["rsum"] > differences[best]["rsum_se"] else SHARE
-    rsum = report([ranks[chosen]], draws=0)["rsum"]
-    alone = {"trained heads": quality(*trained)["rsum"], "closed form": quality(*closed_form)["rsum"]}
-    say(
-        f"rsum on the validation images: {alone['trained heads']:.1f} of the trained heads, {alone['closed form']:.1f} "
-        f"of the closed form, {rsum:.1f} of both, the closed form with the weight {chosen:g}"
-    )
-    if alone["trained heads"] >= rsum:
-        say("the closed form adds nothing to the trained heads there, and is left out")
-        return 0.0
-    if alone["closed form"] >= rsum:
-        say("the trained heads add nothing to the closed form there: more images, or other settings, may change that")
-    return chosen
-
-
-def _mixed_ranks(trained: tuple, closed_form: tuple, share: float) -> RankPair:
-    """The ranks by weighted means of two models' scores. ``share``: of the second one."""
-    images = np.concatenate([trained[0] * (1 - share) ** 0.5, closed_form[0] * share**0.5], axis=1)
-    texts = np.concatenate([trained[1] * (1 - share) ** 0.5, closed_form[1] * share**0.5], axis=1)
-    return rank(images, texts, trained[2])
 
 
 def _history(trials: Sequence[Trial]) -> list[dict]:

@@ -20,7 +20,7 @@ from onceover.retrieval.hubness import hub_skewness
 from onceover.retrieval.metrics import RankPair
 from onceover.retrieval.neighbours import Bridge
 from onceover.retrieval.ranks import MetricsError, rank
-from onceover.retrieval.store_pairs import FittingRows, is_dual_encoder, read_pairs
+from onceover.retrieval.store_pairs import FittingRows, has_own_space, read_pairs
 
 Step = Callable[[], object]
 #: makes each fitted baseline, by name
@@ -68,7 +68,7 @@ def measure_baselines(
 
     with worker_threads() as pool:
         try:
-            if is_dual_encoder(store):
+            if has_own_space(store):
                 baselines["zero_shot"] = _measured(zero_shot, measured)
             maps = {name: pool.submit(_unlearned, measured, name, seed, go_on) for name in UNLEARNED}
             if rows is not None:
@@ -81,9 +81,20 @@ def measure_baselines(
     return baselines
 
 
+def baseline_dimensions(name: str, settings: dict, dims: tuple[int, int]) -> int:
+    """How many dimensions the vectors have that a baseline compares. ``dims``: of the features of images and texts."""
+    image_dim, text_dim = dims
+    if name == "cca":
+        return settings["dimensions"]
+    if name in UNLEARNED:  # the wider space has as many of its columns taken
+        return min(dims)
+    in_text_space = name == "image_knn" or settings.get("onto") == "text"
+    return text_dim if in_text_space else image_dim
+
+
 def baseline_names(store: FeatureStore, rows: FittingRows | None) -> list[str]:
     """The baselines that ``measure_baselines`` gives, in their order, unless one of them cannot be fitted."""
-    names = ["zero_shot"] if is_dual_encoder(store) else []
+    names = ["zero_shot"] if has_own_space(store) else []
     if rows is not None:
         names += FITTED
     return [*names, *UNLEARNED]

@@ -96,7 +96,7 @@ class _Standardiser:
 
 
 def zero_shot(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """A dual encoder's own features, compared by cosine: nothing is learned here."""
+    """The features as they are, compared by cosine: nothing is learned here."""
     return unit_rows(pairs.images), unit_rows(pairs.texts)
 
 

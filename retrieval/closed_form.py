@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh
@@ -218,29 +219,35 @@ def _predictions(
         yield strength, unit_rows(coordinates @ _regression(source, cross, strength)), space
 
 
-def align(
-    train: tuple, validation: tuple, refit: bool, step: Callable[[], object] = lambda: None
-) -> tuple[dict, Iterator[Linear]]:
+class Aligned(NamedTuple):
+    """A CCA whose settings are chosen.
+
+    Attributes:
+        settings: the chosen ones. linear: the maps with them, fitted on the train pairs.
+        fit_both: fits the maps with them on train and validation pairs.
+    """
+
+    settings: dict
+    linear: Linear
+    fit_both: Callable[[], Linear]
+
+
+def align(train: tuple, validation: tuple, step: Callable[[], object] = lambda: None) -> Aligned:
     """Fits the regularised CCA that ranks the validation pairs best, for heads that are an ensemble.
 
     Args:
         train, validation: images (N, D), texts (M, E) and image_index (M,), standardised already.
-        refit: fit a second one with the same settings on both.
-
-    Returns:
-        The settings, and one map or two, the second of which is fitted when it is asked for.
+        step: called after each candidate.
     """
     train_pairs = Pairs(*train)
     validation_pairs = Pairs(*validation)
     family = CCA(Moments.of(train_pairs))
     settings = choose(family, validation_pairs, step)
 
-    def maps() -> Iterator[Linear]:
-        yield family.fit(settings)
-        if refit:
-            yield CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings)
+    def fit_both() -> Linear:
+        return CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings)
 
-    return settings, maps()
+    return Aligned(settings, family.fit(settings), fit_both)
 
 
 def joined(first: Pairs, second: Pairs) -> Pairs:

@@ -31,6 +31,7 @@ def compare_runs(runs: dict[str, Embeddings], split: str | None = None, rerank: 
         "n_captions": len(captions),
         "selected_on": {name: run.validation_split for name, run in runs.items()},
         "rerank": {name: rerank or run.rerank for name, run in runs.items()},
+        "dimensions": {name: run.images.shape[1] for name, run in runs.items()},
         "reference": first,
         "runs": {name: report([own], draws=0) for name, own in ranked.items()},
         "differences": {name: compare([ranked[first]], [ranked[name]]) for name in others},

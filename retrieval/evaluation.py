@@ -12,7 +12,7 @@ from onceover.base.memory import default_memory
 from onceover.base.progress import ProgressBar
 from onceover.extract.store import FeatureStore, Roles
 from onceover.retrieval.baseline_cache import BaselineCache
-from onceover.retrieval.baseline_ranks import Baseline, measure_baselines, step_count
+from onceover.retrieval.baseline_ranks import Baseline, baseline_dimensions, measure_baselines, step_count
 from onceover.retrieval.embeddings import Embeddings, SplitVectors, model_name
 from onceover.retrieval.hubness import RERANKS, biases_of_split, hub_skewness
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, report
@@ -81,7 +81,8 @@ def evaluate(
         own = _evaluate_run(embeddings, split, methods, equal_captions, folds, seed)
         models |= {name: row | {"fitted_images": fitted_images} for name, row in own.items()}
     for name, baseline in _baselines(store, images, rows, seed, fresh).items():
-        models[name] = _baseline_row(baseline, seed)
+        dimensions = baseline_dimensions(name, baseline.settings, store.dims)
+        models[name] = _baseline_row(baseline, seed) | {"dimensions": dimensions}
     if shuffled is not None:
         row = _evaluate_model(shuffled.vectors_of(split), {}, seed)
         models["shuffled"] = row | {"fitted_images": len(roles.train)}
@@ -145,7 +146,7 @@ def _check_row(name: str, row: dict) -> None:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: of the first thing that is wrong.
     """
-    numbers = [row["rsum"], row.get("fitted_images", 0)]
+    numbers = [row["rsum"], row.get("fitted_images", 0), row.get("dimensions", 0)]
     for direction in DIRECTIONS:
         for value in row[direction].values():
             numbers += value if isinstance(value, list) else [value]
@@ -201,13 +202,13 @@ def _evaluate_run(
         models[f"{own}_equal_captions"] = report([rank_equal_captions(*vectors, captions, biases)], seed=seed)
     if folds:
         models[f"{own}_{folds}_folds"] = report([rank_folds(*vectors, folds, biases)], seed=seed)
-    return models
+    return {name: {"dimensions": vectors.images.shape[1]} | row for name, row in models.items()}
 
 
 def _evaluate_model(vectors: SplitVectors, biases: Biases, seed: int) -> dict:
-    """A model's report, with the skewness of its hubs."""
+    """A model's report, with the skewness of its hubs and the dimensions of what is searched."""
     images, texts, _ = vectors
-    result = report([rank(*vectors, **biases)], seed=seed)
+    result = report([rank(*vectors, **biases)], seed=seed) | {"dimensions": images.shape[1]}
     result["image_to_text"]["hub_skewness"] = hub_skewness(texts, images, biases.get("text_bias"))
     result["text_to_image"]["hub_skewness"] = hub_skewness(images, texts, biases.get("image_bias"))
     return result

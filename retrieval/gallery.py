@@ -192,9 +192,15 @@ def gallery_of_store(
     return items.gallery(kind, vectors, bias, space)
 
 
-def facing_bias(queries: np.ndarray) -> np.ndarray:
-    """Queries (Q, D) with a 1 as one more coordinate, to meet the bias of a gallery's items; float32 stays float32."""
-    return np.column_stack([queries, np.ones(len(queries), np.float32)])
+def facing_bias(queries: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
+    """Queries (Q, D) with one more coordinate, to meet the bias of a gallery's items; float32 stays float32.
+
+    Args:
+        shares: float32 (Q,), how much of the bias each query meets; by default all of it.
+    """
+    if shares is None:
+        shares = np.ones(len(queries), np.float32)
+    return np.column_stack([queries, shares])
 
 
 def with_bias(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -12,12 +12,15 @@ import numpy as np
 from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
 from onceover.retrieval.gallery import facing_bias
-from onceover.retrieval.metrics import RECALL_AT, report
+from onceover.retrieval.metrics import clearly_best
 from onceover.retrieval.ranks import Biases, rank
 
 RERANKS = ("none", "qbnorm", "csls")
 BETAS = (5.0, 10.0, 15.0, 20.0, 30.0, 50.0)
+NO_CORRECTION = 0.0  # in the place of a beta: the biases are 0
+BETA = 15.0  # taken where no other one is clearly better; measured (docs/notes/few-images.md)
 BANK = 10_000  # training queries at most
+MIN_BANK = 500  # with fewer queries a correction harms as often as it helps, and has to be clearly better than none
 NEIGHBOURS = 10
 _BLOCK_BYTES = 8 * 2**20  # of scores that stay in a processor's caches
 
@@ -39,6 +42,14 @@ class InvertedSoftmax:
         return inverted_softmax_bias(self.galleries[kind], self.banks[kind], self.betas[kind])
 
 
+def betas_text(betas: dict[str, float]) -> str:
+    """The sharpness of a correction, for a message: ``images 15, captions none``."""
+    parts = []
+    for kind, noun in (("image", "images"), ("text", "captions")):
+        parts.append(f"{noun} {betas[kind]:g}" if betas[kind] != NO_CORRECTION else f"{noun} none")
+    return ", ".join(parts)
+
+
 def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) -> np.ndarray:
     """``-log(mean over the bank of exp(beta * score)) / beta`` for each item, float32 (N,).
 
@@ -47,7 +58,10 @@ def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) ->
 
     Args:
         gallery: float32 (N, D). bank: queries of the other modality, float32 (B, D).
+        beta: ``NO_CORRECTION`` gives zeros.
     """
+    if beta == NO_CORRECTION:
+        return np.zeros(len(gallery), np.float32)
     return _biases(gallery, bank, (beta,))[0]
 
 
@@ -118,23 +132,19 @@ def _best_betas(
     banks: dict[str, np.ndarray],
     validation: np.ndarray,
 ) -> dict[str, float]:
-    """The beta that ranks the validation pairs best, by the kind of gallery."""
+    """The beta that ranks the validation pairs best, by the kind of gallery; the usual one if none is much better."""
     captions = np.flatnonzero(np.isin(image_index, validation))
-    images = images[validation]
-    texts = texts[captions]
+    galleries = {"image": images[validation], "text": texts[captions]}
     image_index = np.searchsorted(validation, image_index[captions])
-    recalls: dict[str, dict[float, float]] = {"image": {}, "text": {}}
-    for beta, bias in zip(BETAS, _biases(images, banks["image"], BETAS), strict=True):
-        pair = rank(images, texts, image_index, image_bias=bias)
-        recalls["image"][beta] = _recall_sum(report([pair], draws=0)["text_to_image"])
-    for beta, bias in zip(BETAS, _biases(texts, banks["text"], BETAS), strict=True):
-        pair = rank(images, texts, image_index, text_bias=bias)
-        recalls["text"][beta] = _recall_sum(report([pair], draws=0)["image_to_text"])
-    return {kind: max(sums, key=sums.__getitem__) for kind, sums in recalls.items()}
-
-
-def _recall_sum(numbers: dict) -> float:
-    return sum(numbers[f"R@{k}"] for k in RECALL_AT)
+    best = {}
+    for kind, gallery in galleries.items():
+        vectors = (galleries["image"], galleries["text"], image_index)
+        candidates = {NO_CORRECTION: rank(*vectors)}
+        for beta, bias in zip(BETAS, _biases(gallery, banks[kind], BETAS), strict=True):
+            biases: Biases = {"image_bias": bias} if kind == "image" else {"text_bias": bias}
+            candidates[beta] = rank(*vectors, **biases)
+        best[kind] = clearly_best(candidates, BETA if len(banks[kind]) >= MIN_BANK else NO_CORRECTION)
+    return best
 
 
 def csls_bias(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ R@K, as this field writes it, is hit@K: the probability that a correct item is a
 the share of a query's correct items among them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -68,6 +68,18 @@ def compare(first: Sequence[RankPair], second: Sequence[RankPair], draws: int = 
         values_after = _mean_values(after)
         differences.append({name: values_after[name] - values_before[name] for name in values_after})
     return _summary(differences, [ranks.group for ranks in first[0]], draws, seed)
+
+
+def clearly_best(candidates: Mapping[float, RankPair], usual: float) -> float:
+    """The candidate with the best rsum, if it is better than the usual one by more than a standard error; else that.
+
+    Of few queries the best candidate is often the luckiest one.
+    """
+    differences = {value: compare([candidates[usual]], [pair]) for value, pair in candidates.items()}
+    best = max(candidates, key=lambda value: differences[value]["rsum"])
+    if differences[best]["rsum"] > differences[best]["rsum_se"]:
+        return best
+    return usual
 
 
 def _check_same_queries(rankings: Sequence[Ranks]) -> None:

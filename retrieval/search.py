@@ -191,7 +191,8 @@ class Searcher:
             _check_query(query)
         vectors = self._embed(asked)
         if self._gallery.biased:
-            vectors = facing_bias(vectors)
+            shares = [_share_of_others(query, self._gallery.kind) for query in asked]
+            vectors = facing_bias(vectors, np.array(shares, np.float32))
         results: list[list[Hit]] = []
         for start in range(0, len(asked), AT_ONCE):
             own = [self._contents_in(query) for query in asked[start : start + AT_ONCE]]
@@ -280,6 +281,20 @@ class Searcher:
             elif kind == self._gallery.kind == "image":
                 contents.add(term.sha256 or _sha256(value))
         return contents
+
+
+def _share_of_others(query: Query, kind: str) -> float:
+    """The share of a query's terms, by weight, that are of another kind than the gallery's.
+
+    The biases of images are measured with captions, and those of captions with images: among images, an image meets
+    none of them.
+    """
+    largest = max(abs(term.weight) for term in query.terms)
+    weights = {True: 0.0, False: 0.0}
+    for term in query.terms:
+        is_same = term.source[0] in (kind, "item")
+        weights[is_same] += abs(term.weight / largest)
+    return weights[False] / (weights[False] + weights[True])
 
 
 def _weighted_sum(query: Query, vectors: dict[tuple[str, str | bytes], np.ndarray]) -> np.ndarray:

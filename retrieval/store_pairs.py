@@ -48,9 +48,29 @@ def roles_of(store: FeatureStore) -> Roles:
 
 def is_dual_encoder(store: FeatureStore) -> bool:
     """Whether both kinds of features are projections of one model into its own shared space."""
+    return _are_projections(store.recipes["image"], store.recipes["text"])
+
+
+def has_own_space(store: FeatureStore) -> bool:
+    """Whether images and captions may be compared by their features.
+
+    They may if they are a dual encoder's, or if they are imported, of one width, and not known to be of encoders that
+    share no space.
+    """
     image = store.recipes["image"]
     text = store.recipes["text"]
-    return image["weights"] == text["weights"] and image["pooling"] == text["pooling"] == "projection"
+    if _are_projections(image, text):
+        return True
+    if not image.get("architecture") == text.get("architecture") == "imported":
+        return False
+    if "encoder" in image or "encoder" in text:
+        return _are_projections(image.get("encoder", {}), text.get("encoder", {}))
+    return store.dims[0] == store.dims[1]
+
+
+def _are_projections(image: dict, text: dict) -> bool:
+    """Whether two encoders' recipes are of one model that projects both kinds into one space."""
+    return image.get("weights") == text.get("weights") and image.get("pooling") == text.get("pooling") == "projection"
 
 
 def images_of(store: FeatureStore, roles: Roles, split: str) -> np.ndarray:

@@ -15,13 +15,15 @@ _COLUMNS = (*_RECALLS, "median_rank", "mean_rank", "mrr", "hub_skewness")
 _COMPARED = (*_RECALLS, "mrr")
 DIRECTION_NAMES = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
 _MODEL_NOTES = {
-    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, its sharpness chosen on "
-    "the validation split; inductive: the split's queries play no part in it",
+    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, of the usual sharpness "
+    "unless the validation split asks for another one, or none; inductive: the split's queries play no part in it",
     "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
     "transductive: not to be compared with single queries",
-    "multimodal_trained": "multimodal_trained, multimodal_closed_form: the run's heads that are trained and those in "
-    "closed form, each alone and uncorrected; the run's scores are a weighted mean of both",
-    "zero_shot": "zero_shot: the dual encoder's own space, nothing learned here",
+    "multimodal_trained": "multimodal_trained, multimodal_closed_form: the run's heads that are trained and those that "
+    "are not (a CCA in closed form, or the features' own space), each alone and uncorrected; the run's scores are a "
+    "weighted mean of both",
+    "zero_shot": "zero_shot: the features compared as they are, a dual encoder's or imported ones of one width; "
+    "nothing learned here",
     "cca": "cca, ridge, text_knn, image_knn: their settings were chosen on the validation split, by fits on train "
     "images alone; then fitted on as many images as stand beside them",
     "image_only": f"image_only, text_only: mean ± standard deviation over {MAPS} random maps, nothing learned",
@@ -39,13 +41,13 @@ _FEW_DIFFERENT = 0.9  # share of different captions below which equal ones are w
 
 def table_rows(result: dict) -> list[list[str]]:
     """The table of an evaluation: a header, and a row for each model and direction."""
-    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum", "fitted on"]]
+    rows = [["model", "direction (gallery)", *_COLUMNS, "rsum", "dims", "fitted on"]]
     for model, summary in result["models"].items():
         for direction in DIRECTIONS:
             numbers = summary[direction]
             cells = [_cell(numbers, column) for column in _COLUMNS]
             label = _direction_label(direction, numbers)
-            rows.append([model, label, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
+            rows.append([model, label, *cells, f"{summary['rsum']:.1f}", *_size(summary)])
     return rows
 
 
@@ -60,16 +62,29 @@ def evaluation_tables(result: dict) -> list[Table]:
             numbers = summary[direction]
             sizes = f"{numbers['queries']:,} queries, gallery of {numbers['gallery']:,}"
             title = f"{DIRECTION_NAMES[direction]}: {sizes}"
-            header = ["model", *_RECALLS, "median rank", "rsum", "fitted on"]
+            header = ["model", *_RECALLS, "median rank", "rsum", "dims", "fitted on"]
             table = tables.setdefault(title, Table(title, [header]))
             cells = [_cell(numbers, column) for column in (*_RECALLS, "median_rank")]
-            table.rows.append([model, *cells, f"{summary['rsum']:.1f}", _fitted(summary)])
+            table.rows.append([model, *cells, f"{summary['rsum']:.1f}", *_size(summary)])
     return list(tables.values())
 
 
-def _fitted(summary: dict) -> str:
-    """On how many images a model was fitted; a dash for one that was not."""
-    return f"{summary['fitted_images']:,}" if "fitted_images" in summary else "–"
+def summary_table(result: dict) -> Table:
+    """An evaluation in one table for people: a row for each model, both directions beside each other."""
+    rows = [["model", "R@1 → caption", "R@10 → caption", "R@1 → image", "R@10 → image", "rsum", "dims", "fitted on"]]
+    for model, summary in result["models"].items():
+        cells = []
+        for direction in DIRECTIONS:
+            cells += [_recall(summary[direction][column]) for column in ("R@1", "R@10")]
+        rows.append([model, *cells, f"{summary['rsum']:.1f}", *_size(summary)])
+    galleries = [f"{result['models']['chance'][direction]['gallery']:,}" for direction in DIRECTIONS]
+    title = f"{result['split']}: recall in percent among {galleries[0]} captions and {galleries[1]} images"
+    return Table(title, rows)
+
+
+def _size(summary: dict) -> list[str]:
+    """The dimensions of the vectors that are searched, and how many images they were fitted on; a dash for none."""
+    return [f"{summary[key]:,}" if key in summary else "–" for key in ("dimensions", "fitted_images")]
 
 
 def _direction_label(direction: str, numbers: dict) -> str:
@@ -88,14 +103,20 @@ def _cell(numbers: dict, column: str) -> str:
         return f"{number:.2f}"
     if column not in _RECALLS:
         return f"{number:,.1f}"
-    digits = 1 if number >= 2 else 2
-    text = f"{number:.{digits}f}"
+    text = _recall(number)
+    digits = len(text.partition(".")[2])
     if f"{column}_sd" in numbers:
         return f"{text} ± {numbers[f'{column}_sd']:.{digits}f}"
     if f"{column}_ci" in numbers:
         low, high = numbers[f"{column}_ci"]
         return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
     return text
+
+
+def _recall(number: float) -> str:
+    """A recall in percent, small ones with one more digit."""
+    digits = 1 if number >= 2 else 2
+    return f"{number:.{digits}f}"
 
 
 def notes(result: dict) -> list[str]:
@@ -107,7 +128,8 @@ def notes(result: dict) -> list[str]:
     lines = [
         f"{result['split']}: {result['n_images']:,} images, {result['n_captions']:,} captions; R@K: hit@K in percent "
         "with 95 % intervals over images; rsum: the sum of R@1, R@5 and R@10 of both directions; gallery: the items "
-        "that a query searches; fitted on: images; true recall@K and all other numbers: in .csv and .json",
+        "that a query searches; dims: of the vectors that are searched; fitted on: images; true recall@K and all other "
+        "numbers: in .csv and .json",
         chosen,
         *(note for model, note in _MODEL_NOTES.items() if model in models),
         *(note for ending, note in _ENDING_NOTES.items() if any(model.endswith(ending) for model in models)),
@@ -167,6 +189,8 @@ def comparison_tables(result: dict) -> list[Table]:
                 cells = _comparison_cells(key, before[direction], after[direction], difference[direction])
                 rows.append([label, *cells])
         rows.append(["both", *_comparison_cells("rsum", before, after, difference)])
+        dimensions = [f"{result['dimensions'][run]:,}" for run in (first, name)]
+        rows.append(["what is searched", "dims", *dimensions, "", ""])
         tables.append(Table(f"{name} against {first}", rows))
     return tables
 
@@ -228,8 +252,9 @@ def csv_table(result: dict) -> str:
             for column, value in summary[direction].items():
                 row |= _flat(column, value)
             row["rsum"] = summary["rsum"]
-            if "fitted_images" in summary:
-                row["fitted_images"] = summary["fitted_images"]
+            for key in ("dimensions", "fitted_images"):
+                if key in summary:
+                    row[key] = summary[key]
             rows.append(row)
     return csv_text(rows)
 

@@ -328,7 +328,8 @@ def test_trap_zero_or_non_finite_features_raise_in_baselines():
 def test_a_refit_has_the_settings_that_were_chosen():
     train, selection = (planted(seed, pictures, captions=1) for seed, pictures in ((0, 6), (1, 5)))
     sides = [(pairs.images, pairs.texts, pairs.image_index) for pairs in (train, selection)]
-    settings, (chosen, again) = align(*sides, refit=True)
+    settings, chosen, fit_both = align(*sides)
+    again = fit_both()
     assert settings["dimensions"] == 6  # as many as six images have
     assert (chosen.image_map.shape, again.image_map.shape) == ((12, 6), (12, 6))
     both = closed_form.joined(train, selection)

@@ -12,7 +12,7 @@ from onceover.base.hdf5 import StoredRows
 from onceover.configs.schema import Config, ModelConfig, TrainingConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads import chunks as module
-from onceover.heads import training
+from onceover.heads import closed_form, training
 from onceover.heads.batches import Batch
 from onceover.heads.chunks import ChunkError, Chunks, blocks, chunks_needed, memory_on
 from onceover.heads.training import TrainingError, fit
@@ -151,7 +151,7 @@ def test_trap_more_memory_is_taken_where_the_first_was_too_little(store, setting
 def test_a_closed_form_is_fitted_on_a_sample_where_memory_is_short(
     store, settings, small_chunks, tmp_path, messages, monkeypatch
 ):
-    monkeypatch.setattr(training, "MIN_TRAIN", 20)
+    monkeypatch.setattr(closed_form, "MIN_TRAIN", 20)
     with_cca = replace(settings, training=replace(settings.training, num_epochs=1, cca=True, refit=True))
     made = fit(store, tmp_path / "r", with_cca, memory=26_000)
     assert made["chunks"] > 1

@@ -113,7 +113,9 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
     assert fails("extract", "--data", tmp_path / "none", "--store", store) == (
         f"{tmp_path / 'none'} does not exist; name the dataset's folder or file"
     )
-    assert "is a folder; --store names the .h5 file" in fails("extract", "--data", drawn, "--store", tmp_path, code=2)
+    assert "is a folder that holds something else than a feature store (captions.csv); name another store" in fails(
+        "extract", "--data", drawn, "--store", drawn
+    )
     assert fails("extract", "--data", drawn, "--store", store, "--set", "extract.vews=1", code=2).endswith(
         "has an unknown key extract.vews; did you mean extract.views?"
     )
@@ -126,7 +128,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
         "extract", "--data", drawn, "--store", copy, *more, "--views", 1, "--batch-size", 8
     )
     assert "there is no feature store at" in fails("fit", "--store", store, "--run", out)
-    assert "is a folder; a feature store is one .h5 file" in fails("fit", "--store", tmp_path, "--run", out)
+    assert "is a folder without manifest.h5, and so no feature store" in fails("fit", "--store", tmp_path, "--run", out)
     assert "cannot be read" in fails(
         "fit", "--store", store_file, "--run", out, "--config", tmp_path / "none.yaml", code=2
     )
@@ -143,7 +145,7 @@ def test_mistakes_are_one_line_with_the_mend_and_nothing_half_written(
     )
     assert message == f"{tmp_path / 'letter.jpg'} is no usable image: not an image in a known format"
     assert "is no run folder" in fails("plot", "--run", tmp_path / "none", "--out", out)
-    assert "but no run" in fails("info", tmp_path)
+    assert "but no store, run" in fails("info", tmp_path)
     assert "there is no feature store" in fails("info", tmp_path / "none")
     assert "is no HDF5 file" in fails("verify", tmp_path / "letter.jpg")
     assert "cannot be used" in fails("fit", "--store", store_file, "--run", out, "--device", "cuda:77")
@@ -195,8 +197,11 @@ def test_the_demo_command_runs_the_whole_chain(run, tmp_path, monkeypatch, extra
         module, "load_config", lambda path: changed(load(path), extract=small)
     )  # fmt: skip
     result = run("demo", "--out", tmp_path / "demo", "--device", "cpu")
-    assert "UNTRAINED encoders" in result.stderr
-    assert "with untrained encoders" in result.stdout
+    assert result.stderr.startswith("The demo, offline, in ")
+    assert "UNTRAINED" in result.stderr
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line.startswith("multimodal ")]  # of one table, with both directions
+    assert lines[-1].startswith("chance")
     figures = {path.name for path in (tmp_path / "demo/figures").iterdir()}
     assert {"tsne.png", "ranks.png", "search-text2image.png", "search-image2text.png"} <= figures
     assert f"figures in {tmp_path / 'demo/figures'}" in result.stderr
@@ -719,7 +724,7 @@ def test_info_describes_what_is_unfinished(run, fails, tmp_path):
         f"unfinished index {tmp_path}/index\nunfinished extraction"
     )
     (tmp_path / "empty").mkdir()
-    assert "empty is a folder, but no run, sweep or index; name" in fails("info", tmp_path / "empty")
+    assert "empty is a folder, but no store, run, sweep or index; name" in fails("info", tmp_path / "empty")
     os.mkfifo(tmp_path / "fifo.h5")
     assert fails("info", tmp_path / "fifo.h5") == f"{tmp_path}/fifo.h5 is a FIFO; a regular file is needed"
     assert fails("info", "/dev/null") == "/dev/null is a device; a regular file is needed"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import skew
 
+from onceover.heads import ensemble
 from onceover.retrieval import hubness
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.hubness import (
@@ -19,7 +20,7 @@ from onceover.retrieval.hubness import (
 from onceover.retrieval.index import Index, update
 from onceover.retrieval.metrics import report
 from onceover.retrieval.ranks import rank, rank_scores
-from onceover.retrieval.search import Searcher
+from onceover.retrieval.search import Query, Searcher, Term
 
 
 def unit(generator, rows, dim=16):
@@ -71,10 +72,12 @@ def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monke
     texts = images[index] + 0.8 * unit(generator, 300)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     train, selection = np.arange(60), np.arange(60, 80)
+    monkeypatch.setattr(hubness, "MIN_BANK", 50)
     found = fit_inverted_softmax(images, texts, index, train, selection)
     before = found.bias("image")
     np.testing.assert_allclose(before, inverted_softmax_bias(images, texts[:180], found.betas["image"]), rtol=1e-5)
     assert found.bias("text").shape == (300,)
+    assert set(found.betas.values()) <= set(hubness.BETAS)
     # nothing outside train and selection plays a part in what is chosen
     images[80:], texts[240:] = unit(generator, 20), unit(generator, 60)
     again = fit_inverted_softmax(images, texts, index, train, selection)
@@ -94,6 +97,50 @@ def test_the_file_holds_the_biases_that_any_gallery_would_get(run_dir, store):
     np.testing.assert_allclose(bias_by_bank(embeddings, "text", embeddings.texts), embeddings.text_bias, rtol=1e-5)
     with h5py.File(run_dir / "embeddings.h5") as file:
         assert file["image/bias"].attrs["beta"] in hubness.BETAS
+
+
+def test_a_small_bank_corrects_only_where_that_is_clearly_better(monkeypatch):
+    """Without a hub the usual sharpness stands where the bank is large, and none where it is small."""
+    generator = np.random.default_rng(4)
+    index = np.arange(120)
+    images = unit(generator, 120)
+    texts = images + 0.3 * unit(generator, 120)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    train, selection = np.arange(100), np.arange(100, 120)
+    small = fit_inverted_softmax(images, texts, index, train, selection)
+    assert small.betas == {"image": hubness.NO_CORRECTION, "text": hubness.NO_CORRECTION}
+    np.testing.assert_array_equal(small.bias("image"), np.zeros(120, np.float32))
+    monkeypatch.setattr(hubness, "MIN_BANK", 100)
+    assert fit_inverted_softmax(images, texts, index, train, selection).betas == {"image": 15.0, "text": 15.0}
+    # where every text is near one image, correcting is clearly better
+    monkeypatch.undo()
+    texts += 1.5 * images[100]
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    assert fit_inverted_softmax(images, texts, index, train, selection).betas["image"] != hubness.NO_CORRECTION
+
+
+def test_an_image_among_images_meets_no_bias_and_a_mixed_query_its_share(run_dir):
+    """The biases are measured with queries of the other kind."""
+    embeddings = read_embeddings(run_dir / "embeddings.h5")
+    embedder = types.SimpleNamespace(space=embeddings.space, embed_texts=lambda _: embeddings.texts[:1])
+    gallery = embeddings.gallery("image", rerank="qbnorm")
+    name = embeddings.ids[0]
+    corrected = Searcher(gallery, embedder)
+    for hit in corrected.search(Query((Term(item=name),)), 5):
+        row = embeddings.ids.index(hit.id)
+        assert hit.score == pytest.approx(float(embeddings.images[0] @ embeddings.images[row]), abs=1e-6)
+    mixed = Query((Term(item=name, weight=1.0), Term(text="a", weight=3.0)))
+    vector = embeddings.images[0] + 3 * embeddings.texts[0]
+    vector /= np.linalg.norm(vector)
+    for hit in corrected.search(mixed, 5):
+        row = embeddings.ids.index(hit.id)
+        expected = float(vector @ embeddings.images[row]) + 0.75 * float(embeddings.image_bias[row])
+        assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_of_several_corrections_the_ensemble_has_the_mean_or_none():
+    assert ensemble._common_beta([10.0, 20.0]) == 15.0
+    assert ensemble._common_beta([10.0, hubness.NO_CORRECTION]) == hubness.NO_CORRECTION
 
 
 def test_what_is_searched_with_is_what_is_reported(run_dir, tmp_path):

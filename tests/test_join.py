@@ -319,3 +319,33 @@ def test_what_needs_one_encoder_is_refused(fails, run, joined_run, joined_file, 
         "it was joined from, and join them again with --force"
     )
     assert (tmp_path / "copy.h5").read_bytes() == joined_file.read_bytes()
+
+
+def test_runs_of_two_stores_are_an_ensemble_on_the_joined_store(
+    run, fails, run_dir, store_file, drawn, second_config, fit_config, changed, tmp_path
+):
+    """Each run's vectors are its own there; with heads of another kind, too."""
+    other = dataclasses.replace(second_config, views=2)
+    extract(read_dataset(drawn), tmp_path / "other.h5", other, device="cpu")
+    mlp = changed(fit_config, model={"head": "mlp"}, training={"num_epochs": 1})
+    onceover.fit(tmp_path / "other.h5", tmp_path / "second", mlp, device="cpu")
+    join_stores([store_file, tmp_path / "other.h5"], tmp_path / "both.h5")
+    runs = (run_dir, tmp_path / "second")
+    refused = fails("ensemble", *runs, "--out", tmp_path / "both")
+    assert "name with --store the one that onceover join made of theirs" in refused
+    run("ensemble", *runs, "--store", tmp_path / "both.h5", "--out", tmp_path / "both")
+    first, second, both = (onceover.read_embeddings(path / "embeddings.h5") for path in (*runs, tmp_path / "both"))
+    images = np.concatenate([first.images, second.images], axis=1) / 2**0.5
+    np.testing.assert_allclose(both.images, images, atol=1e-5)
+    np.testing.assert_allclose(both.texts, np.concatenate([first.texts, second.texts], axis=1) / 2**0.5, atol=1e-5)
+    found = run("search", "--run", tmp_path / "both", "--query", "A red circle .", "--json", *CPU)
+    assert len(json.loads(found.stdout)["hits"]) == 5
+    rows = json.loads(run("evaluate", "--run", tmp_path / "both", "--json").stdout)["models"]
+    assert rows["multimodal"]["dimensions"] == both.images.shape[1]
+    options = ("--store", tmp_path / "both.h5", "--out", tmp_path / "weighted")
+    run("ensemble", *runs, "--weights", "3,1", *options)
+    found = onceover.read_embeddings(tmp_path / "weighted/embeddings.h5").images
+    expected = np.concatenate([first.images * 0.75**0.5, second.images * 0.5], axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "give a number above 0 for each of 2 runs" in fails("ensemble", *runs, "--weights", "3,0", *options)
+    assert "no list of numbers" in fails("ensemble", *runs, "--weights", "3;1", *options, code=2)

@@ -126,12 +126,19 @@ def test_the_result_has_the_promised_keys_and_every_number_its_gallery_size(embe
     assert len(rows) == 17
     assert rows[0].startswith("split,n_images,n_captions,model,direction,R@1,")
     assert "true_recall@10" in rows[0]
+    assert result["models"]["multimodal"]["dimensions"] == embeddings.images.shape[1]
     assert evaluate(embeddings, store) == result
 
 
 def test_a_store_alone_gives_the_baselines(store):
     result = evaluate(None, store)
     assert list(result["models"]) == BASELINES
+    dims = {name: row.get("dimensions") for name, row in result["models"].items()}
+    assert dims["cca"] == result["models"]["cca"]["settings"]["dimensions"]
+    assert (dims["text_knn"], dims["image_knn"]) == store.dims
+    assert dims["ridge"] == store.dims[result["models"]["ridge"]["settings"]["onto"] == "text"]
+    assert dims["image_only"] == dims["text_only"] == min(store.dims)
+    assert dims["chance"] is None
     assert set(result["models"]["cca"]["settings"]) == {"strength", "dimensions", "power", "selection_rsum"}
     assert result["split"] == "test"
     assert evaluate(None, store, "dev")["n_images"] == 12

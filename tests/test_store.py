@@ -16,8 +16,9 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, uninterrupted
 from onceover.base.hdf5 import memory_mapped, open_hdf5, sign_hdf5, strip_checksum, write_column, write_hdf5
 from onceover.extract.ledger import Failure
+from onceover.extract.sealing import seal
 from onceover.extract.shards import RowSources, write_shard
-from onceover.extract.store import Column, FeatureStore, StoreError, seal
+from onceover.extract.store import Column, FeatureStore, StoreError
 from onceover.retrieval.embeddings import read_embeddings
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -23,12 +23,13 @@ from onceover.extract.store import FeatureStore
 from onceover.heads import chunks, replacement, stacking, training
 from onceover.heads.batches import Batches, learning_rate
 from onceover.heads.checkpoint import RunError, load_run, save_resume
+from onceover.heads.closed_form import CCA_SHARE, chosen_share
 from onceover.heads.embed import EmbedError, embed, image_embeddings
 from onceover.heads.ensemble import ensemble
 from onceover.heads.losses import contrastive
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
 from onceover.heads.seeds import seed_for
-from onceover.heads.training import TrainingError, closed_form_share
+from onceover.heads.training import TrainingError
 from onceover.heads.training_data import TrainingData, shuffle_pairs
 from onceover.heads.trials import trial_memory
 from onceover.retrieval.baselines import Pairs
@@ -781,7 +782,7 @@ def test_the_closed_form_weighs_what_the_validation_images_ask_for(noise, closed
     index = np.arange(200)
     trained = vectors(noise)
     closed = vectors(closed_noise)
-    assert closed_form_share((*trained, index), (*closed, index)) == expected
+    assert chosen_share((*trained, index), (*closed, index), CCA_SHARE) == expected
 
 
 def test_the_scores_of_members_are_their_weighted_mean(store, tmp_path, fit_config, changed):

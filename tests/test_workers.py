@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onceover.base.files import place_folder, remove_asides, write_once
@@ -88,6 +89,30 @@ def test_workers_that_die_and_come_again_make_the_store_of_a_single_process(
     assert not parts_folder(path).exists()
 
 
+@pytest.mark.parametrize("last", ["s.store", "s.h5"])
+def test_workers_of_a_folder_make_the_store_of_a_single_process_and_extend_it(data, tmp_path, extract_config, last):
+    alone = tmp_path / "alone.h5"
+    path = tmp_path / last
+    for limit in (20, None):
+        dataset = read_dataset(data).first(limit)
+        for worker in ("2/2", "1/2"):
+            extract_share(dataset, path, extract_config, parse_worker(worker), device="cpu")
+        inodes = {inode for inode, _ in shards(path).values()}
+        made = extract(dataset, path, extract_config, device="cpu")
+        assert made.computed == {"image": 0, "text": 0}
+        extract(dataset, alone, extract_config, device="cpu")
+        assert values(path) == values(alone)
+        assert not parts_folder(path).exists()
+        assert share_is_sealed(dataset, path, extract_config)
+        if last == "s.store":
+            assert inodes & {file.stat().st_ino for file in path.glob("image-*.h5")}, "shards were linked"
+    assert path.is_dir() == (last == "s.store")
+
+
+def share_is_sealed(dataset, path, config):
+    return extract_share(dataset, path, config, parse_worker("1/2"), device="cpu").sealed
+
+
 def test_of_workers_that_come_at_once_the_first_ones_plan_stands(
     drawn, tmp_path, extract_config, store_file, monkeypatch
 ):
@@ -138,10 +163,11 @@ def test_workers_extend_a_store_and_go_on_with_what_one_process_began(
         assert store.verify() == []
 
 
+@pytest.mark.parametrize("name", ["s.h5", "s.store"])
 def test_a_worker_whose_store_was_sealed_meanwhile_ends_and_leaves_nothing(
-    drawn, tmp_path, extract_config, store_file, monkeypatch
+    drawn, tmp_path, extract_config, store_file, monkeypatch, name
 ):
-    path = tmp_path / "s.h5"
+    path = tmp_path / name
     write = encode.write_shard
 
     def sealed_before(file, *rest):
@@ -153,6 +179,31 @@ def test_a_worker_whose_store_was_sealed_meanwhile_ends_and_leaves_nothing(
     assert share(drawn, path, extract_config, "1/2").sealed
     assert values(path) == values(store_file)
     assert not parts_folder(path).exists()
+
+
+def test_a_shard_that_a_folder_lost_while_workers_extend_it_is_planned_anew(
+    drawn, tmp_path, extract_config, store_file
+):
+    path = tmp_path / "s.store"
+    extract(read_dataset(drawn).first(20), path, extract_config, device="cpu")
+    share(drawn, path, extract_config, "1/2")
+    next(path.glob("image-*.h5")).unlink()
+    with pytest.raises(WorkerError, match=r"the store that is extended\)"):
+        share(drawn, path, extract_config, "2/2")
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
+    with FeatureStore(path) as store, FeatureStore(store_file) as whole:
+        assert store.verify() == []
+        assert store.image_ids == whole.image_ids
+        assert store.captions == whole.captions
+        np.testing.assert_allclose(store.image_features[:], whole.image_features[:], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(store.text_features[:], whole.text_features[:], rtol=0, atol=1e-5)
+
+
+def test_a_worker_refuses_a_folder_that_is_no_store(drawn, tmp_path, extract_config):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"holds something else than a feature store \(mine.txt\)"):
+        share(drawn, tmp_path, extract_config, "1/2")
+    assert not parts_folder(tmp_path).exists()
 
 
 def test_a_worker_encodes_its_own_damaged_shards_again_and_no_others(drawn, tmp_path, extract_config, told):

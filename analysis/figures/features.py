@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from onceover.analysis.drawing import CAPTION_COLOUR, IMAGE_COLOUR, WIDTH, hidden_points, legend_under, plain_ticks
 from onceover.analysis.sources import PlotError, StoreFiles
-from onceover.base.hdf5 import StoredRows
+from onceover.base.hdf5 import RowsOnDisk
 from onceover.extract.store import KINDS, FeatureStore, row_blocks
 
 SOURCE = "store"
@@ -80,7 +80,7 @@ def draw_features(store: FeatureStore, memory: int) -> Figure:
     return figure
 
 
-def _project(stored: StoredRows, splits: np.ndarray, memory: int) -> _Projection:
+def _project(stored: RowsOnDisk, splits: np.ndarray, memory: int) -> _Projection:
     """Fits a PCA to features, or to a seeded sample of rows where they are too many for the memory."""
     from sklearn.decomposition import PCA
 
@@ -125,7 +125,7 @@ def _draw_points(axes: Axes, projection: _Projection) -> None:
     legend_under(axes, 1, markerscale=3)
 
 
-def _plain_features(stored: StoredRows, rows: np.ndarray) -> np.ndarray:
+def _plain_features(stored: RowsOnDisk, rows: np.ndarray) -> np.ndarray:
     """The features of some rows, of images those of the plain view: float32 (R, D)."""
     features = np.empty((len(rows), stored.shape[-1]), np.float32)
     for block in row_blocks(len(rows)):

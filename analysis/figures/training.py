@@ -30,6 +30,8 @@ _DIRECTIONS = (
 
 def drawings(source: RunFiles) -> dict[str, Callable[[], Figure] | str]:
     """The curves of a single fit; the members of an ensemble have curves of their own."""
+    if source.is_distilled():
+        return {"training": "a pair that was distilled in closed form has no curve"}
     if source.member_count() > 1:
         return {"training": "the members of an ensemble have curves of their own"}
     return {"training": partial(draw_training, source.folder)}

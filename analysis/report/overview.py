@@ -11,6 +11,8 @@ from onceover.base.errors import OnceoverError
 from onceover.base.formats import CONFIG
 from onceover.configs.schema import load_config
 from onceover.extract.store import SELECTION
+from onceover.retrieval.embeddings import Embeddings
+from onceover.retrieval.hubness import betas_text
 
 
 def overview(files: ReportFiles) -> dict[str, Any]:
@@ -24,11 +26,11 @@ def overview(files: ReportFiles) -> dict[str, Any]:
         "captions": f"{len(embeddings.captions):,}",
         "image encoder": str(provenance["encoders"]["image"]["encoder"]),
         "text encoder": str(provenance["encoders"]["text"]["encoder"]),
-        "heads": _heads(provenance),
+        "heads": _heads(provenance, embeddings.images.shape[1]),
         "fitted on": f"{provenance['train_pictures']:,} images",
         "chosen on": _chosen_on(provenance["selection"], load_config(files.run.folder / CONFIG).training.refit),
         "to be reported on": embeddings.report_split,
-        "correction for hubs": embeddings.rerank,
+        "correction for hubs": _correction(embeddings),
         "feature store": str(provenance["store"]),
         "versions": ", ".join(f"{name} {value}" for name, value in provenance["versions"].items()),
         "report by": f"onceover {__version__}",
@@ -70,10 +72,18 @@ def _chosen_on(selection: dict, is_refitted: bool) -> str:
     return f"{images}; then fitted again, these images included" if is_refitted else images
 
 
-def _heads(provenance: dict) -> str:
-    """The kind of heads, how many, their dimension and their size."""
+def _correction(embeddings: Embeddings) -> str:
+    """The correction for hubs that searches make by default."""
+    if embeddings.rerank != "qbnorm":
+        return embeddings.rerank
+    return f"{embeddings.rerank} ({betas_text(embeddings.betas)})"
+
+
+def _heads(provenance: dict, dimensions: int) -> str:
+    """The kind of heads, how many, the dimensions of what is searched, and where they come from."""
     members = provenance["members"]
-    first = members[0]
     count = f"an ensemble of {len(members)} pairs" if len(members) > 1 else "one pair"
-    epochs = ", ".join(str(epoch) for epoch in provenance["best_epochs"])
-    return f"{count}, {first['head']}, {first['embedding_dim']:,} dimensions; best epoch {epochs}"
+    origin = "best epoch " + ", ".join(str(epoch) for epoch in provenance["best_epochs"])
+    if "distilled" in provenance:
+        origin = "distilled in closed form"
+    return f"{count}, {members[0]['head']}, {dimensions:,} dimensions; {origin}"
