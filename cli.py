@@ -40,6 +40,7 @@ from onceover.base.files import noted_interrupts
 from onceover.base.progress import LOGGER, say, timed, warn
 from onceover.base.terminal import PLAIN, printable, stdout_text
 from onceover.base.threads import bound_threads
+from onceover.base.worker import WorkerError, parse_worker
 from onceover.configs.schema import DEFAULT_CONFIG, Config, ConfigError, load_config
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads yield their core to others,
@@ -323,10 +324,33 @@ class Size(click.ParamType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+class WorkerNumber(click.ParamType):
+    """A worker, as 2/4: the second of four."""
+
+    name = "worker"
+
+    def convert(self, value, param, ctx):
+        """``value``, which names a worker."""
+        try:
+            return str(parse_worker(str(value)))
+        except WorkerError as error:
+            self.fail(str(error), param, ctx)
+
+
+worker_option = click.option(
+    "--worker",
+    type=WorkerNumber(),
+    metavar="I/N",
+    help="Do the I-th of N shares, e.g. 2/4; N processes may run at once. A last call without --worker finishes.",
+)
 memory_option = click.option(
     "--memory", type=Size(), help="Memory limit, e.g. 2GiB. [default: half of the machine's or container's]"
 )
 device_option = click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best available]")
+devices_option = click.option(
+    "--device",
+    help="cpu, cuda, cuda:1 or mps; several cards: cuda:0,cuda:1. [default: the best available]",
+)
 _READING = (
     click.option("--image-column", metavar="NAME", help="Column of the table that names the images."),
     click.option("--caption-column", metavar="NAME", multiple=True, help="Column that holds captions. Repeatable."),
@@ -495,7 +519,10 @@ def _forgiving_streams() -> None:
 @click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="Storage dtype of the features.")
 @click.option("--batch-size", type=int, help="Images per forward pass. [default: chosen for the device]")
 @click.option(
-    "--engine", default="auto", show_default=True, help="Engine: threads, processes (they feed a GPU) or auto."
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="Engine: threads, processes (they feed a GPU) or auto.",
 )
 @click.option(
     "--backend",
@@ -508,8 +535,9 @@ def _forgiving_streams() -> None:
 @click.option("--force", is_flag=True, help="Replace features of other encoders or settings in this store.")
 @click.option("--prune", is_flag=True, help="Drop stored rows that are no longer in the dataset.")
 @click.option("--retry-failures", is_flag=True, help="Retry the images that the ledger records as failed.")
+@worker_option
 @reading_options
-@device_option
+@devices_option
 @config_options
 def extract(
     data,
@@ -518,6 +546,7 @@ def extract(
     force,
     prune,
     retry_failures,
+    worker,
     reading,
     engine,
     backend,
@@ -535,30 +564,50 @@ def extract(
       onceover extract --data data/flickr8k --store stores/flickr8k.h5
       onceover extract --data "s3://bucket/{000..999}.tar" --store stores/web.store
       onceover extract --data photos.csv --store photos.h5 --image-encoder hf:encoders/clip --views 2
+      onceover extract --data data/flickr8k --store stores/flickr8k.h5 --worker 1/4
     """
     from onceover import workflows
 
     check_overrides(overrides, "extract")
     settings = [f"extract.{key}={json.dumps(value)}" for key, value in explicit.items() if value is not None]
     config = load_config(config_file, [*overrides, *settings]).extract
-    summary = workflows.extract(
-        data,
-        store_file,
-        config,
-        limit=limit,
-        reading=reading,
-        device=device,
-        engine=engine,
-        backend=backend,
-        force=force,
-        prune=prune,
-        retry_failures=retry_failures,
-    )
+    following = command("fit", "--store", store_file, "--run", "runs/first")
+    options = {"limit": limit, "reading": reading, "device": device, "engine": engine, "backend": backend}
+    options |= {"prune": prune, "retry_failures": retry_failures}
+    if worker:
+        if force:
+            raise click.UsageError(
+                "--force goes without --worker, since workers would discard each other's shards; name another --store, "
+                f"or remove {store_file} first"
+            )
+        share = workflows.extract_share(data, store_file, worker, config, **options)
+        share.tell()
+        if share.sealed:
+            done(f"{store_file} is finished; there is nothing to do for worker {worker}", following)
+        else:
+            done(_worker_done(worker, "extract", bool(share.left)), _command_without_worker())
+        return
+    summary = workflows.extract(data, store_file, config, force=force, **options)
     summary.tell()
     done(
-        f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode",
-        command("fit", "--store", store_file, "--run", "runs/first"),
+        f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode", following
     )
+
+
+def _worker_done(worker: str, command_name: str, is_left: bool) -> str:
+    """The closing line of a worker."""
+    if is_left:
+        return f"worker {worker} is done; when all are, run {command_name} without --worker"
+    return f"worker {worker} is done, and so are all others; run {command_name} without --worker"
+
+
+def _command_without_worker() -> str:
+    """The call of this program, less its option --worker."""
+    parts = list(sys.argv[1:])
+    if "--worker" in parts:
+        place = parts.index("--worker")
+        del parts[place : place + 2]
+    return command(*(part for part in parts if not part.startswith("--worker=")))
 
 
 @cli.command("import")
@@ -744,10 +793,11 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
     help="Stop settings early that are clearly behind the best, and fit all seeds of only the best few.",
 )
 @click.option("--test-best", is_flag=True, help="Fit the best setting and evaluate it once on the reported split.")
+@worker_option
 @memory_option
 @device_option
 @config_options
-def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, device, config_file, overrides):
+def sweep(store_file, out, grid, seeds, sample, halving, test_best, worker, memory, device, config_file, overrides):
     """Fit a grid of settings together and rank them on the validation split.
 
     Run the same command again to resume an interrupted sweep; finished trials are not fitted again.
@@ -762,6 +812,18 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, memory, devi
 
     check_overrides(overrides, "model", "training")
     settings = expand(config_file, overrides, grid, seeds, sample)
+    if worker:
+        if halving:
+            raise click.UsageError("--halving compares all settings half-way, and goes without --worker")
+        if test_best:
+            raise click.UsageError("--test-best goes without --worker; give it to the last call")
+        share = workflows.sweep_share(store_file, out, settings, worker, device=device, memory=memory)
+        say(f"trials fitted by worker {worker}: {share.trained:,}")
+        if share.left:
+            shown = [f"{number}/{share.worker.count} ({count:,})" for number, count in share.left.items()]
+            say(f"workers that have trials left: {', '.join(shown)}")
+        done(_worker_done(worker, "sweep", bool(share.left)), _command_without_worker())
+        return
     rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory)
     keys = list(settings[0].values)
     from onceover.retrieval.leaderboard import leaderboard_tables, notes

@@ -26,12 +26,15 @@ from onceover.configs.schema import DEFAULT_CONFIG, Config, ExtractConfig, load_
 
 if TYPE_CHECKING:
     from onceover.analysis.hits_shown import Hits
+    from onceover.extract.dataset import Dataset
     from onceover.extract.dataset.reading import ReadOptions
+    from onceover.extract.share import Share
     from onceover.extract.store import FeatureStore
     from onceover.extract.summary import Summary
     from onceover.heads.checkpoint import Run
     from onceover.heads.grid import Setting
     from onceover.heads.originals import Originals
+    from onceover.heads.sweep import SweepShare
     from onceover.retrieval.search import Hit
 
 NEIGHBOURS = 10  # the nearest others that a row of an exported table names
@@ -76,7 +79,8 @@ def extract(
         config: encoders and settings; by default those of ``configs/config.yaml``.
         limit: encode only the first images, this many.
         reading: how to read the dataset (columns, the images' folder, …), where its files do not tell.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available. Several, as in
+            ``cuda:0,cuda:1``, work in a process each; a script that asks for that needs ``if __name__ == "__main__":``.
         engine: ``threads``, ``processes`` (they feed a GPU), one of another package, or ``auto``.
         backend: ``eager`` (torch), ``openvino``, ``plain``, one of another package, or ``auto``: OpenVINO where it is
             installed and faster.
@@ -84,21 +88,13 @@ def extract(
         prune: drop rows that are no longer in the dataset.
         retry_failures: retry images that the ledger records as failed.
     """
-    from onceover.extract.dataset.reading import ReadOptions
-    from onceover.extract.encoders import parse_spec
-    from onceover.extract.layouts import read_dataset
     from onceover.extract.pipeline import extract as encode
     from onceover.extract.store_form import store_place
 
     config = config or load_config(DEFAULT_CONFIG).extract
-    store_place(store)
-    for spec in (config.image_encoder, config.text_encoder):
-        parse_spec(spec)  # one that cannot be is refused before the dataset is read
-    dataset = read_dataset(data, config.seed, reading or ReadOptions())
-    for note in (dataset.taken, *dataset.notes):
-        say(note)
+    store_place(store)  # one that cannot be is refused before the dataset is read
     return encode(
-        dataset.first(limit),
+        _dataset(data, config, limit, reading),
         store,
         config,
         device=device,
@@ -108,6 +104,61 @@ def extract(
         prune=prune,
         retry_failures=retry_failures,
     )
+
+
+def extract_share(
+    data: str | Path,
+    store: str | Path,
+    worker: str,
+    config: ExtractConfig | None = None,
+    *,
+    limit: int | None = None,
+    reading: ReadOptions | None = None,
+    device: str | None = None,
+    engine: str = "auto",
+    backend: str = "auto",
+    prune: bool = False,
+    retry_failures: bool = False,
+) -> Share:
+    """Encodes one worker's share of a dataset, for the feature store at ``store``, which ``extract`` finishes.
+
+    Any number of workers may run at once, on machines that share the folder of the store.
+
+    Args:
+        data, store: as for ``extract``, and so are all others; they must be the same for all workers.
+        worker: which one of how many, from 1: ``2/4``.
+    """
+    from onceover.base.worker import parse_worker
+    from onceover.extract.share import extract_share as encode
+    from onceover.extract.store_form import store_place
+
+    config = config or load_config(DEFAULT_CONFIG).extract
+    store_place(store)
+    return encode(
+        _dataset(data, config, limit, reading),
+        store,
+        config,
+        parse_worker(worker),
+        device=device,
+        engine=engine,
+        backend=backend,
+        prune=prune,
+        retry_failures=retry_failures,
+    )
+
+
+def _dataset(data: str | Path, config: ExtractConfig, limit: int | None, reading: ReadOptions | None) -> Dataset:
+    """The first images of a dataset, with their captions; the user is told how it was read."""
+    from onceover.extract.dataset.reading import ReadOptions
+    from onceover.extract.encoders import parse_spec
+    from onceover.extract.layouts import read_dataset
+
+    for spec in (config.image_encoder, config.text_encoder):
+        parse_spec(spec)  # one that cannot be is refused before the dataset is read
+    dataset = read_dataset(data, config.seed, reading or ReadOptions())
+    for note in (dataset.taken, *dataset.notes):
+        say(note)
+    return dataset.first(limit)
 
 
 def extract_features(data: str | Path, store: str | Path, **options: Any) -> FeatureStore:
@@ -241,6 +292,32 @@ def sweep(
         rows = write_tables(out, settings, judge, results, opened.roles().selection_name)
         plot_sweep(out, out / "figures")
         return rows
+
+
+def sweep_share(
+    store: FeatureStore | str | Path,
+    out: str | Path,
+    settings: Sequence[Setting],
+    worker: str,
+    *,
+    device: str | None = None,
+    memory: int | None = None,
+) -> SweepShare:
+    """Fits one worker's share of the settings of a grid; ``sweep`` fits what is left and ranks them.
+
+    Any number of workers may run at once, on machines that share the folder ``out``.
+
+    Args:
+        settings: a grid, as for ``sweep``; it must be the same for all workers.
+        worker: which one of how many, from 1: ``2/4``.
+    """
+    from onceover.base.worker import parse_worker
+
+    with _opened(store) as opened:
+        from onceover.extract.encoding.devices import pick_device
+        from onceover.heads.sweep import sweep_share as train
+
+        return train(opened, out, settings, parse_worker(worker), device=pick_device(device), memory=memory)
 
 
 def fit_best(

@@ -9,12 +9,14 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import signal
 import stat
 import threading
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -26,7 +28,9 @@ from onceover.base.errors import OnceoverError
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 #: what a lock answers where a file system has none
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-_ASIDE = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)\.aside(?P<suffix>\..+)?")  # as whole_file names what it writes
+#: as ``whole_file`` names what it writes; earlier versions named no host
+_ASIDE = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?:@(?P<host>[0-9a-f]{8}))?\.aside(?P<suffix>\..+)?")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 MAX_TEXT = 2**31  # bytes of a table, a list or a JSON file; COCO's captions take 0.1 GiB
 SELF_DIGEST = "sha256"  # the key of a record's own digest
 
@@ -107,7 +111,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = link_target(path)
     check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.aside{path.suffix}")
+    aside = aside_of(path)
     try:
         yield aside
         flush_file(aside)
@@ -235,7 +239,7 @@ def noted_interrupts() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def aside_folder(path: Path) -> Iterator[Path]:
     """Gives an empty hidden folder beside ``path`` to work in, which is removed on leaving."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    aside = path.with_name(f".{path.name}.{_process()}.aside")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside.mkdir()
     try:
@@ -243,6 +247,64 @@ def aside_folder(path: Path) -> Iterator[Path]:
     finally:
         for _ in range(2):  # again, where the disk failed once
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def place_folder(aside: Path, folder: Path) -> bool:
+    """Renames a folder into place, unless another process, on whatever host, has put one with files there before.
+
+    Returns:
+        Whether it is this one that is there.
+    """
+    sync_folder(aside)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if folder.is_dir():
+            return False
+        raise
+    sync_folder(folder.parent)
+    return True
+
+
+def write_once(path: Path, data: bytes | memoryview) -> None:
+    """Writes ``data``, whole, unless a file is there already, be it that another process has just written it.
+
+    Processes on several hosts may call it at once. The folder has to be there.
+    """
+    aside = aside_of(path)
+    try:
+        aside.write_bytes(data)
+        flush_file(aside)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links, or a folder that is gone
+            if not path.exists():
+                os.replace(aside, path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # the error that led here says more
+            aside.unlink(missing_ok=True)
+
+
+def aside_of(path: Path) -> Path:
+    """Where a file is made before it takes its place: beside it, under a hidden name of this process alone."""
+    return path.with_name(f".{path.stem}.{_process()}.aside{path.suffix}")
+
+
+@cache
+def _host() -> str:
+    """A name for this host, or for this container: a place where process numbers are unique."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = str(_PID_NAMESPACE.readlink())
+    return digest([platform.node(), namespace])[:8]
+
+
+def _process() -> str:
+    """A name for this process that no other has at the same time, on any host: ``1234@0123abcd``."""
+    return f"{os.getpid()}@{_host()}"
 
 
 def flush_file(path: Path) -> None:
@@ -400,28 +462,35 @@ def files_within(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def remove_files(folder: Path, names: Iterable[str]) -> None:
+def remove_files(folder: Path, names: Iterable[str], *, everyones: bool = False) -> None:
     """Removes files of a folder by name, if they are there, and then the folder if nothing else is in it.
 
-    Files that were being written when a process was killed (``whole_file``) go with them.
+    Files that were being written when a process was killed (``whole_file``) go with them; with ``everyones`` those of
+    other hosts, too, where it cannot be known whether the process still runs.
     """
     if not folder.is_dir():
         return
     for name in names:
         (folder / name).unlink(missing_ok=True)
-    remove_asides(folder)
+    remove_asides(folder, everyones=everyones)
     with contextlib.suppress(OSError):  # something of somebody else's is in it
         folder.rmdir()
 
 
-def remove_asides(folder: Path, name: str | None = None) -> None:
+def remove_asides(folder: Path, name: str | None = None, *, everyones: bool = False) -> None:
     """Removes what was being made in a folder, or for one name in it, when a process was killed.
 
     Only names that ``whole_file`` and ``aside_folder`` give are removed, and only those of processes that are gone.
+    Of another host's it is not known whether they are; those are removed with ``everyones``.
     """
     for file in list(folder.iterdir()):
         parts = _ASIDE.fullmatch(file.name)
-        if parts is None or file.is_symlink() or _is_running(int(parts["pid"])):
+        if parts is None or file.is_symlink():
+            continue
+        if parts["host"] in (None, _host()):
+            if _is_running(int(parts["pid"])):
+                continue
+        elif not everyones:
             continue
         if name is not None and name != f"{parts['stem']}{parts['suffix'] or ''}":
             continue
@@ -479,7 +548,7 @@ def only_writer(path: str | Path, what: str, wait: float = 0) -> Iterator[None]:
             "writer; name a place on another file system"
         ) from error
     try:
-        remove_asides(path.parent, path.name)
+        remove_asides(path.parent, path.name, everyones=True)  # of which this process is the only writer
         if path.is_dir():
             remove_asides(path)
         yield

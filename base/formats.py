@@ -41,6 +41,7 @@ SWAP = ".swap"  # the same, complete, on its way into the place of what it repla
 # in a sweep's folder
 SWEEP = "sweep.json"
 TRIALS = "trials"
+WORKERS = "workers.json"  # how many share it, and its grid, while they do
 RESULTS = "results.csv"
 LEADERBOARD = "leaderboard.md"
 BEST = "best.yaml"

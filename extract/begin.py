@@ -6,7 +6,7 @@ Features differ in the last bits between them, so that they are fixed before the
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from onceover.base.files import FileError
 from onceover.base.memory import peak_memory, total_memory
 from onceover.base.progress import say, warn
+from onceover.base.worker import Worker, WorkerError
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.backends import AUTO
 from onceover.extract.comparison import relative_error
@@ -37,7 +38,8 @@ AUTO_ERROR = 0.014  # of the features' spread: below it, 99 of 100 nearest neigh
 class Settings(TypedDict):
     """The settings of an extraction; the batch size is None until it is known.
 
-    ``backend`` is the one that was asked for; ``backends`` and ``dtypes`` are those that compute, by kind.
+    ``backend`` is the one that was asked for; ``backends`` and ``dtypes`` are those that compute, by kind. ``workers``
+    is how many processes share it, where they do (``--worker``).
     """
 
     device: str
@@ -46,43 +48,58 @@ class Settings(TypedDict):
     batch_size: int | None
     backends: dict[str, str]
     dtypes: dict[str, str]
+    workers: NotRequired[int]
 
 
 def begin_settings(
-    unfinished: Unfinished, config: ExtractConfig, device: torch.device, backend: str, force: bool
+    unfinished: Unfinished,
+    config: ExtractConfig,
+    device: torch.device,
+    backend: str,
+    *,
+    force: bool = False,
+    worker: Worker | None = None,
 ) -> Settings:
     """The settings of an extraction: those of an unfinished one, or new ones.
 
-    One processor or GPU differs from another in the last bits, too, which is told.
+    One processor or GPU differs from another in the last bits, too, which is told. Those that workers share stand
+    before the first shard is finished, others from then on.
 
     Args:
         backend: the name of a backend, or ``auto``, which an unfinished extraction has chosen already.
+        worker: the worker that asks for them.
 
     Raises:
-        StoreError: it was begun on another device or by another backend, and ``force`` does not discard it.
-        FileError: it is damaged.
+        StoreError: it was begun on another kind of device or by another backend, and ``force`` does not discard it.
+        WorkerError: other workers share it. FileError: it is damaged.
     """
     name = hardware(device)
     wanted = Settings(
         device=str(device), hardware=name, backend=backend, batch_size=config.batch_size, backends={}, dtypes={}
     )
-    if not unfinished.shards():
+    if worker is not None:
+        wanted["workers"] = worker.count
+    elif not unfinished.shards() and not unfinished.is_shared():
         return wanted
     begun = unfinished.settings()
     if begun is None:
-        unfinished.remove()
+        if worker is None:
+            unfinished.remove()
         return wanted
-    is_elsewhere = begun["device"] != str(device)
+    mend = "discard it with --force"
+    if worker is not None:
+        mend = f"name another --store, or remove {unfinished.folder} to begin anew"
+    begun_type = torch.device(begun["device"]).type
+    is_elsewhere = begun_type != device.type
     if is_elsewhere and not force:
-        raise StoreError(
-            f"{unfinished.folder} was begun on {begun['device']}; go on with --device {begun['device']}, "
-            "or discard it with --force"
-        )
+        raise StoreError(f"{unfinished.folder} was begun on {begun_type}; go on with --device {begun_type}, or {mend}")
     is_other_backend = backend not in (AUTO, begun["backend"]) and {backend} != set(begun["backends"].values())
     if is_other_backend and not force:
-        raise StoreError(
-            f"{unfinished.folder} was begun with --backend {begun['backend']}; go on with that, "
-            "or discard it with --force"
+        raise StoreError(f"{unfinished.folder} was begun with --backend {begun['backend']}; go on with that, or {mend}")
+    if worker is not None and begun.get("workers", worker.count) != worker.count:
+        raise WorkerError(
+            f"{unfinished.folder} is shared by {begun['workers']} workers, and this is worker {worker}; start workers "
+            f"1/{begun['workers']} to {begun['workers']}/{begun['workers']}, or go on without --worker"
         )
     is_other_size = config.batch_size not in (None, begun["batch_size"])
     if is_elsewhere or is_other_backend or (force and is_other_size):
@@ -93,7 +110,7 @@ def begin_settings(
         warn(f"begun on {begun['hardware']}; {name} may round the last bits of what is left in another way")
     if is_other_size:
         say(f"as it was begun: batches of {begun['batch_size']}")
-    return cast(Settings, {"hardware": name} | begun)
+    return cast(Settings, {"hardware": name} | begun | {"device": str(device)})
 
 
 def in_best_dtype(

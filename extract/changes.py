@@ -28,7 +28,7 @@ def new_images(dataset: Dataset, stats: Stats, sources: RowSources, retry_failur
     """The rows of the images without features, but for those that failed before and have not changed since."""
     rows = []
     for row, key in enumerate(content_keys(dataset, stats, sources)):
-        if key not in sources and (retry_failures or not _failed_before(dataset, stats, sources, row)):
+        if key not in sources and (retry_failures or not failed_before(dataset, stats, sources, row)):
             rows.append(row)
     return rows
 
@@ -38,7 +38,7 @@ def content_keys(dataset: Dataset, stats: Stats, sources: RowSources) -> list[st
     keys: list[str | None] = []
     for row, (name, path) in enumerate(zip(dataset.ids, dataset.paths, strict=True)):
         key = sources.keys_by_stat.get((name, *stats[row]))
-        if key is None and len(sources) and not _failed_before(dataset, stats, sources, row):
+        if key is None and len(sources) and not failed_before(dataset, stats, sources, row):
             # one that cannot be read is read again for encoding, where the failure goes into the ledger
             with contextlib.suppress(OSError, FileError):
                 key = hashlib.sha256(dataset.images.open(path)).hexdigest()
@@ -46,7 +46,7 @@ def content_keys(dataset: Dataset, stats: Stats, sources: RowSources) -> list[st
     return keys
 
 
-def _failed_before(dataset: Dataset, stats: Stats, sources: RowSources, row: int) -> bool:
+def failed_before(dataset: Dataset, stats: Stats, sources: RowSources, row: int) -> bool:
     """Whether the ledger holds an image, and its file has not changed since."""
     failure = sources.failures.get(dataset.ids[row])
     if failure is None or is_passing(failure):

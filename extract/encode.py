@@ -3,11 +3,13 @@
 ``encoding(shard)`` does all of it. An engine that overlaps the steps calls ``read``, ``begin`` and ``write`` itself.
 """
 
+import copy
 import hashlib
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,8 +105,11 @@ class Encoding(ABC):
 
     kind: str
 
-    def __init__(self, load: Callable[[], Any], encoder: Any = None):
-        """``load`` gives the encoder, which is ``encoder`` where it is loaded already; it can be pickled."""
+    def __init__(self, load: Callable[..., Any], encoder: Any = None):
+        """``load`` gives the encoder, which is ``encoder`` where it is loaded already.
+
+        It can be pickled, and takes the name of another device as ``device``.
+        """
         self._load = load
         self._encoder = encoder
         self._lock = threading.RLock()
@@ -117,6 +122,12 @@ class Encoding(ABC):
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
         self._lock = threading.RLock()
+
+    def on(self, device: str) -> "Encoding":
+        """A copy that loads its encoder onto another device when it first needs it."""
+        other = copy.copy(self)
+        other._load = partial(self._load, device=device)
+        return other
 
     @property
     def encoder(self) -> Any:

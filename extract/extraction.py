@@ -35,11 +35,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Extraction:
-    """A dataset that is to be extracted, the settings, and the features that are there already."""
+    """A dataset that is to be extracted, the settings, and the features that are there already.
+
+    Attributes:
+        stats: of each image. listing: a digest of all that the dataset lists. request: the features that are asked for.
+        path: of the store. unfinished: what there is of it so far.
+        old: the store that is there. reuse: another one, whose rows are taken.
+        tokenizer_files, encoders, check_encoder: as in ``extract``.
+    """
 
     dataset: Dataset
     stats: Stats
     listing: str
+    request: dict
     config: ExtractConfig
     place: StorePlace
     unfinished: Unfinished

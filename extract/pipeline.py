@@ -5,9 +5,10 @@ compute dtype are fixed before the first one, so that a resumed store equals an 
 same hardware.
 """
 
+import contextlib
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,17 +21,24 @@ from onceover.base.files import check_disk, digest, only_writer
 from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
-from onceover.extract.computing import encode_captions, encode_images
+from onceover.extract.computing import encode_shards
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoders import change_stamp, located, parse_spec, specs_of
 from onceover.extract.extraction import Counts, Extraction, Options, Work
 from onceover.extract.joined import is_joined
 from onceover.extract.ledger import NOT_ENCODED, Failure
-from onceover.extract.refusals import refuse_other_features, refuse_to_drop_rows, refuse_to_lose_images
+from onceover.extract.plan import shards_of
+from onceover.extract.planning import captions_to_encode, columns_of, earlier_plan, new_plan, origin_of
+from onceover.extract.refusals import (
+    refuse_other_features,
+    refuse_other_shards,
+    refuse_to_drop_rows,
+    refuse_to_lose_images,
+)
 from onceover.extract.sealing import seal
 from onceover.extract.shards import RowSources, describe_shard
 from onceover.extract.store import KINDS, FeatureStore, StoreError, caption_ids, store_exists
-from onceover.extract.store_form import FOLDER, store_place
+from onceover.extract.store_form import FOLDER, StorePlace, store_place
 from onceover.extract.summary import Summary, summary_of
 from onceover.extract.unfinished import Unfinished
 from onceover.extract.vanished import check_kept, keep_vanished, remove_kept
@@ -94,48 +102,82 @@ def extract(
     place = store_place(path)
     path = place.path
     options = Options(force, retry_failures, prune, keep_vanished)
-    stats = [dataset.images.stat(key) for key in dataset.paths]
-    listing = _listing(dataset, stats)
-    request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
-    unfinished = Unfinished(path)
     with only_writer(path, "the store"):
-        unfinished.claim()
+        Unfinished(path).claim()
         check_kept(path)
-        old = FeatureStore(path, mend=True) if store_exists(path) else None
-        try:
+        with extraction_of(
+            dataset,
+            place,
+            config,
+            options,
+            reuse=reuse,
+            tokenizer_files=tokenizer_files,
+            encoders=encoders,
+            check_encoder=check_encoder,
+        ) as extraction:
+            old = extraction.old
             if old and backend != "auto":
                 _tell_other_backend(old, backend)
-            if old and not options.retry_failures and is_up_to_date(old, dataset, listing, request):
-                _discard(unfinished, old)
+            if old and is_done(extraction):
+                _discard(extraction, old)
                 if options.prune:
                     remove_kept(path)
                 return summary_of(old, up_to_date=True)
-            extraction = Extraction(
-                dataset,
-                stats,
-                listing,
-                config,
-                place,
-                unfinished,
-                options,
-                old,
-                reuse,
-                tokenizer_files,
-                encoders or {},
-                check_encoder,
-            )
             counts = _run(extraction, device, engine, backend)
-        finally:
-            if old:
-                old.close()
         with FeatureStore(path) as store:
             summary = summary_of(store, up_to_date=False)
-            _discard(unfinished, store)
+            _discard(extraction, store)
     summary.computed = counts.computed
     summary.reused = counts.reused
     summary.speed = counts.speed
     summary.seconds = time.monotonic() - start
     return summary
+
+
+@contextlib.contextmanager
+def extraction_of(
+    dataset: Dataset,
+    place: StorePlace,
+    config: ExtractConfig,
+    options: Options,
+    *,
+    reuse: FeatureStore | None = None,
+    tokenizer_files: dict[str, bytes] | None = None,
+    encoders: Mapping[str, Callable[..., Any]] | None = None,
+    check_encoder: Callable[[str, dict], None] = lambda kind, recipe: None,
+) -> Iterator[Extraction]:
+    """Gives an extraction into the store at ``place``; a store that is there is open until the end.
+
+    Raises:
+        EncoderError: an encoder that cannot be.
+    """
+    stats = [dataset.images.stat(key) for key in dataset.paths]
+    request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(FeatureStore(place.path, mend=True)) if store_exists(place.path) else None
+        yield Extraction(
+            dataset,
+            stats,
+            _listing(dataset, stats),
+            request,
+            config,
+            place,
+            Unfinished(place.path),
+            options,
+            old,
+            reuse,
+            tokenizer_files,
+            encoders or {},
+            check_encoder,
+        )
+
+
+def is_done(extraction: Extraction) -> bool:
+    """Whether the store has all that is asked for, so that nothing is to be encoded."""
+    old = extraction.old
+    if old is None or extraction.options.retry_failures:
+        return False
+    return is_up_to_date(old, extraction.dataset, extraction.listing, extraction.request)
 
 
 def _tell_other_backend(store: FeatureStore, backend: str) -> None:
@@ -196,9 +238,13 @@ def _stamp(text: str, seed: int, is_needed: bool) -> Any:
     return stamps[0] if len(stamps) == 1 else stamps
 
 
-def _discard(unfinished: Unfinished, store: FeatureStore) -> None:
-    """Removes the shards whose rows went into the store; those of another, larger extraction stay, and are told of."""
-    known = {"image": set(store.sha256), "text": set(store.captions)}
+def _discard(extraction: Extraction, store: FeatureStore) -> None:
+    """Removes the shards whose rows went into the store; those of another, larger extraction stay, and are told of.
+
+    The captions of images that could not be encoded are left out of the store, and need no shards either.
+    """
+    unfinished = extraction.unfinished
+    known = {"image": set(store.sha256), "text": {*store.captions, *extraction.dataset.captions}}
     others = 0
     for shard in unfinished.shards():
         try:
@@ -220,11 +266,8 @@ def _discard(unfinished: Unfinished, store: FeatureStore) -> None:
 
 def _run(extraction: Extraction, device: str | None, engine: str, backend: str) -> Counts:
     """Loads the encoders, has what is new encoded, and seals the store."""
-    import torch
-
-    from onceover.extract.backends import AUTO, BACKENDS
-    from onceover.extract.begin import BATCH_SIZE, begin_settings
-    from onceover.extract.encoding.devices import log_device, pick_device
+    from onceover.extract.begin import begin_settings
+    from onceover.extract.encoding.devices import log_device, pick_devices
     from onceover.extract.engines import engine_for
 
     unfinished = extraction.unfinished
@@ -232,29 +275,72 @@ def _run(extraction: Extraction, device: str | None, engine: str, backend: str) 
         warn(f"encoding a damaged shard again: {reason}")
     paths = dict(zip(extraction.dataset.ids, extraction.dataset.paths, strict=True))
     unfinished.remove_shards_with_passed_failures(extraction.dataset.images, paths)
-    picked = pick_device(device)
+    devices = pick_devices(device)
+    picked = devices[0]
     log_device(picked)
-    engine_name, chosen = engine_for(engine, picked)
-    if backend != AUTO:
-        BACKENDS.load(backend)  # an unknown one is refused at once
-    settings = begin_settings(unfinished, extraction.config, picked, backend, extraction.options.force)
+    engine_name, chosen = engine_for(engine, devices)
+    check_backend(backend)
+    settings = begin_settings(unfinished, extraction.config, picked, backend, force=extraction.options.force)
+    with full_memory_told(extraction, settings):
+        work = load_encoders(extraction, settings, engine_name, chosen)
+        for kind in work.make:
+            refuse_other_shards(kind, work.encoder(kind).recipe, unfinished, extraction.options.force)
+        captions, plans = _plans(extraction, work)
+        return _encode_all(extraction, work, captions, plans)
+
+
+def check_backend(name: str) -> None:
+    """Refuses an unknown backend.
+
+    Raises:
+        RegistryError: there is none of that name.
+    """
+    from onceover.extract.backends import AUTO, BACKENDS
+
+    if name != AUTO:
+        BACKENDS.load(name)
+
+
+@contextlib.contextmanager
+def full_memory_told(extraction: Extraction, settings: "Settings") -> Iterator[None]:
+    """Turns what torch raises where a device's memory is full into an error with a way out."""
+    import torch
+
+    from onceover.extract.begin import BATCH_SIZE
+
     try:
-        work = _load(extraction, settings, engine_name, chosen)
-        return _encode_all(extraction, work)
+        yield
     except torch.OutOfMemoryError as error:
         half = max(1, (settings["batch_size"] or BATCH_SIZE["cpu"]) // 2)
-        anew = " --force, which encodes all anew" if unfinished.shards() else ""
+        anew = " --force, which encodes all anew" if extraction.unfinished.shards() else ""
         raise StoreError(
             f"the memory of {settings['device']} is full; make room there and run the command again, or give "
             f"it --batch-size {half}{anew}"
         ) from error
 
 
-def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine: "Engine") -> Work:
-    """Loads the encoders that are needed, and writes down the settings that all shards share.
+def _plans(extraction: Extraction, work: Work) -> tuple[list[str], dict[str, dict]]:
+    """The captions that are to be encoded, and the plans by kind: those that are there, or new ones, written down.
 
     Raises:
-        StoreError: features or rows of the store would be lost. FileError: the disk has no room.
+        FileError: the disk has no room.
+    """
+    captions = captions_to_encode(extraction, work)
+    plans = {}
+    for kind in work.make:
+        plans[kind] = earlier_plan(extraction, kind)
+        if not origin_of(extraction, work, kind, captions).items() <= plans[kind].items():
+            plans[kind] = new_plan(extraction, work, kind, captions, processes=1)
+    check_room(extraction, work)
+    extraction.unfinished.write(work.settings, plans)
+    return captions, plans
+
+
+def load_encoders(extraction: Extraction, settings: "Settings", engine_name: str, engine: "Engine") -> Work:
+    """Loads the encoders that are needed, and completes the settings that all shards share.
+
+    Raises:
+        StoreError: features or rows of the store would be lost.
     """
     import torch
 
@@ -282,17 +368,15 @@ def _load(extraction: Extraction, settings: "Settings", engine_name: str, engine
         _tell_text_choices(extraction.config, encoders["text"].recipe)
     for kind, encoder in encoders.items():
         extraction.check_encoder(kind, encoder.recipe)
-        refuse_other_features(kind, encoder.recipe, extraction.old, extraction.unfinished, extraction.options.force)
+        refuse_other_features(kind, encoder.recipe, extraction.old, extraction.options.force)
     if extraction.old is not None and not _may_lose_rows(extraction.options):
         refuse_to_drop_rows(extraction.old, dataset)
     device = torch.device(settings["device"])
     image = encoders.get("image")
     text = encoders.get("text")
-    encode = trials(image, text, dataset.captions)
     if not settings["batch_size"]:
+        encode = trials(image, text, dataset.captions)
         settings["batch_size"] = fitting_batch(encode, device, engine.workers(device))
-    extraction.unfinished.write_settings(dict(settings))
-    _check_room(extraction, encode)
     return Work(settings, engine_name, engine, image, text, make, findings)
 
 
@@ -338,7 +422,7 @@ def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[
     make: dict[str, Callable[..., Any]] = {}
     if extraction.encoders:
         needed = [kind for kind, rows in (("image", dataset.ids), ("text", dataset.captions)) if rows]
-        return {kind: partial(_loaded, extraction.encoders[kind], settings["device"]) for kind in needed}
+        return {kind: partial(_loaded, extraction.encoders[kind], device=settings["device"]) for kind in needed}
     if dataset.ids:
         make["image"] = partial(
             ImageEncoder, config.image_encoder, layers=config.image_layers, views=config.views, **common
@@ -359,7 +443,7 @@ def _makers(extraction: Extraction, settings: "Settings") -> dict[str, Callable[
     return make
 
 
-def _loaded(load: Callable[..., Any], device: str, *, dtype: str, backend: str) -> Any:
+def _loaded(load: Callable[..., Any], *, device: str, dtype: str, backend: str) -> Any:
     """The encoder that ``load`` gives, whose recipe has its own ``dtype``; it can be pickled as a ``partial``."""
     return load(device=device, backend=backend)
 
@@ -402,16 +486,18 @@ def _stored_vocabulary(extraction: Extraction) -> dict[str, bytes] | None:
     return old.tokenizer_files
 
 
-def _check_room(extraction: Extraction, encode: dict[str, Callable[[int], np.ndarray]]) -> None:
+def check_room(extraction: Extraction, work: Work) -> None:
     """Refuses to begin what would not fit the disk: the shards, and beside them, for a moment, a store of one file.
 
-    Args:
-        encode: by kind, a function that gives the features of so many records.
+    Raises:
+        FileError: the disk has no room.
     """
+    from onceover.extract.begin import trials
+
     shards = 0
     whole = 0
     features = 0
-    for kind, trial in encode.items():
+    for kind, trial in trials(work.image, work.text, extraction.dataset.captions).items():
         feature_bytes = trial(1)[0].nbytes
         rows, known = _rows(extraction, kind)
         shards += (feature_bytes + ROW_BYTES[kind]) * max(0, rows - known)
@@ -421,15 +507,21 @@ def _check_room(extraction: Extraction, encode: dict[str, Callable[[int], np.nda
     check_disk(extraction.path, shards if is_folder else shards + whole)
 
 
-def _encode_all(extraction: Extraction, work: Work) -> Counts:
-    """Has the images encoded, then the captions of those that could be, and seals the store."""
+def _encode_all(extraction: Extraction, work: Work, captions: list[str], plans: dict[str, dict]) -> Counts:
+    """Has the images and the captions encoded, and seals the store with the captions of images that could be.
+
+    Args:
+        captions: that are to be encoded, each once. plans: by kind.
+    """
     dataset = extraction.dataset
     options = extraction.options
     recipes = {kind: work.encoder(kind).recipe if work.encoder(kind) else {} for kind in KINDS}
     image_sources = RowSources("image", "", ())
     keys: list[str | None] = []
     if work.image is not None:
-        image_sources = encode_images(extraction, work)
+        shards = shards_of(plans["image"], "image", extraction.unfinished.folder)
+        encode_shards(extraction, work, "image", captions, shards, len(dataset.ids))
+        image_sources = extraction.sources("image", recipes["image"], columns_of(extraction, "image"))
         keys = content_keys(dataset, extraction.stats, image_sources)
     rows = [row for row, key in enumerate(keys) if key in image_sources]
     lost = {row: image_sources.failures[dataset.ids[row]] for row, key in enumerate(keys) if key not in image_sources}
@@ -439,24 +531,26 @@ def _encode_all(extraction: Extraction, work: Work) -> Counts:
     if extraction.old is not None and not (options.force or options.prune):
         refuse_to_lose_images(extraction.old, list(lost.values()), MAX_LOST if options.keep_vanished else 0)
     has_image = np.isin(dataset.image_index, [-1, *rows])
-    captions = [dataset.captions[row] for row in np.flatnonzero(has_image)]
     text_sources = RowSources("text", "", ())
     if work.text is not None:
-        text_sources = encode_captions(extraction, work, list(dict.fromkeys(captions)))
+        shards = shards_of(plans["text"], "text", extraction.unfinished.folder)
+        encode_shards(extraction, work, "text", captions, shards, len(captions))
+        text_sources = extraction.sources("text", recipes["text"], columns_of(extraction, "text"))
+    stored_captions = [dataset.captions[row] for row in np.flatnonzero(has_image)]
     vanished = frozenset[str]()
     if options.keep_vanished and not options.prune:
         present = {key for key in keys if key is not None and key in image_sources}
         vanished = keep_vanished(extraction.path, image_sources, present, recipes["image"])
-        vanished |= keep_vanished(extraction.path, text_sources, set(captions), recipes["text"])
+        vanished |= keep_vanished(extraction.path, text_sources, set(dataset.captions), recipes["text"])
     new_row = np.full(len(dataset.ids) + 1, -1)  # of each image; the last one: of captions without an image
     new_row[rows] = np.arange(len(rows))
     names = caption_ids(dataset.ids, dataset.image_index) if lost else []
     orphans = [Failure(names[row], "caption", NOT_ENCODED) for row in np.flatnonzero(~has_image)]
     seal(
         extraction.path,
-        form=extraction.place.form_for(image_sources.nbytes(len(rows)) + text_sources.nbytes(len(captions))),
+        form=extraction.place.form_for(image_sources.nbytes(len(rows)) + text_sources.nbytes(len(stored_captions))),
         images=_image_columns(extraction, rows, keys),
-        texts={"caption": captions, "image_index": new_row[dataset.image_index[has_image]].astype(np.int64)},
+        texts={"caption": stored_captions, "image_index": new_row[dataset.image_index[has_image]].astype(np.int64)},
         sources={"image": image_sources, "text": text_sources},
         recipes=recipes,
         provenance=_provenance(extraction, work),
@@ -538,6 +632,6 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
         **dataset.provenance(),
         "settings": {key: getattr(config, key) for key in config.__dataclass_fields__},
         "listing": extraction.listing,
-        "request": _request(config, dataset),
+        "request": extraction.request,
         **{kind: by_kind[kind] for kind in KINDS},
     }

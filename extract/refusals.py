@@ -10,12 +10,8 @@ from onceover.extract.store import FeatureStore, StoreError, changed_settings
 from onceover.extract.unfinished import Unfinished
 
 
-def refuse_other_features(
-    kind: str, recipe: dict, old: FeatureStore | None, unfinished: Unfinished, force: bool
-) -> None:
-    """Refuses features of another fingerprint than those of the store, or of shards that were begun.
-
-    With ``force`` such shards are removed, and the store's features will be replaced.
+def refuse_other_features(kind: str, recipe: dict, old: FeatureStore | None, force: bool) -> None:
+    """Refuses features of another fingerprint than those of the store, which ``force`` replaces.
 
     Raises:
         StoreError: the fingerprints differ.
@@ -31,6 +27,14 @@ def refuse_other_features(
             f"{old.path} holds other {kind} features (they differ in: {changed}); "
             "name another --store, or replace them with --force"
         )
+
+
+def refuse_other_shards(kind: str, recipe: dict, unfinished: Unfinished, force: bool) -> None:
+    """Refuses features of another fingerprint than those of shards that were begun, which ``force`` removes.
+
+    Raises:
+        StoreError: the fingerprints differ.
+    """
     for shard in unfinished.shards(kind):
         if describe_shard(shard)[1] == digest(recipe):
             continue

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
-from onceover.base.files import sync_folder, whole_file, write_bytes
+from onceover.base.files import aside_of, sync_folder, whole_file, write_bytes
 from onceover.base.formats import MANIFEST, STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION, STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
     checksum_behind,
@@ -226,7 +226,7 @@ def _link(shard: Path, target: Path) -> None:
     """Gives a complete file a second name, or a copy where the file system has no such links."""
     if target.exists() and target.samefile(shard):
         return
-    aside = target.with_name(f".{target.stem}.{os.getpid()}.aside{target.suffix}")
+    aside = aside_of(target)
     try:
         os.link(shard, aside)
         os.replace(aside, target)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from onceover.base.files import write_bytes
+from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
 from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
 from onceover.extract.ledger import Failure
@@ -301,8 +301,8 @@ class _StoreRows:
 
 
 def write_shard(path: Path, kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> None:
-    """Writes finished rows as one small HDF5 file, whole or not at all, as ``shard_bytes`` makes it."""
-    write_bytes(path, shard_bytes(kind, columns, recipe, failures))
+    """Writes a shard as ``shard_bytes`` makes it, whole or not at all; one that is there already stays."""
+    write_once(path, shard_bytes(kind, columns, recipe, failures))
 
 
 def shard_bytes(kind: str, columns: dict, recipe: dict, failures: Iterable[Failure]) -> bytes:

@@ -1,9 +1,19 @@
 """The folder of an unfinished extraction, ``FILE.h5.parts``: its settings, its plans and its finished shards."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import FileError, read_json, read_record, remove_files
+from onceover.base.files import (
+    FileError,
+    aside_folder,
+    place_folder,
+    read_json,
+    read_record,
+    remove_asides,
+    remove_files,
+)
 from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.formats import why_no_decoder
 from onceover.extract.image_source import ImageSource
@@ -25,7 +35,7 @@ class Unfinished:
 
     def __init__(self, path: Path):
         self.folder = parts_folder(path)
-        self._outputs = Outputs(self.folder, "move it elsewhere, or name another --store", keep_changed=False)
+        self._outputs = _outputs(self.folder)
 
     def claim(self) -> None:
         """Refuses a folder that is somebody else's.
@@ -33,6 +43,8 @@ class Unfinished:
         Raises:
             StoreError: it is a link, no folder, or holds something else.
         """
+        if self.folder.parent.is_dir():
+            remove_asides(self.folder.parent, self.folder.name)
         if self.folder.is_symlink():
             raise StoreError(f"{self.folder} is a link, and an extraction keeps its shards there; move it elsewhere")
         if self.folder.exists() and not self.folder.is_dir():
@@ -61,12 +73,16 @@ class Unfinished:
             shard.unlink()
         self._outputs.remove(lambda name: name in _PLANS)
         self._outputs.remove(_SETTINGS.__eq__)  # last: what is left after a kill is still an extraction's
-        remove_files(self.folder, [RECORD])
+        remove_files(self.folder, [RECORD], everyones=True)
 
-    def remove_damaged_shards(self) -> list[str]:
-        """Removes shards that are not as they were written, whose rows are then encoded again; why, for each."""
+    def remove_damaged_shards(self, shards: Iterable[Path] | None = None) -> list[str]:
+        """Removes shards that are not as they were written, whose rows are then encoded again; why, for each.
+
+        Args:
+            shards: those that are looked at, by default all.
+        """
         reasons = []
-        for shard in self.shards():
+        for shard in self.shards() if shards is None else shards:
             try:
                 describe_shard(shard)
             except OnceoverError as error:
@@ -74,21 +90,25 @@ class Unfinished:
                 shard.unlink()
         return reasons
 
-    def remove_shards_with_passed_failures(self, images: ImageSource, paths: dict[str, str]) -> None:
+    def remove_shards_with_passed_failures(
+        self, images: ImageSource, paths: dict[str, str], shards: Iterable[Path] | None = None
+    ) -> None:
         """Removes shards without images that could not be read then and can be read now; they are encoded again.
 
         Args:
             paths: by the id of each image, its key in ``images``.
+            shards: those that are looked at, by default all of images.
         """
-        for shard in self.shards("image"):
+        for shard in self.shards("image") if shards is None else shards:
             failed = [failure.id for failure in shard_failures(shard) if is_passing(failure)]
             if any(is_readable(images, paths[name]) for name in failed if name in paths):
                 shard.unlink()
 
     def settings(self) -> dict | None:
-        """Device, backend, dtypes and batch size that it was begun with; None where a kill came while it was removed.
+        """Device, backend, dtypes and batch size that it was begun with; None where there are none.
 
-        An extraction of an earlier version was begun with the backend ``eager``.
+        That is so before it was begun, and where a kill came while it was removed. An extraction of an earlier version
+        was begun with the backend ``eager``.
 
         Raises:
             FileError: they are damaged.
@@ -105,9 +125,13 @@ class Unfinished:
             raise FileError(f"{path} is damaged; remove {self.folder} and run the command again")
         return begun
 
-    def write_settings(self, settings: dict) -> None:
-        """Writes what it is begun with, which also makes the folder an extraction's."""
-        self._outputs.write_record(_SETTINGS, settings)
+    def is_shared(self) -> bool:
+        """Whether workers share it, so that its settings stand before its first shard is finished."""
+        try:
+            settings = self.settings()
+        except FileError:
+            return False
+        return settings is not None and "workers" in settings
 
     def plan(self, kind: str) -> dict:
         """The plan for the images or captions; empty where there is none.
@@ -121,13 +145,37 @@ class Unfinished:
         plan = read_record(path, "the plan", strict=False)
         return plan if is_plan(plan) else {}
 
-    def write_plan(self, kind: str, plan: dict) -> None:
-        """Writes the plan for the images or captions.
+    def write(self, settings: Mapping[str, Any], plans: Mapping[str, dict]) -> None:
+        """Writes what it is begun with, and its plans by kind, where no worker has just begun it.
 
         Raises:
-            OutputError: a file of somebody else's has its name.
+            StoreError: a worker has. OutputError: a file of somebody else's has the name of one.
         """
-        self._outputs.write_record(f"{kind}.plan.json", plan)
+        if self.folder.is_dir():
+            _write(self._outputs, settings, plans)
+        elif not self.begin(settings, plans):
+            raise StoreError(f"workers have just begun {self.folder}; run the command again to go on with it")
+
+    def begin(self, settings: Mapping[str, Any], plans: Mapping[str, dict]) -> bool:
+        """Makes the folder, which appears with settings and plans at once; any number of processes may try to.
+
+        Returns:
+            Whether this one was the first, so that its settings and plans are those that stand.
+        """
+        with aside_folder(self.folder) as aside:
+            _write(_outputs(aside), settings, plans)
+            return place_folder(aside, self.folder)
+
+
+def _outputs(folder: Path) -> Outputs:
+    return Outputs(folder, "move it elsewhere, or name another --store", keep_changed=False)
+
+
+def _write(outputs: Outputs, settings: Mapping[str, Any], plans: Mapping[str, dict]) -> None:
+    """Writes settings, which make a folder an extraction's, and plans by kind."""
+    outputs.write_record(_SETTINGS, dict(settings))
+    for kind, plan in plans.items():
+        outputs.write_record(f"{kind}.plan.json", plan)
 
 
 def is_readable(images: ImageSource, key: str) -> bool:

@@ -34,6 +34,8 @@ def keep_vanished(path: Path, sources: RowSources, present: set[str], recipe: di
     vanished = [key for key in sources if key not in present]
     size = _ROWS[sources.kind]
     names = set()
+    if vanished:
+        kept_folder(path).mkdir(exist_ok=True)
     for number, start in enumerate(range(0, len(vanished), size)):
         keys = vanished[start : start + size]
         name = f"{sources.kind}-{digest(keys)[:12]}-{number:05d}.h5"

@@ -9,17 +9,29 @@ by their embeddings of the validation images.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import digest, only_writer, read_record, write_record
-from onceover.base.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS
+from onceover.base.files import (
+    aside_folder,
+    digest,
+    json_text,
+    link_target,
+    only_writer,
+    place_folder,
+    read_record,
+    sealed,
+    write_once,
+    write_record,
+)
+from onceover.base.formats import SWEEP, SWEEP_FORMAT, SWEEP_VERSION, TRIALS, WORKERS
 from onceover.base.memory import default_memory
 from onceover.base.progress import ProgressBar, say, warn
+from onceover.base.worker import Worker, WorkerError
 from onceover.configs.schema import Config
 from onceover.extract.encoding.devices import log_device
 from onceover.extract.store import FeatureStore
@@ -69,10 +81,8 @@ def sweep(
     Raises:
         SweepError: the folder holds another sweep, or something else; or settings that halving cannot compare.
     """
-    folder = Path(folder)
+    folder = link_target(folder)
     trainings = [config.training for config in _all_configs(settings)]
-    for name in sorted({training.loss for training in trainings}):
-        LOSSES.load(name)  # an unknown one is refused before anything is written
     schedules = {(training.num_epochs, training.check_every, training.warmup) for training in trainings}
     grid = ""
     if halving:
@@ -95,11 +105,100 @@ def sweep(
                 work.add_epochs(configs)
                 work.run(configs)
         work.check_files()
+        (folder / WORKERS).unlink(missing_ok=True)  # another grid may be shared by other workers
         return work.results
 
 
+@dataclasses.dataclass(frozen=True)
+class SweepShare:
+    """The outcome of a worker of a sweep.
+
+    Attributes:
+        worker: which one. trained: how many trials this call trained.
+        left: how many trials are not done yet, by the number of the worker; only of workers that have some.
+    """
+
+    worker: Worker
+    trained: int
+    left: dict[int, int]
+
+
+def sweep_share(
+    store: FeatureStore,
+    folder: str | Path,
+    settings: Sequence[Setting],
+    worker: Worker,
+    *,
+    device: str | torch.device = "cpu",
+    memory: int | None = None,
+) -> SweepShare:
+    """Trains a worker's share of a sweep's trials: every N-th stack of those that are trained together.
+
+    All workers are given the same grid. Any number of them may run at once, on machines that share the folder, and
+    again after they were killed; ``sweep`` ends the sweep. As in an extraction, no lock is needed.
+
+    Args:
+        memory: as for ``sweep``; the first worker's limit holds for all.
+
+    Raises:
+        SweepError: the folder holds another sweep, or something else. WorkerError: other workers share it.
+    """
+    folder = link_target(folder)
+    configs = _all_configs(settings)
+    plan = _SweepPlan(folder, store, torch.device(device), memory or default_memory(), "")
+    names = sorted(map(trial_name, configs))
+    if not all((folder / TRIALS / f"{name}.json").exists() for name in names):
+        _share(folder, worker, digest(names))
+    work = _Sweep(store, plan, Judge(), torch.device(device))
+    stacks = list(work.stacks(configs, worker.count))
+    known = sum(map(work.has_result, configs))
+    say(f"worker {worker}: {len(worker.own(stacks)):,} of {len(stacks):,} stacks of trials; {known:,} trials are there")
+    trained = 0
+    with work.bar:
+        for stack in worker.own(stacks):
+            trained += sum(not work.has_result(config) for config in stack)
+            work.add_epochs(stack)
+            work.run(stack)
+    left = {}
+    for number in range(1, worker.count + 1):
+        of_worker = itertools.chain.from_iterable(Worker(number, worker.count).own(stacks))
+        missing = sum(not work.has_result(config) for config in of_worker)
+        if missing:
+            left[number] = missing
+    return SweepShare(worker, trained, left)
+
+
+def _share(folder: Path, worker: Worker, grid: str) -> None:
+    """Writes down, where nobody has yet, how many workers share a sweep of which grid; refuses another one.
+
+    Raises:
+        WorkerError: the sweep is shared by another number of workers, or by workers of another grid.
+    """
+    record = {"workers": worker.count, "grid": grid}
+    write_once(folder / WORKERS, json_text(sealed(record)).encode())
+    shared = read_record(folder / WORKERS, "the number of workers")
+    if shared["workers"] != worker.count:
+        raise WorkerError(
+            f"{folder} is shared by {shared['workers']} workers, and this is worker {worker}; start workers "
+            f"1/{shared['workers']} to {shared['workers']}/{shared['workers']}, or go on without --worker"
+        )
+    if shared != record:
+        raise WorkerError(
+            f"{folder} is shared by workers of another grid; give this one the command of the others, go on without "
+            "--worker, or name a new folder"
+        )
+
+
 def _all_configs(settings: Sequence[Setting]) -> list[Config]:
-    return [config for setting in settings for config in setting.configs]
+    """The configurations of all trials.
+
+    Raises:
+        RegistryError: one has an unknown loss.
+    """
+    configs = [config for setting in settings for config in setting.configs]
+    for name in sorted({config.training.loss for config in configs}):
+        LOSSES.load(name)
+    return configs
 
 
 def _halve(work: "_Sweep", plan: "_SweepPlan", settings: Sequence[Setting]) -> None:
@@ -146,15 +245,27 @@ class _SweepPlan:
         }
         if self._path.exists():
             self._record = self._read(record)
-        elif folder.exists() and any(folder.iterdir()):
-            raise SweepError(f"{folder} is not empty and no sweep; name a new folder")
         else:
             memory = memory_on(device, memory)
             self._record = record | {"store": str(store.path.resolve()), "memory": memory, "rungs": []}
-            write_record(self._path, self._record)
+            if not self._begin():
+                self._record = self._read(record)
         self.fingerprints: dict[str, str] = self._record["fingerprints"]
         self.memory: int = self._record["memory"]
         self.rungs: list[list[str]] = self._record["rungs"]
+
+    def _begin(self) -> bool:
+        """Makes the folder with the record in it; False where another worker was first.
+
+        Raises:
+            SweepError: something else is in the folder.
+        """
+        with aside_folder(self.folder) as aside:
+            write_record(aside / SWEEP, self._record)
+            is_first = place_folder(aside, self.folder)
+        if not is_first and not self._path.exists():
+            raise SweepError(f"{self.folder} is not empty and no sweep; name a new folder")
+        return is_first
 
     def _read(self, expected: dict) -> dict:
         """Reads the record of a sweep that goes on.
@@ -257,15 +368,24 @@ class _Sweep:
 
     def run(self, configs: Iterable[Config], end: int | None = None) -> None:
         """Trains trials up to the epoch ``end``, or to their end; those with a result already stay as they are."""
-        unknown = sorted((config for config in configs if not self._is_known(config)), key=_training_order)
-        for _, group in itertools.groupby(unknown, _company):
+        for stack in self.stacks([config for config in configs if not self._is_known(config)]):
+            trials = sorted((self._load_trial(config) for config in stack), key=_epoch)
+            for _, equally_far in itertools.groupby(trials, _epoch):
+                self._train_together(list(equally_far), end)
+
+    def stacks(self, configs: Sequence[Config], workers: int = 1) -> Iterator[list[Config]]:
+        """The trials in stacks that are trained together, not larger than what each of so many workers has to do."""
+        share = math.ceil(len(configs) / workers)
+        for _, group in itertools.groupby(sorted(configs, key=_training_order), _company):
             waiting = list(group)
             while waiting:
-                count = self._at_once(waiting)
-                trials = sorted((self._load_trial(config) for config in waiting[:count]), key=_epoch)
-                for _, equally_far in itertools.groupby(trials, _epoch):
-                    self._train_together(list(equally_far), end)
+                count = min(share, self._at_once(waiting))
+                yield waiting[:count]
                 waiting = waiting[count:]
+
+    def has_result(self, config: Config) -> bool:
+        """Whether the result of a trial is in the folder."""
+        return self._files.has_result(trial_name(config))
 
     def _train_together(self, trials: list[Trial], end: int | None) -> None:
         """Trains trials that are equally far, validates them when ``fit`` would, and saves those that are to wait."""

@@ -1,16 +1,23 @@
 """Engines: whichever has the shards encoded, the store is the same; one can be added from outside."""
 
+import os
 import pickle
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from onceover.base.files import write_once
 from onceover.base.hdf5 import damaged_parts, open_hdf5
 from onceover.base.registry import RegistryError
 from onceover.extract import encode
 from onceover.extract.encode import Progress
+from onceover.extract.encoders import EncoderError
+from onceover.extract.encoding import devices
 from onceover.extract.engines import ENGINES, engine_for
+from onceover.extract.engines._forks import ForkError
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.plan import is_plan, plan_shards, shards_of
@@ -19,6 +26,8 @@ from onceover.extract.store import FeatureStore
 OUTSIDE = """
 import pickle
 from onceover.extract.encode import Progress
+from onceover.extract.encoders import EncoderError
+from onceover.extract.encoding import devices
 
 ENCODED = []
 
@@ -85,8 +94,8 @@ def test_an_unknown_engine_is_refused_before_anything_is_encoded(drawn, extract_
 
 
 def test_auto_takes_threads_on_a_processor_and_processes_that_feed_anything_else():
-    assert engine_for("auto", torch.device("cpu"))[0] == "threads"
-    assert engine_for("auto", torch.device("meta"))[0] == "processes"
+    assert engine_for("auto", [torch.device("cpu")])[0] == "threads"
+    assert engine_for("auto", [torch.device("meta")])[0] == "processes"
 
 
 @pytest.mark.parametrize("name", ENGINES.names())
@@ -97,7 +106,7 @@ def test_an_error_in_one_shard_ends_an_engine_and_keeps_what_is_written(
     written = []
 
     def failing(file, *rest):
-        if len(written) == 3:
+        if len(written) >= 3:
             raise OSError(28, "No space left on device")
         write(file, *rest)
         written.append(file)
@@ -140,3 +149,87 @@ def test_progress_and_shards_are_plain_values(tmp_path):
     shard = shards_of(plan_shards("image", [3, 4], 1, 1), "image", tmp_path)[0]
     assert pickle.loads(pickle.dumps(shard)) == shard
     assert pickle.loads(pickle.dumps(Progress(1, {"encode": 2.0}))) == Progress(1, {"encode": 2.0})
+
+
+def test_several_devices_work_in_a_process_each_and_the_store_is_the_same(
+    drawn, store_file, extract_config, tmp_path, told
+):
+    made = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu,cpu")
+    assert {kind: speed.rows for kind, speed in made.speed.items()} == {"image": 60, "text": 300}
+    assert any("on cpu, a process for each of cpu, cpu, " in line for line in told)
+    assert values(tmp_path / "s.h5") == values(store_file)
+
+
+class Noting(encode.Encoding):
+    """Writes empty files, each after a while, and notes who wrote which.
+
+    Args:
+        failing: the end of the name of the shard at which it fails.
+    """
+
+    kind = "image"
+
+    def __init__(self, failing="none", seconds=0.0):
+        super().__init__(None)
+        self.failing = failing
+        self.seconds = seconds
+
+    def on(self, _device):
+        return self
+
+    def read(self, shard):
+        (shard.file.parent / f"{os.getpid()}.pid").touch()
+        time.sleep(self.seconds)
+        yield shard
+
+    def begin(self, shard):
+        return lambda: encode.EncodedBatch({"row": []}, [], {})
+
+    def columns(self, _rows):
+        return {}
+
+    def write(self, shard, _batches):
+        if shard.file.name.endswith(self.failing):
+            raise ZeroDivisionError
+        write_once(shard.file, str(os.getpid()).encode())
+        with open(shard.file.parent / "written", "a") as file:
+            file.write(f"{shard.file.name}\n")
+
+
+def shards_in(folder, count):
+    folder.mkdir()
+    return shards_of(plan_shards("image", list(range(count)), 1, count), "image", folder)
+
+
+def test_an_error_on_one_of_several_devices_ends_all_and_keeps_what_is_written(tmp_path):
+    shards = shards_in(tmp_path / "parts", 8)
+    engine = engine_for("threads", [torch.device("cpu")] * 2)[1]
+    with pytest.raises(ZeroDivisionError):
+        list(engine.run(Noting("5.h5", 0.1), shards, torch.device("cpu")))
+    assert 0 < len(list((tmp_path / "parts").glob("*.h5"))) < len(shards)
+
+
+def test_a_process_of_a_device_that_is_killed_is_told_of(tmp_path):
+    shards = shards_in(tmp_path / "parts", 8)
+    engine = engine_for("threads", [torch.device("cpu")] * 2)[1]
+    with pytest.raises(ForkError, match="was killed, perhaps for want of memory; run the command again"):
+        for _ in engine.run(Noting(seconds=0.1), shards, torch.device("cpu")):
+            kill_one(tmp_path / "parts")
+    assert list((tmp_path / "parts").glob("*.h5"))
+
+
+def kill_one(folder):
+    """Kills a process that has begun a shard, if none was killed before."""
+    first = sorted(folder.glob("*.pid"))[0]
+    if not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(int(first.stem), signal.SIGKILL)
+
+
+def test_devices_that_do_not_go_together_are_refused(drawn, extract_config, tmp_path, monkeypatch):
+    with pytest.raises(EncoderError, match="the device 'nowhere' cannot be used"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu,nowhere")
+    monkeypatch.setattr(devices, "pick_device", torch.device)
+    with pytest.raises(EncoderError, match="the devices cpu,meta are of several kinds"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu,meta")
+    assert not (tmp_path / "s.h5.parts").exists()

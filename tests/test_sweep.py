@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from onceover.base.files import read_record, write_record
+from onceover.base.worker import Worker, WorkerError
 from onceover.configs.schema import Config, ConfigError, ModelConfig, TrainingConfig, load_config
 from onceover.heads import stacking
 from onceover.heads import sweep as module
@@ -21,7 +22,7 @@ from onceover.heads.losses import contrastive
 from onceover.heads.noise import another, another_view, augment, draw_noise
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import train_epochs
-from onceover.heads.sweep import SweepError, sweep
+from onceover.heads.sweep import SweepError, sweep, sweep_share
 from onceover.heads.training import fit
 from onceover.heads.training_data import TrainingData
 from onceover.heads.trial_files import TrialFileError
@@ -651,3 +652,58 @@ def test_whatever_is_flipped_in_a_file_of_ranks_is_refused_or_as_it_was(judged):
 def test_a_damaged_record_of_a_trial_is_one_line(record):
     with pytest.raises(LeaderboardError, match="the record of trial a is damaged; remove all files of that name"):
         leaderboard(Judge(), [({}, ["a"])], {"a": record}, "dev")
+
+
+def test_workers_of_a_sweep_share_its_stacks_and_the_last_call_ranks_what_all_fitted(store, tmp_path, monkeypatch):
+    grid = ["model.temperature=0.05,0.1,0.3", "training.learning_rate=0.001,0.01"]
+    points = settings("model.learn_temperature=false", grid=grid)
+    whole = Strict()
+    sweep(store, tmp_path / "whole", points, whole)
+    out = tmp_path / "shared"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_epochs", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep_share(store, out, points, Worker(1, 4))
+    shares = [sweep_share(store, out, points, Worker(number, 4)) for number in (1, 2, 3)]
+    assert [share.trained for share in shares] == [2, 2, 2]
+    assert shares[0].left == {2: 2, 3: 2}
+    assert shares[2].left == {}
+    assert sweep_share(store, out, points, Worker(4, 4)).trained == 0, "six trials are three stacks of two"
+    monkeypatch.setattr(module, "train_epochs", None)  # nothing is left to train
+    last = Strict()
+    results = sweep(store, out, points, last)
+    assert not (out / "workers.json").exists()
+    for name in results:
+        for one, other in zip(whole.of([name])[0], last.of([name])[0], strict=True):
+            np.testing.assert_array_equal(one.above, other.above)
+
+
+def test_a_worker_of_a_sweep_that_does_not_fit_the_others_is_refused(store, tmp_path):
+    points = settings(grid=["model.temperature=0.05,0.1"])
+    sweep_share(store, tmp_path / "s", points, Worker(1, 2))
+    with pytest.raises(WorkerError, match="is shared by 2 workers, and this is worker 1/3; start workers 1/2 to 2/2"):
+        sweep_share(store, tmp_path / "s", points, Worker(1, 3))
+    with pytest.raises(WorkerError, match="is shared by workers of another grid; give this one the command of"):
+        sweep_share(store, tmp_path / "s", settings(grid=["model.temperature=0.05,0.2"]), Worker(2, 2))
+    assert len(list((tmp_path / "s/trials").glob("*.json"))) == 1
+
+
+def test_workers_of_a_sweep_say_what_comes_next(run, store_file, tmp_path, monkeypatch, one_format):
+    monkeypatch.setattr("sys.argv", ["onceover", "sweep", "--worker=1/2", "--out", "sweeps/a"])
+    options = ["sweep", "--store", store_file, "--out", tmp_path / "s", "--grid", "model.temperature=0.05,0.2"]
+    options += [part for override in SHORT for part in ("--set", override)]
+    lines = run(*options, "--worker", "1/2").stderr.splitlines()
+    assert lines[-4:] == [
+        "trials fitted by worker 1/2: 1",
+        "workers that have trials left: 2/2 (1)",
+        "worker 1/2 is done; when all are, run sweep without --worker",
+        "next: onceover sweep --out sweeps/a",
+    ]
+    assert "and so are all others; run sweep without --worker" in run(*options, "--worker", "2/2").stderr
+    assert "goes without --worker" in run(*options, "--worker", "1/2", "--halving", code=2).stderr
+    assert "give it to the last call" in run(*options, "--worker", "1/2", "--test-best", code=2).stderr
+    assert "wrote results.csv" in run(*options).stderr

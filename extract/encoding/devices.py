@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onceover.base.progress import LOGGER
+from onceover.base.progress import LOGGER, warn
 from onceover.base.threads import available_cpus
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding.library_errors import reason
@@ -40,6 +40,23 @@ def pick_device(name: str | None = None) -> torch.device:
     if torch.get_num_threads() > available_cpus():
         torch.set_num_threads(available_cpus())
     return device
+
+
+def pick_devices(names: str | None = None) -> list[torch.device]:
+    """The devices called ``names``, separated by commas and of one kind, or the best one at hand.
+
+    Raises:
+        EncoderError: one is not here, or they are of several kinds.
+    """
+    devices = [pick_device(name.strip()) for name in names.split(",")] if names else [pick_device()]
+    kinds = {device.type for device in devices}
+    if len(kinds) > 1:
+        raise EncoderError(
+            f"the devices {names} are of several kinds, between which features differ; name several of one kind"
+        )
+    if len({hardware(device) for device in devices}) > 1:
+        warn(f"the devices {names} are not alike, and may round the last bits of features differently")
+    return devices
 
 
 def _best_device() -> str:

@@ -12,6 +12,7 @@ import torch
 
 from onceover.base.registry import Registry
 from onceover.extract.encode import Encoding, Progress
+from onceover.extract.engines._several import SeveralDevices
 from onceover.extract.plan import Shard
 
 ENGINES = Registry("onceover.extract.engines", "onceover.engines", "engine")
@@ -34,12 +35,16 @@ class Engine(Protocol):
         """
 
 
-def engine_for(name: str, device: torch.device) -> tuple[str, Engine]:
-    """An engine and its name; ``auto`` takes threads on a processor, and processes that feed another device.
+def engine_for(name: str, devices: Sequence[torch.device]) -> tuple[str, Engine]:
+    """An engine for one or several devices, and its name.
+
+    ``auto`` takes threads on a processor, and processes that feed another device.
 
     Raises:
         RegistryError: there is no such engine.
     """
     if name == AUTO:
-        name = "threads" if device.type == "cpu" else "processes"
+        name = "threads" if devices[0].type == "cpu" else "processes"
+    if len(devices) > 1:
+        return name, SeveralDevices(ENGINES, name, [str(device) for device in devices])
     return name, ENGINES.load(name)

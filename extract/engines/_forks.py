@@ -41,7 +41,7 @@ def in_processes(work: Callable[[Any], Any], tasks: Iterable[Any], processes: in
             sampler=tasks,
             num_workers=processes,
             collate_fn=_as_it_is,
-            worker_init_fn=_serve,
+            worker_init_fn=serve,
             multiprocessing_context="fork",
         )
     else:
@@ -67,10 +67,11 @@ def deaths_told() -> Iterator[None]:
         ) from error
 
 
-def _serve(_number: int) -> None:
-    """Ends with the process that is worked for, however that ends (prctl(2)), and leaves Ctrl-C to it."""
+def serve(_number: int) -> None:
+    """Ends with the process that is worked for, however that ends (prctl(2), Linux), and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Work:
