@@ -52,7 +52,7 @@ def saved_at_every_look(monkeypatch):
 def outputs(folder):
     """What a fit makes, times aside: heads, embeddings, history."""
     history = [line.rpartition(",")[0] for line in (folder / "history.csv").read_text().splitlines()]
-    with h5py.File(folder / "embeddings.h5") as file:
+    with h5py.File(folder / "embeddings.h5", locking=False) as file:  # as the program opens it
         arrays = {
             name: file[name][:].tobytes() for name in ("image/embedding", "text/embedding", "image/bias", "text/bias")
         }
