@@ -25,7 +25,7 @@ from onceover.extract.plan import shards_of
 from onceover.extract.store import FeatureStore, parts_folder, store_exists
 from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
-from onceover.retrieval.hubness import betas_text
+from onceover.retrieval.hubness import correction_text
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
 
 
@@ -248,12 +248,6 @@ def _findings(check: dict | None, kind: str) -> str:
     )
 
 
-def _correction(run: dict, settings: dict) -> str:
-    """The correction for hubs that a run's searches make by default, with its sharpness."""
-    rerank = settings["model"]["rerank"]
-    return f"{rerank} ({betas_text(run['betas'])})" if rerank == "qbnorm" else rerank
-
-
 def _describe_run(folder: Path) -> str:
     run = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
     settings = load_config(folder / CONFIG).to_dict()
@@ -274,7 +268,7 @@ def _describe_run(folder: Path) -> str:
         f"  store       {_text(run, 'store')}",
         f"  encoders    {_text(encoders['image'], 'encoder')}, {_text(encoders['text'], 'encoder')}",
         f"  searched    {sum(member['embedding_dim'] for member in run['members']):,} dimensions; correction for hubs: "
-        f"{_correction(run, settings)}",
+        f"{correction_text(settings['model']['rerank'], run.get('betas', {}))}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
         "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
         f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "

@@ -1,7 +1,7 @@
 """Distils an ensemble of linear heads into one pair, in closed form: its recall at one pair's cost in search."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,13 @@ from torch import Tensor
 from onceover.base.formats import EMBEDDINGS
 from onceover.base.progress import say
 from onceover.configs.schema import Config
-from onceover.extract.store import KINDS, FeatureStore
+from onceover.extract.store import KINDS, FeatureStore, row_blocks
 from onceover.heads.assembling import Assembled, write_assembled
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.chunks import Features, blocks
 from onceover.heads.closed_form import set_linear
 from onceover.heads.models import DualHeads, Projection, Standardize, members_of, weights_of
-from onceover.heads.rows import captions_of
 from onceover.retrieval.embeddings import Embeddings, read_embeddings
-
-_BLOCK = 8192  # rows of vectors that are read at a time
 
 
 def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None = None) -> dict:
@@ -90,8 +87,8 @@ def _distilled(store: FeatureStore, run: Run, dim: int) -> DualHeads:
     embeddings = read_embeddings(run.folder / EMBEDDINGS)
     directions, kept = principal_directions(embeddings, dim)
     say(f"{dim} dimensions hold {100 * kept:.2f} % of the squared lengths that {run.folder} has in {len(directions)}")
-    train = np.flatnonzero(np.array(embeddings.splits) == "train")
-    rows = {"image": train, "text": captions_of(store.image_index, train)}
+    train, captions, _ = embeddings.split("train")
+    rows = {"image": train, "text": captions}
     features: dict[str, Features] = {"image": store.image_features, "text": store.text_features}
     members = members_of(run.heads)
     heads = DualHeads(*store.dims, _config(run.config, dim).model, members[0].loss)
@@ -119,21 +116,15 @@ def principal_directions(embeddings: Embeddings, dim: int) -> tuple[Tensor, floa
     Returns:
         Them, and the share of the vectors' squared lengths that they hold.
     """
-    train = np.flatnonzero(np.array(embeddings.splits) == "train")
-    captions = np.flatnonzero(np.isin(embeddings.image_index, train))
+    train, captions, _ = embeddings.split("train")
     moments = np.zeros((embeddings.images.shape[1],) * 2)
     for vectors, rows in ((embeddings.images, train), (embeddings.texts, captions)):
-        for block in _row_blocks(vectors, rows):
-            moments += block.T @ block / len(rows)
+        for block in row_blocks(len(rows)):
+            taken = vectors[rows[block]]
+            moments += taken.T @ taken / len(rows)
     values, basis = np.linalg.eigh(moments)
     kept = float(values[-dim:].sum() / values.sum())
     return torch.from_numpy(basis[:, ::-1][:, :dim].astype(np.float32)), kept
-
-
-def _row_blocks(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows of vectors, block by block."""
-    for start in range(0, len(rows), _BLOCK):
-        yield vectors[rows[start : start + _BLOCK]]
 
 
 def _head(heads: DualHeads, kind: str) -> Projection:

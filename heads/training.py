@@ -52,8 +52,7 @@ def fit(
     The heads are those of the epoch with the best rsum on the validation images; with ``training.members`` those of
     each member, side by side as one space. With ``training.refit`` this first fit only chooses: the number of epochs,
     the heads without training that stand beside the trained ones and their weight, the sharpness of the correction for
-    hubs. The heads are then fitted anew, with these settings, on
-    train and validation images together.
+    hubs. The heads are then fitted anew, with these settings, on train and validation images together.
 
     Args:
         device: ``cpu``, or a GPU.

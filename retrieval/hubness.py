@@ -42,6 +42,11 @@ class InvertedSoftmax:
         return inverted_softmax_bias(self.galleries[kind], self.banks[kind], self.betas[kind])
 
 
+def correction_text(rerank: str, betas: dict[str, float]) -> str:
+    """A run's own correction for hubs, for people: ``none``, or ``qbnorm (images 15, captions none)``."""
+    return f"{rerank} ({betas_text(betas)})" if rerank == "qbnorm" else rerank
+
+
 def betas_text(betas: dict[str, float]) -> str:
     """The sharpness of a correction, for a message: ``images 15, captions none``."""
     parts = []

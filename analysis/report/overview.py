@@ -11,8 +11,7 @@ from onceover.base.errors import OnceoverError
 from onceover.base.formats import CONFIG
 from onceover.configs.schema import load_config
 from onceover.extract.store import SELECTION
-from onceover.retrieval.embeddings import Embeddings
-from onceover.retrieval.hubness import betas_text
+from onceover.retrieval.hubness import correction_text
 
 
 def overview(files: ReportFiles) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def overview(files: ReportFiles) -> dict[str, Any]:
         "fitted on": f"{provenance['train_pictures']:,} images",
         "chosen on": _chosen_on(provenance["selection"], load_config(files.run.folder / CONFIG).training.refit),
         "to be reported on": embeddings.report_split,
-        "correction for hubs": _correction(embeddings),
+        "correction for hubs": correction_text(embeddings.rerank, embeddings.betas),
         "feature store": str(provenance["store"]),
         "versions": ", ".join(f"{name} {value}" for name, value in provenance["versions"].items()),
         "report by": f"onceover {__version__}",
@@ -70,13 +69,6 @@ def _chosen_on(selection: dict, is_refitted: bool) -> str:
     if selection["split"] == SELECTION:
         images = f"{selection['pictures']:,} of the train images, set aside for it"
     return f"{images}; then fitted again, these images included" if is_refitted else images
-
-
-def _correction(embeddings: Embeddings) -> str:
-    """The correction for hubs that searches make by default."""
-    if embeddings.rerank != "qbnorm":
-        return embeddings.rerank
-    return f"{embeddings.rerank} ({betas_text(embeddings.betas)})"
 
 
 def _heads(provenance: dict, dimensions: int) -> str:
