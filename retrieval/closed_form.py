@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
 from onceover.retrieval.ranks import MetricsError
 
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, in units of the mean variance
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge, in units of the mean variance
 DIMENSIONS = (64, 128, 256, 512)
 POWERS = (0, 1, 2, 4)  # of the canonical correlations
 CCA_CANDIDATES = len(STRENGTHS) * len(DIMENSIONS) * len(POWERS)
