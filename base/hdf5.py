@@ -41,6 +41,7 @@ DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, Arithmeti
 _END = b"onceover"  # the last bytes of a file with a checksum behind its end
 _LENGTH = struct.Struct("<I")
 _MAX_TRAILER = 4096  # bytes
+TRAILER_BYTES = _MAX_TRAILER + _LENGTH.size + len(_END)  # at the end of a file, in which its checksum stands
 _STRING = h5py.string_dtype()
 _BYTES = h5py.vlen_dtype(np.uint8)
 _SEEKING = threading.Lock()  # where a file's place is shared by threads (Windows)

@@ -152,6 +152,7 @@ def write_shards(parts: Path, images: int, dims: dict, rows_of: dict, names=imag
     """Writes the shards of so many images, with a caption each, as an extraction does."""
     from onceover.extract.shards import write_shard
 
+    parts.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for kind, rows in rows_of.items():
         for number, start in enumerate(range(0, images, rows)):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from onceover.base.addresses import Address, is_address
 from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
 from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
@@ -44,18 +45,23 @@ def shard_files(parts: Path, kind: str = "") -> list[Path]:
     return sorted(file for file in parts.iterdir() if _SHARD.fullmatch(file.name) and file.name.startswith(kind))
 
 
+class KeptShard(NamedTuple):
+    """A shard that is there already; ``checksum`` is the one behind its end, None of a shard of an earlier version."""
+
+    file: Path | Address
+    rows: int
+    size: int
+    checksum: str | None
+
+
 class PlacedRows(NamedTuple):
     """Where rows lie that are in shards already.
 
     Attributes:
-        shards: the files of the shards. counts: how many rows each of them has. checksums: those behind their ends;
-            None of a shard of an earlier version.
         numbers: of the shard of each row, −1 of one that lies in a store of one file. rows: of each row in its shard.
     """
 
-    shards: list[Path]
-    counts: list[int]
-    checksums: list[str | None]
+    shards: list[KeptShard]
     numbers: np.ndarray
     rows: np.ndarray
 
@@ -147,15 +153,13 @@ class RowSources:
                 blocks[name][chosen] = values[inverse]
         return blocks
 
-    def placed(self, keys: list[str], folder: Path) -> PlacedRows:
+    def placed(self, keys: list[str], place: Path | Address) -> PlacedRows:
         """Where the rows with ``keys`` lie, as far as they are in shards that hold just the columns that are copied.
 
-        ``folder``: of the store that is written; the shards of another store are not shared.
+        ``place``: of the store that is written; the shards of another store are not shared.
         """
         places = self._places(keys)
-        shards: list[Path] = []
-        counts: list[int] = []
-        checksums: list[str | None] = []
+        shards: list[KeptShard] = []
         numbers = np.full(len(keys), -1)
         rows = np.zeros(len(keys), np.int64)
         for number in np.unique(places[:, 0]):
@@ -166,17 +170,15 @@ class RowSources:
             if isinstance(file, _ShardRows):
                 numbers[chosen] = len(shards)
                 rows[chosen] = places[chosen, 1]
-                shards.append(file.path)
-                counts.append(file.count)
-                checksums.append(stated_checksum(file.path))
-            elif file.store.shards is not None and file.store.path == folder:
+                shards.append(KeptShard(file.path, file.count, file.path.stat().st_size, stated_checksum(file.path)))
+            elif file.store.shards is not None and file.store.path == place:
                 in_store = file.store.places(self.kind)
                 numbers[chosen] = len(shards) + in_store.shards[places[chosen, 1]]
                 rows[chosen] = in_store.rows[places[chosen, 1]]
-                shards += [file.store.shards.path(number) for number in range(len(file.store.shards))]
-                counts += file.store.shards.table.rows.tolist()
-                checksums += file.store.shards.table.checksums
-        return PlacedRows(shards, counts, checksums, numbers, rows)
+                table = file.store.shards.table
+                described = zip(table.names, table.rows.tolist(), table.sizes.tolist(), table.checksums, strict=True)
+                shards += [KeptShard(place / name, *values) for name, *values in described]
+        return PlacedRows(shards, numbers, rows)
 
     def _places(self, keys: list[str]) -> np.ndarray:
         """The number of the file and the row in it of each key: int64 (n, 2)."""
@@ -197,7 +199,7 @@ def _rows_in(path: Path, kind: str) -> "_ShardRows | _StoreRows":
     Raises:
         StoreError: a damaged file.
     """
-    if path.is_dir():
+    if is_address(path) or path.is_dir():
         return _StoreRows(path, kind)
     with readable(path), open_hdf5(path) as file:
         if file.attrs.get("format") != STORE_FORMAT:
