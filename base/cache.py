@@ -6,6 +6,7 @@
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ def size_limit() -> int:
 
 
 _total: dict[Path, int] = {}  # bytes of copies, as far as this process knows
+_counting = threading.Lock()
 
 
 def note_copy(size: int) -> None:
@@ -67,7 +69,11 @@ def note_copy(size: int) -> None:
 
     A process that uses one of these fetches it again. Each process counts for itself, beginning with what is there.
     """
-    folder = copies_folder()
+    with _counting:
+        _note_copy(copies_folder(), size)
+
+
+def _note_copy(folder: Path, size: int) -> None:
     if folder in _total:
         _total[folder] += size
     else:
@@ -93,7 +99,10 @@ def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         for entry in list(os.scandir(own)):
             if not entry.is_file(follow_symlinks=False) or _COPY.fullmatch(entry.name) is None:
                 continue
-            status = entry.stat(follow_symlinks=False)
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # another process has just finished it, or removed it
+                continue
             if not entry.name.startswith(".") or status.st_mtime < time.time() - _OLD:
                 yield Path(entry.path), status
 

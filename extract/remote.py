@@ -19,7 +19,7 @@ from onceover.base.drivers import download, forget, read_part
 from onceover.base.errors import OnceoverError
 from onceover.base.files import aside_of, digest, flush_file
 from onceover.base.formats import MANIFEST
-from onceover.base.hdf5 import TRAILER_BYTES, checksum_behind, stated_checksum
+from onceover.base.hdf5 import TRAILER_BYTES, Hdf5Error, check_bytes, checksum_behind, stated_checksum
 from onceover.base.progress import LOGGER
 
 AT_ONCE = 8  # files that are fetched or put at a time
@@ -68,10 +68,17 @@ class RemoteFolder:
         checksum = self.manifest_checksum()
         if checksum is None:
             return False
-        copy = self.copies / MANIFEST
-        if not checksum or not copy.is_file() or stated_checksum(copy) != checksum:
+        if not checksum or not self._has_manifest(checksum):
             self._fetch(MANIFEST, anew=True)
         return True
+
+    def _has_manifest(self, checksum: str) -> bool:
+        """Whether the copy of the manifest is whole and has the checksum of the one at the address."""
+        copy = self.copies / MANIFEST
+        try:
+            return stated_checksum(copy) == checksum and check_bytes(copy)
+        except (FileNotFoundError, Hdf5Error):
+            return False
 
     def fetch(self, names: Iterable[str]) -> None:
         """Fetches shards of which there are no copies, several at a time.
