@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_disk, digest, only_writer
+from onceover.base.files import check_disk, digest, digest_of_columns, only_writer
 from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
@@ -194,8 +194,8 @@ def _tell_other_backend(store: FeatureStore, backend: str) -> None:
 def _listing(dataset: Dataset, stats: Stats) -> str:
     """A digest of all that a dataset lists, by which a store is known to be up to date."""
     left_out = [failure[:3] for failure in dataset.failures]
-    index = dataset.image_index.tolist()
-    return digest([dataset.ids, dataset.paths, dataset.splits, dataset.captions, index, stats, left_out])
+    index = dataset.image_index
+    return digest_of_columns([dataset.ids, dataset.paths, dataset.splits, dataset.captions, index, stats, left_out])
 
 
 def _request(config: ExtractConfig, dataset: Dataset) -> dict:

@@ -286,13 +286,13 @@ def _placed(shards: _Shards, kind: str, contents: _Contents) -> _PlacedRows:
     keys = contents.keys(kind)
     if not isinstance(source, RowSources):
         return _in_new_shards(shards, kind, contents, source.blocks(keys), np.arange(len(keys)))
-    first: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    different = list(first)
+    position: dict[str, int] = {}
+    of_each = np.fromiter((position.setdefault(key, len(position)) for key in keys), np.int64, len(keys))
+    different = list(position)
+    del position
     numbers, rows = _kept_shards(shards, source, different)
     rest = np.flatnonzero(numbers < 0)
-    first_rows = np.fromiter(first.values(), np.int64, len(first))
+    first_rows = np.unique(of_each, return_index=True)[1]
     others = _in_new_shards(
         shards, kind, contents, source.blocks([different[number] for number in rest]), first_rows[rest]
     )
@@ -300,8 +300,6 @@ def _placed(shards: _Shards, kind: str, contents: _Contents) -> _PlacedRows:
     rows[rest] = others.rows
     names = [name for name in source.row_shapes() if name not in _IN_SHARDS]
     values = source.gather(names, different) if different else others.columns
-    position = {key: number for number, key in enumerate(different)}
-    of_each = np.fromiter((position[key] for key in keys), np.int64, len(keys))
     columns = {name: values[name][of_each] for name in names}
     return _PlacedRows(numbers[of_each], rows[of_each], columns, others.features, others.in_shards)
 

@@ -41,12 +41,17 @@ class Places(NamedTuple):
 
     def by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Some rows, shard by shard: its number, which of ``rows`` lie there, and where in it."""
-        shards = self.shards[rows]
         places = self.rows[rows]
-        order = np.argsort(shards, kind="stable")
-        for chosen in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-            if len(chosen):
-                yield int(shards[chosen[0]]), chosen, places[chosen]
+        for number, chosen in alike(self.shards[rows]):
+            yield number, chosen, places[chosen]
+
+
+def alike(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each different number, ascending, with the positions at which it stands."""
+    order = np.argsort(numbers, kind="stable")
+    for chosen in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+        if len(chosen):
+            yield int(numbers[chosen[0]]), chosen
 
 
 class _Layout(NamedTuple):

@@ -22,7 +22,7 @@ import numpy as np
 
 from onceover.base.addresses import Address, is_address, path_of
 from onceover.base.errors import OnceoverError, first_line
-from onceover.base.files import digest, parse_json
+from onceover.base.files import digest, digest_of_columns, parse_json
 from onceover.base.formats import MANIFEST, STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION, STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
     DAMAGE,
@@ -546,7 +546,7 @@ def changed_settings(recipe: dict, before: dict) -> str:
 
 def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
     """SHA-256 over what the dataset is: images with content and split, captions with their images."""
-    return digest([list(ids), list(sha256), list(splits), list(captions), np.asarray(image_index).tolist()])
+    return digest_of_columns([ids, sha256, splits, captions, np.asarray(image_index)])
 
 
 def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
