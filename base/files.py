@@ -428,7 +428,7 @@ def digest(value: Any) -> str:
 
 
 def digest_of_columns(columns: Iterable[Any]) -> str:
-    """The ``digest`` of a list of lists or arrays, some rows at a time, so that their JSON is never in memory at once."""
+    """The ``digest`` of a list of lists or arrays, taken some rows at a time, which saves memory."""
     state = hashlib.sha256(b"[")
     for number, column in enumerate(columns):
         state.update(b",[" if number else b"[")
