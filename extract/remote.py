@@ -7,6 +7,7 @@ one at the address. What is being written for an address is kept apart from copi
 
 import contextlib
 import io
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from onceover.base.addresses import Address
 from onceover.base.cache import cache_folder, copies_folder, note_copy
-from onceover.base.drivers import download, forget, read_part
+from onceover.base.drivers import download, forget, read_part, remove, upload
 from onceover.base.errors import OnceoverError
 from onceover.base.files import aside_of, digest, flush_file
 from onceover.base.formats import MANIFEST
@@ -24,6 +25,7 @@ from onceover.base.progress import LOGGER
 
 AT_ONCE = 8  # files that are fetched or put at a time
 _DIGITS = 12
+_TRIAL = ".onceover-trial"
 
 _fetching: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
@@ -115,6 +117,20 @@ class RemoteFolder:
             finally:
                 aside.unlink(missing_ok=True)
         note_copy(size)
+
+    def check_writable(self) -> None:
+        """Puts an empty file into the folder and removes it, so that a refusal comes before the work is done.
+
+        Raises:
+            AddressError, RemoteError: nothing can be written there.
+        """
+        trial = self.address / _TRIAL
+        with _told(trial), tempfile.NamedTemporaryFile() as empty:
+            try:
+                upload(Path(empty.name), str(trial))
+            except FileNotFoundError as error:
+                raise RemoteError(f"{self.address} cannot be written: there is no bucket or folder for it") from error
+            remove(str(trial))
 
     def sizes(self) -> dict[str, int | None]:
         """The sizes of the files in the folder by their names; none where there is no such folder.

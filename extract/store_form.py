@@ -91,6 +91,7 @@ def _place_at(address: Address) -> StorePlace:
 
     Raises:
         StoreError: an address that is only read, that of a bucket, or the name of a file.
+        AddressError, RemoteError: nothing can be written there.
     """
     if not address.lists:
         raise StoreError(f"{address} is on a web server, which is only read; name a folder, or an object store (s3://)")
@@ -101,7 +102,10 @@ def _place_at(address: Address) -> StorePlace:
             f"{address} is the name of a file, and a store at an address is a folder; name it "
             f"{address.with_suffix(_FOLDER_SUFFIX)}"
         )
-    before = RemoteFolder(address).manifest_checksum()
+    folder = RemoteFolder(address)
+    before = folder.manifest_checksum()
+    if before is None:
+        folder.check_writable()
     return StorePlace(staging_path(address), FOLDER, Destination(address, before))
 
 

@@ -220,6 +220,7 @@ def test_the_name_of_a_store_at_an_address_has_to_be_a_folder_that_can_be_writte
     assert "name it s3://stores/a/x.store" in message(extract, dataset, f"{BUCKET}/a/x.h5", config)
     assert "is a whole bucket; name a folder in it: s3://stores/NAME.store" in message(extract, dataset, BUCKET, config)
     assert "is on a web server, which is only read" in message(extract, dataset, "http://127.0.0.1:1/x.store", config)
+    assert "there is no bucket" in message(extract, dataset, "s3://none-such/x.store", config)
     line = message(extract_share, dataset, f"{BUCKET}/a/x.store", config, parse_worker("1/2"))
     assert line.endswith("put it there at the end: onceover repack STORE --to s3://stores/a/x.store")
     assert "there is no feature store at s3://stores/a/x.store" in message(FeatureStore, f"{BUCKET}/a/x.store")
