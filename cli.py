@@ -35,6 +35,7 @@ if not __package__:  # run as `python cli.py` in a checkout: this folder becomes
 
 from onceover import __version__
 from onceover.base.addresses import is_address, path_of
+from onceover.base.cache import parse_size
 from onceover.base.errors import OnceoverError
 from onceover.base.files import noted_interrupts
 from onceover.base.progress import LOGGER, say, timed, warn
@@ -102,7 +103,7 @@ class PathOrAddress(PathName):
 
 
 FILE = PathName(path_type=Path)
-STORE = PathName(path_type=str)  # a store to write: a slash at the end says that it is to be a folder
+STORE = PathOrAddress(path_type=str)  # a store to write: a slash at the end says that it is to be a folder
 LOCATION = PathOrAddress(path_type=Path)
 DIRECTORY = PathName(file_okay=False, path_type=Path)
 
@@ -318,10 +319,10 @@ class Size(click.ParamType):
 
     def convert(self, value, param, ctx):
         """``value`` in bytes."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE)
-        if not match or not float(match[1]):
+        size = parse_size(str(value))
+        if size is None:
             self.fail(f"{value!r} is no size; write for example 500MiB or 2GiB", param, ctx)
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+        return size
 
 
 class WorkerNumber(click.ParamType):
@@ -480,8 +481,8 @@ def _forgiving_streams() -> None:
     "store_file",
     required=True,
     type=STORE,
-    help="Feature store to write: one file (NAME.h5), or a folder (NAME.store or NAME/). "
-    "[another NAME: a folder from 8 GiB of features]",
+    help="Feature store to write: one file (NAME.h5), a folder (NAME.store or NAME/), "
+    "or the address of a folder (s3://bucket/NAME.store). [another NAME: a folder from 8 GiB of features]",
 )
 @click.option(
     "--image-encoder",
@@ -682,7 +683,7 @@ def import_(store_file, config_file, overrides, **given):
 
 
 @cli.command()
-@click.argument("stores", nargs=-1, required=True, type=FILE, metavar="STORE_A STORE_B...")
+@click.argument("stores", nargs=-1, required=True, type=LOCATION, metavar="STORE_A STORE_B...")
 @click.option("--out", "store_file", required=True, type=STORE, help="Feature store to write, as of extract.")
 @click.option(
     "--common", is_flag=True, help="Join the images and captions that all stores have; the others go into the ledger."
@@ -710,8 +711,10 @@ def join(stores, store_file, common, force):
 
 
 @cli.command()
-@click.argument("store_file", type=FILE, metavar="STORE")
-@click.option("--to", required=True, type=STORE, help="Feature store to write: NAME.h5, or NAME.store or NAME/.")
+@click.argument("store_file", type=LOCATION, metavar="STORE")
+@click.option(
+    "--to", required=True, type=STORE, help="Feature store to write: NAME.h5, NAME.store, NAME/, or an address."
+)
 @click.option("--force", is_flag=True, help="Replace another feature store at --to.")
 def repack(store_file, to, force):
     """Convert a feature store from one file to a folder of shards, or back.
@@ -733,7 +736,7 @@ def repack(store_file, to, force):
 
 
 @cli.command()
-@click.option("--store", "store_file", required=True, type=FILE, help="Finished feature store.")
+@click.option("--store", "store_file", required=True, type=LOCATION, help="Finished feature store.")
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run folder to write.")
 @click.option("--force", is_flag=True, help="Fit again and replace the existing run.")
 @click.option(
@@ -773,7 +776,7 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
 
 
 @cli.command()
-@click.option("--store", "store_file", required=True, type=FILE, help="Finished feature store.")
+@click.option("--store", "store_file", required=True, type=LOCATION, help="Finished feature store.")
 @click.option("--out", required=True, type=DIRECTORY, help="Folder to write.")
 @click.option(
     "--grid",
@@ -849,7 +852,7 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, worker, memo
 @cli.command()
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Fitted run to start from.")
 @click.option("--data", required=True, type=LOCATION, metavar="DATA", help="Dataset that the store was made of.")
-@click.option("--store", "store_file", required=True, type=FILE, help="Feature store that the run was fitted on.")
+@click.option("--store", "store_file", required=True, type=LOCATION, help="Feature store that the run was fitted on.")
 @click.option("--out", required=True, type=DIRECTORY, help="Folder to write.")
 @click.option(
     "--unfreeze",
@@ -940,7 +943,10 @@ def _same_command() -> str:
 @cli.command()
 @click.option("--run", "run_dir", type=DIRECTORY, help="Run folder, as fit writes it.")
 @click.option(
-    "--store", "store_file", type=FILE, help="Feature store: alone, for its baselines; with --run, its new location."
+    "--store",
+    "store_file",
+    type=LOCATION,
+    help="Feature store: alone, for its baselines; with --run, its new location.",
 )
 @click.option("--split", help="Split to evaluate: train, select, dev or test. [default: the reported one]")
 @click.option(
@@ -1096,7 +1102,9 @@ def compare(runs, split, rerank, json_to):
 @click.argument("runs", nargs=-1, required=True, type=DIRECTORY, metavar="RUN_A RUN_B...")
 @click.option("--out", "run_dir", required=True, type=DIRECTORY, help="Run folder to write.")
 @click.option("--weights", type=Numbers(), help="How much each run counts, as 3,2. [default: all the same]")
-@click.option("--store", "store_file", type=FILE, help="New location of the runs' feature store, or their joined one.")
+@click.option(
+    "--store", "store_file", type=LOCATION, help="New location of the runs' feature store, or their joined one."
+)
 def ensemble(runs, run_dir, weights, store_file):
     """Join runs into one run that averages their scores.
 
@@ -1120,7 +1128,7 @@ def ensemble(runs, run_dir, weights, store_file):
 @click.option("--run", "run_dir", required=True, type=DIRECTORY, help="Run of several linear pairs of heads.")
 @click.option("--out", "out_dir", required=True, type=DIRECTORY, help="Run folder to write.")
 @click.option("--dim", type=click.IntRange(1), help="Dimensions of the new pair. [default: those of the run's first]")
-@click.option("--store", "store_file", type=FILE, help="New location of the run's feature store, if it has moved.")
+@click.option("--store", "store_file", type=LOCATION, help="New location of the run's feature store, if it has moved.")
 def distill(run_dir, out_dir, dim, store_file):
     """Make one pair of heads of an ensemble: its recall at one pair's cost in search.
 
@@ -1467,7 +1475,7 @@ def serve(run_dir, index_dir, image_encoder, text_encoder, **options):
 @click.option(
     "--run", "run_dir", type=DIRECTORY, help="Draw a run: t-SNE, PCA, similarity matrices, training, ranks, evaluation."
 )
-@click.option("--store", "store_file", type=FILE, help="Draw a feature store: PCA by split, spectrum.")
+@click.option("--store", "store_file", type=LOCATION, help="Draw a feature store: PCA by split, spectrum.")
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Draw a sweep: heat maps, curves, parallel coordinates.")
 @click.option("--out", required=True, type=DIRECTORY, help="Folder for the figures, each as PNG, SVG and PDF.")
 @click.option("--split", help="Split to draw. [default: the reported one]")
@@ -1504,7 +1512,7 @@ def plot(run_dir, store_file, sweep_dir, out, split, memory):
 @click.option("--sweep", "sweep_dir", type=DIRECTORY, help="Sweep to show: its best settings, heat maps and curves.")
 @click.option("--out", required=True, type=FILE, help="Page to write, such as report.html.")
 @click.option("--split", help="Split to report. [default: the reported one]")
-@click.option("--store", "store_file", type=FILE, help="New location of the run's feature store, if it has moved.")
+@click.option("--store", "store_file", type=LOCATION, help="New location of the run's feature store, if it has moved.")
 def report(run_dir, compare, sweep_dir, out, split, store_file):
     """Write all that is known of a run as one HTML page, to be opened in a browser, printed or passed on.
 
@@ -1540,7 +1548,10 @@ def report(run_dir, compare, sweep_dir, out, split, store_file):
     "--data", type=LOCATION, metavar="DATA", help="New location of the dataset, if it has moved, for --with-images."
 )
 @click.option(
-    "--store", type=FILE, metavar="STORE", help="New location of the run's store, if it has moved, for --with-images."
+    "--store",
+    type=LOCATION,
+    metavar="STORE",
+    help="New location of the run's store, if it has moved, for --with-images.",
 )
 def export(run_dir, to, with_images, data, store, **options):
     """Write a run's images or captions with their embeddings to a Parquet file that other programs open.
@@ -1608,7 +1619,7 @@ def _done_table(path: Path) -> None:
 
 
 @cli.command()
-@click.argument("path", type=FILE, metavar="[FILE_OR_DIR]", required=False)
+@click.argument("path", type=LOCATION, metavar="[FILE_OR_DIR]", required=False)
 @click.option(
     "--data", type=LOCATION, metavar="DATA", help="Dataset to preview: what would be taken, without encoding."
 )
@@ -1636,7 +1647,7 @@ def info(path, data, reading):
 
 
 @cli.command()
-@click.argument("store_file", type=FILE, metavar="STORE_OR_INDEX")
+@click.argument("store_file", type=LOCATION, metavar="STORE_OR_INDEX")
 @click.option("--sample", type=click.IntRange(min=1), help="Also encode N images and captions again and compare.")
 @encoder_options[0]
 @encoder_options[1]
@@ -1659,7 +1670,9 @@ def verify(store_file, sample, device, **places):
     from onceover.extract.store import FeatureStore
     from onceover.retrieval.index.galleries import GALLERIES
 
-    indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
+    indexes = []
+    if not is_address(store_file):
+        indexes = [folder for name in GALLERIES.values() if ((folder := store_file / name) / CURRENT).exists()]
     for folder in indexes:
         from onceover.retrieval.index import Index
 

@@ -502,11 +502,13 @@ def evaluate(
             memory=memory,
             fresh=fresh,
         )
-    return _write_evaluation(result, folder, Path(store))
+    return _write_evaluation(result, folder, opened.path)
 
 
 def _write_evaluation(result: dict[str, Any], folder: Path | None, store: Path) -> Evaluation:
     """Writes a result into the run's folder, with the rows that it keeps of an earlier one, or beside the store.
+
+    That of a store at an address goes into the current folder.
 
     Args:
         folder: of the run; None where a store alone was evaluated.
@@ -516,7 +518,7 @@ def _write_evaluation(result: dict[str, Any], folder: Path | None, store: Path) 
     stem = EVALUATION.format(result["split"])
     if folder is None:
         stem = f"{store.name}.{stem}"
-    outputs = Outputs(folder or store.parent, _EVALUATE_AGAIN)
+    outputs = Outputs(folder or (Path() if is_address(store) else store.parent), _EVALUATE_AGAIN)
     with outputs.writing(tables.evaluation_names(stem)):
         if folder is not None:
             result = _with_earlier_rows(result, folder / f"{stem}.json")

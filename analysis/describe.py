@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onceover.base.addresses import is_address
 from onceover.base.errors import OnceoverError
 from onceover.base.files import check_regular, digest, read_record
 from onceover.base.formats import (
@@ -22,7 +23,7 @@ from onceover.base.hdf5 import RowsOnDisk
 from onceover.configs.schema import ConfigError, load_config
 from onceover.extract.joined import is_joined
 from onceover.extract.plan import shards_of
-from onceover.extract.store import FeatureStore, parts_folder, store_exists
+from onceover.extract.store import FeatureStore, named_store, parts_folder, store_exists
 from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.hubness import correction_text
@@ -39,7 +40,7 @@ def describe(path: str | Path) -> str:
     Raises:
         DescribeError: none of these, or damaged; and the errors of a store or an index.
     """
-    path = Path(path)
+    path = named_store(path)
     try:
         return _describe(path)
     except Exception as error:  # a damaged file makes errors of many kinds
@@ -52,6 +53,9 @@ def describe(path: str | Path) -> str:
 
 
 def _describe(path: Path) -> str:
+    if is_address(path):
+        with FeatureStore(path) as store:
+            return _describe_store(store)
     if path.is_dir():
         return _describe_folder(path)
     parts = parts_folder(path)

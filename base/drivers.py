@@ -270,3 +270,31 @@ def _code(error: BaseException) -> str | int | None:
             if isinstance(code, int):
                 return code
     return None
+
+
+def download(text: str, path: "os.PathLike[str]") -> None:
+    """Copies a file at an address to a path; what is written there when it fails is not whole.
+
+    Raises:
+        AddressError: not to be reached. OSError: not there, or not to be read or written.
+    """
+    ask(text, lambda driver: driver.get_file(driver._strip_protocol(text), os.fspath(path)))
+
+
+def upload(path: "os.PathLike[str]", text: str) -> None:
+    """Copies a file to an address; an object store shows it when it is whole, others may show a part of it.
+
+    Raises:
+        AddressError: not to be reached. OSError: not to be read or written.
+    """
+    ask(text, lambda driver: driver.put_file(os.fspath(path), driver._strip_protocol(text)))
+
+
+def remove(text: str) -> None:
+    """Removes a file at an address, if it is there.
+
+    Raises:
+        AddressError: not to be reached. OSError: not to be removed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        ask(text, lambda driver: driver.rm_file(driver._strip_protocol(text)))

@@ -41,6 +41,8 @@ DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, Arithmeti
 _END = b"onceover"  # the last bytes of a file with a checksum behind its end
 _LENGTH = struct.Struct("<I")
 _MAX_TRAILER = 4096  # bytes
+TRAILER_BYTES = _MAX_TRAILER + _LENGTH.size + len(_END)  # at the end of a file, in which its checksum stands
+_TEXTS = 65_536  # written at a time
 _STRING = h5py.string_dtype()
 _BYTES = h5py.vlen_dtype(np.uint8)
 _SEEKING = threading.Lock()  # where a file's place is shared by threads (Windows)
@@ -337,7 +339,10 @@ def write_column(group: h5py.Group, name: str, values: Any) -> None:
         column = create_bytes_column(group, name, len(values))
         fill(column, slice(0, len(values)), (np.frombuffer(data, dtype=np.uint8) for data in values))
     else:
-        group.create_dataset(name, data=np.array(values, dtype=object), shape=(len(values),), dtype=_STRING)
+        column = group.create_dataset(name, (len(values),), dtype=_STRING)
+        for start in range(0, len(values), _TEXTS):
+            block = values[start : start + _TEXTS]
+            column[start : start + len(block)] = np.array(block, dtype=object)
 
 
 def create_bytes_column(group: h5py.Group, name: str, rows: int) -> h5py.Dataset:

@@ -223,7 +223,7 @@ def import_features(
         stated = _check_text_encoder(texts, dataset, config, device) if text_encoder is not None else None
         prepared_texts = _prepared(texts, unknown, config, stated)
     up_to_date = _write(place, dataset, images, prepared_images, prepared_texts, config, device, force)
-    with FeatureStore(path) as store:
+    with FeatureStore(place.store) as store:
         summary = summary_of(store, up_to_date)
     summary.seconds = time.monotonic() - start
     return summary
@@ -358,12 +358,12 @@ def _prepared(
 
 @contextmanager
 def _encoded_captions(
-    dataset: Dataset, path: Path, config: ExtractConfig, device: str | None
+    dataset: Dataset, place: StorePlace, config: ExtractConfig, device: str | None
 ) -> Iterator[PreparedFeatures]:
     """Encodes the captions and gives their features; the file that holds them is removed once they are written."""
-    before = FeatureStore(path) if path.exists() else None
+    before = FeatureStore(place.store) if store_exists(place.store) else None
     try:
-        encoded = encode_captions(dataset, path, config, before, device)
+        encoded = encode_captions(dataset, place.path, config, before, device)
     finally:
         if before is not None:
             before.close()
@@ -399,10 +399,10 @@ def _write(
     content = dataset_fingerprint(dataset.ids, contents, dataset.splits, dataset.captions, dataset.image_index)
     known = {"image": digest(image.recipe), "dataset": content}
     with only_writer(path, "the store"):
-        _refuse_other(path, known, force)
+        _refuse_other(place.store, known, force)
         if text is not None:
             return _sealed(place, dataset, contents, {"image": image, "text": text}, known, config, force)
-        with _encoded_captions(dataset, path, config, device) as encoded:
+        with _encoded_captions(dataset, place, config, device) as encoded:
             return _sealed(place, dataset, contents, {"image": image, "text": encoded}, known, config, force)
 
 
@@ -433,7 +433,7 @@ def _sealed(
 ) -> bool:
     """Writes the store; returns True where it is there already and nothing was written."""
     path = place.path
-    if _refuse_other(path, fingerprints | {"text": digest(kinds["text"].recipe)}, force):
+    if _refuse_other(place.store, fingerprints | {"text": digest(kinds["text"].recipe)}, force):
         return True
     others = _OTHER_COLUMNS * (len(dataset.ids) + len(dataset.captions))
     features = sum(prepared.nbytes for prepared in kinds.values())
@@ -445,6 +445,7 @@ def _sealed(
     seal(
         path,
         form=place.form_for(features),
+        destination=place.destination,
         images={
             "id": dataset.ids,
             "path": dataset.paths,

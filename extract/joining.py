@@ -23,7 +23,7 @@ from onceover.extract.joined import Part, joined_recipe, parts_of, shared_views
 from onceover.extract.sealing import Rows, seal
 from onceover.extract.shards import RowSources
 from onceover.extract.store import KINDS, FeatureStore, dataset_fingerprint, row_blocks, store_exists
-from onceover.extract.store_form import StorePlace, store_place
+from onceover.extract.store_form import StorePlace, is_same_store, store_place
 from onceover.extract.summary import Summary, summary_of
 
 _SETTINGS = {  # of an extraction, that belong to one kind of features
@@ -131,12 +131,12 @@ def join_stores(
     if len(stores) < 2:
         raise JoinError("there is nothing to join: name two stores or more")
     for store in stores:
-        if path.exists() and Path(store).exists() and path.samefile(store):
-            raise JoinError(f"{path} is one of the stores to join; write the joined store to another place")
+        if is_same_store(store, place.store):
+            raise JoinError(f"{place.store} is one of the stores to join; write the joined store to another place")
     with contextlib.ExitStack() as stack, only_writer(path, "the store"):
         opened = [stack.enter_context(FeatureStore(store)) for store in stores]
         up_to_date = _write(opened, place, common, force)
-    with FeatureStore(path) as joined:
+    with FeatureStore(place.store) as joined:
         summary = summary_of(joined, up_to_date)
     summary.seconds = time.monotonic() - start
     return summary
@@ -161,12 +161,14 @@ def _write(stores: list[FeatureStore], place: StorePlace, common: bool, force: b
         images["id"], images["sha256"], images["split"], texts["caption"], texts["image_index"]
     )
     fingerprints = {kind: digest(recipe) for kind, recipe in recipes.items()} | {"dataset": content}
-    if store_exists(path):
-        with FeatureStore(path) as old:
+    if store_exists(place.store):
+        with FeatureStore(place.store) as old:
             if old.fingerprints == fingerprints:
                 return True
         if not force:
-            raise JoinError(f"{path} holds other features or rows; name another place, or replace them with --force")
+            raise JoinError(
+                f"{place.store} holds other features or rows; name another place, or replace them with --force"
+            )
     _announce(columns, recipes, stores, matched)
     rows = {"image": len(images["id"]), "text": len(texts["caption"])}
     needed = sum(_ROW_BYTES[kind] * count for kind, count in rows.items())
@@ -175,6 +177,7 @@ def _write(stores: list[FeatureStore], place: StorePlace, common: bool, force: b
     seal(
         path,
         form=place.form_for(features),
+        destination=place.destination,
         images=images,
         texts=texts,
         sources=sources,

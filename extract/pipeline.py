@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onceover.base.errors import OnceoverError
-from onceover.base.files import check_disk, digest, only_writer
+from onceover.base.files import check_disk, digest, digest_of_columns, only_writer
 from onceover.base.progress import say, warn
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.changes import Stats, content_keys, is_up_to_date
@@ -79,7 +79,7 @@ def extract(
     store have no rows.
 
     Args:
-        path: of the store, a file or a folder (``extract.store_form``).
+        path: of the store, a file or a folder, or the address of a folder (``extract.store_form``).
         engine: the name of an engine (``extract.engines``), or ``auto``.
         backend: the name of a backend (``extract.backends``), or ``auto``.
         force: replace features of another fingerprint, and discard an unfinished extraction of such.
@@ -124,7 +124,7 @@ def extract(
                     remove_kept(path)
                 return summary_of(old, up_to_date=True)
             counts = _run(extraction, device, engine, backend)
-        with FeatureStore(path) as store:
+        with FeatureStore(place.store) as store:
             summary = summary_of(store, up_to_date=False)
             _discard(extraction, store)
     summary.computed = counts.computed
@@ -154,7 +154,7 @@ def extraction_of(
     stats = [dataset.images.stat(key) for key in dataset.paths]
     request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
     with contextlib.ExitStack() as stack:
-        old = stack.enter_context(FeatureStore(place.path, mend=True)) if store_exists(place.path) else None
+        old = stack.enter_context(FeatureStore(place.store, mend=True)) if store_exists(place.store) else None
         yield Extraction(
             dataset,
             stats,
@@ -194,8 +194,8 @@ def _tell_other_backend(store: FeatureStore, backend: str) -> None:
 def _listing(dataset: Dataset, stats: Stats) -> str:
     """A digest of all that a dataset lists, by which a store is known to be up to date."""
     left_out = [failure[:3] for failure in dataset.failures]
-    index = dataset.image_index.tolist()
-    return digest([dataset.ids, dataset.paths, dataset.splits, dataset.captions, index, stats, left_out])
+    index = dataset.image_index
+    return digest_of_columns([dataset.ids, dataset.paths, dataset.splits, dataset.captions, index, stats, left_out])
 
 
 def _request(config: ExtractConfig, dataset: Dataset) -> dict:
@@ -549,6 +549,7 @@ def _encode_all(extraction: Extraction, work: Work, captions: list[str], plans: 
     seal(
         extraction.path,
         form=extraction.place.form_for(image_sources.nbytes(len(rows)) + text_sources.nbytes(len(stored_captions))),
+        destination=extraction.place.destination,
         images=_image_columns(extraction, rows, keys),
         texts={"caption": stored_captions, "image_index": new_row[dataset.image_index[has_image]].astype(np.int64)},
         sources={"image": image_sources, "text": text_sources},

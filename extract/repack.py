@@ -11,7 +11,7 @@ from onceover.base.files import check_disk, only_writer
 from onceover.base.progress import ProgressBar
 from onceover.extract.sealing import seal
 from onceover.extract.store import KINDS, FeatureStore, StoreError, row_blocks, store_exists
-from onceover.extract.store_form import FILE, FOLDER, store_place
+from onceover.extract.store_form import FILE, FOLDER, StorePlace, is_same_store, store_place
 from onceover.extract.summary import Summary, summary_of
 
 _COLUMNS = {"image": ("features", "thumbnail"), "text": ("features", "truncated", "unknown", "tokens")}
@@ -38,7 +38,8 @@ class _StoredRows:
 def repack(store: str | Path, path: str | Path, *, force: bool = False) -> Summary:
     """Writes the store ``path`` with all that another store holds, in the other form: a file or a folder.
 
-    Where the name of ``path`` does not say which (``extract.store_form``), it is the one that ``store`` has not.
+    Where the name of ``path`` does not say which (``extract.store_form``), it is the one that ``store`` has not. A
+    folder at an address can be repacked from and to.
 
     Args:
         force: replace another store at ``path``.
@@ -51,13 +52,13 @@ def repack(store: str | Path, path: str | Path, *, force: bool = False) -> Summa
     place = store_place(path)
     path = place.path
     with only_writer(path, "the store"), FeatureStore(store) as opened:
-        if path.exists() and path.samefile(store):
-            raise StoreError(f"{path} is the store itself; write it in its other form to another place")
+        if is_same_store(store, place.store):
+            raise StoreError(f"{place.store} is the store itself; write it in its other form to another place")
         other = FILE if opened.shards is not None else FOLDER
-        up_to_date = _is_same(opened, path, force)
+        up_to_date = _is_same(opened, place.store, force)
         if not up_to_date:
-            _write(opened, path, place.form or other)
-    with FeatureStore(path) as repacked:
+            _write(opened, place, place.form or other)
+    with FeatureStore(place.store) as repacked:
         summary = summary_of(repacked, up_to_date)
     summary.seconds = time.monotonic() - start
     return summary
@@ -79,14 +80,15 @@ def _is_same(store: FeatureStore, path: Path, force: bool) -> bool:
     return False
 
 
-def _write(store: FeatureStore, path: Path, form: str) -> None:
+def _write(store: FeatureStore, place: StorePlace, form: str) -> None:
     """Writes all that a store holds in a form."""
     rows = {"image": len(store.image_ids), "text": len(store.captions)}
-    check_disk(path, sum(store.features(kind).nbytes + _ROW_BYTES * rows[kind] for kind in KINDS))
+    check_disk(place.path, sum(store.features(kind).nbytes + _ROW_BYTES * rows[kind] for kind in KINDS))
     sizes, times = store.image_stats()
     seal(
-        path,
+        place.path,
         form=form,
+        destination=place.destination,
         images={
             "id": store.image_ids,
             "path": store.image_paths,

@@ -1,5 +1,7 @@
 """Writes a finished store: one file, into which all rows are copied, or a folder that keeps the shards.
 
+A store at an address is written as a folder of this machine first, without the shards that are at the address already.
+
 Whatever was there stays until the new store is complete: a file appears by one rename, and a folder's manifest is
 written last, in the same way. Memory stays at a block of rows beside the columns, however large the features.
 """
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
+from onceover.base.addresses import Address
 from onceover.base.files import aside_of, sync_folder, whole_file, write_bytes
 from onceover.base.formats import MANIFEST, STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION, STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
@@ -28,7 +31,8 @@ from onceover.base.hdf5 import (
     write_hdf5,
 )
 from onceover.extract.ledger import Failure
-from onceover.extract.shards import RowSources, shard_bytes
+from onceover.extract.publishing import publish
+from onceover.extract.shards import KeptShard, RowSources, shard_bytes
 from onceover.extract.store import (
     BLOCK,
     CHECKED_LATER,
@@ -39,7 +43,7 @@ from onceover.extract.store import (
     stamp,
     write_failures,
 )
-from onceover.extract.store_form import FILE, FOLDER
+from onceover.extract.store_form import FILE, FOLDER, Destination
 
 _IN_SHARDS = ("features", "thumbnail")  # the columns that a folder's manifest leaves to its shards
 _SHARD_COLUMNS = {"image": ("id", "sha256", "size", "mtime_ns"), "text": ("caption",)}  # as an extraction's have them
@@ -80,15 +84,20 @@ def seal(
     failures: list[Failure],
     tokenizer_files: dict[str, bytes],
     form: str = FILE,
+    destination: Destination | None = None,
 ) -> None:
     """Writes the finished store, whole or not at all.
 
     ``images`` holds the columns id, path, split, sha256, size, mtime_ns and ``texts`` caption, image_index; features
-    and the other columns come from ``sources``, by key. ``form``: ``file`` or ``folder``.
+    and the other columns come from ``sources``, by key. ``form``: ``file`` or ``folder``; with a ``destination`` the
+    folder is put there.
     """
     contents = _Contents({"image": images, "text": texts}, sources, recipes, provenance, failures, tokenizer_files)
-    if form == FOLDER:
-        _write_folder(path, contents)
+    if destination is not None:
+        _write_folder(path, contents, destination.address)
+        publish(path, destination)
+    elif form == FOLDER:
+        _write_folder(path, contents, path)
     else:
         _write_file(path, contents)
 
@@ -155,13 +164,16 @@ def _is_bytes(values: Any) -> bool:
     return not isinstance(values, np.ndarray) or values.dtype == object
 
 
-def _write_folder(folder: Path, contents: _Contents) -> None:
+def _write_folder(folder: Path, contents: _Contents, place: Path | Address) -> None:
     """Writes a store that is a folder; shards that are there, or that an extraction has finished, stay as they are.
 
     A shard with rows that the store does not have is written anew without them.
+
+    Args:
+        place: where the store is to lie, an address or ``folder`` itself; shards that are there are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _Shards(folder)
+    shards = _Shards(folder, place)
     with write_hdf5(folder / MANIFEST) as writer:
         _write_head(writer.file, STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION, contents)
         for kind in KINDS:
@@ -176,35 +188,42 @@ def _write_folder(folder: Path, contents: _Contents) -> None:
 
 
 class _Shards:
-    """The shards of a folder that is being written."""
+    """The shards of a folder that is being written.
 
-    def __init__(self, folder: Path):
+    Attributes:
+        folder: where new ones are written. place: where the store is to lie, whose own shards stay.
+    """
+
+    def __init__(self, folder: Path, place: Path | Address):
         self.folder = folder
+        self.place = place
         self.names: list[str] = []
         self._rows: list[int] = []
         self._sizes: list[int] = []
         self._checksums: list[str] = []
 
-    def keep(self, kind: str, shard: Path, rows: int, checksum: str) -> int:
-        """Adds a shard, by a link to its file where that lies in another folder; gives its number."""
-        target = self.folder / _name(kind, checksum)
-        if shard.parent != self.folder:
-            _link(shard, target)
-        return self._note(target, rows, checksum)
+    def keep(self, kind: str, shard: KeptShard) -> int:
+        """Adds a shard, by a link to its file where that lies elsewhere; gives its number."""
+        assert shard.checksum is not None, "one without is not kept"
+        name = _name(kind, shard.checksum)
+        if shard.file.parent != self.place:
+            assert isinstance(shard.file, Path), "at an address lie shards of this store alone"
+            _link(shard.file, self.folder / name)
+        return self._note(name, shard.rows, shard.size, shard.checksum)
 
     def add(self, kind: str, columns: dict[str, Any], recipe: dict) -> int:
         """Writes a new shard; gives its number."""
         data = shard_bytes(kind, columns, recipe, [])
         checksum = checksum_behind(io.BytesIO(data))
         assert checksum is not None, "it was just made"
-        target = self.folder / _name(kind, checksum)
-        write_bytes(target, data)
-        return self._note(target, len(columns["features"]), checksum)
+        name = _name(kind, checksum)
+        write_bytes(self.folder / name, data)
+        return self._note(name, len(columns["features"]), len(data), checksum)
 
-    def _note(self, file: Path, rows: int, checksum: str) -> int:
-        self.names.append(file.name)
+    def _note(self, name: str, rows: int, size: int, checksum: str) -> int:
+        self.names.append(name)
         self._rows.append(rows)
-        self._sizes.append(file.stat().st_size)
+        self._sizes.append(size)
         self._checksums.append(checksum)
         return len(self.names) - 1
 
@@ -267,13 +286,13 @@ def _placed(shards: _Shards, kind: str, contents: _Contents) -> _PlacedRows:
     keys = contents.keys(kind)
     if not isinstance(source, RowSources):
         return _in_new_shards(shards, kind, contents, source.blocks(keys), np.arange(len(keys)))
-    first: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    different = list(first)
+    position: dict[str, int] = {}
+    of_each = np.fromiter((position.setdefault(key, len(position)) for key in keys), np.int64, len(keys))
+    different = list(position)
+    del position
     numbers, rows = _kept_shards(shards, source, different)
     rest = np.flatnonzero(numbers < 0)
-    first_rows = np.fromiter(first.values(), np.int64, len(first))
+    first_rows = np.unique(of_each, return_index=True)[1]
     others = _in_new_shards(
         shards, kind, contents, source.blocks([different[number] for number in rest]), first_rows[rest]
     )
@@ -281,22 +300,20 @@ def _placed(shards: _Shards, kind: str, contents: _Contents) -> _PlacedRows:
     rows[rest] = others.rows
     names = [name for name in source.row_shapes() if name not in _IN_SHARDS]
     values = source.gather(names, different) if different else others.columns
-    position = {key: number for number, key in enumerate(different)}
-    of_each = np.fromiter((position[key] for key in keys), np.int64, len(keys))
     columns = {name: values[name][of_each] for name in names}
     return _PlacedRows(numbers[of_each], rows[of_each], columns, others.features, others.in_shards)
 
 
 def _kept_shards(shards: _Shards, source: RowSources, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The shard of each row, −1 of one that is still to be written, and the row in it; keeps the shards."""
-    placed = source.placed(keys, shards.folder)
+    placed = source.placed(keys, shards.place)
     numbers = np.full(len(keys), -1)
     used = np.bincount(placed.numbers[placed.numbers >= 0], minlength=len(placed.shards))
     final = np.full(len(placed.shards) + 1, -1)  # the last one: of rows in no shard
     for number in np.flatnonzero(used):
-        checksum = placed.checksums[number]
-        if used[number] == placed.counts[number] and checksum is not None:
-            final[number] = shards.keep(source.kind, placed.shards[number], placed.counts[number], checksum)
+        shard = placed.shards[number]
+        if used[number] == shard.rows and shard.checksum is not None:
+            final[number] = shards.keep(source.kind, shard)
     numbers[:] = final[placed.numbers]
     return numbers, placed.rows
 

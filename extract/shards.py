@@ -9,10 +9,12 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from onceover.base.addresses import Address, is_address
 from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
 from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
 from onceover.extract.ledger import Failure
+from onceover.extract.sharded import alike
 from onceover.extract.store import (
     KEYS,
     KINDS,
@@ -29,6 +31,7 @@ from onceover.extract.store import (
 #: columns of whole numbers that files of earlier versions lack, by kind; a row of such a file has ``NOT_COUNTED`` there
 LATER_COLUMNS = {"image": (), "text": ("unknown", "tokens")}
 _COUNT = ((), np.dtype(np.int32))  # the row shape and type of such a column
+_ROW_BITS = 36  # of a place, that count the row; the others count files
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5,}\.h5")
 
 
@@ -44,18 +47,23 @@ def shard_files(parts: Path, kind: str = "") -> list[Path]:
     return sorted(file for file in parts.iterdir() if _SHARD.fullmatch(file.name) and file.name.startswith(kind))
 
 
+class KeptShard(NamedTuple):
+    """A shard that is there already; ``checksum`` is the one behind its end, None of a shard of an earlier version."""
+
+    file: Path | Address
+    rows: int
+    size: int
+    checksum: str | None
+
+
 class PlacedRows(NamedTuple):
     """Where rows lie that are in shards already.
 
     Attributes:
-        shards: the files of the shards. counts: how many rows each of them has. checksums: those behind their ends;
-            None of a shard of an earlier version.
         numbers: of the shard of each row, −1 of one that lies in a store of one file. rows: of each row in its shard.
     """
 
-    shards: list[Path]
-    counts: list[int]
-    checksums: list[str | None]
+    shards: list[KeptShard]
     numbers: np.ndarray
     rows: np.ndarray
 
@@ -76,7 +84,7 @@ class RowSources:
         self.copied = ("features", *columns, *LATER_COLUMNS[kind])
         self._paths: list[Path] = []
         self._files: list[_ShardRows | _StoreRows] = []
-        self._where: dict[str, tuple[int, int]] = {}
+        self._where: dict[str, int] = {}  # the number of the file, and in the lower bits that of the row in it
         self.keys_by_stat: dict[tuple[str, int, int], str] = {}
         self.failures: dict[str, Failure] = {}
 
@@ -106,7 +114,7 @@ class RowSources:
         if not len(rows.keys) or any(name not in rows.columns for name in self.columns):
             return
         for row, key in zip(rows.numbers, rows.keys, strict=True):
-            self._where.setdefault(key, (len(self._files), row))
+            self._where.setdefault(key, len(self._files) << _ROW_BITS | row)
         self.keys_by_stat |= dict(zip(rows.stats, rows.keys, strict=False))
         rows.forget()
         self._files.append(rows)
@@ -136,51 +144,46 @@ class RowSources:
 
         One file is open at a time: there can be more than a process may open.
         """
-        places = self._places(keys)
+        files, in_file = self._places(keys)
         blocks: dict[str, np.ndarray] = {}
-        for number in np.unique(places[:, 0]):
-            chosen = np.flatnonzero(places[:, 0] == number)
-            rows, inverse = np.unique(places[chosen, 1], return_inverse=True)
+        for number, chosen in alike(files):
+            rows, inverse = np.unique(in_file[chosen], return_inverse=True)
             for name, values in self._files[number].read(names, rows).items():
                 if name not in blocks:
                     blocks[name] = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
                 blocks[name][chosen] = values[inverse]
         return blocks
 
-    def placed(self, keys: list[str], folder: Path) -> PlacedRows:
+    def placed(self, keys: list[str], place: Path | Address) -> PlacedRows:
         """Where the rows with ``keys`` lie, as far as they are in shards that hold just the columns that are copied.
 
-        ``folder``: of the store that is written; the shards of another store are not shared.
+        ``place``: of the store that is written; the shards of another store are not shared.
         """
-        places = self._places(keys)
-        shards: list[Path] = []
-        counts: list[int] = []
-        checksums: list[str | None] = []
+        files, in_file = self._places(keys)
+        shards: list[KeptShard] = []
         numbers = np.full(len(keys), -1)
         rows = np.zeros(len(keys), np.int64)
-        for number in np.unique(places[:, 0]):
+        for number, chosen in alike(files):
             file = self._files[number]
             if ("thumbnail" in file.columns) != ("thumbnail" in self.copied):
                 continue
-            chosen = np.flatnonzero(places[:, 0] == number)
             if isinstance(file, _ShardRows):
                 numbers[chosen] = len(shards)
-                rows[chosen] = places[chosen, 1]
-                shards.append(file.path)
-                counts.append(file.count)
-                checksums.append(stated_checksum(file.path))
-            elif file.store.shards is not None and file.store.path == folder:
+                rows[chosen] = in_file[chosen]
+                shards.append(KeptShard(file.path, file.count, file.path.stat().st_size, stated_checksum(file.path)))
+            elif file.store.shards is not None and file.store.path == place:
                 in_store = file.store.places(self.kind)
-                numbers[chosen] = len(shards) + in_store.shards[places[chosen, 1]]
-                rows[chosen] = in_store.rows[places[chosen, 1]]
-                shards += [file.store.shards.path(number) for number in range(len(file.store.shards))]
-                counts += file.store.shards.table.rows.tolist()
-                checksums += file.store.shards.table.checksums
-        return PlacedRows(shards, counts, checksums, numbers, rows)
+                numbers[chosen] = len(shards) + in_store.shards[in_file[chosen]]
+                rows[chosen] = in_store.rows[in_file[chosen]]
+                table = file.store.shards.table
+                described = zip(table.names, table.rows.tolist(), table.sizes.tolist(), table.checksums, strict=True)
+                shards += [KeptShard(place / name, *values) for name, *values in described]
+        return PlacedRows(shards, numbers, rows)
 
-    def _places(self, keys: list[str]) -> np.ndarray:
-        """The number of the file and the row in it of each key: int64 (n, 2)."""
-        return np.array([self._where[key] for key in keys], np.int64).reshape(-1, 2)
+    def _places(self, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The number of the file of each key, and the row in it: int64 (n,) both."""
+        places = np.fromiter((self._where[key] for key in keys), np.int64, len(keys))
+        return places >> _ROW_BITS, places & (2**_ROW_BITS - 1)
 
 
 def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: list[Path]) -> RowSources:
@@ -197,7 +200,7 @@ def _rows_in(path: Path, kind: str) -> "_ShardRows | _StoreRows":
     Raises:
         StoreError: a damaged file.
     """
-    if path.is_dir():
+    if is_address(path) or path.is_dir():
         return _StoreRows(path, kind)
     with readable(path), open_hdf5(path) as file:
         if file.attrs.get("format") != STORE_FORMAT:

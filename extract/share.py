@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onceover.base.addresses import is_address
 from onceover.base.progress import say, warn
 from onceover.base.worker import Worker, WorkerError
 from onceover.configs.schema import ExtractConfig
@@ -98,6 +99,11 @@ def extract_share(
         EncoderError: an encoder cannot be had.
     """
     start = time.monotonic()
+    if is_address(path):
+        raise WorkerError(
+            f"workers share the folder in which a store is written, and {path} is an address; give them a --store in "
+            f"a folder that all of them write to, and put it there at the end: onceover repack STORE --to {path}"
+        )
     place = store_place(path)
     path = place.path
     unfinished = Unfinished(path)

@@ -20,8 +20,9 @@ from typing import overload
 import h5py
 import numpy as np
 
+from onceover.base.addresses import Address, is_address, path_of
 from onceover.base.errors import OnceoverError, first_line
-from onceover.base.files import digest, parse_json
+from onceover.base.files import digest, digest_of_columns, parse_json
 from onceover.base.formats import MANIFEST, STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION, STORE_FORMAT, STORE_VERSION
 from onceover.base.hdf5 import (
     DAMAGE,
@@ -39,6 +40,7 @@ from onceover.base.hdf5 import (
 from onceover.base.progress import LOGGER
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.ledger import Failure
+from onceover.extract.remote import RemoteFolder, staging_path
 from onceover.extract.sharded import Places, ShardedColumn, ShardedRows, ShardFiles, ShardTable
 
 KINDS = ("image", "text")
@@ -57,8 +59,25 @@ class StoreError(OnceoverError):
     """A store that is missing, unfinished, damaged, or not the one that is wanted."""
 
 
+def named_store(store: str | Path) -> Path:
+    """The path or the address that a user names for a store.
+
+    Raises:
+        AddressError: an address of an unknown kind, or one whose driver is not installed.
+    """
+    if isinstance(store, Address):
+        return store
+    return path_of(store) if is_address(store) else Path(store)
+
+
 def store_exists(path: Path) -> bool:
-    """Whether a finished store is there: a file, or a folder with a manifest."""
+    """Whether a finished store is there: a file, or a folder with a manifest.
+
+    Raises:
+        AddressError: an address that cannot be reached.
+    """
+    if isinstance(path, Address):
+        return (path / MANIFEST).exists()
     return (path / MANIFEST).exists() if path.is_dir() else path.exists()
 
 
@@ -86,6 +105,8 @@ class FeatureStore:
     """A finished store, open for reading; a context manager.
 
     Attributes:
+        path: of the store, or its address. local: where its files lie on this machine, which is ``path``, or the folder
+            with copies of those at an address.
         image_ids, image_paths, image_splits, sha256: lists of N.
         captions: list of M; image_index: int64 (M,), the image of each caption; truncated: bool (M,).
         unknown, tokens: int32 (M,), the tokens of each caption that the encoder's vocabulary lacks, and all its tokens,
@@ -109,15 +130,19 @@ class FeatureStore:
 
         ``mend``: open a folder that lacks shards, to encode their rows again.
         """
-        self.path = Path(path)
-        self._file, self._is_whole = _open(self.path)
+        self.path = named_store(path)
+        remote = RemoteFolder(self.path) if isinstance(self.path, Address) else None
+        self.local = self.path if remote is None else remote.copies
+        if remote is not None and not remote.fetch_manifest():
+            raise StoreError(_why_not_there(self.path, staging_path(remote.address)))
+        self._file, self._is_whole = _open(self.path, self.local)
         LOGGER.debug("opened the feature store %s", self.path)
         self.shards: ShardFiles | None = None
         self._places: dict[str, Places] = {}
         try:
             with readable(self.path):
-                if self.path.is_dir():
-                    self.shards = ShardFiles(self.path, _shard_table(self._file))
+                if self.local.is_dir():
+                    self.shards = ShardFiles(self.local, shard_table(self._file), remote)
                 self.provenance = parse_json(self._file.attrs["provenance"])
                 self.recipes = {kind: parse_json(self._described(kind).attrs["recipe"]) for kind in KINDS}
                 self.fingerprints = {kind: self._described(kind).attrs["fingerprint"] for kind in KINDS}
@@ -137,7 +162,7 @@ class FeatureStore:
 
     def _open_features(self, kind: str) -> RowsOnDisk:
         if self.shards is None:
-            return StoredRows(self._file[kind]["features"], self.path)
+            return StoredRows(self._file[kind]["features"], self.local)
         row, dtype = self._row_of(kind)
         return ShardedRows(self.shards, kind, self.places(kind), row, dtype)
 
@@ -317,8 +342,8 @@ class FeatureStore:
     def nbytes(self) -> int:
         """The size of its files."""
         if self.shards is None:
-            return self.path.stat().st_size
-        return (self.path / MANIFEST).stat().st_size + int(self.shards.table.sizes.sum())
+            return self.local.stat().st_size
+        return (self.local / MANIFEST).stat().st_size + int(self.shards.table.sizes.sum())
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -370,7 +395,7 @@ class FeatureStore:
         if self.shards is not None:
             has_some = "thumbnail" in in_shards(self._file["image"])
             return ShardedColumn(self.shards, "image", "thumbnail", self.places("image")) if has_some else None
-        return Column(self._file["image/thumbnail"], self.path) if "image/thumbnail" in self._file else None
+        return Column(self._file["image/thumbnail"], self.local) if "image/thumbnail" in self._file else None
 
     def roles(self) -> Roles:
         """The images to train on, to choose by (validation) and to report on.
@@ -521,7 +546,7 @@ def changed_settings(recipe: dict, before: dict) -> str:
 
 def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
     """SHA-256 over what the dataset is: images with content and split, captions with their images."""
-    return digest([list(ids), list(sha256), list(splits), list(captions), np.asarray(image_index).tolist()])
+    return digest_of_columns([ids, sha256, splits, captions, np.asarray(image_index)])
 
 
 def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
@@ -545,16 +570,24 @@ def readable(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} is damaged ({first_line(error)}); remove it and extract again") from error
 
 
-def _open(path: Path) -> tuple[h5py.File, bool]:
-    """The file of a store, and whether its bytes, large arrays aside, were compared with their checksum."""
-    if not store_exists(path):
-        if parts_folder(path).exists():
-            raise StoreError(f"{path} is unfinished; run the same extract command again to go on with it")
-        if path.is_dir():
-            raise StoreError(f"{path} is a folder without {MANIFEST}, and so no feature store; name a store")
-        raise StoreError(f"there is no feature store at {path}; make one: onceover extract --data DIR --store {path}")
-    is_folder = path.is_dir()
-    file_path = path / MANIFEST if is_folder else path
+def _why_not_there(path: Path, local: Path) -> str:
+    """Why there is no store at a path or an address; ``local`` is where it would be written on this machine."""
+    if parts_folder(local).exists():
+        return f"{path} is unfinished; run the same extract command again to go on with it"
+    if local.is_dir() and local == path:
+        return f"{path} is a folder without {MANIFEST}, and so no feature store; name a store"
+    return f"there is no feature store at {path}; make one: onceover extract --data DIR --store {path}"
+
+
+def _open(path: Path, local: Path) -> tuple[h5py.File, bool]:
+    """The file of a store, and whether its bytes, large arrays aside, were compared with their checksum.
+
+    ``local``: where its files lie on this machine.
+    """
+    if not store_exists(local):
+        raise StoreError(_why_not_there(path, local))
+    is_folder = local.is_dir()
+    file_path = local / MANIFEST if is_folder else local
     try:
         is_whole = check_bytes(file_path)
         file = open_hdf5(file_path, again=True)
@@ -580,7 +613,7 @@ def _open(path: Path) -> tuple[h5py.File, bool]:
     return file, is_whole
 
 
-def _shard_table(manifest: h5py.File) -> ShardTable:
+def shard_table(manifest: h5py.File) -> ShardTable:
     """What a manifest says of its shards.
 
     Raises:

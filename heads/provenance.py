@@ -8,6 +8,7 @@ from onceover.base.files import FileError, read_bytes, read_record
 from onceover.base.formats import EMBEDDINGS, FINETUNED, HEADS, PROVENANCE, RESUME, RUN_FORMAT, RUN_VERSION
 from onceover.base.hdf5 import stated_checksum
 from onceover.configs.schema import ConfigError
+from onceover.extract.store import named_store, store_exists
 from onceover.heads.replacement import RunError, end_interrupted_swap
 
 MAX_HEADS = 2**36  # bytes
@@ -90,7 +91,7 @@ def store_of(folder: Path, provenance: dict[str, Any]) -> Path:
     Raises:
         ConfigError: it is no longer there.
     """
-    store = Path(provenance["store"])
-    if not store.exists():
+    store = named_store(provenance["store"])
+    if not store_exists(store):
         raise ConfigError(f"{folder} was fitted on {store}, which is not there; name it: --store FILE.h5")
     return store

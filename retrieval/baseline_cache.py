@@ -52,7 +52,7 @@ class BaselineCache:
         code_and_store = digest([store.fingerprints, BASELINES_VERSION, __version__])
         origin = digest([code_and_store, images.tolist(), fitted, seed])
         self._prefix = code_and_store[:_DIGEST_CHARS]
-        self._folder = store.path.with_name(f"{store.path.name}.baselines")
+        self._folder = store.local.with_name(f"{store.local.name}.baselines")
         self._file = KeptArrays(self._folder, f"{self._prefix}-{origin[:_DIGEST_CHARS]}.npz", origin)
 
     def load(self) -> dict[str, Baseline] | None:

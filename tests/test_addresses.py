@@ -274,7 +274,7 @@ def test_captions_of_an_import_can_lie_at_an_address(memory, run, tmp_path, fail
         assert store.provenance["data"] == "memory://data"
 
 
-@pytest.mark.parametrize("option", ["--store", "--image-features"])
+@pytest.mark.parametrize("option", ["--text-features", "--image-features"])
 def test_what_needs_a_path_refuses_an_address(run, tmp_path, option):
     options = {"--store": "s.h5", "--image-features": "i.npy", "--text-features": "t.npy", "--captions": "c.csv"}
     options[option] = "s3://bucket/x"

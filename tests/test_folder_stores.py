@@ -96,7 +96,27 @@ def test_a_folder_holds_the_same_rows_as_one_file_and_keeps_its_shards(made):
         assert store.nbytes == sum(file.stat().st_size for file in (made / "drawn.store").iterdir())
 
 
-def test_sealing_links_the_shards_and_copies_none(drawn, tmp_path, config, monkeypatch):
+class Killed(BaseException):
+    """A kill, after which nothing is tidied up that matters."""
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory, drawn, config):
+    """The folder of an extraction that was killed when all its shards were there."""
+
+    def killed(*_, **__):
+        raise Killed
+
+    path = tmp_path_factory.mktemp("encoded") / "s.store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onceover.extract.pipeline.seal", killed)
+        with pytest.raises(Killed):
+            extract(read_dataset(drawn), path, config, device="cpu")
+    return parts_folder(path)
+
+
+def test_sealing_links_the_shards_and_copies_none(drawn, tmp_path, config, encoded, monkeypatch):
+    shutil.copytree(encoded, parts_folder(tmp_path / "s.store"))
     linked = {}
 
     def noted(source, target):
@@ -111,7 +131,9 @@ def test_sealing_links_the_shards_and_copies_none(drawn, tmp_path, config, monke
     assert sorted(linked.values()) == sorted(inode for inode, _ in shards(tmp_path / "s.store").values())
 
 
-def test_a_file_system_without_links_gets_copies(made, drawn, tmp_path, config, monkeypatch):
+def test_a_file_system_without_links_gets_copies(made, drawn, tmp_path, config, encoded, monkeypatch):
+    shutil.copytree(encoded, parts_folder(tmp_path / "s.store"))
+
     def refused(*_):
         raise OSError("no links here")
 
@@ -160,16 +182,12 @@ def test_rows_are_those_of_an_array(made, rows):
             store.image_features[[60]]
 
 
-class Killed(BaseException):
-    """A kill, after which nothing is tidied up that matters."""
-
-
 def test_killed_at_any_step_of_sealing_the_store_is_absent_or_whole_and_the_next_call_completes_it(
-    made, drawn, tmp_path, config, monkeypatch
+    made, drawn, tmp_path, config, encoded, monkeypatch
 ):
     path = tmp_path / "s.store"
     dataset = read_dataset(drawn)
-    shutil.copytree(parts_before_sealing(dataset, tmp_path / "t.store", config, monkeypatch), parts_folder(path))
+    shutil.copytree(encoded, parts_folder(path))
     replace = os.replace
     kills = 0
     for step in range(1, 100, 15):
@@ -194,19 +212,6 @@ def test_killed_at_any_step_of_sealing_the_store_is_absent_or_whole_and_the_next
     assert contents(path) == contents(made / "drawn.store")
     assert sorted(shards(path)) == sorted(shards(made / "drawn.store"))
     assert not parts_folder(path).exists()
-
-
-def parts_before_sealing(dataset, path, config, monkeypatch):
-    """The folder of an extraction that was killed when all its shards were there."""
-
-    def killed(*_, **__):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr("onceover.extract.pipeline.seal", killed)
-        with pytest.raises(Killed):
-            extract(dataset, path, config, device="cpu")
-    return parts_folder(path)
 
 
 def test_new_images_add_shards_and_leave_those_that_are_there(made, data, tmp_path, config):
@@ -376,15 +381,9 @@ def test_a_closed_store_says_so(made):
 
 def test_commands_give_the_same_with_a_folder_as_with_a_file(made, drawn, tmp_path, run, fails):
     cpu = ("--device", "cpu")
-    small = (
-        "--set",
-        "model.embedding_dim=16",
-        "--set",
-        "training.num_epochs=2",
-        "--set",
-        "training.batch_size=16",
-        *cpu,
-    )
+    settings = {"model.embedding_dim": 16, "training.num_epochs": 1, "training.batch_size": 16, "training.cca": "false"}
+    settings["training.refit"] = "false"
+    small = [*cpu, *(part for name, value in settings.items() for part in ("--set", f"{name}={value}"))]
     results = {}
     for store in (made / "drawn.h5", made / "drawn.store"):
         folder = tmp_path / store.suffix
@@ -400,10 +399,18 @@ def test_commands_give_the_same_with_a_folder_as_with_a_file(made, drawn, tmp_pa
     assert results[".h5"] == results[".store"]
     assert "a folder of " in described
     assert run("verify", made / "drawn.store", "--sample", 2, *cpu).stdout.endswith("drawn.store is sound\n")
-    run("plot", "--store", made / "drawn.store", "--out", tmp_path / "figures")
-    swept = ("--grid", "model.temperature=0.05,0.07", *small)
-    run("sweep", "--store", made / "drawn.store", "--out", tmp_path / "sweep", *swept)
+    run(
+        "sweep",
+        "--store",
+        made / "drawn.store",
+        "--out",
+        tmp_path / "sweep",
+        "--grid",
+        "model.temperature=0.05",
+        *small,
+    )
     run("report", "--run", tmp_path / ".store", "--out", tmp_path / "report.html")
+    assert "is not there" not in (tmp_path / "report.html").read_text()  # figures of the store are among the others
     assert "hold features of the same encoders" in fails(
         "join", made / "drawn.store", made / "drawn.h5", "--out", tmp_path / "joined/"
     )

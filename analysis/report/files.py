@@ -12,7 +12,7 @@ from onceover.analysis.sources import RunFiles, read_run, read_sweep
 from onceover.base.errors import OnceoverError
 from onceover.base.files import read_record
 from onceover.base.formats import EMBEDDINGS, PROVENANCE
-from onceover.extract.store import FeatureStore
+from onceover.extract.store import FeatureStore, named_store, store_exists
 from onceover.retrieval.comparison import check_same_split
 from onceover.retrieval.embeddings import Embeddings, read_embeddings
 from onceover.retrieval.evaluation import check_store
@@ -112,7 +112,7 @@ def _open_store(
     """
     path = named or provenance.get("store", "")
     try:
-        if not Path(path).is_file():
+        if not path or not store_exists(named_store(path)):
             raise AbsentError(f"the feature store {path} is not there; name its new place with --store FILE.h5")
         store = stack.enter_context(FeatureStore(path))
         check_store(embeddings, store)
