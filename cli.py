@@ -1167,9 +1167,9 @@ def distill(run_dir, out_dir, dim, store_file):
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(["auto", "flat", "hnsw", "ivf", "ivfpq"]),
-    help="Type of index: flat is exact; hnsw, ivf and ivfpq are approximate and faster, from largest to smallest. "
-    "[default: auto, or as before]",
+    type=click.Choice(["auto", "flat", "hnsw", "ivf", "ivf16", "ivfpq"]),
+    help="Type of index: flat is exact; hnsw, ivf and ivfpq are approximate and faster, from largest to smallest; "
+    "ivf16 reads its lists from the disk. [default: auto, or as before]",
 )
 @click.option(
     "--memory", type=Size(), help="Memory limit of the index, for --type auto. [default: half of the machine's]"
@@ -1194,7 +1194,8 @@ def distill(run_dir, out_dir, dim, store_file):
 @encoder_options[0]
 @encoder_options[1]
 @device_option
-def index(run_dir, index_dir, images, captions, split, remove, compact, **options):
+@worker_option
+def index(run_dir, index_dir, images, captions, split, remove, compact, worker, **options):
     """Index a run's images and captions, or a folder of your own, for fast search.
 
     Run the same command again to add what is new and remove what is gone; each image is encoded once. A removed item
@@ -1208,12 +1209,20 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
       onceover index --run runs/first --images ~/Pictures --index pictures.index --exclude '*.gif' --exclude raw
       onceover index --run runs/first --images ~/Pictures --images /media/disk/photos --index all.index
       onceover index --run runs/first --images s3://bucket/photos --index photos.index
+      onceover index --run runs/first --type ivf16 --worker 1/4
       onceover index --index pictures.index --remove holiday/dog.jpg
     """
     if sum(map(bool, (images, captions, split))) > 1:
         raise click.UsageError("--images, --captions and --split exclude each other; name one of them at most")
     if (remove or compact) and (images or captions or split or (remove and compact)):
         raise click.UsageError("--remove and --compact stand alone: they change the index that is there")
+    if worker and (images or captions or remove or compact):
+        raise click.UsageError(
+            "--worker shares the index of a run's own images and captions; for folders of images make an index of "
+            "each, and name them all to search: --index A --index B"
+        )
+    if worker and (options["force"] or options["prune"]):
+        raise click.UsageError("--force and --prune go without --worker; give them to the last call")
     if (remove or compact) and (idle := given(options)):
         raise click.UsageError(f"{idle[0]} has no effect on --remove and --compact; leave it out, or index again")
     if (options["prune"] or options["retry_failures"]) and not (images or captions):
@@ -1229,7 +1238,12 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     else:
         encoders = {"image": options.pop("image_encoder"), "text": options.pop("text_encoder")}
         choices = workflows.IndexOptions(**options, encoders=encoders)
-        workflows.index(run_dir, index_dir, images=images, captions=captions, split=split, options=choices)
+        workflows.index(
+            run_dir, index_dir, images=images, captions=captions, split=split, options=choices, worker=worker
+        )
+    if worker:
+        done(_worker_done(worker, "index", True), _command_without_worker())
+        return
     index_dir = index_dir or run_dir / "index"
     following = command("info", index_dir)
     if not remove and not compact:
@@ -1243,7 +1257,8 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, **option
     "--index",
     "index_dir",
     type=DIRECTORY,
-    help="Search this index, as index writes it, instead of the run's own images.",
+    multiple=True,
+    help="Search this index, as index writes it, instead of the run's own images. Repeatable, for indexes of one run.",
 )
 @click.option("--query", help="Query: a text, or with --mode image2… the path or address of an image.")
 @click.option(
@@ -1317,12 +1332,13 @@ def search(run_dir, index_dir, query, queries, mode, with_, minus, weight, style
       onceover search --run runs/first --query photo.jpg --mode image2image --min-score 0.5
       onceover search --run runs/first --query "in the snow" --with photo.jpg --weight 0.4 --minus "a car"
       onceover search --index pictures.index --queries queries.txt --format jsonl
+      onceover search --index pictures.index --index phone.index --query "a dog"
     """
     from onceover import workflows
 
     if (query is None) == (queries is None):
         raise click.UsageError("name --query or --queries, one of the two")
-    if run_dir is None and index_dir is None:
+    if run_dir is None and not index_dir:
         raise click.UsageError("name a --run, or an --index")
     if queries and out and out.suffix.lower() != ".html":
         raise click.UsageError("--out draws the hits of one --query; for --queries name a page: --out hits.html")
@@ -1340,7 +1356,7 @@ def search(run_dir, index_dir, query, queries, mode, with_, minus, weight, style
         run_dir,
         batches,
         mode=mode,
-        index=index_dir,
+        index=index_dir or None,
         with_=[_text_or_path(value) for value in with_],
         minus=[_text_or_path(value) for value in minus],
         weight=weight,
@@ -1428,7 +1444,13 @@ def _text_hits(number: int, query: str, hits: list, mode: str, many: bool) -> st
 
 @cli.command()
 @click.option("--run", "run_dir", type=DIRECTORY, help="Serve a run's own images and captions.")
-@click.option("--index", "index_dir", type=DIRECTORY, help="Serve an index, as index writes it.")
+@click.option(
+    "--index",
+    "index_dir",
+    type=DIRECTORY,
+    multiple=True,
+    help="Serve an index, as index writes it. Repeatable, for indexes of one run.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 is open to the network.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
@@ -1461,11 +1483,11 @@ def serve(run_dir, index_dir, image_encoder, text_encoder, **options):
     """
     from onceover.serve.server import serve as answer
 
-    if run_dir is None and index_dir is None:
+    if run_dir is None and not index_dir:
         raise click.UsageError("name a --run, or an --index")
     if index_dir and (options["split"] or options["rerank"]):
         raise click.UsageError("--split and --rerank go with --run; an index was built with its own")
-    answer(run_dir, index_dir, encoders={"image": image_encoder, "text": text_encoder}, **options)
+    answer(run_dir, index_dir or None, encoders={"image": image_encoder, "text": text_encoder}, **options)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # threads may still compute for queries that were given up; Python would wait for them

@@ -686,6 +686,7 @@ def index(
     captions: str | Path | None = None,
     split: str | None = None,
     options: IndexOptions | None = None,
+    worker: str | None = None,
 ) -> Path:
     """Indexes a run's own images and captions, a folder's images or a file's captions, for fast search.
 
@@ -695,6 +696,8 @@ def index(
         images: a folder of images, or several. captions: a text file, one caption per line. One alone may be an
             address (``s3://bucket/images``). split: only this split of the run's.
         options: the type of index, limits and more.
+        worker: of a run's own images and captions, which share to encode, from 1: ``2/4``; any number of workers may
+            run at once, and a call without one finishes the index. Indexes of the types ivf and ivf16 are shared.
 
     Returns:
         The index's folder.
@@ -705,6 +708,7 @@ def index(
         >>> len(hits)
         3
     """
+    from onceover.base.worker import WorkerError, parse_worker
     from onceover.extract.dataset.alone import read_captions, read_folders
     from onceover.heads.checkpoint import run_at
     from onceover.heads.foreign import foreign_gallery
@@ -713,6 +717,11 @@ def index(
     from onceover.retrieval.index import check_origin, check_vanished, claim_index, has_grown, source_of
     from onceover.retrieval.index.galleries import GALLERIES, write_gallery
 
+    if worker and (images or captions):
+        raise WorkerError(
+            "workers share the index of a run's own images and captions; for folders of images make an index of each "
+            "and search them together"
+        )
     folder = _folder_of(run)
     options = options or IndexOptions()
     out = folder / "index" if out is None else Path(out)
@@ -774,6 +783,7 @@ def index(
             min_recall=options.min_recall,
             force=options.force,
             prune=options.prune,
+            worker=parse_worker(worker) if worker else None,
         )
     return out
 
@@ -843,7 +853,7 @@ def search_batches(
     mode: str = "text2image",
     top_k: int = 5,
     min_score: float | None = None,
-    index: str | Path | None = None,
+    index: str | Path | Sequence[str | Path] | None = None,
     with_: str | Sequence[str] = (),
     minus: str | Sequence[str] = (),
     weight: float | None = None,
@@ -862,7 +872,8 @@ def search_batches(
         mode: what is searched by and what is found: ``text2image``, ``image2text``, ``image2image``, ``text2text``.
         top_k: the number of hits per query.
         min_score: leave out hits with a lower score; a note tells where none is left.
-        index: search an index, as ``index`` writes it, instead of the run's own images or captions.
+        index: search an index, as ``index`` writes it, instead of the run's own images or captions; or several that
+            were made with one run, as if they were one.
         with_: texts or paths of images that are mixed into each query, all with the same weight.
         minus: texts or paths of images that are subtracted from each query; together they weigh 0.5.
         weight: the weight of each query against all of ``with_``, 0 to 1; by default 0.5.
@@ -875,7 +886,7 @@ def search_batches(
     """
     from onceover.analysis.hits_shown import Hits
     from onceover.heads.originals import Originals
-    from onceover.heads.searching import open_collection
+    from onceover.heads.searching import named_indexes, open_collection
     from onceover.retrieval.gallery import NOUNS
     from onceover.retrieval.queries import checked, further_terms, mode_of, query_of
     from onceover.retrieval.search import check_min_score
@@ -903,7 +914,9 @@ def search_batches(
     originals = Originals(collection, kind, [root] if isinstance(root, str | Path) else root)
     searcher = collection.searcher(kind)
     gallery = collection.galleries[kind]
-    source = f"the index {index}" if index else f"the run {collection.run.folder}"
+    source = f"the run {collection.run.folder}"
+    if index:
+        source = "the index " + " + ".join(map(str, named_indexes(index)))
     about = f"searched: {len(gallery):,} {NOUNS[kind]} of {source}"
     if split:
         about += f", split {split}"

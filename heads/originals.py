@@ -24,7 +24,7 @@ from onceover.heads.provenance import store_of
 from onceover.heads.searching import Collection
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.gallery import Gallery
-from onceover.retrieval.index import Index, folders_of
+from onceover.retrieval.index import Index
 from onceover.retrieval.search import Hit
 
 Value = TypeVar("Value")
@@ -51,7 +51,7 @@ class Originals:
         self.folders: list[str] = []
         self._is_told = False
         if isinstance(self._gallery, Index):
-            self.folders = folders_of(self._gallery.manifest)
+            self.folders = self._gallery.folders
         for root in self._roots:
             if not root.is_dir():
                 raise ConfigError(f"--root names the folder that the images are in now; {root} is no folder")

@@ -1,5 +1,6 @@
 """Opens what is searched: the galleries of a run or of an index, and the embedder of its queries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +45,15 @@ class Collection:
         return Searcher(self.galleries[kind], self.embedder)
 
 
+def named_indexes(index: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The folders of an index, or of several."""
+    named = [index] if isinstance(index, str | Path) else index
+    return [Path(folder) for folder in named]
+
+
 def open_collection(
     run: Run | str | Path | None,
-    index: str | Path | None = None,
+    index: str | Path | Sequence[str | Path] | None = None,
     *,
     kinds: tuple[str, ...] | None = None,
     split: str | None = None,
@@ -58,6 +65,7 @@ def open_collection(
 
     Args:
         run: a run, or its folder; None where ``index`` names the run.
+        index: an index, or several that were made with one run and are searched as one.
         kinds: the galleries to open, ``image`` and ``text``; by default all that are there.
         split, rerank: of a run: only this split; the hubness correction.
         encoders: by kind, the new location of an encoder that has moved.
@@ -67,10 +75,11 @@ def open_collection(
         RunError: no run.
     """
     galleries: dict[str, Gallery | Index] = {}
-    if index is not None:
-        indexes = {kind: open_index(index, kind) for kind in kinds or kinds_in(index)}
+    if index:
+        folders = named_indexes(index)
+        indexes = {kind: open_index(folders, kind) for kind in kinds or kinds_in(*folders)}
         galleries = {**indexes}
-        loaded = run_at(run or run_of(Path(index), next(iter(indexes.values()))))
+        loaded = run_at(run or run_of(folders[0], next(iter(indexes.values()))))
     elif run is not None:
         loaded = run_at(run)
         embeddings = read_embeddings(loaded.folder / EMBEDDINGS)

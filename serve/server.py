@@ -29,7 +29,7 @@ class ServeError(OnceoverError):
 
 def serve(
     run: str | Path | None = None,
-    index: str | Path | None = None,
+    index: str | Path | Sequence[str | Path] | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -76,20 +76,20 @@ def serve(
 
 def open_site(
     run: str | Path | None,
-    index: str | Path | None = None,
+    index: str | Path | Sequence[str | Path] | None = None,
     *,
     roots: Sequence[str | Path] = (),
     batch_size: int = 64,
     **options: Any,
 ) -> "Site":
     """Opens what is served of a run or an index, and loads the models; options as ``open_collection``."""
-    from onceover.heads.searching import open_collection
+    from onceover.heads.searching import named_indexes, open_collection
     from onceover.serve.site import Site
 
     collection = open_collection(run, index, **options)
-    folder = collection.run.folder if index is None else Path(index)
-    splits = _splits(folder) if index is None else {}
-    site = Site(collection, folder, splits, roots, batch_size)
+    folders = named_indexes(index) if index else [collection.run.folder]
+    splits = {} if index else _splits(collection.run.folder)
+    site = Site(collection, folders, splits, roots, batch_size)
     site.engine.warm_up()
     return site
 

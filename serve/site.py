@@ -26,7 +26,7 @@ class Site:
     """What a server serves of a run or an index.
 
     Args:
-        source: the folder of the run or index.
+        sources: the folder of the run or index, or those of several indexes.
         splits: by id of an image, where they are known.
         roots: folders that the images may have moved to.
         at_once: queries answered together at most.
@@ -39,14 +39,14 @@ class Site:
     def __init__(
         self,
         collection: Collection,
-        source: Path,
+        sources: Sequence[Path],
         splits: dict[str, str] | None = None,
         roots: Sequence[str | Path] = (),
         at_once: int = AT_ONCE,
     ):
         self._collection = collection
         self._galleries = collection.galleries
-        self._name = source.resolve().name
+        self._name = " + ".join(source.resolve().name for source in sources)
         self._splits = splits or {}
         items = {kind: [ids_of(gallery), contents(gallery)] for kind, gallery in collection.galleries.items()}
         self.stamp = digest([collection.embedder.space, items])[:16]

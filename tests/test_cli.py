@@ -407,6 +407,44 @@ def test_a_strangers_folder_is_indexed_once_and_searched(run, fails, run_dir, pi
     assert "segments    1: " in run("info", index).stdout
 
 
+def test_two_folders_are_indexed_apart_and_searched_as_one(run, fails, run_dir, pictures, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    names = sorted(path.name for path in pictures.glob("*.jpg"))
+    shutil.copy(pictures / names[2], other / names[2])  # the same image
+    shutil.copy(pictures / names[3], other / names[4])  # another one of the same name
+    cpu = ("--device", "cpu")
+    indexes = [tmp_path / "one.index", tmp_path / "two.index"]
+    for folder, index in zip((pictures, other), indexes, strict=True):
+        run("index", "--run", run_dir, "--images", folder, "--index", index, *cpu)
+    both = ("--index", indexes[0], "--index", indexes[1])
+    query = ("--query", "a red circle", "--top-k", 50, "--json", *cpu)
+    hits = json.loads(run("search", *both, *query).stdout)["hits"]
+    alone = json.loads(run("search", "--index", indexes[0], *query).stdout)["hits"]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit["score"] for hit in alone], abs=1e-6)
+    shown = {hit["id"]: hit["same"] for hit in hits}
+    known = {name for name, same in shown.items()} | {name for same in shown.values() for name in same}
+    assert {str(other / names[2]), str(other / names[4]), str(pictures / names[4])} <= known
+    assert all(hit["id"] == hit["path"] for hit in hits)
+    message = fails("search", "--index", indexes[0], "--index", indexes[0], *query)
+    assert message.startswith("the same index is named twice; name each one once")
+
+
+def test_workers_share_the_index_of_a_run(run, run_dir, tmp_path):
+    index = tmp_path / "index"
+    call = ("index", "--run", run_dir, "--index", index, "--type", "ivf16", "--min-recall", 0.5)
+    for worker in ("2/2", "1/2"):
+        assert (
+            f"worker {worker} is done; when all are, run index without --worker"
+            in run(*call, "--worker", worker).stderr
+        )
+    assert not (index / "captions" / "CURRENT").exists()
+    assert (index / "captions.parts" / "part-000000.h5").is_file()
+    assert "added" in run(*call).stderr
+    assert sorted(path.name for path in index.glob("[!.]*")) == ["captions", "images"]
+    assert "--force and --prune go without --worker" in run(*call, "--worker", "1/2", "--force", code=2).stderr
+
+
 def test_sentences_are_indexed_and_found_by_a_picture(run, fails, run_dir, drawn, tmp_path):
     sentences = tmp_path / "s.txt"
     sentences.write_text("A red circle .\n\nA blue star .\nA red circle .\nEin grüner Ring .\n", encoding="utf-8")

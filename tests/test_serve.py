@@ -325,8 +325,8 @@ def test_a_run_that_was_removed_is_still_served_or_said_to_be_gone(run_dir, tmp_
 def test_the_stamp_tells_other_contents_of_the_same_items(collection, run_dir):
     image = collection.galleries["image"]
     other = replace(image, contents=["0" * 64, *image.contents[1:]])
-    sites = [Site(collection, run_dir), Site(collection, run_dir)]
-    sites.append(Site(replace(collection, galleries={**collection.galleries, "image": other}), run_dir))
+    sites = [Site(collection, [run_dir]), Site(collection, [run_dir])]
+    sites.append(Site(replace(collection, galleries={**collection.galleries, "image": other}), [run_dir]))
     first, same, changed = [site.stamp for site in sites]
     assert first == same != changed
     for site in sites:
@@ -347,7 +347,7 @@ def test_a_file_that_was_replaced_since_is_not_shown(collection, run_dir, tmp_pa
     name = collection.galleries["image"].ids[0]
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (900, 900), "red").save(tmp_path / path)
-    site = Site(collection, run_dir, roots=[tmp_path])
+    site = Site(collection, [run_dir], roots=[tmp_path])
     assert Image.open(io.BytesIO(site.items.view(name))).size == (224, 224)  # the image itself, in its own place
     site.close()
 
@@ -370,7 +370,7 @@ def test_a_host_is_open_or_of_this_machine():
 
 
 def test_an_open_server_answers_under_addresses_and_still_under_no_foreign_name(collection, run_dir):
-    with serving(Site(collection, run_dir), "0.0.0.0") as address:
+    with serving(Site(collection, [run_dir]), "0.0.0.0") as address:
         assert requests.get(f"{address}/api/info", headers={"Host": "192.168.0.7:8000"}, timeout=20).ok
         assert requests.get(f"{address}/api/info", headers={"Host": socket.gethostname()}, timeout=20).ok
         assert requests.get(f"{address}/api/info", headers={"Host": "evil.example"}, timeout=20).status_code == 400
@@ -392,7 +392,7 @@ def test_every_answer_bounds_what_a_browser_may_do(served):
 
 def test_connections_without_a_request_are_closed(collection, run_dir, monkeypatch):
     monkeypatch.setattr(connections, "HEADER_TIME", 0.5)
-    with serving(Site(collection, run_dir)) as address:
+    with serving(Site(collection, [run_dir])) as address:
         place = ("127.0.0.1", int(address.rpartition(":")[2]))
         with socket.create_connection(place) as idle, socket.create_connection(place) as half:
             half.sendall(b"GET / HTT")
@@ -500,7 +500,7 @@ def test_an_encoder_that_cannot_be_loaded_is_told_and_its_queries_are_refused(co
         def pixels(self, _image):
             raise onceover.OnceoverError("the image features were imported")
 
-    site = Site(replace(collection, embedder=TextAlone()), run_dir)
+    site = Site(replace(collection, embedder=TextAlone()), [run_dir])
     site.engine.warm_up()
     with serving(site) as address:
         assert requests.get(f"{address}/api/info", timeout=20).json()["takes"] == {

@@ -10,12 +10,12 @@ A folder is written to only if it is empty or an index. ``pending.json`` names t
 after a kill they can be told from other people's files, which are never removed.
 """
 
-from onceover.retrieval.index.checks import check_origin, check_vanished, folders_of, has_grown, source_of
+from onceover.retrieval.index.checks import check_origin, check_vanished, has_grown, source_of
 from onceover.retrieval.index.folder import check_folder, claim_index
-from onceover.retrieval.index.manifest import read_manifest
+from onceover.retrieval.index.manifest import folders_of, read_manifest
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.types import TYPES, IndexingError, choose_type
-from onceover.retrieval.index.updating import Update, compact, remove, update
+from onceover.retrieval.index.updating import Update, compact, remove, update, update_share
 
 __all__ = [
     "TYPES",
@@ -34,4 +34,5 @@ __all__ = [
     "remove",
     "source_of",
     "update",
+    "update_share",
 ]

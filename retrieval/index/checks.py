@@ -5,11 +5,10 @@ from pathlib import Path, PurePosixPath
 
 from onceover.base.formats import CURRENT
 from onceover.extract.listing import is_excluded
-from onceover.retrieval.index.manifest import read_manifest
+from onceover.retrieval.index.manifest import AND, folders_of, read_manifest
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.types import IndexingError
 
-_AND = " + "  # between the folders of an index of several
 _MOST_VANISHED = 0.5  # of the indexed items; more than that do not vanish by themselves
 
 
@@ -79,18 +78,7 @@ def _subfolders(ids: Iterable[str]) -> set[str]:
 
 def source_of(folders: Sequence[str]) -> str:
     """The source of an index of these folders, or of one file, as messages name it."""
-    return _AND.join(sorted(folders))
-
-
-def folders_of(manifest: dict) -> list[str]:
-    """The folders whose images an index holds; of another index what its manifest names as its source.
-
-    A manifest of an earlier version has no list of them.
-    """
-    if manifest.get("folders"):
-        return manifest["folders"]
-    source = manifest["source"]
-    return source.split(_AND) if _AND in source and not Path(source).exists() else [source]
+    return AND.join(sorted(folders))
 
 
 def has_grown(before: dict, folders: Sequence[str]) -> bool:

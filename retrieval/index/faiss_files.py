@@ -1,7 +1,8 @@
 """The faiss file of a segment: built, written, opened, checked and searched. Only this module imports faiss here."""
 
 import contextlib
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import faiss
@@ -15,13 +16,16 @@ from onceover.retrieval.index.types import CODE_DIMS, LINKS, REBUILD, IndexingEr
 
 load_faiss()  # which sets how it multiplies
 
+_NO_LISTS = struct.Struct("<4sQQ4sQ")  # the end of an index's file whose inverted lists are empty
+_ROWS_PLACE = 8  # in an index's file, of the number of rows
 BLOCK = 16_384  # rows added or read at a time
 _BUILD_EFFORT = 100  # nodes visited while hnsw lays its links
-_FIRST_BYTES = {"flat": b"IxFI", "hnsw": b"IHNf", "ivf": b"IwFl", "ivfpq": b"IxPT"}
+_FIRST_BYTES = {"flat": b"IxFI", "hnsw": b"IHNf", "ivf": b"IwFl", "ivf16": b"IwSq", "ivfpq": b"IxPT"}
 _CLASSES = {
     "flat": faiss.IndexFlatIP,
     "hnsw": faiss.IndexHNSWFlat,
     "ivf": faiss.IndexIVFFlat,
+    "ivf16": faiss.IndexIVFScalarQuantizer,
     "ivfpq": faiss.IndexPreTransform,
 }
 
@@ -50,7 +54,7 @@ def search_parameters(kind: str, effort: int, rows: RowFilter) -> faiss.SearchPa
     if kind == "hnsw":
         return faiss.SearchParametersHNSW(efSearch=effort, sel=rows.selector)
     parameters = faiss.SearchParametersIVF(nprobe=effort, sel=rows.selector)
-    if kind == "ivf":
+    if kind in ("ivf", "ivf16"):
         return parameters
     return faiss.SearchParametersPreTransform(index_params=parameters)
 
@@ -70,7 +74,7 @@ def open_faiss(path: Path, kind: str, size: int, dim: int) -> faiss.Index:
         first = file.read(4)
     if first == _FIRST_BYTES[kind]:
         with faiss_errors(path):
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
         if type(index) is _CLASSES[kind] and _is_as_described(index, kind, size, dim):
             return index
     raise IndexingError(f"{path} is not the index that its manifest describes; {REBUILD}")
@@ -91,6 +95,11 @@ def _is_as_described(index: faiss.Index, kind: str, size: int, dim: int) -> bool
         if not isinstance(padding, faiss.RemapDimensionsTransform):
             return False
         return isinstance(quantized, faiss.IndexIVFPQFastScan) and quantized.ntotal == size
+    if kind in ("ivf", "ivf16"):
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        is_half = kind == "ivf" or (index.sq.qtype == faiss.ScalarQuantizer.QT_fp16 and not index.by_residual)
+        # lists in a file of their own would be read from wherever the index says
+        return is_half and isinstance(lists, faiss.ArrayInvertedLists) and index.code_size == lists.code_size
     return True
 
 
@@ -104,7 +113,7 @@ def write_faiss(index: faiss.Index, path: Path) -> None:
 
 
 def build_faiss(vectors: np.ndarray, kind: str) -> faiss.Index:
-    """Builds an index of type ``kind`` over the vectors, float32 (N, D)."""
+    """Builds an index in memory over the vectors, float32 (N, D): of a type whose rows are not encoded one by one."""
     rows, dim = vectors.shape
     index = faiss.index_factory(dim, _recipe(kind, rows, dim), faiss.METRIC_INNER_PRODUCT)
     if kind == "hnsw":
@@ -112,7 +121,7 @@ def build_faiss(vectors: np.ndarray, kind: str) -> faiss.Index:
         # reserves the room at once; grown block by block, the array would be held twice at times
         index.storage.add(vectors)
         index.storage.reset()
-    if kind in ("ivf", "ivfpq"):
+    if kind == "ivfpq":
         _train_cells(index, vectors)
     with ProgressBar(f"building {kind}", "rows", total=rows) as bar:
         for start in range(0, rows, BLOCK):
@@ -129,6 +138,8 @@ def _recipe(kind: str, rows: int, dim: int) -> str:
         return f"HNSW{LINKS}"
     if kind == "ivf":
         return f"IVF{cell_count(rows)},Flat"
+    if kind == "ivf16":
+        return f"IVF{cell_count(rows)},SQfp16"
     codes = code_count(dim)
     return f"Pad{codes * CODE_DIMS},IVF{cell_count(rows)},PQ{codes}x4fs"
 
@@ -138,5 +149,56 @@ def _train_cells(index: faiss.Index, vectors: np.ndarray) -> None:
     cells = faiss.extract_index_ivf(index)
     cells.cp.niter = 10
     cells.cp.min_points_per_centroid = 1
-    sample = np.random.default_rng(0).permutation(len(vectors))[: max(64 * cells.nlist, 1024)]
+    size = min(len(vectors), max(64 * cells.nlist, 1024))
+    sample = np.random.default_rng(0).choice(len(vectors), size, replace=False, shuffle=False)
     index.train(vectors[np.sort(sample)])
+
+
+def train_lists(vectors: np.ndarray, kind: str) -> bytes:
+    """Trains the cells of inverted lists, ``ivf`` or ``ivf16``; returns the file of the index without its rows."""
+    rows, dim = vectors.shape
+    index = faiss.index_factory(dim, _recipe(kind, rows, dim), faiss.METRIC_INNER_PRODUCT)
+    index.by_residual = False  # a code then depends on its vector alone
+    _train_cells(index, vectors)
+    return faiss.serialize_index(index).tobytes()
+
+
+def cell_codes(index: faiss.Index, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cell, int64 (n,), and the code, uint8 (n, bytes), of each vector, as the index would keep them."""
+    prefix = index.coarse_code_size()
+    codes = index.sa_encode(vectors)
+    places = 256 ** np.arange(prefix, dtype=np.int64)
+    return codes[:, :prefix] @ places, codes[:, prefix:]
+
+
+@contextlib.contextmanager
+def list_writer(path: Path, trained: bytes, sizes: np.ndarray, rows: int) -> Iterator[Callable[[bytes], int]]:
+    """Writes the file of an index of inverted lists, whole or not at all, without holding a list in memory.
+
+    It is the file that ``faiss.write_index`` writes of the same index: fields of the index, among them the number of
+    rows; ``ilar``, the number of lists and the bytes of a code; ``full`` and the lists' sizes; then the codes and
+    numbers of each list (faiss/impl/index_write.cpp).
+
+    Args:
+        trained: the file of the index without rows. sizes: int64 (lists,).
+
+    Yields:
+        What is called with the codes of the first list, the row numbers of its rows, the codes of the second one …
+
+    Raises:
+        IndexingError: the disk is full, or ``trained`` does not end as faiss ends it.
+    """
+    lists = trained[-_NO_LISTS.size :]
+    name, count, code_bytes, form, nonempty = _NO_LISTS.unpack(lists)
+    if (name, count, form, nonempty) != (b"ilar", len(sizes), b"sprs", 0):
+        raise IndexingError("this version of faiss writes inverted lists in another form; install faiss-cpu 1.15")
+    header = bytearray(trained[: -_NO_LISTS.size])
+    struct.pack_into("<q", header, _ROWS_PLACE, rows)
+    try:
+        with whole_file(path) as aside, open(aside, "wb") as file:
+            file.write(header)
+            file.write(_NO_LISTS.pack(b"ilar", count, code_bytes, b"full", count))
+            file.write(sizes.astype("<u8").tobytes())
+            yield file.write
+    except OSError as error:
+        raise IndexingError(f"{path} could not be written ({error.strerror}); is the disk full?") from error

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onceover.base.formats import CURRENT, EMBEDDINGS
 from onceover.base.memory import default_memory
 from onceover.base.progress import say
+from onceover.base.worker import Worker
 from onceover.configs.schema import ConfigError
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.types import IndexingError
-from onceover.retrieval.index.updating import compact, update
+from onceover.retrieval.index.updating import compact, update, update_share
 from onceover.retrieval.index.updating import remove as remove_items
 
 GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
@@ -32,8 +34,9 @@ def write_gallery(
     min_recall: float | None,
     force: bool,
     prune: bool,
+    worker: Worker | None = None,
 ) -> None:
-    """Writes a gallery's index, or what changed in it, into its folder within ``folder``.
+    """Writes a gallery's index, or what changed in it, into its folder within ``folder``; or a worker's share of it.
 
     Args:
         probes: queries that the index is measured with, float32 (Q, D). prune: write it anew without removed rows.
@@ -41,18 +44,19 @@ def write_gallery(
             half of the machine's.
     """
     noun = GALLERIES[gallery.kind]
-    summary = update(
-        folder / noun,
-        gallery,
-        probes,
-        source=source,
-        folders=folders,
-        run=run,
-        kind=kind,
-        memory=memory or default_memory(),
-        min_recall=min_recall,
-        force=force,
-    )
+    asked: dict[str, Any] = {
+        "source": source,
+        "folders": folders,
+        "run": run,
+        "kind": kind,
+        "memory": memory or default_memory(),
+        "min_recall": min_recall,
+        "force": force,
+    }
+    if worker is not None:
+        update_share(folder / noun, gallery, worker, **asked)
+        return
+    summary = update(folder / noun, gallery, probes, **asked)
     if summary.up_to_date:
         say(f"{summary.rows:,} {noun}: up to date")
     else:
@@ -108,31 +112,36 @@ def run_of(folder: Path, opened: Index) -> Path:
     return run
 
 
-def kinds_in(folder: str | Path) -> list[str]:
-    """The kinds of items, ``image`` and ``text``, that an index holds.
+def kinds_in(*folders: str | Path) -> list[str]:
+    """The kinds of items, ``image`` and ``text``, that an index holds, or that all of several indexes hold.
 
     Raises:
-        IndexingError: there is no index.
+        IndexingError: there is no index, or none of the kinds is in all of them.
     """
-    kinds = [kind for kind, name in GALLERIES.items() if (Path(folder) / name / CURRENT).exists()]
-    if not kinds:
-        raise IndexingError(f"there is no index at {folder}, or an unfinished one; onceover index makes it")
-    return kinds
+    common = list(GALLERIES)
+    for folder in folders:
+        kinds = [kind for kind, name in GALLERIES.items() if (Path(folder) / name / CURRENT).exists()]
+        if not kinds:
+            raise IndexingError(f"there is no index at {folder}, or an unfinished one; onceover index makes it")
+        common = [kind for kind in common if kind in kinds]
+    if not common:
+        raise IndexingError("some of the indexes hold images and some captions; name indexes of one kind")
+    return common
 
 
-def open_index(folder: str | Path, kind: str) -> Index:
-    """Opens the part of an index that holds images (``image``) or captions (``text``).
+def open_index(folders: Sequence[str | Path], kind: str) -> Index:
+    """Opens the part of an index that holds images (``image``) or captions (``text``); of several, all as one.
 
     Raises:
-        IndexingError: it is missing or damaged.
+        IndexingError: it is missing or damaged, or the indexes cannot be searched together.
     """
-    folder = Path(folder)
     name = GALLERIES[kind]
-    kinds = kinds_in(folder)
-    if kind not in kinds:
-        ways = "text2image or image2image" if kinds == ["image"] else "image2text or text2text"
-        raise IndexingError(
-            f"{folder} holds no {name}, only {GALLERIES[kinds[0]]}; search these with --mode {ways}, or index {name}: "
-            f"onceover index --run RUN --index {folder} --{name} …"
-        )
-    return Index(folder / name)
+    for folder in folders:
+        kinds = kinds_in(folder)
+        if kind not in kinds:
+            ways = "text2image or image2image" if kinds == ["image"] else "image2text or text2text"
+            raise IndexingError(
+                f"{folder} holds no {name}, only {GALLERIES[kinds[0]]}; search these with --mode {ways}, or index "
+                f"{name}: onceover index --run RUN --index {folder} --{name} …"
+            )
+    return Index(*(Path(folder) / name for folder in folders))

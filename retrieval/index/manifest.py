@@ -13,6 +13,7 @@ from onceover.retrieval.index.types import REBUILD, TYPES, IndexingError
 _SEGMENT_NAME = re.compile(r"\d{6}")
 _SEGMENT_FILE = re.compile(r"\d{6}\.(faiss|h5)|\d{6}-[0-9a-f]{12}\.npy")
 _MANIFEST_FILE = re.compile(r"manifest-([0-9a-f]{12})\.json")
+AND = " + "  # between the folders of an index of several
 _MAX_COUNT = 2**40
 _MAX_EFFORT = 2**16
 
@@ -40,6 +41,17 @@ def read_manifest(folder: str | Path) -> dict:
     if problem:
         raise IndexingError(f"{folder / name} is damaged: {problem}; {REBUILD}")
     return manifest
+
+
+def folders_of(manifest: dict) -> list[str]:
+    """The folders whose images an index holds; of another index what its manifest names as its source.
+
+    A manifest of an earlier version has no list of them.
+    """
+    if manifest.get("folders"):
+        return manifest["folders"]
+    source = manifest["source"]
+    return source.split(AND) if AND in source and not Path(source).exists() else [source]
 
 
 def manifest_name(manifest: dict) -> str:

@@ -1,5 +1,6 @@
 """An index, memory-mapped and open for searching."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -7,31 +8,46 @@ import numpy as np
 
 from onceover.base.progress import LOGGER
 from onceover.retrieval.exact import checked_queries
-from onceover.retrieval.index.manifest import read_manifest
+from onceover.retrieval.index.manifest import folders_of, read_manifest
 from onceover.retrieval.index.segments import Segment
+from onceover.retrieval.index.types import IndexingError
 
 
 class Index:
-    """An index on disk, memory-mapped, open for searching.
+    """An index on disk, memory-mapped, open for searching; or several that are searched as one.
+
+    Images of several indexes are known by their paths, since ids are only unique within an index.
+
+    Args:
+        folder: of a gallery. more: those of galleries of the same kind, made with the same run.
 
     Attributes:
         kind: ``image`` or ``text``.
         biased: whether a query gets a 1 as one more coordinate.
         space: names the heads and encoders that made the vectors.
-        manifest: all that is known about the index, as plain values.
+        manifest: all that is known about the (first) index, as plain values.
+        folders: whose images it holds; of several indexes those of all.
 
     Raises:
-        IndexingError: nothing there, of another version, or a file that does not match its SHA-256.
+        IndexingError: nothing there, of another version, a file that does not match its SHA-256, or indexes that were
+            made differently.
     """
 
-    def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        self.manifest = read_manifest(folder)
-        LOGGER.debug("opened the index %s", folder)
+    def __init__(self, folder: str | Path, *more: str | Path):
+        places = [Path(place) for place in (folder, *more)]
+        manifests = [read_manifest(place) for place in places]
+        _check_alike(places, manifests)
+        self.manifest = manifests[0]
+        self.folders: list[str] = []
+        self.segments: list[Segment] = []
+        for place, manifest in zip(places, manifests, strict=True):
+            self.folders += folders_of(manifest)
+            self.segments += [Segment(place, entry, manifest["dim"]) for entry in manifest["segments"]]
+            LOGGER.debug("opened the index %s", place)
+        self._is_by_path = len(places) > 1 and self.manifest["kind"] == "image"
         self.kind: str = self.manifest["kind"]
         self.biased: bool = self.manifest["biased"]
         self.space: str = self.manifest["space"]
-        self.segments = [Segment(folder, entry, self.manifest["dim"]) for entry in self.manifest["segments"]]
         self._starts = np.cumsum([0, *(segment.size for segment in self.segments)])
 
     def __len__(self) -> int:
@@ -39,7 +55,7 @@ class Index:
 
     def ids(self) -> list[str]:
         """The ids of all items, removed ones left out."""
-        return self.living("id")
+        return self.living("path" if self._is_by_path else "id")
 
     def living(self, column: str) -> list[str]:
         """A column of strings (``id``, ``path``, ``content``, ``key``) of all items, removed ones left out."""
@@ -96,7 +112,8 @@ class Index:
         rows: dict[str, int] = {}
         for start, segment in zip(self._starts.tolist(), self.segments, strict=False):
             numbers = np.flatnonzero(segment.alive) + start
-            rows.update(zip(segment.rows.living("id"), numbers.tolist(), strict=True))
+            names = segment.rows.living("path" if self._is_by_path else "id")
+            rows.update(zip(names, numbers.tolist(), strict=True))
         return rows
 
     def row_of(self, name: str) -> int | None:
@@ -122,7 +139,7 @@ class Index:
             in_segment = np.flatnonzero(numbers == number)
             found = self.segments[number].rows.items(wanted[in_segment] - self._starts[number])
             for place, item in zip(in_segment.tolist(), found, strict=True):
-                items[place] = item
+                items[place] = item | {"id": item["path"]} if self._is_by_path else item
         return items
 
     def thumbnail(self, row: int) -> bytes | None:
@@ -133,3 +150,21 @@ class Index:
     def _segment_numbers(self, rows: np.ndarray | int) -> np.ndarray:
         """The number of the segment that each row lies in."""
         return np.searchsorted(self._starts, rows, side="right") - 1
+
+
+def _check_alike(places: Sequence[Path], manifests: Sequence[dict]) -> None:
+    """Refuses indexes whose scores cannot be compared, and one that is named twice.
+
+    Raises:
+        IndexingError: they are of several runs or kinds, or only some are corrected for hubs.
+    """
+    if len({place.resolve() for place in places}) < len(places):
+        raise IndexingError("the same index is named twice; name each one once")
+    for place, manifest in zip(places[1:], manifests[1:], strict=True):
+        names = f"{places[0]} and {place}"
+        if (manifest["space"], manifest["dim"]) != (manifests[0]["space"], manifests[0]["dim"]):
+            raise IndexingError(f"{names} were made by different heads or encoders; index both with the same run")
+        if manifest["kind"] != manifests[0]["kind"]:
+            raise IndexingError(f"{names} hold images and captions; name indexes of one kind")
+        if manifest["biased"] != manifests[0]["biased"]:
+            raise IndexingError(f"only one of {names} is corrected for hubs; index both with the same --rerank")

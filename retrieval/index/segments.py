@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from onceover.base.files import file_sha256, write_bytes
+from onceover.base.progress import say
+from onceover.base.worker import Worker
 from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index.faiss_files import (
     BLOCK,
@@ -19,6 +21,7 @@ from onceover.retrieval.index.faiss_files import (
     write_faiss,
 )
 from onceover.retrieval.index.folder import IndexFiles
+from onceover.retrieval.index.lists import SHARED_TYPES, ListParts, write_lists, write_share
 from onceover.retrieval.index.manifest import check_file
 from onceover.retrieval.index.rows import SegmentRows, tombstone_bytes, write_rows
 from onceover.retrieval.index.types import EFFORTS, MIN_TRAINING_ROWS, REBUILD, IndexingError
@@ -144,23 +147,50 @@ def write_segment(files: IndexFiles, gallery: Gallery, keys: list[str], kind: st
         keys: for each item a digest of all that the index keeps of it.
         kind: the type of the index; a small segment is flat all the same.
     """
-    if len(gallery) < MIN_TRAINING_ROWS:
-        kind = "flat"
+    kind = type_of_segment(kind, len(gallery))
     name = files.next_segment()
     rows_file, faiss_file = files.begin(f"{name}.h5", f"{name}.faiss")
-    vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
+    vectors, sha256 = _vectors_of(gallery)
     is_quantized = kind == "ivfpq"
     write_rows(rows_file, gallery, keys, vectors if is_quantized else None)
-    write_faiss(build_faiss(vectors, kind), faiss_file)
+    if kind in SHARED_TYPES:
+        write_lists(ListParts(files.folder, vectors, sha256, kind), faiss_file)
+    else:
+        write_faiss(build_faiss(vectors, kind), faiss_file)
     return {
         "name": name,
         "type": kind,
         "effort": EFFORTS[kind][0],
         "rows": len(vectors),
         "removed": None,
-        "vectors_sha256": hashlib.sha256(vectors.data).hexdigest(),
+        "vectors_sha256": sha256,
         "files": {path.name: file_sha256(path) for path in (faiss_file, rows_file)},
     }
+
+
+def encode_share(folder: Path, gallery: Gallery, kind: str, worker: Worker) -> None:
+    """Encodes a worker's share of the segment of these items that ``write_segment`` will write.
+
+    Args:
+        folder: the index's.
+    """
+    kind = type_of_segment(kind, len(gallery))
+    if kind not in SHARED_TYPES:
+        say(f"{folder}: a {kind} index of {len(gallery):,} rows is not shared; the call without --worker builds it")
+        return
+    vectors, sha256 = _vectors_of(gallery)
+    write_share(ListParts(folder, vectors, sha256, kind, worker.count), worker)
+
+
+def type_of_segment(kind: str, rows: int) -> str:
+    """The type of a segment in an index of type ``kind``."""
+    return kind if rows >= MIN_TRAINING_ROWS else "flat"
+
+
+def _vectors_of(gallery: Gallery) -> tuple[np.ndarray, str]:
+    """The vectors of a gallery, float32 (N, D), contiguous, and the SHA-256 of their bytes."""
+    vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
+    return vectors, hashlib.sha256(vectors.data).hexdigest()
 
 
 def bury(files: IndexFiles, entry: dict, segment: Segment, keys: set[str]) -> dict:

@@ -10,13 +10,14 @@ import numpy as np
 
 from onceover.base.files import digest, write_json
 from onceover.base.progress import say, warn
+from onceover.base.worker import Worker
 from onceover.retrieval.gallery import Gallery, LazyRows
 from onceover.retrieval.index.checks import check_origin
-from onceover.retrieval.index.folder import IndexFiles, writing
+from onceover.retrieval.index.folder import IndexFiles, check_folder, writing
 from onceover.retrieval.index.manifest import current_name, manifest_name, point_at, read_manifest
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.recall import measure
-from onceover.retrieval.index.segments import Segment, bury, write_segment
+from onceover.retrieval.index.segments import Segment, bury, encode_share, write_segment
 from onceover.retrieval.index.types import MIN_RECALL, IndexingError, choose_type
 
 SMALL_SEGMENT = 10_000  # so few new rows are searched exactly beside an approximate index
@@ -67,25 +68,47 @@ def update(
         OSError: a full disk; the index that was there is still there.
     """
     folder = Path(folder)
-    if len(set(gallery.ids)) < len(gallery.ids):
-        raise IndexingError("several items of the gallery have the same id")
-    if not len(gallery):
-        raise IndexingError(f"{source} holds nothing to index")
     with writing(folder) as files:
-        before = check_origin(folder, source, run, gallery.space, force, folders)
-        about = _description(gallery, before, kind, memory, min_recall)
-        about |= {"source": source, "folders": sorted(folders), "run": run}
-        say(f"{folder}: {about['type']} ({about['reason']})")
-        segments = _usable_segments(folder, before, about, force)
-        change = _compare(segments, _keys(gallery))
-        added = len(change.new_rows)
-        removed = len(change.gone_keys)
-        is_unchanged = segments and not added and not removed
-        if is_unchanged and before is not None and all(before.get(key) == about[key] for key in about):
-            return Update(added, removed, len(gallery), before, up_to_date=True)
-        entries = _write_change(files, gallery, change, segments, before, about["type"])
-        manifest = _publish(files, about, entries, probes)
-    return Update(added, removed, len(gallery), manifest)
+        plan = _planned(folder, gallery, source, run, kind, memory, min_recall, force, folders)
+        if plan.is_up_to_date and plan.before is not None:
+            return Update(0, 0, len(gallery), plan.before, up_to_date=True)
+        entries = _write_change(files, gallery, plan)
+        manifest = _publish(files, plan.about, entries, probes)
+    return Update(len(plan.change.new_rows), len(plan.change.gone_keys), len(gallery), manifest)
+
+
+def update_share(
+    folder: str | Path,
+    gallery: Gallery,
+    worker: Worker,
+    *,
+    source: str,
+    run: str,
+    kind: str | None = None,
+    memory: int,
+    min_recall: float | None = None,
+    force: bool = False,
+    folders: Sequence[str] = (),
+) -> None:
+    """Encodes a worker's share of the rows that ``update`` would write, which then finds them encoded.
+
+    Any number of workers may run at once, anywhere, and again after they were killed; the index itself does not change.
+
+    Args:
+        as for ``update``.
+
+    Raises:
+        IndexingError: as for ``update``. WorkerError: the workers were given different commands.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    plan = _planned(folder, gallery, source, run, kind, memory, min_recall, force, folders)
+    rows, entries_stay = plan.rows_to_write(len(gallery))
+    if plan.is_up_to_date or not rows:
+        say(f"{folder}: up to date; nothing to share")
+        return
+    items = gallery.take(np.array(rows)) if len(rows) < len(gallery) else gallery
+    encode_share(folder, items, plan.type_to_write(len(rows), entries_stay), worker)
 
 
 def remove(folder: str | Path, ids: list[str], probes: np.ndarray) -> Update:
@@ -251,26 +274,78 @@ def _compare(segments: list[Segment], keys: list[str]) -> _Change:
     return _Change(keys, new_rows, gone_keys, buried)
 
 
-def _write_change(
-    files: IndexFiles, gallery: Gallery, change: _Change, segments: list[Segment], before: dict | None, kind: str
-) -> list[dict]:
+@dataclass(frozen=True)
+class _Plan:
+    """The update of an index: the fields of its manifest as asked for, what is there, and what has to change.
+
+    Attributes:
+        before: the manifest that is there, if any. segments: those that can stay.
+    """
+
+    about: dict
+    before: dict | None
+    segments: list[Segment]
+    change: _Change
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether the index that is there is the one that is asked for."""
+        if not self.segments or self.change.new_rows or self.change.gone_keys or self.before is None:
+            return False
+        return all(self.before.get(key) == value for key, value in self.about.items())
+
+    def rows_to_write(self, size: int) -> tuple[list[int], bool]:
+        """The rows, of a gallery of this size, that a new segment is to hold, and whether the old segments stay."""
+        rows = self.change.new_rows
+        is_much = len(rows) + self.change.buried > size / 2
+        if is_much or len(self.segments) >= MAX_SEGMENTS:
+            return list(range(size)), False
+        return rows, bool(self.segments)
+
+    def type_to_write(self, rows: int, entries_stay: bool) -> str:
+        """The type of a new segment of so many rows."""
+        return "flat" if entries_stay and rows <= SMALL_SEGMENT else self.about["type"]
+
+
+def _planned(
+    folder: Path,
+    gallery: Gallery,
+    source: str,
+    run: str,
+    kind: str | None,
+    memory: int,
+    min_recall: float | None,
+    force: bool,
+    folders: Sequence[str],
+) -> _Plan:
+    """Compares the index in ``folder`` with the one that is asked for, by the arguments of ``update``."""
+    if len(set(gallery.ids)) < len(gallery.ids):
+        raise IndexingError("several items of the gallery have the same id")
+    if not len(gallery):
+        raise IndexingError(f"{source} holds nothing to index")
+    before = check_origin(folder, source, run, gallery.space, force, folders)
+    about = _description(gallery, before, kind, memory, min_recall)
+    about |= {"source": source, "folders": sorted(folders), "run": run}
+    say(f"{folder}: {about['type']} ({about['reason']})")
+    segments = _usable_segments(folder, before, about, force)
+    return _Plan(about, before, segments, _compare(segments, _keys(gallery)))
+
+
+def _write_change(files: IndexFiles, gallery: Gallery, plan: _Plan) -> list[dict]:
     """Writes tombstones and a segment of new rows, or all rows anew; returns the entries of the segments."""
-    rows = change.new_rows
+    rows, entries_stay = plan.rows_to_write(len(gallery))
+    change = plan.change
     entries = []
-    is_much = len(rows) + change.buried > len(gallery) / 2
-    if is_much or len(segments) >= MAX_SEGMENTS:
-        rows = list(range(len(gallery)))
-    elif segments and before is not None:
+    if entries_stay and plan.before is not None:
         entries = [
             bury(files, entry, segment, change.gone_keys)
-            for entry, segment in zip(before["segments"], segments, strict=True)
+            for entry, segment in zip(plan.before["segments"], plan.segments, strict=True)
         ]
     if rows:
         items = gallery
         if len(rows) < len(gallery):
             items = gallery.take(np.array(rows))
-        if entries and len(rows) <= SMALL_SEGMENT:
-            kind = "flat"
+        kind = plan.type_to_write(len(rows), entries_stay)
         entries.append(write_segment(files, items, [change.keys[row] for row in rows], kind))
     return entries
 

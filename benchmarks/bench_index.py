@@ -1,0 +1,155 @@
+"""Builds an index of many vectors whose lists lie on the disk, and measures its recall, speed, bytes and memory.
+
+The vectors are a run's image embeddings, reduced to fewer dimensions by PCA, each many times with noise. They are made
+again from their numbers whenever they are read, and no file ever holds them. Queries are the run's captions. The
+process, and what it builds with, is refused more than --memory of writable memory (Linux).
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_index.py --run runs/first --folder big --rows 10000000
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+
+from onceover.base.formats import EMBEDDINGS
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.index.faiss_files import RowFilter, open_faiss, search_blocks, search_parameters
+from onceover.retrieval.index.lists import ListParts, parts_folder, write_lists
+from onceover.retrieval.index.types import EFFORTS
+
+BLOCK = 16_384  # vectors made at a time
+NOISE = 0.5  # length of the noise, of vectors of length 1
+QUERIES = 500
+K = 10
+
+
+def unit(vectors):
+    """The vectors, scaled to length 1."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class Jittered:
+    """Vectors that are made when they are read: row i is a row of ``base`` with noise; float32 (rows, D)."""
+
+    def __init__(self, base, rows):
+        self._base = base
+        self.shape = (rows, base.shape[1])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, wanted):
+        """A slice of the rows, or those of some ascending numbers."""
+        if isinstance(wanted, slice):
+            start, stop, _ = wanted.indices(len(self))
+            wanted = np.arange(start, stop)
+        chosen = []
+        blocks = wanted // BLOCK
+        for block in np.unique(blocks):
+            chosen.append(self.block(int(block))[wanted[blocks == block] - block * BLOCK])
+        return np.concatenate(chosen)
+
+    def block(self, number):
+        """The rows of a block, by its number."""
+        generator = np.random.default_rng(number)
+        count = min(BLOCK, len(self) - number * BLOCK)
+        rows = generator.integers(len(self._base), size=count)
+        noise = generator.standard_normal((count, self.shape[1]), dtype=np.float32)
+        return unit(self._base[rows] + NOISE / self.shape[1] ** 0.5 * noise)
+
+    def blocks(self):
+        """All rows, block by block."""
+        for number in range(-(-len(self) // BLOCK)):
+            yield self.block(number)
+
+
+def reduced(images, texts, dim):
+    """Both, on the first ``dim`` principal axes of the images, as unit vectors."""
+    centre = images.mean(axis=0)
+    axes = np.linalg.svd(images - centre, full_matrices=False)[2][:dim].T
+    return unit(images @ axes), unit(texts @ axes)
+
+
+def status(name):
+    """A line of /proc/self/status, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def measure(path, kind, vectors, queries, truth):
+    """The recall@10 and the queries a second, one by one, for each effort."""
+    index = open_faiss(path, kind, *vectors.shape)
+    everything = RowFilter(np.ones(len(vectors), bool))
+    rows = []
+    for effort in EFFORTS[kind]:
+        parameters = search_parameters(kind, effort, everything)
+        start = time.perf_counter()
+        found = [index.search(query[None], K, params=parameters)[1][0] for query in queries]
+        seconds = time.perf_counter() - start
+        recall = float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth, strict=True)]))
+        speed = round(len(queries) / seconds, 1)
+        rows.append({"cells": effort, "recall@10": round(recall, 4), "queries_per_second": speed})
+        print(json.dumps(rows[-1]), flush=True)
+        if recall > 0.995:
+            break
+    return rows
+
+
+def main():
+    """Builds, searches, prints a line of JSON after each step, and removes what was built."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, type=Path)
+    parser.add_argument("--folder", required=True, type=Path, help="folder for the index; what was made is removed")
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--kind", default="ivf16")
+    parser.add_argument("--memory", type=float, default=4, help="GiB")
+    arguments = parser.parse_args()
+    limit = int(arguments.memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    embeddings = read_embeddings(arguments.run / EMBEDDINGS)
+    some = np.random.default_rng(0).permutation(len(embeddings.texts))[:QUERIES]
+    base, queries = reduced(np.array(embeddings.images), np.array(embeddings.texts[np.sort(some)]), arguments.dim)
+    vectors = Jittered(base.astype(np.float32), arguments.rows)
+    queries = np.ascontiguousarray(queries, np.float32)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    path = arguments.folder / "lists.faiss"
+    result = {"rows": len(vectors), "dim": arguments.dim, "type": arguments.kind}
+    parts = ListParts(arguments.folder / "lists", vectors, "made up", arguments.kind)
+    try:
+        start = time.perf_counter()
+        parts.begin()
+        result["train_seconds"] = round(time.perf_counter() - start, 1)
+        print(json.dumps(result), flush=True)
+        start = time.perf_counter()
+        parts.write(list(parts.numbers))
+        result["encode_seconds"] = round(time.perf_counter() - start, 1)
+        result["parts"] = len(parts.numbers)
+        print(json.dumps(result), flush=True)
+        start = time.perf_counter()
+        write_lists(parts, path)
+        result["merge_seconds"] = round(time.perf_counter() - start, 1)
+        result["bytes"] = path.stat().st_size
+        result["peak_mapped_and_own_MiB"] = round(status("VmHWM"))
+        result["writable_MiB_at_end"] = round(status("VmData"))
+        print(json.dumps(result), flush=True)
+        start = time.perf_counter()
+        truth = search_blocks(queries, vectors.blocks(), K)[1]
+        result["exact_seconds"] = round(time.perf_counter() - start, 1)
+        result["search"] = measure(path, arguments.kind, vectors, queries, truth)
+        result["own_MiB_after_search"] = round(status("RssAnon"))
+        print(json.dumps(result), flush=True)
+    finally:
+        path.unlink(missing_ok=True)
+        if parts_folder(arguments.folder / "lists").exists():
+            parts.remove()
+
+
+if __name__ == "__main__":
+    main()
