@@ -1,25 +1,34 @@
-"""Do workers of an extraction lose or double anything when they are killed?
+"""Do workers of an extraction lose or double anything when they are killed, and what does a cluster of Ray cost?
 
-    python benchmarks/bench_workers.py [--repetitions 10] [--workers 3] [--seed 0]
+    python benchmarks/bench_workers.py kills [--repetitions 10] [--workers 3] [--seed 0]
+    python benchmarks/bench_workers.py ray --data ../shared/flickr8k [--images 400] [--rounds 3]
 
-Workers of one store (``--worker I/N``) run at once over drawn images, with tiny encoders; each is killed
+``kills``: workers of one store (``--worker I/N``) run at once over drawn images, with tiny encoders; each is killed
 (SIGKILL) at random moments and started again until it is done. Their store must be that of a single process, byte for
 byte, and no shard may be written twice.
+
+``ray``: the rate of ``--engine ray`` beside that of the local engine with the same cores, from the first finished rows
+on, so that the start of the cluster and of its actors is left out; then an actor is killed in the middle, and the
+store is compared. The encoders are ResNet50 and DistilBERT with random weights.
 
 Prints the results as JSON.
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
 import random
 import signal
+import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 from onceover.configs.schema import ExtractConfig
+from onceover.extract.engines import ENGINES
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore, parts_folder
@@ -32,12 +41,16 @@ PRELOADED = ["onceover.extract.share", "onceover.extract.encoding.image", "onceo
 def main() -> None:
     """Parses the options and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["kills", "ray"])
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = kills(options, Path(folder))
+        result = kills(options, Path(folder)) if options.what == "kills" else ray(options, Path(folder))
     print(json.dumps(result, indent=2))
 
 
@@ -135,6 +148,69 @@ def tiny_encoders(folder: Path) -> ExtractConfig:
     return ExtractConfig(
         image_encoder=f"hf:{folder / 'resnet'}", text_encoder=f"hf:{folder / 'bert'}", batch_size=8, dtype="float32"
     )
+
+
+def ray(options: argparse.Namespace, folder: Path) -> dict:
+    """Compares rates and stores of Ray and the local engine, and kills an actor of Ray in the middle."""
+    dataset = read_dataset(options.data).first(options.images)
+    config = ExtractConfig(
+        image_encoder="torchvision:resnet50@random", text_encoder="hf:distilbert-base-uncased@random", dtype="float32"
+    )
+    rates: dict[str, list[dict[str, float]]] = {"threads": [], "ray": []}
+    for number in range(options.rounds):
+        for engine, of_engine in rates.items():
+            of_engine.append(timed_rates(dataset, folder / f"{engine}-{number}.h5", config, engine))
+    expected = contents(folder / "threads-0.h5")
+    assert contents(folder / "ray-0.h5") == expected, "Ray made another store"
+    store = folder / "killed.h5"
+    killer = threading.Thread(target=kill_an_actor, args=(store, 5))
+    killer.start()
+    extract(dataset, store, dataclasses.replace(config, batch_size=None), device="cpu", engine="ray")
+    killer.join()
+    assert contents(store) == expected, "with an actor killed, Ray made another store"
+    medians = {}
+    for engine, of_engine in rates.items():
+        for kind in ("image", "text"):
+            medians[f"{engine}, {kind} rows/s"] = statistics.median(rate[kind] for rate in of_engine)
+    costs = {}
+    for kind in ("image", "text"):
+        costs[kind] = 1 - medians[f"ray, {kind} rows/s"] / medians[f"threads, {kind} rows/s"]
+    return {"images": options.images, "medians": medians, "Ray is slower by": costs, "a killed actor": "equal store"}
+
+
+def timed_rates(dataset, store: Path, config: ExtractConfig, name: str) -> dict[str, float]:
+    """Rows a second by kind from the first finished rows on, of an extraction by an engine."""
+    engine = ENGINES.load(name)
+    run = engine.run
+    rates = {}
+
+    def timed(encoding, todo, device):
+        times = []
+        rows = []
+        for progress in run(encoding, todo, device):
+            if progress.rows:
+                times.append(time.perf_counter())
+                rows.append(progress.rows)
+            yield progress
+        rates[encoding.kind] = sum(rows[1:]) / (times[-1] - times[0])
+
+    engine.run = timed
+    try:
+        extract(dataset, store, config, device="cpu", engine=name)
+    finally:
+        engine.run = run
+    return rates
+
+
+def kill_an_actor(store: Path, after: int) -> None:
+    """Kills one of Ray's actors once so many shards are there."""
+    while len(shards(store)) < after:
+        time.sleep(0.05)
+    for process in Path("/proc").glob("[0-9]*"):
+        if b"ray::_Actor" in (process / "cmdline").read_bytes():
+            os.kill(int(process.name), signal.SIGKILL)
+            return
+    raise AssertionError("no actor was found")
 
 
 def shards(store: Path) -> dict[str, tuple[int, int]]:

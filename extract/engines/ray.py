@@ -1,0 +1,216 @@
+"""A cluster of Ray: actors that hold an encoder, one for each GPU or for a few processors, to which shards are handed.
+
+Ray places the actors, starts those anew that die, and hands them again what they had under way; this process seals the
+store. All nodes need the folder of the store, and the dataset, at the same paths. Shards are Ray Core's actor calls and
+no blocks of Ray Data, which cuts its data anew, so that a resumed store would not equal an uninterrupted one.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from onceover.base.errors import OnceoverError, first_line
+from onceover.base.extras import Extra
+from onceover.base.files import FileError
+from onceover.base.memory import keep_freed_memory
+from onceover.extract.encode import Encoding, Progress
+from onceover.extract.encoding.devices import pick_device
+from onceover.extract.plan import Shard
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+RAY = Extra("ray", "ray", "ray")
+CORES = 4  # processors of an actor: its threads share one encoder
+RETRIES = 3  # of a shard whose actor dies under it
+GPU_ROWS = 16_384  # about what an actor with a GPU is handed at a time, since its pipeline has to fill and to drain
+
+
+class RayError(OnceoverError):
+    """A cluster that cannot be reached, or that cannot do the work."""
+
+
+class _Seat(NamedTuple):
+    """Where an actor is placed: on a node, with so many processors, and with a GPU or none."""
+
+    node: str
+    cpus: int
+    gpus: int
+
+
+def connect(address: str | None = None) -> None:
+    """Connects to a cluster, if this process is in none: that at ``address`` or in ``RAY_ADDRESS``, or a local one.
+
+    A local one that runs already is taken; else one is started, which ends with this process.
+
+    Raises:
+        RayError: the cluster cannot be reached. MissingPackageError: Ray is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = RAY.imported("--engine ray")
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        where = address or os.environ.get("RAY_ADDRESS") or "on this machine"
+        raise RayError(
+            f"the cluster of Ray {where} cannot be reached ({first_line(error)}); start one with ray start, and give "
+            "its --address"
+        ) from error
+
+
+def actors(device: torch.device) -> int:
+    """How many actors there are."""
+    return len(_seats(device))
+
+
+def workers(device: torch.device) -> int:
+    """How many shards are under way at a time."""
+    return sum(_at_once(seat) for seat in _seats(device))
+
+
+def describe(_kind: str, device: torch.device) -> str:
+    """How many actors there are, and how many shards at a time."""
+    return f"{actors(device)} workers of Ray, {workers(device)} shards at a time"
+
+
+def run(encoding: Encoding, shards: Sequence[Shard], device: torch.device) -> Iterator[Progress]:
+    """Has every shard encoded by one of the actors; what a lost one had under way is done by another.
+
+    Raises:
+        RayError: an actor died again and again under one shard.
+    """
+    work = partial(_encode, encoding.on(device.type), device.type)
+    yield from spread(work, _handed(shards, device), device, in_threads=device.type == "cpu")
+
+
+def spread(
+    work: Callable[[Unit], Result], units: Sequence[Unit], device: torch.device, in_threads: bool = False
+) -> Iterator[Result]:
+    """The results of some work on each unit, in whatever order, from actors that each keep their copy of ``work``.
+
+    Args:
+        work: can be pickled. in_threads: an actor works on as many units at a time as it has processors.
+
+    Raises:
+        RayError: an actor died again and again under one unit. Any other error is the work's own.
+    """
+    connect()
+    import ray
+    from ray.util import ActorPool
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    copied = ray.put(work)
+    places = []
+    for seat in _seats(device):
+        at_once = _at_once(seat) if in_threads else 1
+        actor = ray.remote(_Actor).options(
+            num_cpus=seat.cpus,
+            num_gpus=seat.gpus,
+            max_concurrency=at_once,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node, soft=True),
+        )
+        places += [actor.remote(copied, 1 if in_threads else seat.cpus)] * at_once
+    pool: Any = ActorPool(places)
+    del places, actor  # an actor ends when nothing refers to it
+    for unit in units:
+        pool.submit(_do, unit)
+    while pool.has_next():
+        while pool.pop_idle() is not None:  # nothing is left for it, and a lost one may need its place
+            pass
+        try:
+            result = pool.get_next_unordered()
+        except ray.exceptions.RayTaskError as error:
+            raise getattr(error, "cause", None) or error from None
+        except ray.exceptions.RayError as error:
+            raise RayError(
+                f"workers of Ray died {RETRIES + 1} times under the same work, perhaps for want of memory "
+                f"({first_line(error)}); run the command again, and it goes on from here"
+            ) from error
+        yield result
+
+
+def _do(actor: Any, unit: Any) -> Any:
+    return actor.do.remote(unit)
+
+
+class _Actor:
+    """Keeps a copy of some work, and does it in so many threads of arithmetic."""
+
+    def __init__(self, work: Callable[[Any], Any], threads: int):
+        keep_freed_memory()
+        self._work = work
+        self._threads = threads
+
+    def do(self, unit: Any) -> Any:
+        """The result of the work on a unit."""
+        torch.set_num_threads(self._threads)
+        return self._work(unit)
+
+
+def _encode(encoding: Encoding, device_type: str, shards: Sequence[Shard]) -> Progress:
+    """Encodes those of some shards that are not there yet."""
+    folder = shards[0].file.parent
+    if not folder.is_dir():
+        raise FileError(
+            f"{folder} is not on the node {platform.node()}; --engine ray needs a store in a folder that all nodes "
+            "share at the same path"
+        )
+    reports: list[Progress] = []
+    todo = [shard for shard in shards if not shard.file.exists()]
+    if device_type == "cpu":
+        for shard in todo:
+            encoding(shard, reports.append)
+    else:
+        from onceover.extract.engines import processes
+
+        reports += processes.run(encoding, todo, pick_device(device_type))
+    seconds: dict[str, float] = {}
+    for report in reports:
+        for stage, taken in report.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + taken
+    return Progress(sum(shard.size for shard in shards), seconds)
+
+
+def _handed(shards: Sequence[Shard], device: torch.device) -> list[list[Shard]]:
+    """The shards in runs that an actor is handed at a time."""
+    length = 1
+    if device.type != "cpu" and shards:
+        length = max(1, GPU_ROWS // shards[0].size)
+    return [list(shards[start : start + length]) for start in range(0, len(shards), length)]
+
+
+def _at_once(seat: _Seat) -> int:
+    return 1 if seat.gpus else seat.cpus
+
+
+def _seats(device: torch.device) -> list[_Seat]:
+    """The places for actors on the nodes that are up: one for each GPU, or for every few processors.
+
+    Raises:
+        RayError: there is none.
+    """
+    connect()
+    import ray
+
+    seats = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        cpus = int(node["Resources"].get("CPU", 0))
+        gpus = int(node["Resources"].get("GPU", 0)) if device.type == "cuda" else 0
+        if device.type == "cuda":
+            seats += [_Seat(node["NodeID"], cpus // gpus, 1)] * gpus
+            continue
+        seats += [_Seat(node["NodeID"], CORES, 0)] * (cpus // CORES)
+        if cpus % CORES:
+            seats.append(_Seat(node["NodeID"], cpus % CORES, 0))
+    if not seats:
+        raise RayError(f"no node of the cluster has a place for {device.type}; start nodes that have, or name --device")
+    return seats
