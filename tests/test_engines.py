@@ -4,13 +4,12 @@ import os
 import pickle
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from onceover.base.files import FileError, write_once
+from onceover.base.files import write_once
 from onceover.base.hdf5 import damaged_parts, open_hdf5
 from onceover.base.registry import RegistryError
 from onceover.extract import encode
@@ -19,14 +18,10 @@ from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding import devices
 from onceover.extract.engines import ENGINES, engine_for
 from onceover.extract.engines._forks import ForkError
-from onceover.extract.engines.ray import RayError, connect
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.plan import is_plan, plan_shards, shards_of
 from onceover.extract.store import FeatureStore
-from onceover.heads.grid import expand
-from onceover.heads.sweep import sweep
-from onceover.retrieval.leaderboard import Judge
 
 OUTSIDE = """
 import pickle
@@ -50,6 +45,9 @@ def run(encoding, shards, device):
         yield Progress(shard.size, {"encode": 1.0})
 """
 
+# the tests of ray, which takes seconds to start, are in test_ray.py
+LOCAL = [name for name in ENGINES.names() if name != "ray"]
+
 
 def values(path: Path) -> dict:
     """All that a store holds, but for what says how and when it was made."""
@@ -65,29 +63,9 @@ def values(path: Path) -> dict:
         }
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A cluster of Ray on this machine: two nodes, each with one processor."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'onceover-retrieval[ray]'")
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    sizes = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args=sizes)
-    nodes.second = nodes.add_node(**sizes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own start
-        connect(nodes.address)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
-
-
-@pytest.mark.parametrize("name", ENGINES.names())
-def test_every_engine_makes_the_same_store(name, drawn, store_file, extract_config, tmp_path, request):
+@pytest.mark.parametrize("name", LOCAL)
+def test_every_engine_makes_the_same_store(name, drawn, store_file, extract_config, tmp_path):
     """The contract: every shard is encoded and written once, and what is done adds up to all rows."""
-    if name == "ray":
-        request.getfixturevalue("cluster")
     engine = ENGINES.load(name)
     assert engine.workers(torch.device("cpu")) >= 1
     for kind in ("image", "text"):
@@ -123,7 +101,7 @@ def test_auto_takes_threads_on_a_processor_and_processes_that_feed_anything_else
     assert engine_for("auto", [torch.device("meta")])[0] == "processes"
 
 
-@pytest.mark.parametrize("name", ["processes", "threads"])
+@pytest.mark.parametrize("name", LOCAL)
 def test_an_error_in_one_shard_ends_an_engine_and_keeps_what_is_written(
     name, drawn, extract_config, tmp_path, monkeypatch
 ):
@@ -249,64 +227,6 @@ def kill_one(folder):
     if not (folder / "killed").exists():
         (folder / "killed").touch()
         os.kill(int(first.stem), signal.SIGKILL)
-
-
-def test_an_error_in_a_cluster_is_the_one_that_it_was_and_keeps_what_is_written(cluster, tmp_path):
-    shards = shards_in(tmp_path / "parts", 8)
-    with pytest.raises(ZeroDivisionError):
-        list(ENGINES.load("ray").run(Noting("5.h5"), shards, torch.device("cpu")))
-    assert list((tmp_path / "parts").glob("*.h5"))
-    with pytest.raises(FileError, match="needs a store in a folder that all nodes share at the same path"):
-        list(ENGINES.load("ray").run(Noting(), shards_of_nowhere(tmp_path), torch.device("cpu")))
-
-
-def shards_of_nowhere(folder):
-    return shards_of(plan_shards("image", [0], 1, 1), "image", folder / "nowhere")
-
-
-def test_a_cluster_goes_by_what_its_nodes_have(cluster):
-    engine = ENGINES.load("ray")
-    assert (engine.actors(torch.device("cpu")), engine.workers(torch.device("cpu"))) == (2, 2)
-    assert engine.describe("image", torch.device("cpu")) == "2 workers of Ray, 2 shards at a time"
-    with pytest.raises(RayError, match="no node of the cluster has a place for cuda"):
-        engine.workers(torch.device("cuda"))
-
-
-def test_a_sweep_is_spread_over_a_cluster(cluster, store, tmp_path):
-    overrides = ["training.num_epochs=4", "training.batch_size=12", "training.check_every=2", "model.embedding_dim=8"]
-    settings = expand(None, overrides, ["model.temperature=0.05,0.1,0.2,0.3"], 1)
-    whole = sweep(store, tmp_path / "whole", settings, Judge(), halving=True)
-    spread = sweep(store, tmp_path / "spread", settings, Judge(), halving=True, cluster=ENGINES.load("ray"))
-    for name, result in whole.items():
-        for key in ("outcome", "epochs", "best_epoch"):
-            assert spread[name][key] == result[key]
-
-
-def test_a_killed_worker_and_a_lost_node_of_a_cluster_lose_nothing_and_write_nothing_twice(cluster, tmp_path):
-    """The last of the tests with a cluster, of which it takes a node."""
-    shards = shards_in(tmp_path / "parts", 8)
-    for progress in ENGINES.load("ray").run(Noting(seconds=0.2), shards, torch.device("cpu")):
-        assert progress.rows == 1
-        kill_one(tmp_path / "parts")
-    assert written_in(tmp_path / "parts") == [shard.file.name for shard in shards]
-    shards = shards_in(tmp_path / "again", 8)
-    for _ in ENGINES.load("ray").run(Noting(seconds=0.2), shards, torch.device("cpu")):
-        if cluster.second is not None:
-            cluster.remove_node(cluster.second, allow_graceful=False)
-            cluster.second = None
-    assert written_in(tmp_path / "again") == [shard.file.name for shard in shards]
-
-
-def written_in(folder):
-    """The names of the shards that were written, as often as they were."""
-    return sorted((folder / "written").read_text().split())
-
-
-def test_what_does_not_go_with_a_cluster_is_refused(fails, drawn, store_file, tmp_path):
-    options = ["extract", "--data", drawn, "--store", tmp_path / "s.h5"]
-    assert "give it with --engine ray" in fails(*options, "--address", "host:6379")
-    assert "the kind of device alone" in fails(*options, "--engine", "ray", "--device", "cuda:0,cuda:1")
-    assert "leave out --worker" in fails(*options, "--engine", "ray", "--worker", "1/2")
 
 
 def test_devices_that_do_not_go_together_are_refused(drawn, extract_config, tmp_path, monkeypatch):

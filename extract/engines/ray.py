@@ -33,12 +33,17 @@ class RayError(OnceoverError):
     """A cluster that cannot be reached, or that cannot do the work."""
 
 
-class _Seat(NamedTuple):
-    """Where an actor is placed: on a node, with so many processors, and with a GPU or none."""
+class _Team(NamedTuple):
+    """How many actors a cluster has room for, and the processors and GPUs that each of them asks for."""
 
-    node: str
+    actors: int
     cpus: int
     gpus: int
+
+    @property
+    def at_once(self) -> int:
+        """How many shards an actor has under way: one for a GPU, or one for each of its processors."""
+        return 1 if self.gpus else self.cpus
 
 
 def connect(address: str | None = None) -> None:
@@ -65,12 +70,13 @@ def connect(address: str | None = None) -> None:
 
 def actors(device: torch.device) -> int:
     """How many actors there are."""
-    return len(_seats(device))
+    return _team(device).actors
 
 
 def workers(device: torch.device) -> int:
     """How many shards are under way at a time."""
-    return sum(_at_once(seat) for seat in _seats(device))
+    team = _team(device)
+    return team.actors * team.at_once
 
 
 def describe(_kind: str, device: torch.device) -> str:
@@ -102,23 +108,21 @@ def spread(
     connect()
     import ray
     from ray.util import ActorPool
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    team = _team(device)
+    at_once = team.at_once if in_threads else 1
+    actor_class = ray.remote(_Actor).options(
+        num_cpus=team.cpus,
+        num_gpus=team.gpus,
+        max_concurrency=at_once,
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+    )
     copied = ray.put(work)
-    places = []
-    for seat in _seats(device):
-        at_once = _at_once(seat) if in_threads else 1
-        actor = ray.remote(_Actor).options(
-            num_cpus=seat.cpus,
-            num_gpus=seat.gpus,
-            max_concurrency=at_once,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node, soft=True),
-        )
-        places += [actor.remote(copied, 1 if in_threads else seat.cpus)] * at_once
+    threads = 1 if in_threads else team.cpus
+    places = [actor_class.remote(copied, threads) for _ in range(team.actors)] * at_once
     pool: Any = ActorPool(places)
-    del places, actor  # an actor ends when nothing refers to it
+    del places  # an actor ends when nothing refers to it
     for unit in units:
         pool.submit(_do, unit)
     while pool.has_next():
@@ -186,31 +190,30 @@ def _handed(shards: Sequence[Shard], device: torch.device) -> list[list[Shard]]:
     return [list(shards[start : start + length]) for start in range(0, len(shards), length)]
 
 
-def _at_once(seat: _Seat) -> int:
-    return 1 if seat.gpus else seat.cpus
-
-
-def _seats(device: torch.device) -> list[_Seat]:
-    """The places for actors on the nodes that are up: one for each GPU, or for every few processors.
+def _team(device: torch.device) -> _Team:
+    """The actors for the nodes that are up: one for each GPU, or for up to four processors.
 
     Raises:
-        RayError: there is none.
+        RayError: there is room for none.
     """
     connect()
     import ray
 
-    seats = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        cpus = int(node["Resources"].get("CPU", 0))
-        gpus = int(node["Resources"].get("GPU", 0)) if device.type == "cuda" else 0
-        if device.type == "cuda":
-            seats += [_Seat(node["NodeID"], cpus // gpus, 1)] * gpus
-            continue
-        seats += [_Seat(node["NodeID"], CORES, 0)] * (cpus // CORES)
-        if cpus % CORES:
-            seats.append(_Seat(node["NodeID"], cpus % CORES, 0))
-    if not seats:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if device.type == "cuda":
+        gpus = [int(node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+        cpus = [int(node.get("CPU", 0)) // int(node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+        team = _Team(sum(gpus), min(cpus, default=0), 1)
+    else:
+        team = _cpu_team([int(node.get("CPU", 0)) for node in nodes])
+    if not team.actors:
         raise RayError(f"no node of the cluster has a place for {device.type}; start nodes that have, or name --device")
-    return seats
+    return team
+
+
+def _cpu_team(cpus: Sequence[int]) -> _Team:
+    """Actors of up to ``CORES`` processors that leave the fewest idle of nodes that have so many."""
+    teams = []
+    for share in range(1, CORES + 1):
+        teams.append(_Team(sum(count // share for count in cpus), share, 0))
+    return max(teams, key=lambda team: (team.actors * team.cpus, team.cpus))
