@@ -3,19 +3,18 @@
 import os
 import signal
 import sys
-import time
+from functools import partial
 
 import pytest
 import torch
 
 from onceover.base.extras import Extra, MissingPackageError
-from onceover.base.files import FileError, write_once
-from onceover.extract import encode
+from onceover.base.files import FileError
 from onceover.extract.engines import ray as engine
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.plan import plan_shards, shards_of
-from onceover.extract.store import FeatureStore
+from onceover.extract.store import FeatureStore, parts_folder
 from onceover.heads.grid import expand
 from onceover.heads.sweep import sweep
 from onceover.retrieval.leaderboard import Judge
@@ -31,7 +30,9 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import the tests
-    nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    head = {**NODE, "include_dashboard": False, "_system_config": quick}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     nodes.add_node(**NODE)
     engine.connect(nodes.address)
     yield nodes
@@ -54,96 +55,66 @@ def values(path):
         }
 
 
-class Noting(encode.Encoding):
-    """Writes a file for each shard, after a while, and notes it; fails at the one with a certain name."""
-
-    kind = "image"
-
-    def __init__(self, failing="none", seconds=0.0):
-        super().__init__(None)
-        self.failing = failing
-        self.seconds = seconds
-
-    def on(self, _device):
-        return self
-
-    def read(self, shard):
-        (shard.file.parent / f"{os.getpid()}.pid").touch()
-        time.sleep(self.seconds)
-        yield shard
-
-    def begin(self, shard):
-        return lambda: encode.EncodedBatch({"row": [0]}, [], {})
-
-    def columns(self, _rows):
-        return {}
-
-    def write(self, shard, _batches):
-        if shard.file.name.endswith(self.failing):
-            raise ZeroDivisionError(shard.file.name)
-        write_once(shard.file, b"")
-        with open(shard.file.parent / "written", "a") as file:
-            file.write(f"{shard.file.name}\n")
+def noting(load, folder, **options):
+    """Loads an encoder, and notes which process has it."""
+    (folder / f"{os.getpid()}.pid").touch()
+    return load(**options)
 
 
-def shards_in(folder, count):
-    folder.mkdir()
-    return shards_of(plan_shards("image", list(range(count)), 1, count), "image", folder)
+def kill_one(folder):
+    os.kill(int(min(folder.glob("*.pid")).stem), signal.SIGKILL)
 
 
-def written_in(folder):
-    """The names of the shards that were written, as often as they were."""
-    return sorted((folder / "written").read_text().split())
+def shards(path):
+    """The shards of an unfinished store: the file behind each name, and when it was written."""
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in parts_folder(path).glob("*.h5")}
 
 
-def test_a_cluster_makes_the_store_of_one_machine(cluster, drawn, store_file, extract_config, tmp_path, told):
-    made = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu", engine="ray")
-    assert made.computed == {"image": 60, "text": 300}
-    assert {kind: speed.rows for kind, speed in made.speed.items()} == {"image": 60, "text": 300}
+def test_a_killed_worker_and_a_lost_node_lose_nothing_and_write_nothing_twice(
+    cluster, drawn, store_file, extract_config, tmp_path, told, monkeypatch
+):
+    """A worker is killed while images are encoded, and a node is lost while captions are."""
+    path = tmp_path / "s.h5"
+    run = engine.run
+    lost = []
+    rows = {"image": 0, "text": 0}
+
+    def disturbed(encoding, todo, device):
+        encoding._load = partial(noting, encoding._load, tmp_path)
+        for progress in run(encoding, todo, device):
+            if rows[encoding.kind] == 0:
+                lost.append(encoding.kind)
+                written = shards(path)
+                kill_one(tmp_path) if encoding.kind == "image" else cluster.remove_node(cluster.list_all_nodes()[-1])
+            rows[encoding.kind] += progress.rows
+            yield progress
+        assert written.items() <= shards(path).items(), "a shard was written again"
+
+    monkeypatch.setattr(engine, "run", disturbed)
+    made = extract(read_dataset(drawn), path, extract_config, device="cpu", engine="ray")
+    assert lost == ["image", "text"]
+    assert made.computed == rows == {"image": 60, "text": 300}
     assert any("on cpu, 2 workers of Ray, 2 shards at a time" in line for line in told)
-    assert values(tmp_path / "s.h5") == values(store_file)
-    with FeatureStore(tmp_path / "s.h5") as store:
+    assert values(path) == values(store_file)
+    with FeatureStore(path) as store:
         assert store.provenance["image"]["engine"] == "ray"
-
-
-def test_an_error_in_a_cluster_is_the_one_that_it_was_and_keeps_what_is_written(cluster, tmp_path):
-    shards = shards_in(tmp_path / "parts", 8)
-    with pytest.raises(ZeroDivisionError, match="5.h5"):
-        list(engine.run(Noting("5.h5"), shards, CPU))
-    assert list((tmp_path / "parts").glob("*.h5"))
-
-
-def test_a_killed_worker_loses_nothing_and_nothing_is_written_twice(cluster, tmp_path):
-    shards = shards_in(tmp_path / "parts", 8)
-    rows = 0
-    killed = None
-    for progress in engine.run(Noting(seconds=0.2), shards, CPU):
-        rows += progress.rows
-        if killed is None:
-            killed = int(min((tmp_path / "parts").glob("*.pid")).stem)
-            os.kill(killed, signal.SIGKILL)
-    assert rows == len(shards)
-    assert written_in(tmp_path / "parts") == [shard.file.name for shard in shards]
-
-
-def test_a_lost_node_loses_nothing_and_nothing_is_written_twice(cluster, tmp_path):
-    shards = shards_in(tmp_path / "parts", 8)
-    lost = cluster.list_all_nodes()[-1]
-    rows = 0
-    for progress in engine.run(Noting(seconds=0.2), shards, CPU):
-        rows += progress.rows
-        if rows == 2:
-            cluster.remove_node(lost, allow_graceful=False)
-    assert rows == len(shards)
-    assert written_in(tmp_path / "parts") == [shard.file.name for shard in shards]
     assert engine.actors(CPU) == 1
     cluster.add_node(**NODE)
     assert engine.actors(CPU) == 2
 
 
+def failing(unit):
+    raise ZeroDivisionError(unit)
+
+
+def test_an_error_of_the_work_in_a_cluster_is_the_one_that_it_was(cluster):
+    with pytest.raises(ZeroDivisionError, match="a unit"):
+        list(engine.spread(failing, ["a unit"], CPU))
+
+
 def test_a_sweep_is_spread_over_a_cluster(cluster, store, tmp_path):
     overrides = ["training.num_epochs=2", "training.batch_size=12", "training.check_every=1", "model.embedding_dim=8"]
-    settings = expand(None, overrides, ["model.temperature=0.05,0.1,0.2,0.3"], 1)
+    settings = expand(None, overrides, ["model.temperature=0.05,0.1"], 1)
     whole = sweep(store, tmp_path / "whole", settings, Judge(), halving=True)
     spread = sweep(store, tmp_path / "spread", settings, Judge(), halving=True, cluster=engine)
     assert spread.keys() == whole.keys()
@@ -168,7 +139,7 @@ def test_a_cluster_without_a_gpu_is_refused_where_one_is_asked_for(cluster):
 def test_a_folder_that_a_node_does_not_share_is_refused(tmp_path):
     shards = shards_of(plan_shards("image", [0], 1, 1), "image", tmp_path / "nowhere")
     with pytest.raises(FileError, match="needs a store in a folder that all nodes share at the same path"):
-        engine._encode(Noting(), "cpu", shards)
+        engine._encode(None, "cpu", shards)
 
 
 def test_what_does_not_go_with_a_cluster_is_refused(fails, drawn, store_file, tmp_path):

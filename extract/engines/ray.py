@@ -5,6 +5,7 @@ store. All nodes need the folder of the store, and the dataset, at the same path
 no blocks of Ray Data, which cuts its data anew, so that a resumed store would not equal an uninterrupted one.
 """
 
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 RAY = Extra("ray", "ray", "ray")
 CORES = 4  # processors of an actor: its threads share one encoder
-RETRIES = 3  # of a shard whose actor dies under it
+RESTARTS = 8  # of an actor that dies, so that a shard that kills whoever encodes it ends the work
 GPU_ROWS = 16_384  # about what an actor with a GPU is handed at a time, since its pipeline has to fill and to drain
 
 
@@ -88,7 +89,7 @@ def run(encoding: Encoding, shards: Sequence[Shard], device: torch.device) -> It
     """Has every shard encoded by one of the actors; what a lost one had under way is done by another.
 
     Raises:
-        RayError: an actor died again and again under one shard.
+        RayError: an actor died again and again.
     """
     work = partial(_encode, encoding.on(device.type), device.type)
     yield from spread(work, _handed(shards, device), device, in_threads=device.type == "cpu")
@@ -103,7 +104,7 @@ def spread(
         work: can be pickled. in_threads: an actor works on as many units at a time as it has processors.
 
     Raises:
-        RayError: an actor died again and again under one unit. Any other error is the work's own.
+        RayError: an actor died again and again. Any other error is the work's own.
     """
     connect()
     import ray
@@ -115,12 +116,13 @@ def spread(
         num_cpus=team.cpus,
         num_gpus=team.gpus,
         max_concurrency=at_once,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
+        max_restarts=RESTARTS,
+        max_task_retries=-1,  # calls fail and are repeated, too, until the cluster knows that a node is lost
     )
     copied = ray.put(work)
     threads = 1 if in_threads else team.cpus
-    places = [actor_class.remote(copied, threads) for _ in range(team.actors)] * at_once
+    count = min(team.actors, math.ceil(len(units) / at_once))
+    places = [actor_class.remote([copied], threads) for _ in range(count)] * at_once
     pool: Any = ActorPool(places)
     del places  # an actor ends when nothing refers to it
     for unit in units:
@@ -134,7 +136,7 @@ def spread(
             raise getattr(error, "cause", None) or error from None
         except ray.exceptions.RayError as error:
             raise RayError(
-                f"workers of Ray died {RETRIES + 1} times under the same work, perhaps for want of memory "
+                f"a worker of Ray died {RESTARTS + 1} times, perhaps for want of memory "
                 f"({first_line(error)}); run the command again, and it goes on from here"
             ) from error
         yield result
@@ -145,11 +147,17 @@ def _do(actor: Any, unit: Any) -> Any:
 
 
 class _Actor:
-    """Keeps a copy of some work, and does it in so many threads of arithmetic."""
+    """Keeps a copy of some work, and does it in so many threads of arithmetic.
 
-    def __init__(self, work: Callable[[Any], Any], threads: int):
+    Args:
+        copied: a reference to the work, in a list so that an actor that Ray starts anew fetches it anew.
+    """
+
+    def __init__(self, copied: list[Any], threads: int):
+        import ray
+
         keep_freed_memory()
-        self._work = work
+        self._work: Callable[[Any], Any] = ray.get(copied[0])
         self._threads = threads
 
     def do(self, unit: Any) -> Any:
