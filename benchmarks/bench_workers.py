@@ -1,21 +1,21 @@
 """Do workers of an extraction lose or double anything when they are killed, and what does a cluster of Ray cost?
 
     python benchmarks/bench_workers.py kills [--repetitions 10] [--workers 3] [--seed 0]
-    python benchmarks/bench_workers.py ray --data ../shared/flickr8k [--images 400] [--rounds 3]
+    python benchmarks/bench_workers.py ray --data flickr8k [--images 400] [--rounds 3] [--image-encoder SPEC]
 
 ``kills``: workers of one store (``--worker I/N``) run at once over drawn images, with tiny encoders; each is killed
 (SIGKILL) at random moments and started again until it is done. Their store must be that of a single process, byte for
 byte, and no shard may be written twice.
 
-``ray``: the rate of ``--engine ray`` beside that of the local engine with the same cores, from the first finished rows
-on, so that the start of the cluster and of its actors is left out; then an actor is killed in the middle, and the
-store is compared. The encoders are ResNet50 and DistilBERT with random weights.
+``ray``: the time of ``--engine ray`` on a cluster of two nodes with a core each beside that of the local engine with
+two threads, from the first tenth of the rows on, so that the start of the cluster and of its workers is left out; then a
+worker is killed and a node is lost in the middle, and the stores are compared. On a machine that does other work go by
+the processor time.
 
 Prints the results as JSON.
 """
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -23,9 +23,11 @@ import random
 import signal
 import statistics
 import tempfile
-import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from onceover.configs.schema import ExtractConfig
 from onceover.extract.engines import ENGINES
@@ -34,7 +36,8 @@ from onceover.extract.pipeline import extract
 from onceover.extract.store import FeatureStore, parts_folder
 from onceover.extract.synthetic import draw_dataset
 
-IMAGES = (144, 24, 24)  # drawn: train, dev, test
+IMAGES = (36, 12, 12)  # drawn: train, dev, test
+NODES = 2  # of the cluster, with a core each
 PRELOADED = ["onceover.extract.share", "onceover.extract.encoding.image", "onceover.extract.encoding.text"]
 
 
@@ -48,9 +51,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--views", type=int, default=ExtractConfig.views)
+    parser.add_argument("--image-encoder", default="torchvision:resnet50@random")
+    parser.add_argument("--text-encoder", default="hf:distilbert-base-uncased@random")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = kills(options, Path(folder)) if options.what == "kills" else ray(options, Path(folder))
+        result = kills(options, Path(folder)) if options.what == "kills" else on_ray(options, Path(folder))
     print(json.dumps(result, indent=2))
 
 
@@ -150,67 +156,143 @@ def tiny_encoders(folder: Path) -> ExtractConfig:
     )
 
 
-def ray(options: argparse.Namespace, folder: Path) -> dict:
-    """Compares rates and stores of Ray and the local engine, and kills an actor of Ray in the middle."""
+def on_ray(options: argparse.Namespace, folder: Path) -> dict:
+    """Compares rates and stores of Ray and the local engine, and takes a worker and a node away in the middle."""
+    import torch
+    from ray.cluster_utils import Cluster
+
+    from onceover.extract.engines.ray import connect
+
+    torch.set_num_threads(NODES)
     dataset = read_dataset(options.data).first(options.images)
     config = ExtractConfig(
-        image_encoder="torchvision:resnet50@random", text_encoder="hf:distilbert-base-uncased@random", dtype="float32"
+        image_encoder=options.image_encoder,
+        text_encoder=options.text_encoder,
+        views=options.views,
+        batch_size=16,
+        dtype="float32",
     )
-    rates: dict[str, list[dict[str, float]]] = {"threads": [], "ray": []}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(NODES - 1):
+        cluster.add_node(num_cpus=1)
+    connect(cluster.address)
+    costs: dict[str, dict[str, list[Cost]]] = {}
     for number in range(options.rounds):
-        for engine, of_engine in rates.items():
-            of_engine.append(timed_rates(dataset, folder / f"{engine}-{number}.h5", config, engine))
+        for engine in ("threads", "ray"):
+            of_engine = measured(dataset, folder / f"{engine}-{number}.h5", config, engine)
+            for kind, cost in of_engine.items():
+                costs.setdefault(kind, {}).setdefault(engine, []).append(cost)
     expected = contents(folder / "threads-0.h5")
+    result: dict = {"images": options.images, "load": os.getloadavg()[1]}
+    for kind, of_kind in costs.items():
+        for unit in Cost._fields:
+            medians = {}
+            for engine, of_engine in of_kind.items():
+                medians[engine] = statistics.median(getattr(cost, unit) for cost in of_engine)
+            result[f"{kind}, ms a row, {unit}"] = medians | {"Ray, more": medians["ray"] / medians["threads"] - 1}
     assert contents(folder / "ray-0.h5") == expected, "Ray made another store"
-    store = folder / "killed.h5"
-    killer = threading.Thread(target=kill_an_actor, args=(store, 5))
-    killer.start()
-    extract(dataset, store, dataclasses.replace(config, batch_size=None), device="cpu", engine="ray")
-    killer.join()
-    assert contents(store) == expected, "with an actor killed, Ray made another store"
-    medians = {}
-    for engine, of_engine in rates.items():
-        for kind in ("image", "text"):
-            medians[f"{engine}, {kind} rows/s"] = statistics.median(rate[kind] for rate in of_engine)
-    costs = {}
-    for kind in ("image", "text"):
-        costs[kind] = 1 - medians[f"ray, {kind} rows/s"] / medians[f"threads, {kind} rows/s"]
-    return {"images": options.images, "medians": medians, "Ray is slower by": costs, "a killed actor": "equal store"}
+    result["store"] = "equal"
+    for event, act in (("killed worker", kill_one), ("lost node", lambda _: lose_node(cluster))):
+        store = folder / f"{event}.h5"
+        (folder / event).mkdir()
+        disturbed(dataset, store, config, folder / event, act)
+        assert contents(store) == expected, f"{event}: Ray made another store"
+        result[event] = "equal store, no shard written twice"
+    return result
 
 
-def timed_rates(dataset, store: Path, config: ExtractConfig, name: str) -> dict[str, float]:
-    """Rows a second by kind from the first finished rows on, of an extraction by an engine."""
+class Cost(NamedTuple):
+    """Milliseconds a row, by the clock and of processor time in all processes, when a tenth is done and later."""
+
+    clock: float
+    processors: float
+
+
+def measured(dataset, store: Path, config: ExtractConfig, name: str) -> dict[str, Cost]:
+    """The cost of an extraction by an engine, by kind."""
     engine = ENGINES.load(name)
     run = engine.run
-    rates = {}
+    costs = {}
 
     def timed(encoding, todo, device):
-        times = []
-        rows = []
+        total = sum(shard.size for shard in todo)
+        done = 0
+        start = None
         for progress in run(encoding, todo, device):
-            if progress.rows:
-                times.append(time.perf_counter())
-                rows.append(progress.rows)
+            done += progress.rows
+            if start is None and done >= total / 10:
+                start = (done, time.perf_counter(), processor_seconds())
             yield progress
-        rates[encoding.kind] = sum(rows[1:]) / (times[-1] - times[0])
+            if done == total and encoding.kind not in costs:
+                rows = done - start[0]
+                clock = time.perf_counter() - start[1]
+                costs[encoding.kind] = Cost(1e3 * clock / rows, 1e3 * (processor_seconds() - start[2]) / rows)
 
     engine.run = timed
     try:
-        extract(dataset, store, config, device="cpu", engine=name)
+        extract(dataset, store, config, device="cpu", engine=name, backend="eager")
     finally:
         engine.run = run
-    return rates
+    return costs
 
 
-def kill_an_actor(store: Path, after: int) -> None:
-    """Kills one of Ray's actors once so many shards are there."""
-    while len(shards(store)) < after:
-        time.sleep(0.05)
-    for process in Path("/proc").glob("[0-9]*"):
-        if b"ray::_Actor" in (process / "cmdline").read_bytes():
-            os.kill(int(process.name), signal.SIGKILL)
-            return
-    raise AssertionError("no actor was found")
+def processor_seconds() -> float:
+    """Of this process and all that it has started, those that have ended among them."""
+    ticks = {}
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+        ticks[int(stat.parent.name)] = sum(map(int, fields[11:15]))
+    total = 0
+    for process, count in ticks.items():
+        ancestor = process
+        while ancestor not in (os.getpid(), 0, 1) and ancestor in parents:
+            ancestor = parents[ancestor]
+        total += count if ancestor == os.getpid() else 0
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def disturbed(dataset, store: Path, config: ExtractConfig, notes: Path, act: Callable[[Path], object]) -> None:
+    """Extracts on Ray; when a third of the images is encoded something is taken away."""
+    engine = ENGINES.load("ray")
+    run = engine.run
+    written: dict[str, tuple[int, int]] = {}
+
+    def watched(encoding, todo, device):
+        encoding._load = partial(noting, encoding._load, notes)
+        for number, progress in enumerate(run(encoding, todo, device)):
+            if encoding.kind == "image" and number == len(todo) // 3:
+                act(notes)
+            there = shards(store)
+            assert written.items() <= there.items(), "a shard was written again, or was lost"
+            written.update(there)
+            yield progress
+
+    engine.run = watched
+    try:
+        extract(dataset, store, config, device="cpu", engine="ray", backend="eager")
+    finally:
+        engine.run = run
+
+
+def noting(load: Callable, notes: Path, **options) -> object:
+    """Loads an encoder, and notes which process has it."""
+    (notes / str(os.getpid())).touch()
+    return load(**options)
+
+
+def kill_one(notes: Path) -> None:
+    """Kills one of the processes that were noted."""
+    os.kill(int(min(notes.iterdir()).name), signal.SIGKILL)
+
+
+def lose_node(cluster) -> None:
+    """Takes a node away, as a power failure would."""
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
 
 
 def shards(store: Path) -> dict[str, tuple[int, int]]:

@@ -8,6 +8,7 @@ no blocks of Ray Data, which cuts its data anew, so that a resumed store would n
 import math
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -122,11 +123,11 @@ def spread(
     copied = ray.put(work)
     threads = 1 if in_threads else team.cpus
     count = min(team.actors, math.ceil(len(units) / at_once))
-    places = [actor_class.remote([copied], threads) for _ in range(count)] * at_once
+    places = [actor_class.remote(threads) for _ in range(count)] * at_once
     pool: Any = ActorPool(places)
     del places  # an actor ends when nothing refers to it
     for unit in units:
-        pool.submit(_do, unit)
+        pool.submit(lambda actor, unit: actor.do.remote([copied], unit), unit)
     while pool.has_next():
         while pool.pop_idle() is not None:  # nothing is left for it, and a lost one may need its place
             pass
@@ -142,26 +143,26 @@ def spread(
         yield result
 
 
-def _do(actor: Any, unit: Any) -> Any:
-    return actor.do.remote(unit)
-
-
 class _Actor:
-    """Keeps a copy of some work, and does it in so many threads of arithmetic.
+    """Keeps a copy of some work, and does it in so many threads of arithmetic."""
 
-    Args:
-        copied: a reference to the work, in a list so that an actor that Ray starts anew fetches it anew.
-    """
+    def __init__(self, threads: int):
+        keep_freed_memory()
+        self._threads = threads
+        self._work: Callable[[Any], Any] | None = None
+        self._lock = threading.Lock()
 
-    def __init__(self, copied: list[Any], threads: int):
+    def do(self, copied: list[Any], unit: Any) -> Any:
+        """The result of the work on a unit.
+
+        Args:
+            copied: a reference to the work, in a list so that Ray does not fetch the work for each unit.
+        """
         import ray
 
-        keep_freed_memory()
-        self._work: Callable[[Any], Any] = ray.get(copied[0])
-        self._threads = threads
-
-    def do(self, unit: Any) -> Any:
-        """The result of the work on a unit."""
+        with self._lock:
+            if self._work is None:
+                self._work = ray.get(copied[0])
         torch.set_num_threads(self._threads)
         return self._work(unit)
 
