@@ -8,9 +8,9 @@
 byte, and no shard may be written twice.
 
 ``ray``: the time of ``--engine ray`` on a cluster of two nodes with a core each beside that of the local engine with
-two threads, from the first tenth of the rows on, so that the start of the cluster and of its workers is left out; then a
-worker is killed and a node is lost in the middle, and the stores are compared. On a machine that does other work go by
-the processor time.
+two threads, from the first tenth of the rows on, so that the start of the cluster and of its workers is left out; then
+a worker is killed and a node is lost in the middle, and the stores are compared. On a machine that does other work go
+by the processor time.
 
 Prints the results as JSON.
 """
