@@ -22,6 +22,7 @@ import os
 import random
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -86,6 +87,7 @@ def kills(options: argparse.Namespace, folder: Path) -> dict:
         assert contents(store) == expected, f"repetition {number} made another store"
         assert not parts_folder(store).exists(), "shards are left"
         counts.append(count)
+        print(f"repetition {number + 1}: {count} kills, equal store", file=sys.stderr)
     return {"repetitions": options.repetitions, "workers": options.workers, "kills": counts, "stores": "equal"}
 
 
