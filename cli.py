@@ -344,6 +344,9 @@ worker_option = click.option(
     metavar="I/N",
     help="Do the I-th of N shares, e.g. 2/4; N processes may run at once. A last call without --worker finishes.",
 )
+address_option = click.option(
+    "--address", metavar="ADDRESS", help="Cluster for --engine ray. [default: RAY_ADDRESS, else one on this machine]"
+)
 memory_option = click.option(
     "--memory", type=Size(), help="Memory limit, e.g. 2GiB. [default: half of the machine's or container's]"
 )
@@ -523,8 +526,9 @@ def _forgiving_streams() -> None:
     "--engine",
     default="auto",
     show_default=True,
-    help="Engine: threads, processes (they feed a GPU) or auto.",
+    help="Engine: threads, processes (they feed a GPU), ray (a cluster) or auto.",
 )
+@address_option
 @click.option(
     "--backend",
     default="auto",
@@ -550,6 +554,7 @@ def extract(
     worker,
     reading,
     engine,
+    address,
     backend,
     device,
     config_file,
@@ -588,7 +593,7 @@ def extract(
         else:
             done(_worker_done(worker, "extract", bool(share.left)), _command_without_worker())
         return
-    summary = workflows.extract(data, store_file, config, force=force, **options)
+    summary = workflows.extract(data, store_file, config, force=force, address=address, **options)
     summary.tell()
     done(
         f"wrote {store_file}" if not summary.up_to_date else f"{store_file} is up to date; nothing to encode", following
@@ -797,10 +802,29 @@ def fit(store_file, run_dir, force, ensemble, memory, device, config_file, overr
 )
 @click.option("--test-best", is_flag=True, help="Fit the best setting and evaluate it once on the reported split.")
 @worker_option
+@click.option(
+    "--engine", type=click.Choice(["ray"]), help="ray: have a cluster fit the settings. [default: this machine]"
+)
+@address_option
 @memory_option
 @device_option
 @config_options
-def sweep(store_file, out, grid, seeds, sample, halving, test_best, worker, memory, device, config_file, overrides):
+def sweep(
+    store_file,
+    out,
+    grid,
+    seeds,
+    sample,
+    halving,
+    test_best,
+    worker,
+    engine,
+    address,
+    memory,
+    device,
+    config_file,
+    overrides,
+):
     """Fit a grid of settings together and rank them on the validation split.
 
     Run the same command again to resume an interrupted sweep; finished trials are not fitted again.
@@ -820,6 +844,8 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, worker, memo
             raise click.UsageError("--halving compares all settings half-way, and goes without --worker")
         if test_best:
             raise click.UsageError("--test-best goes without --worker; give it to the last call")
+        if engine:
+            raise click.UsageError("--engine ray hands out trials itself; leave out --worker, or the engine")
         share = workflows.sweep_share(store_file, out, settings, worker, device=device, memory=memory)
         say(f"trials fitted by worker {worker}: {share.trained:,}")
         if share.left:
@@ -827,7 +853,8 @@ def sweep(store_file, out, grid, seeds, sample, halving, test_best, worker, memo
             say(f"workers that have trials left: {', '.join(shown)}")
         done(_worker_done(worker, "sweep", bool(share.left)), _command_without_worker())
         return
-    rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory)
+    cluster = {"engine": engine, "address": address}
+    rows = workflows.sweep(store_file, out, settings, halving=halving, device=device, memory=memory, **cluster)
     keys = list(settings[0].values)
     from onceover.retrieval.leaderboard import leaderboard_tables, notes
 

@@ -68,6 +68,7 @@ def extract(
     device: str | None = None,
     engine: str = "auto",
     backend: str = "auto",
+    address: str | None = None,
     force: bool = False,
     prune: bool = False,
     retry_failures: bool = False,
@@ -81,7 +82,8 @@ def extract(
         reading: how to read the dataset (columns, the images' folder, …), where its files do not tell.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; by default the best available. Several, as in
             ``cuda:0,cuda:1``, work in a process each; a script that asks for that needs ``if __name__ == "__main__":``.
-        engine: ``threads``, ``processes`` (they feed a GPU), one of another package, or ``auto``.
+        engine: ``threads``, ``processes`` (they feed a GPU), ``ray`` (a cluster), one of another package, or ``auto``.
+        address: of Ray's cluster; by default the one in ``RAY_ADDRESS``, one that runs here, or a new one here.
         backend: ``eager`` (torch), ``openvino``, ``plain``, one of another package, or ``auto``: OpenVINO where it is
             installed and faster.
         force: replace features of other encoders or settings.
@@ -93,6 +95,7 @@ def extract(
 
     config = config or load_config(DEFAULT_CONFIG).extract
     store_place(store)  # one that cannot be is refused before the dataset is read
+    check_cluster(engine, address, device)
     return encode(
         _dataset(data, config, limit, reading),
         store,
@@ -104,6 +107,23 @@ def extract(
         prune=prune,
         retry_failures=retry_failures,
     )
+
+
+def check_cluster(engine: str | None, address: str | None, device: str | None = None) -> None:
+    """Connects to Ray's cluster at an address, if one is given, and refuses what does not go with an engine.
+
+    Raises:
+        WorkflowError: an address without ``ray``, or several devices with it. RayError: the cluster cannot be reached.
+    """
+    if engine != "ray":
+        if address is not None:
+            raise WorkflowError("--address is that of Ray's cluster; give it with --engine ray")
+        return
+    if device is not None and "," in device:
+        raise WorkflowError("--engine ray uses all cards of its nodes; give it the kind of device alone: --device cuda")
+    from onceover.extract.engines.ray import connect
+
+    connect(address)
 
 
 def extract_share(
@@ -132,6 +152,8 @@ def extract_share(
     from onceover.extract.share import extract_share as encode
     from onceover.extract.store_form import store_place
 
+    if engine == "ray":
+        raise WorkflowError("--engine ray hands out shards itself; leave out --worker, or the engine")
     config = config or load_config(DEFAULT_CONFIG).extract
     store_place(store)
     return encode(
@@ -270,6 +292,8 @@ def sweep(
     halving: bool = False,
     device: str | None = None,
     memory: int | None = None,
+    engine: str | None = None,
+    address: str | None = None,
 ) -> list[dict[str, Any]]:
     """Fits all settings of a grid, ranks them on the validation split and returns the leaderboard, best first.
 
@@ -278,17 +302,29 @@ def sweep(
     Args:
         settings: a grid, as ``heads.grid.expand`` makes it.
         halving: stop settings early that are clearly behind the best.
+        engine: ``ray``: a cluster, at ``address``, fits the settings; by default this process does.
     """
+    check_cluster(engine, address)
     with _opened(store) as opened:
         from onceover.analysis.figures import plot_sweep
         from onceover.extract.encoding.devices import pick_device
+        from onceover.extract.engines import ENGINES
         from onceover.heads.sweep import sweep as train
         from onceover.heads.sweep_tables import write_tables
         from onceover.retrieval.leaderboard import Judge
 
         out = Path(out)
         judge = Judge()
-        results = train(opened, out, settings, judge, halving=halving, device=pick_device(device), memory=memory)
+        results = train(
+            opened,
+            out,
+            settings,
+            judge,
+            halving=halving,
+            device=pick_device(device),
+            memory=memory,
+            cluster=ENGINES.load("ray") if engine == "ray" else None,
+        )
         rows = write_tables(out, settings, judge, results, opened.roles().selection_name)
         plot_sweep(out, out / "figures")
         return rows

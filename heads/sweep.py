@@ -9,9 +9,10 @@ by their embeddings of the validation images.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -63,6 +64,7 @@ def sweep(
     halving: bool = False,
     device: str | torch.device = "cpu",
     memory: int | None = None,
+    cluster: "Cluster | None" = None,
 ) -> dict[str, dict]:
     """Trains every trial, or with ``halving`` those that stay promising; continues an interrupted sweep.
 
@@ -73,6 +75,7 @@ def sweep(
     Args:
         memory: bytes that features and heads may take, half each; by default half of the machine's. An interrupted
             sweep keeps its first limit.
+        cluster: where the stacks of trials are trained; by default here.
 
     Returns:
         By name, of each trial that was begun: ``epochs``, ``best_epoch``, ``seconds``, ``history``, and ``outcome``:
@@ -96,7 +99,10 @@ def sweep(
         grid = digest(names)
     with only_writer(folder, "the sweep"):
         plan = _SweepPlan(folder, store, torch.device(device), memory or default_memory(), grid)
-        work = _Sweep(store, plan, judge, torch.device(device))
+        elsewhere = None
+        if cluster is not None:
+            elsewhere = _Elsewhere(cluster, store.path.resolve(), folder.resolve(), torch.device(device), grid)
+        work = _Sweep(store, plan, judge, torch.device(device), elsewhere)
         with work.bar:
             if halving:
                 _halve(work, plan, settings)
@@ -217,6 +223,57 @@ def _halve(work: "_Sweep", plan: "_SweepPlan", settings: Sequence[Setting]) -> N
     work.run(other_seeds)
 
 
+class Cluster(Protocol):
+    """Machines to which work is handed, as ``extract.engines.ray`` has them."""
+
+    def actors(self, device: torch.device) -> int:
+        """How many of its processes work at a time."""
+
+    def spread(
+        self, work: Callable[[tuple[list[Config], int | None]], list[Config]], units: Sequence, device: torch.device
+    ) -> Iterator[list[Config]]:
+        """The results of some work, which can be pickled, on each unit, in whatever order."""
+
+
+class _Elsewhere:
+    """Has stacks of trials trained by a cluster, whose nodes share the store and the folder of the sweep."""
+
+    def __init__(self, cluster: Cluster, store: Path, folder: Path, device: torch.device, grid: str):
+        self._cluster = cluster
+        self._train = _Training(store, folder, device.type, grid)
+        self._device = device
+
+    @property
+    def processes(self) -> int:
+        """How many stacks are trained at a time."""
+        return self._cluster.actors(self._device)
+
+    def train(self, stacks: Sequence[list[Config]], end: int | None) -> Iterator[list[Config]]:
+        """Has stacks trained up to the epoch ``end``, or to their end; gives each when it is done."""
+        return self._cluster.spread(self._train, [(stack, end) for stack in stacks], self._device)
+
+
+class _Training:
+    """Trains stacks of trials of a sweep that another process began. It can be pickled."""
+
+    def __init__(self, store: Path, folder: Path, device: str, grid: str):
+        self._store = store
+        self._folder = folder
+        self._device = device
+        self._grid = grid
+        self._sweep: _Sweep | None = None
+
+    def __call__(self, task: tuple[list[Config], int | None]) -> list[Config]:
+        if self._sweep is None:
+            store = FeatureStore(self._store)
+            device = torch.device(self._device)
+            plan = _SweepPlan(self._folder, store, device, default_memory(), self._grid)
+            self._sweep = _Sweep(store, plan, Judge(), device)
+        stack, end = task
+        self._sweep.run(stack, end)
+        return stack
+
+
 class _SweepPlan:
     """``sweep.json``: the features and the grid that a sweep's folder is of, and the decisions of halving so far.
 
@@ -298,8 +355,16 @@ class _Sweep:
         bar: the progress, in epochs.
     """
 
-    def __init__(self, store: FeatureStore, plan: _SweepPlan, judge: Judge, device: torch.device):
+    def __init__(
+        self,
+        store: FeatureStore,
+        plan: _SweepPlan,
+        judge: Judge,
+        device: torch.device,
+        elsewhere: _Elsewhere | None = None,
+    ):
         self.judge = judge
+        self._elsewhere = elsewhere
         self.results: dict[str, dict] = {}
         self.bar = ProgressBar("sweep", "epochs", total=0)
         self._device = device
@@ -368,10 +433,24 @@ class _Sweep:
 
     def run(self, configs: Iterable[Config], end: int | None = None) -> None:
         """Trains trials up to the epoch ``end``, or to their end; those with a result already stay as they are."""
-        for stack in self.stacks([config for config in configs if not self._is_known(config)]):
+        unknown = [config for config in configs if not self._is_known(config)]
+        if self._elsewhere is not None:
+            self._run_elsewhere(self._elsewhere, unknown, end)
+            return
+        for stack in self.stacks(unknown):
             trials = sorted((self._load_trial(config) for config in stack), key=_epoch)
             for _, equally_far in itertools.groupby(trials, _epoch):
                 self._train_together(list(equally_far), end)
+
+    def _run_elsewhere(self, elsewhere: _Elsewhere, configs: Sequence[Config], end: int | None) -> None:
+        """Has trials trained by a cluster, and reads what became of them."""
+        stacks = list(self.stacks(configs, elsewhere.processes))
+        say(f"{len(configs):,} trials in {len(stacks):,} stacks, {elsewhere.processes} at a time")
+        for stack in elsewhere.train(stacks, end):
+            for config in stack:
+                if not self._is_known(config):
+                    self._files.read_state(config)  # of a trial that waits the judge needs the ranks
+            self.bar.show(trials=len(self.results))
 
     def stacks(self, configs: Sequence[Config], workers: int = 1) -> Iterator[list[Config]]:
         """The trials in stacks that are trained together, not larger than what each of so many workers has to do."""

@@ -24,6 +24,7 @@ FLOORS = (
 PACKAGES = ("base", "configs", "extract", "retrieval", "heads", "analysis", "serve")
 ONLY_IMPORTER = {
     "pyarrow": {"extract.dataset.parquet"},
+    "ray": {"extract.engines.ray"},
     "tqdm": {"base.progress"},
     "jinja2": {"analysis.pages"},
     "fastapi": {"serve.api"},

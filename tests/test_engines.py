@@ -45,6 +45,9 @@ def run(encoding, shards, device):
         yield Progress(shard.size, {"encode": 1.0})
 """
 
+# the tests of ray, which takes seconds to start, are in test_ray.py
+LOCAL = [name for name in ENGINES.names() if name != "ray"]
+
 
 def values(path: Path) -> dict:
     """All that a store holds, but for what says how and when it was made."""
@@ -60,7 +63,7 @@ def values(path: Path) -> dict:
         }
 
 
-@pytest.mark.parametrize("name", ENGINES.names())
+@pytest.mark.parametrize("name", LOCAL)
 def test_every_engine_makes_the_same_store(name, drawn, store_file, extract_config, tmp_path):
     """The contract: every shard is encoded and written once, and what is done adds up to all rows."""
     engine = ENGINES.load(name)
@@ -98,7 +101,7 @@ def test_auto_takes_threads_on_a_processor_and_processes_that_feed_anything_else
     assert engine_for("auto", [torch.device("meta")])[0] == "processes"
 
 
-@pytest.mark.parametrize("name", ENGINES.names())
+@pytest.mark.parametrize("name", LOCAL)
 def test_an_error_in_one_shard_ends_an_engine_and_keeps_what_is_written(
     name, drawn, extract_config, tmp_path, monkeypatch
 ):

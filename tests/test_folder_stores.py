@@ -424,6 +424,40 @@ def numbers_in(result):
     return {name: (row["image_to_text"], row["text_to_image"]) for name, row in models.items()}
 
 
+def test_a_run_of_a_folder_is_indexed_searched_joined_and_fine_tuned_as_one_of_a_file(
+    made, drawn, config, tiny_resnet, tmp_path, run
+):
+    cpu = ("--device", "cpu")
+    small = ("--set", "model.embedding_dim=16", "--set", "training.num_epochs=2", "--set", "training.batch_size=16")
+    small += ("--set", "training.refit=false")
+    query = ("--query", "a red circle", "--json", *cpu)
+    second = dataclasses.replace(config, image_encoder=f"hf:{tiny_resnet}", text_pooling="cls")
+    extract(read_dataset(drawn), tmp_path / "second.store", second, device="cpu")
+    results = {}
+    for name, joined in (("drawn.h5", "joined.h5"), ("drawn.store", "joined.store")):
+        store = made / name
+        folder = tmp_path / name
+        run("fit", "--store", store, "--run", folder / "run", *small, *cpu)
+        searched = json.loads(run("search", "--run", folder / "run", *query).stdout)["hits"]
+        run("index", "--run", folder / "run")
+        indexed = json.loads(run("search", "--index", folder / "run/index", *query).stdout)["hits"]
+        run("ensemble", folder / "run", folder / "run", "--out", folder / "ensemble")
+        run("join", store, tmp_path / "second.store", "--out", tmp_path / joined)
+        run("fit", "--store", tmp_path / joined, "--run", folder / "of joined", *small, *cpu)
+        of_joined = json.loads(run("search", "--run", folder / "of joined", *query).stdout)["hits"]
+        tuned = ("--out", folder / "tuned", "--unfreeze", "image.last1", "--set", "finetune.num_epochs=1")
+        run("finetune", "--run", folder / "run", "--data", drawn, "--store", store, *tuned, "--re-extract", *cpu)
+        evaluations = [run("evaluate", "--run", folder / kind, "--json", "-").stdout for kind in ("ensemble", "tuned")]
+        results[name] = [scores(searched), scores(indexed), scores(of_joined), *map(numbers_in, evaluations)]
+    assert results["drawn.store"] == results["drawn.h5"]
+    assert (tmp_path / "joined.store").is_dir()
+    assert contents(tmp_path / "joined.store") == contents(tmp_path / "joined.h5")
+
+
+def scores(hits):
+    return [(hit["id"], hit["score"]) for hit in hits]
+
+
 def test_features_are_imported_into_a_folder(tmp_path, run):
     generator = np.random.default_rng(0)
     images = generator.standard_normal((2500, 4)).astype(np.float32)

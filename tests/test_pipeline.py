@@ -274,6 +274,20 @@ def test_a_resumed_extraction_keeps_batch_size_and_threads(
         assert store.provenance["image"]["batch_size"] == 8
 
 
+def test_trap_an_extraction_interrupted_before_its_first_shard_takes_another_batch_size(
+    drawn, tmp_path, extract_config, monkeypatch, interrupt_after
+):
+    path = tmp_path / "s.h5"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 0)
+        with pytest.raises(KeyboardInterrupt):
+            extract(read_dataset(drawn), path, dataclasses.replace(extract_config, batch_size=16), device="cpu")
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
+    with FeatureStore(path) as store:
+        assert len(store.image_ids) == 60
+        assert store.provenance["image"]["batch_size"] == 8
+
+
 def test_pictures_that_join_are_planned_anew_once_the_store_they_joined_is_gone(
     data, tmp_path, extract_config, monkeypatch, counting, interrupt_after
 ):
