@@ -20,8 +20,6 @@ from onceover.heads.grid import expand
 from onceover.heads.sweep import sweep
 from onceover.retrieval.leaderboard import Judge
 
-# Ray 2.47 starts a node with a file that it does not close
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*'/dev/null':ResourceWarning")
 CPU = torch.device("cpu")
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
