@@ -69,6 +69,9 @@ def kills(options: argparse.Namespace, folder: Path) -> dict:
     config = tiny_encoders(folder)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    first = context.Process(target=int)  # starts the server, which imports the libraries
+    first.start()
+    first.join()
     start = time.monotonic()
     alone = context.Process(target=work, args=(data, folder / "alone.h5", config, None))
     alone.start()
@@ -120,7 +123,7 @@ def started(context, data, store, config, worker, generator, seconds) -> tuple:
     """A worker that was started, and the moment when it is to be killed."""
     process = context.Process(target=work, args=(data, store, config, worker))
     process.start()
-    return process, time.monotonic() + generator.uniform(0, 2.5 * seconds)
+    return process, time.monotonic() + generator.uniform(0, 3 * seconds)
 
 
 def work(data: Path, store: Path, config: ExtractConfig, worker: str | None) -> None:
@@ -294,7 +297,7 @@ def kill_one(notes: Path) -> None:
 
 def lose_node(cluster) -> None:
     """Takes a node away, as a power failure would."""
-    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
 
 def shards(store: Path) -> dict[str, tuple[int, int]]:
