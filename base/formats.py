@@ -16,7 +16,7 @@ INDEX_FORMAT = "onceover index"
 INDEX_VERSION = 1
 ACTIVATIONS_FORMAT = "onceover activations"
 ACTIVATIONS_VERSION = 2
-BASELINES_VERSION = 1  # of kept ranks; to be raised with whatever changes what a baseline reaches
+BASELINES_VERSION = 2  # of kept ranks; to be raised with whatever changes what a baseline reaches
 MAP_VERSION = 2  # of kept coordinates; to be raised with whatever changes them
 
 MANIFEST = "manifest.h5"  # of a feature store that is a folder: all but what lies in its shards

@@ -104,11 +104,12 @@ def killed_until_done(context, data, store, config, workers, generator, seconds)
     while running:
         time.sleep(0.005)
         for number, (process, deadline) in list(running.items()):
-            if process.exitcode == 0:
-                del running[number]
-            elif process.exitcode is not None or time.monotonic() > deadline:
-                os.kill(process.pid, signal.SIGKILL) if process.exitcode is None else None
+            if process.exitcode is None and time.monotonic() > deadline:
+                process.kill()
                 process.join()
+            if process.exitcode == 0:  # it may just have ended when it was to be killed
+                del running[number]
+            elif process.exitcode is not None:
                 assert process.exitcode == -signal.SIGKILL, f"a worker failed: {process.exitcode}"
                 kill_count += 1
                 there = shards(store)

@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,10 +158,13 @@ def test_progress_and_shards_are_plain_values(tmp_path):
 def test_several_devices_work_in_a_process_each_and_the_store_is_the_same(
     drawn, store_file, extract_config, tmp_path, told
 ):
-    made = extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu,cpu")
-    assert {kind: speed.rows for kind, speed in made.speed.items()} == {"image": 60, "text": 300}
+    dataset = read_dataset(drawn)
+    images = replace(dataset, captions=[], image_index=dataset.image_index[:0])
+    made = extract(images, tmp_path / "s.h5", extract_config, device="cpu,cpu")
+    assert made.speed["image"].rows == 60
     assert any("on cpu, a process for each of cpu, cpu, " in line for line in told)
-    assert values(tmp_path / "s.h5") == values(store_file)
+    with FeatureStore(tmp_path / "s.h5") as store, FeatureStore(store_file) as other:
+        assert store.image_features[:].tobytes() == other.image_features[:].tobytes()
 
 
 class Noting(encode.Encoding):

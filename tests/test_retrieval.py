@@ -252,7 +252,7 @@ def test_trap_baselines_are_chosen_without_a_look_at_the_reported_split(planted)
     features = np.array(planted.text_features)
     test = np.isin(planted.image_index, np.flatnonzero(np.array(planted.image_splits) == "test"))
     features[test] = np.random.default_rng(1).permutation(features[test])
-    same = ("path", "roles", "image_features", "image_splits", "image_index", "recipes", "dims", "captions")
+    same = ("path", "local", "roles", "image_features", "image_splits", "image_index", "recipes", "dims", "captions")
     changed = types.SimpleNamespace(
         **{name: getattr(planted, name) for name in same}, text_features=features, fingerprints={"text": "other"}
     )
