@@ -20,7 +20,7 @@ from onceover.retrieval.metrics import RankPair, clearly_best, quality, report
 from onceover.retrieval.ranks import rank
 from onceover.retrieval.store_pairs import MIN_TRAIN, has_own_space, most_images, sample
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights beside trained heads
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights beside trained heads; 0: left out
 CCA_SHARE = 0.4  # a CCA's, taken where no other one is clearly better; measured (docs/notes/few-images.md)
 OWN_SHARE = 0.9  # the own space's, in which nothing was fitted; measured (the same)
 
@@ -138,7 +138,7 @@ def set_linear(projection: Projection | ResidualMLP, weight: Tensor, bias: Tenso
 
 
 def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
-    """The weight of a closed form beside trained heads, chosen on the validation images; 0 where it adds nothing.
+    """The weight of a closed form beside trained heads, chosen on the validation images; 0 where it does harm.
 
     It is the usual weight, or the one of ``SHARES`` with the best rsum where that is better by more than a standard
     error.
@@ -154,10 +154,9 @@ def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
         f"rsum on the validation images: {alone['trained heads']:.1f} of the trained heads, {alone['closed form']:.1f} "
         f"of the heads without training, {rsum:.1f} of both, these with the weight {chosen:g}"
     )
-    if alone["trained heads"] >= rsum and alone["trained heads"] > alone["closed form"]:
-        say("the heads without training add nothing to the trained ones there, and are left out")
-        return 0.0
-    if alone["closed form"] >= rsum:
+    if chosen == 0:
+        say("the heads without training do harm beside the trained ones there, and are left out")
+    elif alone["closed form"] >= rsum:
         say("the trained heads add nothing to those without there: more images, or other settings, may change that")
     return chosen
 

@@ -278,12 +278,6 @@ def stores(tmp_path_factory, drawn, small_config):
     return paths
 
 
-def are_equal(path, other):
-    """Whether two stores have the same features, bit for bit."""
-    with FeatureStore(path) as store, FeatureStore(other) as second:
-        return all(np.array_equal(store.features(kind)[:], second.features(kind)[:]) for kind in KINDS)
-
-
 def test_a_store_says_which_backend_made_it_and_verify_what_difference_that_makes(stores, run):
     with FeatureStore(stores[0]) as eager, FeatureStore(stores[1]) as store:
         assert store.fingerprints == eager.fingerprints
