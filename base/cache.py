@@ -15,6 +15,8 @@ from onceover.base.errors import OnceoverError
 
 DEFAULT_SIZE = 50 * 2**30  # bytes; a quarter of the disk where that is less
 _KEPT = 0.9  # of the size, what stays when the oldest copies go
+_TAG = "CACHEDIR.TAG"  # the file by which backup programs, too, know a cache (https://bford.info/cachedir/)
+_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n# copies that onceover fetched; any may be removed\n"
 _COPY = re.compile(r"\.?[\w@.-]+\.h5")
 _OLD = 86_400  # seconds, after which a hidden file is no longer being written
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -43,6 +45,13 @@ def cache_folder() -> Path:
 def copies_folder() -> Path:
     """The folder with a folder for each remote one that files were copied of."""
     return cache_folder() / "stores"
+
+
+def make_copies_folder(folder: Path) -> None:
+    """Makes a folder for copies, with a tag; in one that has other files and no tag nothing is ever removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        (folder / _TAG).write_text(_SIGNATURE)
 
 
 def size_limit() -> int:
@@ -94,7 +103,7 @@ def _note_copy(folder: Path, size: int) -> None:
 def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """The copies that may go: whole ones, and those that a killed process has left half-written."""
     for own in folder.iterdir():
-        if own.is_symlink() or not own.is_dir():
+        if own.is_symlink() or not _is_tagged(own):
             continue
         for entry in list(os.scandir(own)):
             if not entry.is_file(follow_symlinks=False) or _COPY.fullmatch(entry.name) is None:
@@ -105,6 +114,14 @@ def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 continue
             if not entry.name.startswith(".") or status.st_mtime < time.time() - _OLD:
                 yield Path(entry.path), status
+
+
+def _is_tagged(folder: Path) -> bool:
+    """Whether this program made a folder, for copies alone."""
+    try:
+        return (folder / _TAG).read_text() == _SIGNATURE
+    except (OSError, ValueError):
+        return False
 
 
 def note_use(path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from onceover.base.cache import make_copies_folder
 from onceover.base.drivers import remove, upload
 from onceover.base.errors import OnceoverError
 from onceover.base.files import remove_files
@@ -32,7 +33,7 @@ def publish(folder: Path, destination: Destination) -> None:
         raise RemoteError(f"{error.filename or remote.address}: {error.strerror or error}; {_AGAIN}") from error
     except OnceoverError as error:
         raise type(error)(f"{error}; {_AGAIN}") from error
-    remote.copies.mkdir(parents=True, exist_ok=True)
+    make_copies_folder(remote.copies)
     names = [MANIFEST, *_shard_names(folder)]
     for name in names:
         if (folder / name).exists():

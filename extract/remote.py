@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from onceover.base.addresses import Address
-from onceover.base.cache import cache_folder, copies_folder, note_copy
+from onceover.base.cache import cache_folder, copies_folder, make_copies_folder, note_copy
 from onceover.base.drivers import download, forget, read_part, remove, upload
 from onceover.base.errors import OnceoverError
 from onceover.base.files import aside_of, digest, flush_file
@@ -106,7 +106,7 @@ class RemoteFolder:
             if copy.exists() and not anew:
                 return
             LOGGER.debug("fetching %s", self.address / name)
-            self.copies.mkdir(parents=True, exist_ok=True)
+            make_copies_folder(self.copies)
             aside = aside_of(copy)
             try:
                 with _told(self.address / name):

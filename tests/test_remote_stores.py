@@ -342,7 +342,7 @@ def test_copies_stay_within_the_size_that_is_set_and_other_files_stay(put, local
     limit = sum(objects_of(local).values()) // 3
     monkeypatch.setenv("ONCEOVER_CACHE_SIZE", str(limit))
     monkeypatch.setattr(cache, "_total", {})
-    mine = copies / "stores" / "mine" / "notes.txt"
+    mine = copies / "stores" / "mine.store" / "image-0123456789ab.h5"  # a store of the user's where copies are kept
     mine.parent.mkdir(parents=True)
     mine.write_bytes(bytes(limit))
     beside = copies / "stores" / "image-mine.h5"
