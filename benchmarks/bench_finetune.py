@@ -116,7 +116,8 @@ def training(store, folder: Path, batch_size: int, micro_batch: int, device: str
     from onceover.heads.workers import Workers
 
     settings = FinetuneConfig(batch_size=batch_size, micro_batch=micro_batch)
-    run, where = load_run(folder / "run"), torch.device(device)
+    run = load_run(folder / "run").trained_pair()
+    where = torch.device(device)
     specs = {kind: f"hf:{folder / kind}" for kind in CHOSEN}
     towers = towers_of(store, run, folder / "data", settings, CHOSEN, specs, where)
     cache(towers, folder / "activations")
