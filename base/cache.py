@@ -50,7 +50,7 @@ def copies_folder() -> Path:
 def make_copies_folder(folder: Path) -> None:
     """Makes a folder for copies, with a tag; in one that has other files and no tag nothing is ever removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
+    if not _is_tagged(folder) and not any(folder.iterdir()):
         (folder / _TAG).write_text(_SIGNATURE)
 
 
