@@ -206,6 +206,40 @@ def served(run_dir):
         yield address
 
 
+def start_drivers_anew():
+    """Has the drivers of addresses made anew, as a new process makes them."""
+    import fsspec
+
+    from onceover.base import drivers
+
+    drivers._shared.clear()
+    drivers._answered.clear()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@contextlib.contextmanager
+def object_store(bucket):
+    """An object store (moto's) with a bucket, its address and credentials in the environment; gives its address."""
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import requests
+
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    endpoint = "http://{}:{}".format(*running.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        start_drivers_anew()
+        requests.put(f"{endpoint}/{bucket}", timeout=10).raise_for_status()
+        yield endpoint
+    start_drivers_anew()
+    running.stop()
+
+
 @contextlib.contextmanager
 def serving(site, host="127.0.0.1"):
     """Serves a site within, in a thread, on a free port of this machine; gives its address."""

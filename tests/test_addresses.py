@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 import requests
+from conftest import object_store, start_drivers_anew
 from PIL import Image
 
 from onceover.base import drivers
@@ -33,26 +34,13 @@ from onceover.extract.verify import verify_sample
 from onceover.heads.completion import check_completion, dataset_of
 
 BUCKET = "s3://bucket"
-KEY = "AKIAIOSFODNN7EXAMPLE"
 
 
 @pytest.fixture(scope="module")
 def server():
     """The address of an object store, whose credentials and address are in the environment."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    endpoint = "http://{}:{}".format(*running.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        requests.put(f"{endpoint}/bucket", timeout=10).raise_for_status()
+    with object_store("bucket") as endpoint:
         yield endpoint
-    running.stop()
 
 
 @pytest.fixture
@@ -95,16 +83,10 @@ def calls(server, monkeypatch):
 @pytest.fixture
 def anew(monkeypatch):
     """Drivers that are made anew, as a new process makes them."""
-
-    def start():
-        drivers._shared.clear()
-        drivers._answered.clear()
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-    start()
-    yield start
+    start_drivers_anew()
+    yield start_drivers_anew
     monkeypatch.undo()
-    start()
+    start_drivers_anew()
 
 
 @pytest.fixture

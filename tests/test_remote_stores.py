@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-import requests
+from conftest import object_store, start_drivers_anew
 
 from onceover.base import cache, drivers
 from onceover.base.addresses import path_of
@@ -33,29 +33,8 @@ BUCKET = "s3://stores"
 @pytest.fixture(scope="module")
 def server():
     """The address of an object store, whose credentials and address are in the environment."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    endpoint = "http://{}:{}".format(*running.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        start_anew()
-        requests.put(f"{endpoint}/stores", timeout=10).raise_for_status()
+    with object_store("stores") as endpoint:
         yield endpoint
-    start_anew()
-    running.stop()
-
-
-def start_anew():
-    """Has drivers made anew, as a new process makes them."""
-    drivers._shared.clear()
-    drivers._answered.clear()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -154,11 +133,11 @@ def wire(server, monkeypatch):
     wire = Wire(int(server.rpartition(":")[2]))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.port}")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    start_anew()
+    start_drivers_anew()
     yield wire
     wire.close()
     monkeypatch.undo()
-    start_anew()
+    start_drivers_anew()
 
 
 def objects_of(folder):
