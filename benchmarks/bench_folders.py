@@ -3,6 +3,7 @@
     python benchmarks/bench_folders.py growth [--images 8192] [--folder DIR] [--out FILE.json]
     python benchmarks/bench_folders.py million [--images 1000000] [--folder DIR] [--out FILE.json]
     python benchmarks/bench_folders.py fit [--images 160000] [--folder DIR] [--out FILE.json]
+    python benchmarks/bench_folders.py remote [--images 110000] [--folder DIR] [--out FILE.json]
 
 ``growth``: shards of made-up features as an extraction writes them, and 4 and 16 times as many; each step runs in a
 process of its own, and its seconds of processor time and the memory that it takes at most beside what Python had
@@ -14,13 +15,19 @@ before are told.
 ``fit``: made-up features of the default encoders, 19 KiB an image; how fast the disk reads their files, how fast a
 fit's shuffled chunks are read from them, both with nothing in the system's cache, and a fit of one epoch with
 ``--memory 2GiB`` while the system refuses more than 2 GiB of anonymous memory.
+
+``remote``: the same features at an address, of an object store that moto serves from a process of its own on this
+machine; how fast its files are fetched and no more, how fast the chunks are read with an empty cache and with a full
+one, and the same fit.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
+BUCKET = "s3://stores"
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = (1, 4, 16)
 DIMS = {"image": (1, 512), "text": (384,)}  # of the features whose growth is measured
@@ -40,7 +48,7 @@ RECIPE = {"weights": "0" * 64, "pooling": "mean", "layers": ["last"], "dtype": "
 def main() -> None:
     """Parses the options and prints the result as JSON; or does one step and prints its own numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["growth", "million", "fit", *STEPS])
+    parser.add_argument("what", choices=["growth", "million", "fit", "remote", *STEPS])
     parser.add_argument("--images", type=int)
     parser.add_argument("--folder", type=Path, help="where to work [default: a temporary folder]")
     parser.add_argument("--out", type=Path)
@@ -49,7 +57,7 @@ def main() -> None:
         print(json.dumps(measured_step(STEPS[options.what], options.folder, options.images)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        measure = {"growth": growth, "million": million, "fit": fit}[options.what]
+        measure = {"growth": growth, "million": million, "fit": fit, "remote": remote}[options.what]
         result = {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}}
         result |= measure(Path(folder), options.images)
     text = json.dumps(result, indent=2)
@@ -255,10 +263,7 @@ def fit(folder: Path, images: int | None) -> dict:
 
     images = images or 160_000
     store = folder / "s.store"
-    write_shards(Path(f"{store}.parts"), images, {"image": (2, 2048), "text": (768,)}, ROWS)
-    splits = ["dev" if row < 1000 else "test" if row < 2000 else "train" for row in range(images)]
-    seal_synthetic(store, images, {}, splits)
-    shutil.rmtree(f"{store}.parts")
+    make_wide(store, images)
     files = sorted(store.iterdir())
     result: dict = {"images": images, "GiB": round(sum(file.stat().st_size for file in files) / 2**30, 2)}
     forget(files)
@@ -272,6 +277,72 @@ def fit(folder: Path, images: int | None) -> dict:
     command = ["fit", "--store", store, "--run", run, "--memory", "2GiB", "--set", "training.num_epochs=1"]
     result["fit"] = measured([*command, "--device", "cpu"], LIMIT) | fitted(run)
     return result
+
+
+def make_wide(store: Path, images: int) -> None:
+    """A store with features as wide as the default encoders': 19 KiB an image with its caption."""
+    write_shards(Path(f"{store}.parts"), images, {"image": (2, 2048), "text": (768,)}, ROWS)
+    splits = ["dev" if row < 1000 else "test" if row < 2000 else "train" for row in range(images)]
+    seal_synthetic(store, images, {}, splits)
+    shutil.rmtree(f"{store}.parts")
+
+
+def remote(folder: Path, images: int | None) -> dict:
+    """How fast a store at an address is read, and a fit on it that its features leave no room for."""
+    from bench_memory import LIMIT, fitted, measured
+
+    from onceover.base import drivers
+
+    images = images or 110_000
+    store = folder / "s.store"
+    make_wide(store, images)
+    files = sorted(store.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    result: dict = {"images": images, "GiB": round(size / 2**30, 2)}
+    address = f"{BUCKET}/s.store"
+    os.environ["ONCEOVER_CACHE"] = str(folder / "cache")
+    with object_store(BUCKET):
+        for file in files:
+            drivers.upload(file, f"{address}/{file.name}")
+            file.unlink()
+        result["fetched_MiB_s"] = rate(lambda: sum(fetch(f"{address}/{file.name}", folder / "x") for file in files))
+        result["chunks_MiB_s"] = rate(lambda: read_chunks(address))
+        result["chunks_cached_MiB_s"] = rate(lambda: read_chunks(address))
+        shutil.rmtree(folder / "cache")
+        command = ["fit", "--store", address, "--run", folder / "run", "--memory", "2GiB", "--device", "cpu"]
+        result["fit"] = measured([*command, "--set", "training.num_epochs=1"], LIMIT) | fitted(folder / "run")
+    return result
+
+
+@contextlib.contextmanager
+def object_store(bucket: str):
+    """An object store with an empty bucket, served by a process of its own; the environment names it to s3fs."""
+    import s3fs
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= names | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    s3fs.S3FileSystem().mkdir(bucket)
+                    break
+                time.sleep(0.2)
+            yield
+        finally:
+            server.kill()
+
+
+def fetch(address: str, target: Path) -> int:
+    """Fetches a file and does no more; its bytes."""
+    from onceover.base import drivers
+
+    drivers.download(address, target)
+    return target.stat().st_size
 
 
 def forget(files: list[Path]) -> None:
@@ -304,7 +375,7 @@ def read_in_order(store: Path) -> int:
         return sum(block.nbytes for kind in KINDS for block in blocks(opened.features(kind)))
 
 
-def read_chunks(store: Path) -> int:
+def read_chunks(store: Path | str) -> int:
     """Reads the train images and their captions in shuffled chunks, as an epoch of a fit does; bytes of features."""
     import torch
 
