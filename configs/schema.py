@@ -103,7 +103,7 @@ class ModelConfig:
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
     dropout: float = 0.3  # of the standardised features, in steps of 1/256
-    variation: float = 1.0  # strength of feature transfer: differences between views, or captions, of other images
+    variation: float = 1.5  # strength of feature transfer: differences between views, or captions, of other images
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
     rerank: str = "qbnorm"  # correct searches for hubs with a bank of training queries; none: do not
@@ -132,7 +132,7 @@ class TrainingConfig:
     # ``seed`` + k, so the seeds of several ensembles must be at least as far apart as an ensemble has members
     members: int = 1
     cca: bool = True  # beside the trained heads a CCA in closed form, or the features' own space; its weight is chosen
-    num_epochs: int = 30  # one epoch passes every caption once
+    num_epochs: int | None = None  # one epoch passes every caption once; null: by the number of train images, 15 to 30
     batch_size: int = 256  # images per step
     captions_per_image: int = 5  # captions drawn per image of a batch, at most
     learning_rate: float = 3e-3
@@ -146,8 +146,12 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("members", "num_epochs", "captions_per_image", "check_every"):
+        for key in ("members", "captions_per_image", "check_every"):
             _check(getattr(self, key) >= 1, f"training.{key} is {getattr(self, key)}; it must be at least 1")
+        _check(
+            self.num_epochs is None or self.num_epochs >= 1,
+            f"training.num_epochs is {self.num_epochs}; it must be at least 1, or null to have it chosen",
+        )
         _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 images")
         _check(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be above 0")
         _check(self.weight_decay >= 0, f"training.weight_decay is {self.weight_decay}; it cannot be negative")
@@ -159,6 +163,12 @@ class TrainingConfig:
         _check_most(self, "training", {"num_epochs": MAX_COUNT, "check_every": MAX_COUNT, "patience": MAX_COUNT})
         _check_most(self, "training", {"seed": MAX_SEED})
         _check_finite(self, "training", ("learning_rate", "weight_decay"))
+
+    @property
+    def epochs(self) -> int:
+        """``num_epochs`` of settings that name one, as those of a fit that has begun do (``heads.schedule``)."""
+        assert self.num_epochs is not None, "heads.schedule.with_epochs sets it"
+        return self.num_epochs
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The batches of an epoch, as rows of a feature store, and the learning rate of each step. numpy only."""
+"""The batches of an epoch, as rows of a feature store. numpy only."""
 
 import math
 from collections.abc import Iterator
@@ -93,17 +93,3 @@ class Batches:
             start, stop = np.searchsorted(positions, [batch[0], batch[-1] + 1])
             views = generator.integers(self._views, size=len(batch))
             yield Batch(present[batch], views, captions[start:stop], positions[start:stop] - batch[0])
-
-
-def learning_rate(step: int, total: int, config: TrainingConfig | FinetuneConfig) -> float:
-    """The learning rate of a step: linear warm-up, then a cosine to zero (Loshchilov and Hutter 2017).
-
-    Args:
-        step: counted from 0 over all epochs. total: steps of all epochs.
-    """
-    warmup_steps = round(config.warmup * total)
-    if step < warmup_steps:
-        return config.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total - warmup_steps)
-    progress = min(1.0, progress)  # chunks can make an epoch a few steps longer
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

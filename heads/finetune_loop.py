@@ -13,7 +13,6 @@ from onceover.base.errors import OnceoverError
 from onceover.base.progress import ProgressBar
 from onceover.configs.schema import FinetuneConfig
 from onceover.extract.store import FeatureStore
-from onceover.heads.batches import learning_rate
 from onceover.heads.checkpoint import Run
 from onceover.heads.embed import check_units
 from onceover.heads.finetune_gradient import GradientComputer, in_batch_order
@@ -22,6 +21,7 @@ from onceover.heads.finetune_steps import Step, StepLoader
 from onceover.heads.losses import LOSSES
 from onceover.heads.models import DualHeads
 from onceover.heads.rows import captions_of
+from onceover.heads.schedule import learning_rate
 from onceover.heads.towers import CAPTIONS, Tower
 from onceover.heads.trials import with_recalls
 from onceover.heads.workers import Workers

@@ -11,6 +11,7 @@ import numpy as np
 
 from onceover.base.files import digest
 from onceover.configs.schema import Config, ConfigError, load_config
+from onceover.heads.schedule import with_epochs
 
 MAX_SETTINGS = 100_000
 _NO_AXES = {
@@ -63,6 +64,14 @@ def expand(
         if setting not in settings:  # 0.1 and 0.10 are one
             settings.append(setting)
     return settings
+
+
+def scheduled(settings: Sequence[Setting], images: int) -> list[Setting]:
+    """The same settings with a number of epochs for so many train images, where they name none."""
+    known = []
+    for setting in settings:
+        known.append(Setting(setting.values, [with_epochs(config, images) for config in setting.configs]))
+    return known
 
 
 def _axes(grid: Sequence[str]) -> dict[str, list[str]]:

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from onceover.configs.schema import TrainingConfig
-from onceover.heads.batches import Batches, learning_rate
+from onceover.heads.batches import Batches
 from onceover.heads.chunks import Chunk, Chunks
 from onceover.heads.losses import LOSSES
 from onceover.heads.noise import Noise, augment, draw_noise
+from onceover.heads.schedule import learning_rate
 from onceover.heads.seeds import seed_for
 from onceover.heads.trials import Trial
 
@@ -243,7 +244,7 @@ class Stack:
         for name, tensor in self._trained.items():  # a loss need not use all of its scalars
             gradients[name] = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         for group in self._groups:
-            total = group.training.num_epochs * self._steps
+            total = group.training.epochs * self._steps
             group.step(gradients, learning_rate(number, total, group.training))
         for tensor in self._trained.values():
             tensor.grad = None

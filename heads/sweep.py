@@ -382,7 +382,7 @@ class _Sweep:
 
     def add_epochs(self, configs: Sequence[Config]) -> None:
         """Adds the epochs of trials to the total of the progress bar."""
-        self.bar.add_total(sum(config.training.num_epochs for config in configs))
+        self.bar.add_total(sum(config.training.epochs for config in configs))
 
     def check_files(self) -> None:
         """Checks that the results of all trials are still in the folder.
@@ -415,7 +415,7 @@ class _Sweep:
             plan.add_rung(self.judge.contenders(sound, KEPT))
             say(f"after {end} epochs {len(plan.rungs[-1])} of {len(names)} settings are still in the race")
         contenders = set(plan.rungs[number])
-        if end < configs[0].training.num_epochs:
+        if end < configs[0].training.epochs:
             self._drop([config for config in configs if trial_name(config) not in contenders], end)
         else:
             self.run(configs)  # known results stay; those that somebody removed are fitted again
@@ -469,7 +469,7 @@ class _Sweep:
     def _train_together(self, trials: list[Trial], end: int | None) -> None:
         """Trains trials that are equally far, validates them when ``fit`` would, and saves those that are to wait."""
         chunks, image_index = self._data.chunks_of(trials[0].config)
-        end = end or trials[0].config.training.num_epochs
+        end = end or trials[0].config.training.epochs
         while trials and trials[0].epoch < end:
             epochs = trials[0].until_validation
             train_epochs(trials, chunks, image_index, epochs)
@@ -500,14 +500,14 @@ class _Sweep:
     def _end(self, config: Config, state: dict, outcome: str) -> None:
         """Writes down how a trial ended."""
         self.results[trial_name(config)] = self._files.write_result(config, state, outcome)
-        self.bar.update(config.training.num_epochs - state["epoch"])
+        self.bar.update(config.training.epochs - state["epoch"])
 
     def _is_known(self, config: Config) -> bool:
         """Whether a trial has a result, of this call or of one that was interrupted."""
         name = trial_name(config)
         if name not in self.results and self._files.has_result(name):
             self.results[name] = self._files.read_result(config)
-            self.bar.update(config.training.num_epochs)
+            self.bar.update(config.training.epochs)
         return name in self.results
 
     def _load_trial(self, config: Config) -> Trial:
@@ -534,7 +534,7 @@ def _rungs(config: Config) -> list[int]:
 
     With 20 epochs and a validation every 3: 3, 6, 12, 20.
     """
-    total = config.training.num_epochs
+    total = config.training.epochs
     every = config.training.check_every
     return sorted({min(total, math.ceil(share * total / every) * every) for share in (*RUNGS, 1)})
 

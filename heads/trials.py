@@ -92,7 +92,7 @@ class Trial:
     def finished(self) -> bool:
         """Whether all epochs are done, or ``training.patience`` ended the training early."""
         training = self.config.training
-        if self.epoch >= training.num_epochs:
+        if self.epoch >= training.epochs:
             return True
         return 0 < training.patience <= self.epoch - self.best_epoch
 
@@ -100,7 +100,7 @@ class Trial:
     def until_validation(self) -> int:
         """Epochs until the next validation."""
         training = self.config.training
-        return min(training.check_every - self.epoch % training.check_every, training.num_epochs - self.epoch)
+        return min(training.check_every - self.epoch % training.check_every, training.epochs - self.epoch)
 
     def to(self, device: torch.device) -> "Trial":
         """Moves heads and moments to a device."""

@@ -132,7 +132,7 @@ def _small_banks_correct():
 @pytest.fixture(scope="session")
 def fit_config(extract_config) -> Config:
     training = TrainingConfig(num_epochs=12, batch_size=16, refit=False, cca=False)
-    return Config(extract_config, ModelConfig(embedding_dim=16, rerank="none"), training)
+    return Config(extract_config, ModelConfig(embedding_dim=16, variation=1.0, rerank="none"), training)
 
 
 @pytest.fixture(scope="session")

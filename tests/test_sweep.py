@@ -14,12 +14,13 @@ from onceover.base.worker import Worker, WorkerError
 from onceover.configs.schema import Config, ConfigError, ModelConfig, TrainingConfig, load_config
 from onceover.heads import stacking
 from onceover.heads import sweep as module
-from onceover.heads.batches import Batch, learning_rate
+from onceover.heads.batches import Batch
 from onceover.heads.checkpoint import load_run
 from onceover.heads.embed import embed
-from onceover.heads.grid import expand, trial_name
+from onceover.heads.grid import Setting, expand, trial_name
 from onceover.heads.losses import contrastive
 from onceover.heads.noise import another, another_view, augment, draw_noise
+from onceover.heads.schedule import learning_rate
 from onceover.heads.seeds import seed_for
 from onceover.heads.stacking import train_epochs
 from onceover.heads.sweep import SweepError, sweep, sweep_share
@@ -29,6 +30,7 @@ from onceover.heads.trial_files import TrialFileError
 from onceover.heads.trials import same_batches, trial_memory
 from onceover.retrieval.leaderboard import Judge, LeaderboardError, leaderboard, leaderboard_table
 from onceover.retrieval.metrics import quality, report
+from onceover.workflows import sweep as sweep_and_rank
 
 SHORT = ["training.num_epochs=4", "training.batch_size=12", "training.check_every=2", "model.embedding_dim=8"]
 
@@ -570,6 +572,11 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
     assert {path.name for path in (tmp_path / "again").iterdir()} == names
     (out / "results.csv").write_text("nothing")
     assert "results.csv is missing or damaged" in fails("plot", "--sweep", out, "--out", tmp_path / "again")
+
+
+def test_a_sweep_that_names_no_epochs_chooses_them_and_its_best_settings_name_them(store_file, tmp_path, one_format):
+    sweep_and_rank(store_file, tmp_path / "s", [Setting({}, [config(training_num_epochs=None)])], device="cpu")
+    assert load_config(tmp_path / "s/best.yaml") == config(training_num_epochs=10)  # 30 steps, of 12 images of 36
 
 
 def test_a_restored_trial_is_the_trial(data):

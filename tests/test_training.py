@@ -21,13 +21,14 @@ from onceover.base.outputs import Outputs
 from onceover.configs.schema import Config, ModelConfig, TrainingConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads import chunks, replacement, stacking, training
-from onceover.heads.batches import Batches, learning_rate
+from onceover.heads.batches import Batches
 from onceover.heads.checkpoint import RunError, load_run, save_resume
 from onceover.heads.closed_form import CCA_SHARE, chosen_share
 from onceover.heads.embed import EmbedError, embed, image_embeddings
 from onceover.heads.ensemble import ensemble
 from onceover.heads.losses import contrastive
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
+from onceover.heads.schedule import learning_rate, usual_epochs, with_epochs
 from onceover.heads.seeds import seed_for
 from onceover.heads.training import TrainingError
 from onceover.heads.training_data import TrainingData, shuffle_pairs
@@ -57,6 +58,29 @@ def outputs(folder):
             name: file[name][:].tobytes() for name in ("image/embedding", "text/embedding", "image/bias", "text/bias")
         }
     return (folder / "heads.safetensors").read_bytes(), arrays, history
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(2, 30), (250, 30), (300, 15), (500, 15), (1000, 15), (2000, 22), (4000, 30), (10**6, 30)]
+)
+def test_the_number_of_epochs_follows_the_number_of_train_images(images, epochs):
+    assert usual_epochs(images, 256) == epochs
+    assert with_epochs(Config(), images).training.epochs == epochs
+    named = Config(training=TrainingConfig(num_epochs=7))
+    assert with_epochs(named, images) == named
+
+
+def test_a_fit_without_a_number_of_epochs_chooses_one_and_goes_on_with_it(store_file, fit_config, tmp_path):
+    chosen = dataclasses.replace(fit_config.training, num_epochs=None, batch_size=18, patience=0)
+    config = dataclasses.replace(fit_config, training=chosen)
+    with FeatureStore(store_file) as store:
+        assert len(store.roles().train) == 36
+        made = fit(store, tmp_path / "run", config)
+        assert made["epochs"] == [15]  # of two steps each
+        named = dataclasses.replace(config, training=dataclasses.replace(chosen, num_epochs=15))
+        fit(store, tmp_path / "named", named)
+        assert outputs(tmp_path / "run") == outputs(tmp_path / "named")
+        assert fit(store, tmp_path / "run", config) == made  # it is finished
 
 
 def test_standardising_gives_mean_0_and_deviation_1_over_train_and_0_for_a_constant():
