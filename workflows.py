@@ -309,13 +309,13 @@ def sweep(
         from onceover.analysis.figures import plot_sweep
         from onceover.extract.encoding.devices import pick_device
         from onceover.extract.engines import ENGINES
-        from onceover.heads.grid import scheduled
+        from onceover.heads.grid import schedule_all
         from onceover.heads.sweep import sweep as train
         from onceover.heads.sweep_tables import write_tables
         from onceover.retrieval.leaderboard import Judge
 
         out = Path(out)
-        settings = scheduled(settings, len(opened.roles().train))
+        settings = schedule_all(settings, len(opened.roles().train))
         judge = Judge()
         results = train(
             opened,
@@ -353,10 +353,10 @@ def sweep_share(
 
     with _opened(store) as opened:
         from onceover.extract.encoding.devices import pick_device
-        from onceover.heads.grid import scheduled
+        from onceover.heads.grid import schedule_all
         from onceover.heads.sweep import sweep_share as train
 
-        settings = scheduled(settings, len(opened.roles().train))
+        settings = schedule_all(settings, len(opened.roles().train))
         return train(opened, out, settings, parse_worker(worker), device=pick_device(device), memory=memory)
 
 

@@ -53,13 +53,13 @@ def main() -> None:
 def measured(store, seeds: int) -> Iterator[tuple[str, int, float]]:
     """(``pictures`` or ``captions``, how many, rsum on the validation images) for each fit."""
     from onceover.configs.schema import load_config
-    from onceover.heads.schedule import with_epochs
+    from onceover.heads.schedule import scheduled
 
     roles = store.roles()
     everything = np.arange(len(store.image_index))
     for seed in range(seeds):
         config = load_config(ROOT / "configs/config.yaml", [f"training.seed={seed}"])
-        config = with_epochs(config, len(roles.train))
+        config = scheduled(config, len(roles.train))
         epochs, looks = config.training.epochs, config.training.check_every
         generator = np.random.default_rng(seed)
         order, place = generator.permutation(roles.train), _place(store.image_index, generator)

@@ -126,11 +126,10 @@ def training(store, folder: Path, batch_size: int, micro_batch: int, device: str
 
 def first_batch(store, batch_size: int):
     """The first batch of an epoch over the train images."""
-    from onceover.configs.schema import FinetuneConfig
     from onceover.heads.batches import Batches
 
     views = store.image_features.shape[1]
-    batches = Batches(store.roles().train, store.image_index, views, FinetuneConfig(batch_size=batch_size))
+    batches = Batches(store.roles().train, store.image_index, views, batch_size, captions_per_image=5)
     return next(batches.epoch(np.random.default_rng(0)))
 
 

@@ -94,11 +94,13 @@ def make_store(folder: Path, train: int = TRAIN, held_out: int = HELD_OUT, dims:
 def one_round(store, run: Path, config) -> dict[str, float]:
     """Seconds of a fit's heads, of the whole fit, and of the bare products of its steps."""
     from onceover.heads.batches import Batches
+    from onceover.heads.schedule import scheduled
     from onceover.heads.training import fit
 
     roles = store.roles()
+    training = scheduled(config, len(roles.train)).training
     parts = [
-        (part, Batches(part, store.image_index, VIEWS, config.training).steps)
+        (part, Batches(part, store.image_index, VIEWS, training.images_per_step, training.captions_per_image).steps)
         for part in (roles.train, roles.together().train)
     ]
     bare = [[seconds_a_step(config, len(part) / steps) for part, steps in parts]]

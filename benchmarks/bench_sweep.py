@@ -42,7 +42,7 @@ def main() -> None:
     from onceover.retrieval.leaderboard import Judge, leaderboard
 
     assert cli
-    short = [f"training.num_epochs={options.epochs}", "model.learn_temperature=false"]
+    short = [f"training.num_epochs={options.epochs}", "training.batch_size=256", "model.learn_temperature=false"]
     settings = expand(None, [*short, f"training.check_every={options.epochs}"], GRID, SEEDS)
     looking = expand(None, [*short, "training.check_every=1"], GRID, SEEDS)
     configs = [config for point in settings for config in point.configs]

@@ -402,8 +402,16 @@ def fit_config(sizes: Sizes):
     """The settings of the fits: the default ones, shorter, and without a second fit on all images."""
     from onceover.configs.schema import load_config
 
-    short = [f"model.embedding_dim={sizes.heads}", f"training.num_epochs={sizes.epochs}", "training.refit=false"]
-    return load_config(ROOT / "configs/config.yaml", short)
+    return load_config(ROOT / "configs/config.yaml", [*short_fit(sizes), "training.refit=false"])
+
+
+def short_fit(sizes: Sizes) -> list[str]:
+    """The settings of fits that differ from the default ones."""
+    return [
+        f"model.embedding_dim={sizes.heads}",
+        f"training.num_epochs={sizes.epochs}",
+        "training.batch_size=256",
+    ]
 
 
 def epoch_seconds(store, configs: list, device: str, rounds: int) -> float:
@@ -461,8 +469,7 @@ def check_sweep(name: str, sizes: Sizes, device: str, folder: Path) -> Row:
     folder.mkdir()
     make_store(folder, sizes.train, sizes.held_out, sizes.dims)
     temperatures = ",".join(f"{value:.4f}" for value in np.linspace(0.03, 0.12, sizes.trials))
-    short = [f"model.embedding_dim={sizes.heads}", f"training.num_epochs={sizes.epochs}"]
-    once = [*short, f"training.check_every={sizes.epochs}"]
+    once = [*short_fit(sizes), f"training.check_every={sizes.epochs}"]
     settings = expand(None, once, [f"model.temperature={temperatures}"], seeds=1)
     configs = [setting.configs[0] for setting in settings]
     with FeatureStore(folder / "store.h5") as store:

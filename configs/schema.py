@@ -132,8 +132,8 @@ class TrainingConfig:
     # ``seed`` + k, so the seeds of several ensembles must be at least as far apart as an ensemble has members
     members: int = 1
     cca: bool = True  # beside the trained heads a CCA in closed form, or the features' own space; its weight is chosen
-    num_epochs: int | None = None  # one epoch passes every caption once; null: by the number of train images, 15 to 30
-    batch_size: int = 256  # images per step
+    num_epochs: int | None = None  # one epoch passes every caption once; null: 15 to 30, more with more train images
+    batch_size: int | None = None  # images per step; null: an eighth of the train images, from 64 to 256
     captions_per_image: int = 5  # captions drawn per image of a batch, at most
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
@@ -152,7 +152,10 @@ class TrainingConfig:
             self.num_epochs is None or self.num_epochs >= 1,
             f"training.num_epochs is {self.num_epochs}; it must be at least 1, or null to have it chosen",
         )
-        _check(self.batch_size >= 2, f"training.batch_size is {self.batch_size}; a contrast needs at least 2 images")
+        _check(
+            self.batch_size is None or self.batch_size >= 2,
+            f"training.batch_size is {self.batch_size}; a contrast needs at least 2 images (null has it chosen)",
+        )
         _check(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}; it must be above 0")
         _check(self.weight_decay >= 0, f"training.weight_decay is {self.weight_decay}; it cannot be negative")
         _check(0 <= self.warmup <= 1, f"training.warmup is {self.warmup}; it is a share, 0 to 1")
@@ -166,9 +169,15 @@ class TrainingConfig:
 
     @property
     def epochs(self) -> int:
-        """``num_epochs`` of settings that name one, as those of a fit that has begun do (``heads.schedule``)."""
-        assert self.num_epochs is not None, "heads.schedule.with_epochs sets it"
+        """``num_epochs``, which ``heads.schedule`` has completed."""
+        assert self.num_epochs is not None, "heads.schedule.scheduled sets it"
         return self.num_epochs
+
+    @property
+    def images_per_step(self) -> int:
+        """``batch_size``, which ``heads.schedule`` has completed."""
+        assert self.batch_size is not None, "heads.schedule.scheduled sets it"
+        return self.batch_size
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onceover.configs.schema import FinetuneConfig, TrainingConfig
 from onceover.heads.rows import captions_of, positions_in, positions_in_group
 
 
@@ -36,19 +35,20 @@ class Batches:
         images: rows of images, int64 (P,). Those without captions are in no batch.
         image_index: int64 (M,), the image of each caption of the store.
         views: how many views an image has.
+        batch_size: images of a batch, at most. captions_per_image: of a batch, at most.
 
     Attributes:
         steps: how many batches an epoch has.
     """
 
     def __init__(
-        self, images: np.ndarray, image_index: np.ndarray, views: int, config: TrainingConfig | FinetuneConfig
+        self, images: np.ndarray, image_index: np.ndarray, views: int, batch_size: int, captions_per_image: int
     ):
         self._captions = captions_of(image_index, images)
         self._images = image_index[self._captions]
         self._views = views
-        self._batch_size = config.batch_size
-        self._captions_per_image = config.captions_per_image
+        self._batch_size = batch_size
+        self._captions_per_image = captions_per_image
         counts = np.bincount(self._images)
         self.steps = 0
         for used in range(0, int(counts.max()), self._captions_per_image):

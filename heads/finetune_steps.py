@@ -64,7 +64,8 @@ class StepLoader:
         self._seed = settings.seed
         self._workers = workers
         self._views = store.image_features.shape[1]
-        self._batches = Batches(store.roles().train, store.image_index, self._views, settings)
+        sizes = (settings.batch_size, settings.captions_per_image)
+        self._batches = Batches(store.roles().train, store.image_index, self._views, *sizes)
         self.steps = self._batches.steps
 
     def remaining(self, epoch: int, first: int) -> Iterator[Step]:

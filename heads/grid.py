@@ -11,7 +11,7 @@ import numpy as np
 
 from onceover.base.files import digest
 from onceover.configs.schema import Config, ConfigError, load_config
-from onceover.heads.schedule import with_epochs
+from onceover.heads.schedule import scheduled
 
 MAX_SETTINGS = 100_000
 _NO_AXES = {
@@ -66,11 +66,11 @@ def expand(
     return settings
 
 
-def scheduled(settings: Sequence[Setting], images: int) -> list[Setting]:
-    """The same settings with a number of epochs for so many train images, where they name none."""
+def schedule_all(settings: Sequence[Setting], images: int) -> list[Setting]:
+    """The same settings with batch sizes and numbers of epochs for so many train images, where they name none."""
     known = []
     for setting in settings:
-        known.append(Setting(setting.values, [with_epochs(config, images) for config in setting.configs]))
+        known.append(Setting(setting.values, [scheduled(config, images) for config in setting.configs]))
     return known
 
 

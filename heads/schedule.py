@@ -1,32 +1,35 @@
-"""The schedule of a fit: how many epochs it has, and the learning rate of each step. numpy only."""
+"""The schedule of a fit: the size of its batches, how many epochs it has, and the learning rate of each step."""
 
 import dataclasses
 import math
 
 from onceover.configs.schema import Config, FinetuneConfig, TrainingConfig
 
-MOST_EPOCHS = 30  # from 4,000 images on, and where an epoch is a single step
-MANY_IMAGES = 4000
+EPOCHS = (15, 30)  # the fewest, for 1,000 images, and the most, for 4,000
+BATCH_SIZES = (64, 256)  # of up to 512 images, and of 2,048 and more
+MIN_STEPS = 30
+
+
+def scheduled(config: Config, images: int) -> Config:
+    """The settings with a batch size and a number of epochs for so many train images, where they name none."""
+    training = config.training
+    batch_size = training.batch_size or usual_batch_size(images)
+    epochs = training.num_epochs or usual_epochs(images, batch_size)
+    return dataclasses.replace(config, training=dataclasses.replace(training, batch_size=batch_size, num_epochs=epochs))
+
+
+def usual_batch_size(images: int) -> int:
+    """An eighth of the train images, within bounds; measured, as the epochs are (docs/notes/few-images.md)."""
+    least, most = BATCH_SIZES
+    return min(most, max(least, images // 8))
 
 
 def usual_epochs(images: int, batch_size: int) -> int:
-    """How many epochs a fit on so many train images needs, where ``training.num_epochs`` does not say.
-
-    They grow with the root of the number of images, as it was measured (docs/notes/few-images.md): 15 for 1,000
-    images, 30 for 4,000 and more; and there are at least 30 steps.
-    """
-    by_images = MOST_EPOCHS * math.sqrt(images / MANY_IMAGES)
-    by_steps = MOST_EPOCHS / math.ceil(images / batch_size)
-    return min(MOST_EPOCHS, math.ceil(max(by_images, by_steps)))
-
-
-def with_epochs(config: Config, images: int) -> Config:
-    """The settings with a number of epochs for so many train images, if they do not name one."""
-    training = config.training
-    if training.num_epochs is not None:
-        return config
-    epochs = usual_epochs(images, training.batch_size)
-    return dataclasses.replace(config, training=dataclasses.replace(training, num_epochs=epochs))
+    """They grow with the root of the number of train images, within bounds; tiny datasets have more."""
+    fewest, most = EPOCHS
+    by_images = math.ceil(most * math.sqrt(images / 4000))
+    by_steps = math.ceil(MIN_STEPS / math.ceil(images / batch_size))
+    return min(most, max(fewest, by_images, by_steps))
 
 
 def learning_rate(step: int, total: int, config: TrainingConfig | FinetuneConfig) -> float:

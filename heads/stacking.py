@@ -32,7 +32,8 @@ CPU_WIDTH = 4096  # sum of the embedding dimensions of a stack on a CPU; a wider
 
 def steps_per_epoch(chunks: Chunks, image_index: np.ndarray, config: TrainingConfig) -> int:
     """How many steps an epoch takes. ``image_index``: int64 (M,), the image of each caption."""
-    return sum(Batches(group, image_index, chunks.views, config).steps for group in chunks.groups())
+    sizes = (config.images_per_step, config.captions_per_image)
+    return sum(Batches(group, image_index, chunks.views, *sizes).steps for group in chunks.groups())
 
 
 def train_epochs(
@@ -186,7 +187,7 @@ def _batches_of_chunk(
         chunk.images  (P, 2, D)   [[a0, a1], [b0, b1]]
         image table   (2 P, D)    [a0, a1, b0, b1]       image 1, view 0 -> row 2
     """
-    batches = Batches(chunk.image_rows, image_index, views, config)
+    batches = Batches(chunk.image_rows, image_index, views, config.images_per_step, config.captions_per_image)
     image_table = chunk.images.flatten(0, 1)
     dims = (image_table.shape[1], chunk.texts.shape[1])
     for stored in batches.epoch(order):

@@ -25,7 +25,7 @@ from onceover.heads.closed_form import best_closed_form, chosen_share
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.losses import LOSSES
 from onceover.heads.models import DualHeads, Ensemble, as_one, members_of
-from onceover.heads.schedule import with_epochs
+from onceover.heads.schedule import scheduled
 from onceover.heads.stacking import steps_per_epoch, train_epochs
 from onceover.heads.training_data import TrainingData
 from onceover.heads.trials import Trial, trial_memory
@@ -72,7 +72,7 @@ def fit(
     LOSSES.load(config.training.loss)  # an unknown one is refused before anything is written
     log_device(device)
     roles = store.roles()
-    scheduled = with_epochs(config, len(roles.train))
+    complete = scheduled(config, len(roles.train))
     settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
     with only_writer(folder, "the run"):
@@ -87,7 +87,7 @@ def fit(
         checkpoint.save_settings(work, config, store.tokenizer_files)
         if not store.is_checked:
             warn(f"{store.path} was made by an earlier version, and its features cannot be checked as they are read")
-        result = _fit_heads(_Fit(store, work, scheduled, state, device), store, roles, scheduled)
+        result = _fit_heads(_Fit(store, work, complete, state, device), store, roles, complete)
         space = checkpoint.save_heads(work, result.heads, store.fingerprints)
         say("embedding all images and captions, and choosing the correction for hubs")
         with timed("embedding"), replacement.run_files(work).file(EMBEDDINGS) as aside:

@@ -126,7 +126,7 @@ def with_recalls(row: dict, measured: dict) -> dict:
 def same_batches(config: Config) -> tuple:
     """The settings in which trials must agree to be trained together: they see the same batches, in one dtype."""
     training = config.training
-    return training.seed, training.shuffle_pairs, training.batch_size, training.captions_per_image, training.dtype
+    return training.seed, training.shuffle_pairs, training.images_per_step, training.captions_per_image, training.dtype
 
 
 def trial_memory(config: Config, dims: tuple[int, int]) -> int:
@@ -142,8 +142,8 @@ def trial_memory(config: Config, dims: tuple[int, int]) -> int:
     with torch.device("meta"):
         heads = DualHeads(*dims, config.model, training.loss)
         parameters = sum(parameter.numel() for parameter in heads.parameters())
-    images = training.batch_size
-    texts = training.batch_size * training.captions_per_image
+    images = training.images_per_step
+    texts = images * training.captions_per_image
     features = images * dims[0] + texts * dims[1]
     vectors = (images + texts) * config.model.embedding_dim
     batch = features + 4 * (vectors + images * texts)

@@ -28,7 +28,7 @@ from onceover.heads.embed import EmbedError, embed, image_embeddings
 from onceover.heads.ensemble import ensemble
 from onceover.heads.losses import contrastive
 from onceover.heads.models import DualHeads, Ensemble, Standardize, unit
-from onceover.heads.schedule import learning_rate, usual_epochs, with_epochs
+from onceover.heads.schedule import learning_rate, scheduled
 from onceover.heads.seeds import seed_for
 from onceover.heads.training import TrainingError
 from onceover.heads.training_data import TrainingData, shuffle_pairs
@@ -61,13 +61,23 @@ def outputs(folder):
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs"), [(2, 30), (250, 30), (300, 15), (500, 15), (1000, 15), (2000, 22), (4000, 30), (10**6, 30)]
+    ("images", "size", "epochs"),
+    [
+        (2, 64, 30),
+        (100, 64, 15),
+        (600, 75, 15),
+        (1000, 125, 15),
+        (2000, 250, 22),
+        (4000, 256, 30),
+        (10**6, 256, 30),
+    ],
 )
-def test_the_number_of_epochs_follows_the_number_of_train_images(images, epochs):
-    assert usual_epochs(images, 256) == epochs
-    assert with_epochs(Config(), images).training.epochs == epochs
-    named = Config(training=TrainingConfig(num_epochs=7))
-    assert with_epochs(named, images) == named
+def test_batches_and_epochs_follow_the_number_of_train_images(images, size, epochs):
+    training = scheduled(Config(), images).training
+    assert (training.images_per_step, training.epochs) == (size, epochs)
+    named = Config(training=TrainingConfig(num_epochs=7, batch_size=9))
+    assert scheduled(named, images) == named
+    assert scheduled(Config(training=TrainingConfig(batch_size=256)), 250).training.epochs == 30  # of a step each
 
 
 def test_a_fit_without_a_number_of_epochs_chooses_one_and_goes_on_with_it(store_file, fit_config, tmp_path):
@@ -151,7 +161,7 @@ def test_an_epoch_passes_every_caption_once_and_a_batch_every_picture_at_most_on
     generator = np.random.default_rng(seed)
     index = np.r_[0, generator.integers(n, size=m)]  # uneven, unsorted, some images without captions
     pictures = np.unique(np.r_[0, generator.permutation(n)[: n // 2 + 1]])
-    batches = Batches(pictures, index, 3, TrainingConfig(batch_size=size, captions_per_image=each))
+    batches = Batches(pictures, index, 3, size, each)
     seen, steps = [], 0
     for chosen, views, captions, place in batches.epoch(np.random.default_rng(seed)):
         steps += 1
@@ -167,9 +177,7 @@ def test_an_epoch_passes_every_caption_once_and_a_batch_every_picture_at_most_on
 
 
 def test_views_and_captions_are_drawn_at_random_and_anew_each_epoch():
-    batches = Batches(
-        np.arange(50), np.repeat(np.arange(50), 5), 2, TrainingConfig(batch_size=50, captions_per_image=1)
-    )
+    batches = Batches(np.arange(50), np.repeat(np.arange(50), 5), 2, batch_size=50, captions_per_image=1)
     first, second = (list(batches.epoch(np.random.default_rng(seed_for(0, "order", epoch)))) for epoch in (0, 1))
     assert len(first) == 5
     assert sum(part[1].sum() for part in first) == pytest.approx(125, abs=40)
