@@ -240,8 +240,8 @@ def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] 
 
     Example:
         >>> config = onceover.load_config(None, ["training.num_epochs=5", "model.temperature=0.05"])
-        >>> config.training.num_epochs, config.training.batch_size
-        (5, 256)
+        >>> config.training.num_epochs, config.model.temperature
+        (5, 0.05)
         >>> onceover.load_config(None, ["training.num_epoch=5"])
         Traceback (most recent call last):
         onceover.configs.schema.ConfigError: ...; did you mean training.num_epochs?
