@@ -7,7 +7,7 @@ from onceover.configs.schema import Config, FinetuneConfig, TrainingConfig
 
 EPOCHS = (15, 30)  # the fewest, for 1,000 images, and the most, for 4,000
 BATCH_SIZES = (64, 256)  # of up to 512 images, and of 2,048 and more
-MIN_STEPS = 30
+MIN_STEPS = 120  # of a fit, unless it has the most epochs
 
 
 def scheduled(config: Config, images: int) -> Config:

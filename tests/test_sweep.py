@@ -576,7 +576,7 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
 
 def test_a_sweep_that_names_no_epochs_chooses_them_and_its_best_settings_name_them(store_file, tmp_path, one_format):
     sweep_and_rank(store_file, tmp_path / "s", [Setting({}, [config(training_num_epochs=None)])], device="cpu")
-    assert load_config(tmp_path / "s/best.yaml") == config(training_num_epochs=15)
+    assert load_config(tmp_path / "s/best.yaml") == config(training_num_epochs=30)
 
 
 def test_a_restored_trial_is_the_trial(data):

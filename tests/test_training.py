@@ -64,7 +64,9 @@ def outputs(folder):
     ("images", "size", "epochs"),
     [
         (2, 64, 30),
-        (100, 64, 15),
+        (100, 64, 30),
+        (250, 64, 30),
+        (480, 64, 15),
         (600, 75, 15),
         (1000, 125, 15),
         (2000, 250, 22),
@@ -86,8 +88,8 @@ def test_a_fit_without_a_number_of_epochs_chooses_one_and_goes_on_with_it(store_
     with FeatureStore(store_file) as store:
         assert len(store.roles().train) == 36
         made = fit(store, tmp_path / "run", config)
-        assert made["epochs"] == [15]  # of two steps each
-        named = dataclasses.replace(config, training=dataclasses.replace(chosen, num_epochs=15))
+        assert made["epochs"] == [30]
+        named = dataclasses.replace(config, training=dataclasses.replace(chosen, num_epochs=30))
         fit(store, tmp_path / "named", named)
         assert outputs(tmp_path / "run") == outputs(tmp_path / "named")
         assert fit(store, tmp_path / "run", config) == made  # it is finished
