@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import itertools
 import logging
+import multiprocessing
 import os
 import shutil
 import socket
@@ -22,6 +23,20 @@ from onceover.configs.schema import Config, ExtractConfig, ModelConfig, Training
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MEMORY_FOLDER = Path("/dev/shm")
 ROOM = 2 * 2**30  # bytes; the tests' files take less than a quarter of that
+PRELOADED = [
+    "onceover.cli",
+    "onceover.workflows",
+    "onceover.extract.pipeline",
+    "onceover.extract.encoding.image",
+    "onceover.extract.encoding.text",
+    "onceover.heads.finetune",
+    "onceover.serve.server",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.resnet.modeling_resnet",
+    "transformers.models.bit.image_processing_bit",
+    "transformers.models.mobilenet_v2.modeling_mobilenet_v2",
+    "transformers.models.mobilenet_v2.image_processing_mobilenet_v2",
+]
 CAPTIONS = [
     "A brown dog runs through the grass .",
     "Two children play football on a beach .",
@@ -51,6 +66,19 @@ def shared() -> Path:
     if not (SHARED / "flickr8k").is_dir():
         pytest.skip("the photographs and encoders of ../shared are not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """A context of multiprocessing: its processes share nothing with this one, and find the libraries imported."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system does not fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    first = context.Process(target=int)  # starts the server, which imports the libraries
+    first.start()
+    first.join()
+    return context
 
 
 @pytest.fixture(scope="session")
