@@ -53,7 +53,7 @@ verdict,difference,difference_low,difference_high
 
 
 def pytest_configure(config):
-    """Has temporary folders lie in memory where there is room: results are flushed, and a disk takes a third longer.
+    """Has temporary folders lie in memory where there is room, since each result is flushed, which waits for a disk.
 
     ``--basetemp`` and the variable ``PYTEST_DEBUG_TEMPROOT`` choose another place.
     """
