@@ -100,7 +100,7 @@ def check_contract(figure, sources, folder, told):
     assert {path.name for path in (folder / "first").iterdir() if not path.name.startswith(".")} == expected
     assert {path: path.stat().st_mtime_ns for path in sources["run"].folder.iterdir()} == before
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "SUFFIXES", (".svg",))
+        patch.setattr(drawing, "SUFFIXES", (".png", ".svg"))
         for path in draw_all(figure.drawings(sources[figure.SOURCE]), folder / "second"):
             assert path.read_bytes() == (folder / "first" / path.name).read_bytes()
     for path in written:
