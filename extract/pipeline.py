@@ -9,7 +9,7 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -603,6 +603,12 @@ def _backends_together(earlier: dict, now: dict) -> dict[str, str]:
     return together
 
 
+@cache  # packages' metadata are long texts
+def _library_versions() -> dict[str, str]:
+    """The versions of the libraries that features may depend on."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
 def _provenance(extraction: Extraction, work: Work) -> dict:
     """The provenance of the store. A kind of which nothing was computed keeps the one it had."""
     dataset = extraction.dataset
@@ -612,7 +618,7 @@ def _provenance(extraction: Extraction, work: Work) -> dict:
         "engine": work.engine_name,
         "streams": work.engine.workers(work.device()),
         "python": platform.python_version(),
-        **{name: version(name) for name in _LIBRARIES},
+        **_library_versions(),
     }
     by_kind = {}
     for kind, spec in (("image", config.image_encoder), ("text", config.text_encoder)):

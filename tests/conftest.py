@@ -5,6 +5,8 @@ import dataclasses
 import importlib
 import itertools
 import logging
+import multiprocessing
+import os
 import shutil
 import socket
 import threading
@@ -19,6 +21,22 @@ from onceover.cli import cli
 from onceover.configs.schema import Config, ExtractConfig, ModelConfig, TrainingConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MEMORY_FOLDER = Path("/dev/shm")
+ROOM = 2 * 2**30  # bytes; the tests' files take less than a quarter of that
+PRELOADED = [
+    "onceover.cli",
+    "onceover.workflows",
+    "onceover.extract.pipeline",
+    "onceover.extract.encoding.image",
+    "onceover.extract.encoding.text",
+    "onceover.heads.finetune",
+    "onceover.serve.server",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.resnet.modeling_resnet",
+    "transformers.models.bit.image_processing_bit",
+    "transformers.models.mobilenet_v2.modeling_mobilenet_v2",
+    "transformers.models.mobilenet_v2.image_processing_mobilenet_v2",
+]
 CAPTIONS = [
     "A brown dog runs through the grass .",
     "Two children play football on a beach .",
@@ -34,11 +52,33 @@ verdict,difference,difference_low,difference_high
 """
 
 
+def pytest_configure(config):
+    """Has temporary folders lie in memory where there is room, since each result is flushed, which waits for a disk.
+
+    ``--basetemp`` and the variable ``PYTEST_DEBUG_TEMPROOT`` choose another place.
+    """
+    if MEMORY_FOLDER.is_dir() and os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_FOLDER))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "flickr8k").is_dir():
         pytest.skip("the photographs and encoders of ../shared are not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """A context of multiprocessing: its processes share nothing with this one, and find the libraries imported."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system does not fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    first = context.Process(target=int)  # starts the server, which imports the libraries
+    first.start()
+    first.join()
+    return context
 
 
 @pytest.fixture(scope="session")

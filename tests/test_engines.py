@@ -17,7 +17,7 @@ from onceover.extract import encode
 from onceover.extract.encode import Progress
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding import devices
-from onceover.extract.engines import ENGINES, engine_for
+from onceover.extract.engines import ENGINES, _several, engine_for
 from onceover.extract.engines._forks import ForkError
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
@@ -155,8 +155,14 @@ def test_progress_and_shards_are_plain_values(tmp_path):
     assert pickle.loads(pickle.dumps(Progress(1, {"encode": 2.0}))) == Progress(1, {"encode": 2.0})
 
 
+@pytest.fixture
+def soon_there(forkserver, monkeypatch):
+    """Has processes of devices find the libraries imported; one test does with those that import them."""
+    monkeypatch.setattr(_several.multiprocessing, "get_context", lambda _method: forkserver)
+
+
 def test_several_devices_work_in_a_process_each_and_the_store_is_the_same(
-    drawn, store_file, extract_config, tmp_path, told
+    drawn, store_file, extract_config, tmp_path, told, soon_there
 ):
     dataset = read_dataset(drawn)
     images = replace(dataset, captions=[], image_index=dataset.image_index[:0])
@@ -216,7 +222,7 @@ def test_an_error_on_one_of_several_devices_ends_all_and_keeps_what_is_written(t
     assert 0 < len(list((tmp_path / "parts").glob("*.h5"))) < len(shards)
 
 
-def test_a_process_of_a_device_that_is_killed_is_told_of(tmp_path):
+def test_a_process_of_a_device_that_is_killed_is_told_of(tmp_path, soon_there):
     shards = shards_in(tmp_path / "parts", 8)
     engine = engine_for("threads", [torch.device("cpu")] * 2)[1]
     with pytest.raises(ForkError, match="was killed, perhaps for want of memory; run the command again"):
@@ -226,9 +232,9 @@ def test_a_process_of_a_device_that_is_killed_is_told_of(tmp_path):
 
 
 def kill_one(folder):
-    """Kills a process that has begun a shard, if none was killed before."""
+    """Kills a process that has begun a shard, once a shard is written, if none was killed before."""
     first = sorted(folder.glob("*.pid"))[0]
-    if not (folder / "killed").exists():
+    if list(folder.glob("*.h5")) and not (folder / "killed").exists():
         (folder / "killed").touch()
         os.kill(int(first.stem), signal.SIGKILL)
 

@@ -39,6 +39,22 @@ def own_store(store_file, tmp_path):
     return shutil.copy(store_file, tmp_path / "s.h5")
 
 
+@pytest.fixture(scope="module")
+def measured(store_file, tmp_path_factory):
+    """A folder with a copy of the store, and the ranks of its baselines beside it."""
+    folder = tmp_path_factory.mktemp("measured")
+    with FeatureStore(shutil.copy(store_file, folder / "s.h5")) as store:
+        evaluate(None, store)
+    return folder
+
+
+@pytest.fixture
+def measured_store(measured, tmp_path):
+    """A store of this test alone, beside which ranks are kept already."""
+    shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "s.h5"
+
+
 @pytest.fixture
 def own_run(run_dir, tmp_path):
     return shutil.copytree(run_dir, tmp_path / "run")
@@ -103,10 +119,10 @@ def test_ranks_are_kept_beside_the_store_and_used_again(own_store, monkeypatch, 
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "other", "text", "outside", "compressed", "shape", "about"])
-def test_a_damaged_file_of_ranks_costs_time_alone(own_store, told, harm):
-    with FeatureStore(own_store) as store:
+def test_a_damaged_file_of_ranks_costs_time_alone(measured_store, told, harm):
+    with FeatureStore(measured_store) as store:
         first = evaluate(None, store)
-        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        (file,) = measured_store.with_name("s.h5.baselines").glob("*.npz")
         content = file.read_bytes()
         if harm == "other":
             evaluate(None, store, seed=1)
@@ -152,10 +168,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("harm", HOSTILE)
-def test_trap_a_file_of_ranks_that_somebody_made_gives_no_other_rows(own_store, told, harm):
-    with FeatureStore(own_store) as store:
+def test_trap_a_file_of_ranks_that_somebody_made_gives_no_other_rows(measured_store, told, harm):
+    with FeatureStore(measured_store) as store:
         first = evaluate(None, store)
-        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        (file,) = measured_store.with_name("s.h5.baselines").glob("*.npz")
         arrays = dict(np.load(file))
         about = json.loads(str(arrays["about"]))
         HOSTILE[harm](about)
@@ -168,10 +184,10 @@ def test_trap_a_file_of_ranks_that_somebody_made_gives_no_other_rows(own_store, 
 @pytest.mark.parametrize(
     "counts", [np.full((1, 2, 2, 60), 2**62), np.ones((1, 2, 2, 60)), np.ones((3, 2, 2, 60), np.int32)]
 )
-def test_ranks_of_another_type_or_number_are_computed_again(own_store, told, counts):
-    with FeatureStore(own_store) as store:
+def test_ranks_of_another_type_or_number_are_computed_again(measured_store, told, counts):
+    with FeatureStore(measured_store) as store:
         first = evaluate(None, store)
-        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        (file,) = measured_store.with_name("s.h5.baselines").glob("*.npz")
         np.savez(file, **dict(np.load(file)) | {"counts_0": counts})
         assert evaluate(None, store) == first
     assert "is damaged, and is computed again: no ranks of cca" in told[0]
@@ -202,10 +218,10 @@ def test_trap_a_runs_files_in_the_folder_of_kept_ranks_stay(own_store, own_run):
 
 
 @pytest.mark.parametrize("is_dangling", [False, True])
-def test_trap_a_link_among_the_kept_ranks_is_not_followed(own_store, tmp_path, told, is_dangling):
-    with FeatureStore(own_store) as store:
+def test_trap_a_link_among_the_kept_ranks_is_not_followed(measured_store, tmp_path, told, is_dangling):
+    with FeatureStore(measured_store) as store:
         first = evaluate(None, store)
-        (file,) = own_store.with_name("s.h5.baselines").glob("*.npz")
+        (file,) = measured_store.with_name("s.h5.baselines").glob("*.npz")
         file.unlink()
         target = tmp_path / "thesis.txt"
         if not is_dangling:
@@ -230,20 +246,20 @@ def test_a_baseline_that_cannot_be_fitted_has_no_row_and_the_others_have(own_sto
 
 
 @pytest.mark.parametrize("method", ["locked", "check_origin"])
-def test_a_folder_that_cannot_be_written_to_is_no_error(own_store, told, monkeypatch, method):
+def test_a_folder_that_cannot_be_written_to_is_no_error(measured_store, told, monkeypatch, method):
     def refused(*_arguments):
-        raise PermissionError(13, "Permission denied", str(own_store))
+        raise PermissionError(13, "Permission denied", str(measured_store))
 
-    with FeatureStore(own_store) as store:
+    with FeatureStore(measured_store) as store:
         first = evaluate(None, store)
-        shutil.rmtree(own_store.with_name("s.h5.baselines"))
+        shutil.rmtree(measured_store.with_name("s.h5.baselines"))
         monkeypatch.setattr(f"onceover.base.outputs.Outputs.{method}", refused)
         assert evaluate(None, store) == first
     assert "is not kept for the next time: [Errno 13] Permission denied" in told[0]
 
 
-def test_a_folder_that_cannot_be_read_is_no_error(own_store, told, monkeypatch):
-    with FeatureStore(own_store) as store:
+def test_a_folder_that_cannot_be_read_is_no_error(measured_store, told, monkeypatch):
+    with FeatureStore(measured_store) as store:
         first = evaluate(None, store)
 
         def refused(path):
@@ -263,10 +279,10 @@ def test_a_file_in_the_place_of_the_folder_is_no_error_and_stays(own_store, told
     assert any("is not kept for the next time" in message for message in told)
 
 
-def test_trap_a_strangers_file_among_the_kept_ranks_stays(own_store, told):
-    with FeatureStore(own_store) as store:
+def test_trap_a_strangers_file_among_the_kept_ranks_stays(measured_store, told):
+    with FeatureStore(measured_store) as store:
         first = evaluate(None, store)
-        folder = own_store.with_name("s.h5.baselines")
+        folder = measured_store.with_name("s.h5.baselines")
         (file,) = folder.glob("*.npz")
         shutil.rmtree(folder)
         folder.mkdir()
@@ -310,10 +326,10 @@ def test_two_evaluations_at_once_agree(own_store):
     assert len(list(own_store.with_name("s.h5.baselines").glob("*.npz"))) == 1
 
 
-def test_trap_a_plainer_evaluation_takes_no_rows_away(own_store, own_run, told):
-    first = workflows.evaluate(own_run, store=own_store, rerank=["csls"], folds=2, shuffled=True).result
+def test_trap_a_plainer_evaluation_takes_no_rows_away(measured_store, own_run, told):
+    first = workflows.evaluate(own_run, store=measured_store, rerank=["csls"], folds=2, shuffled=True).result
     told.clear()
-    second = workflows.evaluate(own_run, store=own_store, rerank=["qbnorm"]).result
+    second = workflows.evaluate(own_run, store=measured_store, rerank=["qbnorm"]).result
     kept = "multimodal_csls_transductive, multimodal_2_folds, shuffled"
     assert f"from an earlier evaluation of the same embeddings: {kept}" in notes(second)
     names = ["multimodal", "multimodal_qbnorm", "multimodal_csls_transductive", "multimodal_2_folds"]
@@ -330,22 +346,22 @@ def test_trap_a_plainer_evaluation_takes_no_rows_away(own_store, own_run, told):
     ("name", "row"),
     [("multimodal_x", 1), ("multimodal_x", {}), ("multimodal_x", {"rsum": "9"}), ("multimodal_csls", "x")],
 )
-def test_rows_that_are_none_are_not_kept(own_store, own_run, told, name, row):
-    first = workflows.evaluate(own_run, store=own_store).result
+def test_rows_that_are_none_are_not_kept(measured_store, own_run, told, name, row):
+    first = workflows.evaluate(own_run, store=measured_store).result
     file = own_run / "evaluation-test.json"
     earlier = read_record(file, "")
     earlier["models"][name] = row
     Outputs(own_run, "").write_record(file.name, earlier)
     told.clear()
-    assert workflows.evaluate(own_run, store=own_store).result == first
+    assert workflows.evaluate(own_run, store=measured_store).result == first
     assert told[0].startswith(f"{file} is damaged or of another version, and is replaced: ")
 
 
-def test_two_evaluations_of_a_run_at_once_keep_both_their_rows(own_store, own_run):
-    workflows.evaluate(own_run, store=own_store)
+def test_two_evaluations_of_a_run_at_once_keep_both_their_rows(measured_store, own_run):
+    workflows.evaluate(own_run, store=measured_store)
     options = ({"folds": 2}, {"equal_captions": True}, {"rerank": ["csls"]})
     workers = [
-        threading.Thread(target=workflows.evaluate, args=(own_run,), kwargs={"store": own_store, **own})
+        threading.Thread(target=workflows.evaluate, args=(own_run,), kwargs={"store": measured_store, **own})
         for own in options
     ]
     for worker in workers:
@@ -357,14 +373,14 @@ def test_two_evaluations_of_a_run_at_once_keep_both_their_rows(own_store, own_ru
 
 
 @pytest.mark.parametrize("key", ["space", "fingerprints"])
-def test_rows_of_other_embeddings_are_replaced_and_told(own_store, own_run, told, key):
-    workflows.evaluate(own_run, store=own_store, rerank=["csls"])
+def test_rows_of_other_embeddings_are_replaced_and_told(measured_store, own_run, told, key):
+    workflows.evaluate(own_run, store=measured_store, rerank=["csls"])
     file = own_run / "evaluation-test.json"
     other = read_record(file, "")
     other[key] = "other"
     Outputs(own_run, "").write_record(file.name, other)
     told.clear()
-    result = workflows.evaluate(own_run, store=own_store).result
+    result = workflows.evaluate(own_run, store=measured_store).result
     assert "multimodal_csls_transductive" not in result["models"]
     assert told == [f"{file} is of other embeddings and is replaced, with its rows multimodal_csls_transductive"]
 

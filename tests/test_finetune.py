@@ -6,9 +6,8 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -435,43 +434,29 @@ def test_where_nothing_was_better_heads_and_encoders_stay(tune, base_run, tmp_pa
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def train_in(processes, folder, base_file, base_run, drawn):
-    """Fine-tunes in several processes, with the variables of torchrun; forks of one, which imports all of it once."""
-    script = f"""
-import itertools, os, signal, sys
-import torch
-import torch.distributed
-import transformers.models.bert.modeling_bert
-import transformers.models.mobilenet_v2.modeling_mobilenet_v2
-import transformers.models.mobilenet_v2.image_processing_mobilenet_v2
-torch.set_num_threads(1)
-from onceover.configs.schema import FinetuneConfig
-from onceover.extract.store import FeatureStore
-from onceover.heads.checkpoint import load_run
-from onceover.heads import finetune_loop as module
-from onceover.heads.finetune import finetune
-quality = module.quality
-numbers = itertools.count(1)
-module.quality = lambda *vectors: quality(*vectors) | {{"rsum": float(next(numbers))}}
-settings = FinetuneConfig(num_epochs=1, batch_size=12, micro_batch=4, dtype="float32")
-forks = []
-for rank in range({processes}):
-    forks.append(os.fork())
-    if not forks[-1]:
-        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-        signal.alarm(500)  # ends one that waits for the other in vain
-        break
-else:
-    sys.exit(any([os.waitpid(fork, 0)[1] for fork in forks]))
-with FeatureStore({str(base_file)!r}) as store:
-    finetune(store, load_run({str(base_run)!r}), {str(drawn)!r}, {str(folder)!r}, settings,
-        unfreeze="image.last2,text.last1")
-"""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | place, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+def train_as(rank, processes, port, *places):
+    """Fine-tunes as one of several processes, with the variables of torchrun."""
+    folder, base_file, base_run, drawn = places
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    signal.alarm(500)  # ends one that waits for the other in vain
+    torch.set_num_threads(1)
+    finetune_loop.quality = rising()
+    settings = FinetuneConfig(num_epochs=1, batch_size=12, micro_batch=4, dtype="float32")
+    with FeatureStore(base_file) as store:
+        finetune(store, load_run(base_run), drawn, folder, settings, unfreeze="image.last2,text.last1")
+
+
+def train_in(forkserver, processes, *places):
+    """Fine-tunes in several processes."""
+    port = free_port()
+    running = []
+    for rank in range(processes):
+        running.append(forkserver.Process(target=train_as, args=(rank, processes, port, *places)))
+        running[-1].start()
+    for process in running:
+        process.join(600)
+    assert [process.exitcode for process in running] == [0] * processes
 
 
 def free_port():
@@ -506,10 +491,12 @@ def test_trap_summed_gradients_meet_the_weights_that_they_are_of(monkeypatch):
     assert torch.equal(found[1], found[2])
 
 
-def test_two_processes_train_as_one_does(tune, base_file, base_run, drawn, tmp_path, tiny_mobilenet, tiny_bert):
+def test_two_processes_train_as_one_does(
+    tune, base_file, base_run, drawn, tmp_path, tiny_mobilenet, tiny_bert, forkserver
+):
     settings = FinetuneConfig(num_epochs=1, batch_size=12, micro_batch=12, dtype="float32")
     tune("one", settings, rising(), unfreeze="image.last2,text.last1")
-    train_in(2, tmp_path / "two", base_file, base_run, drawn)
+    train_in(forkserver, 2, tmp_path / "two", base_file, base_run, drawn)
     for kind, base in (("image", tiny_mobilenet), ("text", tiny_bert)):
         start = weights_of(base)
         one, two = (moved(start, weights_of(tmp_path / name / "encoders" / kind)) for name in ("one", "two"))

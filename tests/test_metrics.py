@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_recall, retrieval_reciprocal_rank
 
 from onceover.retrieval import ranks as module
 from onceover.retrieval.embeddings import read_embeddings
@@ -59,6 +58,8 @@ def test_ties_uneven_captions_and_all_numbers_match_every_order_written_out(seed
 
 def agrees_with_torchmetrics(images, texts, index):
     """Hits, true recalls and reciprocal ranks, query by query, against torchmetrics."""
+    from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_recall, retrieval_reciprocal_rank
+
     scores = torch.from_numpy(images.astype(np.float64) @ texts.astype(np.float64).T)
     truth = torch.from_numpy(index)[None] == torch.arange(len(images))[:, None]
     asked = truth.any(1)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -29,6 +31,7 @@ from onceover.extract.summary import shares
 from onceover.extract.verify import verify_sample
 
 ROOT = Path(__file__).resolve().parent.parent
+KILLS = 3
 
 
 def contents(path):
@@ -445,86 +448,54 @@ def test_two_writers_on_one_store_the_second_is_refused(drawn, tmp_path, extract
         extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")
 
 
-DRIVER = """
-import os, random, signal, sys, time
-from pathlib import Path
-from onceover.extract import pipeline
-from onceover.extract.layouts import read_dataset
-from onceover.configs.schema import ExtractConfig
-import torch
-from onceover.extract.encoding.image import ImageEncoder
-from onceover.extract.encoding.text import TextEncoder
-torch.set_num_threads(1)
-ImageEncoder({image!r}, device="cpu")  # what is imported for it is there for all children, which then soon encode
-TextEncoder({text!r}, device="cpu")
-config = ExtractConfig(image_encoder={image!r}, text_encoder={text!r}, views=2, batch_size=4, dtype="float32")
+def extract_alone(data, path, config):
+    """What a process does that may be killed."""
+    import torch
 
-def child():
-    pipeline.extract(read_dataset({data!r}), path, config, device="cpu")
-
-def run(limit):
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            child()
-            status = 0
-        finally:
-            os._exit(status)
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), time.monotonic()
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return "killed", None
-
-def shards():
-    return {{file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in Path(f"{{path}}.parts").glob("*.h5")}}
-
-path = {whole!r}
-start = time.monotonic()
-code, end = run(300)
-assert code == 0, code
-length = end - start
-path = {killed!r}
-generator = random.Random(0)
-seen, kills, most, attempts = {{}}, 0, 0, 0
-while kills < 10:
-    attempts += 1
-    code, _ = run(generator.uniform(0.05, 0.6) * length)
-    if code == 0:
-        os.remove(path)  # it was faster than the kill: start anew, so that ten kills are ten kills
-        seen = {{}}
-        continue
-    assert code == "killed", code
-    kills += 1
-    now = shards()
-    for name, mark in seen.items():
-        assert now.get(name) == mark, f"{{name}} was computed twice"
-    seen = now
-    most = max(most, len(seen))
-print("kills", kills, "shards kept", most)
-code, _ = run(300)
-assert code == 0, code
-"""
+    torch.set_num_threads(1)
+    extract(read_dataset(data), path, config, device="cpu")
 
 
-def test_trap_ten_kills_at_random_moments_lose_nothing_and_change_nothing(drawn, tmp_path, extract_config):
+def exit_code(process, seconds):
+    """The exit code of a process that is killed after so many seconds: minus nine, unless it ended before."""
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def test_trap_kills_at_random_moments_lose_nothing_and_change_nothing(drawn, tmp_path, extract_config, forkserver):
+    """Few kills, and no workers; ``benchmarks/bench_workers.py kills`` does many."""
+    config = dataclasses.replace(extract_config, batch_size=4)
     whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
-    script = DRIVER.format(
-        root=str(ROOT), image=extract_config.image_encoder, text=extract_config.text_encoder,
-        data=str(drawn), whole=str(whole), killed=str(killed),
-    )  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    [kills, kept] = map(int, re.fullmatch(r"kills (\d+) shards kept (\d+)\n", done.stdout).groups())
-    assert kills == 10
-    assert kept > 0, "no kill came after the first shard"
+    start = time.monotonic()
+    assert exit_code(forkserver.Process(target=extract_alone, args=(drawn, whole, config)), 300) == 0
+    length = time.monotonic() - start
+    generator = random.Random(0)
+    seen = {}
+    most = 0
+    kills = 0
+    for _ in range(10 * KILLS):
+        if kills == KILLS:
+            break
+        process = forkserver.Process(target=extract_alone, args=(drawn, killed, config))
+        code = exit_code(process, generator.uniform(0.3, 0.9) * length)
+        if code == 0:
+            killed.unlink()  # it was faster than the kill: start anew, so that each kill is one
+            seen = {}
+            continue
+        assert code == -signal.SIGKILL
+        kills += 1
+        now = {}
+        for file in parts_folder(killed).glob("*.h5"):
+            now[file.name] = (file.stat().st_ino, file.stat().st_mtime_ns)
+        assert seen.items() <= now.items(), "a shard was computed twice, or is lost"
+        seen = now
+        most = max(most, len(seen))
+    assert kills == KILLS
+    assert most > 0, "no kill came after the first shard"
+    assert exit_code(forkserver.Process(target=extract_alone, args=(drawn, killed, config)), 300) == 0
     assert contents(whole) == contents(killed)
     assert not parts_folder(killed).exists()
 

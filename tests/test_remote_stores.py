@@ -49,7 +49,7 @@ def copies(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def config(extract_config, tiny_resnet):
     """Small batches, so that 60 images make several shards."""
-    return dataclasses.replace(extract_config, image_encoder=f"hf:{tiny_resnet}@random", batch_size=4)
+    return dataclasses.replace(extract_config, image_encoder=f"hf:{tiny_resnet}@random", batch_size=8)
 
 
 @pytest.fixture(scope="module")

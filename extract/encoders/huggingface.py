@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -477,6 +477,7 @@ def _is_untrained_distilbert(spec: Spec) -> bool:
     return spec.random and spec.name == DISTILBERT
 
 
+@cache
 def _dtype_option() -> str:
     """The name of the option for the dtype to load a model in, which transformers 4.56 renamed."""
     release = tuple(int(part) for part in version("transformers").split(".")[:2])
