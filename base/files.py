@@ -431,15 +431,28 @@ def digest_of_columns(columns: Iterable[Any]) -> str:
     """The ``digest`` of a list of lists or arrays, taken some rows at a time, which saves memory."""
     state = hashlib.sha256(b"[")
     for number, column in enumerate(columns):
-        state.update(b",[" if number else b"[")
-        for start in range(0, len(column), _ROWS):
-            rows = column[start : start + _ROWS]
-            values = rows.tolist() if hasattr(rows, "tolist") else list(rows)
-            text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-            state.update(("," if start else "").encode() + text[1:-1].encode())
-        state.update(b"]")
+        state.update(b"," if number else b"")
+        _hash_column(state, column)
     state.update(b"]")
     return state.hexdigest()
+
+
+def digest_of_column(column: Any) -> str:
+    """The ``digest`` of a list or an array, taken some rows at a time, which saves memory."""
+    state = hashlib.sha256()
+    _hash_column(state, column)
+    return state.hexdigest()
+
+
+def _hash_column(state: Any, column: Any) -> None:
+    """Hashes a list or an array as ``digest`` does."""
+    state.update(b"[")
+    for start in range(0, len(column), _ROWS):
+        rows = column[start : start + _ROWS]
+        values = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        state.update(("," if start else "").encode() + text[1:-1].encode())
+    state.update(b"]")
 
 
 def file_sha256(path: str | Path) -> str:

@@ -172,6 +172,7 @@ def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names
     """Seals the shards of ``write_shards`` as a folder."""
     from onceover.base.files import digest
     from onceover.extract.sealing import seal
+    from onceover.base.texts import Texts
     from onceover.extract.shards import RowSources, shard_files
 
     sources = {}
@@ -185,14 +186,14 @@ def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names
         path,
         form="folder",
         images={
-            "id": [names(row) for row in range(images)],
-            "path": paths or [names(row) for row in range(images)],
-            "split": splits or ["train"] * images,
-            "sha256": [content(row) for row in range(images)],
+            "id": Texts(names(row) for row in range(images)),
+            "path": paths or Texts(names(row) for row in range(images)),
+            "split": splits or Texts("train" for _ in range(images)),
+            "sha256": sources["image"].contents,
             "size": np.array([size for size, _ in stats], np.int64),
             "mtime_ns": np.array([mtime for _, mtime in stats], np.int64),
         },
-        texts={"caption": [caption(row) for row in range(images)], "image_index": np.arange(images)},
+        texts={"caption": Texts(caption(row) for row in range(images)), "image_index": np.arange(images)},
         sources=sources,
         recipes={"image": RECIPE, "text": RECIPE},
         provenance={

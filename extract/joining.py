@@ -82,7 +82,7 @@ class _JoinedRows:
         """The bytes of all features."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def blocks(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+    def blocks(self, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The features and the other columns, a block of rows at a time."""
         with ProgressBar(f"joining {self._kind}", "rows", total=len(keys)) as bar:
             for rows in row_blocks(len(keys)) if keys else [slice(0, 0)]:

@@ -50,7 +50,7 @@ class TextEncoder:
         store_dtype: str = "float32",
         seed: int = 0,
         device: str | None = None,
-        captions: list[str] | None = None,
+        captions: Sequence[str] | None = None,
         tokenizer_files: dict[str, bytes] | None = None,
         plain: bool = False,
         backend: str = EAGER,
