@@ -31,7 +31,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 #: as ``whole_file`` names what it writes; earlier versions named no host
 _ASIDE = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?:@(?P<host>[0-9a-f]{8}))?\.aside(?P<suffix>\..+)?")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
-_ROWS = 65_536  # whose JSON is made at a time
+_ROWS = 4096  # hashed at a time
 MAX_TEXT = 2**31  # bytes of a table, a list or a JSON file; COCO's captions take 0.1 GiB
 SELF_DIGEST = "sha256"  # the key of a record's own digest
 

@@ -7,6 +7,8 @@ from typing import overload
 
 import numpy as np
 
+_CHUNK = 1024  # rows
+
 
 class TextColumn(Sequence[str]):
     """A column of text that reads like a list of strings (``column[3]``, ``column[10:20]``), and equals such a list.
@@ -45,27 +47,38 @@ class TextColumn(Sequence[str]):
 
 
 class Texts(TextColumn):
-    """A column of text as the UTF-8 bytes of all values, one after the other, and the place where each ends."""
+    """A column of text as UTF-8: the bytes of a chunk of rows one after the other, and where in them each row ends."""
 
     def __init__(self, values: Iterable[str] = ()):
-        self._bytes = bytearray()
-        self._ends = array("q")
+        self._chunks: list[tuple[bytes | bytearray, array[int]]] = [_new_chunk()]
         self.extend(values)
 
     def extend(self, values: Iterable[str]) -> None:
         """Adds values at the end."""
+        data, ends = self._chunks[-1]
         for value in values:
-            self._bytes += value.encode("utf-8", "surrogatepass")
-            self._ends.append(len(self._bytes))
+            if len(ends) == _CHUNK:
+                self._chunks[-1] = (bytes(data), ends[:])  # without the room for more
+                data, ends = _new_chunk()
+                self._chunks.append((data, ends))
+            data += value.encode("utf-8", "surrogatepass")
+            ends.append(len(data))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return (len(self._chunks) - 1) * _CHUNK + len(self._chunks[-1][1])
 
     def values_of(self, rows: Iterable[int]) -> Iterator[str]:
         """The values of rows that are given by their numbers, from 0."""
         for row in rows:
-            start = self._ends[row - 1] if row else 0
-            yield self._bytes[start : self._ends[row]].decode("utf-8", "surrogatepass")
+            data, ends = self._chunks[row // _CHUNK]
+            place = row % _CHUNK
+            start = ends[place - 1] if place else 0
+            yield data[start : ends[place]].decode("utf-8", "surrogatepass")
+
+
+def _new_chunk() -> tuple[bytearray, "array[int]"]:
+    """A chunk without rows."""
+    return bytearray(), array("I")
 
 
 class ChosenTexts(TextColumn):

@@ -180,6 +180,7 @@ def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names
         sources[kind] = RowSources(kind, digest(RECIPE), columns)
         for shard in shard_files(Path(f"{path}.parts"), kind):
             sources[kind].add(shard)
+    sources["image"].forget_stats()
     stats = stats or [(0, 0)] * images
     machine = {"encoder": "made up", "device": "cpu", "streams": 1, "batch_size": 16, "torch": "0", "transformers": "0"}
     seal(

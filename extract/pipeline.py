@@ -529,6 +529,7 @@ def _encode_all(extraction: Extraction, work: Work, captions: Sequence[str], pla
         encode_shards(extraction, work, "image", captions, shards, len(dataset.ids))
         image_sources = extraction.sources("image", recipes["image"], columns_of(extraction, "image"))
         positions = known_images(dataset, extraction.stats, image_sources)
+        image_sources.forget_stats()
     rows = np.flatnonzero(positions >= 0)
     lost = {row: image_sources.failures[dataset.ids[row]] for row in np.flatnonzero(positions < 0).tolist()}
     if lost and not len(rows):

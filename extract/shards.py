@@ -126,6 +126,8 @@ class RowSources:
             self._by_stat.add(_stat_keys(ids, rows.stats[rows.numbers]), positions)
             self.contents.extend(rows.keys)
         rows.forget()
+        if self._files and rows.columns == self._files[-1].columns:
+            rows.columns = self._files[-1].columns  # one object for all shards
         self._files.append(rows)
         self._starts.append(self._starts[-1] + rows.count)
 
@@ -150,6 +152,10 @@ class RowSources:
         for rows in row_blocks(len(ids)):
             positions[rows] = self._by_stat.last(list(_stat_keys(ids[rows], stats[rows])))
         return positions
+
+    def forget_stats(self) -> None:
+        """Frees the memory of what ``find_by_stat`` finds rows by; it finds none any more."""
+        self._by_stat = KeyIndex()
 
     def blocks(self, keys: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """The columns of the rows with ``keys``, in their order, a block at a time; an empty one for no rows.
@@ -275,7 +281,7 @@ class _ShardRows:
 
     def __init__(self, path: Path, kind: str, file: h5py.File):
         """``file``: the shard, open for a moment."""
-        self.path = Path(path)
+        self.path = path
         self._kind = kind
         self.fingerprint = ""
         self.count = 0
