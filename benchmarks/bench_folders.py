@@ -171,8 +171,8 @@ def write_shards(parts: Path, images: int, dims: dict, rows_of: dict, names=imag
 def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names=image_name, paths=None, stats=None):
     """Seals the shards of ``write_shards`` as a folder."""
     from onceover.base.files import digest
-    from onceover.extract.sealing import seal
     from onceover.base.texts import Texts
+    from onceover.extract.sealing import seal
     from onceover.extract.shards import RowSources, shard_files
 
     sources = {}

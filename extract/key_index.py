@@ -1,5 +1,6 @@
 """Finds rows by text, such as their captions, with 24 bytes of memory a row; a dict of strings takes some 200."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Literal
@@ -21,13 +22,13 @@ class KeyIndex:
     def __init__(self) -> None:
         self._digests = np.zeros(0, _DIGEST)
         self._numbers = np.zeros(0, np.int64)
-        self._new_digests: list[np.ndarray] = []
-        self._new_numbers: list[np.ndarray] = []
+        self._new_digests = bytearray()
+        self._new_numbers: array[int] = array("q")
 
     def add(self, keys: Iterable[str], numbers: np.ndarray) -> None:
         """Adds keys, each with a number: int64 (n,). A key may be added again, with another number."""
-        self._new_digests.append(_digests(keys))
-        self._new_numbers.append(numbers)
+        self._new_digests += _digests(keys)
+        self._new_numbers.frombytes(numbers.astype(np.int64).tobytes())
 
     def first(self, keys: Sequence[str]) -> np.ndarray:
         """The number that was added first with each of some keys, int64 (n,); −1 for a key that was not added."""
@@ -51,7 +52,7 @@ class KeyIndex:
         if not len(self._digests):
             return numbers
         for start in range(0, len(keys), _BLOCK):
-            digests = _digests(keys[start : start + _BLOCK])
+            digests = np.frombuffer(_digests(keys[start : start + _BLOCK]), _DIGEST)
             places = np.searchsorted(self._digests, digests, side)
             if side == "right":
                 places -= 1
@@ -64,13 +65,13 @@ class KeyIndex:
         """Puts what was added since the last time into order; of equal keys the earlier one comes first."""
         if not self._new_digests:
             return
-        digests = np.concatenate([self._digests, *self._new_digests])
-        self._new_digests = []
+        digests = np.concatenate([self._digests, np.frombuffer(self._new_digests, _DIGEST)])
+        self._new_digests = bytearray()
         order = np.argsort(digests, kind="stable")
         self._digests = digests[order]
         del digests
-        self._numbers = np.concatenate([self._numbers, *self._new_numbers])[order]
-        self._new_numbers = []
+        self._numbers = np.concatenate([self._numbers, np.frombuffer(self._new_numbers, np.int64)])[order]
+        self._new_numbers = array("q")
 
 
 def different_texts(texts: Sequence[str]) -> TextColumn:
@@ -80,9 +81,9 @@ def different_texts(texts: Sequence[str]) -> TextColumn:
     return ChosenTexts(text_column(texts), index.firsts())
 
 
-def _digests(keys: Iterable[str]) -> np.ndarray:
-    """A digest of each key, in 16 bytes, so that those of different keys are different."""
+def _digests(keys: Iterable[str]) -> bytearray:
+    """A digest of each key, of 16 bytes: those of different keys are different."""
     digests = bytearray()
     for key in keys:
         digests += blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST.itemsize).digest()
-    return np.frombuffer(digests, _DIGEST)
+    return digests
