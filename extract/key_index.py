@@ -81,6 +81,18 @@ def different_texts(texts: Sequence[str]) -> TextColumn:
     return ChosenTexts(text_column(texts), index.firsts())
 
 
+def repeated_rows(texts: Sequence[str]) -> list[list[int]]:
+    """The rows of each text that stands in a column more than once, in the order in which the texts first come."""
+    index = KeyIndex()
+    index.add(texts, np.arange(len(texts)))
+    firsts = index.first(texts)
+    rows_of: dict[int, list[int]] = {}
+    for row in np.flatnonzero(firsts != np.arange(len(texts))).tolist():
+        first = int(firsts[row])
+        rows_of.setdefault(first, [first]).append(row)
+    return [rows_of[first] for first in sorted(rows_of)]
+
+
 def _digests(keys: Iterable[str]) -> bytearray:
     """A digest of each key, of 16 bytes: those of different keys are different."""
     digests = bytearray()

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,6 +39,7 @@ from onceover.base.hdf5 import (
 from onceover.base.progress import LOGGER
 from onceover.base.texts import TextColumn, Texts
 from onceover.extract.encoder_files import known_tokenizer_files
+from onceover.extract.key_index import repeated_rows
 from onceover.extract.ledger import Failure
 from onceover.extract.remote import RemoteFolder, staging_path
 from onceover.extract.sharded import Places, ShardedColumn, ShardedRows, ShardFiles, ShardTable
@@ -431,11 +431,8 @@ class FeatureStore:
 
     def duplicates_across_splits(self) -> list[tuple[str, ...]]:
         """Ids of images with the same bytes that lie in different splits: what they teach leaks into the test."""
-        groups: dict[str, list[int]] = {}
-        for row, content in enumerate(self.sha256):
-            groups.setdefault(content, []).append(row)
         duplicates = []
-        for rows in groups.values():
+        for rows in repeated_rows(self.sha256):
             splits = {self.image_splits[row] for row in rows}
             if len(splits - {""}) > 1:
                 duplicates.append(tuple(self.image_ids[row] for row in rows))
@@ -463,9 +460,8 @@ class FeatureStore:
                 problems.append(f"/{kind}/features holds {bad} numbers that are not finite")
             if digest(self.recipes[kind]) != self.fingerprints[kind]:
                 problems.append(f"/{kind}/features: the fingerprint is not its recipe's")
-        problems += [
-            f"/image/id: {name!r} stands {count} times" for name, count in Counter(self.image_ids).items() if count > 1
-        ]
+        for rows in repeated_rows(self.image_ids):
+            problems.append(f"/image/id: {self.image_ids[rows[0]]!r} stands {len(rows)} times")
         if (
             dataset_fingerprint(self.image_ids, self.sha256, self.image_splits, self.captions, self.image_index)
             != self.fingerprints["dataset"]
@@ -488,7 +484,8 @@ class FeatureStore:
                 bad = int((~np.isfinite(features)).sum())
                 if bad:
                     yield f"{self.shards.path(number)} holds {bad} numbers that are not finite"
-                if any(keys[row] != stored[place] for row, place in zip(rows, in_shard, strict=True)):
+                named = keys.values_of(rows.tolist())
+                if any(key != stored[place] for key, place in zip(named, in_shard.tolist(), strict=True)):
                     yield f"{self.shards.path(number)} holds other rows than the manifest says"
 
 

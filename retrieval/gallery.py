@@ -42,10 +42,10 @@ class Gallery:
     kind: str
     vectors: np.ndarray
     biased: bool
-    ids: list[str]
-    paths: list[str]
+    ids: Sequence[str]
+    paths: Sequence[str]
     captions: list[list[str]]
-    contents: list[str]
+    contents: Sequence[str]
     thumbnails: Sequence[bytes] | None
     space: str
 
@@ -138,10 +138,10 @@ class Items:
         captions: texts. image_index: int (M,), each caption's image, -1 for a caption without one.
     """
 
-    ids: list[str]
-    paths: list[str]
-    sha256: list[str]
-    captions: list[str]
+    ids: Sequence[str]
+    paths: Sequence[str]
+    sha256: Sequence[str]
+    captions: Sequence[str]
     image_index: np.ndarray
     thumbnails: Sequence[bytes] | None
 
@@ -258,7 +258,7 @@ def _reserve(file: BinaryIO, size: int) -> None:
         file.flush()
 
 
-def _text_ids(texts: list[str]) -> list[str]:
+def _text_ids(texts: Sequence[str]) -> list[str]:
     """A stable id for each text: the beginning of its SHA-256, and a number where it occurs several times."""
     seen: Counter[str] = Counter()
     names = []
