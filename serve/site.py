@@ -48,7 +48,9 @@ class Site:
         self._galleries = collection.galleries
         self._name = " + ".join(source.resolve().name for source in sources)
         self._splits = splits or {}
-        items = {kind: [list(ids_of(gallery)), list(contents(gallery))] for kind, gallery in collection.galleries.items()}
+        items = {
+            kind: [list(ids_of(gallery)), list(contents(gallery))] for kind, gallery in collection.galleries.items()
+        }
         self.stamp = digest([collection.embedder.space, items])[:16]
         self.engine = Engine(collection, at_once)
         self.items = Items(collection, self._splits, roots)
