@@ -1,5 +1,6 @@
 """Finds rows by text, such as their captions, with 24 bytes of memory a row; a dict of strings takes some 200."""
 
+import threading
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -14,7 +15,7 @@ _BLOCK = 4096  # keys that are looked up at a time
 
 
 class KeyIndex:
-    """Finds the numbers that were added with a key.
+    """Finds the numbers that were added with a key; from several threads at will, once all are added.
 
     It holds digests of 16 bytes, in ascending order, and not the keys themselves.
     """
@@ -24,6 +25,7 @@ class KeyIndex:
         self._numbers = np.zeros(0, np.int64)
         self._new_digests = bytearray()
         self._new_numbers: array[int] = array("q")
+        self._lock = threading.Lock()
 
     def add(self, keys: Iterable[str], numbers: np.ndarray) -> None:
         """Adds keys, each with a number: int64 (n,). A key may be added again, with another number."""
@@ -63,15 +65,16 @@ class KeyIndex:
 
     def _sort(self) -> None:
         """Puts what was added since the last time into order; of equal keys the earlier one comes first."""
-        if not self._new_digests:
-            return
-        digests = np.concatenate([self._digests, np.frombuffer(self._new_digests, _DIGEST)])
-        self._new_digests = bytearray()
-        order = np.argsort(digests, kind="stable")
-        self._digests = digests[order]
-        del digests
-        self._numbers = np.concatenate([self._numbers, np.frombuffer(self._new_numbers, np.int64)])[order]
-        self._new_numbers = array("q")
+        with self._lock:
+            if not self._new_digests:
+                return
+            digests = np.concatenate([self._digests, np.frombuffer(self._new_digests, _DIGEST)])
+            self._new_digests = bytearray()
+            order = np.argsort(digests, kind="stable")
+            self._digests = digests[order]
+            del digests
+            self._numbers = np.concatenate([self._numbers, np.frombuffer(self._new_numbers, np.int64)])[order]
+            self._new_numbers = array("q")
 
 
 def different_texts(texts: Sequence[str]) -> TextColumn:
