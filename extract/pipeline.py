@@ -517,7 +517,8 @@ def _encode_all(extraction: Extraction, work: Work, captions: Sequence[str], pla
     """Has the images and the captions encoded, and seals the store with the captions of images that could be.
 
     Args:
-        captions: that are to be encoded, each once. plans: by kind.
+        captions: that are to be encoded, each once.
+        plans: by kind; each is taken out, so that its rows are in memory until they are encoded, and no longer.
     """
     dataset = extraction.dataset
     options = extraction.options
@@ -525,8 +526,7 @@ def _encode_all(extraction: Extraction, work: Work, captions: Sequence[str], pla
     image_sources = RowSources("image", "", ())
     positions = np.full(len(dataset.ids), -1)  # of the images among their sources
     if work.image is not None:
-        shards = shards_of(plans["image"], "image", extraction.unfinished.folder)
-        encode_shards(extraction, work, "image", captions, shards, len(dataset.ids))
+        _encode(extraction, work, "image", captions, plans.pop("image"))
         image_sources = extraction.sources("image", recipes["image"], columns_of(extraction, "image"))
         positions = known_images(dataset, extraction.stats, image_sources)
         image_sources.forget_stats()
@@ -542,8 +542,7 @@ def _encode_all(extraction: Extraction, work: Work, captions: Sequence[str], pla
     has_image = (dataset.image_index < 0) | (new_row[dataset.image_index] >= 0)
     text_sources = RowSources("text", "", ())
     if work.text is not None:
-        shards = shards_of(plans["text"], "text", extraction.unfinished.folder)
-        encode_shards(extraction, work, "text", captions, shards, len(captions))
+        _encode(extraction, work, "text", captions, plans.pop("text"))
         text_sources = extraction.sources("text", recipes["text"], columns_of(extraction, "text"))
     contents = ChosenTexts(image_sources.contents, positions[rows])
     stored_captions = ChosenTexts(text_column(dataset.captions), np.flatnonzero(has_image))
@@ -571,6 +570,12 @@ def _encode_all(extraction: Extraction, work: Work, captions: Sequence[str], pla
     elif options.keep_vanished:
         remove_kept(extraction.path, {kind: digest(recipe) for kind, recipe in recipes.items()}, vanished)
     return work.counts
+
+
+def _encode(extraction: Extraction, work: Work, kind: str, captions: Sequence[str], plan: dict) -> None:
+    """Has the rows of a plan encoded."""
+    total = len(extraction.dataset.ids if kind == "image" else captions)
+    encode_shards(extraction, work, kind, captions, shards_of(plan, kind, extraction.unfinished.folder), total)
 
 
 def _image_columns(extraction: Extraction, rows: np.ndarray, contents: Sequence[str]) -> dict[str, Any]:
