@@ -1,4 +1,4 @@
-"""Columns of text that take little memory: Python strings in a list take three times as much, short ones ten times."""
+"""Columns of text that take little memory: Python strings in a list take two to seven times as much."""
 
 from abc import abstractmethod
 from array import array

@@ -51,6 +51,7 @@ class Dataset:
     reading: ReadOptions = DEFAULT
 
     def __post_init__(self) -> None:
+        """Takes columns of text over as ``base.texts`` keeps them."""
         for name in ("ids", "paths", "splits", "captions"):
             object.__setattr__(self, name, text_column(getattr(self, name)))
 
