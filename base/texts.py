@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
 from typing import overload
 
 import numpy as np
@@ -55,25 +56,42 @@ class Texts(TextColumn):
 
     def extend(self, values: Iterable[str]) -> None:
         """Adds values at the end."""
-        data, ends = self._chunks[-1]
-        for value in values:
+        waiting = iter(values)
+        while True:
+            data, ends = self._chunks[-1]
             if len(ends) == _CHUNK:
                 self._chunks[-1] = (bytes(data), ends[:])  # without the room for more
                 data, ends = _new_chunk()
                 self._chunks.append((data, ends))
-            data += value.encode("utf-8", "surrogatepass")
-            ends.append(len(data))
+            encoded = [value.encode("utf-8", "surrogatepass") for value in islice(waiting, _CHUNK - len(ends))]
+            if not encoded:
+                return
+            ends.extend(islice(accumulate(map(len, encoded), initial=len(data)), 1, None))
+            data += b"".join(encoded)
 
     def __len__(self) -> int:
         return (len(self._chunks) - 1) * _CHUNK + len(self._chunks[-1][1])
 
     def values_of(self, rows: Iterable[int]) -> Iterator[str]:
-        """The values of rows that are given by their numbers, from 0."""
+        """The values of rows that are given by their numbers, from 0; quickest of neighbours, given as a range."""
+        if isinstance(rows, range) and rows.step == 1:
+            yield from self._run(rows)
+            return
         for row in rows:
             data, ends = self._chunks[row // _CHUNK]
             place = row % _CHUNK
             start = ends[place - 1] if place else 0
             yield data[start : ends[place]].decode("utf-8", "surrogatepass")
+
+    def _run(self, rows: range) -> Iterator[str]:
+        """The values of neighbouring rows."""
+        for number in range(rows.start // _CHUNK, -(-rows.stop // _CHUNK)):
+            data, ends = self._chunks[number]
+            first = max(0, rows.start - number * _CHUNK)
+            start = ends[first - 1] if first else 0
+            for end in ends[first : rows.stop - number * _CHUNK]:
+                yield data[start:end].decode("utf-8", "surrogatepass")
+                start = end
 
 
 def _new_chunk() -> tuple[bytearray, "array[int]"]:

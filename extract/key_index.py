@@ -86,14 +86,14 @@ def different_texts(texts: Sequence[str]) -> TextColumn:
 
 def repeated_rows(texts: Sequence[str]) -> list[list[int]]:
     """The rows of each text that stands in a column more than once, in the order in which the texts first come."""
-    index = KeyIndex()
-    index.add(texts, np.arange(len(texts)))
-    firsts = index.first(texts)
-    rows_of: dict[int, list[int]] = {}
-    for row in np.flatnonzero(firsts != np.arange(len(texts))).tolist():
-        first = int(firsts[row])
-        rows_of.setdefault(first, [first]).append(row)
-    return [rows_of[first] for first in sorted(rows_of)]
+    hashes = np.fromiter(map(hash, texts), np.int64, len(texts))
+    order = np.argsort(hashes)
+    is_like_next = hashes[order[:-1]] == hashes[order[1:]]
+    candidates = np.union1d(order[:-1][is_like_next], order[1:][is_like_next])  # other texts may have equal hashes
+    rows_of: dict[str, list[int]] = {}
+    for row in candidates.tolist():
+        rows_of.setdefault(texts[row], []).append(row)
+    return [rows for rows in rows_of.values() if len(rows) > 1]
 
 
 def _digests(keys: Iterable[str]) -> bytearray:

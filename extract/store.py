@@ -484,8 +484,7 @@ class FeatureStore:
                 bad = int((~np.isfinite(features)).sum())
                 if bad:
                     yield f"{self.shards.path(number)} holds {bad} numbers that are not finite"
-                named = keys.values_of(rows.tolist())
-                if any(key != stored[place] for key, place in zip(named, in_shard.tolist(), strict=True)):
+                if list(keys.values_of(rows.tolist())) != [stored[place] for place in in_shard.tolist()]:
                     yield f"{self.shards.path(number)} holds other rows than the manifest says"
 
 
