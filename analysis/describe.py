@@ -166,13 +166,14 @@ def _dataset_lines(store: FeatureStore) -> list[str]:
     """The numbers of images by split, and of captions by image."""
     splits = [f"{count:,} {split or 'in no split'}" for split, count in Counter(store.image_splits).items()]
     per_image = "0"
-    if store.image_ids:
-        counts = np.bincount(store.image_index, minlength=len(store.image_ids))
+    images = len(store.image_features)
+    if images:
+        counts = np.bincount(store.image_index, minlength=images)
         per_image = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else f"{counts.max()}"
     unknown = unknown_of(store)
     lines = [
-        f"  images      {len(store.image_ids):,}: {', '.join(splits)}",
-        f"  captions    {len(store.captions):,}, {per_image} an image; "
+        f"  images      {images:,}: {', '.join(splits)}",
+        f"  captions    {len(store.text_features):,}, {per_image} an image; "
         f"{int(store.truncated.sum()):,} cut at the encoder's maximum length",
         f"              {unknown or 'unknown tokens were not counted'}",
     ]

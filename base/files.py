@@ -31,7 +31,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 #: as ``whole_file`` names what it writes; earlier versions named no host
 _ASIDE = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?:@(?P<host>[0-9a-f]{8}))?\.aside(?P<suffix>\..+)?")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
-_ROWS = 65_536  # whose JSON is made at a time
+_ROWS = 4096  # hashed at a time
 MAX_TEXT = 2**31  # bytes of a table, a list or a JSON file; COCO's captions take 0.1 GiB
 SELF_DIGEST = "sha256"  # the key of a record's own digest
 
@@ -431,15 +431,28 @@ def digest_of_columns(columns: Iterable[Any]) -> str:
     """The ``digest`` of a list of lists or arrays, taken some rows at a time, which saves memory."""
     state = hashlib.sha256(b"[")
     for number, column in enumerate(columns):
-        state.update(b",[" if number else b"[")
-        for start in range(0, len(column), _ROWS):
-            rows = column[start : start + _ROWS]
-            values = rows.tolist() if hasattr(rows, "tolist") else list(rows)
-            text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-            state.update(("," if start else "").encode() + text[1:-1].encode())
-        state.update(b"]")
+        state.update(b"," if number else b"")
+        _hash_column(state, column)
     state.update(b"]")
     return state.hexdigest()
+
+
+def digest_of_column(column: Any) -> str:
+    """The ``digest`` of a list or an array, taken some rows at a time, which saves memory."""
+    state = hashlib.sha256()
+    _hash_column(state, column)
+    return state.hexdigest()
+
+
+def _hash_column(state: Any, column: Any) -> None:
+    """Hashes a list or an array as ``digest`` does."""
+    state.update(b"[")
+    for start in range(0, len(column), _ROWS):
+        rows = column[start : start + _ROWS]
+        values = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        state.update(("," if start else "").encode() + text[1:-1].encode())
+    state.update(b"]")
 
 
 def file_sha256(path: str | Path) -> str:

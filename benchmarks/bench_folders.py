@@ -7,7 +7,7 @@
 
 ``growth``: shards of made-up features as an extraction writes them, and 4 and 16 times as many; each step runs in a
 process of its own, and its seconds of processor time and the memory that it takes at most beside what Python had
-before are told.
+before are told; of sealing also the bytes that each image with its caption adds, from the smallest size to the largest.
 
 ``million``: so many images and captions in Parquet files, with features of few numbers that are made up; then
 ``info``, ``verify`` and an ``extract`` that finds nothing to do, as commands.
@@ -78,6 +78,9 @@ def growth(folder: Path, images: int | None) -> dict:
         for step in ("plan", "seal", "open", "read"):
             result[f"{times}x"][step] = run_step(step, own, count)
         print(f"{times}x: {result[f'{times}x']}", file=sys.stderr, flush=True)
+    smallest, *_, largest = (result[f"{times}x"] for times in TIMES)
+    added = (largest["seal"]["MiB"] - smallest["seal"]["MiB"]) * 2**20
+    result["seal_bytes_an_image"] = round(added / (largest["images"] - smallest["images"]))
     return result
 
 
@@ -179,6 +182,7 @@ def write_shards(parts: Path, images: int, dims: dict, rows_of: dict, names=imag
 def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names=image_name, paths=None, stats=None):
     """Seals the shards of ``write_shards`` as a folder."""
     from onceover.base.files import digest
+    from onceover.base.texts import ChosenTexts, Texts
     from onceover.extract.sealing import seal
     from onceover.extract.shards import RowSources, shard_files
 
@@ -187,20 +191,21 @@ def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names
         sources[kind] = RowSources(kind, digest(RECIPE), columns)
         for shard in shard_files(Path(f"{path}.parts"), kind):
             sources[kind].add(shard)
+    sources["image"].forget_stats()
     stats = stats or [(0, 0)] * images
     machine = {"encoder": "made up", "device": "cpu", "streams": 1, "batch_size": 16, "torch": "0", "transformers": "0"}
     seal(
         path,
         form="folder",
         images={
-            "id": [names(row) for row in range(images)],
-            "path": paths or [names(row) for row in range(images)],
-            "split": splits or ["train"] * images,
-            "sha256": [content(row) for row in range(images)],
+            "id": Texts(names(row) for row in range(images)),
+            "path": paths or Texts(names(row) for row in range(images)),
+            "split": splits or Texts("train" for _ in range(images)),
+            "sha256": ChosenTexts(sources["image"].contents, np.arange(images)),
             "size": np.array([size for size, _ in stats], np.int64),
             "mtime_ns": np.array([mtime for _, mtime in stats], np.int64),
         },
-        texts={"caption": [caption(row) for row in range(images)], "image_index": np.arange(images)},
+        texts={"caption": Texts(caption(row) for row in range(images)), "image_index": np.arange(images)},
         sources=sources,
         recipes={"image": RECIPE, "text": RECIPE},
         provenance={

@@ -173,7 +173,7 @@ def sample_features(dataset: Dataset, encoder: ImageEncoder) -> np.ndarray:
 
 
 def trials(
-    image_encoder: ImageEncoder | None, text_encoder: TextEncoder | None, captions: list[str]
+    image_encoder: ImageEncoder | None, text_encoder: TextEncoder | None, captions: Sequence[str]
 ) -> dict[str, Callable[[int], np.ndarray]]:
     """By kind, a function that encodes a batch of so many images, or captions for them, as large as it can become."""
     encode: dict[str, Callable[[int], np.ndarray]] = {}

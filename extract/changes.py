@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 
+import numpy as np
+
 from onceover.base.errors import OnceoverError
 from onceover.base.files import FileError
 from onceover.extract.dataset import Dataset
@@ -11,7 +13,7 @@ from onceover.extract.shards import RowSources
 from onceover.extract.store import FeatureStore
 from onceover.extract.unfinished import is_readable
 
-Stats = list[tuple[int, int]]  # size in bytes and modification time in ns of each image's file
+Stats = np.ndarray  # int64 (N, 2): size in bytes and modification time in ns of each image's file
 
 
 def is_up_to_date(store: FeatureStore, dataset: Dataset, listing: str, request: dict) -> bool:
@@ -19,31 +21,29 @@ def is_up_to_date(store: FeatureStore, dataset: Dataset, listing: str, request: 
     made_of = (store.provenance["listing"], store.provenance["request"])
     if made_of != (listing, request) or store.missing_shards():
         return False
-    paths = dict(zip(dataset.ids, dataset.paths, strict=True))
-    passing = [failure.id for failure in store.failures if failure.stage == "image" and is_passing(failure)]
-    return not any(is_readable(dataset.images, paths[name]) for name in passing if name in paths)
+    passing = {failure.id for failure in store.failures if failure.stage == "image" and is_passing(failure)}
+    return not any(is_readable(dataset.images, path) for path in dataset.paths_of(passing).values())
 
 
 def new_images(dataset: Dataset, stats: Stats, sources: RowSources, retry_failures: bool) -> list[int]:
     """The rows of the images without features, but for those that failed before and have not changed since."""
-    rows = []
-    for row, key in enumerate(content_keys(dataset, stats, sources)):
-        if key not in sources and (retry_failures or not failed_before(dataset, stats, sources, row)):
-            rows.append(row)
-    return rows
+    rows = np.flatnonzero(known_images(dataset, stats, sources) < 0).tolist()
+    return [row for row in rows if retry_failures or not failed_before(dataset, stats, sources, row)]
 
 
-def content_keys(dataset: Dataset, stats: Stats, sources: RowSources) -> list[str | None]:
-    """The SHA-256 of each image where it can be among ``sources``, else None."""
-    keys: list[str | None] = []
-    for row, (name, path) in enumerate(zip(dataset.ids, dataset.paths, strict=True)):
-        key = sources.keys_by_stat.get((name, *stats[row]))
-        if key is None and len(sources) and not failed_before(dataset, stats, sources, row):
-            # one that cannot be read is read again for encoding, where the failure goes into the ledger
-            with contextlib.suppress(OSError, FileError):
-                key = hashlib.sha256(dataset.images.open(path)).hexdigest()
-        keys.append(key)
-    return keys
+def known_images(dataset: Dataset, stats: Stats, sources: RowSources) -> np.ndarray:
+    """The position of each image among ``sources``, int64 (N,), or −1."""
+    positions = sources.find_by_stat(dataset.ids, stats)
+    if not len(sources):
+        return positions
+    for row in np.flatnonzero(positions < 0).tolist():
+        if failed_before(dataset, stats, sources, row):
+            continue
+        # one that cannot be read is read again for encoding, where the failure goes into the ledger
+        with contextlib.suppress(OSError, FileError):
+            content = hashlib.sha256(dataset.images.open(dataset.paths[row])).hexdigest()
+            positions[row] = sources.find([content])[0]
+    return positions
 
 
 def failed_before(dataset: Dataset, stats: Stats, sources: RowSources, row: int) -> bool:
@@ -51,7 +51,7 @@ def failed_before(dataset: Dataset, stats: Stats, sources: RowSources, row: int)
     failure = sources.failures.get(dataset.ids[row])
     if failure is None or is_passing(failure):
         return False
-    return (failure.size, failure.mtime_ns) == stats[row]
+    return [failure.size, failure.mtime_ns] == stats[row].tolist()
 
 
 def contents_of(dataset: Dataset, names: set[str]) -> set[str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def encode_shards(
-    extraction: Extraction, work: Work, kind: str, captions: list[str], shards: Sequence[Shard], total: int
+    extraction: Extraction, work: Work, kind: str, captions: Sequence[str], shards: Sequence[Shard], total: int
 ) -> None:
     """Has those shards of a kind encoded that are not there yet.
 
@@ -69,7 +69,7 @@ def _image_encoding(extraction: Extraction, work: Work) -> "Encoding":
     known = extraction.stored("image", recipe, ())
     if extraction.config.thumbnails:
         with_thumbnails = extraction.stored("image", recipe, ("thumbnail",))
-        bare = sum(key not in with_thumbnails for key in known)
+        bare = len(known) - len(with_thumbnails)
         if bare:
             say(f"{bare:,} images have features already, and only get their thumbnails")
     return ImageEncoding(
@@ -86,7 +86,7 @@ def _image_encoding(extraction: Extraction, work: Work) -> "Encoding":
     )
 
 
-def _text_encoding(extraction: Extraction, work: Work, captions: list[str]) -> "Encoding":
+def _text_encoding(extraction: Extraction, work: Work, captions: Sequence[str]) -> "Encoding":
     from onceover.extract.encode import TextEncoding
 
     assert work.text is not None

@@ -8,7 +8,7 @@ import hashlib
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -177,7 +177,8 @@ class ImageEncoding(Encoding):
     Args:
         load: gives the encoder. encoder: it, where it is loaded already.
         images: where their bytes come from.
-        ids: of all images of the dataset, by row. paths: their keys in ``images``. stats: their (size, mtime_ns).
+        ids: of all images of the dataset, by row. paths: their keys in ``images``.
+        stats: the sizes and times (mtime_ns) of their files, int64 (N, 2).
         known: contents that have features already.
         batch_size: images in a batch.
         thumbnails: whether they are kept.
@@ -192,9 +193,9 @@ class ImageEncoding(Encoding):
         encoder: "ImageEncoder | None",
         *,
         images: ImageSource,
-        ids: list[str],
-        paths: list[str],
-        stats: list[tuple[int, int]],
+        ids: Sequence[str],
+        paths: Sequence[str],
+        stats: np.ndarray,
         known: RowSources,
         batch_size: int,
         thumbnails: bool,
@@ -276,7 +277,7 @@ class ImageEncoding(Encoding):
         features = []
         for _, sha256, _ in records:
             if sha256 in self._known:
-                features.append(self._known.gather(("features",), [sha256])["features"][0])
+                features.append(self._known.gather(("features",), self._known.find([sha256]))["features"][0])
             else:
                 features.append(next(new))
         return np.asarray(features)
@@ -302,15 +303,15 @@ class ImageEncoding(Encoding):
 
     def _failure(self, row: int, reason: str, may_pass: bool = False) -> Failure:
         """A row of the ledger; of a fault that may pass without the file's size and time: it is tried again."""
-        stat = () if may_pass else self._stats[row]
+        stat = () if may_pass else self._stats[row].tolist()
         return Failure(self._ids[row], "image", reason, *stat)
 
     def columns(self, rows: list[int]) -> dict[str, Any]:
         """Ids, sizes and modification times."""
         return {
             "id": [self._ids[row] for row in rows],
-            "size": np.array([self._stats[row][0] for row in rows], dtype=np.int64),
-            "mtime_ns": np.array([self._stats[row][1] for row in rows], dtype=np.int64),
+            "size": self._stats[rows, 0],
+            "mtime_ns": self._stats[rows, 1],
         }
 
 
@@ -331,7 +332,7 @@ class TextEncoding(Encoding):
         load: Callable[[], "TextEncoder"],
         encoder: "TextEncoder | None",
         *,
-        captions: list[str],
+        captions: Sequence[str],
         batch_size: int,
         described: str,
         store_dtype: str,

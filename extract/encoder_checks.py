@@ -27,6 +27,7 @@ from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.library_errors import reason
 from onceover.extract.encoding.text import TextEncoder
 from onceover.extract.image_source import ImageSource
+from onceover.extract.key_index import different_texts
 from onceover.extract.pictures import decode
 from onceover.extract.unknown import count_unknown
 
@@ -81,7 +82,7 @@ def check_captions(encoder: TextEncoder, spec: str, captions: Sequence[str], ear
     """
     start = time.perf_counter()
     check_vocabulary(encoder, spec)
-    different = list(dict.fromkeys(captions))
+    different = different_texts(captions)
     looked_at = different[:: -(-len(different) // CAPTIONS)]
     with _refusing(f"{spec} cannot tokenise the captions", "name another text encoder"):
         others = encoder.tokenize(looked_at)[0]

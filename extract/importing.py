@@ -6,7 +6,7 @@ Memory stays at a block of rows: the arrays are read twice, once to check and ha
 import hashlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -111,7 +111,7 @@ class Features:
                     f"{self.array.source}: rows of the image {name} differ; give one row for each different image"
                 )
 
-    def blocks(self, keys: list[str]) -> Iterator[dict[str, np.ndarray]]:
+    def blocks(self, keys: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """The chosen rows, one for each of ``keys``, with the columns that a store has for them."""
         for rows, block in self.array.blocks(f"writing {self.kind}"):
             chosen_rows = block[self._is_chosen[rows]]
@@ -229,7 +229,7 @@ def import_features(
     return summary
 
 
-def _first_rows(ids: list[str], owners: list[str]) -> np.ndarray:
+def _first_rows(ids: Sequence[str], owners: list[str]) -> np.ndarray:
     """The first row of each image, int64 (N,), where ``owners`` has the image of each row."""
     first: dict[str, int] = {}
     for row, name in enumerate(owners):

@@ -16,6 +16,7 @@ import numpy as np
 
 from onceover.base.files import check_disk, digest, only_writer
 from onceover.base.progress import ProgressBar, say
+from onceover.base.texts import ChosenTexts
 from onceover.extract.encoder_files import numbered_files
 from onceover.extract.encoders import SEPARATOR
 from onceover.extract.join_matching import JoinError, MatchedRows, has_imported_images, match_rows, paths_of
@@ -82,7 +83,7 @@ class _JoinedRows:
         """The bytes of all features."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def blocks(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+    def blocks(self, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The features and the other columns, a block of rows at a time."""
         with ProgressBar(f"joining {self._kind}", "rows", total=len(keys)) as bar:
             for rows in row_blocks(len(keys)) if keys else [slice(0, 0)]:
@@ -154,7 +155,7 @@ def _write(stores: list[FeatureStore], place: StorePlace, common: bool, force: b
     leading = stores[base]
     images = _image_columns(stores, matched, base)
     texts: dict[str, Any] = {
-        "caption": [leading.captions[row] for row in matched.captions[base].tolist()],
+        "caption": ChosenTexts(leading.captions, matched.captions[base]),
         "image_index": matched.image_index,
     }
     content = dataset_fingerprint(
@@ -233,16 +234,16 @@ def _image_columns(stores: Sequence[FeatureStore], matched: MatchedRows, base: i
     leading = stores[base]
     rows = matched.images[base]
     size, mtime_ns = leading.image_stats()
-    contents = [leading.sha256[row] for row in rows.tolist()]
+    contents: Sequence[str] = ChosenTexts(leading.sha256, rows)
     if all(has_imported_images(store) for store in stores):
         by_store = []
         for store, own_rows in zip(stores, matched.images, strict=True):
-            by_store.append([store.sha256[row] for row in own_rows.tolist()])
+            by_store.append(ChosenTexts(store.sha256, own_rows))
         contents = [digest(list(same)) for same in zip(*by_store, strict=True)]
     return {
-        "id": [leading.image_ids[row] for row in rows.tolist()],
-        "path": [leading.image_paths[row] for row in rows.tolist()],
-        "split": [leading.image_splits[row] for row in rows.tolist()],
+        "id": ChosenTexts(leading.image_ids, rows),
+        "path": ChosenTexts(leading.image_paths, rows),
+        "split": ChosenTexts(leading.image_splits, rows),
         "sha256": contents,
         "size": size[rows],
         "mtime_ns": mtime_ns[rows],
@@ -285,7 +286,7 @@ def _provenance(
     base: int,
     columns: dict[str, list[_Columns]],
     recipes: dict[str, dict],
-    splits: list[str],
+    splits: Sequence[str],
     common: bool,
 ) -> dict:
     """The provenance of the joined store, with the keys of an extraction's; each encoder's own is in ``parts``."""

@@ -8,7 +8,7 @@ same hardware.
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +19,15 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.base.files import check_disk, digest, digest_of_columns, only_writer
 from onceover.base.progress import say, warn
+from onceover.base.texts import ChosenTexts, text_column
 from onceover.configs.schema import ExtractConfig
-from onceover.extract.changes import Stats, content_keys, is_up_to_date
+from onceover.extract.changes import Stats, is_up_to_date, known_images
 from onceover.extract.computing import encode_shards
 from onceover.extract.dataset import Dataset
 from onceover.extract.encoders import change_stamp, located, parse_spec, specs_of
 from onceover.extract.extraction import Counts, Extraction, Options, Work
 from onceover.extract.joined import is_joined
+from onceover.extract.key_index import KeyIndex, different_texts
 from onceover.extract.ledger import NOT_ENCODED, Failure
 from onceover.extract.plan import shards_of
 from onceover.extract.planning import captions_to_encode, columns_of, earlier_plan, new_plan, origin_of
@@ -151,7 +153,8 @@ def extraction_of(
     Raises:
         EncoderError: an encoder that cannot be.
     """
-    stats = [dataset.images.stat(key) for key in dataset.paths]
+    images = dataset.images
+    stats = np.fromiter((images.stat(key) for key in dataset.paths), np.dtype((np.int64, 2)), len(dataset.paths))
     request = _request(config, dataset)  # an encoder that cannot be is refused before anything is written
     with contextlib.ExitStack() as stack:
         old = stack.enter_context(FeatureStore(place.store, mend=True)) if store_exists(place.store) else None
@@ -244,7 +247,11 @@ def _discard(extraction: Extraction, store: FeatureStore) -> None:
     The captions of images that could not be encoded are left out of the store, and need no shards either.
     """
     unfinished = extraction.unfinished
-    known = {"image": set(store.sha256), "text": {*store.captions, *extraction.dataset.captions}}
+    known = {kind: KeyIndex() for kind in KINDS}
+    if unfinished.shards():
+        for kind, keys in (("image", store.sha256), ("text", store.captions), ("text", extraction.dataset.captions)):
+            known[kind].add(keys, np.zeros(len(keys), np.int64))
+        store.forget()
     others = 0
     for shard in unfinished.shards():
         try:
@@ -253,7 +260,7 @@ def _discard(extraction: Extraction, store: FeatureStore) -> None:
             warn(f"a shard of another extraction is left alone: {error}")
             others += 1
             continue
-        if fingerprint == store.fingerprints[kind] and (not keys or not known[kind].isdisjoint(keys)):
+        if fingerprint == store.fingerprints[kind] and (not keys or (known[kind].first(keys) >= 0).any()):
             shard.unlink()
         else:
             others += len(keys)
@@ -273,8 +280,7 @@ def _run(extraction: Extraction, device: str | None, engine: str, backend: str) 
     unfinished = extraction.unfinished
     for reason in unfinished.remove_damaged_shards():
         warn(f"encoding a damaged shard again: {reason}")
-    paths = dict(zip(extraction.dataset.ids, extraction.dataset.paths, strict=True))
-    unfinished.remove_shards_with_passed_failures(extraction.dataset.images, paths)
+    unfinished.remove_shards_with_passed_failures(extraction.dataset)
     devices = pick_devices(device)
     picked = devices[0]
     log_device(picked)
@@ -319,7 +325,7 @@ def full_memory_told(extraction: Extraction, settings: "Settings") -> Iterator[N
         ) from error
 
 
-def _plans(extraction: Extraction, work: Work) -> tuple[list[str], dict[str, dict]]:
+def _plans(extraction: Extraction, work: Work) -> tuple[Sequence[str], dict[str, dict]]:
     """The captions that are to be encoded, and the plans by kind: those that are there, or new ones, written down.
 
     Raises:
@@ -347,7 +353,7 @@ def load_encoders(extraction: Extraction, settings: "Settings", engine_name: str
     from onceover.extract.begin import SAMPLE, fitting_batch, in_best_dtype, sample_features, trials
 
     dataset = extraction.dataset
-    captions = list(dict.fromkeys(dataset.captions))[: SAMPLE["text"]]
+    captions = different_texts(dataset.captions)[: SAMPLE["text"]]
     samples: dict[str, Callable[[Any], np.ndarray]] = {
         "image": partial(sample_features, dataset),
         "text": lambda encoder: encoder.encode(captions)[0],
@@ -466,7 +472,7 @@ def _rows(extraction: Extraction, kind: str) -> tuple[int, int]:
     rows = len(extraction.dataset.ids if kind == "image" else extraction.dataset.captions)
     known = sum(len(describe_shard(shard)[2]) for shard in extraction.unfinished.shards(kind))
     if extraction.before is not None:
-        known += len(extraction.before.image_ids if kind == "image" else extraction.before.captions)
+        known += len(extraction.before.features(kind))
     return rows, known
 
 
@@ -507,50 +513,51 @@ def check_room(extraction: Extraction, work: Work) -> None:
     check_disk(extraction.path, shards if is_folder else shards + whole)
 
 
-def _encode_all(extraction: Extraction, work: Work, captions: list[str], plans: dict[str, dict]) -> Counts:
+def _encode_all(extraction: Extraction, work: Work, captions: Sequence[str], plans: dict[str, dict]) -> Counts:
     """Has the images and the captions encoded, and seals the store with the captions of images that could be.
 
     Args:
-        captions: that are to be encoded, each once. plans: by kind.
+        captions: that are to be encoded, each once.
+        plans: by kind; each is taken out, so that its rows are in memory until they are encoded, and no longer.
     """
     dataset = extraction.dataset
     options = extraction.options
     recipes = {kind: work.encoder(kind).recipe if work.encoder(kind) else {} for kind in KINDS}
     image_sources = RowSources("image", "", ())
-    keys: list[str | None] = []
+    positions = np.full(len(dataset.ids), -1)  # of the images among their sources
     if work.image is not None:
-        shards = shards_of(plans["image"], "image", extraction.unfinished.folder)
-        encode_shards(extraction, work, "image", captions, shards, len(dataset.ids))
+        _encode(extraction, work, "image", captions, plans.pop("image"))
         image_sources = extraction.sources("image", recipes["image"], columns_of(extraction, "image"))
-        keys = content_keys(dataset, extraction.stats, image_sources)
-    rows = [row for row, key in enumerate(keys) if key in image_sources]
-    lost = {row: image_sources.failures[dataset.ids[row]] for row, key in enumerate(keys) if key not in image_sources}
-    if lost and not rows:
+        positions = known_images(dataset, extraction.stats, image_sources)
+        image_sources.forget_stats()
+    rows = np.flatnonzero(positions >= 0)
+    lost = {row: image_sources.failures[dataset.ids[row]] for row in np.flatnonzero(positions < 0).tolist()}
+    if lost and not len(rows):
         first = next(iter(lost.values()))
         raise StoreError(f"none of the {len(lost):,} images could be encoded; the first: {first.id}: {first.reason}")
     if extraction.old is not None and not (options.force or options.prune):
         refuse_to_lose_images(extraction.old, list(lost.values()), MAX_LOST if options.keep_vanished else 0)
-    has_image = np.isin(dataset.image_index, [-1, *rows])
-    text_sources = RowSources("text", "", ())
-    if work.text is not None:
-        shards = shards_of(plans["text"], "text", extraction.unfinished.folder)
-        encode_shards(extraction, work, "text", captions, shards, len(captions))
-        text_sources = extraction.sources("text", recipes["text"], columns_of(extraction, "text"))
-    stored_captions = [dataset.captions[row] for row in np.flatnonzero(has_image)]
-    vanished = frozenset[str]()
-    if options.keep_vanished and not options.prune:
-        present = {key for key in keys if key is not None and key in image_sources}
-        vanished = keep_vanished(extraction.path, image_sources, present, recipes["image"])
-        vanished |= keep_vanished(extraction.path, text_sources, set(dataset.captions), recipes["text"])
     new_row = np.full(len(dataset.ids) + 1, -1)  # of each image; the last one: of captions without an image
     new_row[rows] = np.arange(len(rows))
+    has_image = (dataset.image_index < 0) | (new_row[dataset.image_index] >= 0)
+    text_sources = RowSources("text", "", ())
+    if work.text is not None:
+        _encode(extraction, work, "text", captions, plans.pop("text"))
+        text_sources = extraction.sources("text", recipes["text"], columns_of(extraction, "text"))
+    contents = ChosenTexts(image_sources.contents, positions[rows])
+    stored_captions = ChosenTexts(text_column(dataset.captions), np.flatnonzero(has_image))
+    vanished = frozenset[str]()
+    if options.keep_vanished and not options.prune:
+        vanished = keep_vanished(extraction.path, image_sources, image_sources.find(contents), recipes["image"])
+        present = text_sources.find(dataset.captions)
+        vanished |= keep_vanished(extraction.path, text_sources, present, recipes["text"])
     names = caption_ids(dataset.ids, dataset.image_index) if lost else []
     orphans = [Failure(names[row], "caption", NOT_ENCODED) for row in np.flatnonzero(~has_image)]
     seal(
         extraction.path,
         form=extraction.place.form_for(image_sources.nbytes(len(rows)) + text_sources.nbytes(len(stored_captions))),
         destination=extraction.place.destination,
-        images=_image_columns(extraction, rows, keys),
+        images=_image_columns(extraction, rows, contents),
         texts={"caption": stored_captions, "image_index": new_row[dataset.image_index[has_image]].astype(np.int64)},
         sources={"image": image_sources, "text": text_sources},
         recipes=recipes,
@@ -565,16 +572,26 @@ def _encode_all(extraction: Extraction, work: Work, captions: list[str], plans: 
     return work.counts
 
 
-def _image_columns(extraction: Extraction, rows: list[int], keys: list[str | None]) -> dict[str, Any]:
-    """The columns of the store's images beside their features; ``keys`` are the digests of the dataset's images."""
+def _encode(extraction: Extraction, work: Work, kind: str, captions: Sequence[str], plan: dict) -> None:
+    """Has the rows of a plan encoded."""
+    total = len(extraction.dataset.ids if kind == "image" else captions)
+    encode_shards(extraction, work, kind, captions, shards_of(plan, kind, extraction.unfinished.folder), total)
+
+
+def _image_columns(extraction: Extraction, rows: np.ndarray, contents: Sequence[str]) -> dict[str, Any]:
+    """The columns of the store's images beside their features.
+
+    Args:
+        rows: of the dataset, those that are stored. contents: the SHA-256 of each of these.
+    """
     dataset = extraction.dataset
     return {
-        "id": [dataset.ids[row] for row in rows],
-        "path": [dataset.paths[row] for row in rows],
-        "split": [dataset.splits[row] for row in rows],
-        "sha256": [keys[row] for row in rows],
-        "size": np.array([extraction.stats[row][0] for row in rows], dtype=np.int64),
-        "mtime_ns": np.array([extraction.stats[row][1] for row in rows], dtype=np.int64),
+        "id": ChosenTexts(text_column(dataset.ids), rows),
+        "path": ChosenTexts(text_column(dataset.paths), rows),
+        "split": ChosenTexts(text_column(dataset.splits), rows),
+        "sha256": contents,
+        "size": extraction.stats[rows, 0],
+        "mtime_ns": extraction.stats[rows, 1],
     }
 
 

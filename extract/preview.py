@@ -1,6 +1,7 @@
 """The preview of a dataset in a few lines: its layout, images, splits and first captions, and the rows left out."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def describe_dataset(dataset: Dataset) -> str:
     return "\n".join([*lines, *_left_out(dataset.failures)])
 
 
-def _splits(splits: list[str]) -> str:
+def _splits(splits: Sequence[str]) -> str:
     """How many images are in each split."""
     counts = Counter(splits)
     parts = [f"{counts[split]:,} {split}" for split in SPLITS if counts[split]]

@@ -1,7 +1,7 @@
 """A store in its other form: one file -> a folder of shards, or a folder -> one file. Nothing is encoded again."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class _StoredRows:
         self._kind = kind
         self._names = [name for name in _COLUMNS[kind] if name in store.row_shapes(kind)]
 
-    def blocks(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+    def blocks(self, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The columns of all rows, a block at a time."""
         with ProgressBar(f"repacking {self._kind}", "rows", total=len(keys)) as bar:
             for rows in row_blocks(len(keys)) if keys else [slice(0, 0)]:

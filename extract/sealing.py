@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,7 @@ from onceover.base.hdf5 import (
     write_column,
     write_hdf5,
 )
+from onceover.base.texts import ChosenTexts, text_column
 from onceover.extract.ledger import Failure
 from onceover.extract.publishing import publish
 from onceover.extract.shards import KeptShard, RowSources, shard_bytes
@@ -52,7 +53,7 @@ _SHARD_COLUMNS = {"image": ("id", "sha256", "size", "mtime_ns"), "text": ("capti
 class Rows(Protocol):
     """Rows of one kind with their features, wherever they lie."""
 
-    def blocks(self, keys: list[str]) -> Iterator[dict[str, Any]]:
+    def blocks(self, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The columns of the rows with ``keys``, in their order, some rows at a time; an empty block for no rows."""
 
 
@@ -67,9 +68,9 @@ class _Contents:
     failures: list[Failure]
     tokenizer_files: dict[str, bytes]
 
-    def keys(self, kind: str) -> list[str]:
+    def keys(self, kind: str) -> Sequence[str]:
         """The keys of the rows of a kind."""
-        keys: list[str] = self.columns[kind][KEYS[kind]]
+        keys: Sequence[str] = self.columns[kind][KEYS[kind]]
         return keys
 
 
@@ -138,7 +139,7 @@ def _write_rest(file: h5py.File, contents: _Contents) -> None:
     write_failures(file, contents.failures)
 
 
-def _copy(source: Rows, keys: list[str], group: h5py.Group) -> None:
+def _copy(source: Rows, keys: Sequence[str], group: h5py.Group) -> None:
     """Writes the columns of some rows into new datasets of a group, block by block."""
     start = 0
     for block in source.blocks(keys):
@@ -273,8 +274,8 @@ class _PlacedRows:
         """Writes them into a manifest's group."""
         for name, values in self.columns.items():
             write_column(group, name, values)
-        write_column(group, "shard", self.shards.astype(np.int32))
-        write_column(group, "row", self.rows.astype(np.int32))
+        write_column(group, "shard", self.shards.astype(np.int32, copy=False))
+        write_column(group, "row", self.rows.astype(np.int32, copy=False))
         group["shard"].attrs["row_shape"] = np.array(self.features.shape[1:], np.int64)
         group["shard"].attrs["dtype"] = self.features.dtype.name
         group["shard"].attrs["in_shards"] = json.dumps(self.in_shards)
@@ -286,36 +287,32 @@ def _placed(shards: _Shards, kind: str, contents: _Contents) -> _PlacedRows:
     keys = contents.keys(kind)
     if not isinstance(source, RowSources):
         return _in_new_shards(shards, kind, contents, source.blocks(keys), np.arange(len(keys)))
-    position: dict[str, int] = {}
-    of_each = np.fromiter((position.setdefault(key, len(position)) for key in keys), np.int64, len(keys))
-    different = list(position)
-    del position
-    numbers, rows = _kept_shards(shards, source, different)
+    positions = source.find(keys)
+    numbers, rows = _kept_shards(shards, source, positions)
     rest = np.flatnonzero(numbers < 0)
-    first_rows = np.unique(of_each, return_index=True)[1]
+    _, firsts, of_each = np.unique(positions[rest], return_index=True, return_inverse=True)
+    order = np.argsort(firsts)  # equal rows lie in a shard once, where the first of them comes
+    first_rows = rest[firsts[order]]
     others = _in_new_shards(
-        shards, kind, contents, source.blocks([different[number] for number in rest]), first_rows[rest]
+        shards, kind, contents, source.blocks(ChosenTexts(text_column(keys), first_rows)), first_rows
     )
-    numbers[rest] = others.shards
-    rows[rest] = others.rows
+    written = np.argsort(order)[of_each]  # of each row of the rest, its number among those that were written
+    numbers[rest] = others.shards[written]
+    rows[rest] = others.rows[written]
     names = [name for name in source.row_shapes() if name not in _IN_SHARDS]
-    values = source.gather(names, different) if different else others.columns
-    columns = {name: values[name][of_each] for name in names}
-    return _PlacedRows(numbers[of_each], rows[of_each], columns, others.features, others.in_shards)
+    values = source.gather(names, positions) if names and len(keys) else others.columns
+    columns = {name: values[name] for name in names}
+    return _PlacedRows(numbers, rows, columns, others.features, others.in_shards)
 
 
-def _kept_shards(shards: _Shards, source: RowSources, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _kept_shards(shards: _Shards, source: RowSources, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The shard of each row, −1 of one that is still to be written, and the row in it; keeps the shards."""
-    placed = source.placed(keys, shards.place)
-    numbers = np.full(len(keys), -1)
-    used = np.bincount(placed.numbers[placed.numbers >= 0], minlength=len(placed.shards))
-    final = np.full(len(placed.shards) + 1, -1)  # the last one: of rows in no shard
-    for number in np.flatnonzero(used):
-        shard = placed.shards[number]
-        if used[number] == shard.rows and shard.checksum is not None:
+    placed = source.placed(positions, shards.place)
+    final = np.full(len(placed.shards) + 1, -1, np.int32)  # the last one: of rows in no shard
+    for number, shard in enumerate(placed.shards):
+        if 0 < placed.used[number] == shard.rows and shard.checksum is not None:
             final[number] = shards.keep(source.kind, shard)
-    numbers[:] = final[placed.numbers]
-    return numbers, placed.rows
+    return final[placed.numbers], placed.rows
 
 
 def _in_new_shards(

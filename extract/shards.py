@@ -13,8 +13,9 @@ from onceover.base.addresses import Address, is_address
 from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
 from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
+from onceover.base.texts import ChosenTexts, Texts, text_column
+from onceover.extract.key_index import KeyIndex
 from onceover.extract.ledger import Failure
-from onceover.extract.sharded import alike
 from onceover.extract.store import (
     KEYS,
     KINDS,
@@ -23,6 +24,7 @@ from onceover.extract.store import (
     read_failures,
     readable,
     row_blocks,
+    rows_of,
     stamp,
     strings,
     write_failures,
@@ -31,7 +33,6 @@ from onceover.extract.store import (
 #: columns of whole numbers that files of earlier versions lack, by kind; a row of such a file has ``NOT_COUNTED`` there
 LATER_COLUMNS = {"image": (), "text": ("unknown", "tokens")}
 _COUNT = ((), np.dtype(np.int32))  # the row shape and type of such a column
-_ROW_BITS = 36  # of a place, that count the row; the others count files
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5,}\.h5")
 
 
@@ -60,10 +61,13 @@ class PlacedRows(NamedTuple):
     """Where rows lie that are in shards already.
 
     Attributes:
+        used: how many different rows of each shard are among them.
         numbers: of the shard of each row, −1 of one that lies in a store of one file. rows: of each row in its shard.
+            Both are int32.
     """
 
     shards: list[KeptShard]
+    used: list[int]
     numbers: np.ndarray
     rows: np.ndarray
 
@@ -71,10 +75,13 @@ class PlacedRows(NamedTuple):
 class RowSources:
     """Rows of one kind that were computed before, found by key, in shards and earlier stores.
 
-    Only files whose features carry ``fingerprint`` and that hold all ``columns`` are used.
+    A row has a *position*: its number among the rows of all files, in the order in which files were added. Only files
+    whose features carry ``fingerprint`` and that hold all ``columns`` are used.
 
     Attributes:
         copied: the names of all columns that ``blocks`` gives.
+        contents: of images, the key at each position; of captions nothing.
+        failures: the records of images that could not be encoded, by their ids.
     """
 
     def __init__(self, kind: str, fingerprint: str, columns: tuple[str, ...]):
@@ -82,23 +89,22 @@ class RowSources:
         self.fingerprint = fingerprint
         self.columns = columns
         self.copied = ("features", *columns, *LATER_COLUMNS[kind])
+        self.contents = Texts()
+        self.failures: dict[str, Failure] = {}
         self._paths: list[Path] = []
         self._files: list[_ShardRows | _StoreRows] = []
-        self._where: dict[str, int] = {}  # the number of the file, and in the lower bits that of the row in it
-        self.keys_by_stat: dict[tuple[str, int, int], str] = {}
-        self.failures: dict[str, Failure] = {}
+        self._starts = [0]  # the position of the first row of each file, and of the file that is added next
+        self._by_key = KeyIndex()
+        self._by_stat = KeyIndex()
 
     def __reduce__(self) -> tuple:
         return _row_sources, (self.kind, self.fingerprint, self.columns, self._paths)
 
-    def __contains__(self, key: str | None) -> bool:
-        return key in self._where
+    def __contains__(self, key: str) -> bool:
+        return bool(self.find([key])[0] >= 0)
 
     def __len__(self) -> int:
-        return len(self._where)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return len(self.positions())
 
     def add(self, path: Path) -> None:
         """Adds the rows of a shard or store, unless they are of other features.
@@ -111,20 +117,56 @@ class RowSources:
         if rows.fingerprint != self.fingerprint:
             return
         self.failures |= {failure.id: failure for failure in rows.failures if failure.stage == self.kind}
-        if not len(rows.keys) or any(name not in rows.columns for name in self.columns):
+        if not len(rows.numbers) or any(name not in rows.columns for name in self.columns):
             return
-        for row, key in zip(rows.numbers, rows.keys, strict=True):
-            self._where.setdefault(key, len(self._files) << _ROW_BITS | row)
-        self.keys_by_stat |= dict(zip(rows.stats, rows.keys, strict=False))
+        positions = self._starts[-1] + rows.numbers
+        self._by_key.add(ChosenTexts(text_column(rows.keys), rows.numbers), positions)
+        if self.kind == "image":
+            ids = ChosenTexts(text_column(rows.ids), rows.numbers)
+            self._by_stat.add(_stat_keys(ids, rows.stats[rows.numbers]), positions)
+            self.contents.extend(rows.keys)
         rows.forget()
+        if self._files and rows.columns == self._files[-1].columns:
+            rows.columns = self._files[-1].columns  # one object for all shards
         self._files.append(rows)
+        self._starts.append(self._starts[-1] + rows.count)
 
-    def blocks(self, keys: list[str]) -> Iterator[dict[str, np.ndarray]]:
-        """The columns of the rows with ``keys``, in their order, a block at a time; an empty one for no rows."""
+    def positions(self) -> np.ndarray:
+        """The positions of all rows of different keys, int64 (n,), ascending: of each key the first."""
+        return self._by_key.firsts()
+
+    def find(self, keys: Sequence[str]) -> np.ndarray:
+        """The position of the row with each of some keys, int64 (n,), the first of several; −1 where there is none."""
+        return self._by_key.first(keys)
+
+    def find_by_stat(self, ids: Sequence[str], stats: np.ndarray) -> np.ndarray:
+        """The position of each of some images by its id and its file's size and time, the last of several, or −1.
+
+        Args:
+            stats: int64 (n, 2), sizes and modification times.
+
+        Returns:
+            int64 (n,)
+        """
+        positions = np.full(len(ids), -1, np.int64)
+        for rows in row_blocks(len(ids)):
+            positions[rows] = self._by_stat.last(list(_stat_keys(ids[rows], stats[rows])))
+        return positions
+
+    def forget_stats(self) -> None:
+        """Frees the memory of what ``find_by_stat`` finds rows by; it finds none any more."""
+        self._by_stat = KeyIndex()
+
+    def blocks(self, keys: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """The columns of the rows with ``keys``, in their order, a block at a time; an empty one for no rows.
+
+        Raises:
+            KeyError: there is no such row.
+        """
         if not keys:
             yield {name: np.zeros((0, *shape), dtype) for name, (shape, dtype) in self.row_shapes().items()}
         for rows in row_blocks(len(keys)):
-            yield self.gather(self.copied, keys[rows])
+            yield self.gather(self.copied, self.find(keys[rows]))
 
     def nbytes(self, rows: int) -> int:
         """The bytes of the features of so many rows."""
@@ -139,51 +181,70 @@ class RowSources:
             return {"features": ((0, 0), np.dtype(np.float32))}
         return {"features": ((0,), np.dtype(np.float32)), "truncated": ((), np.dtype(bool))}
 
-    def gather(self, names: Sequence[str], keys: list[str]) -> dict[str, np.ndarray]:
-        """The values of some columns in the rows with ``keys``, by the columns' names.
+    def gather(self, names: Sequence[str], positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of some columns in the rows at ``positions``, by the columns' names.
 
         One file is open at a time: there can be more than a process may open.
+
+        Raises:
+            KeyError: a position of −1.
         """
-        files, in_file = self._places(keys)
         blocks: dict[str, np.ndarray] = {}
-        for number, chosen in alike(files):
-            rows, inverse = np.unique(in_file[chosen], return_inverse=True)
+        for number, chosen, in_file in self._by_file(positions):
+            rows, inverse = np.unique(in_file, return_inverse=True)
             for name, values in self._files[number].read(names, rows).items():
                 if name not in blocks:
-                    blocks[name] = np.empty((len(keys), *values.shape[1:]), dtype=values.dtype)
+                    blocks[name] = np.empty((len(positions), *values.shape[1:]), dtype=values.dtype)
                 blocks[name][chosen] = values[inverse]
         return blocks
 
-    def placed(self, keys: list[str], place: Path | Address) -> PlacedRows:
-        """Where the rows with ``keys`` lie, as far as they are in shards that hold just the columns that are copied.
+    def placed(self, positions: np.ndarray, place: Path | Address) -> PlacedRows:
+        """Where the rows at ``positions`` lie, as far as they are in shards that hold just the columns that are copied.
 
         ``place``: of the store that is written; the shards of another store are not shared.
+
+        Raises:
+            KeyError: a position of −1.
         """
-        files, in_file = self._places(keys)
         shards: list[KeptShard] = []
-        numbers = np.full(len(keys), -1)
-        rows = np.zeros(len(keys), np.int64)
-        for number, chosen in alike(files):
+        used: list[int] = []
+        numbers = np.full(len(positions), -1, np.int32)
+        rows = np.zeros(len(positions), np.int32)
+        for number, chosen, in_file in self._by_file(positions):
             file = self._files[number]
             if ("thumbnail" in file.columns) != ("thumbnail" in self.copied):
                 continue
             if isinstance(file, _ShardRows):
                 numbers[chosen] = len(shards)
-                rows[chosen] = in_file[chosen]
+                rows[chosen] = in_file
+                used.append(len(np.unique(in_file)))
                 shards.append(KeptShard(file.path, file.count, file.path.stat().st_size, stated_checksum(file.path)))
             elif file.store.shards is not None and file.store.path == place:
                 in_store = file.store.places(self.kind)
-                numbers[chosen] = len(shards) + in_store.shards[in_file[chosen]]
-                rows[chosen] = in_store.rows[in_file[chosen]]
+                numbers[chosen] = len(shards) + in_store.shards[in_file]
+                rows[chosen] = in_store.rows[in_file]
                 table = file.store.shards.table
+                used += np.bincount(in_store.shards[np.unique(in_file)], minlength=len(table.names)).tolist()
                 described = zip(table.names, table.rows.tolist(), table.sizes.tolist(), table.checksums, strict=True)
                 shards += [KeptShard(place / name, *values) for name, *values in described]
-        return PlacedRows(shards, numbers, rows)
+        return PlacedRows(shards, used, numbers, rows)
 
-    def _places(self, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The number of the file of each key, and the row in it: int64 (n,) both."""
-        places = np.fromiter((self._where[key] for key in keys), np.int64, len(keys))
-        return places >> _ROW_BITS, places & (2**_ROW_BITS - 1)
+    def _by_file(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Some positions, file by file: the file's number, which of ``positions`` are in it, and their rows there."""
+        order = np.argsort(positions, kind="stable")
+        bounds = np.searchsorted(positions, self._starts, sorter=order)
+        if bounds[0]:
+            raise KeyError(f"{bounds[0]:,} {self.kind} rows are in no source")
+        for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            if stop > start:
+                chosen = order[start:stop]
+                yield number, chosen, positions[chosen] - self._starts[number]
+
+
+def _stat_keys(ids: Iterable[str], stats: np.ndarray) -> Iterator[str]:
+    """What an image is found by without reading it: its id and its file's size and time, as one text."""
+    for name, (size, mtime_ns) in zip(ids, stats, strict=True):
+        yield f"{size} {mtime_ns} {name}"
 
 
 def _row_sources(kind: str, fingerprint: str, columns: tuple[str, ...], paths: list[Path]) -> RowSources:
@@ -214,21 +275,22 @@ class _ShardRows:
     Attributes:
         fingerprint: of its features; empty where it has none of the kind. failures: its part of the ledger.
         columns: by name, the shape of a row and the type.
-        count: how many rows it has.
-        numbers: of its rows; keys: of the same; stats: of images, their ids with the sizes and times of their files.
+        count: how many rows it has. numbers: of those that can be read, int64.
+        keys: of all rows. ids, stats: of all images, their ids, and the sizes and times of their files, int64 (n, 2).
     """
 
     def __init__(self, path: Path, kind: str, file: h5py.File):
         """``file``: the shard, open for a moment."""
-        self.path = Path(path)
+        self.path = path
         self._kind = kind
         self.fingerprint = ""
         self.count = 0
         self.failures: list[Failure] = []
         self.columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        self.numbers: Sequence[int] = ()
-        self.keys: list[str] = []
-        self.stats: list[tuple[str, int, int]] = []
+        self.numbers = np.zeros(0, np.int64)
+        self.keys: Sequence[str] = []
+        self.ids: Sequence[str] = []
+        self.stats = np.zeros((0, 2), np.int64)
         if kind not in file:
             return
         group = file[kind]
@@ -236,18 +298,19 @@ class _ShardRows:
         self.failures = read_failures(file)
         self.columns = {name: (column.shape[1:], column.dtype) for name, column in group.items()}
         self.count = len(group["features"])
+        self.numbers = np.arange(self.count)
         if self.count:
             self.keys = strings(group[KEYS[kind]])
-            self.numbers = range(self.count)
         if self.count and kind == "image":
-            columns = (strings(group["id"]), group["size"][:].tolist(), group["mtime_ns"][:].tolist())
-            self.stats = list(zip(*columns, strict=True))
+            self.ids = strings(group["id"])
+            self.stats = np.stack([group["size"][:], group["mtime_ns"][:]], axis=1)
 
     def forget(self) -> None:
         """Frees what was only needed to find rows."""
-        self.numbers = ()
+        self.numbers = np.zeros(0, np.int64)
         self.keys = []
-        self.stats = []
+        self.ids = []
+        self.stats = np.zeros((0, 2), np.int64)
 
     def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
         """Some rows of some columns, in ascending order, by the columns' names; what it lacks was not counted in it."""
@@ -255,14 +318,16 @@ class _ShardRows:
         with readable(self.path), open_hdf5(self.path, again=True) as file:
             group = file[self._kind]
             for name in names:
-                values[name] = group[name][rows] if name in group else np.full(len(rows), NOT_COUNTED, np.int32)
+                values[name] = (
+                    rows_of(group[name], rows) if name in group else np.full(len(rows), NOT_COUNTED, np.int32)
+                )
         return values
 
 
 class _StoreRows:
     """The rows of a store, with the attributes of a shard's; those of features are checked as they are read.
 
-    Rows of shards that are missing are left out, so that they are encoded again.
+    Rows of shards that are missing cannot be read, so that they are encoded again.
     """
 
     def __init__(self, path: Path, kind: str):
@@ -271,31 +336,30 @@ class _StoreRows:
         self.fingerprint = self.store.fingerprints[kind]
         self.failures = self.store.failures
         self.columns = self.store.row_shapes(kind)
-        self.keys = self.store.sha256 if kind == "image" else self.store.captions
-        self.stats: list[tuple[str, int, int]] = []
+        self.keys: Sequence[str] = self.store.sha256 if kind == "image" else self.store.captions
+        self.count = len(self.keys)
+        self.numbers = np.arange(self.count)
+        self.ids: Sequence[str] = []
+        self.stats = np.zeros((0, 2), np.int64)
         if kind == "image":
-            sizes, times = self.store.image_stats()
-            self.stats = list(zip(self.store.image_ids, sizes.tolist(), times.tolist(), strict=True))
-        self.numbers: Sequence[int] = range(len(self.keys))
+            self.ids = self.store.image_ids
+            self.stats = np.stack(self.store.image_stats(), axis=1)
         if self.store.missing_shards():
-            self._leave_out_missing()
+            self.numbers = self._present()
 
-    def _leave_out_missing(self) -> None:
-        """Leaves out the rows of shards that are missing."""
+    def _present(self) -> np.ndarray:
+        """The rows whose shards are there."""
         assert self.store.shards is not None
         missing = set(self.store.missing_shards())
         is_there = np.array([name not in missing for name in self.store.shards.table.names])
-        numbers = np.flatnonzero(is_there[self.store.places(self._kind).shards]).tolist()
-        self.keys = [self.keys[number] for number in numbers]
-        if self.stats:
-            self.stats = [self.stats[number] for number in numbers]
-        self.numbers = numbers
+        return np.flatnonzero(is_there[self.store.places(self._kind).shards])
 
     def forget(self) -> None:
         """Frees what was only needed to find rows."""
-        self.numbers = ()
-        self.keys = []
-        self.stats = []
+        self.numbers = np.zeros(0, np.int64)
+        self.keys = Texts()
+        self.ids = []
+        self.stats = np.zeros((0, 2), np.int64)
         self.store.forget()
 
     def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:

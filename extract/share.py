@@ -6,7 +6,7 @@ An extraction without a worker seals the store in the end.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def extract_share(
 
 def _prepared(
     extraction: Extraction, worker: Worker, plans: dict[str, dict], device: str | None, engine: str, backend: str
-) -> tuple[Work, list[str], dict[str, dict]]:
+) -> tuple[Work, Sequence[str], dict[str, dict]]:
     """Loads the encoders, and takes up the plans of the worker that came first, or makes them where this one does.
 
     Returns:
@@ -169,7 +169,7 @@ def _prepared(
     )
 
 
-def _check_plans(extraction: Extraction, work: Work, captions: list[str], plans: Mapping[str, dict]) -> None:
+def _check_plans(extraction: Extraction, work: Work, captions: Sequence[str], plans: Mapping[str, dict]) -> None:
     """Refuses plans that were made from something else than what this worker was given.
 
     Raises:
@@ -186,18 +186,17 @@ def _check_plans(extraction: Extraction, work: Work, captions: list[str], plans:
             )
 
 
-def _encode(extraction: Extraction, work: Work, captions: list[str], own: Mapping[str, list[Shard]]) -> None:
+def _encode(extraction: Extraction, work: Work, captions: Sequence[str], own: Mapping[str, list[Shard]]) -> None:
     """Has the shards of a worker encoded that are not there yet, or no longer as they should be."""
     dataset = extraction.dataset
     unfinished = extraction.unfinished
-    paths = dict(zip(dataset.ids, dataset.paths, strict=True))
     for kind, shards in own.items():
         there = [shard.file for shard in shards if shard.file.exists()]
         for reason in unfinished.remove_damaged_shards(there):
             warn(f"encoding a damaged shard again: {reason}")
         if kind == "image":
             sound = [file for file in there if file.exists()]
-            unfinished.remove_shards_with_passed_failures(dataset.images, paths, sound)
+            unfinished.remove_shards_with_passed_failures(dataset, sound)
         with full_memory_told(extraction, work.settings):
             encode_shards(extraction, work, kind, captions, shards, sum(shard.size for shard in shards))
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,7 +37,9 @@ from onceover.base.hdf5 import (
     write_column,
 )
 from onceover.base.progress import LOGGER
+from onceover.base.texts import TextColumn, Texts
 from onceover.extract.encoder_files import known_tokenizer_files
+from onceover.extract.key_index import repeated_rows
 from onceover.extract.ledger import Failure
 from onceover.extract.remote import RemoteFolder, staging_path
 from onceover.extract.sharded import Places, ShardedColumn, ShardedRows, ShardFiles, ShardTable
@@ -48,6 +49,7 @@ SPLITS = ("train", "dev", "test", "")
 KEYS = {"image": "sha256", "text": "caption"}  # the column that says what a row's features were computed from
 NOT_COUNTED = -1  # in a column of counts: a row that an earlier version encoded
 BLOCK = 1024  # rows copied or hashed at a time
+_TEXTS = 8192  # that are read at a time
 SHARD_NAME = re.compile(r"(image|text)-[0-9a-f]{24}\.h5")  # in a folder: the digits are those of its checksum
 SELECTION = "select"  # the name of the tenth of the train images that chooses where dev has to report
 _BYTES = h5py.vlen_dtype(np.uint8)
@@ -107,8 +109,8 @@ class FeatureStore:
     Attributes:
         path: of the store, or its address. local: where its files lie on this machine, which is ``path``, or the folder
             with copies of those at an address.
-        image_ids, image_paths, image_splits, sha256: lists of N.
-        captions: list of M; image_index: int64 (M,), the image of each caption; truncated: bool (M,).
+        image_ids, image_paths, image_splits, sha256: texts of N, which read like lists (``base.texts``).
+        captions: texts of M; image_index: int64 (M,), the image of each caption; truncated: bool (M,).
         unknown, tokens: int32 (M,), the tokens of each caption that the encoder's vocabulary lacks, and all its tokens,
             ``NOT_COUNTED`` where an earlier version encoded it; None in imported stores and those of earlier versions.
         fingerprints: of ``image`` and ``text`` features and of the ``dataset``.
@@ -181,27 +183,27 @@ class FeatureStore:
         return self._places[kind]
 
     @cached_property
-    def image_ids(self) -> list[str]:
+    def image_ids(self) -> TextColumn:
         """The id of each image."""
         return self._texts("image/id")
 
     @cached_property
-    def image_paths(self) -> list[str]:
+    def image_paths(self) -> TextColumn:
         """The path of each image, relative to the data folder."""
         return self._texts("image/path")
 
     @cached_property
-    def image_splits(self) -> list[str]:
+    def image_splits(self) -> TextColumn:
         """The split of each image; empty where it is in none."""
         return self._texts("image/split")
 
     @cached_property
-    def sha256(self) -> list[str]:
+    def sha256(self) -> TextColumn:
         """The SHA-256 of each image's content."""
         return self._texts("image/sha256")
 
     @cached_property
-    def captions(self) -> list[str]:
+    def captions(self) -> TextColumn:
         """The captions."""
         return self._texts("text/caption")
 
@@ -225,10 +227,10 @@ class FeatureStore:
         """How many tokens each caption has: int32 (M,), or None."""
         return self._numbers("text/tokens") if "tokens" in self._file["text"] else None
 
-    def _texts(self, name: str) -> list[str]:
+    def _texts(self, name: str) -> TextColumn:
         """A column of text, which is read when it is first asked for."""
         with self._readable():
-            return strings(self._file[name])
+            return texts_in(self._file[name])
 
     def _numbers(self, name: str) -> np.ndarray:
         """A column of numbers, which is read when it is first asked for."""
@@ -378,7 +380,9 @@ class FeatureStore:
                 return ShardedColumn(self.shards, kind, name, self.places(kind)).arrays(rows)
             if name not in group:
                 return np.full(len(rows), NOT_COUNTED, np.int32)
-            column: np.ndarray = group[name][rows] if name == "thumbnail" else memory_mapped(group[name])[rows]
+            if group[name].dtype == object:
+                return rows_of(group[name], rows)
+            column: np.ndarray = memory_mapped(group[name])[rows]
             return column
 
     def forget(self) -> None:
@@ -417,7 +421,7 @@ class FeatureStore:
             )
         if report == "test" and len(rows["dev"]):
             return Roles(rows["train"], rows["dev"], rows["test"], "dev", "test")
-        chosen = np.array([_in_selection(self.image_ids[row]) for row in rows["train"]])
+        chosen = np.array([_in_selection(self.image_ids[row]) for row in rows["train"].tolist()])
         if not chosen.any() or chosen.all():
             raise StoreError(
                 f"{self.path} has {len(chosen)} train images; too few to set a tenth of "
@@ -427,11 +431,8 @@ class FeatureStore:
 
     def duplicates_across_splits(self) -> list[tuple[str, ...]]:
         """Ids of images with the same bytes that lie in different splits: what they teach leaks into the test."""
-        groups: dict[str, list[int]] = {}
-        for row, content in enumerate(self.sha256):
-            groups.setdefault(content, []).append(row)
         duplicates = []
-        for rows in groups.values():
+        for rows in repeated_rows(self.sha256):
             splits = {self.image_splits[row] for row in rows}
             if len(splits - {""}) > 1:
                 duplicates.append(tuple(self.image_ids[row] for row in rows))
@@ -459,9 +460,8 @@ class FeatureStore:
                 problems.append(f"/{kind}/features holds {bad} numbers that are not finite")
             if digest(self.recipes[kind]) != self.fingerprints[kind]:
                 problems.append(f"/{kind}/features: the fingerprint is not its recipe's")
-        problems += [
-            f"/image/id: {name!r} stands {count} times" for name, count in Counter(self.image_ids).items() if count > 1
-        ]
+        for rows in repeated_rows(self.image_ids):
+            problems.append(f"/image/id: {self.image_ids[rows[0]]!r} stands {len(rows)} times")
         if (
             dataset_fingerprint(self.image_ids, self.sha256, self.image_splits, self.captions, self.image_index)
             != self.fingerprints["dataset"]
@@ -484,7 +484,7 @@ class FeatureStore:
                 bad = int((~np.isfinite(features)).sum())
                 if bad:
                     yield f"{self.shards.path(number)} holds {bad} numbers that are not finite"
-                if any(keys[row] != stored[place] for row, place in zip(rows, in_shard, strict=True)):
+                if list(keys.values_of(rows.tolist())) != [stored[place] for place in in_shard.tolist()]:
                     yield f"{self.shards.path(number)} holds other rows than the manifest says"
 
 
@@ -549,7 +549,7 @@ def dataset_fingerprint(ids, sha256, splits, captions, image_index) -> str:
     return digest_of_columns([ids, sha256, splits, captions, np.asarray(image_index)])
 
 
-def caption_ids(image_ids: list[str], image_index: np.ndarray) -> list[str]:
+def caption_ids(image_ids: Sequence[str], image_index: np.ndarray) -> list[str]:
     """``<image id>#<n>`` for each caption, n counting the captions of its image."""
     seen: dict[int, int] = {}
     names = []
@@ -652,6 +652,21 @@ def _in_selection(image_id: str) -> bool:
 def row_blocks(rows: int, size: int = BLOCK) -> Iterator[slice]:
     """The rows as slices of at most ``size``."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def rows_of(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a column, ascending; those of text as strings in an array of objects."""
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    values: np.ndarray = (dataset.asstr() if is_text else dataset)[rows]
+    return values
+
+
+def texts_in(dataset: h5py.Dataset) -> Texts:
+    """The values of a column of text, however many, read a block at a time."""
+    values = Texts()
+    for rows in row_blocks(len(dataset), _TEXTS):
+        values.extend(dataset.asstr()[rows])
+    return values
 
 
 def strings(dataset: h5py.Dataset) -> list[str]:

@@ -107,8 +107,8 @@ def summary_of(store: FeatureStore, up_to_date: bool) -> Summary:
     return Summary(
         path=store.path,
         up_to_date=up_to_date,
-        images=len(store.image_ids),
-        captions=len(store.captions),
+        images=len(store.image_features),
+        captions=len(store.text_features),
         failures=store.failures,
         truncated=int(store.truncated.sum()),
         duplicates=store.duplicates_across_splits(),

@@ -15,6 +15,7 @@ from onceover.base.files import (
     remove_files,
 )
 from onceover.base.outputs import RECORD, Outputs
+from onceover.extract.dataset import Dataset
 from onceover.extract.formats import why_no_decoder
 from onceover.extract.image_source import ImageSource
 from onceover.extract.ledger import is_passing
@@ -90,18 +91,19 @@ class Unfinished:
                 shard.unlink()
         return reasons
 
-    def remove_shards_with_passed_failures(
-        self, images: ImageSource, paths: dict[str, str], shards: Iterable[Path] | None = None
-    ) -> None:
+    def remove_shards_with_passed_failures(self, dataset: Dataset, shards: Iterable[Path] | None = None) -> None:
         """Removes shards without images that could not be read then and can be read now; they are encoded again.
 
         Args:
-            paths: by the id of each image, its key in ``images``.
+            dataset: of the images.
             shards: those that are looked at, by default all of images.
         """
+        failed = {}
         for shard in self.shards("image") if shards is None else shards:
-            failed = [failure.id for failure in shard_failures(shard) if is_passing(failure)]
-            if any(is_readable(images, paths[name]) for name in failed if name in paths):
+            failed[shard] = {failure.id for failure in shard_failures(shard) if is_passing(failure)}
+        paths = dataset.paths_of(set().union(*failed.values()))
+        for shard, names in failed.items():
+            if any(is_readable(dataset.images, paths[name]) for name in names if name in paths):
                 shard.unlink()
 
     def settings(self) -> dict | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from onceover.base.errors import OnceoverError
 from onceover.base.files import digest, remove_files
 from onceover.base.progress import warn
 from onceover.extract.shards import RowSources, describe_shard, kept_folder, shard_files, write_shard
-from onceover.extract.store import StoreError
+from onceover.extract.store import KEYS, StoreError
 
 _ROWS = {"image": 128, "text": 1024}  # of a shard
 
@@ -25,41 +26,46 @@ def check_kept(path: Path) -> None:
         raise StoreError(f"{folder} is a link, and an extraction keeps features there; move it elsewhere")
 
 
-def keep_vanished(path: Path, sources: RowSources, present: set[str], recipe: dict) -> frozenset[str]:
+def keep_vanished(path: Path, sources: RowSources, present: np.ndarray, recipe: dict) -> frozenset[str]:
     """Writes the rows of earlier stores that are not ``present`` into shards beside the store.
+
+    Args:
+        present: positions among ``sources``, int64.
 
     Returns:
         The names of the shards.
     """
-    vanished = [key for key in sources if key not in present]
+    vanished = np.setdiff1d(sources.positions(), present)
     size = _ROWS[sources.kind]
     names = set()
-    if vanished:
+    if len(vanished):
         kept_folder(path).mkdir(exist_ok=True)
     for number, start in enumerate(range(0, len(vanished), size)):
-        keys = vanished[start : start + size]
+        positions = vanished[start : start + size]
+        keys = _column(sources, KEYS[sources.kind], positions)
         name = f"{sources.kind}-{digest(keys)[:12]}-{number:05d}.h5"
         names.add(name)
         if not (kept_folder(path) / name).exists():
-            write_shard(kept_folder(path) / name, sources.kind, _columns(sources, keys), recipe, [])
+            write_shard(kept_folder(path) / name, sources.kind, _columns(sources, positions, keys), recipe, [])
     return frozenset(names)
 
 
-def _columns(sources: RowSources, keys: list[str]) -> dict:
-    """The columns of a shard with some of the rows."""
-    columns: dict = sources.gather(sources.copied, keys)
+def _column(sources: RowSources, name: str, positions: np.ndarray) -> list[Any]:
+    """A column of some rows."""
+    values: list[Any] = sources.gather([name], positions)[name].tolist()
+    return values
+
+
+def _columns(sources: RowSources, positions: np.ndarray, keys: list[str]) -> dict:
+    """The columns of a shard with some of the rows, which have the keys."""
+    columns: dict = sources.gather(sources.copied, positions)
     if "thumbnail" in columns:
         columns["thumbnail"] = [value.tobytes() for value in columns["thumbnail"]]
-    if sources.kind == "text":
-        return columns | {"caption": keys}
-    origins = {key: origin for origin, key in sources.keys_by_stat.items()}
-    rows = [origins[key] for key in keys]
-    return columns | {
-        "sha256": keys,
-        "id": [name for name, _, _ in rows],
-        "size": np.array([size for _, size, _ in rows], np.int64),
-        "mtime_ns": np.array([time for _, _, time in rows], np.int64),
-    }
+    columns[KEYS[sources.kind]] = keys
+    if sources.kind == "image":
+        columns["id"] = _column(sources, "id", positions)
+        columns |= sources.gather(["size", "mtime_ns"], positions)
+    return columns
 
 
 def kept_shards(path: Path, kind: str = "") -> dict[Path, tuple[str, str]]:

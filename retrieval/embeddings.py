@@ -12,7 +12,7 @@ from onceover.base.errors import OnceoverError, first_line
 from onceover.base.formats import EMBEDDINGS_FORMAT, EMBEDDINGS_VERSION, UNIT_NORM_TOLERANCE
 from onceover.base.hdf5 import DAMAGE, memory_mapped, open_hdf5
 from onceover.base.progress import LOGGER
-from onceover.extract.store import Column
+from onceover.extract.store import Column, texts_in
 from onceover.retrieval.baselines import unit_rows
 from onceover.retrieval.gallery import Gallery, Items, facing_bias
 from onceover.retrieval.ranks import Biases
@@ -56,11 +56,11 @@ class Embeddings:
     images: np.ndarray
     texts: np.ndarray
     image_index: np.ndarray
-    ids: list[str]
-    paths: list[str]
-    splits: list[str]
-    captions: list[str]
-    sha256: list[str]
+    ids: Sequence[str]
+    paths: Sequence[str]
+    splits: Sequence[str]
+    captions: Sequence[str]
+    sha256: Sequence[str]
     thumbnails: Sequence[bytes] | None
     image_bias: np.ndarray
     text_bias: np.ndarray
@@ -218,7 +218,7 @@ def _count_bad(rows: np.ndarray) -> int:
 def _read(file: h5py.File, path: Path) -> Embeddings:
     image = file["image"]
     text = file["text"]
-    strings = {name: image[name].asstr()[:].tolist() for name in ("id", "path", "split", "sha256")}
+    columns = {name: texts_in(image[name]) for name in ("id", "path", "split", "sha256")}
     thumbnails = None
     if "thumbnail" in image:
         thumbnails = Column(image["thumbnail"], path)
@@ -226,16 +226,16 @@ def _read(file: h5py.File, path: Path) -> Embeddings:
         images=memory_mapped(image["embedding"]),
         texts=memory_mapped(text["embedding"]),
         image_index=text["image_index"][:],
-        ids=strings["id"],
-        paths=strings["path"],
-        splits=strings["split"],
-        sha256=strings["sha256"],
+        ids=columns["id"],
+        paths=columns["path"],
+        splits=columns["split"],
+        sha256=columns["sha256"],
         image_bias=image["bias"][:],
         text_bias=text["bias"][:],
         betas={"image": float(image["bias"].attrs["beta"]), "text": float(text["bias"].attrs["beta"])},
         rerank=file.attrs["rerank"],
         space=file.attrs["space"],
-        captions=text["caption"].asstr()[:].tolist(),
+        captions=texts_in(text["caption"]),
         thumbnails=thumbnails,
         fingerprints={kind: file.attrs[f"{kind}_fingerprint"] for kind in ("image", "text", "dataset")},
         validation_split=file.attrs["selection_split"],

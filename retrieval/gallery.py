@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.base.texts import Texts
 from onceover.extract.store import FeatureStore, caption_ids
 
 NOUNS = {"image": "images", "text": "captions"}  # what a gallery holds, by its kind
@@ -42,10 +43,10 @@ class Gallery:
     kind: str
     vectors: np.ndarray
     biased: bool
-    ids: list[str]
-    paths: list[str]
-    captions: list[list[str]]
-    contents: list[str]
+    ids: Sequence[str]
+    paths: Sequence[str]
+    captions: Sequence[list[str]]
+    contents: Sequence[str]
     thumbnails: Sequence[bytes] | None
     space: str
 
@@ -129,6 +130,32 @@ class LazyRows(Sequence[bytes]):
         return self._read(self._keys[number])
 
 
+class CaptionLists(Sequence[list[str]]):
+    """The captions of each item, a list for each, which are looked up when they are asked for."""
+
+    def __init__(self, captions: Sequence[str], item_of: np.ndarray, items: int):
+        """``item_of``: int (M,), the item of each caption, −1 for a caption without one."""
+        self._captions = captions
+        self._order = np.argsort(item_of, kind="stable")
+        self._bounds = np.searchsorted(item_of, np.arange(items + 1), sorter=self._order)
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, item: int) -> list[str]: ...
+
+    @overload
+    def __getitem__(self, item: slice) -> list[list[str]]: ...
+
+    def __getitem__(self, item: int | slice) -> list[str] | list[list[str]]:
+        numbers = range(len(self))[item]
+        if isinstance(numbers, range):
+            return [self[number] for number in numbers]
+        rows = self._order[self._bounds[numbers] : self._bounds[numbers + 1]]
+        return [self._captions[row] for row in rows.tolist()]
+
+
 @dataclass(frozen=True)
 class Items:
     """N images and M captions, with what a hit shows of them.
@@ -138,10 +165,10 @@ class Items:
         captions: texts. image_index: int (M,), each caption's image, -1 for a caption without one.
     """
 
-    ids: list[str]
-    paths: list[str]
-    sha256: list[str]
-    captions: list[str]
+    ids: Sequence[str]
+    paths: Sequence[str]
+    sha256: Sequence[str]
+    captions: Sequence[str]
     image_index: np.ndarray
     thumbnails: Sequence[bytes] | None
 
@@ -159,17 +186,13 @@ class Items:
             vectors = with_bias(vectors, bias)
         if kind == "text":
             return self._caption_gallery(vectors, is_biased, space)
-        captions: list[list[str]] = [[] for _ in self.ids]
-        for caption, image in zip(self.captions, self.image_index.tolist(), strict=True):
-            captions[image].append(caption)
+        captions = CaptionLists(self.captions, self.image_index, len(self.ids))
         return Gallery("image", vectors, is_biased, self.ids, self.paths, captions, self.sha256, self.thumbnails, space)
 
     def _caption_gallery(self, vectors: np.ndarray, is_biased: bool, space: str) -> Gallery:
-        paths = []
-        for image in self.image_index.tolist():
-            paths.append("" if image < 0 else self.paths[image])
-        names = caption_ids(self.ids, self.image_index) if self.ids else _text_ids(self.captions)
-        captions = [[caption] for caption in self.captions]
+        paths = Texts("" if image < 0 else self.paths[image] for image in self.image_index.tolist())
+        names = Texts(caption_ids(self.ids, self.image_index) if self.ids else _text_ids(self.captions))
+        captions = CaptionLists(self.captions, np.arange(len(self.captions)), len(self.captions))
         return Gallery("text", vectors, is_biased, names, paths, captions, self.captions, None, space)
 
 
@@ -258,7 +281,7 @@ def _reserve(file: BinaryIO, size: int) -> None:
         file.flush()
 
 
-def _text_ids(texts: list[str]) -> list[str]:
+def _text_ids(texts: Sequence[str]) -> list[str]:
     """A stable id for each text: the beginning of its SHA-256, and a number where it occurs several times."""
     seen: Counter[str] = Counter()
     names = []

@@ -1,5 +1,7 @@
 """Finds the items of a gallery by their ids, whether it is in memory or on disk."""
 
+from collections.abc import Sequence
+
 from onceover.base.errors import OnceoverError
 from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index import Index
@@ -11,12 +13,12 @@ class NoItemError(OnceoverError):
     """An item or an image that is not in the galleries."""
 
 
-def ids_of(gallery: Served) -> list[str]:
+def ids_of(gallery: Served) -> Sequence[str]:
     """The ids of a gallery's items."""
     return gallery.ids if isinstance(gallery, Gallery) else gallery.ids()
 
 
-def contents(gallery: Served) -> list[str]:
+def contents(gallery: Served) -> Sequence[str]:
     """For each item what tells its content: SHA-256 of an image, text of a caption."""
     return gallery.contents if isinstance(gallery, Gallery) else gallery.living("content")
 

@@ -48,7 +48,9 @@ class Site:
         self._galleries = collection.galleries
         self._name = " + ".join(source.resolve().name for source in sources)
         self._splits = splits or {}
-        items = {kind: [ids_of(gallery), contents(gallery)] for kind, gallery in collection.galleries.items()}
+        items = {
+            kind: [list(ids_of(gallery)), list(contents(gallery))] for kind, gallery in collection.galleries.items()
+        }
         self.stamp = digest([collection.embedder.space, items])[:16]
         self.engine = Engine(collection, at_once)
         self.items = Items(collection, self._splits, roots)
@@ -110,6 +112,6 @@ def _shown_encoder(spec: str) -> str:
     return f"{library}:{Path(name).name}" if Path(name).is_absolute() else spec
 
 
-def _sample(names: list[str], count: int) -> list[str]:
+def _sample(names: Sequence[str], count: int) -> list[str]:
     """Some of the names, the same ones each time."""
     return [names[number] for number in np.random.default_rng(0).permutation(len(names))[:count].tolist()]

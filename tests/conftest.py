@@ -101,7 +101,7 @@ def tiny_bert(tmp_path_factory, drawn) -> Path:
     from onceover.extract.layouts import read_dataset
 
     folder = tmp_path_factory.mktemp("tiny") / "bert"
-    tokenizer = dataset_tokenizer(read_dataset(drawn).captions + CAPTIONS)
+    tokenizer = dataset_tokenizer([*read_dataset(drawn).captions, *CAPTIONS])
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)

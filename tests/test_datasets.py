@@ -307,7 +307,7 @@ def test_several_tables_ask_for_one(tmp_path):
 
 def test_the_dataset_is_plain_data(tmp_path):
     dataset = read_dataset(make(tmp_path, "image,caption\na.jpg,one\n"))
-    assert json.dumps([dataset.ids, dataset.captions, dataset.image_index.tolist()])
+    assert json.dumps([*dataset.ids, *dataset.captions, *dataset.image_index.tolist()])
 
 
 def test_the_photographs_have_their_official_splits(shared):

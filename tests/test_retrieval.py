@@ -29,7 +29,7 @@ from onceover.retrieval.comparison import compare_runs
 from onceover.retrieval.embeddings import EmbeddingsError, read_embeddings
 from onceover.retrieval.evaluation import EvaluationError, evaluate
 from onceover.retrieval.exact import QueryError
-from onceover.retrieval.gallery import GalleryError
+from onceover.retrieval.gallery import CaptionLists, GalleryError
 from onceover.retrieval.metrics import report
 from onceover.retrieval.queries import check_query
 from onceover.retrieval.ranks import rank
@@ -80,6 +80,15 @@ def broken(run_dir, tmp_path):
 def test_a_damaged_embeddings_file_is_named(broken, harm, message):
     with pytest.raises(EmbeddingsError, match=message):
         read_embeddings(broken(harm))
+
+
+def test_the_captions_of_an_image_are_those_that_name_it_in_their_order():
+    captions = CaptionLists(["a", "b", "c", "d"], np.array([2, 0, -1, 2]), 3)
+    assert (len(captions), list(captions)) == (3, [["b"], [], ["a", "d"]])
+    assert (captions[-1], captions[1:]) == (["a", "d"], [[], ["a", "d"]])
+    with pytest.raises(IndexError):
+        captions[3]
+    assert list(CaptionLists([], np.zeros(0, int), 2)) == [[], []]
 
 
 def test_missing_and_foreign_files(tmp_path):

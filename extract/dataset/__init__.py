@@ -2,12 +2,14 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from onceover.base.errors import OnceoverError
+from onceover.base.texts import text_column
 from onceover.extract.address_images import image_folder
 from onceover.extract.dataset.reading import DEFAULT, ReadOptions
 from onceover.extract.image_source import ImageSource
@@ -26,7 +28,7 @@ class Dataset:
         root: the folder that the dataset lies in.
         layout: the name of its layout.
         ids: the images' names. paths: their keys in ``images``; in a folder of files, paths relative to ``root``.
-        splits: train, dev, test or "", by image.
+        splits: train, dev, test or "", by image. These and the captions are kept in little memory (``base.texts``).
         image_index: the image of each caption, int64 (M,).
         failures: each row that was left out. notes: what the user should be told.
         source: where the images' bytes come from; None stands for the files below ``root``.
@@ -36,10 +38,10 @@ class Dataset:
 
     root: Path
     layout: str
-    ids: list[str]
-    paths: list[str]
-    splits: list[str]
-    captions: list[str]
+    ids: Sequence[str]
+    paths: Sequence[str]
+    splits: Sequence[str]
+    captions: Sequence[str]
     image_index: np.ndarray
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -48,10 +50,21 @@ class Dataset:
     named: Path | None = None
     reading: ReadOptions = DEFAULT
 
+    def __post_init__(self) -> None:
+        """Takes columns of text over as ``base.texts`` keeps them."""
+        for name in ("ids", "paths", "splits", "captions"):
+            object.__setattr__(self, name, text_column(getattr(self, name)))
+
     @property
     def images(self) -> ImageSource:
         """Where the images' bytes come from."""
         return image_folder(self.root) if self.source is None else self.source
+
+    def paths_of(self, ids: Set[str]) -> dict[str, str]:
+        """The paths of those images that have one of some ids, by their ids."""
+        if not ids:
+            return {}
+        return {name: path for name, path in zip(self.ids, self.paths, strict=True) if name in ids}
 
     def provenance(self) -> dict:
         """The part of a store's provenance that describes its dataset, with the time of writing."""
@@ -75,7 +88,7 @@ class Dataset:
             ids=self.ids[:limit],
             paths=self.paths[:limit],
             splits=self.splits[:limit],
-            captions=[self.captions[row] for row in rows],
+            captions=[self.captions[row] for row in rows.tolist()],
             image_index=self.image_index[rows],
             notes=[*self.notes, f"limited to the first {limit:,} of {len(self.ids):,} images"],
         )

@@ -9,7 +9,7 @@ a store that is up to date is recognised, at once. ``extract.encoding`` turns a 
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -200,7 +200,7 @@ class Library(Protocol):
         """
 
     def load_text(
-        self, spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None
+        self, spec: Spec, seed: int, captions: Sequence[str] | None, tokenizer_files: dict[str, bytes] | None
     ) -> TextModel:
         """Loads a text model, its tokenizer from ``tokenizer_files`` where they are given.
 

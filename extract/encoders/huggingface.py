@@ -6,7 +6,7 @@ They load from safetensors, never with code of their own; local copies come firs
 import contextlib
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -105,7 +105,9 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
     return ImageModel(module, steps, partial(_vectors, spec, "image", pool), recipe)
 
 
-def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
+def load_text(
+    spec: Spec, seed: int, captions: Sequence[str] | None, tokenizer_files: dict[str, bytes] | None
+) -> TextModel:
     """A text model, the encoder of one with a decoder, or the text tower of a dual encoder, with its tokenizer."""
     is_new = tokenizer_files is None and not spec.random  # features that are stored already stay as they are
     if is_new:
@@ -531,7 +533,7 @@ def _model_class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def _load_tokenizer(spec: Spec, captions: list[str] | None, files: dict[str, bytes] | None) -> HuggingFaceTokenizer:
+def _load_tokenizer(spec: Spec, captions: Sequence[str] | None, files: dict[str, bytes] | None) -> HuggingFaceTokenizer:
     """The tokenizer: of its files, of the dataset's captions, or of the model's own folder or name."""
     from transformers import AutoTokenizer
 

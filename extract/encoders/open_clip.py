@@ -9,7 +9,7 @@ import difflib
 import gzip
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +65,9 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
     return ImageModel(module, _steps(open_clip, settings), _image_projection, recipe)
 
 
-def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
+def load_text(
+    spec: Spec, seed: int, captions: Sequence[str] | None, tokenizer_files: dict[str, bytes] | None
+) -> TextModel:
     """The model, of which the text tower is used, and its tokenizer."""
     open_clip = _OPEN_CLIP.imported(spec.text)
     tokenizer = _load_tokenizer(open_clip, spec, tokenizer_files)

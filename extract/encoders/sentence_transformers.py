@@ -11,7 +11,7 @@ import re
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,9 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
     raise EncoderError(f"{spec.text!r} is no image encoder; use hf:NAME_OR_FOLDER, timm:NAME or open_clip:NAME")
 
 
-def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
+def load_text(
+    spec: Spec, seed: int, captions: Sequence[str] | None, tokenizer_files: dict[str, bytes] | None
+) -> TextModel:
     """The model with its own pooling, and its tokenizer, which puts the prompt before each text."""
     from torch import nn
 

@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -89,7 +90,9 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
     return ImageModel(module, _steps(timm, data), partial(_output, spec), recipe)
 
 
-def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
+def load_text(
+    spec: Spec, seed: int, captions: Sequence[str] | None, tokenizer_files: dict[str, bytes] | None
+) -> TextModel:
     """Refuses: timm has no text models.
 
     Raises:

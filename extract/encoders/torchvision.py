@@ -8,6 +8,7 @@ import difflib
 import os
 import socket
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -94,7 +95,9 @@ def load_image(spec: Spec, seed: int) -> ImageModel:
     return ImageModel(model, steps, _output, recipe)
 
 
-def load_text(spec: Spec, seed: int, captions: list[str] | None, tokenizer_files: dict[str, bytes] | None) -> TextModel:
+def load_text(
+    spec: Spec, seed: int, captions: Sequence[str] | None, tokenizer_files: dict[str, bytes] | None
+) -> TextModel:
     """Refuses: torchvision has no text models.
 
     Raises:

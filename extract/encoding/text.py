@@ -50,7 +50,7 @@ class TextEncoder:
         store_dtype: str = "float32",
         seed: int = 0,
         device: str | None = None,
-        captions: list[str] | None = None,
+        captions: Sequence[str] | None = None,
         tokenizer_files: dict[str, bytes] | None = None,
         plain: bool = False,
         backend: str = EAGER,
@@ -115,13 +115,13 @@ class TextEncoder:
         self._queue = BatchQueue(self.device)
 
     def encode(
-        self, captions: list[str], batch_size: int = 64, *, are_queries: bool = False
+        self, captions: Sequence[str], batch_size: int = 64, *, are_queries: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features of M captions, or queries, (M, D) as stored, in their order, and which were cut, bool (M,)."""
         token_ids, truncated = self.tokenize(captions, are_queries=are_queries)
         return encode_by_length(self.encode_tokens, token_ids, batch_size), truncated
 
-    def tokenize(self, captions: list[str], *, are_queries: bool = False) -> tuple[list[list[int]], np.ndarray]:
+    def tokenize(self, captions: Sequence[str], *, are_queries: bool = False) -> tuple[list[list[int]], np.ndarray]:
         """Token ids of M captions, and which were cut at the maximum length, bool (M,). Called from any thread.
 
         Args:
@@ -136,10 +136,8 @@ class TextEncoder:
         prefix = self._prefixes["caption_prefix"]
         if are_queries:
             prefix = self._prefixes.get("query_prefix", prefix)
-        if prefix:
-            captions = [f"{prefix}{caption}" for caption in captions]
         with self._tokenizer_lock:
-            return self._tokenized(captions)
+            return self._tokenized([f"{prefix or ''}{caption}" for caption in captions])
 
     def _tokenized(self, captions: list[str]) -> tuple[list[list[int]], np.ndarray]:
         """As ``tokenize``, of captions that are text; one call at a time."""

@@ -1,6 +1,7 @@
 """A tokenizer whose vocabulary is a dataset's own."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -14,7 +15,7 @@ _SPECIAL_TOKENS = {
 }
 
 
-def dataset_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
+def dataset_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer whose vocabulary is the captions' characters and words, most frequent words first.
 
     Every word of the captions is one token; an unseen word falls apart into characters.

@@ -4,7 +4,8 @@ Both are checked when they are opened, since a manifest may have been signed aga
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import numpy as np
 
 from onceover.base.files import read_bytes
 from onceover.base.hdf5 import open_hdf5, write_column, write_hdf5
+from onceover.base.texts import Texts
 from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index.types import REBUILD, IndexingError
 
@@ -96,7 +98,7 @@ class SegmentRows:
         return np.memmap(self._path, mode="r", offset=column.id.get_offset(), shape=column.shape, dtype=column.dtype)
 
 
-def write_rows(path: Path, gallery: Gallery, keys: list[str], vectors: np.ndarray | None) -> None:
+def write_rows(path: Path, gallery: Gallery, keys: Sequence[str], vectors: np.ndarray | None) -> None:
     """Writes the rows of a segment.
 
     Args:
@@ -104,9 +106,7 @@ def write_rows(path: Path, gallery: Gallery, keys: list[str], vectors: np.ndarra
         vectors: float32 (N, D), where the faiss file does not hold them; else None.
     """
     columns = {"id": gallery.ids, "path": gallery.paths, "content": gallery.contents, "key": keys}
-    captions = []
-    for of_item in gallery.captions:
-        captions += of_item
+    captions = Texts(chain.from_iterable(gallery.captions))
     with write_hdf5(path) as writer:
         file = writer.file
         for column, values in columns.items():

@@ -1,7 +1,7 @@
 """Segments of an index: a faiss file with its rows, opened for searching, or written anew."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +140,7 @@ def _padded(columns: np.ndarray, k: int, fill: float) -> np.ndarray:
     return np.pad(columns[:, :k], ((0, 0), (0, missing)), constant_values=fill)
 
 
-def write_segment(files: IndexFiles, gallery: Gallery, keys: list[str], kind: str) -> dict:
+def write_segment(files: IndexFiles, gallery: Gallery, keys: Sequence[str], kind: str) -> dict:
     """Builds and writes a segment of a gallery's items; returns its entry for the manifest.
 
     Args:

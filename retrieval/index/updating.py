@@ -10,7 +10,9 @@ import numpy as np
 
 from onceover.base.files import digest, write_json
 from onceover.base.progress import say, warn
+from onceover.base.texts import ChosenTexts, TextColumn, Texts
 from onceover.base.worker import Worker
+from onceover.extract.key_index import repeated_rows
 from onceover.retrieval.gallery import Gallery, LazyRows
 from onceover.retrieval.index.checks import check_origin
 from onceover.retrieval.index.folder import IndexFiles, check_folder, writing
@@ -237,14 +239,16 @@ def _usable_segments(folder: Path, before: dict | None, about: dict, force: bool
         return []
 
 
-def _keys(gallery: Gallery) -> list[str]:
+def _keys(gallery: Gallery) -> Texts:
     """A digest of all that the index keeps of each item."""
-    keys = []
     columns = (gallery.vectors, gallery.ids, gallery.paths, gallery.captions, gallery.contents)
-    for vector, name, path, captions, content in zip(*columns, strict=True):
-        text = digest([name, path, captions, content])
-        keys.append(hashlib.sha256(vector.tobytes() + text.encode()).hexdigest())
-    return keys
+    return Texts(_key(*item) for item in zip(*columns, strict=True))
+
+
+def _key(vector: np.ndarray, name: str, path: str, captions: list[str], content: str) -> str:
+    """A digest of all that the index keeps of an item."""
+    text = digest([name, path, captions, content])
+    return hashlib.sha256(vector.tobytes() + text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -258,13 +262,13 @@ class _Change:
         buried: how many rows of the segments are dead then.
     """
 
-    keys: list[str]
+    keys: TextColumn
     new_rows: list[int]
     gone_keys: set[str]
     buried: int
 
 
-def _compare(segments: list[Segment], keys: list[str]) -> _Change:
+def _compare(segments: list[Segment], keys: TextColumn) -> _Change:
     present: set[str] = set()
     for segment in segments:
         present.update(segment.rows.living("key"))
@@ -319,7 +323,7 @@ def _planned(
     folders: Sequence[str],
 ) -> _Plan:
     """Compares the index in ``folder`` with the one that is asked for, by the arguments of ``update``."""
-    if len(set(gallery.ids)) < len(gallery.ids):
+    if repeated_rows(gallery.ids):
         raise IndexingError("several items of the gallery have the same id")
     if not len(gallery):
         raise IndexingError(f"{source} holds nothing to index")
@@ -346,7 +350,7 @@ def _write_change(files: IndexFiles, gallery: Gallery, plan: _Plan) -> list[dict
         if len(rows) < len(gallery):
             items = gallery.take(np.array(rows))
         kind = plan.type_to_write(len(rows), entries_stay)
-        entries.append(write_segment(files, items, [change.keys[row] for row in rows], kind))
+        entries.append(write_segment(files, items, ChosenTexts(change.keys, np.array(rows)), kind))
     return entries
 
 
