@@ -1785,7 +1785,7 @@ def demo(out, device):
     run_dir = out / "run"
     figures = out / "figures"
     say(
-        f"The demo, offline, in {out}: it draws 600 images of coloured shapes with five captions each, encodes them "
+        f"The demo, offline, in {out}: it draws 540 images of coloured shapes with five captions each, encodes them "
         "with ResNet50 and DistilBERT (UNTRAINED: nothing is downloaded), fits heads, searches, draws figures and ends "
         "with a table of recalls. It takes some two minutes."
     )

@@ -100,7 +100,7 @@ def all_scenes() -> list[Scene]:
 
 
 def draw_dataset(
-    folder: str | Path, train: int = 360, dev: int = 40, test: int = 200, seed: int = 0
+    folder: str | Path, train: int = 300, dev: int = 40, test: int = 200, seed: int = 0
 ) -> tuple[str, Path]:
     """Draws images and ``captions.csv`` (image, caption, split) into ``folder``, which appears complete.
 

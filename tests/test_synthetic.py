@@ -12,8 +12,8 @@ from onceover.extract.synthetic import all_scenes, draw_dataset
 def test_the_demo_dataset_is_what_the_demo_promises(tmp_path):
     sentence, picture = draw_dataset(tmp_path / "d")
     dataset = read_dataset(tmp_path / "d")
-    assert len(dataset.ids) >= 600
-    assert dataset.splits.count("test") >= 200
+    assert len(dataset.ids) == 540
+    assert dataset.splits.count("test") == 200
     assert set(Counter(dataset.image_index.tolist()).values()) == {5}
     assert len(set(dataset.captions)) == len(dataset.captions)  # no caption belongs to two images
     assert sentence not in dataset.captions
