@@ -579,6 +579,13 @@ def test_a_sweep_that_names_no_epochs_chooses_them_and_its_best_settings_name_th
     assert load_config(tmp_path / "s/best.yaml") == config(training_num_epochs=30)
 
 
+def test_a_batch_size_that_is_chosen_and_the_same_one_that_is_named_are_one_setting(store_file, tmp_path, one_format):
+    settings = expand(None, [*SHORT, "training.refit=false"], ["training.batch_size=null,64,12"], 1)
+    rows = sweep_and_rank(store_file, tmp_path / "s", settings, device="cpu")
+    assert sorted(row["training.batch_size"] for row in rows) == [12, 64]
+    assert [row["verdict"] for row in rows].count("best") == 1
+
+
 def test_a_restored_trial_is_the_trial(data):
     trial = data.new_trial(config())
     train_epochs([trial], *data.chunks_of(trial.config), 2)
