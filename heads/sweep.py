@@ -91,7 +91,8 @@ def sweep(
     if halving:
         if len(schedules) > 1:
             raise SweepError(
-                "--halving compares settings half-way; all need the same num_epochs, check_every and warmup"
+                "--halving compares settings half-way; all need the same num_epochs, check_every and warmup: set "
+                "training.num_epochs, which follows the batch size otherwise"
             )
         names = []
         for setting in settings:
