@@ -73,6 +73,7 @@ def sweep(
     others are ranked by their one seed. Each rung's decision is written down.
 
     Args:
+        settings: complete, as ``heads.grid.schedule_all`` makes them.
         memory: bytes that features and heads may take, half each; by default half of the machine's. An interrupted
             sweep keeps its first limit.
         cluster: where the stacks of trials are trained; by default here.
@@ -145,7 +146,8 @@ def sweep_share(
     again after they were killed; ``sweep`` ends the sweep. As in an extraction, no lock is needed.
 
     Args:
-        memory: as for ``sweep``; the first worker's limit holds for all.
+        settings: as for ``sweep``.
+        memory: as for it, too; the first worker's limit holds for all.
 
     Raises:
         SweepError: the folder holds another sweep, or something else. WorkerError: other workers share it.
