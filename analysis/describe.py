@@ -256,6 +256,7 @@ def _findings(check: dict | None, kind: str) -> str:
 def _describe_run(folder: Path) -> str:
     run = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
     settings = load_config(folder / CONFIG).to_dict()
+    training = settings["training"] | run.get("schedule", {})
     encoders = run["encoders"]
     chosen = run["selection"]
     also = ", those that chose among them," if settings["training"]["refit"] else ""
@@ -275,7 +276,7 @@ def _describe_run(folder: Path) -> str:
         f"  searched    {sum(member['embedding_dim'] for member in run['members']):,} dimensions; correction for hubs: "
         f"{correction_text(settings['model']['rerank'], run.get('betas', {}))}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
-        "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
+        "  training    " + ", ".join(f"{key} {value}" for key, value in training.items()),
         f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "
         f"({_text(run, 'device')}, {threads}, torch {_text(run['versions'], 'torch')})",
         f"  chosen on   {_text(chosen, 'split')}, {_count(chosen, 'pictures'):,} images: "

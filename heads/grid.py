@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +67,17 @@ def expand(
 
 
 def schedule_all(settings: Sequence[Setting], images: int) -> list[Setting]:
-    """The same settings with batch sizes and numbers of epochs for so many train images, where they name none."""
-    known = []
+    """The settings with batch sizes and numbers of epochs for so many train images, where they name none.
+
+    Settings that are equal then, such as a batch size that is named and the same one that is chosen, come once.
+    """
+    known: list[Setting] = []
     for setting in settings:
-        known.append(Setting(setting.values, [scheduled(config, images) for config in setting.configs]))
+        configs = [scheduled(config, images) for config in setting.configs]
+        chosen = _values(configs[0], [key for key, value in setting.values.items() if value is None])
+        complete = Setting(setting.values | chosen, configs)
+        if complete not in known:
+            known.append(complete)
     return known
 
 
@@ -110,15 +117,20 @@ def _setting(config: Config, keys: Sequence[str], seeds: int) -> Setting:
     training = config.training
     if training.members > 1:
         raise ConfigError("a sweep ranks single pairs of heads; leave training.members at 1")
+    configs = []
+    for seed in range(training.seed, training.seed + seeds):
+        configs.append(dataclasses.replace(config, training=dataclasses.replace(training, seed=seed)))
+    return Setting(_values(config, keys), configs)
+
+
+def _values(config: Config, keys: Iterable[str]) -> dict[str, object]:
+    """The values of some settings, by their keys."""
     plain = config.to_dict()
     values = {}
     for key in keys:
         section, _, name = key.partition(".")
         values[key] = plain[section][name]
-    configs = []
-    for seed in range(training.seed, training.seed + seeds):
-        configs.append(dataclasses.replace(config, training=dataclasses.replace(training, seed=seed)))
-    return Setting(values, configs)
+    return values
 
 
 def trial_name(config: Config) -> str:

@@ -73,6 +73,7 @@ def sweep(
     others are ranked by their one seed. Each rung's decision is written down.
 
     Args:
+        settings: complete, as ``heads.grid.schedule_all`` makes them.
         memory: bytes that features and heads may take, half each; by default half of the machine's. An interrupted
             sweep keeps its first limit.
         cluster: where the stacks of trials are trained; by default here.
@@ -91,7 +92,8 @@ def sweep(
     if halving:
         if len(schedules) > 1:
             raise SweepError(
-                "--halving compares settings half-way; all need the same num_epochs, check_every and warmup"
+                "--halving compares settings half-way; all need the same num_epochs, check_every and warmup: set "
+                "training.num_epochs, which follows the batch size otherwise"
             )
         names = []
         for setting in settings:
@@ -144,7 +146,8 @@ def sweep_share(
     again after they were killed; ``sweep`` ends the sweep. As in an extraction, no lock is needed.
 
     Args:
-        memory: as for ``sweep``; the first worker's limit holds for all.
+        settings: as for ``sweep``.
+        memory: as for it, too; the first worker's limit holds for all.
 
     Raises:
         SweepError: the folder holds another sweep, or something else. WorkerError: other workers share it.

@@ -177,6 +177,7 @@ def _fit_heads(fit: "_Fit", store: FeatureStore, roles: Roles, config: Config) -
 def _provenance(store: FeatureStore, result: _FitResult, device: torch.device) -> dict:
     """The part of ``run.json`` that describes the features, the images and the fit."""
     roles = result.roles
+    training = result.trials[0].config.training
     validation = {"split": roles.selection_name, "pictures": len(roles.selection), "rsum": result.rsum}
     return {
         "members": checkpoint.member_settings(result.heads),
@@ -191,6 +192,7 @@ def _provenance(store: FeatureStore, result: _FitResult, device: torch.device) -
         "betas": result.betas,
         "train_pictures": len(roles.train),
         "chunks": result.chunk_count,
+        "schedule": {"num_epochs": training.epochs, "batch_size": training.images_per_step},
         "epochs": [trial.epoch for trial in result.trials],
         "best_epochs": [trial.best_epoch for trial in result.trials],
         "seconds": result.seconds,

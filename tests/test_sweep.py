@@ -478,7 +478,7 @@ def test_halving_never_mixes_with_another_grid_or_way(store, tmp_path):
         with pytest.raises(SweepError, match="settings that were dropped cannot be taken up again: name a new folder"):
             sweep(store, tmp_path / "s", other, Judge(), halving=halving)
     for uneven in (settings(grid=["training.num_epochs=2,8"]), settings(grid=["training.warmup=0.05,0.5"])):
-        with pytest.raises(SweepError, match="all need the same num_epochs, check_every and warmup"):
+        with pytest.raises(SweepError, match="check_every and warmup: set training.num_epochs"):
             sweep(store, tmp_path / "t", uneven, Judge(), halving=True)
     sweep(store, tmp_path / "u", points[:2], Judge())
     results = sweep(store, tmp_path / "u", points, Judge())  # without halving a grid may grow
@@ -577,6 +577,13 @@ def test_the_command_writes_a_table_figures_and_a_config_that_fit_takes(run, fai
 def test_a_sweep_that_names_no_epochs_chooses_them_and_its_best_settings_name_them(store_file, tmp_path, one_format):
     sweep_and_rank(store_file, tmp_path / "s", [Setting({}, [config(training_num_epochs=None)])], device="cpu")
     assert load_config(tmp_path / "s/best.yaml") == config(training_num_epochs=30)
+
+
+def test_a_batch_size_that_is_chosen_and_the_same_one_that_is_named_are_one_setting(store_file, tmp_path, one_format):
+    settings = expand(None, [*SHORT, "training.refit=false"], ["training.batch_size=null,64,12"], 1)
+    rows = sweep_and_rank(store_file, tmp_path / "s", settings, device="cpu")
+    assert sorted(row["training.batch_size"] for row in rows) == [12, 64]
+    assert [row["verdict"] for row in rows].count("best") == 1
 
 
 def test_a_restored_trial_is_the_trial(data):
