@@ -73,7 +73,7 @@ def fit(
     log_device(device)
     roles = store.roles()
     complete = scheduled(config, len(roles.train))
-    settings = {"model": config.to_dict()["model"], "training": config.to_dict()["training"]}
+    settings = {"model": complete.to_dict()["model"], "training": complete.to_dict()["training"]}
     request = digest({"settings": settings, "fingerprints": store.fingerprints})
     with only_writer(folder, "the run"):
         replacement.claim_folder(folder)

@@ -95,7 +95,8 @@ def test_a_fit_without_a_number_of_epochs_chooses_one_and_goes_on_with_it(store_
         named = dataclasses.replace(config, training=dataclasses.replace(chosen, num_epochs=30))
         fit(store, tmp_path / "named", named)
         assert outputs(tmp_path / "run") == outputs(tmp_path / "named")
-        assert fit(store, tmp_path / "run", config) == made  # it is finished
+        for same in (config, named):
+            assert fit(store, tmp_path / "run", same) == made  # it is finished
 
 
 def test_standardising_gives_mean_0_and_deviation_1_over_train_and_0_for_a_constant():
