@@ -1,36 +1,21 @@
 """Columns of text that take little memory: Python strings in a list take two to seven times as much."""
 
-from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
-from typing import overload
 
 import numpy as np
+
+from onceover.base.columns import LazyColumn
 
 _CHUNK = 1024  # rows
 
 
-class TextColumn(Sequence[str]):
-    """A column of text that reads like a list of strings (``column[3]``, ``column[10:20]``), and equals such a list.
+class TextColumn(LazyColumn[str]):
+    """A column of text that equals a list of the same strings.
 
     Half characters, as names of files that are no UTF-8 have them, are kept.
     """
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        numbers = range(len(self))[row]
-        if isinstance(numbers, range):
-            return list(self.values_of(numbers))
-        return next(self.values_of((numbers,)))
-
-    def __iter__(self) -> Iterator[str]:
-        return self.values_of(range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TextColumn | list):
@@ -41,10 +26,6 @@ class TextColumn(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self)!r})"
-
-    @abstractmethod
-    def values_of(self, rows: Iterable[int]) -> Iterator[str]:
-        """The values of rows that are given by their numbers, from 0; all of them have to be there."""
 
 
 class Texts(TextColumn):

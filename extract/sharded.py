@@ -6,14 +6,16 @@ at an address copies are read, which are fetched when they are first needed, and
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple, TypeVar
 
 import h5py
 import numpy as np
 
 from onceover.base.cache import note_use
+from onceover.base.columns import LazyColumn
 from onceover.base.hdf5 import Hdf5Error, RowsOnDisk, check_bytes, open_hdf5, stated_checksum, which_file
 from onceover.extract.remote import RemoteFolder
 
@@ -263,7 +265,7 @@ class ShardedRows(RowsOnDisk):
         return values
 
 
-class ShardedColumn(Sequence[bytes]):
+class ShardedColumn(LazyColumn[bytes]):
     """Rows of bytes in the shards of a folder, in the order of the store's rows; read when they are asked for."""
 
     def __init__(self, files: ShardFiles, kind: str, name: str, places: Places):
@@ -275,23 +277,12 @@ class ShardedColumn(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._places.shards)
 
-    @overload
-    def __getitem__(self, row: int) -> bytes: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[bytes]: ...
-
-    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
-        if isinstance(row, slice):
-            return self._values(np.arange(len(self))[row])
-        return self._values(np.array([range(len(self))[row]]))[0]
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self), BLOCK):
-            yield from self._values(np.arange(start, min(start + BLOCK, len(self))))
-
-    def _values(self, rows: np.ndarray) -> list[bytes]:
-        return [value.tobytes() for value in self.arrays(rows)]
+    def values_of(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """The values of rows that are given by their numbers, from 0."""
+        waiting = iter(rows)
+        while block := list(islice(waiting, BLOCK)):
+            for value in self.arrays(np.array(block)):
+                yield value.tobytes()
 
     def arrays(self, rows: np.ndarray) -> np.ndarray:
         """Some rows as arrays of uint8, in an array of objects."""

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import h5py
 import numpy as np
 
 from onceover.base.addresses import Address, is_address, path_of
+from onceover.base.columns import LazyColumn
 from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import digest, digest_of_columns, parse_json
 from onceover.base.formats import MANIFEST, STORE_FOLDER_FORMAT, STORE_FOLDER_VERSION, STORE_FORMAT, STORE_VERSION
@@ -488,7 +488,7 @@ class FeatureStore:
                     yield f"{self.shards.path(number)} holds other rows than the manifest says"
 
 
-class Column(Sequence[bytes]):
+class Column(LazyColumn[bytes]):
     """Rows of bytes in an HDF5 dataset of variable length, read when they are asked for.
 
     Raises:
@@ -504,20 +504,15 @@ class Column(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._opened())
 
-    @overload
-    def __getitem__(self, row: int) -> bytes: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[bytes]: ...
-
-    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
-        if isinstance(row, slice):
-            return [value.tobytes() for value in self._opened()[row]]
-        return self._opened()[row].tobytes()
-
-    def __iter__(self) -> Iterator[bytes]:
-        for block in row_blocks(len(self)):
-            yield from (value.tobytes() for value in self._opened()[block])
+    def values_of(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """The values of rows that are given by their numbers, from 0; quickest of neighbours, given as a range."""
+        if isinstance(rows, range) and rows.step == 1:
+            for start in range(rows.start, rows.stop, BLOCK):
+                for value in self._opened()[start : min(start + BLOCK, rows.stop)]:
+                    yield value.tobytes()
+            return
+        for row in rows:
+            yield self._opened()[row].tobytes()
 
     def _opened(self) -> h5py.Dataset:
         """The dataset, opened at first use and then kept open."""

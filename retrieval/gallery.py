@@ -5,13 +5,14 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from onceover.base.columns import LazyColumn
 from onceover.base.errors import OnceoverError
 from onceover.base.texts import Texts
 from onceover.extract.store import FeatureStore, caption_ids
@@ -108,8 +109,8 @@ class Gallery:
         )
 
 
-class LazyRows(Sequence[bytes]):
-    """A sequence whose values are read when they are asked for: ``read(key)`` for each of some keys."""
+class LazyRows(LazyColumn[bytes]):
+    """Values that are read when they are asked for: ``read(key)`` for each of some keys."""
 
     def __init__(self, read: Callable[[Any], bytes], keys: list):
         self._read = read
@@ -118,19 +119,12 @@ class LazyRows(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    @overload
-    def __getitem__(self, number: int) -> bytes: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[bytes]: ...
-
-    def __getitem__(self, number: int | slice) -> bytes | list[bytes]:
-        if isinstance(number, slice):
-            return [self._read(key) for key in self._keys[number]]
-        return self._read(self._keys[number])
+    def values_of(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """The values of rows that are given by their numbers, from 0."""
+        return (self._read(self._keys[row]) for row in rows)
 
 
-class CaptionLists(Sequence[list[str]]):
+class CaptionLists(LazyColumn[list[str]]):
     """The captions of each item, a list for each, which are looked up when they are asked for."""
 
     def __init__(self, captions: Sequence[str], item_of: np.ndarray, items: int):
@@ -142,18 +136,11 @@ class CaptionLists(Sequence[list[str]]):
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
-    @overload
-    def __getitem__(self, item: int) -> list[str]: ...
-
-    @overload
-    def __getitem__(self, item: slice) -> list[list[str]]: ...
-
-    def __getitem__(self, item: int | slice) -> list[str] | list[list[str]]:
-        numbers = range(len(self))[item]
-        if isinstance(numbers, range):
-            return [self[number] for number in numbers]
-        rows = self._order[self._bounds[numbers] : self._bounds[numbers + 1]]
-        return [self._captions[row] for row in rows.tolist()]
+    def values_of(self, rows: Iterable[int]) -> Iterator[list[str]]:
+        """The captions of items that are given by their numbers, from 0."""
+        for item in rows:
+            own = self._order[self._bounds[item] : self._bounds[item + 1]]
+            yield [self._captions[row] for row in own.tolist()]
 
 
 @dataclass(frozen=True)
