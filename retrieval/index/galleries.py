@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.gallery import Gallery
 from onceover.retrieval.index.reader import Index
 from onceover.retrieval.index.types import IndexingError
-from onceover.retrieval.index.updating import compact, update, update_share
+from onceover.retrieval.index.updating import IndexRequest, compact, update, update_share
 from onceover.retrieval.index.updating import remove as remove_items
 
 GALLERIES = {"image": "images", "text": "captions"}  # kind -> folder within an index
@@ -44,7 +43,7 @@ def write_gallery(
             half of the machine's.
     """
     noun = GALLERIES[gallery.kind]
-    asked: dict[str, Any] = {
+    request: IndexRequest = {
         "source": source,
         "folders": folders,
         "run": run,
@@ -54,9 +53,9 @@ def write_gallery(
         "force": force,
     }
     if worker is not None:
-        update_share(folder / noun, gallery, worker, **asked)
+        update_share(folder / noun, gallery, worker, **request)
         return
-    summary = update(folder / noun, gallery, probes, **asked)
+    summary = update(folder / noun, gallery, probes, **request)
     if summary.up_to_date:
         say(f"{summary.rows:,} {noun}: up to date")
     else:

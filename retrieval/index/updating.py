@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 
@@ -37,25 +38,10 @@ class Update:
     up_to_date: bool = False
 
 
-def update(
-    folder: str | Path,
-    gallery: Gallery,
-    probes: np.ndarray,
-    *,
-    source: str,
-    run: str,
-    kind: str | None = None,
-    memory: int,
-    min_recall: float | None = None,
-    force: bool = False,
-    folders: Sequence[str] = (),
-) -> Update:
-    """Makes the index hold exactly the items of ``gallery``: new ones join, changed ones are replaced, others removed.
+class IndexRequest(TypedDict):
+    """The index that is asked for, as options of ``update``.
 
-    It is built anew where that is simpler: after other heads, another type, or when more than half would change.
-
-    Args:
-        probes: queries of the other modality, float32 (Q, D), with which recall and speed are measured.
+    Attributes:
         source: names the images or captions that the gallery was made from.
         run: the run folder whose heads made it, for later queries.
         kind: one of ``TYPES``, or auto; by default as asked before, or auto.
@@ -64,6 +50,25 @@ def update(
             before, or ``MIN_RECALL``.
         force: replace an index of another source, or a damaged one.
         folders: of which the source consists, where it is one or several folders of images.
+    """
+
+    source: str
+    run: str
+    kind: NotRequired[str | None]
+    memory: int
+    min_recall: NotRequired[float | None]
+    force: NotRequired[bool]
+    folders: NotRequired[Sequence[str]]
+
+
+def update(folder: str | Path, gallery: Gallery, probes: np.ndarray, **request: Unpack[IndexRequest]) -> Update:
+    """Makes the index hold exactly the items of ``gallery``: new ones join, changed ones are replaced, others removed.
+
+    It is built anew where that is simpler: after other heads, another type, or when more than half would change.
+
+    Args:
+        probes: queries of the other modality, float32 (Q, D), with which recall and speed are measured.
+        request: the options of the index (``IndexRequest``).
 
     Raises:
         IndexingError: another source, ids that are not unique, too low a recall, or a folder of something else.
@@ -71,7 +76,7 @@ def update(
     """
     folder = Path(folder)
     with writing(folder) as files:
-        plan = _planned(folder, gallery, source, run, kind, memory, min_recall, force, folders)
+        plan = _planned(folder, gallery, **request)
         if plan.is_up_to_date and plan.before is not None:
             return Update(0, 0, len(gallery), plan.before, up_to_date=True)
         entries = _write_change(files, gallery, plan)
@@ -79,32 +84,20 @@ def update(
     return Update(len(plan.change.new_rows), len(plan.change.gone_keys), len(gallery), manifest)
 
 
-def update_share(
-    folder: str | Path,
-    gallery: Gallery,
-    worker: Worker,
-    *,
-    source: str,
-    run: str,
-    kind: str | None = None,
-    memory: int,
-    min_recall: float | None = None,
-    force: bool = False,
-    folders: Sequence[str] = (),
-) -> None:
+def update_share(folder: str | Path, gallery: Gallery, worker: Worker, **request: Unpack[IndexRequest]) -> None:
     """Encodes a worker's share of the rows that ``update`` would write, which then finds them encoded.
 
     Any number of workers may run at once, anywhere, and again after they were killed; the index itself does not change.
 
     Args:
-        as for ``update``.
+        request: as for ``update``.
 
     Raises:
         IndexingError: as for ``update``. WorkerError: the workers were given different commands.
     """
     folder = Path(folder)
     check_folder(folder)
-    plan = _planned(folder, gallery, source, run, kind, memory, min_recall, force, folders)
+    plan = _planned(folder, gallery, **request)
     rows, entries_stay = plan.rows_to_write(len(gallery))
     if plan.is_up_to_date or not rows:
         say(f"{folder}: up to date; nothing to share")
@@ -314,15 +307,16 @@ class _Plan:
 def _planned(
     folder: Path,
     gallery: Gallery,
+    *,
     source: str,
     run: str,
-    kind: str | None,
+    kind: str | None = None,
     memory: int,
-    min_recall: float | None,
-    force: bool,
-    folders: Sequence[str],
+    min_recall: float | None = None,
+    force: bool = False,
+    folders: Sequence[str] = (),
 ) -> _Plan:
-    """Compares the index in ``folder`` with the one that is asked for, by the arguments of ``update``."""
+    """Compares the index in ``folder`` with the one that is asked for (``IndexRequest``)."""
     if repeated_rows(gallery.ids):
         raise IndexingError("several items of the gallery have the same id")
     if not len(gallery):
