@@ -253,10 +253,19 @@ def _findings(check: dict | None, kind: str) -> str:
     )
 
 
+def run_settings(folder: Path, run: dict) -> dict[str, dict]:
+    """The settings of a run by section, with the batch size and the number of epochs that were chosen.
+
+    ``run``: its provenance, which has none of them where an earlier version fitted it.
+    """
+    settings = load_config(folder / CONFIG).to_dict()
+    settings["training"] |= run.get("schedule", {})
+    return settings
+
+
 def _describe_run(folder: Path) -> str:
     run = read_record(folder / PROVENANCE, "the run's provenance", strict=False)
-    settings = load_config(folder / CONFIG).to_dict()
-    training = settings["training"] | run.get("schedule", {})
+    settings = run_settings(folder, run)
     encoders = run["encoders"]
     chosen = run["selection"]
     also = ", those that chose among them," if settings["training"]["refit"] else ""
@@ -276,7 +285,7 @@ def _describe_run(folder: Path) -> str:
         f"  searched    {sum(member['embedding_dim'] for member in run['members']):,} dimensions; correction for hubs: "
         f"{correction_text(settings['model']['rerank'], run.get('betas', {}))}",
         "  model       " + ", ".join(f"{key} {value}" for key, value in settings["model"].items()),
-        "  training    " + ", ".join(f"{key} {value}" for key, value in training.items()),
+        "  training    " + ", ".join(f"{key} {value}" for key, value in settings["training"].items()),
         f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "
         f"({_text(run, 'device')}, {threads}, torch {_text(run['versions'], 'torch')})",
         f"  chosen on   {_text(chosen, 'split')}, {_count(chosen, 'pictures'):,} images: "

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onceover.analysis.describe import describe
+from onceover.analysis.describe import describe, run_settings
 from onceover.base.errors import OnceoverError
 from onceover.base.hdf5 import sign_hdf5
 from onceover.base.outputs import Outputs
@@ -92,6 +92,7 @@ def test_a_fit_without_a_number_of_epochs_chooses_one_and_goes_on_with_it(store_
         assert made["epochs"] == [30]
         assert made["schedule"] == {"num_epochs": 30, "batch_size": 18}
         assert ", num_epochs 30, batch_size 18, " in describe(tmp_path / "run")
+        assert run_settings(tmp_path / "run", made)["training"]["batch_size"] == 18  # as a report shows it
         named = dataclasses.replace(config, training=dataclasses.replace(chosen, num_epochs=30))
         fit(store, tmp_path / "named", named)
         assert outputs(tmp_path / "run") == outputs(tmp_path / "named")

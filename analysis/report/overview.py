@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from onceover import __version__
-from onceover.analysis.describe import describe
+from onceover.analysis.describe import describe, run_settings
 from onceover.analysis.report.files import ReportFiles
 from onceover.base.errors import OnceoverError
 from onceover.base.formats import CONFIG
@@ -43,7 +43,7 @@ def overview(files: ReportFiles) -> dict[str, Any]:
 def details(files: ReportFiles) -> dict[str, Any]:
     """The settings by section, fingerprints, and what ``onceover info`` prints of the run and its store."""
     run = files.run
-    settings = load_config(run.folder / CONFIG).to_dict()
+    settings = run_settings(run.folder, files.provenance)
     folded = {f"Settings: {name}": settings[name] for name in ("model", "training")}
     described = {"the run": _described(run.folder)}
     if not isinstance(files.store, str):
