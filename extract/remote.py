@@ -147,7 +147,7 @@ class RemoteFolder:
 
 
 def staging_path(address: Address) -> Path:
-    """Where a store is written that is to lie at an address, with what there is of it beside."""
+    """The folder of this machine in which a store for an address is written before it is put there."""
     return cache_folder() / "unfinished" / _own_name(address) / address.name
 
 

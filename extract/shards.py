@@ -199,7 +199,7 @@ class RowSources:
         return blocks
 
     def placed(self, positions: np.ndarray, place: Path | Address) -> PlacedRows:
-        """Where the rows at ``positions`` lie, as far as they are in shards that hold just the columns that are copied.
+        """Finds the shard of each row at ``positions``; only shards count that hold just the columns that are copied.
 
         ``place``: of the store that is written; the shards of another store are not shared.
 

@@ -25,7 +25,7 @@ def usual_batch_size(images: int) -> int:
 
 
 def usual_epochs(images: int, batch_size: int) -> int:
-    """They grow with the root of the number of train images, within bounds; tiny datasets have more."""
+    """Epochs that grow with the root of the number of train images, within bounds; small datasets have more."""
     fewest, most = EPOCHS
     by_images = math.ceil(most * math.sqrt(images / 4000))
     by_steps = math.ceil(MIN_STEPS / math.ceil(images / batch_size))
