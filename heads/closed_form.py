@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from onceover.base.progress import ProgressBar, say
-from onceover.base.threads import single_threaded_algebra
 from onceover.configs.schema import Config
 from onceover.extract.store import FeatureStore, Roles, row_blocks
 from onceover.heads.embed import embed
@@ -75,17 +74,14 @@ def _fitted_cca(store: FeatureStore, data: TrainingData, roles: Roles, config: C
     with ProgressBar("cca", "candidates", total=CCA_CANDIDATES) as bar:
         train = data.averaged(sample(roles.train, most), image_index).numpy()
         validation = data.averaged(roles.selection, image_index).numpy()
-        with single_threaded_algebra():
-            aligned = align(train, validation, bar.update)
+        aligned = align(train, validation, bar.update)
     say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in aligned.settings.items())}")
     heads = _cca_heads(store, data, config, aligned.linear)
 
     def again() -> DualHeads:
         if config.training.shuffle_pairs:  # the validation images have their own captions
             return heads
-        with single_threaded_algebra():
-            linear = aligned.fit_both()
-        return _cca_heads(store, data, config, linear)
+        return _cca_heads(store, data, config, aligned.fit_both())
 
     return ClosedForm(heads, CCA_SHARE, again)
 

@@ -1,13 +1,13 @@
 """Baselines that are linear maps, fitted in closed form: canonical correlation analysis and ridge regression."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
 from scipy.sparse import csr_array
 
+from onceover.base.threads import worker_threads
 from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
 from onceover.retrieval.ranks import MetricsError
 
@@ -17,6 +17,9 @@ POWERS = (0, 1, 2, 4)  # of the canonical correlations
 CCA_CANDIDATES = len(STRENGTHS) * len(DIMENSIONS) * len(POWERS)
 CANDIDATES = CCA_CANDIDATES + 2 * len(STRENGTHS)  # ridge regression: both ways
 _NOISE = 1e-6  # singular values below this share of the largest one are left out
+
+#: applies a function to several arguments: ``map``, or that of a pool of threads
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +68,13 @@ class Moments:
     cross: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Pairs) -> "Moments":
+    def of(cls, pairs: Pairs, apply: Map = map) -> "Moments":
         """Computes them; no row is repeated, and nothing is larger than images by images where these are few."""
         count = len(pairs.texts)
         captions = np.bincount(pairs.image_index, minlength=len(pairs.images))[:, None]
         own = csr_array((np.ones(count), (pairs.image_index, np.arange(count))), (len(pairs.images), count))
         text_sums = own @ pairs.texts
-        image = _spectrum(pairs.images * np.sqrt(captions / count))
-        text = _spectrum(pairs.texts / np.sqrt(count))
+        image, text = apply(_spectrum, [pairs.images * np.sqrt(captions / count), pairs.texts / np.sqrt(count)])
         cross = image.basis.T @ (pairs.images.T @ text_sums / count) @ text.basis
         return cls(image, text, cross)
 
@@ -103,15 +105,17 @@ class CCA:
     correlation (Gong et al. 2014) and compared by cosine.
     """
 
-    def __init__(self, moments: Moments):
+    def __init__(self, moments: Moments, apply: Map = map):
+        """``apply``: computes what each strength of the ridge takes."""
         self._moments = moments
+        self._apply = apply
 
     def candidates(self, validation: Pairs) -> Iterator[Candidate]:
         """The vectors of the validation pairs with each strength of the ridge, number of dimensions and power."""
         images = validation.images @ self._moments.image.basis
         texts = validation.texts @ self._moments.text.basis
-        for strength in STRENGTHS:
-            image_map, correlations, text_map = self._directions(strength)
+        for strength, directions in zip(STRENGTHS, self._apply(self._directions, STRENGTHS), strict=True):
+            image_map, correlations, text_map = directions
             moved_images = images @ image_map
             moved_texts = texts @ text_map
             for dimensions in sorted({min(wanted, len(correlations)) for wanted in DIMENSIONS}):
@@ -154,12 +158,12 @@ def _leading(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.
     if matrix.shape[0] < matrix.shape[1]:
         right, values, left = _leading(matrix.T, most)
         return left, values, right
-    size = matrix.shape[1]
-    squares, vectors = eigh(matrix.T @ matrix, subset_by_index=(max(0, size - most), size - 1))
-    values = np.sqrt(np.maximum(squares[::-1], 0))
+    squares, vectors = np.linalg.eigh(matrix.T @ matrix)
+    leading = slice(None, -most - 1, -1)  # the largest ones, which come last
+    values = np.sqrt(np.maximum(squares[leading], 0))
     is_accurate = values > _NOISE * values[0]
     values = values[is_accurate]
-    right = vectors[:, ::-1][:, is_accurate]
+    right = vectors[:, leading][:, is_accurate]
     return matrix @ right / values, values, right
 
 
@@ -235,19 +239,24 @@ class Aligned(NamedTuple):
 def align(train: tuple, validation: tuple, step: Callable[[], object] = lambda: None) -> Aligned:
     """Fits the regularised CCA that ranks the validation pairs best, for heads that are an ensemble.
 
+    On all processors, each of which computes alone, so that the result does not depend on their number.
+
     Args:
         train, validation: images (N, D), texts (M, E) and image_index (M,), standardised already.
         step: called after each candidate.
     """
     train_pairs = Pairs(*train)
     validation_pairs = Pairs(*validation)
-    family = CCA(Moments.of(train_pairs))
-    settings = choose(family, validation_pairs, step)
+    with worker_threads() as pool:
+        family = CCA(Moments.of(train_pairs, pool.map), pool.map)
+        settings = choose(family, validation_pairs, step)
+        linear = family.fit(settings)
 
     def fit_both() -> Linear:
-        return CCA(Moments.of(joined(train_pairs, validation_pairs))).fit(settings)
+        with worker_threads() as pool:
+            return CCA(Moments.of(joined(train_pairs, validation_pairs), pool.map)).fit(settings)
 
-    return Aligned(settings, family.fit(settings), fit_both)
+    return Aligned(settings, linear, fit_both)
 
 
 def joined(first: Pairs, second: Pairs) -> Pairs:
