@@ -35,7 +35,7 @@ def run_table(
         folder, provenance, embeddings: the run's.
 
     Raises:
-        EmbeddingsError: no such split. GalleryError: the temporary folder has no room.
+        EmbeddingsError: no such split. TemporaryFileError: no room.
     """
     gallery = embeddings.gallery(kind, split, "none")
     images = np.arange(len(embeddings.ids))

@@ -115,7 +115,7 @@ def plan(folder: Path, images: int) -> None:
     from onceover.extract.plan import plan_shards, shards_of
 
     for kind in DIMS:
-        shards_of(plan_shards(kind, list(range(images)), 16, 4), kind, folder)
+        shards_of(plan_shards(kind, np.arange(images), 16, 4), kind, folder)
 
 
 def seal_folder(folder: Path, images: int) -> None:

@@ -25,10 +25,15 @@ def is_up_to_date(store: FeatureStore, dataset: Dataset, listing: str, request: 
     return not any(is_readable(dataset.images, path) for path in dataset.paths_of(passing).values())
 
 
-def new_images(dataset: Dataset, stats: Stats, sources: RowSources, retry_failures: bool) -> list[int]:
-    """The rows of the images without features, but for those that failed before and have not changed since."""
-    rows = np.flatnonzero(known_images(dataset, stats, sources) < 0).tolist()
-    return [row for row in rows if retry_failures or not failed_before(dataset, stats, sources, row)]
+def new_images(dataset: Dataset, stats: Stats, sources: RowSources, retry_failures: bool) -> np.ndarray:
+    """The rows of the images without features, but for those that failed before and have not changed since.
+
+    int64 (n,), ascending.
+    """
+    rows = np.flatnonzero(known_images(dataset, stats, sources) < 0)
+    if retry_failures or not sources.failures:
+        return rows
+    return rows[[not failed_before(dataset, stats, sources, row) for row in rows.tolist()]]
 
 
 def known_images(dataset: Dataset, stats: Stats, sources: RowSources) -> np.ndarray:

@@ -218,8 +218,9 @@ class ImageEncoding(Encoding):
 
     def batches(self, shard: Shard) -> list[list[int]]:
         """The rows of each batch of a shard."""
+        rows = shard.rows
         size = self.batch_size
-        return [shard.rows[number * size : (number + 1) * size] for number in shard.batches]
+        return [rows[number * size : (number + 1) * size] for number in shard.batches]
 
     def decode(self, rows: list[int]) -> DecodedImages:
         """Reads and decodes images, and makes their pixels as the network takes them."""
@@ -350,9 +351,10 @@ class TextEncoding(Encoding):
     def read(self, shard: Shard) -> Iterator[TokenisedCaptions]:
         """The batches of a shard; those of its block are made once for shards that follow each other."""
         encoder = self.encoder
+        rows = shard.rows
         with self._lock:
-            if self._block is None or self._block[0] != shard.rows[0]:
-                self._block = (shard.rows[0], self._tokenised(encoder, shard.rows))
+            if self._block is None or self._block[0] != rows[0]:
+                self._block = (rows[0], self._tokenised(encoder, rows))
             batches = self._block[1]
         yield from batches[shard.batches.start : shard.batches.stop]
 

@@ -1,80 +1,70 @@
-"""Finds rows by text, such as their captions, with 24 bytes of memory a row; a dict of strings takes some 200."""
+"""Finds rows by text, such as their captions, in little memory however many they are."""
 
+import sqlite3
 import threading
-from array import array
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Literal
 
 import numpy as np
 
+from onceover.base.temporary import temporary_files
 from onceover.base.texts import ChosenTexts, TextColumn, text_column
 
-_DIGEST = np.dtype("S16")
-_BLOCK = 4096  # keys that are looked up at a time
+_DIGEST_SIZE = 16  # bytes
+_CACHE = 4096  # KiB of the table that stay in memory
 
 
 class KeyIndex:
     """Finds the numbers that were added with a key; from several threads at will, once all are added.
 
-    It holds digests of 16 bytes, in ascending order, and not the keys themselves.
+    It is a table of SQLite, in memory while it is small and else in a temporary file, which SQLite removes. The table
+    holds digests of the keys, and not the keys themselves.
     """
 
     def __init__(self) -> None:
-        self._digests = np.zeros(0, _DIGEST)
-        self._numbers = np.zeros(0, np.int64)
-        self._new_digests = bytearray()
-        self._new_numbers: array[int] = array("q")
         self._lock = threading.Lock()
+        self._table = sqlite3.connect("", check_same_thread=False)
+        weakref.finalize(self, self._table.close)
+        self._table.execute(f"PRAGMA cache_size = {-_CACHE}")
+        self._table.execute("PRAGMA journal_mode = OFF")  # a table that is lost with the process needs none
+        self._table.execute("CREATE TABLE added (digest BLOB, number INTEGER)")
 
     def add(self, keys: Iterable[str], numbers: np.ndarray) -> None:
-        """Adds keys, each with a number: int64 (n,). A key may be added again, with another number."""
-        self._new_digests += _digests(keys)
-        self._new_numbers.frombytes(numbers.astype(np.int64).tobytes())
+        """Adds keys, each with a number: int64 (n,). A key may be added again, with another number.
 
-    def first(self, keys: Sequence[str]) -> np.ndarray:
-        """The number that was added first with each of some keys, int64 (n,); −1 for a key that was not added."""
-        return self._find(keys, "left")
+        Raises:
+            TemporaryFileError: there is no room for the table.
+        """
+        rows = zip(_digests(keys), map(int, numbers), strict=True)
+        with self._lock, temporary_files(), self._table:
+            self._table.executemany("INSERT INTO added VALUES (?, ?)", rows)
 
-    def last(self, keys: Sequence[str]) -> np.ndarray:
-        """The number that was added last with each of some keys, int64 (n,); −1 for a key that was not added."""
-        return self._find(keys, "right")
+    def first(self, keys: Iterable[str]) -> np.ndarray:
+        """The smallest number that was added with each of some keys, int64 (n,); −1 for a key that was not added."""
+        return self._find("SELECT min(number) FROM added WHERE digest = ?", keys)
+
+    def last(self, keys: Iterable[str]) -> np.ndarray:
+        """The largest number that was added with each of some keys, int64 (n,); −1 for a key that was not added."""
+        return self._find("SELECT max(number) FROM added WHERE digest = ?", keys)
 
     def firsts(self) -> np.ndarray:
-        """The number that was added first with each different key, int64 (n,), ascending."""
-        self._sort()
-        is_first = np.ones(len(self._digests), bool)
-        is_first[1:] = self._digests[1:] != self._digests[:-1]
-        return np.sort(self._numbers[is_first])
+        """The smallest number that was added with each different key, int64 (n,), ascending."""
+        with self._lock, temporary_files():
+            self._sort()
+            found = self._table.execute("SELECT min(number) AS first FROM added GROUP BY digest ORDER BY first")
+            return np.fromiter((number for (number,) in found), np.int64)
 
-    def _find(self, keys: Sequence[str], side: Literal["left", "right"]) -> np.ndarray:
-        """The number of the first or the last of the equal digests of each key, or −1."""
-        self._sort()
-        numbers = np.full(len(keys), -1, np.int64)
-        if not len(self._digests):
-            return numbers
-        for start in range(0, len(keys), _BLOCK):
-            digests = np.frombuffer(_digests(keys[start : start + _BLOCK]), _DIGEST)
-            places = np.searchsorted(self._digests, digests, side)
-            if side == "right":
-                places -= 1
-            places = places.clip(0, len(self._digests) - 1)
-            is_there = self._digests[places] == digests
-            numbers[start : start + _BLOCK][is_there] = self._numbers[places[is_there]]
-        return numbers
+    def _find(self, query: str, keys: Iterable[str]) -> np.ndarray:
+        """The number that a query finds for the digest of each key, or −1."""
+        with self._lock, temporary_files():
+            self._sort()
+            found = (self._table.execute(query, (digest,)).fetchone() for digest in _digests(keys))
+            return np.fromiter((-1 if number is None else number for (number,) in found), np.int64)
 
     def _sort(self) -> None:
-        """Puts what was added since the last time into order; of equal keys the earlier one comes first."""
-        with self._lock:
-            if not self._new_digests:
-                return
-            digests = np.concatenate([self._digests, np.frombuffer(self._new_digests, _DIGEST)])
-            self._new_digests = bytearray()
-            order = np.argsort(digests, kind="stable")
-            self._digests = digests[order]
-            del digests
-            self._numbers = np.concatenate([self._numbers, np.frombuffer(self._new_numbers, np.int64)])[order]
-            self._new_numbers = array("q")
+        """Makes what finds rows by their digests, unless it is there."""
+        self._table.execute("CREATE INDEX IF NOT EXISTS by_digest ON added (digest, number)")
 
 
 def different_texts(texts: Sequence[str]) -> TextColumn:
@@ -96,9 +86,7 @@ def repeated_rows(texts: Sequence[str]) -> list[list[int]]:
     return [rows for rows in rows_of.values() if len(rows) > 1]
 
 
-def _digests(keys: Iterable[str]) -> bytearray:
-    """A digest of each key, of 16 bytes: those of different keys are different."""
-    digests = bytearray()
+def _digests(keys: Iterable[str]) -> Iterator[bytes]:
+    """A digest of each key; those of different keys are different."""
     for key in keys:
-        digests += blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST.itemsize).digest()
-    return digests
+        yield blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_SIZE).digest()

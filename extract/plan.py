@@ -6,7 +6,10 @@ do not depend on how many workers there are, or on which of them encodes a shard
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from onceover.base.files import digest
 
@@ -22,27 +25,34 @@ class Shard:
 
     Attributes:
         file: the file that it becomes.
-        rows: of the dataset, those of its block: for images its own, for captions of all shards of the block.
+        ranges: of rows of the dataset, those of its block: for images its own, for captions of all shards of the block.
         batches: the numbers of its batches among those of the block.
         size: how many rows it has.
     """
 
     file: Path
-    rows: list[int]
+    ranges: tuple[range, ...]
     batches: range
     size: int
 
+    @property
+    def rows(self) -> list[int]:
+        """The rows of its block."""
+        return list(chain.from_iterable(self.ranges))
 
-def plan_shards(kind: str, rows: list[int], batch_size: int, workers: int, blocks: int = 1) -> dict:
+
+def plan_shards(kind: str, rows: np.ndarray, batch_size: int, workers: int, blocks: int = 1) -> dict:
     """The plan for some rows of a kind, as plain values.
 
     Args:
+        rows: int64 (n,), ascending.
         batch_size: images in a batch.
         workers: how many shards are encoded at a time.
         blocks: times ``CAPTION_BLOCK`` that captions are sorted in, for devices with large batches.
 
     Returns:
-        ``todo``: the rows; ``batch``: rows in a batch; ``batches``: batches in a shard; ``block``: rows in a block.
+        ``todo``: the rows as runs, each its first row and the one behind its last; ``batch``: rows in a batch;
+        ``batches``: batches in a shard; ``block``: rows in a block.
     """
     batch = batch_size
     if kind == "text":
@@ -51,13 +61,26 @@ def plan_shards(kind: str, rows: list[int], batch_size: int, workers: int, block
     block = batch * batches
     if kind == "text":
         block = max(batch, CAPTION_BLOCK * blocks // batch * batch)
-    return {"todo": rows, "batch": batch, "batches": batches, "block": block}
+    return {"todo": _runs(rows), "batch": batch, "batches": batches, "block": block}
+
+
+def _runs(rows: np.ndarray) -> list[list[int]]:
+    """Ascending rows as runs of neighbours: ``[3, 4, 5, 9]`` -> ``[[3, 6], [9, 10]]``."""
+    if not len(rows):
+        return []
+    ends = np.flatnonzero(np.diff(rows) > 1)
+    starts = rows[np.concatenate([[0], ends + 1])]
+    stops = rows[np.concatenate([ends, [-1]])] + 1
+    return np.stack([starts, stops], axis=1).tolist()
 
 
 def is_plan(plan: dict) -> bool:
     """Whether plain values, read from a file, are a plan of ``plan_shards``."""
     numbers = [plan.get(name) for name in ("batch", "batches", "block")]
-    return isinstance(plan.get("todo"), list) and all(isinstance(number, int) and number > 0 for number in numbers)
+    todo = plan.get("todo")
+    if not isinstance(todo, list) or not all(isinstance(run, list) and len(run) == 2 for run in todo):
+        return False  # earlier versions listed the rows
+    return all(isinstance(number, int) and number > 0 for number in numbers)
 
 
 def shards_of(plan: dict, kind: str, folder: Path) -> list[Shard]:
@@ -65,24 +88,40 @@ def shards_of(plan: dict, kind: str, folder: Path) -> list[Shard]:
 
     Of captions in batches of 64 and shards of 8 batches, a block of 1,024 has two shards::
 
-        plan["todo"]:  [ block 0: 1,024 rows              ][ block 1: 1,024 rows              ][ block 2: 100 rows ]
+        the rows:      [ block 0: 1,024 rows              ][ block 1: 1,024 rows              ][ block 2: 100 rows ]
         batches:         0 1 2 3 4 5 6 7 | 8 9 ... 14 15     0 1 2 3 4 5 6 7 | 8 9 ... 14 15     0 1
         files:           text-…-00000.h5 | text-…-00001.h5   text-…-00002.h5 | text-…-00003.h5   text-…-00004.h5
     """
     tag = digest(plan)[:12]
     shards = []
-    for number, (rows, batches) in enumerate(_batches_by_shard(plan)):
+    for number, (ranges, batches) in enumerate(_batches_by_shard(plan)):
         first = batches.start * plan["batch"]
-        last = min(batches.stop * plan["batch"], len(rows))
-        shards.append(Shard(folder / f"{kind}-{tag}-{number:05d}.h5", rows, batches, last - first))
+        last = min(batches.stop * plan["batch"], sum(map(len, ranges)))
+        shards.append(Shard(folder / f"{kind}-{tag}-{number:05d}.h5", ranges, batches, last - first))
     return shards
 
 
-def _batches_by_shard(plan: dict) -> Iterator[tuple[list[int], range]]:
+def _batches_by_shard(plan: dict) -> Iterator[tuple[tuple[range, ...], range]]:
     """For each shard the rows of its block, and the numbers of its batches among those of the block."""
-    todo = plan["todo"]
-    for start in range(0, len(todo), plan["block"]):
-        rows = todo[start : start + plan["block"]]
-        count = -(-len(rows) // plan["batch"])
+    for ranges in _blocks(plan["todo"], plan["block"]):
+        count = -(-sum(map(len, ranges)) // plan["batch"])
         for first in range(0, count, plan["batches"]):
-            yield rows, range(first, min(first + plan["batches"], count))
+            yield ranges, range(first, min(first + plan["batches"], count))
+
+
+def _blocks(todo: list[list[int]], size: int) -> Iterator[tuple[range, ...]]:
+    """Runs of rows, cut into blocks of ``size`` rows, the last one with what is left."""
+    block: list[range] = []
+    room = size
+    for start, stop in todo:
+        while start < stop:
+            taken = range(start, min(stop, start + room))
+            block.append(taken)
+            room -= len(taken)
+            start = taken.stop
+            if not room:
+                yield tuple(block)
+                block = []
+                room = size
+    if block:
+        yield tuple(block)

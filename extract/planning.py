@@ -76,7 +76,7 @@ def new_plan(extraction: Extraction, work: Work, kind: str, captions: Sequence[s
     if kind == "image":
         rows = new_images(extraction.dataset, extraction.stats, sources, extraction.options.retry_failures)
     else:
-        rows = np.flatnonzero(sources.find(captions) < 0).tolist()
+        rows = np.flatnonzero(sources.find(captions) < 0)
     device = work.device()
     blocks = 1 if device.type == "cpu" else CAPTION_BLOCKS_ON_GPU
     plan = plan_shards(kind, rows, work.batch_size, processes * work.engine.workers(device), blocks)

@@ -94,7 +94,7 @@ class Embeddings:
         """The images (``kind`` image) or captions (text) as a gallery, of all splits or of one.
 
         Raises:
-            EmbeddingsError: no such split. GalleryError: the temporary folder has no room.
+            EmbeddingsError: no such split. TemporaryFileError: no room.
         """
         items = Items(self.ids, self.paths, self.sha256, self.captions, self.image_index, self.thumbnails)
         biases = self.biases(rerank)

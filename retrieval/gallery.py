@@ -13,17 +13,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from onceover.base.columns import LazyColumn
-from onceover.base.errors import OnceoverError
+from onceover.base.temporary import temporary_files
 from onceover.base.texts import Texts
 from onceover.extract.store import FeatureStore, caption_ids
 
 NOUNS = {"image": "images", "text": "captions"}  # what a gallery holds, by its kind
 BLOCK = 8192  # rows copied at a time
 IN_MEMORY = 256 * 2**20  # bytes of vectors with a bias up to which they need no temporary file
-
-
-class GalleryError(OnceoverError):
-    """A gallery that cannot be laid out, since the temporary folder has no room for it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Gallery:
         """Some of the items; thumbnails are read when one is asked for.
 
         Raises:
-            GalleryError: the temporary folder has no room.
+            TemporaryFileError: there is no room for a temporary file.
         """
         numbers = np.asarray(rows).tolist()
         thumbnails = None
@@ -166,7 +162,7 @@ class Items:
             vectors: float32, one row an item. bias: float32, one number an item, or None.
 
         Raises:
-            GalleryError: the temporary folder has no room.
+            TemporaryFileError: there is no room for a temporary file.
         """
         is_biased = bias is not None
         if bias is not None:
@@ -189,7 +185,7 @@ def gallery_of_store(
     """The images or captions of any store as a gallery, with the vectors that heads have made of their features.
 
     Raises:
-        GalleryError: the temporary folder has no room.
+        TemporaryFileError: there is no room for a temporary file.
     """
     items = Items(
         ids=store.image_ids,
@@ -217,7 +213,7 @@ def with_bias(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Vectors with their bias as one more coordinate: in memory, or in a mapped temporary file where they are many.
 
     Raises:
-        GalleryError: the temporary folder has no room for it.
+        TemporaryFileError: there is no room for a temporary file.
     """
     joined = _reserved_array((len(vectors), vectors.shape[1] + 1))
     for start in range(0, len(vectors), BLOCK):
@@ -231,7 +227,7 @@ def gathered(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Some rows of vectors: in memory, or in a mapped temporary file where they are many.
 
     Raises:
-        GalleryError: the temporary folder has no room for it.
+        TemporaryFileError: there is no room for a temporary file.
     """
     some = _reserved_array((len(rows), vectors.shape[1]))
     for start in range(0, len(rows), BLOCK):
@@ -244,15 +240,9 @@ def _reserved_array(shape: tuple[int, int]) -> np.ndarray:
     size = 4 * shape[0] * shape[1]
     if size <= IN_MEMORY:
         return np.empty(shape, np.float32)
-    try:
-        with tempfile.TemporaryFile() as file:
-            _reserve(file, size)
-            return np.memmap(file, np.float32, "r+", shape=shape)
-    except OSError as error:
-        raise GalleryError(
-            f"{tempfile.gettempdir()} has no room for a temporary file of {size / 2**20:,.0f} MiB ({error.strerror}); "
-            "make room there, or name another folder in the environment variable TMPDIR"
-        ) from error
+    with temporary_files(), tempfile.TemporaryFile() as file:
+        _reserve(file, size)
+        return np.memmap(file, np.float32, "r+", shape=shape)
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

@@ -1,5 +1,6 @@
 """Engines: whichever has the shards encoded, the store is the same; one can be added from outside."""
 
+import json
 import os
 import pickle
 import signal
@@ -7,13 +8,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onceover.base.files import write_once
 from onceover.base.hdf5 import damaged_parts, open_hdf5
 from onceover.base.registry import RegistryError
 from onceover.extract import encode
+from onceover.extract import plan as planning
 from onceover.extract.encode import Progress
 from onceover.extract.encoders import EncoderError
 from onceover.extract.encoding import devices
@@ -137,7 +142,7 @@ def test_an_error_in_one_shard_ends_an_engine_and_keeps_what_is_written(
     ],
 )
 def test_shards_are_runs_of_whole_batches_and_as_many_as_keep_workers_busy(kind, count, workers, sizes, tmp_path):
-    plan = plan_shards(kind, list(range(count)), 16, workers)
+    plan = plan_shards(kind, np.arange(count), 16, workers)
     assert is_plan(plan)
     shards = shards_of(plan, kind, tmp_path)
     assert [shard.size for shard in shards] == sizes
@@ -149,8 +154,28 @@ def test_shards_are_runs_of_whole_batches_and_as_many_as_keep_workers_busy(kind,
     assert covered == list(range(count))
 
 
+@given(rows=st.sets(st.integers(0, 60)), batch=st.integers(1, 5), kind=st.sampled_from(["image", "text"]))
+@settings(max_examples=60, deadline=None)
+def test_a_plan_has_each_row_once_and_in_its_order_whatever_rows_are_new(rows, batch, kind):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "CAPTION_BLOCK", 12)
+        plan = plan_shards(kind, np.array(sorted(rows), np.int64), batch, 1)
+        assert json.loads(json.dumps(plan)) == plan
+        assert is_plan(plan)
+        assert sum(stop - start for start, stop in plan["todo"]) == len(rows)
+        covered = []
+        for shard in shards_of(plan, kind, Path("folder")):
+            first = shard.batches.start * plan["batch"]
+            covered += shard.rows[first : first + shard.size]
+    assert covered == sorted(rows)
+
+
+def test_a_plan_of_an_earlier_version_which_lists_its_rows_is_none():
+    assert not is_plan({"todo": [0, 1, 2], "batch": 16, "batches": 1, "block": 16})
+
+
 def test_progress_and_shards_are_plain_values(tmp_path):
-    shard = shards_of(plan_shards("image", [3, 4], 1, 1), "image", tmp_path)[0]
+    shard = shards_of(plan_shards("image", np.array([3, 4]), 1, 1), "image", tmp_path)[0]
     assert pickle.loads(pickle.dumps(shard)) == shard
     assert pickle.loads(pickle.dumps(Progress(1, {"encode": 2.0}))) == Progress(1, {"encode": 2.0})
 
@@ -211,7 +236,7 @@ class Noting(encode.Encoding):
 
 def shards_in(folder, count):
     folder.mkdir()
-    return shards_of(plan_shards("image", list(range(count)), 1, count), "image", folder)
+    return shards_of(plan_shards("image", np.arange(count), 1, count), "image", folder)
 
 
 def test_an_error_on_one_of_several_devices_ends_all_and_keeps_what_is_written(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,7 +127,7 @@ def test_a_cluster_without_a_gpu_is_refused_where_one_is_asked_for(cluster):
 
 
 def test_a_folder_that_a_node_does_not_share_is_refused(tmp_path):
-    shards = shards_of(plan_shards("image", [0], 1, 1), "image", tmp_path / "nowhere")
+    shards = shards_of(plan_shards("image", np.arange(1), 1, 1), "image", tmp_path / "nowhere")
     with pytest.raises(FileError, match="needs a store in a folder that all nodes share at the same path"):
         engine._encode(None, "cpu", shards)
 

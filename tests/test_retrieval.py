@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import types
 from html import escape
 
@@ -17,6 +16,7 @@ from test_store import write
 
 from onceover.analysis.report import error_page
 from onceover.base.hdf5 import sign_hdf5
+from onceover.base.temporary import TemporaryFileError
 from onceover.configs.schema import ExtractConfig
 from onceover.extract import store as module
 from onceover.extract.layouts import read_dataset
@@ -29,7 +29,7 @@ from onceover.retrieval.comparison import compare_runs
 from onceover.retrieval.embeddings import EmbeddingsError, read_embeddings
 from onceover.retrieval.evaluation import EvaluationError, evaluate
 from onceover.retrieval.exact import QueryError
-from onceover.retrieval.gallery import CaptionLists, GalleryError
+from onceover.retrieval.gallery import CaptionLists
 from onceover.retrieval.metrics import report
 from onceover.retrieval.queries import check_query
 from onceover.retrieval.ranks import rank
@@ -486,11 +486,11 @@ def test_trap_a_full_temporary_folder_is_one_line_and_no_crash(monkeypatch):
 
     monkeypatch.setattr(galleries, "IN_MEMORY", 1000)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(GalleryError) as error:
+    with pytest.raises(TemporaryFileError) as error:
         galleries.with_bias(*with_bias(rows=100_000))
     assert str(error.value) == (
-        f"{tempfile.gettempdir()} has no room for a temporary file of 3 MiB (No space left on device); make room "
-        "there, or name another folder in the environment variable TMPDIR"
+        "a temporary file cannot be written (No space left on device); make room in the folder of temporary files, or "
+        "name another one in the environment variable TMPDIR"
     )
 
 

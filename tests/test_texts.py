@@ -1,7 +1,11 @@
 """Columns of text in little memory, and the index that finds rows by text: like lists and dicts but for the memory."""
 
+import errno
 import pickle
+import tempfile
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +14,9 @@ from hypothesis import strategies as st
 
 from onceover.base import files, hdf5, texts
 from onceover.base.files import digest, digest_of_column
+from onceover.base.temporary import TemporaryFileError
 from onceover.base.texts import ChosenTexts, Texts, text_column
-from onceover.extract import key_index, sealing
+from onceover.extract import sealing
 from onceover.extract.dataset import Dataset
 from onceover.extract.key_index import KeyIndex, different_texts, repeated_rows
 from onceover.extract.shards import RowSources, write_shard
@@ -24,8 +29,9 @@ RECIPE = {"weights": "0" * 64, "pooling": "mean", "layers": ["last"], "dtype": "
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of three rows, so that few rows make several."""
+    """Chunks of three rows, two of them in memory, so that few rows make several."""
     monkeypatch.setattr(texts, "_CHUNK", 3)
+    monkeypatch.setattr(texts, "_IN_MEMORY", 2)
 
 
 @given(values=VALUES, more=VALUES, data=st.data())
@@ -33,6 +39,7 @@ def small_chunks(monkeypatch):
 def test_a_column_reads_like_the_list_that_it_was_made_of(values, more, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texts, "_CHUNK", 3)
+        patch.setattr(texts, "_IN_MEMORY", 2)
         column = Texts(values)
         column.extend(more)
         listed = [*values, *more]
@@ -65,7 +72,7 @@ def test_columns_of_other_values_are_not_equal(small_chunks):
 
 @given(added=st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 99)), max_size=20), parts=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_an_index_finds_the_first_and_the_last_number_of_a_key(added, parts):
+def test_an_index_finds_the_smallest_and_the_largest_number_of_a_key(added, parts):
     index = KeyIndex()
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -74,12 +81,55 @@ def test_an_index_finds_the_first_and_the_last_number_of_a_key(added, parts):
         block = added[start : start + size]
         index.add([key for key, _ in block], np.array([number for _, number in block]))
         for key, number in block:
-            first.setdefault(key, number)
-            last[key] = number
+            first[key] = min(number, first.get(key, number))
+            last[key] = max(number, last.get(key, number))
         index.first(["a"])  # what is added afterwards joins what is in order already
     assert index.first(list("abcdef")).tolist() == [first.get(key, -1) for key in "abcdef"]
     assert index.last(list("abcdef")).tolist() == [last.get(key, -1) for key in "abcdef"]
     assert index.firsts().tolist() == sorted(first.values())
+
+
+def test_several_threads_read_a_long_column_and_an_index_at_once(small_chunks):
+    values = [f"text {row}" for row in range(300)]
+    column = Texts(values)
+    index = KeyIndex()
+    index.add(values, np.arange(300))
+
+    def read(seed):
+        rows = np.random.default_rng(seed).permutation(300)
+        return ChosenTexts(column, rows) == [values[row] for row in rows] and (index.first(column[::7]) % 7 == 0).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(40)))
+
+
+def test_a_long_column_closes_its_file_when_nobody_needs_it(small_chunks):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    column = Texts(map(str, range(100)))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    del column
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_trap_a_full_temporary_folder_is_an_error_that_says_what_to_do(small_chunks, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert len(Texts(map(str, range(8)))) == 8  # what is in memory needs no file
+    with pytest.raises(TemporaryFileError) as error:
+        Texts(map(str, range(9)))
+    assert str(error.value) == (
+        "a temporary file cannot be written (No space left on device); make room in the folder of temporary files, or "
+        "name another one in the environment variable TMPDIR"
+    )
+
+
+def test_trap_a_full_temporary_folder_stops_an_index_of_keys_with_an_error(monkeypatch):
+    index = KeyIndex()
+    index._table.execute("PRAGMA max_page_count = 8")  # the table can grow no further, as on a full disk
+    with pytest.raises(TemporaryFileError, match=r"cannot be written \(database or disk is full\); make room"):
+        index.add(map(str, range(10_000)), np.arange(10_000))
 
 
 def test_different_and_repeated_texts_come_in_their_order():
@@ -101,12 +151,13 @@ def test_sealing_a_folder_takes_little_memory_for_an_image_and_its_caption(tmp_p
     """Lists and dicts of strings take 1,200 bytes."""
     peaks = []
     monkeypatch.setattr(sealing, "sync_folder", lambda folder: peaks.append(tracemalloc.get_traced_memory()[1]))
-    for module, name in ((hdf5, "_TEXTS"), (hdf5, "ROWS"), (files, "_ROWS"), (key_index, "_BLOCK")):
+    for module, name in ((hdf5, "_TEXTS"), (hdf5, "ROWS"), (files, "_ROWS"), (texts, "_CHUNK")):
         monkeypatch.setattr(module, name, ROWS)  # blocks of rows, whose memory does not grow with a store
     for images in (256, 1024, 3072):  # the first: what is loaded at first use stays
         seal_made_up(tmp_path / str(images), images)
     with FeatureStore(tmp_path / "3072" / "s.store") as store:
         assert (len(store.image_ids), store.captions[3071]) == (3072, "image 3071 shows what image 3071 shows")
+    print((peaks[2] - peaks[1]) / 2048)
     assert (peaks[2] - peaks[1]) / 2048 < 300
 
 
