@@ -20,7 +20,7 @@ from onceover.retrieval.ranks import rank
 from onceover.retrieval.store_pairs import MIN_TRAIN, has_own_space, most_images, sample
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights beside trained heads; 0: left out
-CCA_SHARE = 0.4  # a CCA's, taken where no other one is clearly better; measured (docs/notes/few-images.md)
+CCA_SHARE = 0.4  # a CCA's, beside trained heads that are better; measured (docs/notes/few-images.md)
 OWN_SHARE = 0.9  # the own space's, in which nothing was fitted; measured (the same)
 
 Vectors = tuple[np.ndarray, np.ndarray, np.ndarray]  # of images (P, D) and captions (T, D), and the caption map (T,)
@@ -137,22 +137,28 @@ def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
     """The weight of a closed form beside trained heads, chosen on the validation images; 0 where it does harm.
 
     It is the usual weight, or the one of ``SHARES`` with the best rsum where that is better by more than a standard
-    error.
+    error. Where the closed form is the better one of both, the usual weight is at least its part of the sum of their
+    rsums.
 
     Args:
         trained, closed_form: the validation images' and captions' unit vectors.
+        usual: one of ``SHARES``.
     """
+    trained_rsum = quality(*trained)["rsum"]
+    closed_rsum = quality(*closed_form)["rsum"]
+    if closed_rsum > trained_rsum:
+        part = closed_rsum / (closed_rsum + trained_rsum)
+        usual = max(usual, min(SHARES, key=lambda share: abs(share - part)))
     ranks = {share: _mixed_ranks(trained, closed_form, share) for share in SHARES}
     chosen = clearly_best(ranks, usual)
     rsum = report([ranks[chosen]], draws=0)["rsum"]
-    alone = {"trained heads": quality(*trained)["rsum"], "closed form": quality(*closed_form)["rsum"]}
     say(
-        f"rsum on the validation images: {alone['trained heads']:.1f} of the trained heads, {alone['closed form']:.1f} "
-        f"of the heads without training, {rsum:.1f} of both, these with the weight {chosen:g}"
+        f"rsum on the validation images: {trained_rsum:.1f} of the trained heads, {closed_rsum:.1f} of the heads "
+        f"without training, {rsum:.1f} of both, these with the weight {chosen:g}"
     )
     if chosen == 0:
         say("the heads without training do harm beside the trained ones there, and are left out")
-    elif alone["closed form"] >= rsum:
+    elif closed_rsum >= rsum:
         say("the trained heads add nothing to those without there: more images, or other settings, may change that")
     return chosen
 

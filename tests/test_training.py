@@ -22,6 +22,7 @@ from onceover.base.outputs import Outputs
 from onceover.configs.schema import Config, ModelConfig, TrainingConfig
 from onceover.extract.store import FeatureStore
 from onceover.heads import chunks, replacement, stacking, training
+from onceover.heads import closed_form as closed_form_module
 from onceover.heads.batches import Batches
 from onceover.heads.checkpoint import RunError, load_run, save_resume
 from onceover.heads.closed_form import CCA_SHARE, chosen_share
@@ -811,7 +812,9 @@ def test_a_closed_form_of_shuffled_pairs_is_at_chance_too(store, tmp_path, fit_c
     assert rsums[False] > 1.5 * rsums[True]  # on the pairs that the first one was fitted on
 
 
-@pytest.mark.parametrize(("noise", "closed_noise", "expected"), [(0.6, 0.6, 0.4), (40.0, 0.3, 0.9), (0.3, 40.0, 0.0)])
+@pytest.mark.parametrize(
+    ("noise", "closed_noise", "expected"), [(0.6, 0.61, 0.4), (0.61, 0.6, 0.5), (40.0, 0.3, 0.9), (0.3, 40.0, 0.0)]
+)
 def test_the_closed_form_weighs_what_the_validation_images_ask_for(noise, closed_noise, expected):
     generator = np.random.default_rng(0)
 
@@ -824,6 +827,20 @@ def test_the_closed_form_weighs_what_the_validation_images_ask_for(noise, closed
     trained = vectors(noise)
     closed = vectors(closed_noise)
     assert chosen_share((*trained, index), (*closed, index), CCA_SHARE) == expected
+
+
+@pytest.mark.parametrize(
+    ("trained", "closed", "usual", "expected"),
+    [(30, 70, 0.4, 0.7), (50, 40, 0.4, 0.4), (50, 50, 0.4, 0.4), (0, 9, 0.4, 0.9), (30, 70, 0.9, 0.9)],
+)
+def test_a_better_closed_form_has_its_part_of_both_rsums_where_few_images_tell_no_more(
+    trained, closed, usual, expected, monkeypatch
+):
+    monkeypatch.setattr(closed_form_module, "quality", lambda images, *_: {"rsum": float(images[0, 0])})
+    monkeypatch.setattr(closed_form_module, "clearly_best", lambda ranks, usual: usual)
+    texts = np.ones((2, 1), np.float32)
+    vectors = [(rsum * texts, texts, np.arange(2)) for rsum in (trained, closed)]
+    assert chosen_share(*vectors, usual) == expected
 
 
 def test_the_scores_of_members_are_their_weighted_mean(store, tmp_path, fit_config, changed):
