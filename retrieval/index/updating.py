@@ -99,10 +99,10 @@ def update_share(folder: str | Path, gallery: Gallery, worker: Worker, **request
     check_folder(folder)
     plan = _planned(folder, gallery, **request)
     rows, entries_stay = plan.rows_to_write(len(gallery))
-    if plan.is_up_to_date or not rows:
+    if plan.is_up_to_date or not len(rows):
         say(f"{folder}: up to date; nothing to share")
         return
-    items = gallery.take(np.array(rows)) if len(rows) < len(gallery) else gallery
+    items = gallery.take(rows) if len(rows) < len(gallery) else gallery
     encode_share(folder, items, plan.type_to_write(len(rows), entries_stay), worker)
 
 
@@ -250,13 +250,13 @@ class _Change:
 
     Attributes:
         keys: of the gallery's items.
-        new_rows: of the gallery, those that are not in the index yet.
+        new_rows: of the gallery, those that are not in the index yet, int64 (n,).
         gone_keys: of items that are in the index and not in the gallery.
         buried: how many rows of the segments are dead then.
     """
 
     keys: TextColumn
-    new_rows: list[int]
+    new_rows: np.ndarray
     gone_keys: set[str]
     buried: int
 
@@ -266,7 +266,7 @@ def _compare(segments: list[Segment], keys: TextColumn) -> _Change:
     for segment in segments:
         present.update(segment.rows.living("key"))
     gone_keys = present.difference(keys)
-    new_rows = [row for row, key in enumerate(keys) if key not in present]
+    new_rows = np.flatnonzero([key not in present for key in keys])
     buried = sum(segment.size for segment in segments) - len(present) + len(gone_keys)
     return _Change(keys, new_rows, gone_keys, buried)
 
@@ -287,16 +287,16 @@ class _Plan:
     @property
     def is_up_to_date(self) -> bool:
         """Whether the index that is there is the one that is asked for."""
-        if not self.segments or self.change.new_rows or self.change.gone_keys or self.before is None:
+        if not self.segments or len(self.change.new_rows) or self.change.gone_keys or self.before is None:
             return False
         return all(self.before.get(key) == value for key, value in self.about.items())
 
-    def rows_to_write(self, size: int) -> tuple[list[int], bool]:
+    def rows_to_write(self, size: int) -> tuple[np.ndarray, bool]:
         """The rows, of a gallery of this size, that a new segment is to hold, and whether the old segments stay."""
         rows = self.change.new_rows
         is_much = len(rows) + self.change.buried > size / 2
         if is_much or len(self.segments) >= MAX_SEGMENTS:
-            return list(range(size)), False
+            return np.arange(size), False
         return rows, bool(self.segments)
 
     def type_to_write(self, rows: int, entries_stay: bool) -> str:
@@ -339,12 +339,12 @@ def _write_change(files: IndexFiles, gallery: Gallery, plan: _Plan) -> list[dict
             bury(files, entry, segment, change.gone_keys)
             for entry, segment in zip(plan.before["segments"], plan.segments, strict=True)
         ]
-    if rows:
+    if len(rows):
         items = gallery
         if len(rows) < len(gallery):
-            items = gallery.take(np.array(rows))
+            items = gallery.take(rows)
         kind = plan.type_to_write(len(rows), entries_stay)
-        entries.append(write_segment(files, items, ChosenTexts(change.keys, np.array(rows)), kind))
+        entries.append(write_segment(files, items, ChosenTexts(change.keys, rows), kind))
     return entries
 
 
