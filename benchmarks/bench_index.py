@@ -1,8 +1,8 @@
-"""Builds an index of many vectors whose lists lie on the disk, and measures its recall, speed, bytes and memory.
+"""Builds an index of very many images whose lists lie on the disk, and measures its recall, speed, bytes and memory.
 
 The vectors are a run's image embeddings, reduced to fewer dimensions by PCA, each many times with noise. They are made
-again from their numbers whenever they are read, and no file ever holds them. Queries are the run's captions. The
-process, and what it builds with, is refused more than --memory of writable memory (Linux).
+again from their numbers whenever they are read, and no file ever holds them. Names, paths, contents and captions are
+made up. Queries are the run's captions. The process is refused more than --memory of writable memory (Linux).
 
     OMP_NUM_THREADS=1 python benchmarks/bench_index.py --run runs/first --folder big --rows 10000000
 """
@@ -10,15 +10,20 @@ process, and what it builds with, is refused more than --memory of writable memo
 import argparse
 import json
 import resource
+import shutil
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from bench_folders import caption, content, image_name
 
 from onceover.base.formats import EMBEDDINGS
+from onceover.base.texts import Texts
 from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.gallery import Items
+from onceover.retrieval.index import Index, update
 from onceover.retrieval.index.faiss_files import RowFilter, open_faiss, search_blocks, search_parameters
-from onceover.retrieval.index.lists import ListParts, parts_folder, write_lists
 from onceover.retrieval.index.types import EFFORTS
 
 BLOCK = 16_384  # vectors made at a time
@@ -41,6 +46,10 @@ class Jittered:
 
     def __len__(self):
         return self.shape[0]
+
+    def __iter__(self):
+        for block in self.blocks():
+            yield from block
 
     def __getitem__(self, wanted):
         """A slice of the rows, or those of some ascending numbers."""
@@ -105,7 +114,7 @@ def main():
     """Builds, searches, prints a line of JSON after each step, and removes what was built."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path)
-    parser.add_argument("--folder", required=True, type=Path, help="folder for the index; what was made is removed")
+    parser.add_argument("--folder", required=True, type=Path, help="a new folder for the index; removed at the end")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--kind", default="ivf16")
@@ -118,37 +127,41 @@ def main():
     base, queries = reduced(np.array(embeddings.images), np.array(embeddings.texts[np.sort(some)]), arguments.dim)
     vectors = Jittered(base.astype(np.float32), arguments.rows)
     queries = np.ascontiguousarray(queries, np.float32)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    path = arguments.folder / "lists.faiss"
+    if arguments.folder.exists():
+        sys.exit(f"{arguments.folder} is there; name a new folder")
+    rows = range(arguments.rows)
     result = {"rows": len(vectors), "dim": arguments.dim, "type": arguments.kind}
-    parts = ListParts(arguments.folder / "lists", vectors, "made up", arguments.kind)
+    items = Items(
+        ids=Texts(map(image_name, rows)),
+        paths=Texts(f"photos/{image_name(row)}" for row in rows),
+        sha256=Texts(map(content, rows)),
+        captions=Texts(map(caption, rows)),
+        image_index=np.arange(arguments.rows),
+        thumbnails=None,
+    )
     try:
         start = time.perf_counter()
-        parts.begin()
-        result["train_seconds"] = round(time.perf_counter() - start, 1)
-        print(json.dumps(result), flush=True)
-        start = time.perf_counter()
-        parts.write(list(parts.numbers))
-        result["encode_seconds"] = round(time.perf_counter() - start, 1)
-        result["parts"] = len(parts.numbers)
-        print(json.dumps(result), flush=True)
-        start = time.perf_counter()
-        write_lists(parts, path)
-        result["merge_seconds"] = round(time.perf_counter() - start, 1)
-        result["bytes"] = path.stat().st_size
+        cpu = time.process_time()
+        gallery = items.gallery("image", vectors, None, "made up")
+        update(arguments.folder, gallery, queries, source="made up", run="made up", kind=arguments.kind, memory=limit)
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        result["CPU_seconds"] = round(time.process_time() - cpu, 1)
+        result["bytes"] = {path.suffix: path.stat().st_size for path in arguments.folder.iterdir()}
         result["peak_mapped_and_own_MiB"] = round(status("VmHWM"))
-        result["writable_MiB_at_end"] = round(status("VmData"))
+        result["own_MiB"] = round(status("RssAnon"))
         print(json.dumps(result), flush=True)
         start = time.perf_counter()
         truth = search_blocks(queries, vectors.blocks(), K)[1]
         result["exact_seconds"] = round(time.perf_counter() - start, 1)
+        start = time.perf_counter()
+        Index(arguments.folder)
+        result["open_seconds"] = round(time.perf_counter() - start, 1)
+        (path,) = arguments.folder.glob("*.faiss")
         result["search"] = measure(path, arguments.kind, vectors, queries, truth)
         result["own_MiB_after_search"] = round(status("RssAnon"))
         print(json.dumps(result), flush=True)
     finally:
-        path.unlink(missing_ok=True)
-        if parts_folder(arguments.folder / "lists").exists():
-            parts.remove()
+        shutil.rmtree(arguments.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
