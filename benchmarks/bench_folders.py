@@ -192,7 +192,7 @@ def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names
         for shard in shard_files(Path(f"{path}.parts"), kind):
             sources[kind].add(shard)
     sources["image"].forget_stats()
-    stats = stats or [(0, 0)] * images
+    stats = np.zeros((images, 2), np.int64) if stats is None else np.array(stats)
     machine = {"encoder": "made up", "device": "cpu", "streams": 1, "batch_size": 16, "torch": "0", "transformers": "0"}
     seal(
         path,
@@ -202,8 +202,8 @@ def seal_synthetic(path: Path, images: int, provenance: dict, splits=None, names
             "path": paths or Texts(names(row) for row in range(images)),
             "split": splits or Texts("train" for _ in range(images)),
             "sha256": ChosenTexts(sources["image"].contents, np.arange(images)),
-            "size": np.array([size for size, _ in stats], np.int64),
-            "mtime_ns": np.array([mtime for _, mtime in stats], np.int64),
+            "size": stats[:, 0],
+            "mtime_ns": stats[:, 1],
         },
         texts={"caption": Texts(caption(row) for row in range(images)), "image_index": np.arange(images)},
         sources=sources,

@@ -150,18 +150,20 @@ def write_segment(files: IndexFiles, gallery: Gallery, keys: Sequence[str], kind
     kind = type_of_segment(kind, len(gallery))
     name = files.next_segment()
     rows_file, faiss_file = files.begin(f"{name}.h5", f"{name}.faiss")
-    vectors, sha256 = _vectors_of(gallery)
-    is_quantized = kind == "ivfpq"
-    write_rows(rows_file, gallery, keys, vectors if is_quantized else None)
+    sha256 = _sha256_of(gallery.vectors)
     if kind in SHARED_TYPES:
-        write_lists(ListParts(files.folder, vectors, sha256, kind), faiss_file)
+        write_rows(rows_file, gallery, keys, None)
+        write_lists(ListParts(files.folder, gallery.vectors, sha256, kind), faiss_file)
     else:
+        vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
+        is_quantized = kind == "ivfpq"
+        write_rows(rows_file, gallery, keys, vectors if is_quantized else None)
         write_faiss(build_faiss(vectors, kind), faiss_file)
     return {
         "name": name,
         "type": kind,
         "effort": EFFORTS[kind][0],
-        "rows": len(vectors),
+        "rows": len(gallery),
         "removed": None,
         "vectors_sha256": sha256,
         "files": {path.name: file_sha256(path) for path in (faiss_file, rows_file)},
@@ -178,8 +180,8 @@ def encode_share(folder: Path, gallery: Gallery, kind: str, worker: Worker) -> N
     if kind not in SHARED_TYPES:
         say(f"{folder}: a {kind} index of {len(gallery):,} rows is not shared; the call without --worker builds it")
         return
-    vectors, sha256 = _vectors_of(gallery)
-    write_share(ListParts(folder, vectors, sha256, kind, worker.count), worker)
+    parts = ListParts(folder, gallery.vectors, _sha256_of(gallery.vectors), kind, worker.count)
+    write_share(parts, worker)
 
 
 def type_of_segment(kind: str, rows: int) -> str:
@@ -187,10 +189,12 @@ def type_of_segment(kind: str, rows: int) -> str:
     return kind if rows >= MIN_TRAINING_ROWS else "flat"
 
 
-def _vectors_of(gallery: Gallery) -> tuple[np.ndarray, str]:
-    """The vectors of a gallery, float32 (N, D), contiguous, and the SHA-256 of their bytes."""
-    vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
-    return vectors, hashlib.sha256(vectors.data).hexdigest()
+def _sha256_of(vectors: np.ndarray) -> str:
+    """The SHA-256 of the bytes of vectors (N, D) as float32, of which a block is in memory at a time."""
+    state = hashlib.sha256()
+    for start in range(0, len(vectors), BLOCK):
+        state.update(np.ascontiguousarray(vectors[start : start + BLOCK], dtype=np.float32).data)
+    return state.hexdigest()
 
 
 def bury(files: IndexFiles, entry: dict, segment: Segment, keys: set[str]) -> dict:
