@@ -14,7 +14,6 @@ import json
 import math
 import os
 import struct
-import threading
 import weakref
 import zlib
 from abc import ABC, abstractmethod
@@ -27,6 +26,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError, first_line
 from onceover.base.files import ForgivingFile, check_regular, digest, forgiving_file, open_regular, parse_json
+from onceover.base.temporary import read_at
 
 CHECKSUM = "sha256"  # the attribute of a dataset that holds the checksum of its values
 ATTRIBUTES_CHECKSUM = "attributes_sha256"  # the file's attribute that holds the checksum of all others
@@ -45,7 +45,6 @@ TRAILER_BYTES = _MAX_TRAILER + _LENGTH.size + len(_END)  # at the end of a file,
 _TEXTS = 8192  # written at a time: where bytes lie in a file depends on it
 _STRING = h5py.string_dtype()
 _BYTES = h5py.vlen_dtype(np.uint8)
-_SEEKING = threading.Lock()  # where a file's place is shared by threads (Windows)
 
 
 class Hdf5Error(OnceoverError):
@@ -366,17 +365,6 @@ def fill(target: h5py.Dataset, rows: slice, block: Any) -> None:
 def which_file(status: os.stat_result) -> tuple[int, int, int, int]:
     """Numbers that differ between two files at one path, and between a file before and after it was written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def read_at(descriptor: int, view: memoryview, place: int) -> int:
-    """Reads from a place in a file into ``view``; gives how many bytes came. From several threads at will."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [view], place)
-    with _SEEKING:
-        os.lseek(descriptor, place, os.SEEK_SET)
-        data = os.read(descriptor, len(view))
-    view[: len(data)] = data
-    return len(data)
 
 
 class RowsOnDisk(ABC):

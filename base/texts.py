@@ -1,21 +1,20 @@
 """Columns of text, however long, in little memory: what is long lies in a temporary file."""
 
 import functools
-import os
-import tempfile
-import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from onceover.base.columns import LazyColumn
-from onceover.base.temporary import temporary_files
+from onceover.base.temporary import TemporaryBytes
 
 _CHUNK = 1024  # rows
-_IN_MEMORY = 8  # chunks of a column: its first ones, and as many of the others, those that were read last
+_IN_MEMORY = 2**18  # bytes of a column; a longer one lies in a temporary file
+_READ = 8  # chunks of a column that stay in memory: those that were read last
 
 
 class TextColumn(LazyColumn[str]):
@@ -35,11 +34,17 @@ class TextColumn(LazyColumn[str]):
         return f"{type(self).__name__}({list(self)!r})"
 
 
-class _Chunk(NamedTuple):
+@dataclass(frozen=True)
+class _Chunk:
     """Some rows as UTF-8: their bytes one after the other, and where in them each row ends."""
 
-    data: bytes | bytearray
+    data: bytearray
     ends: "array[int]"
+
+    def add(self, values: list[bytes]) -> None:
+        """Adds rows."""
+        self.ends.extend(islice(accumulate(map(len, values), initial=len(self.data)), 1, None))
+        self.data.extend(b"".join(values))
 
     def values(self, first: int, stop: int) -> Iterator[str]:
         """The values of neighbouring rows."""
@@ -50,19 +55,20 @@ class _Chunk(NamedTuple):
 
 
 class Texts(TextColumn):
-    """A column of text, in chunks of rows; from several threads at will, once all values are added.
+    """A column of text, in chunks of rows: in memory while they are few, else in a temporary file.
 
-    The first chunks lie in memory, the others in a temporary file.
+    Several threads may read it once all values are added, and so may forks of the process.
     """
 
     def __init__(self, values: Iterable[str] = ()):
-        self._first: list[_Chunk] = []
-        self._others: _ChunkFile | None = None
-        self._last = _new_chunk()  # which is not complete
+        self._complete = TemporaryBytes(_IN_MEMORY)
+        self._starts = array("q", [0])  # where in these bytes each complete chunk starts, and where the next one will
+        self._read = functools.lru_cache(_READ)(functools.partial(_read_chunk, self._complete))
+        self._last = _new_chunk()  # which need not be complete
         self.extend(values)
 
-    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
-        return type(self), (list(self),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_chunks, ([self._chunk(number) for number in range(len(self._starts))],)
 
     def extend(self, values: Iterable[str]) -> None:
         """Adds values at the end.
@@ -72,39 +78,28 @@ class Texts(TextColumn):
         """
         waiting = iter(values)
         while True:
-            data, ends = self._last
-            encoded = [value.encode("utf-8", "surrogatepass") for value in islice(waiting, _CHUNK - len(ends))]
+            if len(self._last.ends) == _CHUNK:
+                self._put_away()
+            room = _CHUNK - len(self._last.ends)
+            encoded = [value.encode("utf-8", "surrogatepass") for value in islice(waiting, room)]
             if not encoded:
                 return
-            ends.extend(islice(accumulate(map(len, encoded), initial=len(data)), 1, None))
-            data += b"".join(encoded)
-            if len(ends) == _CHUNK:
-                self._complete()
+            self._last.add(encoded)
 
-    def _complete(self) -> None:
+    def _put_away(self) -> None:
         """Puts the last chunk where complete ones lie, and begins a new one."""
-        if len(self._first) < _IN_MEMORY:
-            data, ends = self._last
-            self._first.append(_Chunk(bytes(data), ends[:]))  # without the room for more
-        else:
-            self._others = self._others or _ChunkFile()
-            self._others.add(self._last)
+        self._complete.add(self._last.ends.tobytes() + self._last.data)
+        self._starts.append(self._complete.size)
         self._last = _new_chunk()
 
     def _chunk(self, number: int) -> _Chunk:
         """A chunk by its number."""
-        if number < len(self._first):
-            return self._first[number]
-        number -= len(self._first)
-        if self._others is not None and number < len(self._others):
-            return self._others.read(number)
-        return self._last
+        if number == len(self._starts) - 1:
+            return self._last
+        return self._read(self._starts[number], self._starts[number + 1])
 
     def __len__(self) -> int:
-        complete = len(self._first)
-        if self._others is not None:
-            complete += len(self._others)
-        return complete * _CHUNK + len(self._last.ends)
+        return (len(self._starts) - 1) * _CHUNK + len(self._last.ends)
 
     def values_of(self, rows: Iterable[int]) -> Iterator[str]:
         """The values of rows that are given by their numbers, from 0; quickest of neighbours, given as a range."""
@@ -118,44 +113,22 @@ class Texts(TextColumn):
             yield from self._chunk(row // _CHUNK).values(place, place + 1)
 
 
-class _ChunkFile:
-    """Chunks in a temporary file, which the system removes with the process."""
-
-    def __init__(self) -> None:
-        with temporary_files():
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when nobody needs the chunks any more
-        weakref.finalize(self, self._file.close)
-        self._starts = array("q", [0])  # where in the file each chunk starts, and where the next one will
-        self._read = functools.lru_cache(_IN_MEMORY)(functools.partial(_read_chunk, self._file.fileno()))
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def add(self, chunk: _Chunk) -> None:
-        """Writes a chunk at the end.
-
-        Raises:
-            TemporaryFileError: there is no room for them.
-        """
-        ends = chunk.ends.tobytes()
-        with temporary_files():
-            self._file.write(ends)
-            self._file.write(chunk.data)
-            self._file.flush()
-        self._starts.append(self._starts[-1] + len(ends) + len(chunk.data))
-
-    def read(self, number: int) -> _Chunk:
-        """A chunk by its number."""
-        return self._read(self._starts[number], self._starts[number + 1])
-
-
-def _read_chunk(descriptor: int, start: int, stop: int) -> _Chunk:
-    """Reads the chunk that lies between two places of a file."""
-    content = os.pread(descriptor, stop - start, start)
+def _read_chunk(content: TemporaryBytes, start: int, stop: int) -> _Chunk:
+    """Reads the complete chunk that lies between two places."""
+    data = content.read(start, stop)
     ends = array("I")
     size = ends.itemsize * _CHUNK
-    ends.frombytes(content[:size])
-    return _Chunk(content[size:], ends)
+    ends.frombytes(data[:size])
+    return _Chunk(bytearray(data[size:]), ends)
+
+
+def _from_chunks(chunks: list[_Chunk]) -> Texts:
+    """The column of some chunks, of which all but the last are complete."""
+    column = Texts()
+    for chunk in chunks:
+        column.extend(())
+        column._last = chunk
+    return column
 
 
 def _new_chunk() -> _Chunk:

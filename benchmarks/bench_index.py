@@ -156,7 +156,7 @@ def main():
         start = time.perf_counter()
         Index(arguments.folder)
         result["open_seconds"] = round(time.perf_counter() - start, 1)
-        (path,) = arguments.folder.glob("*.faiss")
+        path = next(arguments.folder.glob("*.faiss"))
         result["search"] = measure(path, arguments.kind, vectors, queries, truth)
         result["own_MiB_after_search"] = round(status("RssAnon"))
         print(json.dumps(result), flush=True)

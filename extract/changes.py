@@ -39,7 +39,7 @@ def new_images(dataset: Dataset, stats: Stats, sources: RowSources, retry_failur
 def known_images(dataset: Dataset, stats: Stats, sources: RowSources) -> np.ndarray:
     """The position of each image among ``sources``, int64 (N,), or −1."""
     positions = sources.find_by_stat(dataset.ids, stats)
-    if not len(sources):
+    if not sources:
         return positions
     for row in np.flatnonzero(positions < 0).tolist():
         if failed_before(dataset, stats, sources, row):

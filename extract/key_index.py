@@ -1,70 +1,100 @@
 """Finds rows by text, such as their captions, in little memory however many they are."""
 
-import sqlite3
 import threading
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 
-from onceover.base.temporary import temporary_files
+from onceover.base.temporary import TemporaryBytes, temporary_array
 from onceover.base.texts import ChosenTexts, TextColumn, text_column
 
-_DIGEST_SIZE = 16  # bytes
-_CACHE = 4096  # KiB of the table that stay in memory
+_DIGEST = np.dtype("S16")
+_BLOCK = 4096  # keys that are looked up at a time
+_IN_MEMORY = 2**18  # bytes of each column of an index; longer ones lie in temporary files
 
 
 class KeyIndex:
-    """Finds the numbers that were added with a key; from several threads at will, once all are added.
+    """Finds the numbers that were added with a key, in threads and forks of the process, once all are added.
 
-    It is a table of SQLite, in memory while it is small and else in a temporary file, which SQLite removes. The table
-    holds digests of the keys, and not the keys themselves.
+    It holds digests of 16 bytes, in ascending order, and not the keys themselves; where they are many, in files that
+    are mapped.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._table = sqlite3.connect("", check_same_thread=False)
-        weakref.finalize(self, self._table.close)
-        self._table.execute(f"PRAGMA cache_size = {-_CACHE}")
-        self._table.execute("PRAGMA journal_mode = OFF")  # a table that is lost with the process needs none
-        self._table.execute("CREATE TABLE added (digest BLOB, number INTEGER)")
+        self._new_digests = TemporaryBytes(_IN_MEMORY)
+        self._new_numbers = TemporaryBytes(_IN_MEMORY)
+        self._digests = np.zeros(0, _DIGEST)
+        self._numbers = np.zeros(0, np.int64)
+
+    def __bool__(self) -> bool:
+        return bool(self._new_digests.size)
 
     def add(self, keys: Iterable[str], numbers: np.ndarray) -> None:
         """Adds keys, each with a number: int64 (n,). A key may be added again, with another number.
 
         Raises:
-            TemporaryFileError: there is no room for the table.
+            TemporaryFileError: there is no room for them.
         """
-        rows = zip(_digests(keys), map(int, numbers), strict=True)
-        with self._lock, temporary_files(), self._table:
-            self._table.executemany("INSERT INTO added VALUES (?, ?)", rows)
+        for digests in _digests(keys):
+            self._new_digests.add(digests)
+        self._new_numbers.add(np.ascontiguousarray(numbers, np.int64))
 
     def first(self, keys: Iterable[str]) -> np.ndarray:
-        """The smallest number that was added with each of some keys, int64 (n,); −1 for a key that was not added."""
-        return self._find("SELECT min(number) FROM added WHERE digest = ?", keys)
+        """The number that was added first with each of some keys, int64 (n,); −1 for a key that was not added."""
+        return self._find(keys, "left")
 
     def last(self, keys: Iterable[str]) -> np.ndarray:
-        """The largest number that was added with each of some keys, int64 (n,); −1 for a key that was not added."""
-        return self._find("SELECT max(number) FROM added WHERE digest = ?", keys)
+        """The number that was added last with each of some keys, int64 (n,); −1 for a key that was not added."""
+        return self._find(keys, "right")
 
     def firsts(self) -> np.ndarray:
-        """The smallest number that was added with each different key, int64 (n,), ascending."""
-        with self._lock, temporary_files():
-            self._sort()
-            found = self._table.execute("SELECT min(number) AS first FROM added GROUP BY digest ORDER BY first")
-            return np.fromiter((number for (number,) in found), np.int64)
+        """The number that was added first with each different key, int64 (n,), ascending."""
+        self._sort()
+        is_first = np.ones(len(self._digests), bool)
+        is_first[1:] = self._digests[1:] != self._digests[:-1]
+        return np.sort(self._numbers[is_first])
 
-    def _find(self, query: str, keys: Iterable[str]) -> np.ndarray:
-        """The number that a query finds for the digest of each key, or −1."""
-        with self._lock, temporary_files():
-            self._sort()
-            found = (self._table.execute(query, (digest,)).fetchone() for digest in _digests(keys))
-            return np.fromiter((-1 if number is None else number for (number,) in found), np.int64)
+    def _find(self, keys: Iterable[str], side: Literal["left", "right"]) -> np.ndarray:
+        """The number of the first or the last of the equal digests of each key, or −1."""
+        self._sort()
+        found = [np.zeros(0, np.int64)]
+        for digests in _digests(keys):
+            numbers = np.full(len(digests), -1, np.int64)
+            if len(self._digests):
+                places = np.searchsorted(self._digests, digests, side)
+                if side == "right":
+                    places -= 1
+                places = places.clip(0, len(self._digests) - 1)
+                is_there = self._digests[places] == digests
+                numbers[is_there] = self._numbers[places[is_there]]
+            found.append(numbers)
+        return np.concatenate(found)
 
     def _sort(self) -> None:
-        """Makes what finds rows by their digests, unless it is there."""
-        self._table.execute("CREATE INDEX IF NOT EXISTS by_digest ON added (digest, number)")
+        """Puts what was added into order, unless it is; of equal keys the earlier one comes first.
+
+        Raises:
+            TemporaryFileError: there is no room for it.
+        """
+        with self._lock:
+            if len(self._digests) * _DIGEST.itemsize == self._new_digests.size:
+                return
+            digests = self._new_digests.array(_DIGEST)
+            order = np.argsort(digests, kind="stable")
+            self._numbers = _ordered(self._new_numbers.array(np.int64), order)
+            self._digests = _ordered(digests, order)
+
+
+def _ordered(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Values in another order, block by block."""
+    ordered = temporary_array(values.shape, values.dtype, _IN_MEMORY)
+    for start in range(0, len(order), _BLOCK):
+        ordered[start : start + _BLOCK] = values[order[start : start + _BLOCK]]
+    return ordered
 
 
 def different_texts(texts: Sequence[str]) -> TextColumn:
@@ -86,7 +116,11 @@ def repeated_rows(texts: Sequence[str]) -> list[list[int]]:
     return [rows for rows in rows_of.values() if len(rows) > 1]
 
 
-def _digests(keys: Iterable[str]) -> Iterator[bytes]:
-    """A digest of each key; those of different keys are different."""
-    for key in keys:
-        yield blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_SIZE).digest()
+def _digests(keys: Iterable[str]) -> Iterator[np.ndarray]:
+    """A digest of each key, some keys at a time; those of different keys are different."""
+    waiting = iter(keys)
+    while block := list(islice(waiting, _BLOCK)):
+        digests = bytearray()
+        for key in block:
+            digests += blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST.itemsize).digest()
+        yield np.frombuffer(digests, _DIGEST)

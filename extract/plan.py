@@ -4,7 +4,8 @@ A shard is a run of whole batches that lies in one file in the end. Batches depe
 do not depend on how many workers there are, or on which of them encodes a shard.
 """
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,20 +26,21 @@ class Shard:
 
     Attributes:
         file: the file that it becomes.
-        ranges: of rows of the dataset, those of its block: for images its own, for captions of all shards of the block.
+        runs: the rows of its block in the dataset, for images its own, for captions of all shards of the block: of each
+            run of neighbours the first row, and the one behind the last.
         batches: the numbers of its batches among those of the block.
         size: how many rows it has.
     """
 
     file: Path
-    ranges: tuple[range, ...]
+    runs: Sequence[int]
     batches: range
     size: int
 
     @property
     def rows(self) -> list[int]:
         """The rows of its block."""
-        return list(chain.from_iterable(self.ranges))
+        return list(chain.from_iterable(map(range, self.runs[::2], self.runs[1::2])))
 
 
 def plan_shards(kind: str, rows: np.ndarray, batch_size: int, workers: int, blocks: int = 1) -> dict:
@@ -51,8 +53,8 @@ def plan_shards(kind: str, rows: np.ndarray, batch_size: int, workers: int, bloc
         blocks: times ``CAPTION_BLOCK`` that captions are sorted in, for devices with large batches.
 
     Returns:
-        ``todo``: the rows as runs, each its first row and the one behind its last; ``batch``: rows in a batch;
-        ``batches``: batches in a shard; ``block``: rows in a block.
+        ``runs``: the rows, as in ``Shard``; ``batch``: rows in a batch; ``batches``: batches in a shard; ``block``:
+        rows in a block.
     """
     batch = batch_size
     if kind == "text":
@@ -61,26 +63,24 @@ def plan_shards(kind: str, rows: np.ndarray, batch_size: int, workers: int, bloc
     block = batch * batches
     if kind == "text":
         block = max(batch, CAPTION_BLOCK * blocks // batch * batch)
-    return {"todo": _runs(rows), "batch": batch, "batches": batches, "block": block}
+    return {"runs": _runs(rows).ravel().tolist(), "batch": batch, "batches": batches, "block": block}
 
 
-def _runs(rows: np.ndarray) -> list[list[int]]:
-    """Ascending rows as runs of neighbours: ``[3, 4, 5, 9]`` -> ``[[3, 6], [9, 10]]``."""
+def _runs(rows: np.ndarray) -> np.ndarray:
+    """Ascending rows as runs of neighbours, int64 (R, 2): ``[3, 4, 5, 9]`` -> ``[[3, 6], [9, 10]]``."""
     if not len(rows):
-        return []
+        return np.zeros((0, 2), np.int64)
     ends = np.flatnonzero(np.diff(rows) > 1)
     starts = rows[np.concatenate([[0], ends + 1])]
     stops = rows[np.concatenate([ends, [-1]])] + 1
-    return np.stack([starts, stops], axis=1).tolist()
+    return np.stack([starts, stops], axis=1)
 
 
 def is_plan(plan: dict) -> bool:
-    """Whether plain values, read from a file, are a plan of ``plan_shards``."""
+    """Whether plain values, read from a file, are a plan of ``plan_shards``, or one of an earlier version."""
     numbers = [plan.get(name) for name in ("batch", "batches", "block")]
-    todo = plan.get("todo")
-    if not isinstance(todo, list) or not all(isinstance(run, list) and len(run) == 2 for run in todo):
-        return False  # earlier versions listed the rows
-    return all(isinstance(number, int) and number > 0 for number in numbers)
+    has_rows = isinstance(plan.get("runs"), list) or isinstance(plan.get("todo"), list)
+    return has_rows and all(isinstance(number, int) and number > 0 for number in numbers)
 
 
 def shards_of(plan: dict, kind: str, folder: Path) -> list[Shard]:
@@ -94,34 +94,37 @@ def shards_of(plan: dict, kind: str, folder: Path) -> list[Shard]:
     """
     tag = digest(plan)[:12]
     shards = []
-    for number, (ranges, batches) in enumerate(_batches_by_shard(plan)):
+    for number, (runs, rows, batches) in enumerate(_batches_by_shard(plan)):
         first = batches.start * plan["batch"]
-        last = min(batches.stop * plan["batch"], sum(map(len, ranges)))
-        shards.append(Shard(folder / f"{kind}-{tag}-{number:05d}.h5", ranges, batches, last - first))
+        last = min(batches.stop * plan["batch"], rows)
+        shards.append(Shard(folder / f"{kind}-{tag}-{number:05d}.h5", runs, batches, last - first))
     return shards
 
 
-def _batches_by_shard(plan: dict) -> Iterator[tuple[tuple[range, ...], range]]:
-    """For each shard the rows of its block, and the numbers of its batches among those of the block."""
-    for ranges in _blocks(plan["todo"], plan["block"]):
-        count = -(-sum(map(len, ranges)) // plan["batch"])
+def _batches_by_shard(plan: dict) -> "Iterator[tuple[array[int], int, range]]":
+    """For each shard the runs and the number of rows of its block, and the numbers of its batches among the block's."""
+    for runs, rows in _blocks(plan):
+        count = -(-rows // plan["batch"])
         for first in range(0, count, plan["batches"]):
-            yield ranges, range(first, min(first + plan["batches"], count))
+            yield runs, rows, range(first, min(first + plan["batches"], count))
 
 
-def _blocks(todo: list[list[int]], size: int) -> Iterator[tuple[range, ...]]:
-    """Runs of rows, cut into blocks of ``size`` rows, the last one with what is left."""
-    block: list[range] = []
-    room = size
-    for start, stop in todo:
+def _blocks(plan: dict) -> "Iterator[tuple[array[int], int]]":
+    """The rows of a plan in blocks: the runs of each, and how many rows they are."""
+    all_runs = np.array(plan.get("runs", []), np.int64).reshape(-1, 2)
+    if "todo" in plan:  # of an earlier version, which listed the rows
+        all_runs = _runs(np.array(plan["todo"]))
+    runs = array("q")
+    rows = 0
+    for start, stop in all_runs.tolist():
         while start < stop:
-            taken = range(start, min(stop, start + room))
-            block.append(taken)
-            room -= len(taken)
-            start = taken.stop
-            if not room:
-                yield tuple(block)
-                block = []
-                room = size
-    if block:
-        yield tuple(block)
+            end = min(stop, start + plan["block"] - rows)
+            runs.extend((start, end))
+            rows += end - start
+            start = end
+            if rows == plan["block"]:
+                yield runs, rows
+                runs = array("q")
+                rows = 0
+    if rows:
+        yield runs, rows

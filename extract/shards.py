@@ -106,6 +106,9 @@ class RowSources:
     def __len__(self) -> int:
         return len(self.positions())
 
+    def __bool__(self) -> bool:
+        return bool(self._by_key)
+
     def add(self, path: Path) -> None:
         """Adds the rows of a shard or store, unless they are of other features.
 

@@ -1,5 +1,6 @@
 """Baselines that are linear maps, fitted in closed form: canonical correlation analysis and ridge regression."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from onceover.base.threads import worker_threads
+from onceover.base.threads import ahead, available_cpus, worker_threads
 from onceover.retrieval.baselines import Candidate, Pairs, choose, unit_rows
 from onceover.retrieval.ranks import MetricsError
 
@@ -18,7 +19,9 @@ CCA_CANDIDATES = len(STRENGTHS) * len(DIMENSIONS) * len(POWERS)
 CANDIDATES = CCA_CANDIDATES + 2 * len(STRENGTHS)  # ridge regression: both ways
 _NOISE = 1e-6  # singular values below this share of the largest one are left out
 
-#: applies a function to several arguments: ``map``, or that of a pool of threads
+_AT_ONCE_BYTES = 2**28  # that the strengths which are computed at the same time may take, unless it is one alone
+
+#: applies a function to several arguments: ``map``, or in threads
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
@@ -247,16 +250,32 @@ def align(train: tuple, validation: tuple, step: Callable[[], object] = lambda: 
     """
     train_pairs = Pairs(*train)
     validation_pairs = Pairs(*validation)
-    with worker_threads() as pool:
-        family = CCA(Moments.of(train_pairs, pool.map), pool.map)
+    with _in_threads(train_pairs) as apply:
+        family = CCA(Moments.of(train_pairs, apply), apply)
         settings = choose(family, validation_pairs, step)
         linear = family.fit(settings)
 
     def fit_both() -> Linear:
-        with worker_threads() as pool:
-            return CCA(Moments.of(joined(train_pairs, validation_pairs), pool.map)).fit(settings)
+        with _in_threads(train_pairs) as apply:
+            return CCA(Moments.of(joined(train_pairs, validation_pairs), apply)).fit(settings)
 
     return Aligned(settings, linear, fit_both)
+
+
+@contextlib.contextmanager
+def _in_threads(pairs: Pairs) -> Iterator[Map]:
+    """Gives a ``Map`` in threads that compute alone; fewer with very wide features, since each takes memory."""
+    image_dim = pairs.images.shape[1]
+    text_dim = pairs.texts.shape[1]
+    smaller = min(image_dim, text_dim)
+    bytes_of_each = 8 * (image_dim * text_dim + 5 * smaller**2)  # the whitened moments, and their decomposition
+    count = max(1, min(available_cpus(), _AT_ONCE_BYTES // bytes_of_each))
+    with worker_threads() as pool:
+
+        def apply(work: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
+            return ahead(lambda argument: pool.submit(work, argument).result, arguments, count - 1)
+
+        yield apply
 
 
 def joined(first: Pairs, second: Pairs) -> Pairs:

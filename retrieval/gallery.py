@@ -1,19 +1,16 @@
 """Galleries: the images or captions that a search goes through, in memory, with what a hit shows of each."""
 
-import errno
 import hashlib
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from onceover.base.columns import LazyColumn
-from onceover.base.temporary import temporary_files
+from onceover.base.temporary import temporary_array
 from onceover.base.texts import Texts
 from onceover.extract.store import FeatureStore, caption_ids
 
@@ -215,7 +212,7 @@ def with_bias(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
     Raises:
         TemporaryFileError: there is no room for a temporary file.
     """
-    joined = _reserved_array((len(vectors), vectors.shape[1] + 1))
+    joined = temporary_array((len(vectors), vectors.shape[1] + 1), np.float32, IN_MEMORY)
     for start in range(0, len(vectors), BLOCK):
         rows = slice(start, start + BLOCK)
         joined[rows, :-1] = vectors[rows]
@@ -229,33 +226,10 @@ def gathered(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     Raises:
         TemporaryFileError: there is no room for a temporary file.
     """
-    some = _reserved_array((len(rows), vectors.shape[1]))
+    some = temporary_array((len(rows), vectors.shape[1]), np.float32, IN_MEMORY)
     for start in range(0, len(rows), BLOCK):
         some[start : start + BLOCK] = vectors[rows[start : start + BLOCK]]
     return some
-
-
-def _reserved_array(shape: tuple[int, int]) -> np.ndarray:
-    """A float32 array to be filled; its room is reserved, since a mapped file without room ends the process."""
-    size = 4 * shape[0] * shape[1]
-    if size <= IN_MEMORY:
-        return np.empty(shape, np.float32)
-    with temporary_files(), tempfile.TemporaryFile() as file:
-        _reserve(file, size)
-        return np.memmap(file, np.float32, "r+", shape=shape)
-
-
-def _reserve(file: BinaryIO, size: int) -> None:
-    """Makes a file so many bytes long, all of them on the disk."""
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        zeros = bytes(2**20)
-        for start in range(0, size, len(zeros)):
-            file.write(zeros[: size - start])
-        file.flush()
 
 
 def _text_ids(texts: Sequence[str]) -> list[str]:

@@ -195,9 +195,11 @@ def _nearest(table: VectorTable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _neighbours(gallery: Gallery, nearest: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, list]:
     """The columns that name the nearest other items of some rows, best first, from their scores and rows."""
     columns: dict[str, list] = {"neighbours": [], "neighbour_ids": [], "neighbour_scores": []}
+    named = np.unique([rows for _, rows in nearest]).tolist()
+    name_of = {row: gallery.ids[row] for row in named}  # in their order, in which a long column is read fastest
     for scores, rows in nearest:
         columns["neighbours"].append({"ids": rows.tolist(), "distances": np.maximum(1 - scores, 0).tolist()})
-        columns["neighbour_ids"].append([gallery.ids[row] for row in rows.tolist()])
+        columns["neighbour_ids"].append([name_of[row] for row in rows.tolist()])
         columns["neighbour_scores"].append(scores.tolist())
     return columns
 

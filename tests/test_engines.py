@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onceover.base.files import write_once
+from onceover.base.files import digest, write_once
 from onceover.base.hdf5 import damaged_parts, open_hdf5
 from onceover.base.registry import RegistryError
 from onceover.extract import encode
@@ -162,16 +162,26 @@ def test_a_plan_has_each_row_once_and_in_its_order_whatever_rows_are_new(rows, b
         plan = plan_shards(kind, np.array(sorted(rows), np.int64), batch, 1)
         assert json.loads(json.dumps(plan)) == plan
         assert is_plan(plan)
-        assert sum(stop - start for start, stop in plan["todo"]) == len(rows)
+        assert plan["runs"] == sorted({*plan["runs"]})  # neighbours are in one run
+        shards = shards_of(plan, kind, Path("folder"))
         covered = []
-        for shard in shards_of(plan, kind, Path("folder")):
+        for shard in shards:
             first = shard.batches.start * plan["batch"]
             covered += shard.rows[first : first + shard.size]
+        earlier = {"todo": sorted(rows)} | {name: plan[name] for name in ("batch", "batches", "block")}
+        assert is_plan(earlier)  # of a version that listed the rows: workers that have begun with it go on
+        same = shards_of(earlier, kind, Path("folder"))
     assert covered == sorted(rows)
+    assert [(shard.rows, shard.batches, shard.size) for shard in same] == [
+        (shard.rows, shard.batches, shard.size) for shard in shards
+    ]
 
 
-def test_a_plan_of_an_earlier_version_which_lists_its_rows_is_none():
-    assert not is_plan({"todo": [0, 1, 2], "batch": 16, "batches": 1, "block": 16})
+def test_a_plan_of_an_earlier_version_keeps_the_names_of_its_shards():
+    plan = {"todo": [0, 1, 2, 7], "batch": 2, "batches": 1, "block": 2}
+    tag = digest(plan)[:12]
+    files = [shard.file.name for shard in shards_of(plan, "image", Path("folder"))]
+    assert files == [f"image-{tag}-00000.h5", f"image-{tag}-00001.h5"]
 
 
 def test_progress_and_shards_are_plain_values(tmp_path):

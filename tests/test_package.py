@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import onceover
-from onceover.base.hdf5 import read_at
+from onceover.base.temporary import read_at
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("analysis", "base", "configs", "extract", "heads", "retrieval", "serve")
@@ -136,7 +136,7 @@ sys.modules["fcntl"] = None
 for name in ("sysconf", "preadv", "pread", "posix_fallocate", "sched_getaffinity", "register_at_fork", "fork"):
     delattr(os, name)
 import onceover
-from onceover.base.hdf5 import read_at
+from onceover.base.temporary import read_at
 modules = [module.name for module in pkgutil.walk_packages(onceover.__path__, "onceover.")]
 wanted = [name for name in modules if not name.startswith(("onceover.tests", "onceover.benchmarks", "onceover.docs"))]
 for name in wanted:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import types
 from html import escape
 
@@ -489,8 +490,8 @@ def test_trap_a_full_temporary_folder_is_one_line_and_no_crash(monkeypatch):
     with pytest.raises(TemporaryFileError) as error:
         galleries.with_bias(*with_bias(rows=100_000))
     assert str(error.value) == (
-        "a temporary file cannot be written (No space left on device); make room in the folder of temporary files, or "
-        "name another one in the environment variable TMPDIR"
+        f"a temporary file cannot be written in {tempfile.gettempdir()} (No space left on device); make room there, or "
+        "name another folder in the environment variable TMPDIR"
     )
 
 
