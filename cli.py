@@ -446,7 +446,7 @@ def cli() -> None:
     import    features computed elsewhere -> feature store
     join      feature stores of one dataset -> one with the features of all their encoders
     repack    feature store -> its other form, one file or a folder of shards
-    fit       feature store -> projection heads and embeddings (seconds)
+    fit       feature store -> projection heads and embeddings (a minute or two)
     sweep     feature store -> the best of a grid of settings
     finetune  run -> fine-tuned encoders and heads
     evaluate, compare, ensemble, distill, index, search, plot, report, export   work from the stored files

@@ -53,7 +53,8 @@ def _announce(extraction: Extraction, work: Work, kind: str, rows: int, total: i
     if kind == "image":
         assert work.image is not None
         noun = "images"
-        what = f"{config.image_encoder}, {len(work.image.preprocessing.views)} views"
+        views = len(work.image.preprocessing.views)
+        what = f"{config.image_encoder}, {views} view{'s' if views > 1 else ''}"
     there = f" ({total - rows:,} are there already)" if total > rows else ""
     where = f"{work.settings['device']}, {work.engine.describe(kind, work.device())}"
     batches = f"batches of {batch_rows(work, kind)}, backend {work.encoder(kind).backend}"
