@@ -19,6 +19,7 @@ CCA_CANDIDATES = len(STRENGTHS) * len(DIMENSIONS) * len(POWERS)
 CANDIDATES = CCA_CANDIDATES + 2 * len(STRENGTHS)  # ridge regression: both ways
 _NOISE = 1e-6  # singular values below this share of the largest one are left out
 
+_NO_VARIANCE = 1e-10  # share of the largest variance below which a direction of few rows is none
 _AT_ONCE_BYTES = 2**28  # that the strengths which are computed at the same time may take, unless it is one alone
 
 #: applies a function to several arguments: ``map``, or in threads
@@ -91,10 +92,11 @@ def _spectrum(rows: np.ndarray) -> Spectrum:
     count, dim = rows.shape
     if count >= dim:
         values, basis = np.linalg.eigh(rows.T @ rows)
-    else:  # the same, in the space that the few rows span
-        span, coordinates = np.linalg.qr(rows.T)
-        values, vectors = np.linalg.eigh(coordinates @ coordinates.T)
-        basis = span @ vectors
+    else:  # the same, from the products of the few rows with each other
+        values, vectors = np.linalg.eigh(rows @ rows.T)
+        has_variance = values > _NO_VARIANCE * values[-1]
+        values = values[has_variance]
+        basis = rows.T @ vectors[:, has_variance] / np.sqrt(values)
     values = np.maximum(values, 0)
     if not values.any():
         raise MetricsError("the features of the train images or captions are all alike")
@@ -269,11 +271,11 @@ def _in_threads(pairs: Pairs) -> Iterator[Map]:
     text_dim = pairs.texts.shape[1]
     smaller = min(image_dim, text_dim)
     bytes_of_each = 8 * (image_dim * text_dim + 5 * smaller**2)  # the whitened moments, and their decomposition
-    count = max(1, min(available_cpus(), _AT_ONCE_BYTES // bytes_of_each))
+    count = max(0, min(available_cpus(), _AT_ONCE_BYTES // bytes_of_each - 1))
     with worker_threads() as pool:
 
         def apply(work: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
-            return ahead(lambda argument: pool.submit(work, argument).result, arguments, count - 1)
+            return ahead(lambda argument: pool.submit(work, argument).result, arguments, count)
 
         yield apply
 
