@@ -22,7 +22,7 @@ from onceover.base.formats import (
 from onceover.base.hdf5 import RowsOnDisk
 from onceover.configs.schema import ConfigError, load_config
 from onceover.extract.joined import is_joined
-from onceover.extract.plan import CAPTIONS_PER_IMAGE, shards_of
+from onceover.extract.plan import batch_rows, shards_of
 from onceover.extract.store import FeatureStore, named_store, parts_folder, store_exists
 from onceover.extract.unknown import unknown_of
 from onceover.retrieval.embeddings import model_name
@@ -233,9 +233,8 @@ def _computed_by(record: dict, kind: str) -> str:
         pace = f"{record['rows_per_second']:,} {rows} a second, "
     means = "".join(f"{name} {record[name]}, " for name in ("engine", "backend") if name in record)
     batches = "1 batch" if record["streams"] == 1 else f"{record['streams']} batches"
-    rows_of_batch = record["batch_size"] * (CAPTIONS_PER_IMAGE if kind == "text" else 1)
     return (
-        f"on {record['device']}, {means}{batches} of {rows_of_batch} at a time, "
+        f"on {record['device']}, {means}{batches} of {batch_rows(kind, record['batch_size'])} at a time, "
         f"{pace}torch {record['torch']}, transformers {record['transformers']}"
     )
 

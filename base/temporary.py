@@ -14,6 +14,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 
+_BLOCK = 8192  # rows that are copied at a time
 _ZEROS = bytes(2**20)
 _SEEKING = threading.Lock()  # where a file's place is shared by threads (Windows)
 
@@ -101,6 +102,18 @@ def temporary_array(shape: tuple[int, ...], dtype: Any, in_memory: int) -> np.nd
         return np.memmap(file, dtype, "r+", shape=shape)
 
 
+def temporary_rows(values: np.ndarray, rows: np.ndarray, dtype: Any, in_memory: int) -> np.ndarray:
+    """Some rows of an array, which are read block by block, as ``temporary_array`` lays them out.
+
+    Raises:
+        TemporaryFileError: there is no room.
+    """
+    chosen = temporary_array((len(rows), *values.shape[1:]), dtype, in_memory)
+    for start in range(0, len(rows), _BLOCK):
+        chosen[start : start + _BLOCK] = values[rows[start : start + _BLOCK]]
+    return chosen
+
+
 def _reserve(file: FileIO, size: int) -> None:
     """Makes a file so many bytes long, all of them on the disk."""
     try:
@@ -123,12 +136,11 @@ def _errors_told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            raise TemporaryFileError(
-                f"a temporary file cannot be written in {tempfile.gettempdir()} ({error.strerror}); make room there, "
-                "or name another folder in the environment variable TMPDIR"
-            ) from error
-        raise TemporaryFileError(f"there is no folder for temporary files: {error.strerror or error}") from error
+        where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
+        raise TemporaryFileError(
+            f"a temporary file cannot be written{where} ({error.strerror or error}); make room there, or name another "
+            "folder in the environment variable TMPDIR"
+        ) from error
 
 
 def read_at(descriptor: int, view: memoryview, place: int) -> int:

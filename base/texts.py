@@ -123,11 +123,10 @@ def _read_chunk(content: TemporaryBytes, start: int, stop: int) -> _Chunk:
 
 
 def _from_chunks(chunks: list[_Chunk]) -> Texts:
-    """The column of some chunks, of which all but the last are complete."""
+    """The column of the rows of some chunks."""
     column = Texts()
     for chunk in chunks:
-        column.extend(())
-        column._last = chunk
+        column.extend(chunk.values(0, len(chunk.ends)))
     return column
 
 

@@ -25,7 +25,7 @@ from onceover.extract.encoding.image import ImageEncoder
 from onceover.extract.encoding.text import TextEncoder
 from onceover.extract.image_source import ImageSource
 from onceover.extract.pictures import PictureError
-from onceover.extract.plan import CAPTIONS_PER_IMAGE
+from onceover.extract.plan import batch_rows
 from onceover.extract.store import StoreError
 from onceover.extract.unfinished import Unfinished
 
@@ -182,7 +182,7 @@ def trials(
         encode["image"] = lambda size: image_encoder.encode(torch.stack([pixels] * size))
     if text_encoder is not None:
         longest = text_encoder.tokenize([max(captions, key=len)])[0]
-        encode["text"] = lambda size: text_encoder.encode_tokens(longest * size * CAPTIONS_PER_IMAGE)
+        encode["text"] = lambda size: text_encoder.encode_tokens(longest * batch_rows("text", size))
     return encode
 
 

@@ -28,7 +28,8 @@ def is_up_to_date(store: FeatureStore, dataset: Dataset, listing: str, request: 
 def new_images(dataset: Dataset, stats: Stats, sources: RowSources, retry_failures: bool) -> np.ndarray:
     """The rows of the images without features, but for those that failed before and have not changed since.
 
-    int64 (n,), ascending.
+    Returns:
+        int64 (n,), ascending.
     """
     rows = np.flatnonzero(known_images(dataset, stats, sources) < 0)
     if retry_failures or not sources.failures:

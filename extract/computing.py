@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from onceover.base.progress import LOGGER, ProgressBar, say
 from onceover.extract.extraction import Extraction, Work
-from onceover.extract.plan import Shard
-from onceover.extract.planning import batch_rows
+from onceover.extract.plan import Shard, batch_rows
 from onceover.extract.summary import Speed, shares
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def _announce(extraction: Extraction, work: Work, kind: str, rows: int, total: i
         what = f"{config.image_encoder}, {views} view{'s' if views > 1 else ''}"
     there = f" ({total - rows:,} are there already)" if total > rows else ""
     where = f"{work.settings['device']}, {work.engine.describe(kind, work.device())}"
-    batches = f"batches of {batch_rows(work, kind)}, backend {work.encoder(kind).backend}"
+    batches = f"batches of {batch_rows(kind, work.batch_size)}, backend {work.encoder(kind).backend}"
     say(f"encoding {rows:,} {noun}{there} with {what} on {where}, {batches}")
 
 
@@ -95,7 +94,7 @@ def _text_encoding(extraction: Extraction, work: Work, captions: Sequence[str]) 
         partial(work.make["text"], dtype=work.text.recipe["dtype"], backend=work.text.backend),
         work.text,
         captions=captions,
-        batch_size=batch_rows(work, "text"),
+        batch_size=batch_rows("text", work.batch_size),
         described=extraction.config.text_encoder,
         store_dtype=extraction.config.store_dtype,
     )

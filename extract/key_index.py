@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from onceover.base.temporary import TemporaryBytes, temporary_array
+from onceover.base.temporary import TemporaryBytes, temporary_rows
 from onceover.base.texts import ChosenTexts, TextColumn, text_column
 
 _DIGEST = np.dtype("S16")
@@ -85,16 +85,9 @@ class KeyIndex:
                 return
             digests = self._new_digests.array(_DIGEST)
             order = np.argsort(digests, kind="stable")
-            self._numbers = _ordered(self._new_numbers.array(np.int64), order)
-            self._digests = _ordered(digests, order)
-
-
-def _ordered(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Values in another order, block by block."""
-    ordered = temporary_array(values.shape, values.dtype, _IN_MEMORY)
-    for start in range(0, len(order), _BLOCK):
-        ordered[start : start + _BLOCK] = values[order[start : start + _BLOCK]]
-    return ordered
+            numbers = self._new_numbers.array(np.int64)
+            self._numbers = temporary_rows(numbers, order, np.int64, _IN_MEMORY)
+            self._digests = temporary_rows(digests, order, _DIGEST, _IN_MEMORY)
 
 
 def different_texts(texts: Sequence[str]) -> TextColumn:

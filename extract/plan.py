@@ -20,6 +20,11 @@ CAPTION_BLOCK = 1024  # captions that are sorted by length together
 CAPTIONS_PER_IMAGE = 4  # in a batch: a caption takes that much less memory and time
 
 
+def batch_rows(kind: str, batch_size: int) -> int:
+    """The rows of a kind in a batch, of ``batch_size`` images."""
+    return batch_size * (CAPTIONS_PER_IMAGE if kind == "text" else 1)
+
+
 @dataclass(frozen=True)
 class Shard:
     """A unit of work.
@@ -56,9 +61,7 @@ def plan_shards(kind: str, rows: np.ndarray, batch_size: int, workers: int, bloc
         ``runs``: the rows, as in ``Shard``; ``batch``: rows in a batch; ``batches``: batches in a shard; ``block``:
         rows in a block.
     """
-    batch = batch_size
-    if kind == "text":
-        batch = batch_size * CAPTIONS_PER_IMAGE
+    batch = batch_rows(kind, batch_size)
     batches = max(1, min(MAX_BATCHES, len(rows) // (batch * workers * SHARDS_PER_WORKER)))
     block = batch * batches
     if kind == "text":

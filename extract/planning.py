@@ -14,7 +14,7 @@ from onceover.base.texts import ChosenTexts, TextColumn, text_column
 from onceover.extract.changes import failed_before, new_images
 from onceover.extract.extraction import Extraction, Work
 from onceover.extract.key_index import different_texts
-from onceover.extract.plan import CAPTIONS_PER_IMAGE, plan_shards
+from onceover.extract.plan import batch_rows, plan_shards
 
 CAPTION_BLOCKS_ON_GPU = 2  # captions are sorted in larger blocks there, since batches are larger
 
@@ -39,11 +39,6 @@ def columns_of(extraction: Extraction, kind: str) -> tuple[str, ...]:
     return ("thumbnail",) if extraction.config.thumbnails else ()
 
 
-def batch_rows(work: Work, kind: str) -> int:
-    """The rows of a batch."""
-    return work.batch_size * (CAPTIONS_PER_IMAGE if kind == "text" else 1)
-
-
 def earlier_plan(extraction: Extraction, kind: str) -> dict:
     """The plan of a kind in the folder of the extraction; empty where there is none, or a damaged one."""
     try:
@@ -62,7 +57,7 @@ def origin_of(extraction: Extraction, work: Work, kind: str, captions: Sequence[
         "columns": list(columns_of(extraction, kind)),
         "beside": [[store.fingerprints, store.missing_shards()] for store in earlier],
         "retry_failures": extraction.options.retry_failures,
-        "batch": batch_rows(work, kind),
+        "batch": batch_rows(kind, work.batch_size),
     }
 
 

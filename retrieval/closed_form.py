@@ -18,7 +18,6 @@ POWERS = (0, 1, 2, 4)  # of the canonical correlations
 CCA_CANDIDATES = len(STRENGTHS) * len(DIMENSIONS) * len(POWERS)
 CANDIDATES = CCA_CANDIDATES + 2 * len(STRENGTHS)  # ridge regression: both ways
 _NOISE = 1e-6  # singular values below this share of the largest one are left out
-
 _NO_VARIANCE = 1e-10  # share of the largest variance below which a direction of few rows is none
 _AT_ONCE_BYTES = 2**28  # that the strengths which are computed at the same time may take, unless it is one alone
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onceover.base.columns import LazyColumn
-from onceover.base.temporary import temporary_array
+from onceover.base.temporary import temporary_array, temporary_rows
 from onceover.base.texts import Texts
 from onceover.extract.store import FeatureStore, caption_ids
 
@@ -93,7 +93,7 @@ class Gallery:
             thumbnails = LazyRows(self.thumbnails.__getitem__, numbers)
         return replace(
             self,
-            vectors=gathered(self.vectors, rows),
+            vectors=temporary_rows(self.vectors, rows, np.float32, IN_MEMORY),
             ids=[self.ids[row] for row in numbers],
             paths=[self.paths[row] for row in numbers],
             captions=[self.captions[row] for row in numbers],
@@ -218,18 +218,6 @@ def with_bias(vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
         joined[rows, :-1] = vectors[rows]
         joined[rows, -1] = bias[rows]
     return joined
-
-
-def gathered(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Some rows of vectors: in memory, or in a mapped temporary file where they are many.
-
-    Raises:
-        TemporaryFileError: there is no room for a temporary file.
-    """
-    some = temporary_array((len(rows), vectors.shape[1]), np.float32, IN_MEMORY)
-    for start in range(0, len(rows), BLOCK):
-        some[start : start + BLOCK] = vectors[rows[start : start + BLOCK]]
-    return some
 
 
 def _text_ids(texts: Sequence[str]) -> list[str]:
