@@ -498,7 +498,7 @@ def _forgiving_streams() -> None:
     help="Text encoder: hf: or st:NAME_OR_FOLDER, or open_clip:NAME[@WEIGHTS]; hf:NAME@random: untrained.",
 )
 @click.option(
-    "--image-layers", metavar="NAMES", help="Concatenate these layers of the image encoder: auto, last, NAME,…"
+    "--image-layers", metavar="NAMES", help="Concatenate these layers of the image encoder: auto, more, last, NAME,…"
 )
 @click.option(
     "--text-layers",

@@ -1,5 +1,8 @@
 """Regularises heads by augmenting their features: dropout, and feature transfer from other images.
 
+Of an image's features dropout also leaves out a run of neighbouring numbers (as DropBlock does in maps, Ghiasi et al.
+2018): neighbours are of one layer of the encoder, and heads learn not to lean on any layer alone.
+
 Feature transfer (Yin et al. 2019; Delta-encoder: Schwartz et al. 2018) adds the difference between two views, or two
 captions, of another image: such differences are no part of an image's content, and much the same for all images.
 """
@@ -25,16 +28,19 @@ class Noise:
         bits: uint8 (n, D), which decide on dropout.
         first, second: int64 (n,), the rows whose difference is added to a row.
         share: float32 (n, 1), in [0, 1], how much of the difference.
+        run: int64 (n,), the number at which a run begins that is left out; of captions, which have none, empty.
     """
 
     bits: np.ndarray
     first: np.ndarray
     second: np.ndarray
     share: np.ndarray
+    run: np.ndarray
 
     def part(self, positions: np.ndarray | slice) -> "Noise":
         """The noise of some of the rows, by their positions in the batch."""
-        return Noise(self.bits[positions], self.first[positions], self.second[positions], self.share[positions])
+        run = self.run[positions] if len(self.run) else self.run
+        return Noise(self.bits[positions], self.first[positions], self.second[positions], self.share[positions], run)
 
 
 def draw_noise(
@@ -54,7 +60,8 @@ def draw_noise(
     other_captions = batch.captions[another(batch.image_of_text, generator)]
     texts = _draw(generator, batch.captions, other_captions, dims[1])
     # measured: images gain most from whole differences, captions from random parts of them
-    return images, replace(texts, share=generator.random(texts.share.shape, np.float32))
+    texts = replace(texts, share=generator.random(texts.share.shape, np.float32))
+    return replace(images, run=generator.integers(dims[0], size=len(image_rows))), texts
 
 
 def _draw(generator: np.random.Generator, rows: np.ndarray, others: np.ndarray, dim: int) -> Noise:
@@ -64,7 +71,7 @@ def _draw(generator: np.random.Generator, rows: np.ndarray, others: np.ndarray, 
     words = generator.bit_generator.random_raw(math.ceil(size / 8))  # four times as fast as Generator.bytes
     bits = words.view(np.uint8)[:size].reshape(count, dim)
     order = generator.permutation(count)
-    return Noise(bits, rows[order], others[order], np.ones((count, 1), np.float32))
+    return Noise(bits, rows[order], others[order], np.ones((count, 1), np.float32), np.zeros(0, np.int64))
 
 
 def another(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -89,8 +96,8 @@ def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dro
     """Features of some rows, with feature transfer and dropout: float32 (n, D).
 
     Row i becomes ``keep * scale * (table[rows[i]] + variation * share[i] * (table[first[i]] - table[second[i]]))``,
-    where ``keep`` is 0 with the probability ``dropout`` and ``scale`` leaves expectations as they are (Srivastava et
-    al. 2014).
+    where ``keep`` is 0 with the probability ``dropout`` and, of images, in a run of as large a part of the numbers;
+    ``scale`` leaves expectations as they are (Srivastava et al. 2014).
 
     Args:
         table: standardised features, float32 (R, D).
@@ -98,7 +105,9 @@ def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dro
         variation: factor on the added difference. dropout: probability that a number becomes 0.
     """
     dropped_levels = round(dropout * _LEVELS)
-    scale = _LEVELS / (_LEVELS - dropped_levels)
+    dim = table.shape[1]
+    length = dim * dropped_levels // _LEVELS if len(noise.run) else 0
+    scale = _LEVELS / (_LEVELS - dropped_levels) * dim / (dim - length)
     terms = [rows]
     weights = [np.full((len(rows), 1), scale, np.float32)]
     if variation:
@@ -111,5 +120,9 @@ def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dro
     features = F.embedding_bag(indices, table, mode="sum", per_sample_weights=per_sample_weights)
     if not dropped_levels:
         return features
-    keep = torch.from_numpy((noise.bits >= dropped_levels).view(np.int8))  # torch turns int8 into floats faster
-    return features.mul_(keep.to(table.device).to(features.dtype))
+    keep = noise.bits >= dropped_levels
+    for row, start in enumerate(noise.run.tolist()):
+        keep[row, start : start + length] = False
+        keep[row, : max(0, start + length - dim)] = False  # a run that goes beyond the end goes on at the beginning
+    kept = torch.from_numpy(keep.view(np.int8))  # torch turns int8 into floats faster
+    return features.mul_(kept.to(table.device).to(features.dtype))

@@ -12,17 +12,17 @@ import numpy as np
 from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
 from onceover.retrieval.gallery import facing_bias
-from onceover.retrieval.metrics import clearly_best
+from onceover.retrieval.metrics import clearly_best, compare
 from onceover.retrieval.ranks import Biases, rank
 
 RERANKS = ("none", "qbnorm", "csls")
-BETAS = (5.0, 10.0, 15.0, 20.0, 30.0, 50.0)
 NO_CORRECTION = 0.0  # in the place of a beta: the biases are 0
-BETA = 15.0  # taken where no other one is clearly better; measured (docs/notes/few-images.md)
+SHARPNESS = 2.0  # the usual beta, times the standard deviation of the scores; measured (docs/notes/few-images.md)
+FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)  # times the usual beta, what is tried
 BANK = 10_000  # training queries at most
-MIN_BANK = 500  # with fewer queries a correction harms as often as it helps, and has to be clearly better than none
 NEIGHBOURS = 10
 _BLOCK_BYTES = 8 * 2**20  # of scores that stay in a processor's caches
+_EQUAL = 1e-4  # a standard deviation of scores below which they differ by rounding alone
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,21 @@ def fit_inverted_softmax(
     return InvertedSoftmax({"image": images, "text": texts}, banks, best)
 
 
+def usual_beta(gallery: np.ndarray, bank: np.ndarray) -> float:
+    """``SHARPNESS`` divided by the standard deviation of an item's scores over the bank; 0 where these are all equal.
+
+    Vectors whose scores lie close together need a sharper correction. Rounded to a tenth.
+
+    Args:
+        gallery: float32 (N, D). bank: float32 (B, D).
+    """
+    centred = bank - bank.mean(0)
+    covariance = centred.T @ centred / len(bank)
+    variances = np.einsum("nd,nd->n", gallery @ covariance, gallery)
+    deviation = float(np.sqrt(max(variances.mean(), 0)))
+    return round(SHARPNESS / deviation, 1) if deviation > _EQUAL else NO_CORRECTION
+
+
 def _best_betas(
     images: np.ndarray,
     texts: np.ndarray,
@@ -137,18 +152,29 @@ def _best_betas(
     banks: dict[str, np.ndarray],
     validation: np.ndarray,
 ) -> dict[str, float]:
-    """The beta that ranks the validation pairs best, by the kind of gallery; the usual one if none is much better."""
+    """The beta that ranks the validation pairs best, by the kind of gallery.
+
+    The usual one if none is much better, and no correction where that ranks them worse than none.
+    """
     captions = np.flatnonzero(np.isin(image_index, validation))
     galleries = {"image": images[validation], "text": texts[captions]}
     image_index = np.searchsorted(validation, image_index[captions])
+    vectors = (galleries["image"], galleries["text"], image_index)
+    without = rank(*vectors)
     best = {}
     for kind, gallery in galleries.items():
-        vectors = (galleries["image"], galleries["text"], image_index)
-        candidates = {NO_CORRECTION: rank(*vectors)}
-        for beta, bias in zip(BETAS, _biases(gallery, banks[kind], BETAS), strict=True):
+        usual = usual_beta(gallery, banks[kind])
+        best[kind] = NO_CORRECTION
+        if usual == NO_CORRECTION:
+            continue
+        betas = [round(usual * factor, 1) for factor in FACTORS]
+        candidates = {}
+        for beta, bias in zip(betas, _biases(gallery, banks[kind], betas), strict=True):
             biases: Biases = {"image_bias": bias} if kind == "image" else {"text_bias": bias}
             candidates[beta] = rank(*vectors, **biases)
-        best[kind] = clearly_best(candidates, BETA if len(banks[kind]) >= MIN_BANK else NO_CORRECTION)
+        beta = clearly_best(candidates, usual)
+        if compare([without], [candidates[beta]])["rsum"] >= 0:
+            best[kind] = beta
     return best
 
 

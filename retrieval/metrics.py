@@ -13,6 +13,7 @@ from onceover.retrieval.ranks import MetricsError, Ranks, rank
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("image_to_text", "text_to_image")
 DRAWS = 1000  # bootstrap resamples
+CLEARLY = 1.5  # standard errors of rsum, beyond which a difference is no luck; measured (docs/notes/few-images.md)
 _RESAMPLES = 100  # drawn at a time
 _INTERVAL = (2.5, 97.5)  # percentiles
 
@@ -71,13 +72,13 @@ def compare(first: Sequence[RankPair], second: Sequence[RankPair], draws: int = 
 
 
 def clearly_best(candidates: Mapping[float, RankPair], usual: float) -> float:
-    """The candidate with the best rsum, if it is better than the usual one by more than a standard error; else that.
+    """The candidate with the best rsum, where it is better than the usual one by ``CLEARLY`` standard errors; else that.
 
     Of few queries the best candidate is often the luckiest one.
     """
     differences = {value: compare([candidates[usual]], [pair]) for value, pair in candidates.items()}
     best = max(candidates, key=lambda value: differences[value]["rsum"])
-    if differences[best]["rsum"] > differences[best]["rsum_se"]:
+    if differences[best]["rsum"] > CLEARLY * differences[best]["rsum_se"]:
         return best
     return usual
 

@@ -447,6 +447,8 @@ def test_a_layer_that_is_not_there_is_named(encoder, layers, message, tiny_bert)
 def test_a_dual_encoder_has_its_own_projection_alone(tiny_clip):
     for encoder in (ImageEncoder, TextEncoder):
         assert encoder(f"hf:{tiny_clip}", layers="auto", device="cpu").recipe["layers"] == ["last"]
+    assert ImageEncoder(f"hf:{tiny_clip}", layers="more", device="cpu").recipe["layers"] == ["last"]
+    for encoder in (ImageEncoder, TextEncoder):
         with pytest.raises(EncoderError, match="leave extract.(image|text)_layers at last"):
             encoder(f"hf:{tiny_clip}", layers="last,0", device="cpu")
 
@@ -455,6 +457,19 @@ def test_auto_takes_the_layers_that_were_measured(shared):
     encoder = ImageEncoder(f"hf:{shared}/encoders/mobilenet_v2_1.0_224", layers="auto", device="cpu")
     assert encoder.recipe["layers"] == ["last", "layer.15.conv_3x3", "layer.12.expand_1x1"]
     assert encoder.encode(torch.zeros(1, 1, 3, 224, 224)).shape == (1, 1, 1280 + 960 + 576)
+    more = ImageEncoder(f"hf:{shared}/encoders/mobilenet_v2_1.0_224", layers="more", device="cpu")
+    assert more.recipe["layers"][:3] == encoder.recipe["layers"]
+    assert more.encode(torch.zeros(1, 1, 3, 224, 224)).shape == (1, 1, 6272)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_more_takes_layers_that_every_resnet_has(name):
+    encoder = ImageEncoder(f"torchvision:{name}@random", layers="more", device="cpu")
+    assert encoder.recipe["layers"] == ["last", "layer4.0", "layer3", "layer2"]
+
+
+def test_more_is_the_last_layer_where_no_others_are_known():
+    assert ImageEncoder(SHUFFLENET, layers="more", device="cpu").recipe["layers"] == ["last"]
 
 
 def files_of(folder):

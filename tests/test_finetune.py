@@ -394,7 +394,7 @@ def test_what_encoders_give_is_moved_by_stored_features_and_dropped_out(variatio
     heads.standardize["text"].fit(lambda: [torch.randn(50, 5, generator=torch.Generator().manual_seed(0))])
     features, first, second = (torch.from_numpy(generator.standard_normal((n, 5), np.float32)) for n in (2, 3, 3))
     bits, share = generator.integers(256, size=(3, 5), dtype=np.uint8), generator.random((3, 1), np.float32)
-    noise = Noise(bits, np.arange(3), np.arange(3), share)
+    noise = Noise(bits, np.arange(3), np.arange(3), share, np.zeros(0, np.int64))
     transfer = {"text": (first, second)} if variation else {}
     step = Step(None, {"text": noise}, transfer, None, None)
     tower = SimpleNamespace(forward=lambda batch: features.requires_grad_())

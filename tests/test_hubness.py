@@ -16,6 +16,7 @@ from onceover.retrieval.hubness import (
     fit_inverted_softmax,
     hub_skewness,
     inverted_softmax_bias,
+    usual_beta,
 )
 from onceover.retrieval.index import Index, update
 from onceover.retrieval.metrics import report
@@ -72,12 +73,12 @@ def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monke
     texts = images[index] + 0.8 * unit(generator, 300)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     train, selection = np.arange(60), np.arange(60, 80)
-    monkeypatch.setattr(hubness, "MIN_BANK", 50)
     found = fit_inverted_softmax(images, texts, index, train, selection)
     before = found.bias("image")
     np.testing.assert_allclose(before, inverted_softmax_bias(images, texts[:180], found.betas["image"]), rtol=1e-5)
     assert found.bias("text").shape == (300,)
-    assert set(found.betas.values()) <= set(hubness.BETAS)
+    usual = usual_beta(images[selection], texts[:180])
+    assert found.betas["image"] in [hubness.NO_CORRECTION, *(round(usual * factor, 1) for factor in hubness.FACTORS)]
     # nothing outside train and selection plays a part in what is chosen
     images[80:], texts[240:] = unit(generator, 20), unit(generator, 60)
     again = fit_inverted_softmax(images, texts, index, train, selection)
@@ -96,28 +97,38 @@ def test_the_file_holds_the_biases_that_any_gallery_would_get(run_dir, store):
     np.testing.assert_allclose(bias_by_bank(embeddings, "image", embeddings.images), embeddings.image_bias, rtol=1e-5)
     np.testing.assert_allclose(bias_by_bank(embeddings, "text", embeddings.texts), embeddings.text_bias, rtol=1e-5)
     with h5py.File(run_dir / "embeddings.h5", locking=False) as file:
-        assert file["image/bias"].attrs["beta"] in hubness.BETAS
+        assert file["image/bias"].attrs["beta"] == embeddings.betas["image"] > 0
 
 
-def test_a_small_bank_corrects_only_where_that_is_clearly_better(monkeypatch):
-    """Without a hub the usual sharpness stands where the bank is large, and none where it is small."""
+def test_the_usual_sharpness_is_two_standard_deviations_of_an_items_scores():
     generator = np.random.default_rng(4)
-    index = np.arange(120)
-    images = unit(generator, 120)
-    texts = images + 0.3 * unit(generator, 120)
+    gallery, bank = unit(generator, 50), unit(generator, 400)
+    expected = 2 / np.sqrt((gallery @ bank.T).var(axis=1).mean())
+    assert usual_beta(gallery, bank) == pytest.approx(expected, abs=0.051)
+    assert usual_beta(np.concatenate([gallery, gallery], 1) / 2**0.5, np.concatenate([bank, bank], 1) / 2**0.5) == (
+        usual_beta(gallery, bank)
+    )
+    assert usual_beta(gallery, np.repeat(bank[:1], 20, axis=0)) == hubness.NO_CORRECTION  # all scores are equal
+
+
+def test_a_correction_stands_unless_it_ranks_the_validation_pairs_worse():
+    generator = np.random.default_rng(4)
+    index = np.arange(400)
+    images = unit(generator, 400)
+    texts = images + 0.6 * unit(generator, 400)
+    texts[:300] += 0.9 * unit(generator, 1)  # many train captions are near some images, which are no hubs for others
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    train, selection = np.arange(100), np.arange(100, 120)
-    monkeypatch.setattr(hubness, "MIN_BANK", 101)
-    small = fit_inverted_softmax(images, texts, index, train, selection)
-    assert small.betas == {"image": hubness.NO_CORRECTION, "text": hubness.NO_CORRECTION}
-    np.testing.assert_array_equal(small.bias("image"), np.zeros(120, np.float32))
-    monkeypatch.setattr(hubness, "MIN_BANK", 100)
-    assert fit_inverted_softmax(images, texts, index, train, selection).betas == {"image": 15.0, "text": 15.0}
+    train, selection = np.arange(300), np.arange(300, 400)
+    harmed = fit_inverted_softmax(images, texts, index, train, selection)
+    assert harmed.betas["image"] == hubness.NO_CORRECTION
+    np.testing.assert_array_equal(harmed.bias("image"), np.zeros(400, np.float32))
     # where every text is near one image, correcting is clearly better
-    monkeypatch.setattr(hubness, "MIN_BANK", 101)
-    texts += 1.5 * images[100]
+    texts += 1.5 * images[300]
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    assert fit_inverted_softmax(images, texts, index, train, selection).betas["image"] != hubness.NO_CORRECTION
+    helped = fit_inverted_softmax(images, texts, index, train, selection)
+    assert helped.betas["image"] > 0
+    ranked = [rank(images[300:], texts[300:], np.arange(100), image_bias=helped.bias("image")[300:])]
+    assert report(ranked, draws=0)["rsum"] > report([rank(images[300:], texts[300:], np.arange(100))], draws=0)["rsum"]
 
 
 def test_an_image_among_images_meets_no_bias_and_a_mixed_query_its_share(run_dir):

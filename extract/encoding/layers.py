@@ -7,26 +7,43 @@ LAST = "last"  # the model's own feature, or the last hidden state
 WORDS = "words"  # the word embeddings, before positions and without the ids that frame a caption
 PROJECTION = "projection"  # the pooling of a dual encoder's own feature, which has no other layers
 OWN = "own"  # the pooling of a feature that is the last layer alone, pooled as the model's library does
-_IMAGE_LAYERS = {  # the start of an architecture's name -> layers that pay together
-    "MobileNetV2Model": [LAST, "layer.15.conv_3x3", "layer.12.expand_1x1"],
-    "torchvision:resnet": [LAST, "layer3"],  # not measured: pretrained weights could not be had
+MORE = "more"  # the setting for more of an image model's layers than ``auto`` takes
+_RESNET = "torchvision:resnet"  # not measured: pretrained weights could not be had
+_IMAGE_LAYERS = {  # by setting, the start of an architecture's name -> layers that pay together
+    AUTO: {
+        "MobileNetV2Model": [LAST, "layer.15.conv_3x3", "layer.12.expand_1x1"],
+        _RESNET: [LAST, "layer3"],
+    },
+    MORE: {
+        "MobileNetV2Model": [
+            LAST,
+            "layer.15.conv_3x3",
+            "layer.12.expand_1x1",
+            "layer.15.expand_1x1",
+            "layer.14.conv_3x3",
+            "layer.13.conv_3x3",
+            "layer.10.expand_1x1",
+        ],
+        _RESNET: [LAST, "layer4.0", "layer3", "layer2"],
+    },
 }
 
 
 def image_layers(setting: str, recipe: dict) -> list[str]:
     """The names of an image model's layers: ``last`` is its own feature, others are modules within it.
 
-    ``auto``: the layers that are known to pay for an architecture (``_IMAGE_LAYERS``); else ``last``.
+    ``auto``: the layers that are known to pay for an architecture (``_IMAGE_LAYERS``); else ``last``. ``more``: more
+    of them, for twice the bytes and a little more recall.
 
     Raises:
         EncoderError: layers of a dual encoder.
     """
     is_dual = recipe["pooling"] == PROJECTION
     names = _names(setting)
-    if names == [AUTO]:
+    if setting in _IMAGE_LAYERS:
         if is_dual:
             return [LAST]
-        return _known_layers(recipe["architecture"])
+        return _known_layers(setting, recipe["architecture"])
     if is_dual and names != [LAST]:
         raise EncoderError("a dual encoder's own projection is its feature; leave extract.image_layers at last")
     return names
@@ -93,9 +110,9 @@ def _names(setting: str) -> list[str]:
     return [name.strip() for name in setting.split(",")]
 
 
-def _known_layers(architecture: str) -> list[str]:
-    """The layers that are known to pay for an architecture."""
-    for start, layers in _IMAGE_LAYERS.items():
+def _known_layers(setting: str, architecture: str) -> list[str]:
+    """The layers that are known to pay for an architecture, by one of the settings in ``_IMAGE_LAYERS``."""
+    for start, layers in _IMAGE_LAYERS[setting].items():
         if architecture.startswith(start):
             return layers
     return [LAST]
