@@ -62,7 +62,7 @@ class ExtractConfig:
 
     image_encoder: str = "torchvision:resnet50@IMAGENET1K_V1"
     text_encoder: str = "hf:distilbert-base-uncased"
-    image_layers: str = "auto"  # last and names of modules, concatenated; auto: those known to pay; more: more
+    image_layers: str = "auto"  # last and names of modules, concatenated; auto: those known to pay; more: further ones
     text_layers: str = "auto"  # last, middle, numbers of hidden states, words; auto: last,middle,words
     text_pooling: str = "auto"  # over a caption's tokens: mean, cls (first), last; auto: as the encoder was trained
     max_length: int = 128  # tokens per caption; longer ones are cut, counted and reported
@@ -80,7 +80,7 @@ class ExtractConfig:
             names = [name.strip() for name in getattr(self, key).split(",")]
             _check(
                 all(names),
-                f"extract.{key} is {getattr(self, key)!r:.80}; write auto, or names with commas between them",
+                f"extract.{key} is {getattr(self, key)!r:.80}; write auto, more, or names with commas between them",
             )
             _check(len(set(names)) == len(names), f"extract.{key} names a layer twice")
         _check_choice("extract.text_pooling", self.text_pooling, ("auto", *TEXT_POOLINGS))
@@ -102,7 +102,7 @@ class ModelConfig:
 
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
-    dropout: float = 0.3  # of the standardised features, in steps of 1/256; of images also of a run of neighbours
+    dropout: float = 0.3  # of the standardised features, in steps of 1/256; of an image also of a block of neighbours
     variation: float = 1.5  # strength of feature transfer: differences between views, or captions, of other images
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]

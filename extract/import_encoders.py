@@ -100,7 +100,7 @@ def stated_image_encoder(
             f"the images are needed to check that {config.image_encoder} made {source}, and {missing[0]} is not in "
             f"{dataset.root}; name their folder with --data, or leave --image-encoder out"
         )
-    tried = [{"image_layers": layers} for layers in dict.fromkeys((config.image_layers, "last"))]
+    tried = [{"image_layers": layers} for layers in dict.fromkeys((config.image_layers, "auto", "last"))]
 
     def load(settings: dict[str, Any]) -> Any:
         return ImageEncoder(

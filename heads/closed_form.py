@@ -136,8 +136,9 @@ def set_linear(projection: Projection | ResidualMLP, weight: Tensor, bias: Tenso
 def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
     """The weight of a closed form beside trained heads, chosen on the validation images; 0 where it does harm.
 
-    It is the usual weight, or the one of ``SHARES`` with the best rsum where that is clearly better. Where the closed form is the better one of both, the usual weight is its part of the sum of their rsums, to
-    the nearest tenth, if that is more.
+    It is the usual weight, or the one of ``SHARES`` with the best rsum where that is clearly better. Where the closed
+    form is the better one of both, the usual weight is its part of the sum of their rsums, to the nearest tenth, if
+    that is more.
 
     Args:
         trained, closed_form: the validation images' and captions' unit vectors.

@@ -101,7 +101,7 @@ def _common_beta(betas: Sequence[float]) -> float:
     """The mean sharpness of several corrections for hubs; none where one of them corrects nothing."""
     if NO_CORRECTION in betas:
         return NO_CORRECTION
-    return float(np.mean(betas))
+    return round(float(np.mean(betas)), 1)
 
 
 def _collected(runs: Sequence[Run], key: str) -> list:

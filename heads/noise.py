@@ -1,7 +1,7 @@
 """Regularises heads by augmenting their features: dropout, and feature transfer from other images.
 
-Of an image's features dropout also leaves out a run of neighbouring numbers (as DropBlock does in maps, Ghiasi et al.
-2018): neighbours are of one layer of the encoder, and heads learn not to lean on any layer alone.
+Of an image's features dropout also leaves out a block of neighbouring numbers (as DropBlock does in maps, Ghiasi et al.
+2018): most of them are of one layer of the encoder, and heads learn not to lean on any layer alone.
 
 Feature transfer (Yin et al. 2019; Delta-encoder: Schwartz et al. 2018) adds the difference between two views, or two
 captions, of another image: such differences are no part of an image's content, and much the same for all images.
@@ -28,19 +28,19 @@ class Noise:
         bits: uint8 (n, D), which decide on dropout.
         first, second: int64 (n,), the rows whose difference is added to a row.
         share: float32 (n, 1), in [0, 1], how much of the difference.
-        run: int64 (n,), the number at which a run begins that is left out; of captions, which have none, empty.
+        block_start: int64 (n,), where the block begins that dropout leaves out; empty for captions, which have none.
     """
 
     bits: np.ndarray
     first: np.ndarray
     second: np.ndarray
     share: np.ndarray
-    run: np.ndarray
+    block_start: np.ndarray
 
     def part(self, positions: np.ndarray | slice) -> "Noise":
         """The noise of some of the rows, by their positions in the batch."""
-        run = self.run[positions] if len(self.run) else self.run
-        return Noise(self.bits[positions], self.first[positions], self.second[positions], self.share[positions], run)
+        starts = self.block_start[positions] if len(self.block_start) else self.block_start
+        return Noise(self.bits[positions], self.first[positions], self.second[positions], self.share[positions], starts)
 
 
 def draw_noise(
@@ -61,7 +61,7 @@ def draw_noise(
     texts = _draw(generator, batch.captions, other_captions, dims[1])
     # measured: images gain most from whole differences, captions from random parts of them
     texts = replace(texts, share=generator.random(texts.share.shape, np.float32))
-    return replace(images, run=generator.integers(dims[0], size=len(image_rows))), texts
+    return replace(images, block_start=generator.integers(dims[0], size=len(image_rows))), texts
 
 
 def _draw(generator: np.random.Generator, rows: np.ndarray, others: np.ndarray, dim: int) -> Noise:
@@ -96,8 +96,8 @@ def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dro
     """Features of some rows, with feature transfer and dropout: float32 (n, D).
 
     Row i becomes ``keep * scale * (table[rows[i]] + variation * share[i] * (table[first[i]] - table[second[i]]))``,
-    where ``keep`` is 0 with the probability ``dropout`` and, of images, in a run of as large a part of the numbers;
-    ``scale`` leaves expectations as they are (Srivastava et al. 2014).
+    where ``keep`` is 0 with the probability ``dropout``, and in an image's block, which is as large a part of its
+    numbers; ``scale`` leaves expectations as they are (Srivastava et al. 2014).
 
     Args:
         table: standardised features, float32 (R, D).
@@ -106,7 +106,7 @@ def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dro
     """
     dropped_levels = round(dropout * _LEVELS)
     dim = table.shape[1]
-    length = dim * dropped_levels // _LEVELS if len(noise.run) else 0
+    length = dim * dropped_levels // _LEVELS if len(noise.block_start) else 0
     scale = _LEVELS / (_LEVELS - dropped_levels) * dim / (dim - length)
     terms = [rows]
     weights = [np.full((len(rows), 1), scale, np.float32)]
@@ -121,8 +121,8 @@ def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dro
     if not dropped_levels:
         return features
     keep = noise.bits >= dropped_levels
-    for row, start in enumerate(noise.run.tolist()):
+    for row, start in enumerate(noise.block_start.tolist()):
         keep[row, start : start + length] = False
-        keep[row, : max(0, start + length - dim)] = False  # a run that goes beyond the end goes on at the beginning
+        keep[row, : max(0, start + length - dim)] = False  # a block that goes beyond the end goes on at the beginning
     kept = torch.from_numpy(keep.view(np.int8))  # torch turns int8 into floats faster
     return features.mul_(kept.to(table.device).to(features.dtype))

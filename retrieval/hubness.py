@@ -4,7 +4,8 @@ Both corrections add to an item's inner products a number that does not depend o
 gallery is searched like any other: with the bias as one more coordinate, and a 1 for it in the query.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ from onceover.retrieval.ranks import Biases, rank
 
 RERANKS = ("none", "qbnorm", "csls")
 NO_CORRECTION = 0.0  # in the place of a beta: the biases are 0
-SHARPNESS = 2.0  # the usual beta, times the standard deviation of the scores; measured (docs/notes/few-images.md)
-FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)  # times the usual beta, what is tried
+SCALED_BETA = 2.0  # the usual beta times the standard deviation of the scores; measured (docs/notes/few-images.md)
+FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the usual beta, what is tried
 BANK = 10_000  # training queries at most
+MIN_BANK = 200  # with fewer queries nothing is corrected, since that takes more than it gives; measured (the same)
 NEIGHBOURS = 10
 _BLOCK_BYTES = 8 * 2**20  # of scores that stay in a processor's caches
 _EQUAL = 1e-4  # a standard deviation of scores below which they differ by rounding alone
@@ -73,15 +75,21 @@ def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) ->
 def _biases(gallery: np.ndarray, bank: np.ndarray, betas: Sequence[float]) -> np.ndarray:
     """The bias of each item for several betas, which share the scores: float32 (len(betas), N)."""
     biases = np.empty((len(betas), len(gallery)), np.float32)
-    rows = max(1, _BLOCK_BYTES // (4 * len(bank)))
-    for start in range(0, len(gallery), rows):
-        scores = gallery[start : start + rows] @ bank.T
+    for rows in _blocks(gallery, bank):
+        scores = gallery[rows] @ bank.T
         top = scores.max(1)
         scores -= top[:, None]
         for beta, bias in zip(betas, biases, strict=True):
             powers = scores * np.float32(beta)
-            bias[start : start + rows] = -top - np.log(np.exp(powers, out=powers).mean(1)) / beta
+            bias[rows] = -top - np.log(np.exp(powers, out=powers).mean(1)) / beta
     return biases
+
+
+def _blocks(gallery: np.ndarray, bank: np.ndarray) -> Iterator[slice]:
+    """Slices of a gallery's rows whose scores with the bank are ``_BLOCK_BYTES`` or less."""
+    count = max(1, _BLOCK_BYTES // (4 * len(bank)))
+    for start in range(0, len(gallery), count):
+        yield slice(start, start + count)
 
 
 def bank_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -131,18 +139,21 @@ def fit_inverted_softmax(
 
 
 def usual_beta(gallery: np.ndarray, bank: np.ndarray) -> float:
-    """``SHARPNESS`` divided by the standard deviation of an item's scores over the bank; 0 where these are all equal.
+    """``SCALED_BETA`` divided by the standard deviation of an item's scores over the bank, to a tenth.
 
-    Vectors whose scores lie close together need a sharper correction. Rounded to a tenth.
+    Vectors whose scores lie close together need a sharper correction. Where all are equal, or the bank is small, there
+    is none.
 
     Args:
         gallery: float32 (N, D). bank: float32 (B, D).
     """
-    centred = bank - bank.mean(0)
-    covariance = centred.T @ centred / len(bank)
-    variances = np.einsum("nd,nd->n", gallery @ covariance, gallery)
-    deviation = float(np.sqrt(max(variances.mean(), 0)))
-    return round(SHARPNESS / deviation, 1) if deviation > _EQUAL else NO_CORRECTION
+    if len(bank) < MIN_BANK:
+        return NO_CORRECTION
+    variances = 0.0
+    for rows in _blocks(gallery, bank):
+        variances += float((gallery[rows] @ bank.T).var(axis=1, dtype=np.float64).sum())
+    deviation = math.sqrt(variances / len(gallery))
+    return round(SCALED_BETA / deviation, 1) if deviation > _EQUAL else NO_CORRECTION
 
 
 def _best_betas(
@@ -154,7 +165,7 @@ def _best_betas(
 ) -> dict[str, float]:
     """The beta that ranks the validation pairs best, by the kind of gallery.
 
-    The usual one if none is much better, and no correction where that ranks them worse than none.
+    It is the usual one unless another is clearly better; ``NO_CORRECTION`` where it ranks the pairs worse than that.
     """
     captions = np.flatnonzero(np.isin(image_index, validation))
     galleries = {"image": images[validation], "text": texts[captions]}
@@ -173,7 +184,7 @@ def _best_betas(
             biases: Biases = {"image_bias": bias} if kind == "image" else {"text_bias": bias}
             candidates[beta] = rank(*vectors, **biases)
         beta = clearly_best(candidates, usual)
-        if compare([without], [candidates[beta]])["rsum"] >= 0:
+        if compare([without], [candidates[beta]], draws=0)["rsum"] >= 0:
             best[kind] = beta
     return best
 

@@ -13,7 +13,7 @@ from onceover.retrieval.ranks import MetricsError, Ranks, rank
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("image_to_text", "text_to_image")
 DRAWS = 1000  # bootstrap resamples
-CLEARLY = 1.5  # standard errors of rsum, beyond which a difference is no luck; measured (docs/notes/few-images.md)
+CLEARLY = 1.5  # standard errors of a difference in rsum by which another setting has to be better than the usual one
 _RESAMPLES = 100  # drawn at a time
 _INTERVAL = (2.5, 97.5)  # percentiles
 
@@ -72,7 +72,7 @@ def compare(first: Sequence[RankPair], second: Sequence[RankPair], draws: int = 
 
 
 def clearly_best(candidates: Mapping[float, RankPair], usual: float) -> float:
-    """The candidate with the best rsum, where it is better than the usual one by ``CLEARLY`` standard errors; else that.
+    """The usual candidate, unless the one with the best rsum is better by more than ``CLEARLY`` standard errors.
 
     Of few queries the best candidate is often the luckiest one.
     """

@@ -159,6 +159,16 @@ def extract_config(tiny_resnet, tiny_bert) -> ExtractConfig:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _small_banks_correct():
+    """A bank of training queries of any size corrects for hubs, as larger ones do by default."""
+    from onceover.retrieval import hubness
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hubness, "MIN_BANK", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fit_config(extract_config) -> Config:
     training = TrainingConfig(num_epochs=12, batch_size=16, refit=False, cca=False)

@@ -434,6 +434,7 @@ def test_text_layers_are_hidden_states_and_the_mean_of_the_words(tiny_bert):
     ("encoder", "layers", "message"),
     [
         (ImageEncoder, "last,stage9", "has no module 'stage9'; near are stage"),
+        (ImageEncoder, "more,stage2", "more stands alone in extract.image_layers"),
         (TextEncoder, "last,3", "'3' is no layer of the text encoder; use last, middle, words, or 0 to 2"),
         (TextEncoder, "first", "'first' is no layer of the text encoder"),
     ],
@@ -457,7 +458,7 @@ def test_auto_takes_the_layers_that_were_measured(shared):
     encoder = ImageEncoder(f"hf:{shared}/encoders/mobilenet_v2_1.0_224", layers="auto", device="cpu")
     assert encoder.recipe["layers"] == ["last", "layer.15.conv_3x3", "layer.12.expand_1x1"]
     assert encoder.encode(torch.zeros(1, 1, 3, 224, 224)).shape == (1, 1, 1280 + 960 + 576)
-    more = ImageEncoder(f"hf:{shared}/encoders/mobilenet_v2_1.0_224", layers="more", device="cpu")
+    more = ImageEncoder(f"hf:{shared}/encoders/mobilenet_v2_1.0_224", layers=" more ", device="cpu")
     assert more.recipe["layers"][:3] == encoder.recipe["layers"]
     assert more.encode(torch.zeros(1, 1, 3, 224, 224)).shape == (1, 1, 6272)
 

@@ -386,23 +386,27 @@ def test_a_torchvision_encoder_is_saved_whole(drawn, tmp_path, fit_config, chang
     assert made["weights"]["text"] == made["base"]["recipes"]["text"]["weights"]
 
 
+@pytest.mark.parametrize("kind", ["image", "text"])
 @pytest.mark.parametrize("variation", [0.0, 0.7])
-def test_what_encoders_give_is_moved_by_stored_features_and_dropped_out(variation):
+def test_what_encoders_give_is_moved_by_stored_features_and_dropped_out(variation, kind):
     generator = np.random.default_rng(0)
     model = ModelConfig(embedding_dim=4, dropout=0.5, variation=variation)
-    heads, places = DualHeads(6, 5, model), np.array([2, 0])  # of a batch of three
-    heads.standardize["text"].fit(lambda: [torch.randn(50, 5, generator=torch.Generator().manual_seed(0))])
+    heads, places = DualHeads(5, 5, model), np.array([2, 0])  # of a batch of three
+    heads.standardize[kind].fit(lambda: [torch.randn(50, 5, generator=torch.Generator().manual_seed(0))])
     features, first, second = (torch.from_numpy(generator.standard_normal((n, 5), np.float32)) for n in (2, 3, 3))
     bits, share = generator.integers(256, size=(3, 5), dtype=np.uint8), generator.random((3, 1), np.float32)
-    noise = Noise(bits, np.arange(3), np.arange(3), share, np.zeros(0, np.int64))
-    transfer = {"text": (first, second)} if variation else {}
-    step = Step(None, {"text": noise}, transfer, None, None)
+    noise = Noise(bits, np.arange(3), np.arange(3), share, np.array([4, 0, 1] if kind == "image" else [], np.int64))
+    transfer = {kind: (first, second)} if variation else {}
+    step = Step(None, {kind: noise}, transfer, None, None)
     tower = SimpleNamespace(forward=lambda batch: features.requires_grad_())
-    computer = GradientComputer(heads, {"text": tower}, model, 3, SimpleNamespace(device=torch.device("cpu")))
-    found = computer.embed("text", SimpleNamespace(positions=places), step)
-    standard, one, other = (heads.standardize["text"](rows) for rows in (features, first[places], second[places]))
-    kept = torch.from_numpy(bits[places] >= 128)
-    expected = heads.text((standard + variation * torch.from_numpy(share[places]) * (one - other)) * kept * 2)
+    computer = GradientComputer(heads, {kind: tower}, model, 3, SimpleNamespace(device=torch.device("cpu")))
+    found = computer.embed(kind, SimpleNamespace(positions=places), step)
+    standard, one, other = (heads.standardize[kind](rows) for rows in (features, first[places], second[places]))
+    kept = 2.0 * torch.from_numpy(bits[places] >= 128)
+    if kind == "image":  # two of five numbers are left out, from the second and from the last on
+        kept *= 5 / 3 * torch.tensor([[1, 0, 0, 1, 1], [0, 1, 1, 1, 0]])
+    moved_features = standard + variation * torch.from_numpy(share[places]) * (one - other)
+    expected = getattr(heads, kind)(moved_features * kept)
     torch.testing.assert_close(found, expected)
     gradients = (torch.autograd.grad(vectors.square().sum(), features)[0] for vectors in (found, expected))
     torch.testing.assert_close(*gradients)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onceover.retrieval import ranks as module
 from onceover.retrieval.embeddings import read_embeddings
-from onceover.retrieval.metrics import compare, report
+from onceover.retrieval.metrics import clearly_best, compare, report
 from onceover.retrieval.ranks import MetricsError, Ranks, chance, rank, rank_scores
 
 
@@ -304,3 +304,13 @@ def test_the_median_rank_of_chance_is_that_of_all_orders():
     assert to_image.median_rank() == 2.0
     assert chance(1000, np.repeat(np.arange(1000), 5))[0].median_rank() == 647.0
     assert chance(2, np.arange(2))[0].median_rank() == 1.5  # as the median of an even number of ranks
+
+
+@pytest.mark.parametrize(("lost", "chosen"), [(0, 0.4), (2, 0.4), (3, 0.1)])
+def test_another_setting_is_taken_where_it_is_better_by_one_and_a_half_standard_errors(lost, chosen):
+    """Of 100 images two that are found by one setting alone are 1.4 standard errors, three are 1.8."""
+    index = np.arange(100)
+    scores = np.eye(100) + 1e-3 * np.random.default_rng(0).random((100, 100))
+    usual = scores.copy()
+    usual[index[:lost], index[:lost]] = -1
+    assert clearly_best({0.1: rank_scores(scores, index), 0.4: rank_scores(usual, index)}, 0.4) == chosen

@@ -788,7 +788,7 @@ def test_refitted_runs_join_without_a_look_at_what_they_were_fitted_on(store, tm
     assert made["selection"]["rsum"] == np.mean([run.provenance["selection"]["rsum"] for run in runs])
     for kind in ("image", "text"):
         betas = [run.provenance["betas"][kind] for run in runs]
-        assert made["betas"][kind] == (0.0 if 0.0 in betas else np.mean(betas))
+        assert made["betas"][kind] == (0.0 if 0.0 in betas else round(np.mean(betas), 1))
     assert read_embeddings(tmp_path / "both/embeddings.h5").betas == made["betas"]
 
 

@@ -32,18 +32,21 @@ _IMAGE_LAYERS = {  # by setting, the start of an architecture's name -> layers t
 def image_layers(setting: str, recipe: dict) -> list[str]:
     """The names of an image model's layers: ``last`` is its own feature, others are modules within it.
 
-    ``auto``: the layers that are known to pay for an architecture (``_IMAGE_LAYERS``); else ``last``. ``more``: more
-    of them, for twice the bytes and a little more recall.
+    ``auto``: the layers that are known to pay for an architecture (``_IMAGE_LAYERS``); else ``last``. ``more``: further
+    ones as well, for about twice the numbers and a little more recall.
 
     Raises:
-        EncoderError: layers of a dual encoder.
+        EncoderError: layers of a dual encoder, or ``auto`` or ``more`` beside others.
     """
     is_dual = recipe["pooling"] == PROJECTION
     names = _names(setting)
-    if setting in _IMAGE_LAYERS:
+    if len(names) == 1 and names[0] in _IMAGE_LAYERS:
         if is_dual:
             return [LAST]
-        return _known_layers(setting, recipe["architecture"])
+        return _known_layers(names[0], recipe["architecture"])
+    for name in names:
+        if name in _IMAGE_LAYERS:
+            raise EncoderError(f"{name} stands alone in extract.image_layers; it takes layers of its own choice")
     if is_dual and names != [LAST]:
         raise EncoderError("a dual encoder's own projection is its feature; leave extract.image_layers at last")
     return names
