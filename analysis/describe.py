@@ -271,13 +271,19 @@ def _describe_run(folder: Path) -> str:
     also = ", those that chose among them," if settings["training"]["refit"] else ""
     lines = [f"run folder {folder}"]
     epoch = ""
-    if len(run["members"]) > 1:
-        lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
-    elif "distilled" in run:
+    trained = len(run["epochs"])
+    untrained = run["members"][trained:]
+    if "distilled" in run:
         lines.append(f"  distilled   in closed form of {_text(run, 'distilled')}; the training is that one's")
         epoch = " (of that one)" if settings["training"]["refit"] else ""
+    elif trained > 1:
+        lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
+    if trained == 1 and untrained:
+        lines.append(
+            f"  heads       one trained pair, and one in closed form with a weight of {untrained[0]['weight']:g}"
+        )
     threads = "1 thread" if _count(run, "threads") == 1 else f"{run['threads']} threads"
     lines += [
         f"  store       {_text(run, 'store')}",

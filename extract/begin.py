@@ -105,7 +105,8 @@ def begin_settings(
     if is_elsewhere or is_other_backend or (force and is_other_size):
         unfinished.remove()
         return wanted
-    say(f"going on with the unfinished extraction in {unfinished.folder}")
+    doing = "going on with the unfinished" if worker is None else "doing a share of the"
+    say(f"{doing} extraction in {unfinished.folder}")
     if begun.get("hardware", name) != name:
         warn(f"begun on {begun['hardware']}; {name} may round the last bits of what is left in another way")
     if is_other_size:

@@ -851,6 +851,10 @@ def test_the_scores_of_members_are_their_weighted_mean(store, tmp_path, fit_conf
     scores = [images @ texts.T for images, texts, _ in (embed(member, store, np.arange(9)) for member in heads.members)]
     images, texts, _ = embed(heads, store, np.arange(9))
     np.testing.assert_allclose(images @ texts.T, weights[0] * scores[0] + weights[1] * scores[1], atol=1e-5)
+    told = describe(tmp_path / "r")
+    assert f"heads       one trained pair, and one in closed form with a weight of {weights[1]:g}" in told
+    assert f"at epoch {made['best_epochs'][0]} of 1" in told
+    assert "ensemble" not in told
 
 
 def test_a_run_is_fine_tuned_and_its_curve_drawn_from_the_trained_pair_alone(store, tmp_path, fit_config, changed):
