@@ -13,7 +13,7 @@ from onceover.base.columns import LazyColumn
 from onceover.base.temporary import TemporaryBytes
 
 _CHUNK = 1024  # rows
-_IN_MEMORY = 2**18  # bytes of a column; a longer one lies in a temporary file
+IN_MEMORY = 2**18  # bytes of a column; a longer one lies in a temporary file
 _READ = 8  # chunks of a column that stay in memory: those that were read last
 
 
@@ -61,7 +61,7 @@ class Texts(TextColumn):
     """
 
     def __init__(self, values: Iterable[str] = ()):
-        self._complete = TemporaryBytes(_IN_MEMORY)
+        self._complete = TemporaryBytes(IN_MEMORY)
         self._starts = array("q", [0])  # where in these bytes each complete chunk starts, and where the next one will
         self._read = functools.lru_cache(_READ)(functools.partial(_read_chunk, self._complete))
         self._last = _new_chunk()  # which need not be complete

@@ -30,10 +30,11 @@ from onceover.base.hdf5 import (
     write_column,
     write_hdf5,
 )
-from onceover.base.texts import ChosenTexts, text_column
+from onceover.base.temporary import temporary_array
+from onceover.base.texts import IN_MEMORY, ChosenTexts, text_column
 from onceover.extract.ledger import Failure
 from onceover.extract.publishing import publish
-from onceover.extract.shards import KeptShard, RowSources, shard_bytes
+from onceover.extract.shards import KeptShard, PlacedRows, RowSources, shard_bytes
 from onceover.extract.store import (
     BLOCK,
     CHECKED_LATER,
@@ -41,12 +42,14 @@ from onceover.extract.store import (
     KINDS,
     SHARD_NAME,
     dataset_fingerprint,
+    row_blocks,
     stamp,
     write_failures,
 )
 from onceover.extract.store_form import FILE, FOLDER, Destination
 
 _IN_SHARDS = ("features", "thumbnail")  # the columns that a folder's manifest leaves to its shards
+_GATHERED = 2**16  # rows that are looked up at a time; a shard is opened anew for each of these blocks
 _SHARD_COLUMNS = {"image": ("id", "sha256", "size", "mtime_ns"), "text": ("caption",)}  # as an extraction's have them
 
 
@@ -287,10 +290,10 @@ def _placed(shards: _Shards, kind: str, contents: _Contents) -> _PlacedRows:
     keys = contents.keys(kind)
     if not isinstance(source, RowSources):
         return _in_new_shards(shards, kind, contents, source.blocks(keys), np.arange(len(keys)))
-    positions = source.find(keys)
-    numbers, rows = _kept_shards(shards, source, positions)
+    placed = source.placed(keys, shards.place)
+    numbers = _kept_shards(shards, kind, placed)
     rest = np.flatnonzero(numbers < 0)
-    _, firsts, of_each = np.unique(positions[rest], return_index=True, return_inverse=True)
+    _, firsts, of_each = np.unique(placed.positions[rest], return_index=True, return_inverse=True)
     order = np.argsort(firsts)  # equal rows lie in a shard once, where the first of them comes
     first_rows = rest[firsts[order]]
     others = _in_new_shards(
@@ -298,21 +301,34 @@ def _placed(shards: _Shards, kind: str, contents: _Contents) -> _PlacedRows:
     )
     written = np.argsort(order)[of_each]  # of each row of the rest, its number among those that were written
     numbers[rest] = others.shards[written]
-    rows[rest] = others.rows[written]
-    names = [name for name in source.row_shapes() if name not in _IN_SHARDS]
-    values = source.gather(names, positions) if names and len(keys) else others.columns
-    columns = {name: values[name] for name in names}
-    return _PlacedRows(numbers, rows, columns, others.features, others.in_shards)
+    placed.rows[rest] = others.rows[written]
+    columns = _gathered(source, placed.positions) if len(keys) else others.columns
+    return _PlacedRows(numbers, placed.rows, columns, others.features, others.in_shards)
 
 
-def _kept_shards(shards: _Shards, source: RowSources, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The shard of each row, −1 of one that is still to be written, and the row in it; keeps the shards."""
-    placed = source.placed(positions, shards.place)
-    final = np.full(len(placed.shards) + 1, -1, np.int32)  # the last one: of rows in no shard
-    for number, shard in enumerate(placed.shards):
-        if 0 < placed.used[number] == shard.rows and shard.checksum is not None:
-            final[number] = shards.keep(source.kind, shard)
-    return final[placed.numbers], placed.rows
+def _kept_shards(shards: _Shards, kind: str, placed: PlacedRows) -> np.ndarray:
+    """The shard of each row, −1 of one that is still to be written, in the place of its number; keeps the shards."""
+    final = np.full(len(placed.used) + 1, -1, np.int32)  # the last one: of rows in no shard
+    for number, shard in placed.shards.items():
+        if placed.used[number] == shard.rows and shard.checksum is not None:
+            final[number] = shards.keep(kind, shard)
+    for rows in row_blocks(len(placed.numbers)):
+        placed.numbers[rows] = final[placed.numbers[rows]]
+    return placed.numbers
+
+
+def _gathered(source: RowSources, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of rows that a manifest has; long ones in temporary files."""
+    columns = {}
+    for name, (shape, dtype) in source.row_shapes().items():
+        if name not in _IN_SHARDS:
+            columns[name] = temporary_array((len(positions), *shape), dtype, IN_MEMORY)
+    if not columns:
+        return {}
+    for rows in row_blocks(len(positions), _GATHERED):
+        for name, values in source.gather(list(columns), positions[rows]).items():
+            columns[name][rows] = values
+    return columns
 
 
 def _in_new_shards(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,11 @@ from onceover.base.addresses import Address, is_address
 from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
 from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
-from onceover.base.texts import ChosenTexts, Texts, text_column
+from onceover.base.temporary import temporary_array
+from onceover.base.texts import IN_MEMORY, ChosenTexts, Texts, text_column
 from onceover.extract.key_index import KeyIndex
 from onceover.extract.ledger import Failure
+from onceover.extract.sharded import Places, alike
 from onceover.extract.store import (
     KEYS,
     KINDS,
@@ -33,6 +36,7 @@ from onceover.extract.store import (
 #: columns of whole numbers that files of earlier versions lack, by kind; a row of such a file has ``NOT_COUNTED`` there
 LATER_COLUMNS = {"image": (), "text": ("unknown", "tokens")}
 _COUNT = ((), np.dtype(np.int32))  # the row shape and type of such a column
+_PLACED = 2**14  # rows whose places are found at a time
 _SHARD = re.compile(r"(image|text)-[0-9a-f]{12}-\d{5,}\.h5")
 
 
@@ -58,16 +62,18 @@ class KeptShard(NamedTuple):
 
 
 class PlacedRows(NamedTuple):
-    """Where rows lie that are in shards already.
+    """Where rows lie that are in shards already; of many rows in temporary files.
 
     Attributes:
-        used: how many different rows of each shard are among them.
+        shards: those that hold any of them, by number. used: how many different ones each shard holds, int64.
+        positions: of each row, int64.
         numbers: of the shard of each row, −1 of one that lies in a store of one file. rows: of each row in its shard.
             Both are int32.
     """
 
-    shards: list[KeptShard]
-    used: list[int]
+    shards: dict[int, KeptShard]
+    used: np.ndarray
+    positions: np.ndarray
     numbers: np.ndarray
     rows: np.ndarray
 
@@ -93,7 +99,7 @@ class RowSources:
         self.failures: dict[str, Failure] = {}
         self._paths: list[Path] = []
         self._files: list[_ShardRows | _StoreRows] = []
-        self._starts = [0]  # the position of the first row of each file, and of the file that is added next
+        self._starts = array("q", [0])  # the position of the first row of each file, and of the file that is added next
         self._by_key = KeyIndex()
         self._by_stat = KeyIndex()
 
@@ -201,47 +207,63 @@ class RowSources:
                 blocks[name][chosen] = values[inverse]
         return blocks
 
-    def placed(self, positions: np.ndarray, place: Path | Address) -> PlacedRows:
-        """Finds the shard of each row at ``positions``; only shards count that hold just the columns that are copied.
+    def placed(self, keys: Sequence[str], place: Path | Address) -> PlacedRows:
+        """Finds the shard of each row with ``keys``; only shards count that hold just the columns that are copied.
 
         ``place``: of the store that is written; the shards of another store are not shared.
 
         Raises:
-            KeyError: a position of −1.
+            KeyError: there is no such row. TemporaryFileError: there is no room.
         """
-        shards: list[KeptShard] = []
-        used: list[int] = []
-        numbers = np.full(len(positions), -1, np.int32)
-        rows = np.zeros(len(positions), np.int32)
-        for number, chosen, in_file in self._by_file(positions):
-            file = self._files[number]
-            if ("thumbnail" in file.columns) != ("thumbnail" in self.copied):
-                continue
-            if isinstance(file, _ShardRows):
-                numbers[chosen] = len(shards)
-                rows[chosen] = in_file
-                used.append(len(np.unique(in_file)))
-                shards.append(KeptShard(file.path, file.count, file.path.stat().st_size, stated_checksum(file.path)))
-            elif file.store.shards is not None and file.store.path == place:
-                in_store = file.store.places(self.kind)
-                numbers[chosen] = len(shards) + in_store.shards[in_file]
-                rows[chosen] = in_store.rows[in_file]
-                table = file.store.shards.table
-                used += np.bincount(in_store.shards[np.unique(in_file)], minlength=len(table.names)).tolist()
-                described = zip(table.names, table.rows.tolist(), table.sizes.tolist(), table.checksums, strict=True)
-                shards += [KeptShard(place / name, *values) for name, *values in described]
-        return PlacedRows(shards, used, numbers, rows)
+        has_thumbnails = "thumbnail" in self.copied
+        counts = []
+        for file in self._files:
+            is_like_these = ("thumbnail" in file.columns) == has_thumbnails
+            counts.append(file.shard_count(place) if is_like_these else 0)
+        firsts = np.cumsum([0, *counts])  # the number of the first shard of each file
+        is_used = temporary_array((self._starts[-1],), bool, IN_MEMORY)
+        is_used[:] = False
+        used = np.zeros(firsts[-1], np.int64)
+        all_positions = temporary_array((len(keys),), np.int64, IN_MEMORY)
+        all_numbers = temporary_array((len(keys),), np.int32, IN_MEMORY)
+        all_rows = temporary_array((len(keys),), np.int32, IN_MEMORY)
+        files = set()
+        for block in row_blocks(len(keys), _PLACED):
+            positions = self.find(keys[block])
+            numbers = np.full(len(positions), -1, np.int32)
+            rows = np.zeros(len(positions), np.int32)
+            for number, chosen, in_file in self._by_file(positions):
+                if not counts[number]:
+                    continue
+                files.add(number)
+                in_shards = self._files[number].places(in_file)
+                numbers[chosen] = firsts[number] + in_shards.shards
+                rows[chosen] = in_shards.rows
+            is_new = (numbers >= 0) & ~is_used[positions]
+            _, firsts_of_new = np.unique(positions[is_new], return_index=True)
+            np.add.at(used, numbers[is_new][firsts_of_new], 1)
+            is_used[positions] = True
+            all_positions[block] = positions
+            all_numbers[block] = numbers
+            all_rows[block] = rows
+        shards = {}
+        for number in sorted(files):
+            for shard in range(firsts[number], firsts[number + 1]):
+                if used[shard]:
+                    shards[shard] = self._files[number].kept_shard(shard - firsts[number])
+        return PlacedRows(shards, used, all_positions, all_numbers, all_rows)
 
     def _by_file(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Some positions, file by file: the file's number, which of ``positions`` are in it, and their rows there."""
-        order = np.argsort(positions, kind="stable")
-        bounds = np.searchsorted(positions, self._starts, sorter=order)
-        if bounds[0]:
-            raise KeyError(f"{bounds[0]:,} {self.kind} rows are in no source")
-        for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-            if stop > start:
-                chosen = order[start:stop]
-                yield number, chosen, positions[chosen] - self._starts[number]
+        """Some positions, file by file: the file's number, which of ``positions`` are in it, and their rows there.
+
+        Raises:
+            KeyError: a position of −1.
+        """
+        if missing := np.count_nonzero(positions < 0):
+            raise KeyError(f"{missing:,} {self.kind} rows are in no source")
+        starts = np.frombuffer(self._starts, np.int64)
+        for number, chosen in alike(np.searchsorted(starts, positions, "right") - 1):
+            yield number, chosen, positions[chosen] - starts[number]
 
 
 def _stat_keys(ids: Iterable[str], stats: np.ndarray) -> Iterator[str]:
@@ -315,6 +337,18 @@ class _ShardRows:
         self.ids = []
         self.stats = np.zeros((0, 2), np.int64)
 
+    def shard_count(self, _place: Path | Address) -> int:
+        """How many shards a store at a place can keep of this file: the file itself."""
+        return 1
+
+    def places(self, rows: np.ndarray) -> Places:
+        """The shard of each of some rows, by its number in this file, and the row in it."""
+        return Places(np.zeros(len(rows), np.int32), rows)
+
+    def kept_shard(self, _number: int) -> KeptShard:
+        """The shard, by its number in this file."""
+        return KeptShard(self.path, self.count, self.path.stat().st_size, stated_checksum(self.path))
+
     def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
         """Some rows of some columns, in ascending order, by the columns' names; what it lacks was not counted in it."""
         values = {}
@@ -364,6 +398,24 @@ class _StoreRows:
         self.ids = []
         self.stats = np.zeros((0, 2), np.int64)
         self.store.forget()
+
+    def shard_count(self, place: Path | Address) -> int:
+        """How many shards a store at a place can keep of this store: all its own, where it is the same folder."""
+        if self.store.shards is None or self.store.path != place:
+            return 0
+        return len(self.store.shards.table.names)
+
+    def places(self, rows: np.ndarray) -> Places:
+        """The shard of each of some rows, by its number in this store, and the row in it."""
+        places = self.store.places(self._kind)
+        return Places(places.shards[rows], places.rows[rows])
+
+    def kept_shard(self, number: int) -> KeptShard:
+        """A shard, by its number in this store."""
+        assert self.store.shards is not None, "else it has none to keep"
+        table = self.store.shards.table
+        rows = int(table.rows[number])
+        return KeptShard(self.store.path / table.names[number], rows, int(table.sizes[number]), table.checksums[number])
 
     def read(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
         """Some rows of some columns, by the columns' names; what it lacks was not counted in it."""
