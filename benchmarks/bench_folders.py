@@ -6,8 +6,9 @@
     python benchmarks/bench_folders.py remote [--images 110000] [--folder DIR] [--out FILE.json]
 
 ``growth``: shards of made-up features as an extraction writes them, and 4 and 16 times as many; each step runs in a
-process of its own, and its seconds of processor time and the memory that it takes at most beside what Python had
-before are told; of sealing also the bytes that each image with its caption adds, from the smallest size to the largest.
+process of its own. Told are its seconds of processor time, the memory that it takes at most beside what Python had
+before (``MiB``), and how much of that is its own, without the pages of files that the system may take back
+(``own_MiB``); of sealing also the bytes that each image with its caption adds, from the smallest size to the largest.
 
 ``million``: so many images and captions in Parquet files, with features of few numbers that are made up; then
 ``info``, ``verify`` and an ``extract`` that finds nothing to do, as commands.
@@ -31,6 +32,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -79,7 +81,7 @@ def growth(folder: Path, images: int | None) -> dict:
             result[f"{times}x"][step] = run_step(step, own, count)
         print(f"{times}x: {result[f'{times}x']}", file=sys.stderr, flush=True)
     smallest, *_, largest = (result[f"{times}x"] for times in TIMES)
-    added = (largest["seal"]["MiB"] - smallest["seal"]["MiB"]) * 2**20
+    added = (largest["seal"]["own_MiB"] - smallest["seal"]["own_MiB"]) * 2**20
     result["seal_bytes_an_image"] = round(added / (largest["images"] - smallest["images"]))
     return result
 
@@ -94,14 +96,27 @@ def run_step(step: str, folder: Path, images: int) -> dict:
 
 
 def measured_step(step, folder: Path, images: int) -> dict:
-    """The seconds of a step, and by how much it raised the process's peak of memory."""
+    """The seconds of a step, and by how much it raised the process's peaks of memory."""
     import onceover.extract.sealing  # noqa: F401 - what all steps need is loaded beforehand
 
     before = status("VmHWM")
+    own_before = own_peak = status("RssAnon")
+    is_done = threading.Event()
+
+    def watch() -> None:
+        nonlocal own_peak
+        while not is_done.wait(0.02):
+            own_peak = max(own_peak, status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     start = time.process_time()
     step(folder, images)
     seconds = time.process_time() - start
-    return {"CPU_s": round(seconds, 3), "MiB": round(status("VmHWM") - before, 1)}
+    is_done.set()
+    watcher.join()
+    own = max(own_peak, status("RssAnon")) - own_before
+    return {"CPU_s": round(seconds, 3), "MiB": round(status("VmHWM") - before, 1), "own_MiB": round(own, 1)}
 
 
 def status(name: str) -> float:
