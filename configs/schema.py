@@ -102,7 +102,8 @@ class ModelConfig:
 
     head: str = "linear"  # linear; mlp: a residual block with GELU and LayerNorm behind the projection
     embedding_dim: int = 512
-    dropout: float = 0.3  # of the standardised features, in steps of 1/256; of an image also of a block of neighbours
+    dropout: float = 0.3  # of the standardised features, in steps of 1/256
+    block_dropout: float = 0.0  # the part of an image's features that a block of neighbours takes, which is left out
     variation: float = 1.5  # strength of feature transfer: differences between views, or captions, of other images
     temperature: float = 0.07
     learn_temperature: bool = True  # temperature is then where it starts, kept within [0.01, 1]
@@ -113,6 +114,10 @@ class ModelConfig:
         _check_choice("model.rerank", self.rerank, ("none", "qbnorm"))
         _check(self.embedding_dim >= 2, f"model.embedding_dim is {self.embedding_dim}; it must be at least 2")
         _check_most(self, "model", {"embedding_dim": MAX_DIMENSION})
+        _check(
+            0 <= self.block_dropout <= 0.9,
+            f"model.block_dropout is {self.block_dropout}; it must lie between 0 and 0.9",
+        )
         _check(0 <= self.dropout <= 0.99, f"model.dropout is {self.dropout}; it must lie between 0 and 0.99")
         _check(0 <= self.variation <= 10, f"model.variation is {self.variation}; it must lie between 0 and 10")
         _check(0.001 <= self.temperature <= 10, f"model.temperature is {self.temperature}; use 0.001 to 10")

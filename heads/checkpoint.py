@@ -29,7 +29,6 @@ from onceover.base.formats import (
     HISTORY,
     PROVENANCE,
     RESUME,
-    RESUME_VERSION,
     RUN_FORMAT,
     RUN_VERSION,
     TOKENIZER,
@@ -251,7 +250,7 @@ def files_of_run(folder: Path) -> dict[str, str]:
 def save_resume(folder: Path, state: dict) -> None:
     """Writes the state to resume from. Its file marks the folder as an unfinished run."""
     with run_files(folder).file(RESUME) as aside, forgiving(aside) as file, uninterrupted():
-        torch.save(state | {"version": RESUME_VERSION}, file)
+        torch.save(state, file)
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -288,7 +287,7 @@ def load_resume(folder: Path, request: str) -> dict | None:
     """Reads the state of an interrupted fit; None where there is none, or one of another request with nothing in it.
 
     Raises:
-        RunError: it is of another request or version, or cannot be read.
+        RunError: it is of another request, or cannot be read.
     """
     path = folder / RESUME
     if not path.exists():
@@ -297,12 +296,11 @@ def load_resume(folder: Path, request: str) -> dict | None:
         state = load_state(path)
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}); fit again with --force") from error
-    if state.get("request") == request and state.get("version") == RESUME_VERSION:
+    if state.get("request") == request:
         return state
-    if state.keys() <= {"request", "memory", "version"} and not (folder / FINETUNED).exists():
+    if state.keys() <= {"request", "memory"} and not (folder / FINETUNED).exists():
         return None
-    of = "another version" if state.get("request") == request else "other settings or features"
-    raise RunError(f"{folder} holds an interrupted fit of {of}; name another, or --force")
+    raise RunError(f"{folder} holds an interrupted fit of other settings or features; name another, or --force")
 
 
 def load_begun(work: Path, request: str, force: bool) -> dict | None:

@@ -26,7 +26,7 @@ class GradientComputer:
     """Computes the loss of a step and the gradients of heads and towers.
 
     Args:
-        model: settings of the heads: dropout and variation.
+        model: settings of the heads: both kinds of dropout, and variation.
         micro_batch: images whose activations fit the memory; a larger share of a batch takes two passes.
     """
 
@@ -102,7 +102,7 @@ class GradientComputer:
             tables += [stored[positions].to(self._workers.device) for stored in step.transfer[kind]]
             noise = replace(noise, first=rows + count, second=rows + 2 * count)
         table = self._heads.standardize[kind](torch.cat(tables))
-        augmented = augment(table, rows, noise, self._model.variation, self._model.dropout)
+        augmented = augment(table, rows, noise, self._model.variation, self._model.dropout, self._model.block_dropout)
         head = self._heads.image if kind == "image" else self._heads.text
         return head(augmented)
 

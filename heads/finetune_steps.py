@@ -43,7 +43,7 @@ class StepLoader:
     """Loads the steps of a fine-tuning's epochs.
 
     Args:
-        model: of the heads, whose ``variation`` asks for feature transfer.
+        model: of the heads, whose ``variation`` asks for feature transfer, and ``block_dropout`` for blocks.
         towers: by ``image`` and ``text``.
 
     Attributes:
@@ -61,6 +61,7 @@ class StepLoader:
         self._store = store
         self._towers = towers
         self._uses_transfer = model.variation > 0
+        self._has_blocks = model.block_dropout > 0
         self._seed = settings.seed
         self._workers = workers
         self._views = store.image_features.shape[1]
@@ -98,7 +99,10 @@ class StepLoader:
         text_bounds = np.searchsorted(batch.image_of_text, image_bounds)
         own_images = self._workers.own(image_bounds)
         own_texts = self._workers.own(text_bounds)
-        image_noise, text_noise = draw_noise(self._rng("noise", epoch, number), batch, self._views, self._store.dims)
+        generator = self._rng("noise", epoch, number)
+        image_noise, text_noise = draw_noise(
+            generator, batch, self._views, self._store.dims, has_blocks=self._has_blocks
+        )
         noise = {"image": image_noise.part(own_images), "text": text_noise.part(own_texts)}
         transfer = {}
         if self._uses_transfer:

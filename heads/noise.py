@@ -1,7 +1,7 @@
 """Regularises heads by augmenting their features: dropout, and feature transfer from other images.
 
-Of an image's features dropout also leaves out a block of neighbouring numbers (as DropBlock does in maps, Ghiasi et al.
-2018): most of them are of one layer of the encoder, and heads learn not to lean on any layer alone.
+Dropout of blocks leaves out neighbouring numbers of an image's features, as DropBlock does in maps (Ghiasi et al. 2018).
+Most neighbours are of one layer of the encoder, so that heads learn not to lean on any layer alone.
 
 Feature transfer (Yin et al. 2019; Delta-encoder: Schwartz et al. 2018) adds the difference between two views, or two
 captions, of another image: such differences are no part of an image's content, and much the same for all images.
@@ -28,7 +28,7 @@ class Noise:
         bits: uint8 (n, D), which decide on dropout.
         first, second: int64 (n,), the rows whose difference is added to a row.
         share: float32 (n, 1), in [0, 1], how much of the difference.
-        block_start: int64 (n,), where the block begins that dropout leaves out; empty for captions, which have none.
+        block_start: int64 (n,), where the block begins that is left out; empty for captions, and where none is.
     """
 
     bits: np.ndarray
@@ -44,7 +44,7 @@ class Noise:
 
 
 def draw_noise(
-    generator: np.random.Generator, batch: Batch, views_per_image: int, dims: tuple[int, int]
+    generator: np.random.Generator, batch: Batch, views_per_image: int, dims: tuple[int, int], *, has_blocks: bool
 ) -> tuple[Noise, Noise]:
     """Draws the noise of a batch's images and of its captions.
 
@@ -52,6 +52,7 @@ def draw_noise(
 
     Args:
         dims: dimensions of the features of a view and of a caption.
+        has_blocks: whether blocks of the images' features are to be left out.
     """
     image_rows = batch.images * views_per_image + batch.views
     other_views = another_view(batch.views, views_per_image, generator)
@@ -61,7 +62,9 @@ def draw_noise(
     texts = _draw(generator, batch.captions, other_captions, dims[1])
     # measured: images gain most from whole differences, captions from random parts of them
     texts = replace(texts, share=generator.random(texts.share.shape, np.float32))
-    return replace(images, block_start=generator.integers(dims[0], size=len(image_rows))), texts
+    if has_blocks:
+        images = replace(images, block_start=generator.integers(dims[0], size=len(image_rows)))
+    return images, texts
 
 
 def _draw(generator: np.random.Generator, rows: np.ndarray, others: np.ndarray, dim: int) -> Noise:
@@ -92,21 +95,24 @@ def another_view(views: np.ndarray, count: int, generator: np.random.Generator) 
     return (views + 1 + generator.integers(max(count - 1, 1), size=len(views))) % count
 
 
-def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dropout: float) -> Tensor:
+def augment(
+    table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dropout: float, block_dropout: float = 0.0
+) -> Tensor:
     """Features of some rows, with feature transfer and dropout: float32 (n, D).
 
     Row i becomes ``keep * scale * (table[rows[i]] + variation * share[i] * (table[first[i]] - table[second[i]]))``,
-    where ``keep`` is 0 with the probability ``dropout``, and in an image's block, which is as large a part of its
-    numbers; ``scale`` leaves expectations as they are (Srivastava et al. 2014).
+    where ``keep`` is 0 with the probability ``dropout``, and in an image's block; ``scale`` leaves expectations as they
+    are (Srivastava et al. 2014).
 
     Args:
         table: standardised features, float32 (R, D).
         rows: int64 (n,), rows of the table; ``noise`` names others of it.
         variation: factor on the added difference. dropout: probability that a number becomes 0.
+        block_dropout: the part of an image's numbers that its block takes.
     """
     dropped_levels = round(dropout * _LEVELS)
     dim = table.shape[1]
-    length = dim * dropped_levels // _LEVELS if len(noise.block_start) else 0
+    length = dim * round(block_dropout * _LEVELS) // _LEVELS if len(noise.block_start) else 0
     scale = _LEVELS / (_LEVELS - dropped_levels) * dim / (dim - length)
     terms = [rows]
     weights = [np.full((len(rows), 1), scale, np.float32)]
@@ -118,7 +124,7 @@ def augment(table: Tensor, rows: np.ndarray, noise: Noise, variation: float, dro
     per_sample_weights = torch.from_numpy(np.concatenate(weights, 1)).to(table.device)
     # one pass over a row and the two whose difference is added
     features = F.embedding_bag(indices, table, mode="sum", per_sample_weights=per_sample_weights)
-    if not dropped_levels:
+    if not dropped_levels and not length:
         return features
     keep = noise.bits >= dropped_levels
     for row, start in enumerate(noise.block_start.tolist()):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from onceover.configs.schema import TrainingConfig
+from onceover.configs.schema import ModelConfig, TrainingConfig
 from onceover.heads.batches import Batches
 from onceover.heads.chunks import Chunk, Chunks
 from onceover.heads.losses import LOSSES
@@ -56,11 +56,11 @@ def train_epochs(
     start_epoch = trials[0].epoch
     steps = steps_per_epoch(chunks, image_index, config)
     stacks = _stacks(trials, steps)
-    seeds = sorted({trial.seed for trial in trials})
+    keys = sorted({_noise_key(trial) for trial in trials})
     for epoch in range(start_epoch, start_epoch + epochs):
         start = time.monotonic()
         order = np.random.default_rng(seed_for(config.seed, "order", epoch))
-        noise = {seed: np.random.default_rng(seed_for(seed, "noise", epoch)) for seed in seeds}
+        noise = {key: np.random.default_rng(seed_for(key.seed, "noise", epoch)) for key in keys}
         for number, batch in enumerate(_batches(chunks, image_index, config, order, noise)):
             with _product_precision(config.dtype):
                 for stack in stacks:
@@ -104,7 +104,8 @@ def _shape(trial: Trial) -> tuple:
     """
     model = trial.config.model
     loss = trial.config.training.loss
-    shape = (model.head, model.embedding_dim, model.dropout, model.variation, model.learn_temperature, loss)
+    noise = (model.dropout, model.block_dropout, model.variation)
+    shape = (model.head, model.embedding_dim, *noise, model.learn_temperature, loss)
     if trial.heads.device.type == "cpu":
         return *shape, trial.seed
     return shape
@@ -123,33 +124,44 @@ def _stacks(trials: Sequence[Trial], steps: int) -> list["Stack"]:
     return stacks
 
 
+class _NoiseKey(NamedTuple):
+    """What trials have in common that share their noise: the seed, and whether blocks are left out."""
+
+    seed: int
+    has_blocks: bool
+
+
+def _noise_key(trial: Trial) -> _NoiseKey:
+    return _NoiseKey(trial.seed, trial.config.model.block_dropout > 0)
+
+
 class AugmentedRows:
-    """The features of a batch's images, or captions, augmented with the noise of each seed when asked for.
+    """The features of a batch's images, or captions, augmented with the noise of each trial when asked for.
 
     Args:
         table: standardised features (R, D).
         rows: int64 (n,), the batch's rows of the table.
-        noise: by seed.
+        noise: by what trials that share it have in common.
     """
 
-    def __init__(self, table: Tensor, rows: np.ndarray, noise: dict[int, Noise]):
+    def __init__(self, table: Tensor, rows: np.ndarray, noise: dict[_NoiseKey, Noise]):
         self._table = table
         self._rows = rows
         self._noise = noise
-        self._computed: dict[tuple[int, float, float], Tensor] = {}
+        self._computed: dict[tuple, Tensor] = {}
 
-    def features(self, seeds: Sequence[int], variation: float, dropout: float) -> Tensor:
-        """Augmented features (n, D), or (P, n, D) where the P seeds differ."""
-        augmented = [self._augmented(seed, variation, dropout) for seed in seeds]
-        if len(set(seeds)) == 1:
+    def features(self, keys: Sequence[_NoiseKey], model: ModelConfig) -> Tensor:
+        """Augmented features (n, D), or (P, n, D) where the P trials' noise differs. ``model``: their settings."""
+        strengths = (model.variation, model.dropout, model.block_dropout)
+        augmented = [self._augmented(key, strengths) for key in keys]
+        if len(set(keys)) == 1:
             return augmented[0]
         return torch.stack(augmented)
 
-    def _augmented(self, seed: int, variation: float, dropout: float) -> Tensor:
-        key = (seed, variation, dropout)
-        if key not in self._computed:
-            self._computed[key] = augment(self._table, self._rows, self._noise[seed], variation, dropout)
-        return self._computed[key]
+    def _augmented(self, key: _NoiseKey, strengths: tuple[float, float, float]) -> Tensor:
+        if (key, strengths) not in self._computed:
+            self._computed[key, strengths] = augment(self._table, self._rows, self._noise[key], *strengths)
+        return self._computed[key, strengths]
 
 
 class FeatureBatch(NamedTuple):
@@ -165,9 +177,9 @@ def _batches(
     image_index: np.ndarray,
     config: TrainingConfig,
     order: np.random.Generator,
-    noise: dict[int, np.random.Generator],
+    noise: dict[_NoiseKey, np.random.Generator],
 ) -> Iterator[FeatureBatch]:
-    """Yields the batches of an epoch. ``noise``: a generator for each seed."""
+    """Yields the batches of an epoch. ``noise``: a generator for the trials that share it."""
     for chunk in chunks.epoch(order):
         yield from _batches_of_chunk(chunk, image_index, config, chunks.views, order, noise)
 
@@ -178,7 +190,7 @@ def _batches_of_chunk(
     config: TrainingConfig,
     views: int,
     order: np.random.Generator,
-    noise: dict[int, np.random.Generator],
+    noise: dict[_NoiseKey, np.random.Generator],
 ) -> Iterator[FeatureBatch]:
     """Yields the batches of a chunk, whose rows become positions in the chunk's features.
 
@@ -194,8 +206,9 @@ def _batches_of_chunk(
         batch = chunk.within(stored)
         image_noise = {}
         text_noise = {}
-        for seed, generator in noise.items():
-            image_noise[seed], text_noise[seed] = draw_noise(generator, batch, views, dims)
+        for key, generator in noise.items():
+            drawn = draw_noise(generator, batch, views, dims, has_blocks=key.has_blocks)
+            image_noise[key], text_noise[key] = drawn
         images = AugmentedRows(image_table, batch.images * views + batch.views, image_noise)
         texts = AugmentedRows(chunk.texts, batch.captions, text_noise)
         yield FeatureBatch(images, texts, torch.from_numpy(batch.image_of_text).to(chunk.images.device))
@@ -222,7 +235,7 @@ class Stack:
         self._trials = sorted(trials, key=lambda trial: dataclasses.astuple(trial.config.training))
         self._heads = self._trials[0].heads
         self._model = self._trials[0].config.model
-        self._seeds = [trial.seed for trial in self._trials]
+        self._noise_keys = [_noise_key(trial) for trial in self._trials]
         self._loss = LOSSES.load(self._heads.loss)
         self._steps = steps
         self._losses: list[Tensor] = []
@@ -237,8 +250,8 @@ class Stack:
 
     def step(self, batch: FeatureBatch, number: int) -> None:
         """Takes one step. ``number``: of the step, counted over all epochs."""
-        images = batch.images.features(self._seeds, self._model.variation, self._model.dropout)
-        texts = batch.texts.features(self._seeds, self._model.variation, self._model.dropout)
+        images = batch.images.features(self._noise_keys, self._model)
+        texts = batch.texts.features(self._noise_keys, self._model)
         losses = self.losses(images, texts, batch.image_of_text)
         losses.sum().backward()  # lays gradients out as the parameters are, which fused steps rely on
         gradients = {}

@@ -390,7 +390,7 @@ def test_a_torchvision_encoder_is_saved_whole(drawn, tmp_path, fit_config, chang
 @pytest.mark.parametrize("variation", [0.0, 0.7])
 def test_what_encoders_give_is_moved_by_stored_features_and_dropped_out(variation, kind):
     generator = np.random.default_rng(0)
-    model = ModelConfig(embedding_dim=4, dropout=0.5, variation=variation)
+    model = ModelConfig(embedding_dim=4, dropout=0.5, block_dropout=0.5, variation=variation)
     heads, places = DualHeads(5, 5, model), np.array([2, 0])  # of a batch of three
     heads.standardize[kind].fit(lambda: [torch.randn(50, 5, generator=torch.Generator().manual_seed(0))])
     features, first, second = (torch.from_numpy(generator.standard_normal((n, 5), np.float32)) for n in (2, 3, 3))

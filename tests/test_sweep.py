@@ -1,7 +1,6 @@
 """Sweeps: what becomes of a trial does not depend on its company, halving keeps who could win, kills cost little."""
 
 import csv
-import dataclasses
 import functools
 import json
 
@@ -62,6 +61,7 @@ COMPANY = [
     config(model_temperature=0.2),
     config(model_dropout=0.1),
     config(model_dropout=0.0),
+    config(model_block_dropout=0.4),
     config(model_variation=0.5),
     config(model_embedding_dim=24),
     config(model_head="mlp"),
@@ -191,31 +191,39 @@ def test_products_are_of_float32_unless_asked_for_and_only_while_a_step_is_taken
 
 
 def test_dropout_leaves_out_the_share_it_is_told_and_keeps_the_mean():
-    """Captions lose single numbers; images a block of neighbours as well, wherever it begins, so more in all."""
+    """Where images have blocks, they lose these as well as single numbers; captions have none."""
     rows = np.arange(400)
-    noises = draw_noise(np.random.default_rng(0), Batch(rows, rows * 0, rows, rows), 1, (500, 500))
-    for noise, has_block in zip(noises, (True, False), strict=True):
-        table = stacking.AugmentedRows(torch.ones(400, 500), rows, {0: noise})
-        side = functools.partial(table.features, [0], 0.0)
-        for rate in (0.0, 0.25, 0.5, 0.75):
-            kept = side(rate)
-            left = (1 - rate) ** 2 if has_block else 1 - rate
-            assert float((kept != 0).float().mean()) == pytest.approx(left, rel=0.03)
-            assert float(kept.mean()) == pytest.approx(1, rel=0.03)
-        assert ((side(0.5) != 0) <= (side(0.25) != 0)).all()  # one draw for all rates
-        assert side(0.5) is side(0.5)
+    batch = Batch(rows, rows * 0, rows, rows)
+    for has_blocks in (False, True):
+        noises = draw_noise(np.random.default_rng(0), batch, 1, (500, 500), has_blocks=has_blocks)
+        for noise, lost in zip(noises, (0.3 * has_blocks, 0.0), strict=True):
+            side = functools.partial(augment, torch.ones(400, 500), rows, noise, 0.0, block_dropout=0.3)
+            for rate in (0.0, 0.25, 0.5, 0.75):
+                kept = side(rate)
+                left = (1 - rate) * (1 - lost)
+                assert float((kept != 0).float().mean()) == pytest.approx(left, rel=0.03)
+                assert float(kept.mean()) == pytest.approx(1, rel=0.03)
+            assert ((side(0.5) != 0) <= (side(0.25) != 0)).all()  # one draw for all rates
 
 
 def test_the_block_that_is_left_out_goes_on_at_the_beginning():
     rows = np.arange(50)
-    noise, _ = draw_noise(np.random.default_rng(0), Batch(rows, rows * 0, rows, rows), 1, (8, 1))
-    noise = dataclasses.replace(noise, bits=np.full((50, 8), 255, np.uint8))  # no single number is left out
-    lost = augment(torch.ones(50, 8), rows, noise, 0.0, 0.5) == 0
+    noise, _ = draw_noise(np.random.default_rng(0), Batch(rows, rows * 0, rows, rows), 1, (8, 1), has_blocks=True)
+    lost = augment(torch.ones(50, 8), rows, noise, 0.0, 0.0, 0.5) == 0
     for row, start in zip(lost, noise.block_start, strict=True):
         assert sorted(np.flatnonzero(row.numpy())) == sorted((start + np.arange(4)) % 8)
     assert set(noise.block_start) == set(range(8))
     half = noise.part(np.array([3, 1]))
     np.testing.assert_array_equal(half.block_start, noise.block_start[[3, 1]])
+
+
+def test_augmented_features_are_shared_by_trials_that_want_the_same():
+    rows = np.arange(4)
+    noise, _ = draw_noise(np.random.default_rng(0), Batch(rows, rows * 0, rows, rows), 1, (6, 1), has_blocks=False)
+    table = stacking.AugmentedRows(torch.ones(4, 6), rows, {(0, False): noise, (1, False): noise})
+    model = ModelConfig()
+    assert table.features([(0, False)], model) is table.features([(0, False), (0, False)], model)
+    assert table.features([(0, False), (1, False)], model).shape == (2, 4, 6)
 
 
 def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart():
@@ -226,7 +234,7 @@ def test_variation_adds_a_share_of_what_tells_records_of_another_picture_apart()
     assert ((others == np.arange(10)) == (pictures == 1)).all()  # alone
     table = torch.from_numpy(generator.standard_normal((10, 4), np.float32))
     four, ten = np.arange(4), np.arange(10)
-    _, noise = draw_noise(generator, Batch(four, four * 0, ten, pictures), 1, (1, 4))
+    _, noise = draw_noise(generator, Batch(four, four * 0, ten, pictures), 1, (1, 4), has_blocks=False)
     side = functools.partial(augment, table, ten, noise)
     shift = side(1.5, 0.0) - table
     assert torch.equal(side(0.0, 0.0), table)
