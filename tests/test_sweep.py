@@ -144,10 +144,12 @@ def test_a_step_is_that_of_torchs_adamw_on_the_plain_loss(data):
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, fused=False, foreach=False)
     step, total = 0, 3 * stacking.steps_per_epoch(chunks, image_index, settings.training)
+    key = stacking._noise_key(trial)
     for epoch in range(3):
         order, noise = (np.random.default_rng(seed_for(0, name, epoch)) for name in ("order", "noise"))
-        for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order, {0: noise}):
-            left, right, scalars = reference(images.features([0], 0.0, 0.0), texts.features([0], 0.0, 0.0))
+        for images, texts, owners in stacking._batches(chunks, image_index, settings.training, order, {key: noise}):
+            augmented = (side.features([key], settings.model) for side in (images, texts))
+            left, right, scalars = reference(*augmented)
             left, right = (torch.nn.functional.normalize(side, dim=-1) for side in (left, right))
             logits = right @ left.T / scalars["log_temperature"].exp()
             own = torch.nn.functional.one_hot(owners, len(left)).bool()

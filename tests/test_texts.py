@@ -18,7 +18,7 @@ from onceover.base import files, hdf5, texts
 from onceover.base.files import digest, digest_of_column
 from onceover.base.temporary import TemporaryFileError
 from onceover.base.texts import ChosenTexts, Texts, text_column
-from onceover.extract import key_index, sealing
+from onceover.extract import key_index, sealing, shards
 from onceover.extract.dataset import Dataset
 from onceover.extract.key_index import KeyIndex, different_texts, repeated_rows
 from onceover.extract.shards import RowSources, write_shard
@@ -33,7 +33,7 @@ RECIPE = {"weights": "0" * 64, "pooling": "mean", "layers": ["last"], "dtype": "
 def small_chunks(monkeypatch):
     """Chunks of three rows, and files from 64 bytes on, so that few rows make several."""
     monkeypatch.setattr(texts, "_CHUNK", 3)
-    monkeypatch.setattr(texts, "_IN_MEMORY", 64)
+    monkeypatch.setattr(texts, "IN_MEMORY", 64)
     monkeypatch.setattr(key_index, "_IN_MEMORY", 64)
 
 
@@ -42,7 +42,7 @@ def small_chunks(monkeypatch):
 def test_a_column_reads_like_the_list_that_it_was_made_of(values, more, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texts, "_CHUNK", 3)
-        patch.setattr(texts, "_IN_MEMORY", 20)
+        patch.setattr(texts, "IN_MEMORY", 20)
         column = Texts(values)
         column.extend(more)
         listed = [*values, *more]
@@ -188,8 +188,12 @@ def test_sealing_a_folder_takes_little_memory_for_an_image_and_its_caption(tmp_p
     peaks = []
     monkeypatch.setattr(sealing, "sync_folder", lambda folder: peaks.append(tracemalloc.get_traced_memory()[1]))
     monkeypatch.setattr(texts, "_READ", 1)
-    monkeypatch.setattr(texts, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(texts, "IN_MEMORY", 1000)
     monkeypatch.setattr(key_index, "_IN_MEMORY", 1000)
+    for module in (sealing, shards):
+        monkeypatch.setattr(module, "IN_MEMORY", 1000)
+    for module, name in ((sealing, "_GATHERED"), (shards, "_PLACED")):
+        monkeypatch.setattr(module, name, ROWS)
     for module, name in ((hdf5, "_TEXTS"), (hdf5, "ROWS"), (files, "_ROWS"), (texts, "_CHUNK"), (key_index, "_BLOCK")):
         monkeypatch.setattr(module, name, ROWS)  # blocks of rows, whose memory does not grow with a store
     for images in (256, 1024, 3072):  # the first: what is loaded at first use stays
