@@ -200,7 +200,7 @@ def test_sealing_a_folder_takes_little_memory_for_an_image_and_its_caption(tmp_p
         seal_made_up(tmp_path / str(images), images)
     with FeatureStore(tmp_path / "3072" / "s.store") as store:
         assert (len(store.image_ids), store.captions[3071]) == (3072, "image 3071 shows what image 3071 shows")
-    assert (peaks[2] - peaks[1]) / 2048 < 90
+    assert (peaks[2] - peaks[1]) / 2048 < 50
 
 
 def seal_made_up(path, images):
