@@ -1,6 +1,6 @@
 """Regularises heads by augmenting their features: dropout, and feature transfer from other images.
 
-Dropout of blocks leaves out neighbouring numbers of an image's features, as DropBlock does in maps (Ghiasi et al. 2018).
+Block dropout leaves out neighbouring numbers of an image's features, as DropBlock does in maps (Ghiasi et al. 2018).
 Most neighbours are of one layer of the encoder, so that heads learn not to lean on any layer alone.
 
 Feature transfer (Yin et al. 2019; Delta-encoder: Schwartz et al. 2018) adds the difference between two views, or two
