@@ -272,7 +272,6 @@ def _describe_run(folder: Path) -> str:
     lines = [f"run folder {folder}"]
     epoch = ""
     trained = len(run["epochs"])
-    untrained = run["members"][trained:]
     if "distilled" in run:
         lines.append(f"  distilled   in closed form of {_text(run, 'distilled')}; the training is that one's")
         epoch = " (of that one)" if settings["training"]["refit"] else ""
@@ -280,10 +279,10 @@ def _describe_run(folder: Path) -> str:
         lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
-    if trained == 1 and untrained:
-        lines.append(
-            f"  heads       one trained pair, and one in closed form with a weight of {untrained[0]['weight']:g}"
-        )
+        for member in run["members"][trained:]:
+            lines.append(
+                f"  heads       one trained pair, and one in closed form with a weight of {member['weight']:g}"
+            )
     threads = "1 thread" if _count(run, "threads") == 1 else f"{run['threads']} threads"
     lines += [
         f"  store       {_text(run, 'store')}",

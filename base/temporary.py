@@ -14,6 +14,7 @@ import numpy as np
 
 from onceover.base.errors import OnceoverError
 
+IN_MEMORY = 2**18  # bytes of a column that may be in memory, usually; a longer one lies in a temporary file
 _BLOCK = 8192  # rows that are copied at a time
 _ZEROS = bytes(2**20)
 _SEEKING = threading.Lock()  # where a file's place is shared by threads (Windows)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from onceover.base.columns import LazyColumn
-from onceover.base.temporary import TemporaryBytes
+from onceover.base.temporary import IN_MEMORY, TemporaryBytes
 
 _CHUNK = 1024  # rows
-IN_MEMORY = 2**18  # bytes of a column; a longer one lies in a temporary file
 _READ = 8  # chunks of a column that stay in memory: those that were read last
 
 

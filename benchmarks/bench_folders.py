@@ -100,7 +100,8 @@ def measured_step(step, folder: Path, images: int) -> dict:
     import onceover.extract.sealing  # noqa: F401 - what all steps need is loaded beforehand
 
     before = status("VmHWM")
-    own_before = own_peak = status("RssAnon")
+    own_before = status("RssAnon")
+    own_peak = own_before
     is_done = threading.Event()
 
     def watch() -> None:

@@ -8,12 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from onceover.base.temporary import TemporaryBytes, temporary_rows
+from onceover.base.temporary import IN_MEMORY, TemporaryBytes, temporary_rows
 from onceover.base.texts import ChosenTexts, TextColumn, text_column
 
 _DIGEST = np.dtype("S16")
 _BLOCK = 4096  # keys that are looked up at a time
-_IN_MEMORY = 2**18  # bytes of each column of an index; longer ones lie in temporary files
 
 
 class KeyIndex:
@@ -25,8 +24,8 @@ class KeyIndex:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._new_digests = TemporaryBytes(_IN_MEMORY)
-        self._new_numbers = TemporaryBytes(_IN_MEMORY)
+        self._new_digests = TemporaryBytes(IN_MEMORY)
+        self._new_numbers = TemporaryBytes(IN_MEMORY)
         self._digests = np.zeros(0, _DIGEST)
         self._numbers = np.zeros(0, np.int64)
 
@@ -86,8 +85,8 @@ class KeyIndex:
             digests = self._new_digests.array(_DIGEST)
             order = np.argsort(digests, kind="stable")
             numbers = self._new_numbers.array(np.int64)
-            self._numbers = temporary_rows(numbers, order, np.int64, _IN_MEMORY)
-            self._digests = temporary_rows(digests, order, _DIGEST, _IN_MEMORY)
+            self._numbers = temporary_rows(numbers, order, np.int64, IN_MEMORY)
+            self._digests = temporary_rows(digests, order, _DIGEST, IN_MEMORY)
 
 
 def different_texts(texts: Sequence[str]) -> TextColumn:

@@ -30,8 +30,8 @@ from onceover.base.hdf5 import (
     write_column,
     write_hdf5,
 )
-from onceover.base.temporary import temporary_array
-from onceover.base.texts import IN_MEMORY, ChosenTexts, text_column
+from onceover.base.temporary import IN_MEMORY, temporary_array
+from onceover.base.texts import ChosenTexts, text_column
 from onceover.extract.ledger import Failure
 from onceover.extract.publishing import publish
 from onceover.extract.shards import KeptShard, PlacedRows, RowSources, shard_bytes

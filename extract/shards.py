@@ -14,8 +14,8 @@ from onceover.base.addresses import Address, is_address
 from onceover.base.files import write_once
 from onceover.base.formats import STORE_FORMAT
 from onceover.base.hdf5 import hdf5_bytes, open_hdf5, stated_checksum, write_column
-from onceover.base.temporary import temporary_array
-from onceover.base.texts import IN_MEMORY, ChosenTexts, Texts, text_column
+from onceover.base.temporary import IN_MEMORY, temporary_array
+from onceover.base.texts import ChosenTexts, Texts, text_column
 from onceover.extract.key_index import KeyIndex
 from onceover.extract.ledger import Failure
 from onceover.extract.sharded import Places, alike
@@ -62,7 +62,7 @@ class KeptShard(NamedTuple):
 
 
 class PlacedRows(NamedTuple):
-    """Where rows lie that are in shards already; of many rows in temporary files.
+    """The shard of each row that lies in one already; where there are many rows, the arrays lie in temporary files.
 
     Attributes:
         shards: those that hold any of them, by number. used: how many different ones each shard holds, int64.
@@ -227,7 +227,6 @@ class RowSources:
         all_positions = temporary_array((len(keys),), np.int64, IN_MEMORY)
         all_numbers = temporary_array((len(keys),), np.int32, IN_MEMORY)
         all_rows = temporary_array((len(keys),), np.int32, IN_MEMORY)
-        files = set()
         for block in row_blocks(len(keys), _PLACED):
             positions = self.find(keys[block])
             numbers = np.full(len(positions), -1, np.int32)
@@ -235,7 +234,6 @@ class RowSources:
             for number, chosen, in_file in self._by_file(positions):
                 if not counts[number]:
                     continue
-                files.add(number)
                 in_shards = self._files[number].places(in_file)
                 numbers[chosen] = firsts[number] + in_shards.shards
                 rows[chosen] = in_shards.rows
@@ -247,10 +245,9 @@ class RowSources:
             all_numbers[block] = numbers
             all_rows[block] = rows
         shards = {}
-        for number in sorted(files):
-            for shard in range(firsts[number], firsts[number + 1]):
-                if used[shard]:
-                    shards[shard] = self._files[number].kept_shard(shard - firsts[number])
+        for shard in np.flatnonzero(used).tolist():
+            number = int(np.searchsorted(firsts, shard, "right")) - 1
+            shards[shard] = self._files[number].kept_shard(shard - int(firsts[number]))
         return PlacedRows(shards, used, all_positions, all_numbers, all_rows)
 
     def _by_file(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

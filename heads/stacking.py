@@ -1,9 +1,9 @@
 """Trains several pairs of heads together; heads of one shape are stacked, so that one matrix product serves them all.
 
 Trials that see the same batches (``heads.trials.same_batches``) go through an epoch together. Those with one seed share
-the noise, and the augmented features where they want the same; those of one shape are stacked as well, where that is
-faster. A single fit is a stack of one. Up to rounding a trial does not depend on the others, since every random number
-comes from its own seeds (``heads.seeds``).
+the noise, if all or none leave out blocks, and the augmented features where they want the same; those of one shape are
+stacked as well, where that is faster. A single fit is a stack of one. Up to rounding a trial does not depend on the
+others, since every random number comes from its own seeds (``heads.seeds``).
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def _stacks(trials: Sequence[Trial], steps: int) -> list["Stack"]:
 
 
 class _NoiseKey(NamedTuple):
-    """What trials have in common that share their noise: the seed, and whether blocks are left out."""
+    """Trials share their noise if they agree in the seed and in whether blocks are left out."""
 
     seed: int
     has_blocks: bool

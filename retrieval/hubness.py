@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onceover.extract.store import row_blocks
 from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
 from onceover.retrieval.gallery import facing_bias
@@ -87,9 +88,7 @@ def _biases(gallery: np.ndarray, bank: np.ndarray, betas: Sequence[float]) -> np
 
 def _blocks(gallery: np.ndarray, bank: np.ndarray) -> Iterator[slice]:
     """Slices of a gallery's rows whose scores with the bank are ``_BLOCK_BYTES`` or less."""
-    count = max(1, _BLOCK_BYTES // (4 * len(bank)))
-    for start in range(0, len(gallery), count):
-        yield slice(start, start + count)
+    return row_blocks(len(gallery), max(1, _BLOCK_BYTES // (4 * len(bank))))
 
 
 def bank_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:

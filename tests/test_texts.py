@@ -34,7 +34,7 @@ def small_chunks(monkeypatch):
     """Chunks of three rows, and files from 64 bytes on, so that few rows make several."""
     monkeypatch.setattr(texts, "_CHUNK", 3)
     monkeypatch.setattr(texts, "IN_MEMORY", 64)
-    monkeypatch.setattr(key_index, "_IN_MEMORY", 64)
+    monkeypatch.setattr(key_index, "IN_MEMORY", 64)
 
 
 @given(values=VALUES, more=VALUES, data=st.data())
@@ -189,7 +189,7 @@ def test_sealing_a_folder_takes_little_memory_for_an_image_and_its_caption(tmp_p
     monkeypatch.setattr(sealing, "sync_folder", lambda folder: peaks.append(tracemalloc.get_traced_memory()[1]))
     monkeypatch.setattr(texts, "_READ", 1)
     monkeypatch.setattr(texts, "IN_MEMORY", 1000)
-    monkeypatch.setattr(key_index, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(key_index, "IN_MEMORY", 1000)
     for module in (sealing, shards):
         monkeypatch.setattr(module, "IN_MEMORY", 1000)
     for module, name in ((sealing, "_GATHERED"), (shards, "_PLACED")):
