@@ -920,8 +920,9 @@ def finetune(
     """Fine-tune layers of the encoders together with a run's heads.
 
     Frozen layers below the lowest unfrozen one run once; their activations are cached on disk. Run the same command
-    again to resume; the result is the same, and never worse on the validation split than the run it started from.
-    Under torchrun, processes share each batch.
+    again to resume; the result is the same. The epoch that is best on the validation split is kept; a run that was
+    fitted on that split too, as by default, is fine-tuned on it as well, and the last epoch counts. Under torchrun,
+    processes share each batch.
 
     \b
     Examples:
@@ -947,10 +948,13 @@ def finetune(
     )
     if result is None:  # another process goes on
         return
-    say(
-        f"best epoch {result['best_epoch']} of {result['epochs']}: rsum {result['rsum']:.1f} on the validation images, "
-        f"{result['start']:.1f} before; {result['seconds']:.0f} s"
-    )
+    if result["rsum"] is None:
+        say(f"{result['epochs']} epochs on train and validation images; {result['seconds']:.0f} s")
+    else:
+        say(
+            f"best epoch {result['best_epoch']} of {result['epochs']}: rsum {result['rsum']:.1f} on the validation "
+            f"images, {result['start']:.1f} before; {result['seconds']:.0f} s"
+        )
     complete = (out / "run.json").exists()
     if re_extract and not complete:
         workflows.complete_finetuned(store_file, data, out, device=device).tell()

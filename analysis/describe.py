@@ -279,6 +279,8 @@ def _describe_run(folder: Path) -> str:
         lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
+        if "finetune" in run and settings["training"]["refit"]:
+            epoch = " (before fine-tuning)"
         for member in run["members"][trained:]:
             lines.append(
                 f"  heads       one trained pair, and one in closed form with a weight of {member['weight']:g}"

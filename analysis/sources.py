@@ -147,7 +147,7 @@ class History(NamedTuple):
 
 
 def read_history(folder: Path) -> History:
-    """Reads a run's history.
+    """Reads a run's history. Where no images were left for validation there are no recalls, and all of them are NaN.
 
     Raises:
         PlotError: it is missing, or damaged.
@@ -162,7 +162,7 @@ def read_history(folder: Path) -> History:
         epochs = np.array([number_of(row["epoch"], 1, 10**9) for row in rows])
         columns = {"loss": np.array([number_of(row["loss"], -1e30, 1e30) for row in rows])}
         for name, (least, most) in bounds.items():
-            columns[name] = np.array([number_of(row[name] or "nan", least, most) for row in rows])
+            columns[name] = np.array([number_of(row.get(name) or "nan", least, most) for row in rows])
     except (OSError, OnceoverError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise PlotError(f"{file} is missing or damaged; fit again") from error
     return History(epochs, columns)

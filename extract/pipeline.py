@@ -471,9 +471,18 @@ def _rows(extraction: Extraction, kind: str) -> tuple[int, int]:
     """About how many rows of a kind the dataset has, and how many features there are already."""
     rows = len(extraction.dataset.ids if kind == "image" else extraction.dataset.captions)
     known = sum(len(describe_shard(shard)[2]) for shard in extraction.unfinished.shards(kind))
-    if extraction.before is not None:
+    if extraction.before is not None and _is_encoder_of(extraction, kind, extraction.before):
         known += len(extraction.before.features(kind))
     return rows, known
+
+
+def _is_encoder_of(extraction: Extraction, kind: str, store: FeatureStore) -> bool:
+    """Whether a store's features were made by the encoder that is asked for, going by its name."""
+    if extraction.encoders:  # those of the store itself
+        return True
+    config = extraction.config
+    spec = parse_spec(config.image_encoder if kind == "image" else config.text_encoder)
+    return store.provenance[kind]["encoder"] == spec.located()
 
 
 def _may_lose_rows(options: Options) -> bool:

@@ -104,14 +104,20 @@ def finish(store: FeatureStore, folder: str | Path) -> dict:
         for kind in KINDS:
             check_encoder(folder, kind, store.recipes[kind])
         base = tuned["base"]
-        roles = store.roles()
         heads = checkpoint.load_heads(folder, base | {"files": tuned["files"]})
         config = load_config(folder / CONFIG)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
+        roles = store.roles()
+        if config.training.refit:  # the validation images were trained on, and choose nothing any more
+            roles = roles.together()
+            betas = base["betas"]
+            rsum = base["selection"]["rsum"]
+        else:
+            betas = None
+            rsum = quality(*embed(heads, store, roles.selection))["rsum"]
         with replacement.run_files(folder).file(EMBEDDINGS) as aside:
-            betas = write_embeddings(store, heads, aside, roles, space, config.model.rerank)
+            betas = write_embeddings(store, heads, aside, roles, space, config.model.rerank, betas)
         names = ("unfreeze", "encoders", "weights", "start", "device", "threads")
-        rsum = quality(*embed(heads, store, roles.selection))["rsum"]
         provenance = base | {
             "request": tuned["request"],
             "space": space,

@@ -52,7 +52,8 @@ def finetune(
     """Fine-tunes a run's heads and encoders and writes them to ``folder``; continues an interrupted fine-tuning.
 
     Heads and encoders are those of the epoch with the best rsum on the validation images, the run as it was among
-    them. ``folder`` is no run yet: the new encoders' features are to be extracted (``dataset_of``), and ``finish``
+    them. A run that was fitted again on these images too is trained on all of them, and the last epoch counts.
+    ``folder`` is no run yet: the new encoders' features are to be extracted (``dataset_of``), and ``finish``
     makes it one.
 
     Args:
@@ -96,6 +97,11 @@ def finetune(
             workers.leave()
             say(f"{folder} is fine-tuned with these settings already; --force trains again")
             return record if workers.leads else None
+        if run.config.training.refit:
+            say(
+                f"{run.folder} was fitted on the validation images as well: fine-tuning takes them too, and the last "
+                "epoch counts, since no images are left to choose one by"
+            )
         work = folder / NEXT if is_finished else folder
         specs = _encoder_specs(run, encoders or {})
         towers = towers_of(store, run, data, settings, layers, specs, workers.device)
@@ -117,7 +123,7 @@ def _check_run(store: FeatureStore, run: Run, folder: Path) -> None:
     """Refuses a run that cannot be fine-tuned into a folder.
 
     Raises:
-        RunError: it is an ensemble, of other features, was fitted on the validation images, or lies in that folder.
+        RunError: it is of other features, or of such that no single encoder makes, or lies in that folder.
     """
     if run.provenance["fingerprints"] != store.fingerprints:
         raise RunError(
@@ -136,11 +142,6 @@ def _check_run(store: FeatureStore, run: Run, folder: Path) -> None:
         )
     if folder.resolve() == run.folder.resolve():
         raise RunError(f"--out is {folder}, the run to start from; name a new folder")
-    if run.config.training.refit:
-        raise RunError(
-            f"{run.folder} was fitted on the validation images as well, which are to choose here; fit one that was "
-            "not: --set training.refit=false"
-        )
 
 
 def _claim(folder: Path, request: str, force: bool) -> None:

@@ -1,4 +1,8 @@
-"""The loop of a fine-tuning: epochs, validation, the best epoch, early stopping, and its state for an exact resume."""
+"""The loop of a fine-tuning: epochs, validation, the best epoch, early stopping, and its state for an exact resume.
+
+Heads that were fitted on the validation images as well go on with all of these images; no epoch is chosen then, and the
+last one counts.
+"""
 
 import math
 import time
@@ -46,8 +50,8 @@ class Training:
         loader: of the steps.
         epoch: how many are done. step: how many steps of the next one.
         history: a row per epoch.
-        start: the rsum before the first step; None until it was measured.
-        best_epoch, best_rsum: 0 and ``start``, until an epoch is better.
+        start: the rsum before the first step; None until it was measured, and without validation.
+        best_epoch, best_rsum: 0 and ``start``, until an epoch is better; without validation the last epoch, and None.
     """
 
     def __init__(
@@ -61,20 +65,22 @@ class Training:
         assert isinstance(run.heads, DualHeads), "an ensemble is not fine-tuned"
         self.heads = run.heads.to(workers.device)
         self.towers = towers
-        self.loader = StepLoader(store, towers, run.config.model, settings, workers)
+        has_validation = not run.config.training.refit
+        roles = store.roles() if has_validation else store.roles().together()
+        self.loader = StepLoader(store, roles.train, towers, run.config.model, settings, workers)
         self.epoch = 0
         self.step = 0
         self.history: list[dict] = []
         self.start: float | None = None
         self.best_epoch = 0
-        self.best_rsum = -1.0
+        self.best_rsum: float | None = None
         self._best: dict[str, Tensor] = {}
         self._losses: list[float] = []  # of the steps of the epoch in progress
         self._seconds = 0.0  # of the epoch in progress, up to the last save
         self._settings = settings
         self._workers = workers
         self._loss = LOSSES.load(self.heads.loss)
-        self._validation = _Validation(store, self.heads, towers)
+        self._validation = _Validation(store, self.heads, towers) if has_validation else None
         self._gradient = GradientComputer(self.heads, towers, run.config.model, settings.micro_batch, workers)
         self._optimizer = FinetuneOptimizer(self.heads, towers, settings)
 
@@ -117,8 +123,8 @@ class Training:
             FinetuneError: a loss that is not finite.
         """
         total = self._settings.num_epochs * self.loader.steps
-        if self.start is None:
-            self._validate()
+        if self._validation and self.start is None:
+            self._validate(self._validation)
         initial = self.epoch * self.loader.steps + self.step
         with ProgressBar("finetune", "steps", total=total, initial=initial) as bar:
             while not self.finished:
@@ -135,7 +141,10 @@ class Training:
             loss = self.train(step, learning_rate(number, total, self._settings))
             self._losses.append(loss)
             self.step += 1
-            bar.show(loss=f"{loss:.3f}", start=f"{self.start:.1f}", best=f"{self.best_rsum:.1f}")
+            shown = {"loss": f"{loss:.3f}"}
+            if self._validation:
+                shown |= {"start": f"{self.start:.1f}", "best": f"{self.best_rsum:.1f}"}
+            bar.show(**shown)
             bar.update()
             is_last = self.step == self.loader.steps
             if self._workers.leads and not is_last and time.monotonic() - saved >= SAVE_EVERY:
@@ -159,13 +168,17 @@ class Training:
         self.step = 0
         self._losses = []
         self._seconds = 0.0
-        self._validate()
+        if self._validation:
+            self._validate(self._validation)
+            return
+        self.best_epoch = self.epoch
+        self._best = self._optimizer.copies()
 
-    def _validate(self) -> None:
+    def _validate(self, validation: "_Validation") -> None:
         """Measures heads and encoders on the validation images, and keeps those of the best epoch."""
         measured: dict = {"rsum": 0.0}
         if self._workers.leads:
-            measured = self._validation.measure()
+            measured = validation.measure()
         rsum = self._workers.agree(measured["rsum"])
         if self.start is None:
             self.start = rsum
@@ -174,7 +187,7 @@ class Training:
             return
         if self._workers.leads:
             self.history[-1] = with_recalls(self.history[-1], measured)
-        if rsum > self.best_rsum:
+        if self.best_rsum is None or rsum > self.best_rsum:
             self.best_epoch = self.epoch
             self.best_rsum = rsum
             self._best = self._optimizer.copies()

@@ -43,6 +43,7 @@ class StepLoader:
     """Loads the steps of a fine-tuning's epochs.
 
     Args:
+        train: rows of the images to train on.
         model: of the heads, whose ``variation`` asks for feature transfer, and ``block_dropout`` for blocks.
         towers: by ``image`` and ``text``.
 
@@ -53,6 +54,7 @@ class StepLoader:
     def __init__(
         self,
         store: FeatureStore,
+        train: np.ndarray,
         towers: Mapping[str, Tower],
         model: ModelConfig,
         settings: FinetuneConfig,
@@ -66,7 +68,7 @@ class StepLoader:
         self._workers = workers
         self._views = store.image_features.shape[1]
         sizes = (settings.batch_size, settings.captions_per_image)
-        self._batches = Batches(store.roles().train, store.image_index, self._views, *sizes)
+        self._batches = Batches(train, store.image_index, self._views, *sizes)
         self.steps = self._batches.steps
 
     def remaining(self, epoch: int, first: int) -> Iterator[Step]:

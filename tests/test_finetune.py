@@ -22,8 +22,9 @@ from PIL import Image
 import onceover
 from onceover.base.files import only_writer
 from onceover.configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
+from onceover.extract import backends
 from onceover.extract.store import FeatureStore, StoreError
-from onceover.heads import finetune_loop
+from onceover.heads import finetune_loop, finetune_steps
 from onceover.heads.activations import ImageActivations, write_activations
 from onceover.heads.checkpoint import RunError, load_run, save_resume
 from onceover.heads.completion import finish
@@ -162,6 +163,47 @@ def test_the_command_line_goes_from_a_run_to_a_better_run(run, fails, base_run, 
     assert "already" in run(*call, "--re-extract").stderr
 
 
+def test_a_run_that_was_fitted_on_the_validation_images_goes_on_with_them(
+    run, base_file, drawn, tuned_config, tmp_path, monkeypatch, one_format
+):
+    training = dataclasses.replace(tuned_config.training, refit=True)
+    with FeatureStore(base_file) as store:
+        roles = store.roles()
+        base = onceover.fit(store, tmp_path / "base", dataclasses.replace(tuned_config, training=training))
+    trained = set()
+    load = finetune_steps.StepLoader.load
+
+    def watched(loader, epoch, number, batch):
+        trained.update(batch.images.tolist())
+        return load(loader, epoch, number, batch)
+
+    monkeypatch.setattr(finetune_steps.StepLoader, "load", watched)
+    rows_to_encode = {}
+    choose = backends.backend_for
+
+    def chosen(name, kind, rows, *of_machine):
+        rows_to_encode[kind] = rows
+        return choose(name, kind, rows, *of_machine)
+
+    monkeypatch.setattr(backends, "backend_for", chosen)
+    out = tmp_path / "tuned"
+    call = ["finetune", "--run", base.folder, "--data", drawn, "--store", base_file, "--out", out, "--device", "cpu"]
+    result = run(*call, "--unfreeze", "image.last2", "--re-extract", *settings_options())
+    assert "fine-tuning takes them too, and the last epoch counts" in result.stderr
+    assert "3 epochs on train and validation images" in result.stderr
+    assert rows_to_encode == {"image": 60, "text": 0}, "the store that is reused has no images of the new encoder"
+    assert trained == {*roles.train.tolist(), *roles.selection.tolist()}
+    record = json.loads((out / "finetune.json").read_text())
+    assert (record["best_epoch"], record["epochs"], record["start"], record["rsum"]) == (3, 3, None, None)
+    tuned = load_run(out)
+    assert tuned.provenance["betas"] == base.provenance["betas"]
+    assert tuned.provenance["selection"] == base.provenance["selection"]
+    assert "rsum" not in (out / "history.csv").read_text()
+    assert "(before fine-tuning)" in run("info", out).stdout
+    run("plot", "--run", out, "--out", tmp_path / "figures")
+    assert (tmp_path / "figures/training.png").exists()
+
+
 def settings_options():
     return [
         part
@@ -241,16 +283,12 @@ def test_trap_a_changed_picture_is_noticed(base_file, base_run, drawn, tmp_path)
             finetune(store, load_run(base_run), data, tmp_path / "tuned", SETTINGS)
 
 
-def test_an_ensemble_and_a_run_that_saw_the_selection_pictures_are_refused(base_file, base_run, drawn, tmp_path):
+def test_an_ensemble_and_the_run_to_start_from_are_refused(base_file, base_run, drawn, tmp_path):
     from onceover.heads.models import Ensemble
 
     loaded = load_run(base_run)
     of_two = loaded.provenance | {"best_epochs": [1, 1]}
     joined = dataclasses.replace(loaded, heads=Ensemble([loaded.heads, loaded.heads]), provenance=of_two)
-    training = dataclasses.replace(loaded.config.training, refit=True)
-    refitted = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, training=training))
-    with FeatureStore(base_file) as store, pytest.raises(RunError, match="fitted on the validation images as well"):
-        finetune(store, refitted, drawn, tmp_path / "tuned", SETTINGS)
     with FeatureStore(base_file) as store, pytest.raises(RunError, match="the run to start from; name a new folder"):
         finetune(store, loaded, drawn, base_run, SETTINGS, force=True)
     assert load_run(base_run).provenance == loaded.provenance

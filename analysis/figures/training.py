@@ -45,10 +45,15 @@ def draw_training(folder: Path) -> Figure:
     """
     choice = read_choice(folder)
     history = read_history(folder)
+    if not np.isfinite(history.columns["rsum"]).any():  # fine-tuned on the validation images as well
+        figure = Figure(figsize=(WIDTH / 2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        _draw_loss(axes, history)
+        axes.set_xlabel("epoch")
+        return figure
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
-    left.plot(history.epochs, history.columns["loss"], color="black", marker=".")
-    left.set(ylabel="loss", title="Training loss")
+    _draw_loss(left, history)
     _draw_recalls(right, history)
     right.set(
         ylabel="recall in %",
@@ -58,9 +63,14 @@ def draw_training(folder: Path) -> Figure:
     for axes in (left, right):
         axes.axvline(choice.best_epoch, color=NEUTRAL_COLOUR, linewidth=0.8, linestyle="--", zorder=0)
         axes.set_xlabel(f"epoch (dashed: {choice.best_epoch}, that of the highest rsum)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
     legend_below(figure, right, len(_LINES))
     return figure
+
+
+def _draw_loss(axes: Axes, history: History) -> None:
+    axes.plot(history.epochs, history.columns["loss"], color="black", marker=".")
+    axes.set(ylabel="loss", title="Training loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_recalls(axes: Axes, history: History) -> None:
