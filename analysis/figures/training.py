@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from onceover.analysis.drawing import (
     CAPTION_COLOUR,
@@ -70,7 +71,7 @@ def draw_training(folder: Path) -> Figure:
 def _draw_loss(axes: Axes, history: History) -> None:
     axes.plot(history.epochs, history.columns["loss"], color="black", marker=".")
     axes.set(ylabel="loss", title="Training loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _draw_recalls(axes: Axes, history: History) -> None:
