@@ -14,7 +14,7 @@ from onceover.extract.store import row_blocks
 from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
 from onceover.retrieval.gallery import facing_bias
-from onceover.retrieval.metrics import clearly_best, compare
+from onceover.retrieval.metrics import NOTHING_LEARNED, clearly_best, compare, separation
 from onceover.retrieval.ranks import Biases, rank
 
 RERANKS = ("none", "qbnorm", "csls")
@@ -164,17 +164,19 @@ def _best_betas(
 ) -> dict[str, float]:
     """The beta that ranks the validation pairs best, by the kind of gallery.
 
-    It is the usual one unless another is clearly better; ``NO_CORRECTION`` where it ranks the pairs worse than that.
+    It is the usual one unless another is clearly better; ``NO_CORRECTION`` where it ranks the pairs worse than that,
+    and where next to nothing was learned.
     """
     captions = np.flatnonzero(np.isin(image_index, validation))
     galleries = {"image": images[validation], "text": texts[captions]}
     image_index = np.searchsorted(validation, image_index[captions])
     vectors = (galleries["image"], galleries["text"], image_index)
     without = rank(*vectors)
-    best = {}
+    best = dict.fromkeys(galleries, NO_CORRECTION)
+    if separation(without) < NOTHING_LEARNED:
+        return best
     for kind, gallery in galleries.items():
         usual = usual_beta(gallery, banks[kind])
-        best[kind] = NO_CORRECTION
         if usual == NO_CORRECTION:
             continue
         betas = [round(usual * factor, 1) for factor in FACTORS]

@@ -14,6 +14,7 @@ RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("image_to_text", "text_to_image")
 DRAWS = 1000  # bootstrap resamples
 CLEARLY = 1.5  # standard errors of a difference in rsum by which another setting has to be better than the usual one
+NOTHING_LEARNED = 0.8  # the separation below which there is mostly noise; measured (docs/notes/few-images.md)
 _RESAMPLES = 100  # drawn at a time
 _INTERVAL = (2.5, 97.5)  # percentiles
 
@@ -81,6 +82,16 @@ def clearly_best(candidates: Mapping[float, RankPair], usual: float) -> float:
     if differences[best]["rsum"] > CLEARLY * differences[best]["rsum_se"]:
         return best
     return usual
+
+
+def separation(pair: RankPair) -> float:
+    """How often a caption ranks its image before another one, from 0 to 1; by chance 0.5 (area under the ROC curve).
+
+    It takes all ranks into account, and so tells more of a few queries than recalls do.
+    """
+    by_caption = pair[1]
+    others = max(1, by_caption.gallery - 1)
+    return 1 - (float(by_caption.expected_rank().mean()) - 1) / others
 
 
 def _check_same_queries(rankings: Sequence[Ranks]) -> None:

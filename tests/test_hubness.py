@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import skew
 
 from onceover.heads import ensemble
-from onceover.retrieval import hubness
+from onceover.retrieval import hubness, metrics
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.hubness import (
     bias_by_bank,
@@ -114,6 +114,21 @@ def test_the_usual_beta_is_two_divided_by_the_deviation_of_an_items_scores(monke
         assert usual_beta(gallery, np.repeat(row[None], 10_000, axis=0)) == hubness.NO_CORRECTION  # all are equal
     monkeypatch.setattr(hubness, "MIN_BANK", 401)
     assert usual_beta(gallery, bank) == hubness.NO_CORRECTION
+
+
+def test_where_next_to_nothing_was_learned_nothing_is_corrected(monkeypatch):
+    monkeypatch.setattr(hubness, "NOTHING_LEARNED", metrics.NOTHING_LEARNED)
+    generator = np.random.default_rng(5)
+    index = np.arange(800)
+    images = unit(generator, 800)
+    hub = 1.5 * images[:1]
+    texts = unit(generator, 800) + hub  # all captions are near one image, and tell nothing else
+    learned = images + hub
+    train, validation = np.arange(300), np.arange(300, 800)
+    for captions, is_corrected in ((texts, False), (learned, True)):
+        units = captions / np.linalg.norm(captions, axis=1, keepdims=True)
+        found = fit_inverted_softmax(images, units, index, train, validation)
+        assert (found.betas["image"] > 0) == is_corrected
 
 
 def test_a_correction_stands_unless_it_ranks_the_validation_pairs_worse():

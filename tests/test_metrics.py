@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from onceover.retrieval import ranks as module
 from onceover.retrieval.embeddings import read_embeddings
-from onceover.retrieval.metrics import clearly_best, compare, report
+from onceover.retrieval.metrics import clearly_best, compare, report, separation
 from onceover.retrieval.ranks import MetricsError, Ranks, chance, rank, rank_scores
 
 
@@ -290,6 +291,19 @@ def test_several_rankings_are_averaged_with_their_spread():
     assert (summary["R@1"], summary["median_rank"]) == (50.0, 11.0)
     assert summary["R@1_sd"] == pytest.approx(np.std([0, 100], ddof=1))
     assert found["rsum_sd"] == pytest.approx(np.std([0, 600], ddof=1))
+
+
+def test_separation_is_the_area_under_the_curve_of_each_captions_scores():
+    generator = np.random.default_rng(0)
+    images = unit(generator, 30, 4)
+    texts = images[np.arange(60) // 2] + unit(generator, 60, 4)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    pair = rank(images, texts, np.arange(60) // 2)
+    areas = []
+    for caption, scores in enumerate(texts @ images.T):
+        areas.append(roc_auc_score(np.arange(30) == caption // 2, scores))
+    assert separation(pair) == pytest.approx(np.mean(areas))
+    assert separation(rank(images[:1], texts[:2], np.zeros(2, int))) == 1.0, "there is no other image"
 
 
 def test_the_median_rank_of_chance_is_that_of_all_orders():

@@ -39,6 +39,8 @@ from onceover.retrieval.baselines import Pairs
 from onceover.retrieval.closed_form import CCA, Moments
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.metrics import quality as measure
+from onceover.retrieval.metrics import separation
+from onceover.retrieval.ranks import rank
 
 
 def fit(*arguments, quality=measure, **options):
@@ -836,11 +838,29 @@ def test_the_closed_form_weighs_what_the_validation_images_ask_for(noise, closed
 def test_a_better_closed_form_has_its_part_of_both_rsums_where_few_images_tell_no_more(
     trained, closed, usual, expected, monkeypatch
 ):
-    monkeypatch.setattr(closed_form_module, "quality", lambda images, *_: {"rsum": float(images[0, 0])})
+    monkeypatch.setattr(closed_form_module, "rank", lambda images, *_: float(images[0, 0]))
+    monkeypatch.setattr(closed_form_module, "report", lambda rankings, draws: {"rsum": rankings[0]})
+    monkeypatch.setattr(closed_form_module, "separation", lambda _: 0.9)
     monkeypatch.setattr(closed_form_module, "clearly_best", lambda ranks, usual: usual)
     texts = np.ones((2, 1), np.float32)
     vectors = [(rsum * texts, texts, np.arange(2)) for rsum in (trained, closed)]
     assert chosen_share(*vectors, usual) == expected
+
+
+def test_where_next_to_nothing_is_learned_the_closed_form_counts_most_if_it_is_the_better_one(messages):
+    generator = np.random.default_rng(0)
+    index = np.arange(400)
+
+    def vectors(spread):
+        images = generator.standard_normal((400, 16))
+        texts = images + spread * generator.standard_normal((400, 16))
+        return [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (images, texts)]
+
+    trained, closed = (*vectors(9.0), index), (*vectors(5.0), index)
+    assert 0.5 < separation(rank(*trained)) < separation(rank(*closed)) < 0.8
+    assert chosen_share(trained, closed, CCA_SHARE) == 0.9
+    assert any(line.startswith("next to nothing can be learned from these features") for line in messages)
+    assert chosen_share(closed, trained, CCA_SHARE) <= CCA_SHARE
 
 
 def test_the_scores_of_members_are_their_weighted_mean(store, tmp_path, fit_config, changed):
