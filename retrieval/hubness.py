@@ -5,7 +5,7 @@ gallery is searched like any other: with the bias as one more coordinate, and a 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,12 @@ from onceover.extract.store import row_blocks
 from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
 from onceover.retrieval.gallery import facing_bias
-from onceover.retrieval.metrics import NOTHING_LEARNED, clearly_best, compare, separation
+from onceover.retrieval.metrics import NOTHING_LEARNED, clearly_best, separation
 from onceover.retrieval.ranks import Biases, rank
 
 RERANKS = ("none", "qbnorm", "csls")
 NO_CORRECTION = 0.0  # in the place of a beta: the biases are 0
-SCALED_BETA = 2.0  # the usual beta times the standard deviation of the scores; measured (docs/notes/few-images.md)
-FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the usual beta, what is tried
+SCALED_BETA = 2.0  # a beta times the standard deviation of the scores; measured (docs/notes/few-images.md)
 BANK = 10_000  # training queries at most
 MIN_BANK = 200  # with fewer queries nothing is corrected, since that takes more than it gives; measured (the same)
 NEIGHBOURS = 10
@@ -68,21 +67,15 @@ def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) ->
         gallery: float32 (N, D). bank: queries of the other modality, float32 (B, D).
         beta: ``NO_CORRECTION`` gives zeros.
     """
+    biases = np.zeros(len(gallery), np.float32)
     if beta == NO_CORRECTION:
-        return np.zeros(len(gallery), np.float32)
-    return _biases(gallery, bank, (beta,))[0]
-
-
-def _biases(gallery: np.ndarray, bank: np.ndarray, betas: Sequence[float]) -> np.ndarray:
-    """The bias of each item for several betas, which share the scores: float32 (len(betas), N)."""
-    biases = np.empty((len(betas), len(gallery)), np.float32)
+        return biases
     for rows in _blocks(gallery, bank):
         scores = gallery[rows] @ bank.T
         top = scores.max(1)
         scores -= top[:, None]
-        for beta, bias in zip(betas, biases, strict=True):
-            powers = scores * np.float32(beta)
-            bias[rows] = -top - np.log(np.exp(powers, out=powers).mean(1)) / beta
+        scores *= np.float32(beta)
+        biases[rows] = -top - np.log(np.exp(scores, out=scores).mean(1)) / beta
     return biases
 
 
@@ -128,17 +121,17 @@ def fit_inverted_softmax(
 
     Args:
         images: unit vectors, float32 (N, D). texts: float32 (M, D). image_index: int64 (M,).
-        train, validation: rows of images; their captions belong to them. The validation ones choose the betas.
+        train, validation: rows of images; their captions belong to them. By the validation ones betas are chosen.
         betas: by ``image`` and ``text``, where they were chosen before.
     """
     captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
     banks = {"image": texts[captions], "text": images[bank_rows(train)]}
-    best = betas or _best_betas(images, texts, image_index, banks, validation)
-    return InvertedSoftmax({"image": images, "text": texts}, banks, best)
+    chosen = betas or _chosen_betas(images, texts, image_index, banks, validation)
+    return InvertedSoftmax({"image": images, "text": texts}, banks, chosen)
 
 
 def usual_beta(gallery: np.ndarray, bank: np.ndarray) -> float:
-    """``SCALED_BETA`` divided by the standard deviation of an item's scores over the bank, to a tenth.
+    """The beta for a gallery: ``SCALED_BETA`` divided by the standard deviation of an item's scores, to a tenth.
 
     Vectors whose scores lie close together need a sharper correction. Where all are equal, or the bank is small, there
     is none.
@@ -155,39 +148,34 @@ def usual_beta(gallery: np.ndarray, bank: np.ndarray) -> float:
     return round(SCALED_BETA / deviation, 1) if deviation > _EQUAL else NO_CORRECTION
 
 
-def _best_betas(
+def _chosen_betas(
     images: np.ndarray,
     texts: np.ndarray,
     image_index: np.ndarray,
     banks: dict[str, np.ndarray],
     validation: np.ndarray,
 ) -> dict[str, float]:
-    """The beta that ranks the validation pairs best, by the kind of gallery.
+    """The usual betas by the kind of gallery, or ``NO_CORRECTION``.
 
-    It is the usual one unless another is clearly better; ``NO_CORRECTION`` where it ranks the pairs worse than that,
-    and where next to nothing was learned.
+    Nothing is corrected where the validation pairs are ranked clearly better without, or where next to nothing was
+    learned.
     """
     captions = np.flatnonzero(np.isin(image_index, validation))
     galleries = {"image": images[validation], "text": texts[captions]}
     image_index = np.searchsorted(validation, image_index[captions])
     vectors = (galleries["image"], galleries["text"], image_index)
     without = rank(*vectors)
-    best = dict.fromkeys(galleries, NO_CORRECTION)
+    chosen = dict.fromkeys(galleries, NO_CORRECTION)
     if separation(without) < NOTHING_LEARNED:
-        return best
+        return chosen
     for kind, gallery in galleries.items():
         usual = usual_beta(gallery, banks[kind])
         if usual == NO_CORRECTION:
             continue
-        betas = [round(usual * factor, 1) for factor in FACTORS]
-        candidates = {}
-        for beta, bias in zip(betas, _biases(gallery, banks[kind], betas), strict=True):
-            biases: Biases = {"image_bias": bias} if kind == "image" else {"text_bias": bias}
-            candidates[beta] = rank(*vectors, **biases)
-        beta = clearly_best(candidates, usual)
-        if compare([without], [candidates[beta]], draws=0)["rsum"] >= 0:
-            best[kind] = beta
-    return best
+        bias = inverted_softmax_bias(gallery, banks[kind], usual)
+        biases: Biases = {"image_bias": bias} if kind == "image" else {"text_bias": bias}
+        chosen[kind] = clearly_best({usual: rank(*vectors, **biases), NO_CORRECTION: without}, usual)
+    return chosen
 
 
 def csls_bias(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:

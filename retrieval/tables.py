@@ -15,8 +15,8 @@ _COLUMNS = (*_RECALLS, "median_rank", "mean_rank", "mrr", "hub_skewness")
 _COMPARED = (*_RECALLS, "mrr")
 DIRECTION_NAMES = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
 _MODEL_NOTES = {
-    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, of the usual sharpness "
-    "unless the validation split asks for another one, or none; inductive: the split's queries play no part in it",
+    "multimodal_qbnorm": "multimodal_qbnorm: inverted softmax with a bank of training queries, as sharp as the spread "
+    "of the scores asks for, or none at all; inductive: the split's queries play no part in it",
     "multimodal_csls_transductive": "multimodal_csls_transductive: corrected with all queries of the split at once; "
     "transductive: not to be compared with single queries",
     "multimodal_trained": "multimodal_trained, multimodal_closed_form: the run's heads that are trained and those that "

@@ -78,7 +78,7 @@ def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monke
     np.testing.assert_allclose(before, inverted_softmax_bias(images, texts[:180], found.betas["image"]), rtol=1e-5)
     assert found.bias("text").shape == (300,)
     assert found.betas["image"] == usual_beta(images[60:80], texts[:180]) > 5
-    assert found.betas["text"] == hubness.NO_CORRECTION  # no caption is a hub here: a correction lowers recall
+    assert found.betas["text"] == usual_beta(texts[180:240], images[:60]) > 5
     # nothing outside train and selection plays a part in what is chosen
     images[80:], texts[240:] = unit(generator, 20), unit(generator, 60)
     again = fit_inverted_softmax(images, texts, index, train, selection)
@@ -131,7 +131,7 @@ def test_where_next_to_nothing_was_learned_nothing_is_corrected(monkeypatch):
         assert (found.betas["image"] > 0) == is_corrected
 
 
-def test_a_correction_stands_unless_it_ranks_the_validation_pairs_worse():
+def test_a_correction_stands_unless_it_ranks_the_validation_pairs_clearly_worse():
     generator = np.random.default_rng(4)
     index = np.arange(400)
     images = unit(generator, 400)
