@@ -920,9 +920,10 @@ def finetune(
     """Fine-tune layers of the encoders together with a run's heads.
 
     Frozen layers below the lowest unfrozen one run once; their activations are cached on disk. Run the same command
-    again to resume; the result is the same. The epoch that is best on the validation split is kept; a run that was
-    fitted on that split too, as by default, is fine-tuned on it as well, and the last epoch counts. Under torchrun,
-    processes share each batch.
+    again to resume; the result is the same. Under torchrun, processes share each batch.
+
+    A run that was fitted again on the validation split, as fit does by default, is fine-tuned on it too, and the last
+    epoch counts. Otherwise the epoch that is best on the validation split is kept.
 
     \b
     Examples:
@@ -1148,10 +1149,11 @@ def ensemble(runs, run_dir, weights, store_file):
       onceover ensemble runs/best runs/tuned --weights 3,2 --store joined.h5 --out runs/both
     """
     from onceover import workflows
+    from onceover.heads.provenance import rsum_text
 
     provenance = workflows.ensemble(runs, run_dir, weights=weights, store=store_file).provenance
     selection = provenance["selection"]
-    say(f"{len(provenance['members'])} pairs of heads: rsum {selection['rsum']:.1f} on {selection['split']}")
+    say(f"{len(provenance['members'])} pairs of heads: {rsum_text(selection['rsum'])} on {selection['split']}")
     done(f"wrote {run_dir}", command("evaluate", "--run", run_dir))
 
 

@@ -25,6 +25,7 @@ from onceover.extract.joined import is_joined
 from onceover.extract.plan import batch_rows, shards_of
 from onceover.extract.store import FeatureStore, named_store, parts_folder, store_exists
 from onceover.extract.unknown import unknown_of
+from onceover.heads.provenance import rsum_text
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.hubness import correction_text
 from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
@@ -279,8 +280,6 @@ def _describe_run(folder: Path) -> str:
         lines.append(f"  ensemble    {len(run['members'])} pairs of heads; the settings are the first one's")
     else:
         epoch = f" at epoch {run['best_epochs'][0]:d} of {run['epochs'][0]:d}"
-        if "finetune" in run and settings["training"]["refit"]:
-            epoch = " (before fine-tuning)"
         for member in run["members"][trained:]:
             lines.append(
                 f"  heads       one trained pair, and one in closed form with a weight of {member['weight']:g}"
@@ -296,7 +295,7 @@ def _describe_run(folder: Path) -> str:
         f"  fitted on   {_count(run, 'train_pictures'):,} images{also} in {run['seconds']:.0f} s "
         f"({_text(run, 'device')}, {threads}, torch {_text(run['versions'], 'torch')})",
         f"  chosen on   {_text(chosen, 'split')}, {_count(chosen, 'pictures'):,} images: "
-        f"rsum {chosen['rsum']:.1f}{epoch}",
+        f"{rsum_text(chosen['rsum'])}{epoch}",
         f"  report on   {_text(run['report'], 'split')}, {_count(run['report'], 'pictures'):,} images",
     ]
     for file in sorted(folder.glob(EVALUATION.format("*.json"))):

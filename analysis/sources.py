@@ -147,7 +147,7 @@ class History(NamedTuple):
 
 
 def read_history(folder: Path) -> History:
-    """Reads a run's history. Where no images were left for validation there are no recalls, and all of them are NaN.
+    """Reads a run's history. One of a fine-tuning without validation images has no recalls: they are NaN.
 
     Raises:
         PlotError: it is missing, or damaged.
@@ -161,8 +161,10 @@ def read_history(folder: Path) -> History:
         rows = read_table(file)
         epochs = np.array([number_of(row["epoch"], 1, 10**9) for row in rows])
         columns = {"loss": np.array([number_of(row["loss"], -1e30, 1e30) for row in rows])}
+        is_validated = not bounds.keys().isdisjoint(rows[0])
         for name, (least, most) in bounds.items():
-            columns[name] = np.array([number_of(row.get(name) or "nan", least, most) for row in rows])
+            texts = [row[name] or "nan" if is_validated else "nan" for row in rows]
+            columns[name] = np.array([number_of(text, least, most) for text in texts])
     except (OSError, OnceoverError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise PlotError(f"{file} is missing or damaged; fit again") from error
     return History(epochs, columns)

@@ -198,7 +198,7 @@ class FinetuneConfig:
     heads_factor: float = 3.0  # factor on the learning rate, for the heads
     weight_decay: float = 0.05
     warmup: float = 0.1  # fraction of all steps; the cosine decay to zero fills the rest
-    patience: int = 5  # stop after this many epochs without a better rsum; 0: never
+    patience: int = 5  # stop after this many epochs without a better rsum; 0: never; needs validation images
     word_dropout: float = 0.1  # fraction of a caption's tokens left out, drawn in each step
     augment: bool = True  # without cached activations: random crops and mirror images instead of the stored views
     checkpoint: bool = False  # gradient checkpointing: a third more time, less memory

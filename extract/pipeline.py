@@ -463,26 +463,32 @@ def _backend(extraction: Extraction, kind: str, settings: "Settings", engine_nam
     begun = settings["backends"].get(kind)
     if begun is not None:
         return begun
-    rows, known = _rows(extraction, kind)
+    rows, known = _rows(extraction, kind, is_same_encoder=_has_name_of(extraction, kind, extraction.before))
     return backend_for(settings["backend"], kind, rows - known, engine_name, torch.device(settings["device"]))
 
 
-def _rows(extraction: Extraction, kind: str) -> tuple[int, int]:
-    """About how many rows of a kind the dataset has, and how many features there are already."""
+def _rows(extraction: Extraction, kind: str, *, is_same_encoder: bool) -> tuple[int, int]:
+    """About how many rows of a kind the dataset has, and how many features there are already.
+
+    Args:
+        is_same_encoder: whether the features that are there are of the encoder that is asked for.
+    """
     rows = len(extraction.dataset.ids if kind == "image" else extraction.dataset.captions)
     known = sum(len(describe_shard(shard)[2]) for shard in extraction.unfinished.shards(kind))
-    if extraction.before is not None and _is_encoder_of(extraction, kind, extraction.before):
+    if extraction.before is not None and is_same_encoder:
         known += len(extraction.before.features(kind))
     return rows, known
 
 
-def _is_encoder_of(extraction: Extraction, kind: str, store: FeatureStore) -> bool:
-    """Whether a store's features were made by the encoder that is asked for, going by its name."""
+def _has_name_of(extraction: Extraction, kind: str, store: FeatureStore | None) -> bool:
+    """Whether the encoder that is asked for has the name of the one that made a store's features."""
+    if store is None:
+        return False
     if extraction.encoders:  # those of the store itself
         return True
     config = extraction.config
-    spec = parse_spec(config.image_encoder if kind == "image" else config.text_encoder)
-    return store.provenance[kind]["encoder"] == spec.located()
+    spec = config.image_encoder if kind == "image" else config.text_encoder
+    return store.provenance[kind]["encoder"] == located(spec)
 
 
 def _may_lose_rows(options: Options) -> bool:
@@ -492,11 +498,10 @@ def _may_lose_rows(options: Options) -> bool:
 
 def _stored_vocabulary(extraction: Extraction) -> dict[str, bytes] | None:
     """The vocabulary of a @random encoder comes from the captions; captions that join later do not change it."""
-    spec = parse_spec(extraction.config.text_encoder)
     old = extraction.old
-    if not spec.random or old is None or extraction.options.force:
+    if not parse_spec(extraction.config.text_encoder).random or old is None or extraction.options.force:
         return None
-    if old.provenance["text"]["encoder"] != spec.located():
+    if not _has_name_of(extraction, "text", old):
         return None
     return old.tokenizer_files
 
@@ -514,7 +519,8 @@ def check_room(extraction: Extraction, work: Work) -> None:
     features = 0
     for kind, trial in trials(work.image, work.text, extraction.dataset.captions).items():
         feature_bytes = trial(1)[0].nbytes
-        rows, known = _rows(extraction, kind)
+        before = extraction.before.fingerprints[kind] if extraction.before else ""
+        rows, known = _rows(extraction, kind, is_same_encoder=before == digest(work.encoder(kind).recipe))
         shards += (feature_bytes + ROW_BYTES[kind]) * max(0, rows - known)
         whole += (feature_bytes + ROW_BYTES[kind]) * rows
         features += feature_bytes * rows

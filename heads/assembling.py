@@ -26,7 +26,8 @@ class Assembled:
         config: the run's settings.
         tokenizer_files: the text encoder's, by name.
         provenance: ``run.json`` but for what is known once the heads are made.
-        rsum, betas: on the validation images, where these were fitted on and cannot tell any more; else None.
+        saw_validation: whether the heads were fitted on the validation images, which cannot tell any more then.
+        rsum, betas: of what they are made of, where they were; ``rsum`` is None where it was not measured.
     """
 
     request: Sequence
@@ -34,8 +35,9 @@ class Assembled:
     config: Config
     tokenizer_files: dict[str, bytes]
     provenance: dict
+    saw_validation: bool
     rsum: float | None
-    betas: dict[str, float] | None
+    betas: dict[str, float | None] | None
 
 
 def write_assembled(store: FeatureStore, folder: str | Path, assembled: Assembled) -> dict:
@@ -54,10 +56,10 @@ def write_assembled(store: FeatureStore, folder: str | Path, assembled: Assemble
         checkpoint.save_settings(folder, assembled.config, assembled.tokenizer_files)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         rsum = assembled.rsum
-        if rsum is None:
-            rsum = quality(*embed(heads, store, roles.selection))["rsum"]
-        else:
+        if assembled.saw_validation:
             roles = roles.together()
+        else:
+            rsum = quality(*embed(heads, store, roles.selection))["rsum"]
         rerank = assembled.config.model.rerank
         with run_files(folder).file(EMBEDDINGS) as aside:
             betas = write_embeddings(store, heads, aside, roles, space, rerank, assembled.betas)

@@ -39,7 +39,7 @@ from onceover.configs.schema import Config, ModelConfig, load_config
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.store import changed_settings
 from onceover.heads.models import DualHeads, Ensemble, as_one, members_of, weights_of
-from onceover.heads.provenance import RunError, checked_file, read_provenance
+from onceover.heads.provenance import RunError, checked_file, read_provenance, rsum_text
 from onceover.heads.replacement import remove_run, run_files
 
 _OF_MEMBER = ("loss", "weight")  # of a member's settings in run.json, those that are none of ``model``
@@ -58,7 +58,12 @@ class Run:
         encoders = " and ".join(self.provenance["encoders"][kind]["encoder"] for kind in ("image", "text"))
         dimensions = f"{sum(member['embedding_dim'] for member in self.provenance['members']):,} dimensions"
         chosen = self.provenance["selection"]
-        return f"<Run {self.folder}: {encoders}, {dimensions}; rsum {chosen['rsum']:.1f} on {chosen['split']}>"
+        return f"<Run {self.folder}: {encoders}, {dimensions}; {rsum_text(chosen['rsum'])} on {chosen['split']}>"
+
+    @property
+    def saw_validation(self) -> bool:
+        """Whether the heads were fitted on the validation images as well, once these had chosen."""
+        return self.config.training.refit
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from onceover.heads.embed import embed
 from onceover.heads.models import DualHeads, Projection, ResidualMLP
 from onceover.heads.training_data import TrainingData
 from onceover.retrieval.closed_form import CCA_CANDIDATES, Linear, align
-from onceover.retrieval.metrics import NOTHING_LEARNED, RankPair, clearly_best, quality, report, separation
+from onceover.retrieval.metrics import RankPair, clearly_best, is_mostly_noise, quality, report
 from onceover.retrieval.ranks import rank
 from onceover.retrieval.store_pairs import MIN_TRAIN, has_own_space, most_images, sample
 
@@ -138,23 +138,23 @@ def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
 
     It is the usual weight, or the one of ``SHARES`` with the best rsum where that is clearly better. Where the closed
     form is the better one of both, the usual weight is its part of the sum of their rsums, to the nearest tenth, if
-    that is more; or the highest one, where both have learned next to nothing and trained heads would add noise.
+    that is more. Where both have learned next to nothing it is the highest one, since trained heads would add noise.
 
     Args:
         trained, closed_form: the validation images' and captions' unit vectors.
         usual: one of ``SHARES``.
     """
-    both = [rank(*trained), rank(*closed_form)]
-    trained_rsum, closed_rsum = (report([ranks], draws=0)["rsum"] for ranks in both)
-    if closed_rsum > trained_rsum:
-        learned = max(separation(ranks) for ranks in both)
-        if learned < NOTHING_LEARNED:
-            say(
-                "next to nothing can be learned from these features: on the validation images a caption ranks its "
-                f"image before another one in {100 * learned:.0f} % of all cases, by chance in 50 %; the heads without "
-                f"training, the better ones, have the weight {SHARES[-1]:g}"
-            )
-            return SHARES[-1]
+    trained_ranks = rank(*trained)
+    closed_ranks = rank(*closed_form)
+    trained_rsum = report([trained_ranks], draws=0)["rsum"]
+    closed_rsum = report([closed_ranks], draws=0)["rsum"]
+    if is_mostly_noise(trained_ranks, closed_ranks):
+        say(
+            "next to nothing was learned: on the validation images a caption ranks its image before another one little "
+            "more often than by chance"
+        )
+        usual = SHARES[-1]
+    elif closed_rsum > trained_rsum:
         part = closed_rsum / (closed_rsum + trained_rsum)
         usual = max(usual, min(SHARES, key=lambda share: abs(share - part)))
     ranks = {share: _mixed_ranks(trained, closed_form, share) for share in SHARES}

@@ -18,6 +18,7 @@ from onceover.heads import checkpoint, replacement
 from onceover.heads.checkpoint import RunError
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.finetune_export import check_encoder, read_finetuned
+from onceover.retrieval.hubness import inherited_betas
 from onceover.retrieval.metrics import quality
 
 
@@ -108,15 +109,15 @@ def finish(store: FeatureStore, folder: str | Path) -> dict:
         config = load_config(folder / CONFIG)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
         roles = store.roles()
-        if config.training.refit:  # the validation images were trained on, and choose nothing any more
+        rsum = None
+        inherited = None
+        if config.training.refit:  # the validation images were trained on
             roles = roles.together()
-            betas = base["betas"]
-            rsum = base["selection"]["rsum"]
+            inherited = inherited_betas(base["betas"])
         else:
-            betas = None
             rsum = quality(*embed(heads, store, roles.selection))["rsum"]
         with replacement.run_files(folder).file(EMBEDDINGS) as aside:
-            betas = write_embeddings(store, heads, aside, roles, space, config.model.rerank, betas)
+            betas = write_embeddings(store, heads, aside, roles, space, config.model.rerank, inherited)
         names = ("unfreeze", "encoders", "weights", "start", "device", "threads")
         provenance = base | {
             "request": tuned["request"],
@@ -134,6 +135,7 @@ def finish(store: FeatureStore, folder: str | Path) -> dict:
             "versions": tuned["versions"],
             "finetune": {name: tuned[name] for name in names} | {"from": base["run"], "space": base["space"]},
         }
+        provenance.pop("distilled", None)  # it is trained now
         checkpoint.save_provenance(folder, provenance)
     return checkpoint.read_provenance(folder)
 

@@ -18,6 +18,7 @@ from onceover.heads.chunks import Features, blocks
 from onceover.heads.closed_form import set_linear
 from onceover.heads.models import DualHeads, Projection, Standardize, members_of, weights_of
 from onceover.retrieval.embeddings import Embeddings, read_embeddings
+from onceover.retrieval.hubness import inherited_betas
 
 
 def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None = None) -> dict:
@@ -60,7 +61,6 @@ def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None =
             f"{run.folder} has {most} dimensions, which cannot be made into {dim}; give a --dim up to {most}"
         )
     provenance = run.provenance | {"distilled": str(run.folder.resolve())}
-    refit = run.config.training.refit
     return write_assembled(
         store,
         folder,
@@ -70,8 +70,9 @@ def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None =
             config=_config(run.config, dim),
             tokenizer_files=run.tokenizer_files,
             provenance=provenance,
-            rsum=run.provenance["selection"]["rsum"] if refit else None,
-            betas=run.provenance["betas"] if refit else None,
+            saw_validation=run.saw_validation,
+            rsum=run.provenance["selection"]["rsum"],
+            betas=inherited_betas(run.provenance["betas"]) if run.saw_validation else None,
         ),
     )
 

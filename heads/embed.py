@@ -1,6 +1,6 @@
 """Embeds a feature store, and writes the file that search, evaluation and plots read (docs/store-format.md)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -94,7 +94,7 @@ def write_embeddings(
     roles: Roles,
     space: str,
     rerank: str,
-    betas: dict[str, float] | None = None,
+    betas: Mapping[str, float | None] | None = None,
     closed_form_dims: int = 0,
 ) -> dict[str, float]:
     """Writes the embeddings of the whole store and their hubness biases, whole or not at all, block by block.
@@ -104,7 +104,7 @@ def write_embeddings(
 
     Args:
         space: the name of the heads' space. rerank: the correction that searches use by default.
-        betas: sharpness of the biases by ``image`` and ``text``; by default chosen on the validation images.
+        betas: sharpness of the biases, as ``fit_inverted_softmax`` takes it.
         closed_form_dims: how many of the last dimensions are those of heads in closed form.
 
     Returns:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from onceover.extract.store import KINDS, FeatureStore
 from onceover.heads.assembling import Assembled, write_assembled
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.models import DualHeads, Ensemble, weights_of
 from onceover.heads.padding import members_on
-from onceover.retrieval.hubness import NO_CORRECTION
+from onceover.retrieval.hubness import inherited_betas
 
 
 def ensemble(
@@ -41,12 +39,9 @@ def ensemble(
     shares = _shares(weights or [1.0] * len(runs), len(runs))
     members = [members_on(store, run) for run in runs]
     first = runs[0]
-    refit = any(run.config.training.refit for run in runs)
-    rsum = None
-    betas = None
-    if refit:
-        rsum = float(np.mean([run.provenance["selection"]["rsum"] for run in runs]))
-        betas = {kind: _common_beta([run.provenance["betas"][kind] for run in runs]) for kind in KINDS}
+    saw_validation = any(run.saw_validation for run in runs)
+    betas = inherited_betas(*(run.provenance["betas"] for run in runs)) if saw_validation else None
+    training = dataclasses.replace(first.config.training, refit=saw_validation)
     provenance = first.provenance | {
         "epochs": _collected(runs, "epochs"),
         "best_epochs": _collected(runs, "best_epochs"),
@@ -65,10 +60,11 @@ def ensemble(
         Assembled(
             request=[[run.provenance["space"] for run in runs], shares],
             make=lambda: _side_by_side(members, shares, [weights_of(run.heads) for run in runs]),
-            config=dataclasses.replace(first.config, training=dataclasses.replace(first.config.training, refit=refit)),
+            config=dataclasses.replace(first.config, training=training),
             tokenizer_files=store.tokenizer_files,
             provenance=provenance,
-            rsum=rsum,
+            saw_validation=saw_validation,
+            rsum=_mean_rsum(runs),
             betas=betas,
         ),
     )
@@ -97,11 +93,10 @@ def _side_by_side(
     return Ensemble(list(chain(*members)), of_members).eval()
 
 
-def _common_beta(betas: Sequence[float]) -> float:
-    """The mean sharpness of several corrections for hubs; none where one of them corrects nothing."""
-    if NO_CORRECTION in betas:
-        return NO_CORRECTION
-    return round(float(np.mean(betas)), 1)
+def _mean_rsum(runs: Sequence[Run]) -> float | None:
+    """The mean of the runs' rsums on the validation images; None where one was not measured."""
+    rsums = [run.provenance["selection"]["rsum"] for run in runs]
+    return None if None in rsums else sum(rsums) / len(rsums)
 
 
 def _collected(runs: Sequence[Run], key: str) -> list:

@@ -71,7 +71,8 @@ def finetune(
         Of several workers only the first one gets it.
 
     Raises:
-        RunError: the run is an ensemble, or of other features or encoders; or the folder holds something else.
+        RunError: the run has several trained pairs, or is of other features or encoders; or the folder holds something
+            else.
         FinetuneError: the loss is not finite. UnfreezeError: no such layers, or activations that cannot be cached.
     """
     folder = Path(folder)
@@ -97,10 +98,10 @@ def finetune(
             workers.leave()
             say(f"{folder} is fine-tuned with these settings already; --force trains again")
             return record if workers.leads else None
-        if run.config.training.refit:
+        if run.saw_validation:
             say(
                 f"{run.folder} was fitted on the validation images as well: fine-tuning takes them too, and the last "
-                "epoch counts, since no images are left to choose one by"
+                "epoch counts, since no images are left to choose one by (finetune.patience plays no part)"
             )
         work = folder / NEXT if is_finished else folder
         specs = _encoder_specs(run, encoders or {})
@@ -123,7 +124,7 @@ def _check_run(store: FeatureStore, run: Run, folder: Path) -> None:
     """Refuses a run that cannot be fine-tuned into a folder.
 
     Raises:
-        RunError: it is of other features, or of such that no single encoder makes, or lies in that folder.
+        RunError: it was fitted on other features, or on joined or imported ones; or it lies in that folder.
     """
     if run.provenance["fingerprints"] != store.fingerprints:
         raise RunError(

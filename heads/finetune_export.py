@@ -43,7 +43,7 @@ def save_finetuned(
     request: str,
     unfreeze: str,
 ) -> dict:
-    """Writes encoders and heads of the best epoch, history and settings, and last ``finetune.json``.
+    """Writes encoders and heads of the best epoch, or of the last one, history and settings, then ``finetune.json``.
 
     Args:
         work: the folder to write to. folder: where all of it will lie in the end.

@@ -1,7 +1,7 @@
-"""The loop of a fine-tuning: epochs, validation, the best epoch, early stopping, and its state for an exact resume.
+"""The loop of a fine-tuning: epochs, and its state for an exact resume; validation, the best epoch and early stopping.
 
-Heads that were fitted on the validation images as well go on with all of these images; no epoch is chosen then, and the
-last one counts.
+Heads that were fitted on the validation images as well are trained on these too. Then nothing is validated, and the
+last epoch counts.
 """
 
 import math
@@ -51,7 +51,8 @@ class Training:
         epoch: how many are done. step: how many steps of the next one.
         history: a row per epoch.
         start: the rsum before the first step; None until it was measured, and without validation.
-        best_epoch, best_rsum: 0 and ``start``, until an epoch is better; without validation the last epoch, and None.
+        best_epoch: 0, until an epoch is better than the start; without validation the last one.
+        best_rsum: of the best epoch; None without validation.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Training:
         assert isinstance(run.heads, DualHeads), "an ensemble is not fine-tuned"
         self.heads = run.heads.to(workers.device)
         self.towers = towers
-        has_validation = not run.config.training.refit
-        roles = store.roles() if has_validation else store.roles().together()
+        roles = store.roles()
+        if run.saw_validation:
+            roles = roles.together()
         self.loader = StepLoader(store, roles.train, towers, run.config.model, settings, workers)
         self.epoch = 0
         self.step = 0
@@ -80,7 +82,7 @@ class Training:
         self._settings = settings
         self._workers = workers
         self._loss = LOSSES.load(self.heads.loss)
-        self._validation = _Validation(store, self.heads, towers) if has_validation else None
+        self._validation = None if run.saw_validation else _Validation(store, self.heads, towers)
         self._gradient = GradientComputer(self.heads, towers, run.config.model, settings.micro_batch, workers)
         self._optimizer = FinetuneOptimizer(self.heads, towers, settings)
 
@@ -106,7 +108,10 @@ class Training:
         self._optimizer.restore(state["optimizer"])
 
     def take_best(self) -> None:
-        """Sets heads and encoders to what they were after the best epoch; where none was better, the heads alone."""
+        """Sets heads and encoders to what they were after the best epoch; where none was better, the heads alone.
+
+        Without validation they stay as they are after the last one.
+        """
         self._optimizer.set_parameters(self._best)
 
     @property
@@ -123,8 +128,8 @@ class Training:
             FinetuneError: a loss that is not finite.
         """
         total = self._settings.num_epochs * self.loader.steps
-        if self._validation and self.start is None:
-            self._validate(self._validation)
+        if self.start is None:
+            self._validate()
         initial = self.epoch * self.loader.steps + self.step
         with ProgressBar("finetune", "steps", total=total, initial=initial) as bar:
             while not self.finished:
@@ -168,17 +173,16 @@ class Training:
         self.step = 0
         self._losses = []
         self._seconds = 0.0
-        if self._validation:
-            self._validate(self._validation)
-            return
-        self.best_epoch = self.epoch
-        self._best = self._optimizer.copies()
+        self._validate()
 
-    def _validate(self, validation: "_Validation") -> None:
-        """Measures heads and encoders on the validation images, and keeps those of the best epoch."""
+    def _validate(self) -> None:
+        """Measures heads and encoders on the validation images, if there are any, and keeps those of the best epoch."""
+        if self._validation is None:
+            self.best_epoch = self.epoch
+            return
         measured: dict = {"rsum": 0.0}
         if self._workers.leads:
-            measured = validation.measure()
+            measured = self._validation.measure()
         rsum = self._workers.agree(measured["rsum"])
         if self.start is None:
             self.start = rsum

@@ -5,21 +5,22 @@ gallery is searched like any other: with the bias as one more coordinate, and a 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from onceover.base.progress import say
 from onceover.extract.store import row_blocks
 from onceover.retrieval.embeddings import Embeddings
 from onceover.retrieval.exact import exact_search
 from onceover.retrieval.gallery import facing_bias
-from onceover.retrieval.metrics import NOTHING_LEARNED, clearly_best, separation
+from onceover.retrieval.metrics import clearly_best, is_mostly_noise
 from onceover.retrieval.ranks import Biases, rank
 
 RERANKS = ("none", "qbnorm", "csls")
 NO_CORRECTION = 0.0  # in the place of a beta: the biases are 0
-SCALED_BETA = 2.0  # a beta times the standard deviation of the scores; measured (docs/notes/few-images.md)
+SCALED_BETA = 2.0  # a beta times the deviation of an item's scores; measured (docs/notes/few-images.md)
 BANK = 10_000  # training queries at most
 MIN_BANK = 200  # with fewer queries nothing is corrected, since that takes more than it gives; measured (the same)
 NEIGHBOURS = 10
@@ -115,23 +116,40 @@ def fit_inverted_softmax(
     image_index: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
-    betas: dict[str, float] | None = None,
+    betas: Mapping[str, float | None] | None = None,
 ) -> InvertedSoftmax:
     """Fits the correction: a bank of train queries for images and for captions, and each one's beta.
 
     Args:
         images: unit vectors, float32 (N, D). texts: float32 (M, D). image_index: int64 (M,).
-        train, validation: rows of images; their captions belong to them. By the validation ones betas are chosen.
-        betas: by ``image`` and ``text``, where they were chosen before.
+        train, validation: rows of images; their captions belong to them. The validation ones decide whether to correct.
+        betas: by ``image`` and ``text``, where that was decided before; None: as the spread of the scores asks for.
     """
     captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
     banks = {"image": texts[captions], "text": images[bank_rows(train)]}
-    chosen = betas or _chosen_betas(images, texts, image_index, banks, validation)
-    return InvertedSoftmax({"image": images, "text": texts}, banks, chosen)
+    captions = np.flatnonzero(np.isin(image_index, validation))
+    galleries = {"image": images[validation], "text": texts[captions]}
+    if betas is None:
+        betas = _chosen_betas(galleries, banks, np.searchsorted(validation, image_index[captions]))
+    known = {}
+    for kind, beta in betas.items():
+        known[kind] = beta_of_spread(galleries[kind], banks[kind]) if beta is None else beta
+    return InvertedSoftmax({"image": images, "text": texts}, banks, known)
 
 
-def usual_beta(gallery: np.ndarray, bank: np.ndarray) -> float:
-    """The beta for a gallery: ``SCALED_BETA`` divided by the standard deviation of an item's scores, to a tenth.
+def inherited_betas(*several: Mapping[str, float]) -> dict[str, float | None]:
+    """The betas, for ``fit_inverted_softmax``, of heads that are made of others with these betas.
+
+    Nothing is corrected where one of them corrects nothing; else the spread of the new scores is asked.
+    """
+    inherited: dict[str, float | None] = {}
+    for kind in ("image", "text"):
+        inherited[kind] = NO_CORRECTION if NO_CORRECTION in [betas[kind] for betas in several] else None
+    return inherited
+
+
+def beta_of_spread(gallery: np.ndarray, bank: np.ndarray) -> float:
+    """``SCALED_BETA`` divided by the standard deviation of an item's scores over the bank, to a tenth.
 
     Vectors whose scores lie close together need a sharper correction. Where all are equal, or the bank is small, there
     is none.
@@ -149,32 +167,29 @@ def usual_beta(gallery: np.ndarray, bank: np.ndarray) -> float:
 
 
 def _chosen_betas(
-    images: np.ndarray,
-    texts: np.ndarray,
-    image_index: np.ndarray,
-    banks: dict[str, np.ndarray],
-    validation: np.ndarray,
+    galleries: dict[str, np.ndarray], banks: dict[str, np.ndarray], image_index: np.ndarray
 ) -> dict[str, float]:
-    """The usual betas by the kind of gallery, or ``NO_CORRECTION``.
+    """By the kind of gallery the beta of the spread of its scores, or ``NO_CORRECTION``.
 
-    Nothing is corrected where the validation pairs are ranked clearly better without, or where next to nothing was
-    learned.
+    Nothing is corrected where next to nothing was learned, or where the validation pairs are ranked clearly better
+    without.
+
+    Args:
+        galleries: the validation images and their captions, which are mapped to them by ``image_index``.
     """
-    captions = np.flatnonzero(np.isin(image_index, validation))
-    galleries = {"image": images[validation], "text": texts[captions]}
-    image_index = np.searchsorted(validation, image_index[captions])
     vectors = (galleries["image"], galleries["text"], image_index)
     without = rank(*vectors)
     chosen = dict.fromkeys(galleries, NO_CORRECTION)
-    if separation(without) < NOTHING_LEARNED:
+    if is_mostly_noise(without):
+        say("nothing is corrected for hubs, since next to nothing was learned")
         return chosen
     for kind, gallery in galleries.items():
-        usual = usual_beta(gallery, banks[kind])
-        if usual == NO_CORRECTION:
+        beta = beta_of_spread(gallery, banks[kind])
+        if beta == NO_CORRECTION:
             continue
-        bias = inverted_softmax_bias(gallery, banks[kind], usual)
+        bias = inverted_softmax_bias(gallery, banks[kind], beta)
         biases: Biases = {"image_bias": bias} if kind == "image" else {"text_bias": bias}
-        chosen[kind] = clearly_best({usual: rank(*vectors, **biases), NO_CORRECTION: without}, usual)
+        chosen[kind] = clearly_best({beta: rank(*vectors, **biases), NO_CORRECTION: without}, beta)
     return chosen
 
 

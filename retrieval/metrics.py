@@ -14,7 +14,7 @@ RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("image_to_text", "text_to_image")
 DRAWS = 1000  # bootstrap resamples
 CLEARLY = 1.5  # standard errors of a difference in rsum by which another setting has to be better than the usual one
-NOTHING_LEARNED = 0.8  # the separation below which there is mostly noise; measured (docs/notes/few-images.md)
+MIN_SEPARATION = 0.8  # of a model that has learned more than next to nothing; measured (docs/notes/few-images.md)
 _RESAMPLES = 100  # drawn at a time
 _INTERVAL = (2.5, 97.5)  # percentiles
 
@@ -92,6 +92,11 @@ def separation(pair: RankPair) -> float:
     by_caption = pair[1]
     others = max(1, by_caption.gallery - 1)
     return 1 - (float(by_caption.expected_rank().mean()) - 1) / others
+
+
+def is_mostly_noise(*models: RankPair) -> bool:
+    """Whether models have learned next to nothing, by their ranks of the validation pairs."""
+    return max(separation(ranks) for ranks in models) < MIN_SEPARATION
 
 
 def _check_same_queries(rankings: Sequence[Ranks]) -> None:

@@ -24,10 +24,10 @@ from onceover.base.files import only_writer
 from onceover.configs.schema import Config, FinetuneConfig, ModelConfig, TrainingConfig
 from onceover.extract import backends
 from onceover.extract.store import FeatureStore, StoreError
-from onceover.heads import finetune_loop, finetune_steps
+from onceover.heads import closed_form, finetune_loop, finetune_steps
 from onceover.heads.activations import ImageActivations, write_activations
 from onceover.heads.checkpoint import RunError, load_run, save_resume
-from onceover.heads.completion import finish
+from onceover.heads.completion import complete, finish
 from onceover.heads.finetune import cache, finetune, towers_of
 from onceover.heads.finetune_gradient import GradientComputer
 from onceover.heads.finetune_loop import FinetuneError, Training
@@ -37,6 +37,8 @@ from onceover.heads.noise import Noise
 from onceover.heads.towers import TowerError
 from onceover.heads.unfreeze import Stages, UnfreezeError
 from onceover.heads.workers import Workers
+from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.hubness import beta_of_spread
 from onceover.retrieval.metrics import quality
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,11 +92,17 @@ def base_run(tmp_path_factory, base_file, tuned_config):
 
 @pytest.fixture
 def tune(base_file, base_run, drawn, tmp_path):
-    """Fine-tunes into ``tmp_path``; the heads are loaded anew each time, since training moves them."""
+    """Fine-tunes into ``tmp_path``; the heads are loaded anew each time, since training moves them.
 
-    def call(name="tuned", settings=SETTINGS, measure=quality, **options):
+    ``refit``: as if they had been fitted on the validation images as well.
+    """
+
+    def call(name="tuned", settings=SETTINGS, measure=quality, refit=False, **options):
+        base = load_run(base_run)
+        training = dataclasses.replace(base.config.training, refit=refit)
+        base = dataclasses.replace(base, config=dataclasses.replace(base.config, training=training))
         with FeatureStore(base_file) as store, patch.object(finetune_loop, "quality", measure):
-            return finetune(store, load_run(base_run), drawn, tmp_path / name, settings, **options)
+            return finetune(store, base, drawn, tmp_path / name, settings, **options)
 
     return call
 
@@ -166,10 +174,12 @@ def test_the_command_line_goes_from_a_run_to_a_better_run(run, fails, base_run, 
 def test_a_run_that_was_fitted_on_the_validation_images_goes_on_with_them(
     run, base_file, drawn, tuned_config, tmp_path, monkeypatch, one_format
 ):
-    training = dataclasses.replace(tuned_config.training, refit=True)
+    training = dataclasses.replace(tuned_config.training, refit=True, cca=True)
+    monkeypatch.setattr(closed_form, "is_mostly_noise", lambda *_: False)
     with FeatureStore(base_file) as store:
         roles = store.roles()
         base = onceover.fit(store, tmp_path / "base", dataclasses.replace(tuned_config, training=training))
+    assert len(base.provenance["members"]) == 2, "a closed form stands beside the trained heads, and is left out"
     trained = set()
     load = finetune_steps.StepLoader.load
 
@@ -186,6 +196,14 @@ def test_a_run_that_was_fitted_on_the_validation_images_goes_on_with_them(
         return choose(name, kind, rows, *of_machine)
 
     monkeypatch.setattr(backends, "backend_for", chosen)
+    last = {}
+    train = Training.run
+
+    def to_the_end(self, save):
+        train(self, save)
+        last.update({name: tensor.clone() for name, tensor in self.heads.state_dict().items()})
+
+    monkeypatch.setattr(Training, "run", to_the_end)
     out = tmp_path / "tuned"
     call = ["finetune", "--run", base.folder, "--data", drawn, "--store", base_file, "--out", out, "--device", "cpu"]
     result = run(*call, "--unfreeze", "image.last2", "--re-extract", *settings_options())
@@ -196,12 +214,30 @@ def test_a_run_that_was_fitted_on_the_validation_images_goes_on_with_them(
     record = json.loads((out / "finetune.json").read_text())
     assert (record["best_epoch"], record["epochs"], record["start"], record["rsum"]) == (3, 3, None, None)
     tuned = load_run(out)
-    assert tuned.provenance["betas"] == base.provenance["betas"]
-    assert tuned.provenance["selection"] == base.provenance["selection"]
+    assert tuned.provenance["selection"] == base.provenance["selection"] | {"rsum": None}
+    assert "rsum not measured" in repr(tuned)
+    assert "rsum not measured" in run("info", out).stdout
+    assert all(torch.equal(tensor, last[name]) for name, tensor in tuned.heads.state_dict().items())
+    embeddings = read_embeddings(out / "embeddings.h5")
+    gallery = embeddings.images[roles.selection]
+    bank = embeddings.texts[np.isin(embeddings.image_index, np.flatnonzero(np.array(embeddings.splits) == "train"))]
+    assert tuned.provenance["betas"]["image"] == beta_of_spread(gallery, bank) > 0
     assert "rsum" not in (out / "history.csv").read_text()
-    assert "(before fine-tuning)" in run("info", out).stdout
+    run("report", "--run", out, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "fine-tuned up to epoch 3" in page
+    assert "then fitted again and fine-tuned, these images included" in page
     run("plot", "--run", out, "--out", tmp_path / "figures")
     assert (tmp_path / "figures/training.png").exists()
+
+
+def test_a_distilled_pair_that_is_fine_tuned_is_trained_and_no_longer_distilled(base_file, base_run, drawn, tmp_path):
+    loaded = load_run(base_run)
+    distilled = dataclasses.replace(loaded, provenance=loaded.provenance | {"distilled": "elsewhere"})
+    with FeatureStore(base_file) as store:
+        finetune(store, distilled, drawn, tmp_path / "tuned", SETTINGS, unfreeze="image.last1")
+        complete(store, drawn, tmp_path / "tuned", "cpu")
+    assert "distilled" not in load_run(tmp_path / "tuned").provenance
 
 
 def settings_options():
@@ -216,8 +252,9 @@ class Killed(Exception):
     pass
 
 
-def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch, messages):
-    whole = tune("whole", unfreeze="image.last1,text.last1")
+@pytest.mark.parametrize("refit", [False, True])
+def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, monkeypatch, messages, refit):
+    whole = tune("whole", unfreeze="image.last1,text.last1", refit=refit)
     monkeypatch.setattr(finetune_loop, "SAVE_EVERY", 0.0)
     train, calls = Training.train, []
 
@@ -229,9 +266,9 @@ def test_trap_an_interrupted_training_ends_in_the_same_bytes(tune, tmp_path, mon
 
     monkeypatch.setattr(Training, "train", dies)
     with pytest.raises(Killed):
-        tune("cut", unfreeze="image.last1,text.last1")
+        tune("cut", unfreeze="image.last1,text.last1", refit=refit)
     messages.clear()
-    again = tune("cut", unfreeze="image.last1,text.last1")
+    again = tune("cut", unfreeze="image.last1,text.last1", refit=refit)
     assert any("going on in epoch" in line for line in messages)
     assert any("cached activations are taken from" in line for line in messages)
     for name in ("heads.safetensors", "encoders/image/model.safetensors", "encoders/text/model.safetensors"):

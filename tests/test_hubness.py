@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from scipy.stats import skew
 
-from onceover.heads import ensemble
 from onceover.retrieval import hubness, metrics
 from onceover.retrieval.embeddings import read_embeddings
 from onceover.retrieval.hubness import (
+    beta_of_spread,
     bias_by_bank,
     csls_bias,
     fit_inverted_softmax,
     hub_skewness,
+    inherited_betas,
     inverted_softmax_bias,
-    usual_beta,
 )
 from onceover.retrieval.index import Index, update
 from onceover.retrieval.metrics import report
@@ -77,8 +77,8 @@ def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monke
     before = found.bias("image")
     np.testing.assert_allclose(before, inverted_softmax_bias(images, texts[:180], found.betas["image"]), rtol=1e-5)
     assert found.bias("text").shape == (300,)
-    assert found.betas["image"] == usual_beta(images[60:80], texts[:180]) > 5
-    assert found.betas["text"] == usual_beta(texts[180:240], images[:60]) > 5
+    assert found.betas["image"] == beta_of_spread(images[60:80], texts[:180]) > 5
+    assert found.betas["text"] == beta_of_spread(texts[180:240], images[:60]) > 5
     # nothing outside train and selection plays a part in what is chosen
     images[80:], texts[240:] = unit(generator, 20), unit(generator, 60)
     again = fit_inverted_softmax(images, texts, index, train, selection)
@@ -102,22 +102,22 @@ def test_the_file_holds_the_biases_that_any_gallery_would_get(run_dir, store):
             assert np.any(file[f"{kind}/bias"][:]) == (embeddings.betas[kind] > 0)
 
 
-def test_the_usual_beta_is_two_divided_by_the_deviation_of_an_items_scores(monkeypatch):
+def test_the_beta_of_spread_is_two_divided_by_the_deviation_of_an_items_scores(monkeypatch):
     generator = np.random.default_rng(4)
     gallery, bank = unit(generator, 50), unit(generator, 400)
     expected = 2 / np.sqrt((gallery @ bank.T).var(axis=1).mean())
     monkeypatch.setattr(hubness, "_BLOCK_BYTES", 4 * 400 * 7)  # uneven blocks
-    assert usual_beta(gallery, bank) == round(float(expected), 1) == 8.0
+    assert beta_of_spread(gallery, bank) == round(float(expected), 1) == 8.0
     near = gallery[:1] + 0.1 * unit(generator, 400)  # scores that lie close together
-    assert usual_beta(near[:50], near) > 50
+    assert beta_of_spread(near[:50], near) > 50
     for row in bank[:5]:
-        assert usual_beta(gallery, np.repeat(row[None], 10_000, axis=0)) == hubness.NO_CORRECTION  # all are equal
+        assert beta_of_spread(gallery, np.repeat(row[None], 10_000, axis=0)) == hubness.NO_CORRECTION  # all are equal
     monkeypatch.setattr(hubness, "MIN_BANK", 401)
-    assert usual_beta(gallery, bank) == hubness.NO_CORRECTION
+    assert beta_of_spread(gallery, bank) == hubness.NO_CORRECTION
 
 
 def test_where_next_to_nothing_was_learned_nothing_is_corrected(monkeypatch):
-    monkeypatch.setattr(hubness, "NOTHING_LEARNED", metrics.NOTHING_LEARNED)
+    monkeypatch.setattr(hubness, "is_mostly_noise", metrics.is_mostly_noise)
     generator = np.random.default_rng(5)
     index = np.arange(800)
     images = unit(generator, 800)
@@ -170,9 +170,13 @@ def test_an_image_among_images_meets_no_bias_and_a_mixed_query_its_share(run_dir
         assert hit.score == pytest.approx(expected, abs=1e-5)
 
 
-def test_of_several_corrections_the_ensemble_has_the_mean_or_none():
-    assert ensemble._common_beta([10.0, 20.0]) == 15.0
-    assert ensemble._common_beta([10.0, hubness.NO_CORRECTION]) == hubness.NO_CORRECTION
+def test_heads_made_of_others_are_corrected_by_their_own_spread_or_like_them_not_at_all():
+    generator = np.random.default_rng(6)
+    images, texts = unit(generator, 60), unit(generator, 60)
+    betas = inherited_betas({"image": 10.0, "text": 20.0}, {"image": 12.0, "text": hubness.NO_CORRECTION})
+    found = fit_inverted_softmax(images, texts, np.arange(60), np.arange(60), np.arange(50, 60), betas)
+    assert found.betas == {"image": beta_of_spread(images[50:], texts), "text": hubness.NO_CORRECTION}
+    assert found.betas["image"] > 0
 
 
 def test_what_is_searched_with_is_what_is_reported(run_dir, tmp_path):

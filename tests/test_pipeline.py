@@ -410,6 +410,25 @@ def test_thumbnails_that_are_wanted_later_need_no_encoding(drawn, tmp_path, extr
         assert len(store.thumbnails()) == 60
 
 
+def test_room_is_asked_for_what_another_encoder_gives_and_not_for_a_moved_ones_features(
+    drawn, tmp_path, extract_config, tiny_bert, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(pipeline, "check_disk", lambda _, needed: asked.append(needed))
+    shutil.copytree(tiny_bert, tmp_path / "moved")
+    config = dataclasses.replace(extract_config, text_encoder=f"hf:{tiny_bert}")
+    moved = dataclasses.replace(config, text_encoder=f"hf:{tmp_path / 'moved'}")
+    whole = read_dataset(drawn)
+    extract(whole.first(30), tmp_path / "s.h5", config, device="cpu")
+    extract(whole, tmp_path / "s.h5", moved, device="cpu")
+    with FeatureStore(tmp_path / "s.h5") as store:
+        other = dataclasses.replace(moved, text_pooling="cls")
+        extract(whole, tmp_path / "t.h5", other, device="cpu", reuse=store)
+    first_half, second_half, captions = asked  # shards, and the store that is put together of them
+    assert second_half == 1.5 * first_half, "shards of the other 30 images, and a store of 60"
+    assert first_half < captions < 2 * first_half, "shards of all captions and no image, and a store of 60"
+
+
 def test_a_full_memory_is_one_line_whose_advice_can_be_followed(drawn, tmp_path, extract_config, monkeypatch):
     import torch
 

@@ -27,7 +27,7 @@ def overview(files: ReportFiles) -> dict[str, Any]:
         "text encoder": str(provenance["encoders"]["text"]["encoder"]),
         "heads": _heads(provenance, embeddings.images.shape[1]),
         "fitted on": f"{provenance['train_pictures']:,} images",
-        "chosen on": _chosen_on(provenance["selection"], load_config(files.run.folder / CONFIG).training.refit),
+        "chosen on": _chosen_on(provenance, load_config(files.run.folder / CONFIG).training.refit),
         "to be reported on": embeddings.report_split,
         "correction for hubs": correction_text(embeddings.rerank, embeddings.betas),
         "feature store": str(provenance["store"]),
@@ -63,19 +63,22 @@ def _described(path: Path) -> str:
         return str(error)
 
 
-def _chosen_on(selection: dict, is_refitted: bool) -> str:
-    """The images that chose the settings, and whether the heads were fitted again with them afterwards."""
+def _chosen_on(provenance: dict, is_refitted: bool) -> str:
+    """The images that chose the settings, and whether the heads were fitted with them afterwards."""
+    selection = provenance["selection"]
     images = f"{selection['split']}, {selection['pictures']:,} images"
     if selection["split"] == SELECTION:
         images = f"{selection['pictures']:,} of the train images, set aside for it"
-    return f"{images}; then fitted again, these images included" if is_refitted else images
+    again = "fitted again and fine-tuned" if "finetune" in provenance else "fitted again"
+    return f"{images}; then {again}, these images included" if is_refitted else images
 
 
 def _heads(provenance: dict, dimensions: int) -> str:
     """The kind of heads, how many, the dimensions of what is searched, and where they come from."""
     members = provenance["members"]
     count = f"an ensemble of {len(members)} pairs" if len(members) > 1 else "one pair"
-    origin = "best epoch " + ", ".join(str(epoch) for epoch in provenance["best_epochs"])
+    epochs = ", ".join(str(epoch) for epoch in provenance["best_epochs"])
+    origin = f"fine-tuned up to epoch {epochs}" if "finetune" in provenance else f"best epoch {epochs}"
     if "distilled" in provenance:
         origin = "distilled in closed form"
     return f"{count}, {members[0]['head']}, {dimensions:,} dimensions; {origin}"
