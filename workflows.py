@@ -391,6 +391,8 @@ def finetune(
 ) -> dict[str, Any] | None:
     """Fine-tunes layers of a run's encoders together with its heads and writes them to ``out``.
 
+    On the images that the run was fitted on; the last epoch counts where the validation images are among them.
+
     Returns the contents of ``finetune.json``; None in all processes but the first, where several share the batches.
     ``complete_finetuned`` then extracts the features of the fine-tuned encoders; with ``re_extract``, what it would
     refuse is refused before anything is trained.
