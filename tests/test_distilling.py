@@ -86,8 +86,10 @@ def test_a_distilled_run_says_where_it_is_from_and_keeps_what_the_validation_ima
     run = load_run(joined_run)
     made = distill(store, run, tmp_path / "pair")
     assert made["distilled"] == str(joined_run.resolve())
-    for key in ("selection", "betas", "train_pictures", "fingerprints"):
+    for key in ("selection", "train_pictures", "fingerprints"):
         assert made[key] == run.provenance[key], key
+    few = distill(store, run, tmp_path / "few", dim=4)
+    assert 0 < few["betas"]["image"] < made["betas"]["image"], "scores of fewer dimensions are spread further"
     assert made["space"] != run.provenance["space"]
     assert load_run(tmp_path / "pair").config.model.embedding_dim == 16
     again = distill(store, run, tmp_path / "again")
