@@ -1792,8 +1792,8 @@ def demo(out, device):
     figures = out / "figures"
     say(
         f"The demo, offline, in {out}: it draws 540 images of coloured shapes with five captions each, encodes them "
-        "with ResNet50 and DistilBERT (UNTRAINED: nothing is downloaded), fits heads, searches, draws figures and ends "
-        "with a table of recalls. It takes some two minutes."
+        "with ResNet50 and DistilBERT (UNTRAINED: nothing is downloaded, and for shapes that will do), fits heads, "
+        "searches, draws figures and ends with a table of recalls. It takes some two minutes on two idle cores."
     )
     say("1/6 draw")
     sentence, picture = draw_dataset(out / "data")
@@ -1801,7 +1801,7 @@ def demo(out, device):
     workflows.extract(out / "data", out / "store.h5", config.extract, device=device, force=True).tell()
     say("3/6 fit: features -> heads and embeddings")
     run = workflows.fit(out / "store.h5", run_dir, config, device=device, force=True)
-    say("4/6 search in both directions, in the test images")
+    say("4/6 search in both directions: the test images and captions nearest to a scene that none of them shows")
     for query, mode in ((sentence, "text2image"), (str(picture), "image2text")):
         click.echo(f"{mode}: {query}")
         options = {"mode": mode, "split": "test", "figure": figures / f"search-{mode}.png", "device": device}

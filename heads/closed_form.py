@@ -75,7 +75,10 @@ def _fitted_cca(store: FeatureStore, data: TrainingData, roles: Roles, config: C
         train = data.averaged(sample(roles.train, most), image_index).numpy()
         validation = data.averaged(roles.selection, image_index).numpy()
         aligned = align(train, validation, bar.update)
-    say(f"the CCA's settings: {', '.join(f'{key} {value}' for key, value in aligned.settings.items())}")
+    settings = dict(aligned.settings)
+    rsum = settings.pop("selection_rsum")
+    chosen = ", ".join(f"{key} {value}" for key, value in settings.items())
+    say(f"the CCA's settings: {chosen} (rsum {rsum} on the validation images)")
     heads = _cca_heads(store, data, config, aligned.linear)
 
     def again() -> DualHeads:
@@ -162,7 +165,7 @@ def chosen_share(trained: Vectors, closed_form: Vectors, usual: float) -> float:
     rsum = report([ranks[chosen]], draws=0)["rsum"]
     say(
         f"rsum on the validation images: {trained_rsum:.1f} of the trained heads, {closed_rsum:.1f} of the heads "
-        f"without training, {rsum:.1f} of both, these with the weight {chosen:g}"
+        f"without training, {rsum:.1f} of both together, with a weight of {chosen:g} for those without training"
     )
     if chosen == 0:
         say("the heads without training do harm beside the trained ones there, and are left out")

@@ -100,8 +100,8 @@ def finetune(
             return record if workers.leads else None
         if run.saw_validation:
             say(
-                f"{run.folder} was fitted on the validation images as well: fine-tuning takes them too, and the last "
-                "epoch counts, since no images are left to choose one by (finetune.patience plays no part)"
+                f"{run.folder} was fitted on the validation images as well, and is fine-tuned on them too: the last "
+                "epoch counts (a run fitted with training.refit=false leaves them to choose the epoch by)"
             )
         work = folder / NEXT if is_finished else folder
         specs = _encoder_specs(run, encoders or {})

@@ -34,15 +34,17 @@ class InvertedSoftmax:
 
     Attributes:
         betas: the inverse temperatures, as ``fit_inverted_softmax`` takes them again.
+        images: the image of each item, int64 (N,), and of each query of the bank, (B,).
     """
 
     galleries: dict[str, np.ndarray]
     banks: dict[str, np.ndarray]
     betas: dict[str, float]
+    images: dict[str, tuple[np.ndarray, np.ndarray]]
 
     def bias(self, kind: str) -> np.ndarray:
         """The biases of the images, float32 (N,), or of the captions, (M,)."""
-        return inverted_softmax_bias(self.galleries[kind], self.banks[kind], self.betas[kind])
+        return inverted_softmax_bias(self.galleries[kind], self.banks[kind], self.betas[kind], self.images[kind])
 
 
 def correction_text(rerank: str, betas: dict[str, float]) -> str:
@@ -58,25 +60,36 @@ def betas_text(betas: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def inverted_softmax_bias(gallery: np.ndarray, bank: np.ndarray, beta: float) -> np.ndarray:
+def inverted_softmax_bias(
+    gallery: np.ndarray, bank: np.ndarray, beta: float, images: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
     """``-log(mean over the bank of exp(beta * score)) / beta`` for each item, float32 (N,).
 
     An item that is near everything in the bank is moved away from every query (the inverted softmax of Smith et al.
     2017; with a bank of training queries, as in QB-Norm, Bogolin et al. 2022). Later queries play no part.
 
+    An item's own queries do not count: heads were fitted to bring them near, which does not make it a hub.
+
     Args:
         gallery: float32 (N, D). bank: queries of the other modality, float32 (B, D).
         beta: ``NO_CORRECTION`` gives zeros.
+        images: of each item, int64 (N,), and of each query, (B,), where some of them are of the same image.
     """
     biases = np.zeros(len(gallery), np.float32)
     if beta == NO_CORRECTION:
         return biases
     for rows in _blocks(gallery, bank):
         scores = gallery[rows] @ bank.T
+        others = np.full(len(scores), len(bank))
+        if images is not None:
+            is_own = images[0][rows, None] == images[1]
+            is_own[is_own.all(1)] = False  # there are no other queries
+            scores[is_own] = -np.inf
+            others -= is_own.sum(1)
         top = scores.max(1)
         scores -= top[:, None]
         scores *= np.float32(beta)
-        biases[rows] = -top - np.log(np.exp(scores, out=scores).mean(1)) / beta
+        biases[rows] = -top - np.log(np.exp(scores, out=scores).sum(1) / others) / beta
     return biases
 
 
@@ -93,7 +106,7 @@ def bank_rows(rows: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def bias_by_bank(embeddings: Embeddings, kind: str, vectors: np.ndarray) -> np.ndarray:
-    """Biases, float32 (N,), of any images' (``kind`` image) or captions' vectors, from a run's training queries."""
+    """Biases, float32 (N,), of new images' (``kind`` image) or captions' vectors, from a run's training queries."""
     train = np.flatnonzero(np.array(embeddings.splits) == "train")
     if kind == "image":
         bank = embeddings.texts[bank_rows(np.flatnonzero(np.isin(embeddings.image_index, train)))]
@@ -125,8 +138,10 @@ def fit_inverted_softmax(
         train, validation: rows of images; their captions belong to them. The validation ones decide whether to correct.
         betas: by ``image`` and ``text``, where that was decided before; None: as the spread of the scores asks for.
     """
-    captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
-    banks = {"image": texts[captions], "text": images[bank_rows(train)]}
+    bank_captions = bank_rows(np.flatnonzero(np.isin(image_index, train)))
+    bank_images = bank_rows(train)
+    banks = {"image": texts[bank_captions], "text": images[bank_images]}
+    images_of = {"image": (np.arange(len(images)), image_index[bank_captions]), "text": (image_index, bank_images)}
     captions = np.flatnonzero(np.isin(image_index, validation))
     galleries = {"image": images[validation], "text": texts[captions]}
     if betas is None:
@@ -134,7 +149,7 @@ def fit_inverted_softmax(
     known = {}
     for kind, beta in betas.items():
         known[kind] = beta_of_spread(galleries[kind], banks[kind]) if beta is None else beta
-    return InvertedSoftmax({"image": images, "text": texts}, banks, known)
+    return InvertedSoftmax({"image": images, "text": texts}, banks, known, images_of)
 
 
 def inherited_betas(*several: Mapping[str, float]) -> dict[str, float | None]:

@@ -207,7 +207,7 @@ def test_a_run_that_was_fitted_on_the_validation_images_goes_on_with_them(
     out = tmp_path / "tuned"
     call = ["finetune", "--run", base.folder, "--data", drawn, "--store", base_file, "--out", out, "--device", "cpu"]
     result = run(*call, "--unfreeze", "image.last2", "--re-extract", *settings_options())
-    assert "fine-tuning takes them too, and the last epoch counts" in result.stderr
+    assert "and is fine-tuned on them too: the last epoch counts" in result.stderr
     assert "3 epochs on train and validation images" in result.stderr
     assert rows_to_encode == {"image": 60, "text": 0}, "the store that is reused has no images of the new encoder"
     assert trained == {*roles.train.tolist(), *roles.selection.tolist()}

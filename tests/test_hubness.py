@@ -66,6 +66,15 @@ def test_hub_skewness_is_that_of_the_ten_occurrences_and_a_correction_lowers_it(
     assert hub_skewness(gallery[:5], queries) == 0.0  # all of them are found by every query
 
 
+def test_an_item_whose_own_queries_are_the_whole_bank_has_their_bias():
+    generator = np.random.default_rng(7)
+    gallery, bank = unit(generator, 2), unit(generator, 3)
+    images = (np.array([0, 1]), np.zeros(3, int))
+    np.testing.assert_array_equal(
+        inverted_softmax_bias(gallery, bank, 5.0, images), inverted_softmax_bias(gallery, bank, 5.0)
+    )
+
+
 def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monkeypatch):
     generator = np.random.default_rng(3)
     index = np.arange(300) // 3
@@ -75,7 +84,14 @@ def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monke
     train, selection = np.arange(60), np.arange(60, 80)
     found = fit_inverted_softmax(images, texts, index, train, selection)
     before = found.bias("image")
-    np.testing.assert_allclose(before, inverted_softmax_bias(images, texts[:180], found.betas["image"]), rtol=1e-5)
+    beta = found.betas["image"]
+    np.testing.assert_allclose(before[60:], inverted_softmax_bias(images[60:], texts[:180], beta), rtol=1e-5)
+    for image in range(60):  # to their own captions heads were fitted: these do not count
+        others = texts[:180][index[:180] != image]
+        bias = inverted_softmax_bias(images[image : image + 1], others, beta)
+        np.testing.assert_allclose(before[image], bias[0], rtol=1e-5)
+    bias = inverted_softmax_bias(texts[:3], images[1:60], found.betas["text"])
+    np.testing.assert_allclose(found.bias("text")[:3], bias, rtol=1e-5)
     assert found.bias("text").shape == (300,)
     assert found.betas["image"] == beta_of_spread(images[60:80], texts[:180]) > 5
     assert found.betas["text"] == beta_of_spread(texts[180:240], images[:60]) > 5
@@ -94,8 +110,14 @@ def test_beta_is_chosen_on_the_selection_pictures_and_the_bank_is_of_train(monke
 
 def test_the_file_holds_the_biases_that_any_gallery_would_get(run_dir, store):
     embeddings = read_embeddings(run_dir / "embeddings.h5")
-    np.testing.assert_allclose(bias_by_bank(embeddings, "image", embeddings.images), embeddings.image_bias, rtol=1e-5)
-    np.testing.assert_allclose(bias_by_bank(embeddings, "text", embeddings.texts), embeddings.text_bias, rtol=1e-5)
+    is_new = np.array(embeddings.splits) != "train"
+    bias = bias_by_bank(embeddings, "image", embeddings.images)
+    np.testing.assert_allclose(bias[is_new], embeddings.image_bias[is_new], rtol=1e-5)
+    is_equal = np.isclose(bias[~is_new], embeddings.image_bias[~is_new])
+    assert not is_equal.any(), "train images' own captions do not count"
+    is_new = is_new[embeddings.image_index]
+    bias = bias_by_bank(embeddings, "text", embeddings.texts)
+    np.testing.assert_allclose(bias[is_new], embeddings.text_bias[is_new], rtol=1e-5)
     with h5py.File(run_dir / "embeddings.h5", locking=False) as file:
         for kind in ("image", "text"):
             assert file[f"{kind}/bias"].attrs["beta"] == embeddings.betas[kind]
