@@ -1149,7 +1149,7 @@ def ensemble(runs, run_dir, weights, store_file):
       onceover ensemble runs/best runs/tuned --weights 3,2 --store joined.h5 --out runs/both
     """
     from onceover import workflows
-    from onceover.heads.provenance import rsum_text
+    from onceover.retrieval.metrics import rsum_text
 
     provenance = workflows.ensemble(runs, run_dir, weights=weights, store=store_file).provenance
     selection = provenance["selection"]

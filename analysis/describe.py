@@ -25,10 +25,9 @@ from onceover.extract.joined import is_joined
 from onceover.extract.plan import batch_rows, shards_of
 from onceover.extract.store import FeatureStore, named_store, parts_folder, store_exists
 from onceover.extract.unknown import unknown_of
-from onceover.heads.provenance import rsum_text
 from onceover.retrieval.embeddings import model_name
 from onceover.retrieval.hubness import correction_text
-from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT
+from onceover.retrieval.metrics import DIRECTIONS, RECALL_AT, rsum_text
 
 
 class DescribeError(OnceoverError):

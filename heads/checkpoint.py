@@ -39,8 +39,9 @@ from onceover.configs.schema import Config, ModelConfig, load_config
 from onceover.extract.encoder_files import known_tokenizer_files
 from onceover.extract.store import changed_settings
 from onceover.heads.models import DualHeads, Ensemble, as_one, members_of, weights_of
-from onceover.heads.provenance import RunError, checked_file, read_provenance, rsum_text
+from onceover.heads.provenance import RunError, checked_file, read_provenance
 from onceover.heads.replacement import remove_run, run_files
+from onceover.retrieval.metrics import rsum_text
 
 _OF_MEMBER = ("loss", "weight")  # of a member's settings in run.json, those that are none of ``model``
 

@@ -35,11 +35,6 @@ def read_provenance(folder: str | Path) -> dict:
     return provenance
 
 
-def rsum_text(rsum: float | None) -> str:
-    """A run's rsum on the validation images, for a message; None: fine-tuning left none of them to measure it on."""
-    return "rsum not measured" if rsum is None else f"rsum {rsum:.1f}"
-
-
 def _check_embeddings(path: Path, provenance: dict) -> None:
     """Refuses embeddings of another run. Damage is found later, when they are read.
 

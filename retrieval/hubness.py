@@ -80,7 +80,7 @@ def inverted_softmax_bias(
         return biases
     for rows in _blocks(gallery, bank):
         scores = gallery[rows] @ bank.T
-        others = np.full(len(scores), len(bank))
+        others = np.full(len(scores), len(bank), np.float32)
         if images is not None:
             is_own = images[0][rows, None] == images[1]
             is_own[is_own.all(1)] = False  # there are no other queries

@@ -99,6 +99,11 @@ def is_mostly_noise(*models: RankPair) -> bool:
     return max(separation(ranks) for ranks in models) < MIN_SEPARATION
 
 
+def rsum_text(rsum: float | None) -> str:
+    """A run's rsum on the validation images, for a message; None: fine-tuning left none of them to measure it on."""
+    return "rsum not measured" if rsum is None else f"rsum {rsum:.1f}"
+
+
 def _check_same_queries(rankings: Sequence[Ranks]) -> None:
     for ranks in rankings:
         if ranks.gallery != rankings[0].gallery or not np.array_equal(ranks.group, rankings[0].group):

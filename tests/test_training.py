@@ -38,6 +38,7 @@ from onceover.heads.trials import trial_memory
 from onceover.retrieval.baselines import Pairs
 from onceover.retrieval.closed_form import CCA, Moments
 from onceover.retrieval.embeddings import read_embeddings
+from onceover.retrieval.hubness import fit_inverted_softmax, inherited_betas
 from onceover.retrieval.metrics import quality as measure
 from onceover.retrieval.metrics import separation
 from onceover.retrieval.ranks import rank
@@ -788,10 +789,13 @@ def test_refitted_runs_join_without_a_look_at_what_they_were_fitted_on(store, tm
     runs = [load_run(tmp_path / name) for name in "01"]
     made = ensemble(store, runs, tmp_path / "both")
     assert made["selection"]["rsum"] == np.mean([run.provenance["selection"]["rsum"] for run in runs])
-    for kind in ("image", "text"):
-        betas = [run.provenance["betas"][kind] for run in runs]
-        assert made["betas"][kind] == (0.0 if 0.0 in betas else round(np.mean(betas), 1))
-    assert read_embeddings(tmp_path / "both/embeddings.h5").betas == made["betas"]
+    embeddings = read_embeddings(tmp_path / "both/embeddings.h5")
+    assert embeddings.betas == made["betas"]
+    inherited = inherited_betas(*(run.provenance["betas"] for run in runs))
+    roles = store.roles()
+    vectors = (embeddings.images, embeddings.texts, embeddings.image_index)
+    train = np.flatnonzero(np.array(embeddings.splits) == "train")
+    assert fit_inverted_softmax(*vectors, train, roles.selection, inherited).betas == made["betas"]
 
 
 def test_the_correction_that_the_config_asks_for_is_the_runs_own_way_to_search(store, tmp_path, fit_config, changed):
