@@ -881,12 +881,14 @@ def test_features_of_a_vanished_image_are_kept_until_they_are_pruned(run, run_di
 def test_captions_that_vanish_are_asked_about(run, fails, run_dir, tmp_path):
     sentences, index, cpu = tmp_path / "s.txt", tmp_path / "index", ("--device", "cpu")
     again = ("index", "--run", run_dir, "--captions", sentences, "--index", index, *cpu)
-    kept = [f"a {colour} {shape}\n" for colour in ("red", "black", "yellow") for shape in ("circle", "square", "ring")]
-    sentences.write_text("".join([*kept, "a blue star\n", "a green ring\n"]))
+    shapes = ("circle", "square", "ring")
+    kept = [f"a {colour} {shape}\n" for colour in ("red", "black", "yellow") for shape in shapes]
+    gone = [f"a {colour} {shape}\n" for colour in ("blue", "green", "purple", "orange") for shape in (*shapes, "star")]
+    sentences.write_text("".join(kept + gone))
     run(*again)
     sentences.write_text("".join(kept))
-    assert fails(*again).startswith(f"2 of 11 indexed captions are no longer in {sentences}; is a disk not mounted?")
-    assert "9 captions: 0 added, 2 removed" in run(*again, "--prune").stderr
+    assert fails(*again).startswith(f"16 of 25 indexed captions are no longer in {sentences}; is a disk not mounted?")
+    assert "9 captions: 0 added, 16 removed" in run(*again, "--prune").stderr
     assert not [path for path in (index / "captions").iterdir() if b"blue star" in path.read_bytes()]
 
 
