@@ -163,8 +163,9 @@ def read_history(folder: Path) -> History:
         columns = {"loss": np.array([number_of(row["loss"], -1e30, 1e30) for row in rows])}
         is_validated = not bounds.keys().isdisjoint(rows[0])
         for name, (least, most) in bounds.items():
-            texts = [row[name] or "nan" if is_validated else "nan" for row in rows]
-            columns[name] = np.array([number_of(text, least, most) for text in texts])
+            columns[name] = np.full(len(rows), np.nan)
+            if is_validated:
+                columns[name] = np.array([number_of(row[name] or "nan", least, most) for row in rows])
     except (OSError, OnceoverError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise PlotError(f"{file} is missing or damaged; fit again") from error
     return History(epochs, columns)

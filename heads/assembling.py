@@ -9,10 +9,11 @@ from onceover.base.formats import EMBEDDINGS, FINETUNED, PROVENANCE
 from onceover.configs.schema import Config
 from onceover.extract.store import FeatureStore
 from onceover.heads import checkpoint
-from onceover.heads.checkpoint import RunError
+from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.embed import embed, write_embeddings
 from onceover.heads.models import DualHeads, Ensemble
 from onceover.heads.replacement import claim_folder, run_files
+from onceover.retrieval.hubness import inherited_betas
 from onceover.retrieval.metrics import quality
 
 
@@ -22,22 +23,19 @@ class Assembled:
 
     Attributes:
         request: all that it is made from, so that an interrupted call is told from another one.
+        parts: the runs that it is made from.
         make: gives the heads.
-        config: the run's settings.
+        config: the run's settings; ``training.refit`` where one of the parts was fitted on the validation images.
         tokenizer_files: the text encoder's, by name.
         provenance: ``run.json`` but for what is known once the heads are made.
-        saw_validation: whether the heads were fitted on the validation images, which cannot tell any more then.
-        rsum, betas: of what they are made of, where they were; ``rsum`` is None where it was not measured.
     """
 
     request: Sequence
+    parts: Sequence[Run]
     make: Callable[[], DualHeads | Ensemble]
     config: Config
     tokenizer_files: dict[str, bytes]
     provenance: dict
-    saw_validation: bool
-    rsum: float | None
-    betas: dict[str, float | None] | None
 
 
 def write_assembled(store: FeatureStore, folder: str | Path, assembled: Assembled) -> dict:
@@ -55,14 +53,16 @@ def write_assembled(store: FeatureStore, folder: str | Path, assembled: Assemble
         heads = assembled.make()
         checkpoint.save_settings(folder, assembled.config, assembled.tokenizer_files)
         space = checkpoint.save_heads(folder, heads, store.fingerprints)
-        rsum = assembled.rsum
-        if assembled.saw_validation:
+        inherited = None
+        if assembled.config.training.refit:  # the validation images cannot tell any more
             roles = roles.together()
+            rsum = _mean_rsum(assembled.parts)
+            inherited = inherited_betas(*(run.provenance["betas"] for run in assembled.parts))
         else:
             rsum = quality(*embed(heads, store, roles.selection))["rsum"]
         rerank = assembled.config.model.rerank
         with run_files(folder).file(EMBEDDINGS) as aside:
-            betas = write_embeddings(store, heads, aside, roles, space, rerank, assembled.betas)
+            betas = write_embeddings(store, heads, aside, roles, space, rerank, inherited)
         provenance = assembled.provenance | {
             "request": request,
             "space": space,
@@ -74,6 +74,12 @@ def write_assembled(store: FeatureStore, folder: str | Path, assembled: Assemble
         }
         checkpoint.save_provenance(folder, provenance)
     return checkpoint.read_provenance(folder)
+
+
+def _mean_rsum(runs: Sequence[Run]) -> float | None:
+    """The mean of the runs' rsums on the validation images; None where one was not measured."""
+    rsums = [run.provenance["selection"]["rsum"] for run in runs]
+    return None if None in rsums else sum(rsums) / len(rsums)
 
 
 def _claim(folder: Path, request: str) -> None:

@@ -18,7 +18,6 @@ from onceover.heads.chunks import Features, blocks
 from onceover.heads.closed_form import set_linear
 from onceover.heads.models import DualHeads, Projection, Standardize, members_of, weights_of
 from onceover.retrieval.embeddings import Embeddings, read_embeddings
-from onceover.retrieval.hubness import inherited_betas
 
 
 def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None = None) -> dict:
@@ -66,13 +65,11 @@ def distill(store: FeatureStore, run: Run, folder: str | Path, dim: int | None =
         folder,
         Assembled(
             request=["distilled", run.provenance["space"], dim],
+            parts=[run],
             make=lambda: _distilled(store, run, dim),
             config=_config(run.config, dim),
             tokenizer_files=run.tokenizer_files,
             provenance=provenance,
-            saw_validation=run.saw_validation,
-            rsum=run.provenance["selection"]["rsum"],
-            betas=inherited_betas(run.provenance["betas"]) if run.saw_validation else None,
         ),
     )
 

@@ -11,7 +11,6 @@ from onceover.heads.assembling import Assembled, write_assembled
 from onceover.heads.checkpoint import Run, RunError
 from onceover.heads.models import DualHeads, Ensemble, weights_of
 from onceover.heads.padding import members_on
-from onceover.retrieval.hubness import inherited_betas
 
 
 def ensemble(
@@ -39,9 +38,7 @@ def ensemble(
     shares = _shares(weights or [1.0] * len(runs), len(runs))
     members = [members_on(store, run) for run in runs]
     first = runs[0]
-    saw_validation = any(run.saw_validation for run in runs)
-    betas = inherited_betas(*(run.provenance["betas"] for run in runs)) if saw_validation else None
-    training = dataclasses.replace(first.config.training, refit=saw_validation)
+    training = dataclasses.replace(first.config.training, refit=any(run.saw_validation for run in runs))
     provenance = first.provenance | {
         "epochs": _collected(runs, "epochs"),
         "best_epochs": _collected(runs, "best_epochs"),
@@ -59,13 +56,11 @@ def ensemble(
         folder,
         Assembled(
             request=[[run.provenance["space"] for run in runs], shares],
+            parts=runs,
             make=lambda: _side_by_side(members, shares, [weights_of(run.heads) for run in runs]),
             config=dataclasses.replace(first.config, training=training),
             tokenizer_files=store.tokenizer_files,
             provenance=provenance,
-            saw_validation=saw_validation,
-            rsum=_mean_rsum(runs),
-            betas=betas,
         ),
     )
 
@@ -91,12 +86,6 @@ def _side_by_side(
     for share, within in zip(shares, weights, strict=True):
         of_members += [share * weight for weight in within]
     return Ensemble(list(chain(*members)), of_members).eval()
-
-
-def _mean_rsum(runs: Sequence[Run]) -> float | None:
-    """The mean of the runs' rsums on the validation images; None where one was not measured."""
-    rsums = [run.provenance["selection"]["rsum"] for run in runs]
-    return None if None in rsums else sum(rsums) / len(rsums)
 
 
 def _collected(runs: Sequence[Run], key: str) -> list:

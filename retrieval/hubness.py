@@ -142,14 +142,15 @@ def fit_inverted_softmax(
     bank_images = bank_rows(train)
     banks = {"image": texts[bank_captions], "text": images[bank_images]}
     images_of = {"image": (np.arange(len(images)), image_index[bank_captions]), "text": (image_index, bank_images)}
-    captions = np.flatnonzero(np.isin(image_index, validation))
-    galleries = {"image": images[validation], "text": texts[captions]}
-    if betas is None:
-        betas = _chosen_betas(galleries, banks, np.searchsorted(validation, image_index[captions]))
-    known = {}
-    for kind, beta in betas.items():
-        known[kind] = beta_of_spread(galleries[kind], banks[kind]) if beta is None else beta
-    return InvertedSoftmax({"image": images, "text": texts}, banks, known, images_of)
+    chosen = {kind: beta for kind, beta in (betas or {}).items() if beta is not None}
+    if len(chosen) < len(banks):
+        captions = np.flatnonzero(np.isin(image_index, validation))
+        galleries = {"image": images[validation], "text": texts[captions]}
+        if betas is None:
+            chosen = _chosen_betas(galleries, banks, np.searchsorted(validation, image_index[captions]))
+        for kind in banks.keys() - chosen.keys():
+            chosen[kind] = beta_of_spread(galleries[kind], banks[kind])
+    return InvertedSoftmax({"image": images, "text": texts}, banks, chosen, images_of)
 
 
 def inherited_betas(*several: Mapping[str, float]) -> dict[str, float | None]:
