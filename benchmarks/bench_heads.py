@@ -185,11 +185,26 @@ def measured_cell(features: Features, size: int, captions: int, options: argpars
         differences[name] = [round(value, 1) for value in (difference["rsum"], *difference["rsum_ci"])]
     return {
         "rsum": rsums,
+        "default_recalls": recalls(ranks["default"]),
         "best_baseline": best,
         "differences": differences,
         "dims": dims,
         "seconds": seconds,
     }
+
+
+def recalls(pairs: list) -> dict[str, dict[str, float]]:
+    """R@1, R@5 and R@10 of each direction in percent, the mean of the seeds."""
+    from onceover.retrieval.metrics import report
+
+    reports = [report([pair], draws=0) for pair in pairs]
+    means: dict[str, dict[str, float]] = {}
+    for direction in ("image_to_text", "text_to_image"):
+        means[direction] = {}
+        for name in ("R@1", "R@5", "R@10"):
+            mean = statistics.mean(of_seed[direction][name] for of_seed in reports)
+            means[direction][name] = round(mean, 1)
+    return means
 
 
 def write_store(folder: Path, features: Features, train: np.ndarray, captions: int, seed: int) -> None:

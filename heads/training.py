@@ -232,6 +232,9 @@ class _Fit:
             f"{len(data.captions):,} captions, chosen on {len(roles.selection):,} ({roles.selection_name}), to be "
             f"reported on {len(roles.report):,} ({roles.report_name})"
         )
+        rest = len(self._store.image_ids) - len(roles.train) - len(roles.selection) - len(roles.report)
+        if rest:
+            say(f"images in no split, which take no part in the fit and can be searched: {rest:,}")
         self._train("points", data, trials, [training.epochs] * len(trials), validate=True)
         return data, trials
 

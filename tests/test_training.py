@@ -338,6 +338,22 @@ def test_trap_the_model_is_chosen_without_a_look_at_the_reported_split(store_fil
     assert outputs(tmp_path / "clean")[0] == outputs(tmp_path / "poisoned")[0]
 
 
+@pytest.mark.parametrize(
+    ("without", "expected"),
+    [(0, []), (2, ["images in no split, which take no part in the fit and can be searched: 2"])],
+)
+def test_a_fit_counts_the_images_in_no_split(without, expected, store_file, tmp_path, fit_config, changed, told):
+    path = shutil.copy(store_file, tmp_path / "s.h5")
+    with h5py.File(path, "r+") as file:
+        splits = file["image/split"]
+        for row in np.flatnonzero(splits.asstr()[:] == "train")[:without]:
+            splits[row] = ""
+    sign_hdf5(path, ["image/split"])
+    with FeatureStore(path) as store:
+        fit(store, tmp_path / "run", changed(fit_config, training={"num_epochs": 1}))
+    assert [line for line in told if "no split" in line] == expected
+
+
 def test_trap_dropout_is_on_in_every_epoch_and_off_in_embeddings(store, tmp_path, fit_config, changed, monkeypatch):
     left_out = []
     real = stacking.Stack.losses
