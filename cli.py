@@ -353,7 +353,7 @@ memory_option = click.option(
 device_option = click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best available]")
 devices_option = click.option(
     "--device",
-    help="cpu, cuda, cuda:1 or mps; several cards: cuda:0,cuda:1. [default: the best available]",
+    help="cpu, cuda, cuda:1 or mps; several GPUs: cuda:0,cuda:1. [default: the best available]",
 )
 _READING = (
     click.option("--image-column", metavar="NAME", help="Column of the table that names the images."),
@@ -583,7 +583,7 @@ def extract(
     if worker:
         if force:
             raise click.UsageError(
-                "--force goes without --worker, since workers would discard each other's shards; name another --store, "
+                "--force cannot be combined with --worker, since workers would discard each other's shards; name another --store, "
                 f"or remove {store_file} first"
             )
         share = workflows.extract_share(data, store_file, worker, config, **options)
@@ -841,9 +841,9 @@ def sweep(
     settings = expand(config_file, overrides, grid, seeds, sample)
     if worker:
         if halving:
-            raise click.UsageError("--halving compares all settings half-way, and goes without --worker")
+            raise click.UsageError("--halving compares all settings half-way, and cannot be combined with --worker")
         if test_best:
-            raise click.UsageError("--test-best goes without --worker; give it to the last call")
+            raise click.UsageError("--test-best cannot be combined with --worker; give it to the last call")
         if engine:
             raise click.UsageError("--engine ray hands out trials itself; leave out --worker, or the engine")
         share = workflows.sweep_share(store_file, out, settings, worker, device=device, memory=memory)
@@ -1255,7 +1255,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, worker, 
             "each, and name them all to search: --index A --index B"
         )
     if worker and (options["force"] or options["prune"]):
-        raise click.UsageError("--force and --prune go without --worker; give them to the last call")
+        raise click.UsageError("--force and --prune cannot be combined with --worker; give them to the last call")
     if (remove or compact) and (idle := given(options)):
         raise click.UsageError(f"{idle[0]} has no effect on --remove and --compact; leave it out, or index again")
     if (options["prune"] or options["retry_failures"]) and not (images or captions):
@@ -1263,7 +1263,7 @@ def index(run_dir, index_dir, images, captions, split, remove, compact, worker, 
     if options["exclude"] and not images:
         raise click.UsageError("--exclude goes with --images; name the folder whose images to index")
     if run_dir is None and not (index_dir and (remove or compact)):
-        raise click.UsageError("name the --run; only --remove and --compact of an --index go without")
+        raise click.UsageError("name the --run; only --remove and --compact of an --index need none")
     from onceover import workflows
 
     if remove or compact:

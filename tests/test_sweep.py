@@ -745,6 +745,6 @@ def test_workers_of_a_sweep_say_what_comes_next(run, store_file, tmp_path, monke
         "next: onceover sweep --out sweeps/a",
     ]
     assert "and so are all others; run sweep without --worker" in run(*options, "--worker", "2/2").stderr
-    assert "goes without --worker" in run(*options, "--worker", "1/2", "--halving", code=2).stderr
+    assert "cannot be combined with --worker" in run(*options, "--worker", "1/2", "--halving", code=2).stderr
     assert "give it to the last call" in run(*options, "--worker", "1/2", "--test-best", code=2).stderr
     assert "wrote results.csv" in run(*options).stderr

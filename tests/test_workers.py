@@ -274,7 +274,7 @@ def test_workers_say_what_comes_next(drawn, tmp_path, extract_config, run, fails
     )
     assert f"wrote {store}" in run(*options).stderr
     assert f"{store} is finished; there is nothing to do for worker 2/2" in run(*options, "--worker", "2/2").stderr
-    assert "--force goes without --worker" in run(*options, "--worker", "1/2", "--force", code=2).stderr
+    assert "--force cannot be combined with --worker" in run(*options, "--worker", "1/2", "--force", code=2).stderr
 
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "2", "a/b", "1/0", "-1/2"])
