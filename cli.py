@@ -583,8 +583,8 @@ def extract(
     if worker:
         if force:
             raise click.UsageError(
-                "--force cannot be combined with --worker, since workers would discard each other's shards; name another --store, "
-                f"or remove {store_file} first"
+                "--force cannot be combined with --worker, since workers would discard each other's shards; "
+                f"name another --store, or remove {store_file} first"
             )
         share = workflows.extract_share(data, store_file, worker, config, **options)
         share.tell()

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onceover.base.errors import OnceoverError
+from onceover.base.formats import MANIFEST
 
 DEFAULT_SIZE = 50 * 2**30  # bytes; a quarter of the disk where that is less
 _KEPT = 0.9  # of the size, what stays when the oldest copies go
 _TAG = "CACHEDIR.TAG"  # the file by which backup programs, too, know a cache (https://bford.info/cachedir/)
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n# copies that onceover fetched; any may be removed\n"
 _COPY = re.compile(r"\.?[\w@.-]+\.h5")
-_OLD = 86_400  # seconds, after which a hidden file is no longer being written
+_OLD = 86_400  # seconds, after which a hidden file is no longer being written, and a manifest no longer in use
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -112,7 +113,9 @@ def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:  # another process has just finished it, or removed it
                 continue
-            if not entry.name.startswith(".") or status.st_mtime < time.time() - _OLD:
+            is_being_written = entry.name.startswith(".") and status.st_mtime > time.time() - _OLD
+            is_being_opened = entry.name == MANIFEST and status.st_atime > time.time() - _OLD
+            if not is_being_written and not is_being_opened:
                 yield Path(entry.path), status
 
 

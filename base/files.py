@@ -31,6 +31,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 #: as ``whole_file`` names what it writes; earlier versions named no host
 _ASIDE = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?:@(?P<host>[0-9a-f]{8}))?\.aside(?P<suffix>\..+)?")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
+_MACHINE_ID = Path("/etc/machine-id")  # differs where machines have the same name
 _ROWS = 4096  # hashed at a time
 MAX_TEXT = 2**31  # bytes of a table, a list or a JSON file; COCO's captions take 0.1 GiB
 SELF_DIGEST = "sha256"  # the key of a record's own digest
@@ -298,9 +299,12 @@ def aside_of(path: Path) -> Path:
 def _host() -> str:
     """A name for this host, or for this container: a place where process numbers are unique."""
     namespace = ""
+    machine = ""
     with contextlib.suppress(OSError):
         namespace = str(_PID_NAMESPACE.readlink())
-    return digest([platform.node(), namespace])[:8]
+    with contextlib.suppress(OSError):
+        machine = _MACHINE_ID.read_text(errors="replace")
+    return digest([platform.node(), machine, namespace])[:8]
 
 
 def _process() -> str:

@@ -19,7 +19,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import h5py
 import numpy as np
@@ -49,6 +49,14 @@ _BYTES = h5py.vlen_dtype(np.uint8)
 
 class Hdf5Error(OnceoverError):
     """An HDF5 file that is not to be trusted, is damaged, or was changed while it was read."""
+
+
+def is_of_system(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether the system could not read a file, which may pass, where else the file itself is damaged.
+
+    HDF5's own errors are of the same type, but have no number.
+    """
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def open_hdf5(path: str | Path, again: bool = False, max_objects: int = MAX_OBJECTS) -> h5py.File:

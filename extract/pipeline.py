@@ -244,6 +244,8 @@ def _stamp(text: str, seed: int, is_needed: bool) -> Any:
 def _discard(extraction: Extraction, store: FeatureStore) -> None:
     """Removes the shards whose rows went into the store; those of another, larger extraction stay, and are told of.
 
+    So does the plan that workers have made of another dataset, or of this one when it had grown.
+
     The captions of images that could not be encoded are left out of the store, and need no shards either.
     """
     unfinished = extraction.unfinished
@@ -267,6 +269,8 @@ def _discard(extraction: Extraction, store: FeatureStore) -> None:
     if others:
         where = unfinished.folder
         say(f"{others:,} rows of another unfinished extraction stay in {where}, for when that is gone on with")
+    elif unfinished.is_shared() and unfinished.plan("image").get("listing", extraction.listing) != extraction.listing:
+        say(f"{unfinished.folder} is shared by workers of an extraction of other images, and stays")
     else:
         unfinished.remove()
 
@@ -590,7 +594,16 @@ def _encode_all(extraction: Extraction, work: Work, captions: Sequence[str], pla
 def _encode(extraction: Extraction, work: Work, kind: str, captions: Sequence[str], plan: dict) -> None:
     """Has the rows of a plan encoded."""
     total = len(extraction.dataset.ids if kind == "image" else captions)
-    encode_shards(extraction, work, kind, captions, shards_of(plan, kind, extraction.unfinished.folder), total)
+    folder = extraction.unfinished.folder
+    shards = shards_of(plan, kind, folder)
+    encode_shards(extraction, work, kind, captions, shards, total)
+    missing = [shard.file for shard in shards if not shard.file.exists()]
+    if missing:
+        raise StoreError(
+            f"{len(missing):,} of {len(shards):,} {kind} shards are not in {folder} (the first: {missing[0].name}), "
+            f"though the engine {work.engine_name} has ended; where it works on other machines, all of them need this "
+            "folder at the same path"
+        )
 
 
 def _image_columns(extraction: Extraction, rows: np.ndarray, contents: Sequence[str]) -> dict[str, Any]:

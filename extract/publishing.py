@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from onceover.base.cache import make_copies_folder
+from onceover.base.cache import make_copies_folder, note_copy
 from onceover.base.drivers import remove, upload
 from onceover.base.errors import OnceoverError
 from onceover.base.files import remove_files
@@ -37,7 +37,9 @@ def publish(folder: Path, destination: Destination) -> None:
     names = [MANIFEST, *_shard_names(folder)]
     for name in names:
         if (folder / name).exists():
+            size = (folder / name).stat().st_size
             (folder / name).replace(remote.copies / name)
+            note_copy(size)
     remove_files(folder, [])
 
 

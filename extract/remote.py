@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from onceover.base.addresses import Address
-from onceover.base.cache import cache_folder, copies_folder, make_copies_folder, note_copy
+from onceover.base.cache import cache_folder, copies_folder, make_copies_folder, note_copy, note_use
 from onceover.base.drivers import download, forget, read_part, remove, upload
 from onceover.base.errors import OnceoverError
 from onceover.base.files import aside_of, digest, flush_file
@@ -70,7 +70,9 @@ class RemoteFolder:
         checksum = self.manifest_checksum()
         if checksum is None:
             return False
-        if not checksum or not self._has_manifest(checksum):
+        if checksum and self._has_manifest(checksum):
+            note_use(self.copies / MANIFEST)
+        else:
             self._fetch(MANIFEST, anew=True)
         return True
 

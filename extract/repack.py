@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from onceover.base.files import check_disk, only_writer
+from onceover.base.formats import MANIFEST
 from onceover.base.progress import ProgressBar
 from onceover.extract.sealing import seal
 from onceover.extract.store import KINDS, FeatureStore, StoreError, row_blocks, store_exists
@@ -72,9 +73,13 @@ def _is_same(store: FeatureStore, path: Path, force: bool) -> bool:
     """
     if not store_exists(path):
         return False
-    with FeatureStore(path) as there:
-        if (there.fingerprints, there.provenance) == (store.fingerprints, store.provenance):
-            return True
+    try:
+        with FeatureStore(path) as there:
+            if (there.fingerprints, there.provenance) == (store.fingerprints, store.provenance):
+                return True
+    except StoreError:
+        if not force or not (path / MANIFEST).exists():
+            raise
     if not force:
         raise StoreError(f"{path} holds another store; name another place, or replace it with --force")
     return False

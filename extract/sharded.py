@@ -22,7 +22,7 @@ from onceover.extract.remote import RemoteFolder
 Result = TypeVar("Result")
 
 MAPPED = 64  # shards that are mapped at a time; each holds a file open
-_TRIES = 3  # to read a copy that other processes may remove
+_TRIES = 5  # to read a copy that other processes may remove
 BLOCK = 1024  # rows that are read at a time where all are passed over
 
 
@@ -172,8 +172,8 @@ class ShardFiles:
     def _checked_first(self, number: int, work: Callable[[], Result]) -> Result:
         """The result of ``work`` on a shard that was checked; again, where a copy was removed in between."""
         for _ in range(_TRIES - 1):
-            self._check(number)
             try:
+                self._check(number)
                 return work()
             except FileNotFoundError:
                 if self._remote is None:

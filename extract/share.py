@@ -5,9 +5,10 @@ come makes the folder, with settings and plan in it, by one rename, and a shard 
 An extraction without a worker seals the store in the end.
 """
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onceover.base.addresses import is_address
@@ -27,7 +28,7 @@ from onceover.extract.pipeline import (
 )
 from onceover.extract.plan import Shard, shards_of
 from onceover.extract.planning import captions_to_encode, new_plan, origin_of
-from onceover.extract.store import StoreError, store_exists
+from onceover.extract.store import FeatureStore, StoreError, store_exists
 from onceover.extract.store_form import store_place
 from onceover.extract.summary import Speed
 from onceover.extract.unfinished import Unfinished
@@ -106,6 +107,11 @@ def extract_share(
         )
     place = store_place(path)
     path = place.path
+    if os.path.ismount(path):
+        raise WorkerError(
+            f"{path} is where a disk is mounted, and workers share a folder beside the store, which would lie on "
+            f"another disk; name a store in it: {path / 'NAME.store'}"
+        )
     unfinished = Unfinished(path)
     unfinished.claim()
     plans = {kind: unfinished.plan(kind) for kind in ("image", "text")}  # before it is seen whether there is a store
@@ -121,12 +127,30 @@ def extract_share(
         try:
             _encode(extraction, work, captions, own)
         except FileNotFoundError:
-            if not store_exists(path) or any(unfinished.plan(kind) for kind in own):
+            if any(unfinished.plan(kind) for kind in own):
                 raise
-            return Share(path, worker, sealed=True)  # meanwhile, without this worker
+            _refuse_lost_plan(extraction)
+            return Share(path, worker, sealed=True)
     seconds = time.monotonic() - start
     left = _left(worker, shards.values())
     return Share(path, worker, False, work.counts.computed, work.counts.speed, seconds, left)
+
+
+def _refuse_lost_plan(extraction: Extraction) -> None:
+    """Refuses to take a plan that is gone for the end of the extraction, where the store lacks what was planned.
+
+    Raises:
+        WorkerError: it does; the plan was removed by an extraction of other images.
+    """
+    place = extraction.place
+    if store_exists(place.store):
+        with FeatureStore(place.store, mend=True) as store:
+            if is_done(replace(extraction, old=store)):
+                return
+    raise WorkerError(
+        f"the plan in {extraction.unfinished.folder} was removed while this worker went by it, and {place.store} lacks "
+        "what was planned; run the command again"
+    )
 
 
 def _prepared(

@@ -1,6 +1,7 @@
 """The two forms of a feature store, one file or a folder of shards, and which of them a store has or gets."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -105,6 +106,7 @@ def _place_at(address: Address) -> StorePlace:
     folder = RemoteFolder(address)
     before = folder.manifest_checksum()
     if before is None:
+        _refuse_strange_names(address, folder.sizes())
         folder.check_writable()
     return StorePlace(staging_path(address), FOLDER, Destination(address, before))
 
@@ -117,7 +119,15 @@ def _refuse_strange_folder(folder: Path) -> None:
     """
     if (folder / MANIFEST).exists():
         return
-    names = (entry.name for entry in folder.iterdir())
+    _refuse_strange_names(folder, [entry.name for entry in folder.iterdir()])
+
+
+def _refuse_strange_names(folder: Path | Address, names: Iterable[str]) -> None:
+    """Refuses what lies in a folder without a manifest, unless it is hidden or named as shards are.
+
+    Raises:
+        StoreError: there is something else.
+    """
     strange = sorted(name for name in names if not name.startswith(".") and SHARD_NAME.fullmatch(name) is None)
     if strange:
         raise StoreError(

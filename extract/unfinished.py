@@ -14,6 +14,7 @@ from onceover.base.files import (
     remove_asides,
     remove_files,
 )
+from onceover.base.hdf5 import is_of_system
 from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.dataset import Dataset
 from onceover.extract.formats import why_no_decoder
@@ -57,7 +58,9 @@ class Unfinished:
         if _are_settings(self.folder / _SETTINGS):  # an earlier version kept no record
             self._outputs.adopt(name for name in (_SETTINGS, *_PLANS) if (self.folder / name).is_file())
             return
-        strange = sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
+        shards = {shard.name for shard in self.shards()}  # which a worker put there while the folder was removed
+        visible = {entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")}
+        strange = sorted(visible - shards)
         if strange:
             raise StoreError(
                 f"{self.folder} is where an extraction keeps its shards, and it holds something else ({strange[0]}); "
@@ -69,24 +72,38 @@ class Unfinished:
         return shard_files(self.folder, kind)
 
     def remove(self) -> None:
-        """Removes settings, plans and shards; what else lies in the folder stays."""
-        for shard in self.shards():
-            shard.unlink()
+        """Removes settings, plans and shards; what else lies in the folder stays.
+
+        A worker that is still busy may put shards there until the folder is gone.
+        """
+        self._remove_shards()
         self._outputs.remove(lambda name: name in _PLANS)
         self._outputs.remove(_SETTINGS.__eq__)  # last: what is left after a kill is still an extraction's
         remove_files(self.folder, [RECORD], everyones=True)
+        while self.shards():
+            self._remove_shards()
+            remove_files(self.folder, [])
+
+    def _remove_shards(self) -> None:
+        for shard in self.shards():
+            shard.unlink(missing_ok=True)
 
     def remove_damaged_shards(self, shards: Iterable[Path] | None = None) -> list[str]:
         """Removes shards that are not as they were written, whose rows are then encoded again; why, for each.
 
         Args:
             shards: those that are looked at, by default all.
+
+        Raises:
+            OSError: one cannot be read, for a reason that may pass.
         """
         reasons = []
         for shard in self.shards() if shards is None else shards:
             try:
                 describe_shard(shard)
             except OnceoverError as error:
+                if is_of_system(error.__cause__):
+                    raise error.__cause__ from None
                 reasons.append(str(error))
                 shard.unlink()
         return reasons

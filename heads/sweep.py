@@ -18,12 +18,11 @@ import torch
 
 from onceover.base.errors import OnceoverError
 from onceover.base.files import (
-    aside_folder,
+    FileError,
     digest,
     json_text,
     link_target,
     only_writer,
-    place_folder,
     read_record,
     sealed,
     write_once,
@@ -113,7 +112,7 @@ def sweep(
                 work.add_epochs(configs)
                 work.run(configs)
         work.check_files()
-        (folder / WORKERS).unlink(missing_ok=True)  # another grid may be shared by other workers
+        _end_sharing(folder)
         return work.results
 
 
@@ -196,6 +195,21 @@ def _share(folder: Path, worker: Worker, grid: str) -> None:
             f"{folder} is shared by workers of another grid; give this one the command of the others, go on without "
             "--worker, or name a new folder"
         )
+
+
+def _end_sharing(folder: Path) -> None:
+    """Removes what ``_share`` wrote down, so that other workers may share another grid; no file of somebody else's."""
+    path = folder / WORKERS
+    if not path.exists():
+        return
+    try:
+        is_own = read_record(path, "the number of workers").keys() == {"workers", "grid"}
+    except FileError:
+        is_own = False
+    if is_own:
+        path.unlink(missing_ok=True)
+    else:
+        warn(f"{path} was not written by workers of a sweep, and is left as it is")
 
 
 def _all_configs(settings: Sequence[Setting]) -> list[Config]:
@@ -307,25 +321,22 @@ class _SweepPlan:
             self._record = self._read(record)
         else:
             memory = memory_on(device, memory)
-            self._record = record | {"store": str(store.path.resolve()), "memory": memory, "rungs": []}
-            if not self._begin():
-                self._record = self._read(record)
+            self._begin(record | {"store": str(store.path.resolve()), "memory": memory, "rungs": []})
+            self._record = self._read(record)
         self.fingerprints: dict[str, str] = self._record["fingerprints"]
         self.memory: int = self._record["memory"]
         self.rungs: list[list[str]] = self._record["rungs"]
 
-    def _begin(self) -> bool:
-        """Makes the folder with the record in it; False where another worker was first.
+    def _begin(self, record: dict) -> None:
+        """Writes the record into the folder, which is made or empty, unless another worker was first.
 
         Raises:
             SweepError: something else is in the folder.
         """
-        with aside_folder(self.folder) as aside:
-            write_record(aside / SWEEP, self._record)
-            is_first = place_folder(aside, self.folder)
-        if not is_first and not self._path.exists():
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if any(not entry.name.startswith(".") for entry in self.folder.iterdir()) and not self._path.exists():
             raise SweepError(f"{self.folder} is not empty and no sweep; name a new folder")
-        return is_first
+        write_once(self._path, json_text(sealed(record)).encode())
 
     def _read(self, expected: dict) -> dict:
         """Reads the record of a sweep that goes on.

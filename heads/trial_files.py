@@ -46,7 +46,7 @@ class TrialFiles:
         return self._path(trial_name(config), _WAITING).exists()
 
     def write_result(self, config: Config, state: dict[str, Any], outcome: str) -> dict:
-        """Writes how a trial ended, and removes its state.
+        """Writes how a trial ended, and removes its state; a result that another process wrote meanwhile stays.
 
         Args:
             state: of the trial at its end (``Trial.state``).
@@ -56,6 +56,8 @@ class TrialFiles:
             The result.
         """
         name = trial_name(config)
+        if self.has_result(name):
+            return self.read_result(config)
         result = self._origin(config) | {
             "outcome": outcome,
             "epochs": state["epoch"],

@@ -442,7 +442,8 @@ def test_workers_share_the_index_of_a_run(run, run_dir, tmp_path):
     assert (index / "captions.parts" / "part-000000.h5").is_file()
     assert "added" in run(*call).stderr
     assert sorted(path.name for path in index.glob("[!.]*")) == ["captions", "images"]
-    assert "--force and --prune cannot be combined with --worker" in run(*call, "--worker", "1/2", "--force", code=2).stderr
+    refused = run(*call, "--worker", "1/2", "--force", code=2).stderr
+    assert "--force and --prune cannot be combined with --worker" in refused
 
 
 def test_sentences_are_indexed_and_found_by_a_picture(run, fails, run_dir, drawn, tmp_path):

@@ -487,3 +487,10 @@ def test_the_chunks_of_a_fit_are_the_same_from_a_folder_as_from_a_file(made):
         dealt[name] = [(chunk.image_rows.tolist(), chunk.images.tolist(), chunk.texts.tolist()) for chunk in epoch]
     assert len(dealt["drawn.h5"]) > 0
     assert dealt["drawn.store"] == dealt["drawn.h5"]
+
+
+def test_repacking_with_force_replaces_a_folder_that_lacks_a_shard(made, folder_store):
+    next(folder_store.glob("image-*.h5")).unlink()
+    assert "lacks 1 of its shards" in message(repack, made / "drawn.h5", folder_store)
+    repack(made / "drawn.h5", folder_store, force=True)
+    assert contents(folder_store) == contents(made / "drawn.h5")

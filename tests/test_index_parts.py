@@ -1,7 +1,9 @@
 """Indexes built of parts that processes share, and several indexes searched as one."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import faiss
@@ -232,3 +234,52 @@ def test_an_index_that_is_named_twice_is_refused(tmp_path, probes):
     update(tmp_path / "0", gallery(50), probes, **ASKED)
     with pytest.raises(IndexingError, match="the same index is named twice"):
         Index(tmp_path / "0", Path(tmp_path / ".." / tmp_path.name / "0"))
+
+
+def test_trap_a_worker_that_is_busy_while_parts_are_merged_blocks_nothing(tmp_path, probes, small_parts, monkeypatch):
+    update_share(tmp_path / "i", gallery(), Worker(1, 3), kind="ivf16", **ASKED)
+    late = tmp_path / "i.parts/part-000000.h5"
+    content = late.read_bytes()
+    real = lists.remove_files
+    moments = []
+
+    def slow(folder, names, **options):
+        if not moments:
+            moments.append(folder)
+            (folder / "busy").touch()  # so that the folder cannot go
+            real(folder, names, **options)
+            (folder / "busy").unlink()
+            late.write_bytes(content)
+            return
+        real(folder, names, **options)
+
+    monkeypatch.setattr(lists, "remove_files", slow)
+    update(tmp_path / "i", gallery(), probes, kind="ivf16", **ASKED)
+    assert moments == [late.parent]
+    assert not late.parent.exists()
+    monkeypatch.undo()
+    late.parent.mkdir()
+    late.write_bytes(content)
+    update(tmp_path / "i", gallery(seed=1), probes, kind="ivf16", **ASKED)
+    assert not late.parent.exists()
+
+
+def test_parts_that_workers_left_of_other_vectors_give_way(tmp_path, probes, small_parts, told):
+    update_share(tmp_path / "i", gallery(), Worker(1, 3), kind="ivf16", **ASKED)
+    update(tmp_path / "i", gallery(seed=1), probes, kind="ivf16", **ASKED)
+    assert f"{tmp_path / 'i.parts'}: removing parts of an index that was not finished" in told
+    assert not (tmp_path / "i.parts").exists()
+
+
+def test_trap_a_part_that_cannot_be_read_for_a_moment_stays(tmp_path, probes, small_parts, monkeypatch):
+    update_share(tmp_path / "i", gallery(), Worker(1, 3), kind="ivf16", **ASKED)
+    part = tmp_path / "i.parts/part-000000.h5"
+    before = part.stat()
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+        patch.setattr(lists, "open_hdf5", stale)
+        update_share(tmp_path / "i", gallery(), Worker(1, 3), kind="ivf16", **ASKED)
+    assert (part.stat().st_ino, part.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

@@ -382,3 +382,36 @@ def test_commands_take_an_address_for_a_store(put, tmp_path, run, fails, monkeyp
     assert "there is no feature store at s3://stores/none.store" in fails(
         "fit", "--store", f"{BUCKET}/none.store", "--run", tmp_path / "other"
     )
+
+
+def test_trap_a_folder_at_an_address_that_holds_other_files_is_refused(server, address, drawn, config, tmp_path):
+    mine = tmp_path / "holiday.jpg"
+    mine.write_bytes(b"mine")
+    drivers.upload(mine, f"{address}/holiday.jpg")
+    with pytest.raises(OnceoverError, match=r"holds something else than a feature store \(holiday.jpg\)"):
+        extract(read_dataset(drawn), address, config, device="cpu")
+    assert list(objects_of(path_of(address))) == ["holiday.jpg"]
+
+
+def test_trap_a_copy_that_another_process_removes_is_fetched_again(put, local, monkeypatch):
+    """Between the fetch and the first look at the copy."""
+    removed = []
+    real = RemoteFolder.fetch
+
+    def fetch(self, names):
+        names = list(names)
+        real(self, names)
+        if len(names) == 1 and names[0] not in removed:
+            removed.append(names[0])
+            (self.copies / names[0]).unlink()
+
+    monkeypatch.setattr(RemoteFolder, "fetch", fetch)
+    with FeatureStore(put) as store, FeatureStore(local) as expected:
+        np.testing.assert_array_equal(store.image_features[:], expected.image_features[:])
+    assert removed
+
+
+def test_copies_that_a_writer_leaves_count_and_a_manifest_in_use_stays(address, drawn, config, copies, monkeypatch):
+    monkeypatch.setenv("ONCEOVER_CACHE_SIZE", "1K")
+    extract(read_dataset(drawn), address, config, device="cpu")
+    assert [file.name for file in copies.glob("stores/*/*.h5")] == ["manifest.h5"]

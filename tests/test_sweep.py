@@ -748,3 +748,46 @@ def test_workers_of_a_sweep_say_what_comes_next(run, store_file, tmp_path, monke
     assert "cannot be combined with --worker" in run(*options, "--worker", "1/2", "--halving", code=2).stderr
     assert "give it to the last call" in run(*options, "--worker", "1/2", "--test-best", code=2).stderr
     assert "wrote results.csv" in run(*options).stderr
+
+
+def test_trap_no_file_but_the_workers_own_leaves_a_sweeps_folder(store, tmp_path, caplog):
+    points = settings(grid=["model.temperature=0.05,0.1"])
+    sweep(store, tmp_path / "s", points, Judge())
+    notes = tmp_path / "s/workers.json"
+    for text in ("notes", '{"workers": 2}'):
+        notes.write_text(text)
+        caplog.clear()
+        sweep(store, tmp_path / "s", points, Judge())
+        assert notes.read_text() == text
+        assert f"{notes} was not written by workers of a sweep, and is left as it is" in caplog.text
+
+
+def test_a_sweep_takes_an_empty_folder_as_it_is(store, tmp_path):
+    """A mounted disk cannot be replaced by a folder, and a folder of several users keeps its permissions."""
+    folder = tmp_path / "s"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    before = folder.stat()
+    sweep_share(store, folder, settings(grid=["model.temperature=0.05,0.1"]), Worker(1, 2))
+    assert (folder.stat().st_ino, folder.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert (folder / "sweep.json").is_file()
+
+
+def test_trap_a_trial_that_another_process_ended_is_not_written_again(store, tmp_path, monkeypatch):
+    points = settings(grid=["model.temperature=0.05,0.1"])
+    out = tmp_path / "s"
+    real = module.train_epochs
+    written = {}
+
+    def overtaken(*arguments, **options):
+        result = real(*arguments, **options)
+        if not written:
+            monkeypatch.setattr(module, "train_epochs", real)
+            sweep(store, out, points, Judge())
+            written.update({path: path.stat().st_ino for path in (out / "trials").iterdir() if path.suffix != ".lock"})
+        return result
+
+    monkeypatch.setattr(module, "train_epochs", overtaken)
+    sweep_share(store, out, points, Worker(1, 1))
+    assert len(written) == 4
+    assert {path: path.stat().st_ino for path in written} == written

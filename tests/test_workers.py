@@ -1,6 +1,7 @@
 """Workers that share an extraction: the store of a single process, whoever dies, and refusals of what does not fit."""
 
 import dataclasses
+import errno
 import itertools
 import os
 import shutil
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from onceover.base.files import place_folder, remove_asides, write_once
+from onceover.base.outputs import Outputs
 from onceover.base.worker import Worker, WorkerError, parse_worker
 from onceover.extract import encode
+from onceover.extract import shards as shard_files
 from onceover.extract.layouts import read_dataset
 from onceover.extract.pipeline import extract
 from onceover.extract.share import extract_share
@@ -327,3 +330,94 @@ def test_trap_what_another_host_is_writing_stays(tmp_path):
     assert (theirs.exists(), earlier.exists()) == (True, False)
     remove_asides(tmp_path, "a.h5", everyones=True)
     assert not theirs.exists()
+
+
+def test_trap_a_worker_that_is_busy_while_the_store_is_sealed_blocks_nothing(
+    drawn, tmp_path, extract_config, monkeypatch
+):
+    """Its shards come while the folder of the unfinished extraction is being removed."""
+    path = tmp_path / "s.h5"
+    share(drawn, path, extract_config, "1/2")
+    late = next(parts_folder(path).glob("image-*.h5"))
+    content = late.read_bytes()
+    real = Outputs.remove
+    moments = []
+
+    def slow(self, choose):
+        real(self, choose)
+        late.write_bytes(content)
+        moments.append(late)
+
+    monkeypatch.setattr(Outputs, "remove", slow)
+    extract(read_dataset(drawn), path, extract_config, device="cpu")
+    assert len(moments) == 2
+    assert not parts_folder(path).exists()
+    monkeypatch.undo()
+    late.parent.mkdir()
+    late.write_bytes(content)  # after the last look, by a worker that was about to
+    (late.parent / ".a.aside").touch()
+    assert extract(read_dataset(drawn), path, extract_config, device="cpu").up_to_date
+    assert not late.exists()
+
+
+def test_trap_a_plan_that_is_gone_is_no_end_where_the_store_lacks_images(drawn, tmp_path, extract_config, monkeypatch):
+    path = tmp_path / "s.h5"
+    grown = read_dataset(drawn)
+    extract(grown.first(20), path, extract_config, device="cpu")
+    real = encode.write_shard
+
+    def removed(*arguments):
+        Unfinished(path).remove()
+        real(*arguments)
+
+    monkeypatch.setattr(encode, "write_shard", removed)
+    with pytest.raises(WorkerError, match="was removed while this worker went by it, and .* lacks what was planned"):
+        extract_share(grown, path, extract_config, parse_worker("1/2"), device="cpu")
+
+
+def test_an_extraction_of_fewer_images_leaves_the_plan_of_workers(drawn, tmp_path, extract_config, told, monkeypatch):
+    path = tmp_path / "s.h5"
+    grown = read_dataset(drawn)
+    extract(grown.first(20), path, extract_config, device="cpu")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(encode, "write_shard", killed)
+        extract_share(grown, path, extract_config, parse_worker("1/2"), device="cpu")
+    assert extract(grown.first(20), path, extract_config, device="cpu").up_to_date
+    assert f"{parts_folder(path)} is shared by workers of an extraction of other images, and stays" in told
+    for worker in ("1/2", "2/2"):
+        extract_share(grown, path, extract_config, parse_worker(worker), device="cpu")
+    assert extract(grown, path, extract_config, device="cpu").computed == {"image": 0, "text": 0}
+    assert not parts_folder(path).exists()
+
+
+def test_trap_a_shard_that_cannot_be_read_for_a_moment_stays(drawn, tmp_path, extract_config, monkeypatch):
+    path = tmp_path / "s.h5"
+    share(drawn, path, extract_config, "1/2")
+    before = shards(path)
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+        patch.setattr(shard_files, "open_hdf5", stale)
+        share(drawn, path, extract_config, "1/2")
+    assert shards(path) == before
+
+
+def test_workers_refuse_a_store_that_is_a_mounted_disk(drawn, tmp_path, extract_config, monkeypatch):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == volume)
+    with pytest.raises(WorkerError, match=f"disk; name a store in it: {volume}/NAME.store"):
+        share(drawn, f"{volume}/", extract_config, "1/2")
+    assert sorted(tmp_path.iterdir()) == [volume]
+
+
+def test_shards_that_an_engine_did_not_write_are_missed(drawn, tmp_path, extract_config, monkeypatch):
+    monkeypatch.setattr(encode, "write_shard", lambda *_: None)
+    with pytest.raises(StoreError, match="8 of 8 image shards are not in .*, though the engine threads has ended"):
+        extract(read_dataset(drawn), tmp_path / "s.h5", extract_config, device="cpu")

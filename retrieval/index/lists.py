@@ -27,7 +27,7 @@ from onceover.base.files import (
     write_once,
     write_record,
 )
-from onceover.base.hdf5 import hdf5_bytes, memory_mapped, open_hdf5
+from onceover.base.hdf5 import hdf5_bytes, is_of_system, memory_mapped, open_hdf5
 from onceover.base.progress import ProgressBar, say, warn
 from onceover.base.worker import Worker, WorkerError
 from onceover.retrieval.index.faiss_files import (
@@ -122,11 +122,18 @@ class ListParts:
             raise IndexingError(f"{self.folder / _TRAINED} is damaged; remove {self.folder} and run the command again")
 
     def _remove_left_over(self) -> None:
-        """Removes the parts of another build that one process began and did not end; those of workers stay."""
-        if self._workers is not None or not (self.folder / _PLAN).exists():
+        """Removes parts without a plan, and those of another build that one process began and did not end.
+
+        Those of workers stay, unless the vectors are others now and nobody can go on with them.
+        """
+        if not (self.folder / _PLAN).exists():
+            remove_files(self.folder, _part_names(self.folder))
+            return
+        if self._workers is not None:
             return
         plan = _read_plan(self.folder)
-        if plan.get("workers") is None and any(plan.get(key) != value for key, value in self._origin.items()):
+        changed = {key for key, value in self._origin.items() if plan.get(key) != value}
+        if "vectors_sha256" in changed or (changed and plan.get("workers") is None):
             say(f"{self.folder}: removing parts of an index that was not finished")
             self.remove()
 
@@ -171,9 +178,13 @@ class ListParts:
                     write(part.rows[own].astype("<i8").tobytes())
 
     def remove(self) -> None:
-        """Removes the parts, the cells and the plan, and no file of somebody else's."""
-        names = [entry.name for entry in self.folder.iterdir() if _PART_NAME.fullmatch(entry.name)]
-        remove_files(self.folder, [*names, _TRAINED, _PLAN], everyones=True)
+        """Removes the parts, the cells and the plan, and no file of somebody else's.
+
+        A worker that is still busy may put parts there until the folder is gone.
+        """
+        remove_files(self.folder, [*_part_names(self.folder), _TRAINED, _PLAN], everyones=True)
+        while names := _part_names(self.folder):
+            remove_files(self.folder, names)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.h5"
@@ -197,6 +208,8 @@ class ListParts:
         try:
             self._read(number)
         except IndexingError as error:
+            if is_of_system(error.__cause__):
+                raise error.__cause__ from None
             warn(f"encoding a damaged part again: {error}")
             path.unlink()
             return False
@@ -258,9 +271,18 @@ def _check_folder(folder: Path) -> None:
     """Refuses a link, a file, or a folder of somebody else's where the parts are to lie."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise IndexingError(f"{folder} is where an index keeps its parts, and it is no folder; move it elsewhere")
-    is_empty = not folder.is_dir() or not any(_visible(folder))
-    if not is_empty and not (folder / _PLAN).exists():
+    if not folder.is_dir() or (folder / _PLAN).exists():
+        return
+    parts = _part_names(folder)  # which a worker put there while the folder was removed
+    if any(entry.name not in parts for entry in _visible(folder)):
         raise IndexingError(f"{folder} is where an index keeps its parts, and it holds other files; move it elsewhere")
+
+
+def _part_names(folder: Path) -> list[str]:
+    """The names of the parts in a folder, which need not be there."""
+    if not folder.is_dir():
+        return []
+    return [entry.name for entry in folder.iterdir() if _PART_NAME.fullmatch(entry.name)]
 
 
 def _visible(folder: Path) -> Iterator[Path]:
