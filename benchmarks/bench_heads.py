@@ -1,8 +1,8 @@
 """Do the default heads stand up to the baselines, however many images and captions there are to fit on?
 
     python benchmarks/bench_heads.py --store STORE.h5 [--features NAME=STORE.h5[:NUMBERS,NUMBERS] ...] [--aligned]
-        [--split select] [--images 250,500,1000,2000,4000,6000] [--captions 1,5] [--seeds 3] [--out FILE.json]
-        [--figures DIR]
+        [--split select] [--images 250,500,1000,2000,4000,6000] [--captions 1,5] [--seeds 3] [--config FILE.yaml]
+        [--out FILE.json] [--figures DIR]
 
 For each number of train images and of captions, and for each seed, so many images are drawn and imported as a store of
 their own, with one split to measure; then everything is done as a user does it: ``fit`` with the default settings, and
@@ -11,9 +11,10 @@ a correction for hubs: the default before there was more. Its and the default's 
 paired query by query, the seeds pooled (``retrieval.metrics.compare``).
 
 With ``--split select``, the default, nothing of dev is read: images are drawn from the train images without those of
-the validation split, which are measured. ``--features`` names further stores, or the first so many numbers of a store's
-features: ``"last layers=STORE.h5:1280,384"``. ``--aligned`` adds features that share a space, as a dual encoder's do:
-heads are fitted on one half of the train images, and their embeddings of the others are the features.
+the validation split, which are measured. ``--config`` measures other settings than the default ones. ``--features``
+names further stores, or the first so many numbers of a store's features: ``"last layers=STORE.h5:1280,384"``.
+``--aligned`` adds features that share a space, as a dual encoder's do: heads are fitted on one half of the train
+images, and their embeddings of the others are the features.
 
 An interrupted run is continued: ``--out`` keeps each cell as it is measured.
 """
@@ -67,6 +68,7 @@ def main() -> None:
 
     assert cli
     result: dict = {"machine": machine(), "split": options.split, "settings": options.set, "cells": {}}
+    result["config"] = options.config.stem
     if options.out and options.out.exists():
         result = json.loads(options.out.read_text())
     stores = {"all layers": str(options.store)}
@@ -80,7 +82,8 @@ def main() -> None:
     if options.figures:
         from onceover.analysis.drawing import draw_all
 
-        draw_all({"heads": lambda: draw(result)}, options.figures)
+        name = "heads" if result.get("config", "config") == "config" else f"heads-{result['config']}"
+        draw_all({name: lambda: draw(result)}, options.figures)
 
 
 def numbers(text: str) -> list[int]:
@@ -278,6 +281,8 @@ def draw(result: dict):
 
     from onceover.analysis.drawing import WIDTH
 
+    config = result.get("config", "config")
+    names = {"default": "default" if config == "config" else f"{config}.yaml"}
     panels: dict[tuple, list[dict]] = {}
     for cell in result["cells"].values():
         panels.setdefault((cell["features"], cell["captions"]), []).append(cell)
@@ -292,11 +297,11 @@ def draw(result: dict):
             means = [statistics.mean(cell["rsum"][row]) for cell in cells]
             width = 2 if row == "default" else 1
             colour = f"C{ROWS.index(row)}"
-            axes.plot(sizes, means, color=colour, marker="o", markersize=3, linewidth=width, label=row)
+            axes.plot(sizes, means, color=colour, marker="o", markersize=3, linewidth=width, label=names.get(row, row))
         for row, marker in zip(OWN, ("x", "+"), strict=True):
             lost = [cell for cell in cells if cell["differences"][row][2] < 0]
             heights = [statistics.mean(cell["rsum"][row]) for cell in lost]
-            label = f"{row} loses to the best baseline"
+            label = f"{names.get(row, row)} loses to the best baseline"
             axes.plot([cell["images"] for cell in lost], heights, marker, color="black", zorder=3, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45)
