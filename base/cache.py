@@ -3,6 +3,7 @@
 ``ONCEOVER_CACHE`` names the folder, ``ONCEOVER_CACHE_SIZE`` the size (``200GiB``). Standard library only.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,7 +20,8 @@ _KEPT = 0.9  # of the size, what stays when the oldest copies go
 _TAG = "CACHEDIR.TAG"  # the file by which backup programs, too, know a cache (https://bford.info/cachedir/)
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n# copies that onceover fetched; any may be removed\n"
 _COPY = re.compile(r"\.?[\w@.-]+\.h5")
-_OLD = 86_400  # seconds, after which a hidden file is no longer being written, and a manifest no longer in use
+_OLD = 86_400  # seconds, after which a hidden file is no longer being written
+_IN_USE = 3600  # seconds, in which a manifest that was fetched or looked at stays
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -61,9 +63,21 @@ def size_limit() -> int:
     Raises:
         CacheError: ``ONCEOVER_CACHE_SIZE`` is no size.
     """
+    size = named_size()
+    if size is None:
+        return min(DEFAULT_SIZE, shutil.disk_usage(copies_folder()).total // 4)
+    return size
+
+
+def named_size() -> int | None:
+    """Bytes that ``ONCEOVER_CACHE_SIZE`` names; None where it is not set.
+
+    Raises:
+        CacheError: it is no size.
+    """
     text = os.environ.get("ONCEOVER_CACHE_SIZE")
     if not text:
-        return min(DEFAULT_SIZE, shutil.disk_usage(copies_folder()).total // 4)
+        return None
     size = parse_size(text)
     if size is None:
         raise CacheError(f"ONCEOVER_CACHE_SIZE is {text!r}, which is no size; write for example 500MiB or 200GiB")
@@ -96,6 +110,8 @@ def _note_copy(folder: Path, size: int) -> None:
     for file, status in copies:
         if total <= _KEPT * limit:
             break
+        if file.name == MANIFEST and status.st_atime > time.time() - _IN_USE:
+            continue
         file.unlink(missing_ok=True)
         total -= status.st_size
     _total[folder] = total
@@ -113,9 +129,7 @@ def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:  # another process has just finished it, or removed it
                 continue
-            is_being_written = entry.name.startswith(".") and status.st_mtime > time.time() - _OLD
-            is_being_opened = entry.name == MANIFEST and status.st_atime > time.time() - _OLD
-            if not is_being_written and not is_being_opened:
+            if not entry.name.startswith(".") or status.st_mtime < time.time() - _OLD:
                 yield Path(entry.path), status
 
 
@@ -128,5 +142,6 @@ def _is_tagged(folder: Path) -> bool:
 
 
 def note_use(path: Path) -> None:
-    """Notes that a copy is in use, by the time of its last access; that of its last change stays."""
-    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    """Notes that a copy is in use, by the time of its last access, where that may be set."""
+    with contextlib.suppress(OSError):  # another user's copy, or one that has just been removed
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))

@@ -19,7 +19,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -51,12 +51,14 @@ class Hdf5Error(OnceoverError):
     """An HDF5 file that is not to be trusted, is damaged, or was changed while it was read."""
 
 
-def is_of_system(error: BaseException | None) -> TypeGuard[OSError]:
-    """Whether the system could not read a file, which may pass, where else the file itself is damaged.
+def system_error(error: BaseException | None, path: Path) -> OSError | None:
+    """The system's error that kept a file from being read, which may pass; None where the file itself is damaged.
 
     HDF5's own errors are of the same type, but have no number.
     """
-    return isinstance(error, OSError) and error.errno is not None
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def open_hdf5(path: str | Path, again: bool = False, max_objects: int = MAX_OBJECTS) -> h5py.File:

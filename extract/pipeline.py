@@ -269,8 +269,13 @@ def _discard(extraction: Extraction, store: FeatureStore) -> None:
     if others:
         where = unfinished.folder
         say(f"{others:,} rows of another unfinished extraction stay in {where}, for when that is gone on with")
-    elif unfinished.is_shared() and unfinished.plan("image").get("listing", extraction.listing) != extraction.listing:
-        say(f"{unfinished.folder} is shared by workers of an extraction of other images, and stays")
+    elif unfinished.is_shared() and earlier_plan(extraction, "image").get("listing", extraction.listing) != (
+        extraction.listing
+    ):
+        say(
+            f"{unfinished.folder} stays, since workers planned it for other images, captions or times of files; remove "
+            "it if nobody goes on with it"
+        )
     else:
         unfinished.remove()
 
@@ -601,8 +606,8 @@ def _encode(extraction: Extraction, work: Work, kind: str, captions: Sequence[st
     if missing:
         raise StoreError(
             f"{len(missing):,} of {len(shards):,} {kind} shards are not in {folder} (the first: {missing[0].name}), "
-            f"though the engine {work.engine_name} has ended; where it works on other machines, all of them need this "
-            "folder at the same path"
+            f"although the engine {work.engine_name} has finished; all machines that encode need this folder at the "
+            "same path; then run the command again"
         )
 
 

@@ -35,12 +35,13 @@ def publish(folder: Path, destination: Destination) -> None:
         raise type(error)(f"{error}; {_AGAIN}") from error
     make_copies_folder(remote.copies)
     names = [MANIFEST, *_shard_names(folder)]
+    size = 0
     for name in names:
         if (folder / name).exists():
-            size = (folder / name).stat().st_size
+            size += (folder / name).stat().st_size
             (folder / name).replace(remote.copies / name)
-            note_copy(size)
     remove_files(folder, [])
+    note_copy(size)
 
 
 _AGAIN = "then run the command again, which goes on with what is there"

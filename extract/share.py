@@ -107,11 +107,6 @@ def extract_share(
         )
     place = store_place(path)
     path = place.path
-    if os.path.ismount(path):
-        raise WorkerError(
-            f"{path} is where a disk is mounted, and workers share a folder beside the store, which would lie on "
-            f"another disk; name a store in it: {path / 'NAME.store'}"
-        )
     unfinished = Unfinished(path)
     unfinished.claim()
     plans = {kind: unfinished.plan(kind) for kind in ("image", "text")}  # before it is seen whether there is a store
@@ -119,6 +114,11 @@ def extract_share(
     with extraction_of(dataset, place, config, options) as extraction:
         if is_done(extraction):
             return Share(path, worker, sealed=True)
+        if os.path.ismount(path):
+            raise WorkerError(
+                f"{path} is where a disk is mounted, and workers share a folder beside the store, which would lie on "
+                f"another disk; name a store in it: {path / 'NAME.store'}"
+            )
         work, captions, plans = _prepared(extraction, worker, plans, device, engine, backend)
         shards = {kind: shards_of(plans[kind], kind, unfinished.folder) for kind in work.make}
         own = {kind: worker.own(of_kind) for kind, of_kind in shards.items()}
@@ -145,11 +145,12 @@ def _refuse_lost_plan(extraction: Extraction) -> None:
     place = extraction.place
     if store_exists(place.store):
         with FeatureStore(place.store, mend=True) as store:
-            if is_done(replace(extraction, old=store)):
+            options = replace(extraction.options, retry_failures=False)
+            if is_done(replace(extraction, old=store, options=options)):
                 return
     raise WorkerError(
-        f"the plan in {extraction.unfinished.folder} was removed while this worker went by it, and {place.store} lacks "
-        "what was planned; run the command again"
+        f"the plan in {extraction.unfinished.folder} was removed while this worker was following it, and {place.store} "
+        "lacks what was planned; run the command again"
     )
 
 

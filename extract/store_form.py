@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from onceover.base.addresses import Address, is_address
+from onceover.base.cache import named_size
 from onceover.base.files import link_target
 from onceover.base.formats import MANIFEST
 from onceover.extract.remote import RemoteFolder, staging_path
@@ -103,6 +104,7 @@ def _place_at(address: Address) -> StorePlace:
             f"{address} is the name of a file, and a store at an address is a folder; name it "
             f"{address.with_suffix(_FOLDER_SUFFIX)}"
         )
+    named_size()  # refuses a size of the cache that cannot be, before anything is encoded
     folder = RemoteFolder(address)
     before = folder.manifest_checksum()
     if before is None:

@@ -14,7 +14,7 @@ from onceover.base.files import (
     remove_asides,
     remove_files,
 )
-from onceover.base.hdf5 import is_of_system
+from onceover.base.hdf5 import system_error
 from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.dataset import Dataset
 from onceover.extract.formats import why_no_decoder
@@ -80,9 +80,12 @@ class Unfinished:
         self._outputs.remove(lambda name: name in _PLANS)
         self._outputs.remove(_SETTINGS.__eq__)  # last: what is left after a kill is still an extraction's
         remove_files(self.folder, [RECORD], everyones=True)
-        while self.shards():
+        while self.shards() and not self._is_begun():
             self._remove_shards()
             remove_files(self.folder, [])
+
+    def _is_begun(self) -> bool:
+        return (self.folder / _SETTINGS).exists()
 
     def _remove_shards(self) -> None:
         for shard in self.shards():
@@ -102,8 +105,9 @@ class Unfinished:
             try:
                 describe_shard(shard)
             except OnceoverError as error:
-                if is_of_system(error.__cause__):
-                    raise error.__cause__ from None
+                passing = system_error(error.__cause__, shard)
+                if passing is not None:
+                    raise passing from error
                 reasons.append(str(error))
                 shard.unlink()
         return reasons
@@ -181,6 +185,9 @@ class Unfinished:
         Returns:
             Whether this one was the first, so that its settings and plans are those that stand.
         """
+        if self.shards() and not self._is_begun():  # of a worker that was busy when the folder was removed
+            self._remove_shards()
+            remove_files(self.folder, [])
         with aside_folder(self.folder) as aside:
             _write(_outputs(aside), settings, plans)
             return place_folder(aside, self.folder)

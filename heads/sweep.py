@@ -209,7 +209,10 @@ def _end_sharing(folder: Path) -> None:
     if is_own:
         path.unlink(missing_ok=True)
     else:
-        warn(f"{path} was not written by workers of a sweep, and is left as it is")
+        warn(
+            f"{path} is damaged, or not this program's, and is left as it is; remove it before workers share a sweep "
+            "here"
+        )
 
 
 def _all_configs(settings: Sequence[Setting]) -> list[Config]:

@@ -145,19 +145,13 @@ def test_a_damaged_part_is_encoded_again_with_a_warning(tmp_path, probes, small_
     [
         ({"seed": 0}, Worker(1, 4), "is shared by 3 workers"),
         ({"seed": 1}, Worker(2, 3), r"holds parts of something else \(vectors_sha256 differ\)"),
-        ({"seed": 1}, None, "holds parts of something else"),
     ],
 )
-def test_workers_with_another_command_are_refused_and_change_nothing(
-    tmp_path, probes, small_parts, other, worker, message
-):
+def test_workers_with_another_command_are_refused_and_change_nothing(tmp_path, small_parts, other, worker, message):
     update_share(tmp_path / "i", gallery(), Worker(1, 3), kind="ivf", **ASKED)
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "i.parts").iterdir())
     with pytest.raises(WorkerError, match=message):
-        if worker:
-            update_share(tmp_path / "i", gallery(**other), worker, kind="ivf", **ASKED)
-        else:
-            update(tmp_path / "i", gallery(**other), probes, kind="ivf", **ASKED)
+        update_share(tmp_path / "i", gallery(**other), worker, kind="ivf", **ASKED)
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "i.parts").iterdir()) == before
 
 
@@ -283,3 +277,21 @@ def test_trap_a_part_that_cannot_be_read_for_a_moment_stays(tmp_path, probes, sm
         patch.setattr(lists, "open_hdf5", stale)
         update_share(tmp_path / "i", gallery(), Worker(1, 3), kind="ivf16", **ASKED)
     assert (part.stat().st_ino, part.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_trap_a_part_of_other_vectors_is_never_merged(tmp_path, probes, small_parts, monkeypatch):
+    """A worker of the vectors before comes late, when the parts of the present ones are being written."""
+    update_share(tmp_path / "i", gallery(), Worker(1, 3), kind="ivf16", **ASKED)
+    late = tmp_path / "i.parts/part-000000.h5"
+    content = late.read_bytes()
+    real = lists.write_once
+
+    def write_once(path, data):
+        real(path, content if path == late else data)
+
+    with monkeypatch.context() as patch, pytest.raises(IndexingError, match=f"{late} is a part of another index"):
+        patch.setattr(lists, "write_once", write_once)
+        update(tmp_path / "i", gallery(seed=1), probes, kind="ivf16", **ASKED)
+    update(tmp_path / "i", gallery(seed=1), probes, kind="ivf16", **ASKED)
+    update(tmp_path / "alone", gallery(seed=1), probes, kind="ivf16", **ASKED)
+    assert faiss_file(tmp_path / "i") == faiss_file(tmp_path / "alone")

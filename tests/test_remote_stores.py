@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import socket
 import threading
@@ -414,4 +415,15 @@ def test_trap_a_copy_that_another_process_removes_is_fetched_again(put, local, m
 def test_copies_that_a_writer_leaves_count_and_a_manifest_in_use_stays(address, drawn, config, copies, monkeypatch):
     monkeypatch.setenv("ONCEOVER_CACHE_SIZE", "1K")
     extract(read_dataset(drawn), address, config, device="cpu")
-    assert [file.name for file in copies.glob("stores/*/*.h5")] == ["manifest.h5"]
+    manifest = next(copies.glob("stores/*/manifest.h5"))
+    assert list(copies.glob("stores/*/*.h5")) == [manifest]
+    os.utime(manifest, (0, 0))
+    FeatureStore(address).close()
+    assert manifest.stat().st_atime > 0
+
+
+def test_a_size_of_the_cache_that_cannot_be_is_refused_before_anything_is_encoded(address, drawn, config, monkeypatch):
+    monkeypatch.setenv("ONCEOVER_CACHE_SIZE", "abc")
+    with pytest.raises(OnceoverError, match="ONCEOVER_CACHE_SIZE is 'abc', which is no size"):
+        extract(read_dataset(drawn), address, config, device="cpu")
+    assert RemoteFolder(path_of(address)).sizes() == {}

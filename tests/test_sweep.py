@@ -759,7 +759,7 @@ def test_trap_no_file_but_the_workers_own_leaves_a_sweeps_folder(store, tmp_path
         caplog.clear()
         sweep(store, tmp_path / "s", points, Judge())
         assert notes.read_text() == text
-        assert f"{notes} was not written by workers of a sweep, and is left as it is" in caplog.text
+        assert f"{notes} is damaged, or not this program's, and is left as it is; remove it before" in caplog.text
 
 
 def test_a_sweep_takes_an_empty_folder_as_it_is(store, tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 from onceover.base.errors import OnceoverError
 from onceover.base.files import (
     aside_folder,
+    digest,
     file_sha256,
     place_folder,
     read_record,
@@ -27,7 +28,7 @@ from onceover.base.files import (
     write_once,
     write_record,
 )
-from onceover.base.hdf5 import hdf5_bytes, is_of_system, memory_mapped, open_hdf5
+from onceover.base.hdf5 import hdf5_bytes, memory_mapped, open_hdf5, system_error
 from onceover.base.progress import ProgressBar, say, warn
 from onceover.base.worker import Worker, WorkerError
 from onceover.retrieval.index.faiss_files import (
@@ -183,8 +184,8 @@ class ListParts:
         A worker that is still busy may put parts there until the folder is gone.
         """
         remove_files(self.folder, [*_part_names(self.folder), _TRAINED, _PLAN], everyones=True)
-        while names := _part_names(self.folder):
-            remove_files(self.folder, names)
+        while _part_names(self.folder) and not (self.folder / _PLAN).exists():
+            remove_files(self.folder, _part_names(self.folder))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.h5"
@@ -197,6 +198,7 @@ class ListParts:
             file["end"] = np.cumsum([0, *counts])
             file["row"] = start + order
             file["code"] = codes[order]
+            file.attrs["plan"] = digest(self._origin)
 
         return hdf5_bytes(fill)
 
@@ -208,8 +210,9 @@ class ListParts:
         try:
             self._read(number)
         except IndexingError as error:
-            if is_of_system(error.__cause__):
-                raise error.__cause__ from None
+            passing = system_error(error.__cause__, path)
+            if passing is not None:
+                raise passing from error
             warn(f"encoding a damaged part again: {error}")
             path.unlink()
             return False
@@ -222,14 +225,16 @@ class ListParts:
         try:
             with open_hdf5(path) as file:
                 part = _Part(file["end"][:], memory_mapped(file["row"]), memory_mapped(file["code"]))
-            is_right = part.ends.shape == (self._cells + 1,) and part.ends[0] == 0 and part.ends[-1] == stop - start
+                is_right = file.attrs["plan"] == digest(self._origin)
+            is_right = is_right and part.ends.shape == (self._cells + 1,)
+            is_right = is_right and part.ends[0] == 0 and part.ends[-1] == stop - start
             is_right = is_right and bool((np.diff(part.ends) >= 0).all()) and part.codes.dtype == np.uint8
             is_right = is_right and part.rows.shape == part.codes.shape[:1] == (stop - start,)
             is_right = is_right and bool((np.sort(part.rows) == np.arange(start, stop)).all())
         except (OSError, OnceoverError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise IndexingError(f"{path} is damaged or missing; remove it and run the command again") from error
         if not is_right:
-            raise IndexingError(f"{path} does not hold the rows of its part; remove it and run the command again")
+            raise IndexingError(f"{path} is a part of another index; remove it and run the command again")
         return part
 
 
