@@ -31,6 +31,7 @@ from onceover.extract.key_index import KeyIndex, different_texts
 from onceover.extract.ledger import NOT_ENCODED, Failure
 from onceover.extract.plan import shards_of
 from onceover.extract.planning import captions_to_encode, columns_of, earlier_plan, new_plan, origin_of
+from onceover.extract.publishing import finish_publishing
 from onceover.extract.refusals import (
     refuse_other_features,
     refuse_other_shards,
@@ -122,6 +123,8 @@ def extract(
                 _tell_other_backend(old, backend)
             if old and is_done(extraction):
                 _discard(extraction, old)
+                if place.destination is not None:
+                    finish_publishing(path, place.destination)
                 if options.prune:
                     remove_kept(path)
                 return summary_of(old, up_to_date=True)

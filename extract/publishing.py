@@ -13,7 +13,7 @@ from onceover.base.drivers import remove, upload
 from onceover.base.errors import OnceoverError
 from onceover.base.files import remove_files
 from onceover.base.formats import MANIFEST
-from onceover.base.hdf5 import open_hdf5
+from onceover.base.hdf5 import open_hdf5, stated_checksum
 from onceover.base.progress import ProgressBar
 from onceover.extract.remote import AT_ONCE, RemoteError, RemoteFolder
 from onceover.extract.store import shard_table
@@ -33,8 +33,20 @@ def publish(folder: Path, destination: Destination) -> None:
         raise RemoteError(f"{error.filename or remote.address}: {error.strerror or error}; {_AGAIN}") from error
     except OnceoverError as error:
         raise type(error)(f"{error}; {_AGAIN}") from error
+    _take_over(folder, remote)
+
+
+def finish_publishing(folder: Path, destination: Destination) -> None:
+    """Makes copies of the files of a store that was put to its address, where a kill came before that."""
+    manifest = folder / MANIFEST
+    if destination.before and manifest.exists() and stated_checksum(manifest) == destination.before:
+        _take_over(folder, RemoteFolder(destination.address))
+
+
+def _take_over(folder: Path, remote: RemoteFolder) -> None:
+    """Makes the files of a store that was put to its address copies of those there."""
     make_copies_folder(remote.copies)
-    names = [MANIFEST, *_shard_names(folder)]
+    names = [*_shard_names(folder), MANIFEST]  # which comes last, so that a kill leaves a store that is known as put
     size = 0
     for name in names:
         if (folder / name).exists():

@@ -427,3 +427,19 @@ def test_a_size_of_the_cache_that_cannot_be_is_refused_before_anything_is_encode
     with pytest.raises(OnceoverError, match="ONCEOVER_CACHE_SIZE is 'abc', which is no size"):
         extract(read_dataset(drawn), address, config, device="cpu")
     assert RemoteFolder(path_of(address)).sizes() == {}
+
+
+def test_a_kill_after_a_store_was_put_leaves_no_second_copy(address, drawn, config, copies, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(publishing, "make_copies_folder", killed)
+        extract(read_dataset(drawn), address, config, device="cpu")
+    staged = {file.name: file.stat().st_ino for file in copies.glob("unfinished/*/x.store/*.h5")}
+    assert "manifest.h5" in staged
+    assert extract(read_dataset(drawn), address, config, device="cpu").up_to_date
+    assert list(copies.glob("unfinished/*/*/*")) == []
+    shards = {file.name: file.stat().st_ino for file in copies.glob("stores/*/*-*.h5")}
+    assert shards.items() <= staged.items()
+    assert len(shards) == len(staged) - 1
