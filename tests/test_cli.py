@@ -652,8 +652,16 @@ def test_an_interrupted_command_says_how_to_go_on(drawn, tmp_path, monkeypatch):
     assert found.stderr.endswith("interrupted; run the same command again: what was finished is kept\n")
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Ctrl-C interrupts, also where the tests run in the background of a shell, which ignores it for them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("error", (AttributeError("no attribute 'flush'"), StoreError("s.h5 is damaged")))
-def test_what_a_library_makes_of_an_interruption_is_one(drawn, tmp_path, monkeypatch, error):
+def test_what_a_library_makes_of_an_interruption_is_one(drawn, tmp_path, monkeypatch, error, heeded_interrupts):
     def interrupted(*_args, **_kwargs):
         try:
             signal.raise_signal(signal.SIGINT)
