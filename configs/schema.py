@@ -254,6 +254,7 @@ def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] 
     tree = {} if path is None else _read_tree(path)
     for override in overrides:
         section, name, value = _parse_override(override)
+        _check_setting(section, name, f"the override {override!r:.80}")
         values = tree.setdefault(section, {}) if isinstance(tree, dict) else None
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: the section {section!r:.80} must hold key: value lines")
@@ -362,6 +363,20 @@ def _build(cls: type[Any], tree: object, prefix: str, source: str) -> object:
         else:
             values[key] = _coerce(value, kind, f"{prefix}{key}")
     return cls(**values)
+
+
+def _check_setting(section: str, name: str, source: str) -> None:
+    """Refuses a setting that there is not.
+
+    Raises:
+        ConfigError: an unknown section, or an unknown key in it; ``source`` is what names it.
+    """
+    sections = {group.name: _section_type(group) for group in fields(Config)}
+    if section not in sections:
+        raise ConfigError(_unknown_key(_shown(section), list(sections), "", source))
+    known = [setting.name for setting in fields(sections[section])]
+    if name not in known:
+        raise ConfigError(_unknown_key(_shown(name), known, f"{section}.", source))
 
 
 def _unknown_key(key: str, known: list[str], prefix: str, source: str) -> str:

@@ -77,7 +77,8 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
     [
         ("num_epochs=3", "write section.key=value, for example training.num_epochs=…"),
         ("training.num_epochs", "is not an override"),
-        ("training.lr=3", "unknown key training.lr"),
+        ("training.lr=3", "the override 'training.lr=3' has an unknown key training.lr; known keys: loss"),
+        ("trainig.lr=3", "the override 'trainig.lr=3' has an unknown key trainig; did you mean training?"),
         ("training.num_epochs=[", "has no readable value"),
     ],
 )
