@@ -495,6 +495,13 @@ def files_within(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def visible_names(folder: Path) -> list[str]:
+    """The names of all that lies in a folder but hidden files, sorted; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
 def remove_files(folder: Path, names: Iterable[str], *, everyones: bool = False) -> None:
     """Removes files of a folder by name, if they are there, and then the folder if nothing else is in it.
 

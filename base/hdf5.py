@@ -51,14 +51,20 @@ class Hdf5Error(OnceoverError):
     """An HDF5 file that is not to be trusted, is damaged, or was changed while it was read."""
 
 
-def system_error(error: BaseException | None, path: Path) -> OSError | None:
-    """The system's error that kept a file from being read, which may pass; None where the file itself is damaged.
+def raise_passing(error: OnceoverError, path: Path) -> None:
+    """Raises the system's error where it was no damage that kept a file from being read; such an error may pass.
 
     HDF5's own errors are of the same type, but have no number.
+
+    Args:
+        error: what was raised from the cause.
+
+    Raises:
+        OSError: the system's error, with the file's name.
     """
-    if not isinstance(error, OSError) or error.errno is None:
-        return None
-    return OSError(error.errno, error.strerror, str(path))
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno is not None:
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def open_hdf5(path: str | Path, again: bool = False, max_objects: int = MAX_OBJECTS) -> h5py.File:

@@ -24,6 +24,7 @@ from onceover.base.files import (
     remove_asides,
     sealed,
     sync_folder,
+    visible_names,
     whole_file,
     write_record,
 )
@@ -53,7 +54,7 @@ def claim_folder(folder: str | Path, mend: str) -> None:
     record = _read_record(folder)
     if record["claimed"]:
         return
-    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if visible_names(folder):
         raise OutputError(f"{folder} is not empty, and was not made by this program; {mend}")
     write_record(folder / RECORD, record | {"claimed": True})
 

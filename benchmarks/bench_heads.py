@@ -68,9 +68,9 @@ def main() -> None:
 
     assert cli
     result: dict = {"machine": machine(), "split": options.split, "settings": options.set, "cells": {}}
-    result["config"] = options.config.stem
     if options.out and options.out.exists():
         result = json.loads(options.out.read_text())
+    result["config"] = options.config.stem
     stores = {"all layers": str(options.store)}
     for text in options.features:
         name, _, stores[name] = text.partition("=")
@@ -82,7 +82,7 @@ def main() -> None:
     if options.figures:
         from onceover.analysis.drawing import draw_all
 
-        name = "heads" if result.get("config", "config") == "config" else f"heads-{result['config']}"
+        name = "heads" if result["config"] == "config" else f"heads-{result['config']}"
         draw_all({name: lambda: draw(result)}, options.figures)
 
 
@@ -281,8 +281,9 @@ def draw(result: dict):
 
     from onceover.analysis.drawing import WIDTH
 
-    config = result.get("config", "config")
-    names = {"default": "default" if config == "config" else f"{config}.yaml"}
+    names = {row: row for row in ROWS}
+    if result["config"] != "config":
+        names["default"] = f"{result['config']}.yaml"
     panels: dict[tuple, list[dict]] = {}
     for cell in result["cells"].values():
         panels.setdefault((cell["features"], cell["captions"]), []).append(cell)
@@ -297,11 +298,11 @@ def draw(result: dict):
             means = [statistics.mean(cell["rsum"][row]) for cell in cells]
             width = 2 if row == "default" else 1
             colour = f"C{ROWS.index(row)}"
-            axes.plot(sizes, means, color=colour, marker="o", markersize=3, linewidth=width, label=names.get(row, row))
+            axes.plot(sizes, means, color=colour, marker="o", markersize=3, linewidth=width, label=names[row])
         for row, marker in zip(OWN, ("x", "+"), strict=True):
             lost = [cell for cell in cells if cell["differences"][row][2] < 0]
             heights = [statistics.mean(cell["rsum"][row]) for cell in lost]
-            label = f"{names.get(row, row)} loses to the best baseline"
+            label = f"{names[row]} loses to the best baseline"
             axes.plot([cell["images"] for cell in lost], heights, marker, color="black", zorder=3, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45)

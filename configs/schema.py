@@ -254,7 +254,9 @@ def load_config(path: str | Path | None = None, overrides: typing.Iterable[str] 
     tree = {} if path is None else _read_tree(path)
     for override in overrides:
         section, name, value = _parse_override(override)
-        _check_setting(section, name, f"the override {override!r:.80}")
+        source = f"the override {override!r:.80}"
+        settings = _section_type(_field_of(Config, section, "", source))
+        _field_of(settings, name, f"{section}.", source)
         values = tree.setdefault(section, {}) if isinstance(tree, dict) else None
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: the section {section!r:.80} must hold key: value lines")
@@ -351,12 +353,9 @@ def _build(cls: type[Any], tree: object, prefix: str, source: str) -> object:
     """
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: {prefix.rstrip('.') or 'the file'} must hold key: value lines")
-    known = {setting.name: setting for setting in fields(cls)}
     values = {}
     for key, value in tree.items():
-        if key not in known:
-            raise ConfigError(_unknown_key(_shown(key), list(known), prefix, source))
-        kind: Any = known[key].type
+        kind: Any = _field_of(cls, key, prefix, source).type
         if is_dataclass(kind):
             assert isinstance(kind, type)
             values[key] = _build(kind, value, f"{prefix}{key}.", source)
@@ -365,18 +364,16 @@ def _build(cls: type[Any], tree: object, prefix: str, source: str) -> object:
     return cls(**values)
 
 
-def _check_setting(section: str, name: str, source: str) -> None:
-    """Refuses a setting that there is not.
+def _field_of(cls: type[Any], key: object, prefix: str, source: str) -> Field[Any]:
+    """The field of a dataclass of settings that a key names.
 
     Raises:
-        ConfigError: an unknown section, or an unknown key in it; ``source`` is what names it.
+        ConfigError: there is none; ``source`` is where the key stands.
     """
-    sections = {group.name: _section_type(group) for group in fields(Config)}
-    if section not in sections:
-        raise ConfigError(_unknown_key(_shown(section), list(sections), "", source))
-    known = [setting.name for setting in fields(sections[section])]
-    if name not in known:
-        raise ConfigError(_unknown_key(_shown(name), known, f"{section}.", source))
+    known = {setting.name: setting for setting in fields(cls)}
+    if key not in known:
+        raise ConfigError(_unknown_key(_shown(key), list(known), prefix, source))
+    return known[key]
 
 
 def _unknown_key(key: str, known: list[str], prefix: str, source: str) -> str:

@@ -272,15 +272,20 @@ def _discard(extraction: Extraction, store: FeatureStore) -> None:
     if others:
         where = unfinished.folder
         say(f"{others:,} rows of another unfinished extraction stay in {where}, for when that is gone on with")
-    elif unfinished.is_shared() and earlier_plan(extraction, "image").get("listing", extraction.listing) != (
-        extraction.listing
-    ):
+    elif _is_planned_for_others(extraction):
         say(
             f"{unfinished.folder} stays, since workers planned it for other images, captions or times of files; remove "
             "it if nobody goes on with it"
         )
     else:
         unfinished.remove()
+
+
+def _is_planned_for_others(extraction: Extraction) -> bool:
+    """Whether workers share a plan that was made of another dataset, or of this one in another state."""
+    if not extraction.unfinished.is_shared():
+        return False
+    return earlier_plan(extraction, "image").get("listing", extraction.listing) != extraction.listing
 
 
 def _run(extraction: Extraction, device: str | None, engine: str, backend: str) -> Counts:

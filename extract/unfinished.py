@@ -13,8 +13,9 @@ from onceover.base.files import (
     read_record,
     remove_asides,
     remove_files,
+    visible_names,
 )
-from onceover.base.hdf5 import system_error
+from onceover.base.hdf5 import raise_passing
 from onceover.base.outputs import RECORD, Outputs
 from onceover.extract.dataset import Dataset
 from onceover.extract.formats import why_no_decoder
@@ -59,8 +60,7 @@ class Unfinished:
             self._outputs.adopt(name for name in (_SETTINGS, *_PLANS) if (self.folder / name).is_file())
             return
         shards = {shard.name for shard in self.shards()}  # which a worker put there while the folder was removed
-        visible = {entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")}
-        strange = sorted(visible - shards)
+        strange = [name for name in visible_names(self.folder) if name not in shards]
         if strange:
             raise StoreError(
                 f"{self.folder} is where an extraction keeps its shards, and it holds something else ({strange[0]}); "
@@ -105,9 +105,7 @@ class Unfinished:
             try:
                 describe_shard(shard)
             except OnceoverError as error:
-                passing = system_error(error.__cause__, shard)
-                if passing is not None:
-                    raise passing from error
+                raise_passing(error, shard)
                 reasons.append(str(error))
                 shard.unlink()
         return reasons

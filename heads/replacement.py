@@ -26,6 +26,7 @@ from onceover.base.files import (
     read_record,
     remove_asides,
     remove_files,
+    visible_names,
     write_bytes,
 )
 from onceover.base.formats import (
@@ -143,7 +144,7 @@ def _is_folder(path: Path) -> bool:
 
 def _is_empty(folder: Path) -> bool:
     """Whether nothing but hidden files is in a folder, or there is none."""
-    return not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir())
+    return not visible_names(folder)
 
 
 def _verified_names(folder: Path) -> list[str]:

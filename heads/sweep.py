@@ -25,6 +25,7 @@ from onceover.base.files import (
     only_writer,
     read_record,
     sealed,
+    visible_names,
     write_once,
     write_record,
 )
@@ -337,7 +338,7 @@ class _SweepPlan:
             SweepError: something else is in the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if any(not entry.name.startswith(".") for entry in self.folder.iterdir()) and not self._path.exists():
+        if visible_names(self.folder) and not self._path.exists():
             raise SweepError(f"{self.folder} is not empty and no sweep; name a new folder")
         write_once(self._path, json_text(sealed(record)).encode())
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from onceover.base.files import MAX_TEXT, FileError, only_writer, read_bytes, read_record, write_record
+from onceover.base.files import MAX_TEXT, FileError, only_writer, read_bytes, read_record, visible_names, write_record
 from onceover.base.formats import CURRENT
 from onceover.base.outputs import claim_folder
 from onceover.retrieval.index.manifest import all_manifests, files_of, has_pointer, is_index_file
@@ -41,7 +41,7 @@ def check_folder(folder: str | Path) -> None:
         return
     if not folder.is_dir():
         raise IndexingError(f"{folder} is no folder; name another folder for the index")
-    if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if visible_names(folder):
         raise IndexingError(f"{folder} is not empty and no index; name another folder for the index")
 
 

@@ -8,7 +8,6 @@ A part keeps its rows sorted by cell, so that merging copies slices of mapped fi
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +23,12 @@ from onceover.base.files import (
     read_record,
     remove_asides,
     remove_files,
+    visible_names,
     write_bytes,
     write_once,
     write_record,
 )
-from onceover.base.hdf5 import hdf5_bytes, memory_mapped, open_hdf5, system_error
+from onceover.base.hdf5 import hdf5_bytes, memory_mapped, open_hdf5, raise_passing
 from onceover.base.progress import ProgressBar, say, warn
 from onceover.base.worker import Worker, WorkerError
 from onceover.retrieval.index.faiss_files import (
@@ -210,9 +210,7 @@ class ListParts:
         try:
             self._read(number)
         except IndexingError as error:
-            passing = system_error(error.__cause__, path)
-            if passing is not None:
-                raise passing from error
+            raise_passing(error, path)
             warn(f"encoding a damaged part again: {error}")
             path.unlink()
             return False
@@ -279,19 +277,13 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir() or (folder / _PLAN).exists():
         return
     parts = _part_names(folder)  # which a worker put there while the folder was removed
-    if any(entry.name not in parts for entry in _visible(folder)):
+    if any(name not in parts for name in visible_names(folder)):
         raise IndexingError(f"{folder} is where an index keeps its parts, and it holds other files; move it elsewhere")
 
 
 def _part_names(folder: Path) -> list[str]:
     """The names of the parts in a folder, which need not be there."""
-    if not folder.is_dir():
-        return []
-    return [entry.name for entry in folder.iterdir() if _PART_NAME.fullmatch(entry.name)]
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return [name for name in visible_names(folder) if _PART_NAME.fullmatch(name)]
 
 
 def _read_plan(folder: Path) -> dict:
